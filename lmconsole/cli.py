@@ -1,0 +1,288 @@
+"""The front door: parse, call one function, turn errors into exit codes. Everything heavy is imported late."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from lmconsole import __version__
+from lmconsole.errors import ExitCode, LmconsoleError
+
+if TYPE_CHECKING:
+    from lmconsole.runs.store import Store
+
+app = typer.Typer(
+    name="lmconsole",
+    help="Train, watch and compare small language models on one GPU box.",
+    epilog="First time here? Try: lmconsole run --all --preset demo --headless",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Corpora and embeddings.", rich_markup_mode=None, no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Runs = Annotated[Path, typer.Option("--runs", envvar="LMCONSOLE_RUNS", help="Run store.", metavar="DIR")]
+Experiments = Annotated[
+    Path | None, typer.Option("--experiments", help="experiments.toml to use.", metavar="FILE", show_default="built in")
+]
+Data = Annotated[Path | None, typer.Option("--data", help="Folder of token or text files.", metavar="DIR")]
+Embeddings = Annotated[Path | None, typer.Option("--embeddings", help="File of embedding tables.", metavar="FILE")]
+Preset = Annotated[
+    str, typer.Option("--preset", help="auto, paper, scratch, demo, or one of your own.", metavar="NAME")
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+
+STORE = Path("runs")
+EXPORTS = Path("exports")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lmconsole {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        raise LmconsoleError(
+            "the app is not part of this version yet",
+            hint="`lmconsole run --all --headless` trains without it, `lmconsole status` shows how runs stand, and "
+            "`lmconsole --help` lists all commands.",
+        )
+
+
+@app.command("list")
+def list_experiments(experiments: Experiments = None, runs: Runs = STORE, json: Json = False) -> None:
+    """List the experiments and how their latest runs stand."""
+    from lmconsole.listing import console, experiments_as_dicts, experiments_table
+    from lmconsole.plan.load import load_plan
+    from lmconsole.runs.store import Store, latest_by_experiment
+
+    plan = load_plan(experiments)
+    latest = latest_by_experiment(Store(runs).runs())
+    if json:
+        _print_json(experiments_as_dicts(plan, latest))
+    else:
+        console().print(experiments_table(plan, latest))
+
+
+@app.command()
+def run(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Experiments: 5, 1-4.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All experiments; wait for those under way.")] = False,
+    headless: Annotated[bool, typer.Option("--headless", help="Show progress here instead of the app.")] = False,
+    preset: Preset = "auto",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the train split.", metavar="N")] = None,
+    seeds: Annotated[str | None, typer.Option(help="1,2,3 or 1..10.", metavar="LIST")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="First N tokens only.", metavar="N")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0,cuda:1 or all.", metavar="NAME")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, tf32 or bf16.", metavar="NAME")] = None,
+    jobs: Annotated[int, typer.Option(help="Runs at once on one device.", metavar="N")] = 1,
+    data: Data = None,
+    embeddings: Embeddings = None,
+    experiments: Experiments = None,
+    runs: Runs = STORE,
+    fresh: Annotated[bool, typer.Option("--fresh", help="New runs, even where finished ones exist.")] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    no_export: Annotated[bool, typer.Option("--no-export", help="No exports when the queue drains.")] = False,
+    on_finish: Annotated[
+        str | None, typer.Option(help="Program to run when the queue drains (no shell).", metavar="CMD")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Train experiments: queue them, show progress, wait, print the results."""
+    from lmconsole.headless import dry_run, run_headless
+    from lmconsole.request import run_options
+
+    options = run_options(
+        ids=ids or [],
+        everything=everything,
+        preset=preset,
+        epochs=epochs,
+        seeds=seeds,
+        max_tokens=max_tokens,
+        device=device,
+        precision=precision,
+        jobs=jobs,
+        data=data,
+        embeddings=embeddings,
+        experiments=experiments,
+        runs=runs,
+        fresh=fresh,
+        exports=None if no_export else Path(EXPORTS).absolute(),
+        on_finish=on_finish,
+        json=json,
+    )
+    if dry:
+        raise typer.Exit(dry_run(options))
+    if not headless:
+        typer.echo("The app is not part of this version yet: running as with --headless.", err=True)
+    raise typer.Exit(run_headless(options))
+
+
+@app.command()
+def status(runs: Runs = STORE, json: Json = False) -> None:
+    """Show the runs in the store."""
+    from lmconsole.listing import console, run_as_dict, status_table
+
+    store = _store(runs)
+    found = store.runs()
+    if json:
+        _print_json([run_as_dict(run) for run in found])
+    elif not found:
+        typer.echo(f"{store.root}: no runs yet. `lmconsole run ID` trains an experiment.", err=True)
+    else:
+        console().print(status_table(found))
+        for run in found:
+            if run.state.failed and not run.status.active:
+                typer.echo(f"{run.run}: {run.state.failed.message}\n  {run.state.failed.hint}", err=True)
+            if run.state.damaged:
+                typer.echo(f"{run.run}: warning: {run.state.damaged} damaged lines in its log were skipped", err=True)
+    _warn_about(store)
+
+
+@app.command()
+def stop(
+    wanted: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs or experiment numbers.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every active run.")] = False,
+    runs: Runs = STORE,
+) -> None:
+    """Stop runs; each saves a checkpoint and can be resumed."""
+    from lmconsole.headless import stop_runs
+
+    store = _store(runs)
+    chosen = [run for run in store.runs() if run.status.active] if everything else _find(store, wanted)
+    for line in stop_runs(store, chosen) or [f"{store.root}: no active run"]:
+        typer.echo(line, err=True)
+
+
+@app.command()
+def watch(
+    wanted: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs or experiment numbers.")] = None,
+    runs: Runs = STORE,
+    json: Json = False,
+) -> None:
+    """Follow runs until they end; an interrupt leaves them running. Without a name: all active ones."""
+    from lmconsole import headless
+
+    store = _store(runs)
+    chosen = _find(store, wanted) if wanted else [run for run in store.runs() if run.status.active]
+    if not chosen:
+        typer.echo(f"{store.root}: no active run", err=True)
+        return
+    raise typer.Exit(headless.watch(store, [run.run for run in chosen], json=json))
+
+
+@app.command()
+def export(
+    form: Annotated[
+        Literal["markdown", "latex", "csv", "all"], typer.Option("--format", help="Which tables to write.")
+    ] = "all",
+    out: Annotated[Path, typer.Option("--out", help="Folder to write into.", metavar="DIR")] = EXPORTS,
+    output: Annotated[str | None, typer.Option("-o", help="- prints the results table instead.", metavar="-")] = None,
+    preset: Annotated[str | None, typer.Option(help="The newest group of this preset.", metavar="NAME")] = None,
+    of_run: Annotated[str | None, typer.Option("--run", help="The group of this run.", metavar="RUN")] = None,
+    runs: Runs = STORE,
+) -> None:
+    """Write the results as tables; the paths written go to standard output."""
+    from lmconsole.report.export import export_tables, print_table
+
+    store = _store(runs)
+    run = store.find(of_run).run if of_run else None
+    if output is not None:
+        if output != "-":
+            raise LmconsoleError(f"-o {output!r}: only - is known, for standard output", hint="--out names a folder.")
+        typer.echo(print_table(store, form, preset=preset, run=run), nl=False)
+        return
+    for path in export_tables(store, out.absolute(), form, preset=preset, run=run):
+        typer.echo(path)
+
+
+@data_app.command("info")
+def data_info(
+    data: Data = None,
+    embeddings: Embeddings = None,
+    preset: Preset = "auto",
+    experiments: Experiments = None,
+    json: Json = False,
+) -> None:
+    """Say which corpus and embeddings would be used, and what is in them."""
+    from lmconsole.corpora import data_report
+
+    report, lines = data_report(data, embeddings, preset, experiments)
+    if json:
+        _print_json(report)
+    else:
+        for line in lines:
+            typer.echo(line)
+
+
+@app.command()
+def doctor(data: Data = None, embeddings: Embeddings = None, runs: Runs = STORE, json: Json = False) -> None:
+    """Check whether this machine is ready: GPU, PyTorch, data, embeddings, locale, disk."""
+    from lmconsole.doctor import examine, print_findings
+
+    findings = examine(data=data, embeddings=embeddings, runs=runs)
+    if json:
+        import msgspec
+
+        _print_json(msgspec.to_builtins(findings))
+    else:
+        print_findings(findings)
+
+
+def _store(root: Path) -> "Store":
+    from lmconsole.runs.store import Store
+
+    return Store(root)
+
+
+def _find(store: "Store", wanted: list[str] | None) -> Any:
+    if not wanted:
+        raise LmconsoleError("name at least one run, or --all", hint="`lmconsole status` lists the runs there are.")
+    return [store.find(name) for name in wanted]
+
+
+def _warn_about(store: "Store") -> None:
+    for name, problem in store.problems.items():
+        typer.echo(f"warning: {name}: {problem}", err=True)
+
+
+def _print_json(value: Any) -> None:
+    import msgspec
+
+    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the ``lmconsole`` command: no traceback reaches a person."""
+    sys.exit(_run(lambda: app(arguments, standalone_mode=True)))
+
+
+def _run(command: Callable[[], object]) -> int:
+    try:
+        command()
+    except LmconsoleError as error:
+        print(f"lmconsole: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: end quietly
+        return ExitCode.OK
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    main()

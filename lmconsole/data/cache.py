@@ -1,0 +1,111 @@
+"""Token ids of texts tokenized before, kept in the user's cache folder.
+
+A cache may be missing, damaged, full, read-only or somebody else's: then the work is simply done again. Entries are
+named by a hash of all they depend on, written under a temporary name and renamed, so two processes never see half
+a file and need no lock.
+"""
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmconsole.data.files import UNPARSABLE, checked_ids, id_type, read_bytes
+from lmconsole.errors import CorpusError
+
+SPLITS = ("train", "validation", "test")
+
+FORMAT = "lmconsole tokens 1"
+"""Part of every entry's name: changes whenever the same text would give other ids, or the file another layout."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizedText:
+    """Three splits of ids below ``vocabulary``, each of shape (tokens,)."""
+
+    vocabulary: int
+    splits: dict[str, NDArray[np.integer[Any]]]
+
+
+def fingerprint(vocabulary: int, splits: Mapping[str, NDArray[np.integer[Any]]]) -> str:
+    """SHA-256 of the vocabulary's size and of the ids as little-endian int32, whatever type they are held in."""
+    digest = hashlib.sha256(f"lmconsole corpus 1\n{vocabulary}\n".encode())
+    for split in SPLITS:
+        digest.update(f"{split} {len(splits[split])}\n".encode())
+        digest.update(splits[split].astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def entry_name(*inputs: str | bytes) -> str:
+    """Name of an entry that depends on ``inputs``, on ``FORMAT`` and on the version of ``tokenizers``."""
+    from importlib.metadata import version
+
+    digest = hashlib.sha256()
+    for part in (FORMAT, version("tokenizers"), *inputs):
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return f"{digest.hexdigest()[:40]}.npz"
+
+
+def cached(folder: Path | None, name: str, make: Callable[[], TokenizedText]) -> TokenizedText:
+    """The entry ``name`` of ``folder`` (None: the user's cache folder), made by ``make`` where there is none."""
+    folder = default_folder() if folder is None else folder
+    if folder is None:
+        return make()
+    known = _read(folder / name)
+    if known is None:
+        known = make()
+        _write(folder / name, known)
+    return known
+
+
+def default_folder() -> Path | None:
+    """Where corpora are cached for this user; None where the user has no home."""
+    import platformdirs
+
+    folder = platformdirs.user_cache_path("lmconsole", appauthor=False) / "corpora"
+    return folder if folder.is_absolute() else None
+
+
+def _read(path: Path) -> TokenizedText | None:
+    """The entry at ``path``; None unless it is whole and says of itself what it holds."""
+    try:
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as archive:
+            vocabulary, name, sha256 = (str(archive[key]) for key in ("vocabulary", "name", "sha256"))
+            splits = {s: checked_ids(archive[s], int(vocabulary), s) for s in SPLITS}
+    except (CorpusError, *UNPARSABLE):
+        return None
+    if name != path.name or sha256 != fingerprint(int(vocabulary), splits):
+        return None
+    return TokenizedText(int(vocabulary), splits)
+
+
+def _write(path: Path, tokenized: TokenizedText) -> None:
+    arrays = {split: ids.astype(id_type(tokenized.vocabulary)) for split, ids in tokenized.splits.items()}
+    contents: dict[str, Any] = {
+        "vocabulary": np.int64(tokenized.vocabulary),
+        "name": np.str_(path.name),
+        "sha256": np.str_(fingerprint(tokenized.vocabulary, arrays)),
+        **arrays,
+    }
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
+        try:
+            with open(descriptor, "wb") as file:
+                np.savez(file, **contents)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise

@@ -1,0 +1,176 @@
+"""From text to token ids: GPT-1's byte-pair encoding where its files are there, else a byte-level one trained here.
+
+Both number their tokens from 1: id 0 is padding and stands for no text. The ``tokenizers`` package is imported when
+a text is first encoded, so that commands which need none stay fast.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from lmconsole.data.files import read_text
+from lmconsole.errors import CorpusError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+ENCODER_FILE = "encoder_bpe_40000.json"
+MERGES_FILE = "vocab_40000.bpe"
+UNKNOWN = "<unk>"
+END_OF_WORD = "</w>"
+
+SMALLEST_BYTE_VOCABULARY = 257
+"""256 bytes and padding: below that some text could not be written down."""
+
+_LINES_AT_ONCE = 2048
+"""Lines handed over together: enough to keep every thread busy, few enough to keep memory flat."""
+
+_DOWNLOAD_HINT = (
+    f"Fetch both files of GPT-1's BPE again ({ENCODER_FILE} and {MERGES_FILE}), or remove both to train a tokenizer "
+    "on the text."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A trained encoding. ``vocabulary`` counts padding: ids are in [1, vocabulary)."""
+
+    backend: tokenizers.Tokenizer
+    vocabulary: int
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Ids of ``text``, shape (tokens,). Lines are encoded on their own, in parallel; a line feed belongs to the
+        line it ends, so a tokenizer that keeps white space keeps it."""
+        parts: list[NDArray[np.int32]] = [np.empty(0, dtype=np.int32)]
+        lines = iter_lines(text)
+        while batch := list(islice(lines, _LINES_AT_ONCE)):
+            encodings = self.backend.encode_batch_fast(batch, add_special_tokens=False)
+            parts.extend(np.array(encoding.ids, dtype=np.int32) + 1 for encoding in encodings)
+        return np.concatenate(parts)
+
+    def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
+        """Text of ``ids``, padding left out. Exact for a byte-level encoding; GPT-1's gives lower case with one
+        space after each word, and ``<unk>`` for each character it does not know."""
+        return str(self.backend.decode([int(i) - 1 for i in ids if i > 0], skip_special_tokens=False))
+
+
+def iter_lines(text: str) -> Iterator[str]:
+    """The lines of ``text``, each with the line feed that ends it. Only a line feed ends a line: ``str.splitlines``
+    would also break at a dozen other characters."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        yield text[start:end]
+        start = end
+
+
+def gpt1_tokenizer(encoder: tuple[Path, bytes], merges: tuple[Path, bytes]) -> Tokenizer:
+    """GPT-1's BPE (Radford et al. 2018) from its two files, each given as path and content.
+
+    Text is lower-cased, accents are kept, white space separates words and is dropped, line feeds included; a
+    character outside the alphabet becomes ``<unk>``. Raises CorpusError where a file is damaged or they disagree.
+    """
+    library = _library()
+    ranks = _read_encoder(*encoder)
+    pairs = _read_merges(*merges, ranks)
+    try:
+        backend = library.Tokenizer(
+            library.models.BPE(vocab=ranks, merges=pairs, unk_token=UNKNOWN, end_of_word_suffix=END_OF_WORD)
+        )
+    except Exception as error:  # the library has no class of its own for a vocabulary it dislikes
+        raise CorpusError(f"{encoder[0]}: not usable as a BPE: {error}", hint=_DOWNLOAD_HINT) from None
+    backend.normalizer = library.normalizers.BertNormalizer(strip_accents=False, lowercase=True)
+    backend.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+    backend.decoder = library.decoders.BPEDecoder(suffix=END_OF_WORD)
+    return Tokenizer(backend, len(ranks) + 1)
+
+
+def train_byte_bpe(text: str, vocabulary: int) -> Tokenizer:
+    """A lossless byte-level BPE with at most ``vocabulary`` ids, padding included, trained on ``text``.
+
+    Deterministic: pairs of equal count are merged in the order of their ids, whatever the number of threads. A pair
+    seen only once is never merged, so a short text gives a smaller vocabulary than asked for.
+    """
+    if vocabulary < SMALLEST_BYTE_VOCABULARY:
+        raise CorpusError(
+            f"vocabulary = {vocabulary} is too small to train a tokenizer: a byte-level BPE needs one id for each of "
+            "the 256 bytes and one for padding",
+            hint=f"Set vocabulary to {SMALLEST_BYTE_VOCABULARY} or more.",
+        )
+    library = _library()
+    backend = library.Tokenizer(library.models.BPE())
+    backend.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocabulary - 1,
+        min_frequency=2,
+        show_progress=False,
+        initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet()),
+    )
+    backend.train_from_iterator(iter_lines(text), trainer)
+    return Tokenizer(backend, int(backend.get_vocab_size()) + 1)
+
+
+def _read_encoder(path: Path, data: bytes) -> dict[str, int]:
+    try:
+        ranks = msgspec.json.decode(data, type=dict[str, int])
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise CorpusError(
+            f"{path}: expected a JSON object of token → number, found: {error}", hint=_DOWNLOAD_HINT
+        ) from None
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise CorpusError(f"{path}: its {len(ranks):,} tokens are not numbered 0, 1, 2, …", hint=_DOWNLOAD_HINT)
+    if UNKNOWN not in ranks:
+        raise CorpusError(f"{path}: the token {UNKNOWN} is missing", hint=_DOWNLOAD_HINT)
+    return ranks
+
+
+def _read_merges(path: Path, data: bytes, ranks: dict[str, int]) -> list[tuple[str, str]]:
+    """The merges in their order; the first line may be a version header."""
+    pairs = []
+    for number, line in enumerate(read_text(path, data).split("\n"), start=1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        left, _, right = line.rstrip("\r").partition(" ")
+        if not right or " " in right:
+            raise CorpusError(f"{path}: line {number:,}: expected two pieces, found {line!r}", hint=_DOWNLOAD_HINT)
+        for piece in (left, right, left + right):
+            if piece not in ranks:
+                raise CorpusError(
+                    f"{path}: line {number:,}: {piece!r} is no token of {ENCODER_FILE}; the two files do not belong "
+                    "together, or one is cut short",
+                    hint=_DOWNLOAD_HINT,
+                )
+        pairs.append((left, right))
+    made = {left + right for left, right in pairs}
+    for token in ranks:
+        if token not in made and token != UNKNOWN and len(token.removesuffix(END_OF_WORD)) > 1:
+            raise CorpusError(
+                f"{path}: no merge makes the token {token!r} of {ENCODER_FILE}; the file is cut short",
+                hint=_DOWNLOAD_HINT,
+            )
+    return pairs
+
+
+def _library() -> ModuleType:
+    """The ``tokenizers`` package, told to use its threads.
+
+    Left undecided, it prints a warning in every process forked after its threads have run. A forked child has none
+    of those threads and would wait for them forever, so there the encoding goes on without.
+    """
+    import tokenizers
+
+    if "TOKENIZERS_PARALLELISM" not in os.environ:
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"
+        os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
+    return tokenizers

@@ -1,0 +1,42 @@
+"""Starting processes on this machine: the runner, and workers. Both outlive whoever starts them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lmconsole.errors import StoreError
+from lmconsole.runs.store import Run, Store
+
+
+def start_runner(store: Store) -> "subprocess.Popen[bytes] | None":
+    """Start the store's runner unless one is at work; None then. One that finds another at work ends by itself.
+
+    Raises StoreError if its log cannot be written.
+    """
+    if store.runner() is not None:
+        return None
+    try:
+        return _detached([sys.executable, "-m", "lmconsole.engine.runner", str(store.root)], store.runner_log)
+    except OSError as error:
+        raise StoreError(f"{store.runner_log}: the runner cannot be started: {error.strerror}") from None
+
+
+def start_worker(run: Run, device: str, siblings: Sequence[int]) -> "subprocess.Popen[bytes]":
+    """Start the worker of a queued run on ``device``. Raises OSError if it cannot be started."""
+    command = [sys.executable, "-m", "lmconsole.engine.worker", str(run.paths.folder), "--device", device]
+    return _detached([*command, "--siblings", *map(str, siblings)], run.paths.worker_log)
+
+
+def _detached(command: list[str], log: Path) -> "subprocess.Popen[bytes]":
+    """A process in a session of its own, so that a hang-up or an interrupt of the terminal does not reach it."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )

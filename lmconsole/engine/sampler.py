@@ -1,0 +1,82 @@
+"""A thread beside the training that looks at the machine about once a second and writes it into the log."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from lmconsole.runs.events import EventLog, Phase, Telemetry
+from lmconsole.telemetry.gpu import Gpus
+from lmconsole.telemetry.host import rss_mib
+
+EAGER_S = 20.0
+"""Seconds at the start of an attempt during which samples come four times as often, for the sake of short runs."""
+INTERVAL_S = 1.0
+
+GPU_FIELDS = (
+    "device_used_mib",
+    "device_total_mib",
+    "process_used_mib",
+    "utilization_percent",
+    "power_w",
+    "temperature_c",
+)
+
+TorchMemory = Callable[[], tuple[float, float] | tuple[None, None]]
+
+
+class Sampler:
+    """Samples from ``start`` to ``close``. On a CPU only the host's memory is known."""
+
+    def __init__(self, log: EventLog, gpu_uuid: str | None, torch_memory_mib: TorchMemory) -> None:
+        self._log = log
+        self._uuid = gpu_uuid
+        self._torch_memory_mib = torch_memory_mib
+        self._phase: tuple[Phase, int | None] = ("setup", None)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
+        self._gpus = Gpus.open() if gpu_uuid else None
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def enter(self, phase: Phase, epoch: int | None) -> None:
+        """Say what the run does from now on."""
+        self._phase = phase, epoch
+
+    def close(self) -> None:
+        """End; nothing is written after this returns."""
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._gpus is not None:
+            self._gpus.close()
+
+    def _run(self) -> None:
+        began = due = time.monotonic()
+        while True:
+            now = time.monotonic()
+            interval = INTERVAL_S / 4 if now - began < EAGER_S else INTERVAL_S
+            due = max(due + interval, now)  # a fixed schedule does not drift; one that was missed is not made up for
+            if self._over.wait(due - now):
+                return
+            try:
+                self._log.append(self.sample())
+            except OSError:  # the disk is full: the training thread meets the same and reports it
+                return
+
+    def sample(self) -> Telemetry:
+        """The machine now."""
+        phase, epoch = self._phase
+        gpu = self._gpus.sample(self._uuid, os.getpid()) if self._gpus and self._uuid else None
+        allocated, reserved = self._torch_memory_mib()
+        known = {} if gpu is None else {field: getattr(gpu, field) for field in GPU_FIELDS}
+        return Telemetry(
+            phase=phase,
+            epoch=epoch,
+            torch_allocated_mib=allocated,
+            torch_reserved_mib=reserved,
+            rss_mib=rss_mib(),
+            **known,
+        )

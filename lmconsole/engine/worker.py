@@ -1,0 +1,86 @@
+"""The child process that trains one run: takes its lock, trains, and records the outcome before it exits."""
+
+import argparse
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from lmconsole import __version__
+from lmconsole.runs import lock
+from lmconsole.runs.events import EventLog, EventReader, Failed
+from lmconsole.runs.info import RunInfo, read_info
+from lmconsole.runs.paths import RunPaths
+from lmconsole.runs.state import RunState, Status
+
+LOCK_TIMEOUT_S = 5.0
+EXIT_FAILED = 1
+EXIT_NOT_MINE = 75
+"""Somebody else has the run, or nobody queued it: nothing was written."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train the run in the folder given; the exit code is 0 for finished or stopped."""
+    began = time.monotonic()
+    parser = argparse.ArgumentParser(prog="lmconsole-worker", description="Trains one queued run.")
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("--device", required=True, help="cpu, cuda:0, …")
+    parser.add_argument("--siblings", type=int, nargs="*", default=[], help="pids of our other workers")
+    asked = parser.parse_args(arguments)
+    paths = RunPaths(asked.run.absolute())
+    if lock.acquire(paths.lock, LOCK_TIMEOUT_S) is None:
+        return EXIT_NOT_MINE
+    history = RunState()
+    history.apply(EventReader(paths.events).read_new())
+    if history.status is not Status.QUEUED:
+        return EXIT_NOT_MINE
+    stopping = _heed_signals()
+    log = EventLog(paths.events)
+    try:
+        info = read_info(paths.info)
+        os.environ["OMP_NUM_THREADS"] = str(info.threads)
+        from lmconsole.engine.attempt import run_attempt
+
+        run_attempt(
+            info,
+            paths,
+            log,
+            history,
+            where=asked.device,
+            siblings=asked.siblings,
+            began=began,
+            stop_requested=lambda: bool(stopping) or paths.stop.exists(),
+        )
+    except BaseException as error:
+        traceback.print_exc()
+        log.append(_failure(error, paths, asked.device), sync=True)
+        return EXIT_FAILED
+    return 0
+
+
+def _heed_signals() -> list[int]:
+    """SIGTERM and SIGINT ask for a clean stop; a hang-up is nobody's business here. Returns the signals received."""
+    received: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: received.append(number))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    return received
+
+
+def _failure(error: BaseException, paths: RunPaths, where: str) -> Failed:
+    try:
+        from lmconsole.engine.attempt import explain
+
+        return explain(error, paths, where)
+    except ImportError:
+        return Failed(
+            error="installation",
+            message=f"lmconsole {__version__} cannot load what training needs: {type(error).__name__}: {error}",
+            hint=f"`lmconsole doctor` checks the installation; the trace is in {paths.worker_log}.",
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Numbers as people read them. Unknown is a dash, never 0."""
+
+import math
+
+UNKNOWN = "–"
+
+
+def perplexity(value: float | None) -> str:
+    """``123.4``, ``2,048``, ``nan``."""
+    if value is None:
+        return UNKNOWN
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.1f}" if value < 1_000 else f"{value:,.0f}" if value < 1e7 else f"{value:.1e}"
+
+
+def seconds(value: float | None) -> str:
+    """``12 s``, ``3:05 min``, ``1:02:30 h``, ``2 d 03 h``."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    if value < 9.95:
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3_600:
+        return f"{whole // 60}:{whole % 60:02d} min"
+    if whole < 86_400:
+        return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d} h"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600:02d} h"
+
+
+def rate(value: float | None) -> str:
+    """Tokens per second: ``950``, ``12.3k``, ``1.2M``."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.1f}{letter}" if value < 100 * size else f"{value / size:.0f}{letter}"
+    return f"{value:.0f}"
+
+
+def mib(value: float | None) -> str:
+    """``512 MiB``, ``23.5 GiB``."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:,.0f} MiB" if value < 10 * 1024 else f"{value / 1024:,.1f} GiB"

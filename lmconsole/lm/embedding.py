@@ -1,0 +1,150 @@
+"""Frozen embedding tables, read from a file and checked before anything trains on them."""
+
+import hashlib
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lmconsole.errors import EmbeddingsError
+
+_TOKENS, _POSITION = "tokens", "position"
+_HUB_NAMES = {_TOKENS: "tokens_embed.weight", _POSITION: "positions_embed.weight"}
+_HUB_PREFIX = "transformer."
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tables:
+    """GPT-1's embeddings, float32, row 0 of ``tokens`` belonging to padding."""
+
+    tokens: Tensor  # (V, C)
+    position: Tensor  # (T, C)
+    sha256: str
+    """Of shapes and values, so that the same tables from another kind of file have the same one."""
+    path: Path
+
+
+def read_tables(path: Path, *, vocabulary: int, channels: int, window_tokens: int) -> Tables:
+    """The tables in ``path``: an ``.npz`` with arrays ``tokens`` (V, C) and ``position`` (T or more, C), or GPT-1's
+    ``model.safetensors`` from the hub, whose ids start at 0 where ours keep 0 for padding: a zero row goes in front.
+
+    Raises:
+        EmbeddingsError: the file is missing or damaged, or holds something else.
+    """
+    source = _Source(path, {_TOKENS: (vocabulary, channels), _POSITION: (window_tokens, channels)})
+    if not path.exists():
+        source.fail("there is no such file", hint=f"Give the path of the tables with --embeddings. {source.recipe}")
+    try:
+        read = _read_safetensors if path.suffix == ".safetensors" else _read_npz
+        tokens, position = read(source)
+    except OSError as error:
+        source.fail(f"cannot be read: {error.strerror or error}", hint="Check the path and its permissions.")
+    except MemoryError:
+        source.fail("does not fit into this machine's memory", hint=source.recipe)
+    for name, table in ((_TOKENS, tokens), (_POSITION, position)):
+        if not bool(torch.isfinite(table).all()):
+            bad = int((~torch.isfinite(table)).any(dim=1).nonzero()[0])
+            source.fail(f"'{name}' holds NaN or infinite values, first in row {bad}", hint="Make the file again.")
+    return Tables(tokens=tokens, position=position, sha256=fingerprint(tokens, position), path=path)
+
+
+def fingerprint(tokens: Tensor, position: Tensor) -> str:
+    """SHA-256, in hexadecimal, of the two tables' shapes and float32 values."""
+    digest = hashlib.sha256()
+    for name, table in ((_TOKENS, tokens), (_POSITION, position)):
+        digest.update(f"{name} {tuple(table.shape)} float32\n".encode())
+        values = table.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()
+        digest.update(np.ascontiguousarray(values, dtype="<f4").data)
+    return digest.hexdigest()
+
+
+class _Source:
+    """A file, what it should hold, and how to complain about it."""
+
+    def __init__(self, path: Path, shapes: dict[str, tuple[int, int]]) -> None:
+        self.path = path
+        self.shapes = shapes
+        (V, C), (T, _) = shapes[_TOKENS], shapes[_POSITION]
+        self.recipe = (
+            f"Expected: an .npz with float32 arrays 'tokens' ({V:,} x {C:,}) and 'position' ({T:,} x {C:,}), "
+            f"or GPT-1's model.safetensors with tokens_embed.weight ({V - 1:,} x {C:,}) and positions_embed.weight."
+        )
+
+    def fail(self, what: str, *, hint: str | None = None) -> NoReturn:
+        raise EmbeddingsError(f"{self.path}: {what}", hint=hint or self.recipe)
+
+    def check(self, name: str, shape: tuple[int, ...], dtype: str, *, rows: int, or_more: bool) -> None:
+        """Complains unless ``shape`` has ``rows`` rows (``or_more``) of C float32 values."""
+        columns = self.shapes[_TOKENS][1]
+        fits = len(shape) == 2 and shape[1] == columns and (shape[0] == rows or (or_more and shape[0] >= rows))
+        if not fits:
+            found = " x ".join(f"{size:,}" for size in shape) or "a single number"
+            more = " or more" if or_more else ""
+            self.fail(f"'{name}' is {found}, expected {rows:,}{more} x {columns:,}")
+        if dtype not in ("float32", "F32"):
+            self.fail(f"'{name}' is of type {dtype}, expected float32", hint="Convert the array and save it again.")
+
+
+def _read_npz(source: _Source) -> tuple[Tensor, Tensor]:
+    tables = []
+    try:
+        with zipfile.ZipFile(source.path) as archive:
+            members = set(archive.namelist())
+            for name, or_more in ((_TOKENS, False), (_POSITION, True)):
+                if f"{name}.npy" not in members:
+                    found = ", ".join(sorted(member.removesuffix(".npy") for member in members)) or "nothing"
+                    source.fail(f"has no array '{name}'; found: {found}")
+                rows = source.shapes[name][0]
+                with archive.open(f"{name}.npy") as member:
+                    shape, dtype = _npy_header(member)
+                    if dtype.hasobject:
+                        source.fail(f"'{name}' is a pickled object array, which is not read since it could run code")
+                    source.check(name, shape, dtype.name, rows=rows, or_more=or_more)
+                with archive.open(f"{name}.npy") as member:
+                    values = np.lib.format.read_array(member, allow_pickle=False)
+                tables.append(torch.from_numpy(np.ascontiguousarray(values[:rows], dtype=np.float32)))
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
+        source.fail(f"is not a readable .npz file, or only part of one ({error})")
+    return tables[0], tables[1]
+
+
+def _npy_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array, before room is made for it."""
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(member)
+    return shape, dtype
+
+
+def _read_safetensors(source: _Source) -> tuple[Tensor, Tensor]:
+    try:
+        with safe_open(source.path, framework="pt") as file:
+            slices = {name: _hub_slice(source, file, name) for name in (_TOKENS, _POSITION)}
+            V, C = source.shapes[_TOKENS]
+            T, _ = source.shapes[_POSITION]
+            for name, rows in ((_TOKENS, V - 1), (_POSITION, T)):
+                part = slices[name]
+                source.check(
+                    _HUB_NAMES[name], tuple(part.get_shape()), part.get_dtype(), rows=rows, or_more=name == _POSITION
+                )
+            tokens = torch.zeros(V, C)
+            tokens[1:] = slices[_TOKENS][:]
+            return tokens, slices[_POSITION][:T]
+    except SafetensorError as error:
+        source.fail(f"is not a readable .safetensors file, or only part of one ({error})")
+
+
+def _hub_slice(source: _Source, file: Any, name: str) -> Any:
+    """A tensor of the hub's file, of which nothing is read yet; some copies of the model prefix its name."""
+    names = set(file.keys())
+    for candidate in (_HUB_NAMES[name], _HUB_PREFIX + _HUB_NAMES[name]):
+        if candidate in names:
+            return file.get_slice(candidate)
+    found = ", ".join(sorted(names)[:8]) + (", …" if len(names) > 8 else "")
+    source.fail(f"has no tensor '{_HUB_NAMES[name]}'; found: {found or 'nothing'}")

@@ -1,0 +1,333 @@
+"""The training loop of one run: epochs, validation, checkpoints, and the two tests at the end."""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from lmconsole.data.corpus import SPLITS, Corpus
+from lmconsole.lm import checkpoint, device
+from lmconsole.lm.batches import WindowedSplit
+from lmconsole.lm.checkpoint import Cursor
+from lmconsole.lm.embedding import Tables
+from lmconsole.lm.model import build_model, count_parameters
+from lmconsole.lm.optimizers import build_optimizer, learning_rate_at
+from lmconsole.plan.experiment import Precision
+from lmconsole.runs.events import (
+    Epoch,
+    EventLog,
+    Finished,
+    Phase,
+    Progress,
+    Resumed,
+    Stopped,
+    measured,
+    perplexity,
+)
+from lmconsole.runs.info import RunInfo
+from lmconsole.runs.paths import RunPaths
+from lmconsole.runs.state import RunState
+
+TICK_S = 0.5
+"""How often the host looks at the losses on the device and at whether it should stop."""
+CHECKPOINT_S = 60.0
+"""Seconds of training between checkpoints within an epoch."""
+
+
+class StopRequested(Exception):
+    """Somebody asked the run to stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a worker hands to the loop."""
+
+    info: RunInfo
+    paths: RunPaths
+    log: EventLog
+    history: RunState
+    """The run's log as it was before this attempt."""
+    device: str
+    corpus: Corpus
+    tables: Tables | None
+    began: float
+    """``time.monotonic()`` when the attempt began."""
+    stop_requested: Callable[[], bool]
+    enter_phase: Callable[[Phase, int | None], None]
+    """Told which phase and epoch follow, for the telemetry."""
+
+
+def train(job: Job) -> None:
+    """Train, or go on training, until the run is finished or stopped, and write that into its log.
+
+    Raises:
+        TrainingError: a checkpoint cannot be written.
+        OSError: the log cannot be written.
+    """
+    Training(job).run()
+
+
+class Training:
+    """One attempt at one run. ``cursor``, the weights and the optimizer are all that a checkpoint needs to hold."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.settings = job.info.settings
+        self.precision = cast(Precision, self.settings.precision)
+        device.apply_precision(self.precision)
+        torch.manual_seed(job.info.seed)
+        self.model = build_model(self.settings, vocabulary=job.corpus.vocabulary, tables=job.tables).to(job.device)
+        self.optimizer = build_optimizer(self.settings, self.model.parameters())
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.shuffle = torch.Generator().manual_seed(job.info.seed)
+        self.splits = {
+            split: WindowedSplit(job.corpus.splits[split], self.settings.window_tokens, job.device) for split in SPLITS
+        }
+        self.steps = math.ceil(len(self.splits["train"]) / self.settings.batch_size)
+        self.cursor = Cursor()
+        self._restore()
+        self._wall_before_s = self.cursor.wall_s
+        self._next_tick = time.monotonic() + TICK_S
+
+    def run(self) -> None:
+        """The whole story of an attempt."""
+        job, cursor = self.job, self.cursor
+        device.synchronize(job.device)
+        cursor.setup_s += time.monotonic() - job.began
+        try:
+            while not self._training_is_over():
+                job.enter_phase("train", cursor.epoch)
+                self._train_epoch()
+                job.enter_phase("valid", cursor.epoch)
+                self._finish_epoch()
+            job.enter_phase("test", None)
+            finished = self._test()
+        except StopRequested:
+            self._save()
+            job.log.append(Stopped(epoch=cursor.epoch, step=cursor.step), sync=True)
+        else:
+            job.log.append(finished, sync=True)
+
+    def _training_is_over(self) -> bool:
+        cursor, patience = self.cursor, self.settings.early_stopping_epochs
+        if cursor.epoch > self.settings.epochs or (cursor.diverged and cursor.step == 0):
+            return True
+        return self._stops_early(patience)
+
+    def _stops_early(self, patience: int) -> bool:
+        cursor = self.cursor
+        since_best = cursor.epoch - 1 - (cursor.best_epoch or 0)
+        return patience > 0 and cursor.step == 0 and since_best >= patience
+
+    def _train_epoch(self) -> None:
+        """Train on the windows of the epoch that are left. Only twice a second does the host wait for the device."""
+        cursor, split, batch_size = self.cursor, self.splits["train"], self.settings.batch_size
+        if cursor.permutation is None:
+            cursor.permutation = torch.randperm(len(split), generator=self.shuffle)
+        order = cursor.permutation.to(self.job.device)
+        counts = split.lengths[cursor.permutation.numpy()]
+        nll = torch.tensor(cursor.epoch_nll, dtype=torch.float64).to(self.job.device)
+        self.model.train()
+
+        device.synchronize(self.job.device)
+        clock = last_look = last_save = time.monotonic()
+        nll_seen, targets_seen = cursor.epoch_nll, cursor.epoch_targets
+        while cursor.step < self.steps:
+            rows = slice(cursor.step * batch_size, (cursor.step + 1) * batch_size)
+            targets = int(counts[rows].sum())
+            nll += self._step(order[rows], targets)
+            cursor.step += 1
+            cursor.epoch_targets += targets
+
+            if time.monotonic() >= self._next_tick or cursor.step == self.steps:
+                cursor.epoch_nll = nll.item()
+                now = time.monotonic()
+                self._count_training(now - clock)
+                clock = now
+                new = cursor.epoch_targets - targets_seen
+                self._report((cursor.epoch_nll - nll_seen) / new, new / max(now - last_look, 1e-9))
+                last_look, nll_seen, targets_seen = now, cursor.epoch_nll, cursor.epoch_targets
+                if cursor.step < self.steps:
+                    self._heed_stop()
+                    if now - last_save >= CHECKPOINT_S:
+                        self._save()
+                        last_save = time.monotonic()
+                clock = last_look = time.monotonic()  # reporting and saving are not training
+                self._next_tick = clock + TICK_S
+
+    def _step(self, windows: Tensor, targets: int) -> Tensor:
+        """One optimizer step on the mean loss of the batch; returns the summed loss, still on the device."""
+        settings = self.settings
+        if settings.warmup_steps or settings.learning_rate_decay != "none":
+            step = (self.cursor.epoch - 1) * self.steps + self.cursor.step
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate_at(settings, step, settings.epochs * self.steps)
+        loss_sum = self.model.loss_sum(*self.splits["train"].batch(windows), self.precision)
+        (loss_sum / targets).backward()  # type: ignore[no-untyped-call]
+        if settings.gradient_clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.parameters, settings.gradient_clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss_sum.detach()
+
+    def _finish_epoch(self) -> None:
+        """Validate, keep the weights if they are the best, write the epoch down, and only then move on."""
+        cursor = self.cursor
+        began = time.monotonic()
+        valid_loss = self._evaluate("validation")
+        valid_s = time.monotonic() - began
+        train_loss = cursor.epoch_nll / cursor.epoch_targets
+        best = cursor.best_valid_loss_nats
+        if math.isfinite(valid_loss) and (best is None or valid_loss < best):
+            cursor.best_epoch, cursor.best_valid_loss_nats = cursor.epoch, valid_loss
+            cursor.best_weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+        cursor.diverged = not (math.isfinite(train_loss) and math.isfinite(valid_loss))
+        self.job.log.append(
+            measured(
+                Epoch,
+                epoch=cursor.epoch,
+                train_loss_nats=train_loss,
+                train_ppl=perplexity(train_loss),
+                valid_loss_nats=valid_loss,
+                valid_ppl=perplexity(valid_loss),
+                train_s=cursor.epoch_train_s,
+                valid_s=valid_s,
+                elapsed_train_s=cursor.elapsed_train_s,
+            ),
+            sync=True,
+        )
+        cursor.epoch, cursor.step, cursor.permutation = cursor.epoch + 1, 0, None
+        cursor.epoch_nll, cursor.epoch_targets, cursor.epoch_train_s = 0.0, 0, 0.0
+        self._save()
+
+    def _test(self) -> Finished:
+        """Test perplexities with the last and with the best weights."""
+        cursor = self.cursor
+        final = best = self._evaluate("test")
+        if cursor.best_weights is None:
+            best = math.nan
+        elif cursor.best_epoch != cursor.epoch - 1:
+            last = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+            self.model.load_state_dict(cursor.best_weights)
+            try:
+                best = self._evaluate("test")
+            finally:  # a stop in the middle saves the model as it was trained
+                self.model.load_state_dict(last)
+        best_valid = cursor.best_valid_loss_nats
+        return measured(
+            Finished,
+            test_ppl_final=perplexity(final),
+            test_ppl_best=perplexity(best),
+            best_epoch=cursor.best_epoch,
+            best_valid_ppl=None if best_valid is None else perplexity(best_valid),
+            setup_s=cursor.setup_s,
+            wall_s=self._wall_s(),
+            diverged=cursor.diverged,
+            stopped_early=cursor.epoch <= self.settings.epochs and not cursor.diverged,
+            torch_peak_mib=peak_allocated_mib(self.job.device),
+            rss_peak_mib=peak_rss_mib(),
+        )
+
+    def _evaluate(self, name: str) -> float:
+        """Mean negative log-likelihood of a split in nats per target."""
+        split = self.splits[name]
+        nll = torch.zeros((), dtype=torch.float64, device=self.job.device)
+        self.model.eval()
+        with torch.inference_mode():
+            for windows in torch.arange(len(split), device=self.job.device).split(self.settings.batch_size):
+                nll += self.model.loss_sum(*split.batch(windows), self.precision)
+                if time.monotonic() >= self._next_tick:
+                    self._heed_stop()
+                    self._next_tick = time.monotonic() + TICK_S
+        return nll.item() / split.targets
+
+    def _report(self, loss: float, tokens_per_s: float) -> None:
+        cursor = self.cursor
+        self.job.log.append(
+            measured(
+                Progress,
+                epoch=cursor.epoch,
+                step=cursor.step,
+                steps=self.steps,
+                train_loss_nats=loss,
+                tokens_per_s=tokens_per_s,
+                elapsed_train_s=cursor.elapsed_train_s,
+            )
+        )
+
+    def _count_training(self, seconds: float) -> None:
+        self.cursor.epoch_train_s += seconds
+        self.cursor.elapsed_train_s += seconds
+
+    def _heed_stop(self) -> None:
+        if self.job.stop_requested():
+            raise StopRequested
+
+    def _wall_s(self) -> float:
+        return self._wall_before_s + time.monotonic() - self.job.began
+
+    def _save(self) -> None:
+        self.job.log.sync()
+        self.cursor.wall_s, self.cursor.seq = self._wall_s(), self.job.log.seq
+        parts: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "shuffle": self.shuffle.get_state(),
+            "random": torch.get_rng_state(),
+            "tables_sha256": self.job.tables.sha256 if self.job.tables else None,
+        }
+        if self.job.device != "cpu":
+            parts["random_cuda"] = torch.cuda.get_rng_state(self.job.device)
+        checkpoint.save(self.job.paths, self.cursor, parts, self.job.info.same_run)
+
+    def _restore(self) -> None:
+        """Go on from the newest checkpoint, and say in the log what of it counts no longer."""
+        if not self.job.history.attempt:
+            return
+        found = checkpoint.load(self.job.paths, self.job.info.same_run)
+        if found is not None and not self._fits(found[0]):
+            print("the checkpoint is ahead of the event log, which must have lost lines: starting anew", flush=True)
+            found = None
+        if found is not None:
+            self.cursor, parts = found
+            self.model.load_state_dict(parts["model"])
+            self.optimizer.load_state_dict(parts["optimizer"])
+            self.shuffle.set_state(parts["shuffle"])
+            torch.set_rng_state(parts["random"])
+            if self.job.device != "cpu" and "random_cuda" in parts:
+                torch.cuda.set_rng_state(parts["random_cuda"], self.job.device)
+        self.job.log.append(Resumed(epoch=self.cursor.epoch, step=self.cursor.step), sync=True)
+
+    def _fits(self, cursor: Cursor) -> bool:
+        """Whether the log has every epoch that the checkpoint counts as done."""
+        recorded = {epoch.epoch for epoch in self.job.history.epochs}
+        return recorded.issuperset(range(1, cursor.epoch))
+
+
+def peak_rss_mib() -> float:
+    """Most memory this process ever held in MiB, as the kernel counted."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def peak_allocated_mib(where: str) -> float | None:
+    """Most MiB that tensors held on a GPU at once; None on a CPU, where torch does not count."""
+    return None if where == "cpu" else torch.cuda.max_memory_allocated(where) / 2**20
+
+
+def parameters_of(info: RunInfo) -> tuple[int, int]:
+    """Numbers in the run's model, and those of them that are trained, counted on shapes alone."""
+    settings, vocabulary = info.settings, info.corpus.vocabulary
+    with torch.device("meta"):
+        tokens = torch.empty(vocabulary, settings.channels)
+        position = torch.empty(settings.window_tokens, settings.channels)
+        tables = Tables(tokens=tokens, position=position, sha256="", path=Path())
+        frozen = settings.embeddings == "frozen"
+        return count_parameters(build_model(settings, vocabulary=vocabulary, tables=tables if frozen else None))

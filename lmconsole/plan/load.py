@@ -1,0 +1,238 @@
+"""Reading experiments.toml: every problem at once, each with file, place, key and what was expected."""
+
+import re
+import tomllib
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+
+from lmconsole.errors import PlanError, printable
+from lmconsole.plan.experiment import APPLIES_TO, Experiment
+from lmconsole.plan.presets import AUTO, IDENTITY, SECTIONS, TYPES, Layer, Plan, unknown
+
+MAX_BYTES = 4 * 1024 * 1024
+PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+TOP_KEYS = ("defaults", "presets", "experiment", "include_builtin")
+MAX_NAME = 80
+
+Report = Callable[[str], None]
+
+
+def builtin_file() -> Path:
+    """The experiments.toml that comes with lmconsole: inside an installed package, beside it in a checkout."""
+    inside = Path(__file__).parents[1] / "experiments.toml"
+    return inside if inside.exists() else inside.parents[1] / inside.name
+
+
+def load_plan(path: Path | None = None) -> Plan:
+    """The plan of ``path`` merged over the built-in one; without a path, ``./experiments.toml`` if there is one.
+
+    Raises PlanError listing every problem found.
+    """
+    builtin = _read(builtin_file(), "built-in experiments.toml")
+    if path is None:
+        path = Path("experiments.toml")
+        if not path.exists() or path.resolve() == builtin_file().resolve():
+            return builtin
+    return _read(path, str(path), builtin)
+
+
+def _read(path: Path, shown: str, builtin: Plan | None = None) -> Plan:
+    data = _decode(path, shown)
+    problems: list[str] = []
+
+    def report(problem: str) -> None:
+        problems.append(f"{shown}: {problem}")
+
+    for key in data:
+        if key not in TOP_KEYS:
+            report(_unknown_key(key, list(TOP_KEYS)))
+    defaults = _layer(data.get("defaults", {}), "[defaults]", shown, report)
+    presets = _presets(data.get("presets", {}), shown, report)
+    experiments = _experiments(data, shown, report)
+    if builtin is not None:
+        include = data.get("include_builtin", False)
+        if not isinstance(include, bool):
+            report(f"include_builtin: expected true or false, got {_show(include)}")
+        elif include:
+            experiments = [*builtin.experiments, *experiments]
+        defaults = builtin.defaults.merged(defaults)
+        presets = builtin.presets | {k: builtin.presets.get(k, Layer()).merged(v) for k, v in presets.items()}
+    first: dict[int, str] = {}
+    for experiment in experiments:
+        if experiment.id in first:
+            report(f"experiment {experiment.id}: id: used twice ({first[experiment.id]} and {experiment.source})")
+        first.setdefault(experiment.id, experiment.source)
+    if not experiments and not problems:
+        report("no experiment: add at least one [[experiment]] row with id, model, layers and optimizer")
+    plan = Plan(experiments=tuple(experiments), defaults=defaults, presets=presets, source=shown)
+    if not problems:
+        problems.extend(_cross_check(plan))
+    if problems:
+        raise PlanError(problems)
+    return plan
+
+
+def _decode(path: Path, shown: str) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise PlanError([f"{shown}: larger than {MAX_BYTES // 2**20} MiB, which no list of experiments is"])
+        return tomllib.loads(raw.decode("utf-8"))
+    except FileNotFoundError:
+        raise PlanError([f"{shown}: no such file; --experiments names the file to read"]) from None
+    except OSError as error:
+        raise PlanError([f"{shown}: cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        raise PlanError([f"{shown}: not UTF-8 at byte {error.start}: TOML files are UTF-8 text"]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise PlanError([f"{shown}: not valid TOML: {error}"]) from None
+    except RecursionError:
+        raise PlanError([f"{shown}: not valid TOML: nested too deeply"]) from None
+
+
+def _presets(data: object, shown: str, report: Report) -> dict[str, Layer]:
+    if not isinstance(data, dict):
+        report(f"presets: expected tables [presets.NAME], got {_show(data)}")
+        return {}
+    layers = {}
+    for name, values in data.items():
+        if name == AUTO:
+            report("preset 'auto': the name is taken: it picks another preset by itself")
+        elif not PRESET_NAME.fullmatch(name):
+            report(f"preset {name!r}: expected a name of letters, digits, '-' and '_', at most 32 of them")
+        else:
+            layers[name] = _layer(values, f"[presets.{name}]", shown, report)
+    return layers
+
+
+def _layer(data: object, table: str, shown: str, report: Report) -> Layer:
+    """One table of settings with its sub-tables for models and optimizers."""
+    if not isinstance(data, dict):
+        report(f"{table}: expected a table of settings, got {_show(data)}")
+        return Layer()
+    general = {key: value for key, value in data.items() if key not in SECTIONS}
+    values = {"": _values(general, table, None, report)}
+    for section in SECTIONS:
+        if section in data:
+            place = f"{table[:-1]}.{section}]"
+            if isinstance(data[section], dict):
+                values[section] = _values(data[section], place, (section,), report)
+            else:
+                report(f"{place}: expected a table of settings, got {_show(data[section])}")
+    origins = {
+        section: dict.fromkeys(keys, f"{shown} {table if not section else f'{table[:-1]}.{section}]'}")
+        for section, keys in values.items()
+    }
+    return Layer(values=values, origins=origins)
+
+
+def _values(data: dict[str, Any], place: str, owners: tuple[str, ...] | None, report: Report) -> dict[str, object]:
+    """The settings in ``data`` that are right; the others reported. ``owners``: the model or optimizer it is for, or
+    for a row both; None for a general table."""
+    known = [key for key in TYPES if key not in IDENTITY]
+    values: dict[str, object] = {}
+    for key, value in data.items():
+        wanted_by = APPLIES_TO.get(key)
+        if key in IDENTITY:
+            report(f"{place}: {key}: belongs in an [[experiment]] row")
+        elif key not in known:
+            report(f"{place}: {_unknown_key(key, [*known, *IDENTITY])}")
+        elif wanted_by and owners is None:
+            report(f"{place}: {key}: only for {' and '.join(wanted_by)}; put it in {place[:-1]}.{wanted_by[0]}]")
+        elif wanted_by and not set(wanted_by) & set(owners or ()):
+            report(f"{place}: {key}: only for {' and '.join(wanted_by)}, not for {' with '.join(owners or ())}")
+        else:
+            _convert(key, value, place, values, report)
+    return values
+
+
+def _convert(key: str, value: object, place: str, values: dict[str, object], report: Report) -> None:
+    kind = TYPES[key]
+    try:
+        if isinstance(value, float) and value - value != 0.0:  # NaN and infinity pass bounds that are open
+            raise msgspec.ValidationError("Expected a finite number")
+        values[key] = msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        report(f"{place}: {key}: {_problem(key, kind, value, error)}")
+
+
+def _problem(key: str, kind: object, value: object, error: msgspec.ValidationError) -> str:
+    """What was expected of ``key``, and what stands there as it is written in the file."""
+    choices = [choice for choice in get_args(kind) if isinstance(choice, str)]
+    if choices and isinstance(value, str):
+        return unknown(key, value, choices)
+    if choices:
+        return f"expected one of {', '.join(choices)}, got {_show(value)}"
+    words = re.sub(r"(, got .*)?( - at `.*`)?$", "", str(error)).replace("`", "").replace(" | null", "")
+    words = words.replace("int", "a whole number").replace("float", "a number").replace("str", "text")
+    return f"{words[:1].lower()}{words[1:]}, got {_show(value)}"
+
+
+def _experiments(data: dict[str, Any], shown: str, report: Report) -> list[Experiment]:
+    rows = data.get("experiment", [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        report(f"experiment: expected rows [[experiment]], got {_show(rows)}")
+        return []
+    experiments = []
+    for number, row in enumerate(rows, 1):
+        experiment = _experiment(row, number, shown, report)
+        if experiment is not None:
+            experiments.append(experiment)
+    return experiments
+
+
+def _experiment(row: dict[str, Any], number: int, shown: str, report: Report) -> Experiment | None:
+    identity: dict[str, object] = {}
+    own = row.get("id")
+    place = f"experiment {own}" if isinstance(own, int) and not isinstance(own, bool) else f"experiment row {number}"
+    before: list[str] = []
+    for key in ("id", "model", "layers", "optimizer", "name"):
+        kind = Experiment.__annotations__[key]
+        if key not in row:
+            if key != "name":
+                before.append(f"{place}: {key}: missing")
+            continue
+        try:
+            identity[key] = msgspec.convert(row[key], kind)
+        except msgspec.ValidationError as error:
+            before.append(f"{place}: {key}: {_problem(key, kind, row[key], error)}")
+    name = identity.get("name", "")
+    if isinstance(name, str) and (printable(name) != name or "\n" in name or len(name) > MAX_NAME):
+        before.append(f"{place}: name: expected one line of at most {MAX_NAME} printable characters, got {_show(name)}")
+    for problem in before:
+        report(problem)
+    owners = tuple(str(identity[key]) for key in ("model", "optimizer") if key in identity)
+    rest = {key: value for key, value in row.items() if key not in ("id", "model", "layers", "optimizer", "name")}
+    if len(owners) < 2:  # whose keys these are is unknown: judge only those that are everybody's
+        rest = {key: value for key, value in rest.items() if key not in APPLIES_TO}
+    overrides = _values(rest, place, owners, report)
+    if before:
+        return None
+    return msgspec.convert({**identity, "overrides": overrides, "source": f"{shown} row {number}"}, Experiment)
+
+
+def _unknown_key(key: str, known: list[str]) -> str:
+    close = get_close_matches(key, known, n=1)
+    return f"{key}: unknown key; " + (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}")
+
+
+def _cross_check(plan: Plan) -> list[str]:
+    """Contradictions between keys, for every experiment under every preset, each told once."""
+    problems: list[str] = []
+    for preset in plan.presets:
+        for experiment in plan.experiments:
+            try:
+                plan.resolve(experiment, preset)
+            except PlanError as error:
+                problems.extend(error.problems)
+    return problems
+
+
+def _show(value: object) -> str:
+    text = repr(value) if not isinstance(value, bool) else str(value).lower()
+    return text if len(text) <= 60 else f"{text[:57]}..."

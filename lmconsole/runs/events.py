@@ -1,0 +1,283 @@
+"""The event log of a run: what its lines hold, appending them, and reading them while somebody else appends."""
+
+import errno
+import math
+import os
+import threading
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from lmconsole.errors import StoreError
+
+MAX_LOSS_NATS = 700.0
+"""exp() of more than this counts as infinite."""
+
+Phase = Literal["setup", "train", "valid", "test"]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """A line of the log. ``seq`` counts from 1 without gaps; ``t`` is UTC, ISO 8601. Both are set when appended."""
+
+    seq: int = 0
+    t: str = ""
+
+
+class Queued(Event, frozen=True, kw_only=True, tag="queued"):
+    """The run was put in the queue, for the first time or again; the last one says how it is to be started."""
+
+    devices: tuple[str, ...]
+    """The run may be put on any one of them."""
+    jobs: int
+    """Runs at once on one device."""
+    exports: str | None = None
+    """Folder for the exports when the queue drains; None for none."""
+    on_finish: tuple[str, ...] = ()
+    """Program and arguments to run when the queue drains."""
+
+
+class Started(Event, frozen=True, kw_only=True, tag="started"):
+    """A worker began an attempt."""
+
+    attempt: int
+    pid: int
+    host: str
+    device: str
+    device_name: str
+    device_uuid: str | None
+    versions: dict[str, str | None]
+    threads: int
+    precision: str
+    parameters_total: int
+    parameters_trainable: int
+    shared_gpu: bool | None = None
+    """Whether other processes used the GPU when the attempt began; None where that cannot be known."""
+
+
+class Resumed(Event, frozen=True, kw_only=True, tag="resumed"):
+    """The attempt goes on after ``step`` steps of ``epoch`` (from 1): what lies beyond in the log never happened."""
+
+    epoch: int
+    step: int
+
+
+class Progress(Event, frozen=True, kw_only=True, tag="progress"):
+    """How training goes, twice a second at most. ``train_loss_nats`` is the mean since the last such event."""
+
+    epoch: int
+    step: int
+    steps: int
+    train_loss_nats: float | None
+    tokens_per_s: float | None
+    elapsed_train_s: float
+    non_finite: dict[str, str] = {}
+
+
+class Epoch(Event, frozen=True, kw_only=True, tag="epoch"):
+    """An epoch is over. Losses are means over targets, in nats; ``elapsed_train_s`` is cumulated over epochs."""
+
+    epoch: int
+    train_loss_nats: float | None
+    train_ppl: float | None
+    valid_loss_nats: float | None
+    valid_ppl: float | None
+    train_s: float
+    valid_s: float
+    elapsed_train_s: float
+    non_finite: dict[str, str] = {}
+
+
+class Telemetry(Event, frozen=True, kw_only=True, tag="telemetry"):
+    """One sample of the machine. None is unknown."""
+
+    phase: Phase
+    epoch: int | None = None
+    device_used_mib: float | None = None
+    device_total_mib: float | None = None
+    process_used_mib: float | None = None
+    torch_allocated_mib: float | None = None
+    torch_reserved_mib: float | None = None
+    utilization_percent: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    rss_mib: float | None = None
+
+
+class Finished(Event, frozen=True, kw_only=True, tag="finished"):
+    """The run is complete. Test perplexities: of the last epoch's weights, and of the best epoch's."""
+
+    test_ppl_final: float | None
+    test_ppl_best: float | None
+    best_epoch: int | None
+    best_valid_ppl: float | None
+    setup_s: float
+    wall_s: float
+    diverged: bool
+    stopped_early: bool = False
+    torch_peak_mib: float | None = None
+    rss_peak_mib: float | None = None
+    non_finite: dict[str, str] = {}
+
+
+class Stopped(Event, frozen=True, kw_only=True, tag="stopped"):
+    """Somebody stopped the run after ``step`` steps of ``epoch``; it can be resumed."""
+
+    epoch: int
+    step: int
+
+
+class Failed(Event, frozen=True, kw_only=True, tag="failed"):
+    """The attempt failed: what kind of error, what happened, and what to do."""
+
+    error: str
+    message: str
+    hint: str
+
+
+AnyEvent = Queued | Started | Resumed | Progress | Epoch | Telemetry | Finished | Stopped | Failed
+
+
+class _Header(msgspec.Struct, frozen=True):
+    """What every event has, known kind or not."""
+
+    kind: str
+    seq: int
+
+
+E = TypeVar("E", bound=Event)
+_KNOWN_KINDS = frozenset(str(kind.__struct_config__.tag) for kind in Event.__subclasses__())
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(AnyEvent)
+_header_decoder = msgspec.json.Decoder(_Header)
+
+
+def perplexity(loss_nats: float) -> float:
+    """exp(loss); infinite above ``MAX_LOSS_NATS``, NaN of NaN."""
+    return math.inf if loss_nats > MAX_LOSS_NATS else math.exp(loss_nats)
+
+
+def measured(kind: type[E], **fields: Any) -> E:
+    """``kind(**fields)`` in which a number that is not finite becomes None and is named in ``non_finite``."""
+    odd = {k: str(v) for k, v in fields.items() if isinstance(v, float) and not math.isfinite(v)}
+    fields |= dict.fromkeys(odd)
+    if odd:
+        fields["non_finite"] = odd
+    return kind(**fields)
+
+
+def number(event: Epoch | Progress | Finished, field: str) -> float | None:
+    """The metric ``field`` as a float, NaN and infinity included; None if it was never known."""
+    if field in event.non_finite:
+        return float(event.non_finite[field])
+    value = getattr(event, field)
+    return None if value is None else float(value)
+
+
+def utc_now() -> str:
+    """The time as events carry it, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class EventLog:
+    """The writing end. Whoever makes one must hold the run's lock."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the log for appending, cutting off the torn line that a crash may have left. Raises OSError."""
+        self._path = path
+        self._mutex = threading.Lock()
+        data = path.read_bytes() if path.exists() else b""
+        complete = data.rfind(b"\n") + 1
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        if complete < len(data):
+            os.ftruncate(self._descriptor, complete)
+        self.seq = max((_seq(line) for line in data[:complete].splitlines()[-64:]), default=0)
+
+    def append(self, event: E, *, sync: bool = False) -> E:
+        """Write ``event`` as one line with the next ``seq`` and the time, and return it so. Any thread may call.
+
+        Raises OSError on a full disk; the log then ends at its last complete line.
+        """
+        with self._mutex:
+            event = msgspec.structs.replace(event, seq=self.seq + 1, t=utc_now())
+            line = _encoder.encode(event) + b"\n"
+            size = os.fstat(self._descriptor).st_size
+            try:
+                written = os.write(self._descriptor, line)
+                if written != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            except OSError:
+                os.ftruncate(self._descriptor, size)
+                raise
+            self.seq += 1
+            if sync:
+                os.fsync(self._descriptor)
+            return event
+
+    def sync(self) -> None:
+        """Force what was appended to the disk."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file; the lock is another file's."""
+        os.close(self._descriptor)
+
+
+def _seq(line: bytes) -> int:
+    try:
+        return _header_decoder.decode(line).seq
+    except msgspec.MsgspecError:
+        return 0
+
+
+class EventReader:
+    """The reading end: gives the events that have come since it was last asked.
+
+    A torn last line waits for its rest; a damaged line is skipped and counted; unknown kinds are passed over.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self.damaged = 0
+
+    def read_new(self) -> Sequence[AnyEvent]:
+        """New events in order. Raises StoreError if the log cannot be read, and FileNotFoundError if it is gone."""
+        try:
+            if os.stat(self._path).st_size <= self._offset:
+                return ()
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StoreError(f"{self._path}: cannot be read: {error.strerror}") from None
+        complete = data.rfind(b"\n") + 1
+        if not complete:
+            return ()
+        self._offset += complete
+        try:
+            return _decoder.decode_lines(data[:complete])
+        except msgspec.MsgspecError:
+            return self._one_by_one(data[:complete])
+
+    def _one_by_one(self, data: bytes) -> list[AnyEvent]:
+        events: list[AnyEvent] = []
+        for line in data.split(b"\n"):
+            if not line:
+                continue
+            try:
+                events.append(_decoder.decode(line))
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                if not self._is_unknown_kind(line):
+                    self.damaged += 1
+        return events
+
+    def _is_unknown_kind(self, line: bytes) -> bool:
+        try:
+            return _header_decoder.decode(line).kind not in _KNOWN_KINDS
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return False

@@ -1,0 +1,86 @@
+"""run.json: what a run was asked to do, written once when it is queued."""
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from lmconsole.errors import StoreError
+from lmconsole.plan.experiment import Experiment, Settings
+
+SCHEMA = 1
+
+
+class CorpusInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The corpus a run trains on. ``sha256`` is over the vocabulary size and all token ids of the three whole splits;
+    ``tokens`` counts what is used of each, after ``max_tokens``."""
+
+    name: str
+    kind: str
+    path: str | None
+    vocabulary: int
+    tokenizer: str
+    tokens: dict[str, int]
+    sha256: str
+    max_tokens: int | None
+
+
+class EmbeddingsInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The frozen tables a run uses; ``sha256`` is over their values."""
+
+    path: str
+    sha256: str
+
+
+class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything in run.json."""
+
+    schema: int
+    run: str
+    queued_t: str
+    experiment: Experiment
+    preset: str
+    settings: Settings
+    """With ``precision`` resolved."""
+    origins: dict[str, str]
+    """Where each setting came from."""
+    seed: int
+    same_run: str
+    """Equal for runs that would compute the same thing."""
+    corpus: CorpusInfo
+    embeddings: EmbeddingsInfo | None
+    threads: int
+    """CPU threads of every attempt; another number changes the last bits of the results."""
+    command: tuple[str, ...]
+    cwd: str
+    version: str
+    """Of lmconsole."""
+    origin: str = "trained"
+    """``trained`` here, or ``imported``."""
+
+
+def read_info(path: Path) -> RunInfo:
+    """The run.json at ``path``. Raises StoreError if it is damaged, or newer than this version understands."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        found = msgspec.json.decode(data)
+        schema = found.get("schema") if isinstance(found, dict) else None
+        if schema != SCHEMA:
+            raise StoreError(
+                f"{path}: schema {schema!r}; this lmconsole reads schema {SCHEMA}",
+                hint="A newer lmconsole wrote it: use that one to read this store.",
+            )
+        return msgspec.json.decode(data, type=RunInfo)
+    except msgspec.MsgspecError as error:
+        raise StoreError(f"{path}: not a run.json of lmconsole: {error}") from None
+
+
+def write_info(path: Path, info: RunInfo) -> None:
+    """Write run.json and force it to the disk."""
+    with path.open("xb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())

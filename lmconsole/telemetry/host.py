@@ -1,0 +1,103 @@
+"""What this machine and its processes use of memory, cores and disk. Unknown is None, never 0."""
+
+import math
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import psutil
+
+MIB = 1024 * 1024
+
+
+class HostMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine's memory, whoever uses it."""
+
+    used_mib: float
+    total_mib: float
+    available_mib: float
+    """What a new process could get without swapping, caches that can be dropped included."""
+
+
+def host_memory() -> HostMemory:
+    """The machine's memory now."""
+    memory = psutil.virtual_memory()
+    return HostMemory(used_mib=memory.used / MIB, total_mib=memory.total / MIB, available_mib=memory.available / MIB)
+
+
+def rss_mib(pid: int | None = None) -> float | None:
+    """Resident memory of process ``pid``, or of this one, MiB. None if it is gone or may not be looked at."""
+    try:
+        return float(psutil.Process(pid).memory_info().rss) / MIB
+    except psutil.Error:
+        return None
+
+
+def cores(proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPU cores this process may keep busy, at least 1: those it is allowed to run on, and no more than its cgroup's
+    quota, rounded down because threads beyond a quota are throttled all together."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = min(_cpu_quotas(proc, cgroups), default=math.inf)
+    return max(1, allowed if quota >= allowed else int(quota))
+
+
+def host_name() -> str:
+    """The name this machine has for itself."""
+    return socket.gethostname()
+
+
+def free_disk_mib(path: Path) -> float | None:
+    """Space that this user may still fill where ``path`` is, or will be once it and its parents are made, MiB."""
+    for folder in (path.absolute(), *path.absolute().parents):
+        try:
+            return shutil.disk_usage(folder).free / MIB
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            return None
+    return None
+
+
+def _cpu_quotas(proc: Path, cgroups: Path) -> Iterator[float]:
+    """The limits, in cores, of this process's cgroup and of those around it, in version 1 and version 2 of the
+    interface. A container often sees its own group as the root, whatever ``/proc`` calls it."""
+    try:
+        lines = (proc / "cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        for root in _mounts(cgroups, controllers):
+            folder = root / group.strip("/")
+            while folder.is_relative_to(root):
+                quota = _quota_v1(folder) if controllers else _quota_v2(folder)
+                if quota is not None:
+                    yield quota
+                folder = folder.parent
+
+
+def _mounts(cgroups: Path, controllers: str) -> list[Path]:
+    """Where a line of ``/proc/self/cgroup`` finds its hierarchy: version 2 names no controller, version 1 several."""
+    if not controllers:
+        return [cgroups, cgroups / "unified"]
+    return [cgroups / "cpu", cgroups / controllers] if "cpu" in controllers.split(",") else []
+
+
+def _quota_v2(folder: Path) -> float | None:
+    try:
+        quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
+        return int(quota) / int(period)  # "max" is no number: no limit
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _quota_v1(folder: Path) -> float | None:
+    try:
+        quota = int((folder / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
+        period = int((folder / "cpu.cfs_period_us").read_text(encoding="utf-8"))
+        return quota / period if quota > 0 else None  # -1: no limit
+    except (OSError, ValueError, ZeroDivisionError):
+        return None

@@ -1,0 +1,39 @@
+"""What all tests share. Nothing here imports torch unless a test that needs a GPU is about to run."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# For the tests and every process they start: one thread each, since several tests run at once, and only the installed
+# package, never the one in the folder they happen to stand in.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("PYTHONSAFEPATH", "1")
+# A person's own settings must not reach into the tests.
+for name in ("LMCONSOLE_RUNS", "LMCONSOLE_DATA", "NO_COLOR", "FORCE_COLOR"):
+    os.environ.pop(name, None)
+
+
+def pytest_report_header() -> str:
+    import lmconsole
+
+    return f"lmconsole {lmconsole.__version__} from {Path(lmconsole.__file__).parent}"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real text, tokens and vocabularies that does not travel with the code."""
+    folder = os.environ.get("LMCONSOLE_SHARED")
+    if not folder:
+        pytest.skip("needs LMCONSOLE_SHARED: the folder with data/wikitext-2 and data/gpt1-bpe")
+    path = Path(folder)
+    assert path.is_dir(), f"LMCONSOLE_SHARED names no folder: {path}"
+    return path

@@ -1,0 +1,121 @@
+"""Memory, cores and disk of the machine the tests run on."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lmconsole.telemetry import host
+
+ALLOWED = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def test_resident_memory_grows_with_what_a_process_touches() -> None:
+    before = host.rss_mib()
+    ballast = bytearray(os.urandom(1)) * (64 * host.MIB)
+    after = host.rss_mib()
+    assert before is not None
+    assert after is not None
+    assert 48 < after - before < 96, len(ballast)
+
+
+def test_memory_of_another_process_and_of_one_that_is_gone() -> None:
+    script = "print('running', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        alive = host.rss_mib(child.pid)
+        child.communicate(b"\n", timeout=30)
+    assert alive is not None
+    assert alive > 1
+    assert host.rss_mib(child.pid) is None
+
+
+def test_the_machine_has_more_memory_than_it_uses() -> None:
+    memory = host.host_memory()
+    assert 0 < memory.used_mib < memory.total_mib
+    assert 0 < memory.available_mib <= memory.total_mib
+
+
+def test_cores_without_a_quota_are_those_allowed(tmp_path: Path) -> None:
+    assert host.cores(tmp_path, tmp_path) == ALLOWED
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity on this system")
+def test_cores_follow_the_affinity() -> None:
+    script = (
+        "import os, pathlib; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
+        "from lmconsole.telemetry.host import cores; print(cores(pathlib.Path('/nowhere'), pathlib.Path('/nowhere')))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "1\n"
+
+
+def quota_v2(folder: Path, text: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cpu.max").write_text(text)
+
+
+def quota_v1(folder: Path, quota: int, period: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (folder / "cpu.cfs_period_us").write_text(f"{period}\n")
+
+
+@pytest.fixture
+def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+
+
+@pytest.mark.usefixtures("many_cores")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("250000 100000\n", 2), ("50000 100000\n", 1), ("6400000 100000\n", 64), ("max 100000\n", 64), ("", 64)],
+)
+def test_cores_within_a_quota(tmp_path: Path, text: str, expected: int) -> None:
+    (tmp_path / "cgroup").write_text("0::/jobs/this one\n")
+    quota_v2(tmp_path / "sys" / "jobs" / "this one", text)
+    assert host.cores(tmp_path, tmp_path / "sys") == expected
+
+
+@pytest.mark.usefixtures("many_cores")
+def test_the_tightest_quota_around_a_process_counts(tmp_path: Path) -> None:
+    (tmp_path / "cgroup").write_text("0::/jobs/inner\n")
+    quota_v2(tmp_path / "sys" / "jobs", "300000 100000\n")
+    quota_v2(tmp_path / "sys" / "jobs" / "inner", "900000 100000\n")
+    assert host.cores(tmp_path, tmp_path / "sys") == 3
+
+
+@pytest.mark.usefixtures("many_cores")
+def test_a_container_sees_its_own_group_as_the_root(tmp_path: Path) -> None:
+    (tmp_path / "cgroup").write_text("0::/system.slice/docker-1234.scope\n")
+    quota_v2(tmp_path / "sys", "400000 100000\n")
+    assert host.cores(tmp_path, tmp_path / "sys") == 4
+
+
+@pytest.mark.usefixtures("many_cores")
+@pytest.mark.parametrize("mount", ["cpu", "cpu,cpuacct"])
+@pytest.mark.parametrize(("quota", "expected"), [(500000, 5), (-1, 64), (1000, 1)])
+def test_quotas_of_the_first_version(tmp_path: Path, mount: str, quota: int, expected: int) -> None:
+    (tmp_path / "cgroup").write_text("5:cpu,cpuacct:/docker/1234\n4:memory:/docker/1234\n0::/\n")
+    quota_v1(tmp_path / "sys" / mount / "docker" / "1234", quota, 100000)
+    assert host.cores(tmp_path, tmp_path / "sys") == expected
+
+
+def test_free_disk_where_a_folder_is_still_to_be_made(tmp_path: Path) -> None:
+    there = host.free_disk_mib(tmp_path)
+    to_be = host.free_disk_mib(tmp_path / "not" / "yet")
+    assert there is not None
+    assert to_be is not None
+    assert there > 0
+    assert to_be == pytest.approx(there, rel=0.1)
+
+
+def test_free_disk_below_a_file_is_that_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert host.free_disk_mib(tmp_path / "file" / "below") is not None
+
+
+def test_the_machine_has_a_name() -> None:
+    assert host.host_name()
