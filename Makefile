@@ -89,6 +89,8 @@ $(DONE)/lock: requirements-dev.lock $(DONE)/torch-$(TORCH)
 	@$(PIP) install -qq --require-hashes --requirement requirements-dev.lock
 	@touch $@
 
+# This stamp bears the time of the start: what is edited during the installation is installed next time.
 $(DONE)/package: $(DONE)/lock $(SOURCES)
+	@touch $@.started
 	@$(PIP) install -qq --no-deps --no-build-isolation --force-reinstall .
-	@touch $@
+	@mv $@.started $@

@@ -41,7 +41,7 @@ STORE = Path("runs")
 EXPORTS = Path("exports")
 
 
-def _version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"lmconsole {__version__}")
         raise typer.Exit
@@ -50,8 +50,8 @@ def _version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
@@ -65,7 +65,7 @@ def _root(
 @app.command("list")
 def list_experiments(experiments: Experiments = None, runs: Runs = STORE, json: Json = False) -> None:
     """List the experiments and how their latest runs stand."""
-    from lmconsole.listing import console, experiments_as_dicts, experiments_table
+    from lmconsole.headless.listing import console, experiments_as_dicts, experiments_table
     from lmconsole.plan.load import load_plan
     from lmconsole.runs.store import Store, latest_by_experiment
 
@@ -79,7 +79,7 @@ def list_experiments(experiments: Experiments = None, runs: Runs = STORE, json: 
 
 @app.command()
 def run(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Experiments: 5, 1-4.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Experiments, such as 5 or 1-4.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All experiments; wait for those under way.")] = False,
     headless: Annotated[bool, typer.Option("--headless", help="Show progress here instead of the app.")] = False,
     preset: Preset = "auto",
@@ -101,9 +101,8 @@ def run(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Train experiments: queue them, show progress, wait, print the results."""
-    from lmconsole.headless import dry_run, run_headless
-    from lmconsole.request import run_options
+    """Train experiments and print the results."""
+    from lmconsole.headless.options import run_options
 
     options = run_options(
         ids=ids or [],
@@ -125,16 +124,20 @@ def run(
         json=json,
     )
     if dry:
+        from lmconsole.headless.dryrun import dry_run
+
         raise typer.Exit(dry_run(options))
     if not headless:
         typer.echo("The app is not part of this version yet: running as with --headless.", err=True)
+    from lmconsole.headless.follow import run_headless
+
     raise typer.Exit(run_headless(options))
 
 
 @app.command()
 def status(runs: Runs = STORE, json: Json = False) -> None:
     """Show the runs in the store."""
-    from lmconsole.listing import console, run_as_dict, status_table
+    from lmconsole.headless.listing import console, run_as_dict, status_table
 
     store = _store(runs)
     found = store.runs()
@@ -154,12 +157,12 @@ def status(runs: Runs = STORE, json: Json = False) -> None:
 
 @app.command()
 def stop(
-    wanted: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs or experiment numbers.")] = None,
+    wanted: Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Runs or experiment numbers.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every active run.")] = False,
     runs: Runs = STORE,
 ) -> None:
-    """Stop runs; each saves a checkpoint and can be resumed."""
-    from lmconsole.headless import stop_runs
+    """Stop runs; each can be resumed."""
+    from lmconsole.headless.follow import stop_runs
 
     store = _store(runs)
     chosen = [run for run in store.runs() if run.status.active] if everything else _find(store, wanted)
@@ -169,19 +172,22 @@ def stop(
 
 @app.command()
 def watch(
-    wanted: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs or experiment numbers.")] = None,
+    wanted: Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Runs or experiment numbers.")] = None,
     runs: Runs = STORE,
     json: Json = False,
 ) -> None:
-    """Follow runs until they end; an interrupt leaves them running. Without a name: all active ones."""
-    from lmconsole import headless
+    """Follow runs until they end.
+
+    Without a name, all active ones. An interrupt leaves them running.
+    """
+    from lmconsole.headless import follow
 
     store = _store(runs)
     chosen = _find(store, wanted) if wanted else [run for run in store.runs() if run.status.active]
     if not chosen:
         typer.echo(f"{store.root}: no active run", err=True)
         return
-    raise typer.Exit(headless.watch(store, [run.run for run in chosen], json=json))
+    raise typer.Exit(follow.watch(store, [run.run for run in chosen], json=json))
 
 
 @app.command()
@@ -195,7 +201,10 @@ def export(
     of_run: Annotated[str | None, typer.Option("--run", help="The group of this run.", metavar="RUN")] = None,
     runs: Runs = STORE,
 ) -> None:
-    """Write the results as tables; the paths written go to standard output."""
+    """Write the results as tables.
+
+    The paths written go to standard output.
+    """
     from lmconsole.report.export import export_tables, print_table
 
     store = _store(runs)
@@ -218,7 +227,7 @@ def data_info(
     json: Json = False,
 ) -> None:
     """Say which corpus and embeddings would be used, and what is in them."""
-    from lmconsole.corpora import data_report
+    from lmconsole.headless.datainfo import data_report
 
     report, lines = data_report(data, embeddings, preset, experiments)
     if json:
@@ -230,8 +239,11 @@ def data_info(
 
 @app.command()
 def doctor(data: Data = None, embeddings: Embeddings = None, runs: Runs = STORE, json: Json = False) -> None:
-    """Check whether this machine is ready: GPU, PyTorch, data, embeddings, locale, disk."""
-    from lmconsole.doctor import examine, print_findings
+    """Check whether this machine is ready.
+
+    Looks at GPU, PyTorch, data, embeddings, locale and disk.
+    """
+    from lmconsole.headless.doctor import examine, print_findings
 
     findings = examine(data=data, embeddings=embeddings, runs=runs)
     if json:

@@ -135,7 +135,7 @@ def enqueue(
             if active and refuse_active:
                 raise RunActiveError(
                     f"{store.root}: already queued or running: {', '.join(map(str, active))}",
-                    hint="`lmconsole watch RUN` follows it, `lmconsole stop RUN` stops it, and `run --all` waits for it.",
+                    hint="`lmconsole watch RUN` follows it, `lmconsole stop RUN` stops it; `run --all` waits for it.",
                 )
             by_name = {run.run: run for run in runs}
             done = []

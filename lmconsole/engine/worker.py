@@ -11,7 +11,7 @@ from pathlib import Path
 from lmconsole import __version__
 from lmconsole.runs import lock
 from lmconsole.runs.events import EventLog, EventReader, Failed
-from lmconsole.runs.info import RunInfo, read_info
+from lmconsole.runs.info import read_info
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState, Status
 

@@ -170,7 +170,7 @@ class Training:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate_at(settings, step, settings.epochs * self.steps)
         loss_sum = self.model.loss_sum(*self.splits["train"].batch(windows), self.precision)
-        (loss_sum / targets).backward()  # type: ignore[no-untyped-call]
+        (loss_sum / targets).backward()
         if settings.gradient_clip_norm:
             torch.nn.utils.clip_grad_norm_(self.parameters, settings.gradient_clip_norm)
         self.optimizer.step()

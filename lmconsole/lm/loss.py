@@ -1,54 +1,192 @@
-"""Cross-entropy of the tied head, without ever holding tokens x vocabulary logits."""
+"""Cross-entropy of the tied head, exact, without ever holding tokens x vocabulary logits.
+
+For a feature x, a table W and a target t the loss is log(sum_v exp(x·W_v)) - x·W_t, and its gradient with respect to x
+is sum_v p_v W_v - W_t. The sum over v is attention with W as keys and as values, so it is computed as FlashAttention
+computes it (Dao et al., arXiv:2205.14135, after Milakov & Gimelshein, arXiv:1805.02867): tile by tile over the
+vocabulary, each row keeping the largest logit so far, and what was summed before rescaled whenever that grows. The
+gradient is known when the loss is, at the price of two matrix products, and a tile never leaves the cache.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import once_differentiable
 
 IGNORE = -100
 """Target of a slot that counts for nothing: padding of the last window."""
+
+_LOG2_E = math.log2(math.e)
+
+_ROWS = {"cpu": 1024, "cuda": 4096}
+_TILE_VALUES = {"cpu": 2 * 2**20, "cuda": 16 * 2**20}
+_KEPT_BYTES = 256 * 2**20
 
 
 def head_loss_sum(
     features: Tensor, table: Tensor, targets: Tensor, *, compute_dtype: torch.dtype, chunk_rows: int | None = None
 ) -> Tensor:
-    """Summed negative log-likelihood, in nats, of ``targets`` under softmax(features @ table.T); a float32 scalar."""
-    rows = chunk_rows or 512
-    need_features = torch.is_grad_enabled() and features.requires_grad
-    need_table = torch.is_grad_enabled() and table.requires_grad
+    """Summed negative log-likelihood, in nats, of ``targets`` (N) under softmax(``features`` (N, C) @ ``table`` (V, C).T).
+
+    Targets that are ``IGNORE`` count for nothing. A float32 scalar, differentiable once with respect to ``features``,
+    and to ``table`` if that requires a gradient. Factors of matrix products are of ``compute_dtype``; exponentials and
+    sums are float32 at least. ``chunk_rows`` rows are worked on at a time; by default as many as measured fastest.
+    Nothing waits for the device, and inputs that are not finite give a loss that is not.
+    """
+    with_grad = torch.is_grad_enabled()
+    need_features, need_table = with_grad and features.requires_grad, with_grad and table.requires_grad
     with torch.autocast(features.device.type, enabled=False):
-        loss: Tensor = _HeadLoss.apply(features, table, targets, compute_dtype, rows, need_features, need_table)
-    return loss
+        if need_features or need_table:
+            loss: Tensor = _HeadLoss.apply(features, table, targets, compute_dtype, chunk_rows)
+            return loss
+        return _walk(features, table, targets, compute_dtype, chunk_rows, False, False)[0]
 
 
 class _HeadLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, features, table, targets, dtype, rows, need_features, need_table):
-        x = features.to(dtype)
-        w = table.to(dtype)
-        total = torch.zeros((), dtype=torch.float64, device=x.device)
-        grad_features = torch.empty_like(features) if need_features else None
-        grad_table = torch.zeros_like(table, dtype=torch.float32) if need_table else None
-        for start in range(0, len(x), rows):
-            part = x[start : start + rows]
-            target = targets[start : start + rows]
-            used = target != IGNORE
-            target = target.clamp_min(0).unsqueeze(1)
-            logp = torch.log_softmax((part @ w.T).float(), dim=-1)
-            total -= (logp.gather(1, target).squeeze(1).masked_fill(~used, 0)).double().sum()
-            if not (need_features or need_table):
-                continue
-            p = logp.exp_()
-            p.scatter_add_(1, target, p.new_full((len(part), 1), -1.0))
-            p.masked_fill_(~used.unsqueeze(1), 0)
-            p = p.to(dtype)
-            if grad_features is not None:
-                grad_features[start : start + rows] = p @ w
-            if grad_table is not None:
-                grad_table += p.T @ part
-        ctx.grads = (grad_features, grad_table)
-        return total.float()
+    """Works the gradient out on the way forward, for a loss of weight 1; on the way back there is only a scaling."""
 
     @staticmethod
-    def backward(ctx, grad):
-        a, b = ctx.grads
-        return (a * grad if a is not None else None, b * grad if b is not None else None, None, None, None, None, None)
+    def forward(
+        ctx: Any, features: Tensor, table: Tensor, targets: Tensor, dtype: torch.dtype, chunk_rows: int | None
+    ) -> Tensor:
+        need_features, need_table = ctx.needs_input_grad[:2]
+        loss, *ctx.gradients = _walk(features, table, targets, dtype, chunk_rows, need_features, need_table)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the head's gradient is handed out once; compute the loss again")
+        gradients, ctx.gradients = ctx.gradients, None
+        # In place, since a learned table's gradient is as large as the table.
+        return *(None if gradient is None else gradient.mul_(weight) for gradient in gradients), None, None, None
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What R rows have gathered from the tiles of the vocabulary passed so far."""
+
+    largest: Tensor  # (R, 1) largest logit
+    summed: Tensor  # (R, 1) sum of exp(logit - largest)
+    target: Tensor  # (R, 1) the target's logit; NaN until its tile comes by
+    mean: Tensor | None  # (R, C) sum of exp(logit - largest) W_v
+    kept: list[tuple[slice, Tensor, Tensor]]  # a tile's place, its exp(logit - largest), and what largest was then
+
+
+def _walk(
+    features: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    dtype: torch.dtype,
+    chunk_rows: int | None,
+    need_features: bool,
+    need_table: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The loss, and its gradients with respect to features and table where needed."""
+    features, table = features.detach(), table.detach()
+    rows, width = _sizes(features, table, dtype, chunk_rows, need_table)
+    w = table.to(dtype)
+    total = torch.zeros((), dtype=torch.float64, device=features.device)
+    grad_features = torch.empty_like(features) if need_features else None
+    grad_table = torch.zeros_like(table, dtype=torch.float32) if need_table else None
+    tiles = _Tiles(w, rows, width, keep=need_table)
+    for start in range(0, len(features), rows):
+        chunk = slice(start, start + rows)
+        x = features[chunk]
+        ignored = (targets[chunk] == IGNORE).unsqueeze(1)  # (R, 1)
+        target = targets[chunk].unsqueeze(1).masked_fill(ignored, 0)  # (R, 1)
+        seen = tiles.see(x, target, need_mean=need_features)
+        nats = ((seen.largest - seen.target) * tiles.unit + seen.summed.log2()) / _LOG2_E
+        total += nats.masked_fill_(ignored, 0.0).sum(dtype=torch.float64)
+        if grad_features is not None and seen.mean is not None:
+            gradient = seen.mean.div_(seen.summed).sub_(w[target.squeeze(1)])
+            grad_features[chunk] = gradient.masked_fill_(ignored, 0.0)
+        if grad_table is not None:
+            _add_table_gradient(grad_table, x.float(), target, ignored, seen, tiles)
+    return total.float(), grad_features, grad_table
+
+
+class _Tiles:
+    """A table cut along the vocabulary, and room for the logits of one tile; of every tile if they are to be kept.
+
+    Powers of two are cheaper than powers of e, so logits are multiplied by log2(e): float32 ones through the features,
+    before the product, others as they are widened to float32, since rounding the features again would cost accuracy.
+    ``unit`` is what is left to multiply by.
+    """
+
+    def __init__(self, w: Tensor, rows: int, width: int, *, keep: bool) -> None:
+        self.w, self.width, self.keep = w, width, keep
+        self.unit = 1.0 if w.dtype == torch.float32 else _LOG2_E
+        self.products = w.new_empty(rows * (len(w) if keep else width))
+        self.powers = w.new_empty(rows * width, dtype=torch.float32) if w.dtype != torch.float32 else None
+
+    def see(self, x: Tensor, target: Tensor, *, need_mean: bool) -> _Seen:
+        """Passes the rows ``x`` (R, C) by the whole vocabulary."""
+        R, C = x.shape
+        column = x.new_zeros(R, 1, dtype=torch.float32)
+        mean = x.new_zeros(R, C, dtype=torch.float32) if need_mean else None
+        seen = _Seen(column - math.inf, column.clone(), column + math.nan, mean, [])
+        x = (x.float() * _LOG2_E if self.unit == 1.0 else x).to(self.w.dtype)
+        for start in range(0, len(self.w), self.width):
+            place = slice(start, min(start + self.width, len(self.w)))
+            self._see_tile(seen, x, target, place)
+        return seen
+
+    def _see_tile(self, seen: _Seen, x: Tensor, target: Tensor, place: slice) -> None:
+        w, R, n = self.w[place], len(x), place.stop - place.start
+        room = self.products[R * place.start :] if self.keep else self.products
+        logits = torch.mm(x, w.t(), out=room[: R * n].view(R, n))
+        inside = (target >= place.start) & (target < place.stop)
+        found = logits.gather(1, (target - place.start).clamp_(0, n - 1))
+        torch.where(inside, found.float(), seen.target, out=seen.target)
+
+        largest = torch.maximum(seen.largest, logits.amax(1, keepdim=True).float())
+        shrink = ((seen.largest - largest) * self.unit).exp2_()  # (R, 1)
+        powers = logits if self.powers is None else self.powers[: R * n].view(R, n)
+        torch.add(largest * -self.unit, logits, alpha=self.unit, out=powers).exp2_()
+        seen.largest = largest
+        seen.summed.mul_(shrink).add_(powers.sum(1, keepdim=True))
+        if seen.mean is None and not self.keep:
+            return
+        if powers is not logits:
+            logits.copy_(powers)
+        if self.keep:
+            seen.kept.append((place, logits, largest))
+        if seen.mean is not None:
+            _add_product(seen.mean.mul_(shrink), logits, w)
+
+
+def _add_table_gradient(
+    gradient: Tensor, x: Tensor, target: Tensor, ignored: Tensor, seen: _Seen, tiles: _Tiles
+) -> None:
+    """Adds sum_n (p_nv - [v = target_n]) x_n to row v of ``gradient`` (V, C). What turns a kept tile into probabilities
+    is one factor a row, which the narrow ``x`` takes in place of the wide tile."""
+    for place, powers, largest in seen.kept:
+        scale = ((largest - seen.largest) * tiles.unit).exp2_().div_(seen.summed).masked_fill_(ignored, 0.0)
+        _add_product(gradient[place], powers.t(), (x * scale).to(powers.dtype))
+    gradient.index_add_(0, target.squeeze(1), x.masked_fill(ignored, 0.0), alpha=-1)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, in place; ``total`` is float32 whatever the factors are."""
+    if a.dtype == torch.float32:
+        total.addmm_(a, b)
+    else:
+        total.add_(a @ b)
+
+
+def _sizes(
+    features: Tensor, table: Tensor, dtype: torch.dtype, chunk_rows: int | None, keep: bool
+) -> tuple[int, int]:
+    """Rows of a chunk and columns of a tile: as large as products need to be fast, as small as caches are."""
+    kind = "cpu" if features.device.type == "cpu" else "cuda"
+    N, V = len(features), len(table)
+    rows = chunk_rows or _ROWS[kind]
+    if keep and not chunk_rows:
+        rows = min(rows, max(_KEPT_BYTES // (V * dtype.itemsize), 64))
+    rows = max(min(rows, N), 1)
+    width = max(_TILE_VALUES[kind] // rows // 64 * 64, 64)
+    return rows, min(width, V)

@@ -47,7 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Standard deviation of learned tables before the first step."""
 
     corpus: Literal["tokens", "demo"]
-    """``tokens``: the folder found by ``--data``, LMCONSOLE_DATA, ./data or the user data folder. ``demo``: built in."""
+    """``tokens``: the folder that --data, LMCONSOLE_DATA, ./data or the user data folder names. ``demo``: built in."""
     vocabulary: Annotated[int, msgspec.Meta(ge=2, le=10_000_000)]
     """V: token ids are below it; a tokenizer trained on the corpus gets at most this many."""
     window_tokens: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]

@@ -1,4 +1,4 @@
-"""Three ways to show runs while they go on: a live table on a terminal, plain lines in a pipe, JSON lines on request."""
+"""Three ways to show runs as they go on: a live table on a terminal, plain lines in a pipe, JSON lines on request."""
 
 import sys
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lmconsole import formatting
-from lmconsole.listing import console
-from lmconsole.runs.events import AnyEvent, Epoch, Failed, Finished, Progress, Started, Stopped, number
+from lmconsole.headless.listing import console
+from lmconsole.runs.events import AnyEvent, Epoch, Failed, Finished, Progress, Started, Stopped, number, perplexity
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
@@ -160,8 +160,6 @@ def _active_row(run: Run) -> list[str]:
     if epoch > epochs:
         what = "test"
     loss = number(now, "train_loss_nats") if now else None
-    from lmconsole.runs.events import perplexity
-
     return [
         f"{label(run)}{' (stopping)' if run.stop_requested else ''}",
         what,

@@ -132,7 +132,7 @@ def experiments_table(plan: Plan, latest: dict[int, Run]) -> Table:
     for experiment in plan.experiments:
         run = latest.get(experiment.id)
         own = ", ".join(f"{key} {value}" for key, value in experiment.overrides.items())
-        status, _, valid, *_ = _results(run) if run else [Text(UNKNOWN), "", UNKNOWN]
+        status, valid = (_results(run)[0], _results(run)[2]) if run else (Text(UNKNOWN), UNKNOWN)
         table.add_row(*_identity(experiment), own or UNKNOWN, status, run.info.preset if run else UNKNOWN, valid)
     if not any(experiment.overrides for experiment in plan.experiments):
         table.columns.pop(4)

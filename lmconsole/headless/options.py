@@ -10,15 +10,35 @@ import msgspec
 
 from lmconsole.engine.probe import ProbeRequest
 from lmconsole.errors import LmconsoleError
-from lmconsole.headless import RunOptions
 from lmconsole.plan.experiment import Seed
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import AUTO, TYPES, Plan, ranges, unknown
 from lmconsole.runs.store import Store
+from lmconsole.telemetry.host import cores
 
 MAX_SEEDS = 10_000
 MAX_JOBS = 1_024
 MAX_TOKENS = 10**12
+
+
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """`lmconsole run`, parsed."""
+
+    probe: ProbeRequest
+    store: Path
+    seeds: tuple[int, ...] | None
+    jobs: int
+    fresh: bool
+    everything: bool
+    """``--all``: an active run is waited for instead of refused."""
+    exports: Path | None
+    on_finish: tuple[str, ...]
+    json: bool
+
+
+def threads_per_run(jobs: int) -> int:
+    """CPU threads for each of ``jobs`` runs at once."""
+    return max(1, cores() // jobs)
 
 
 def run_options(

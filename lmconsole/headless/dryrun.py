@@ -1,0 +1,130 @@
+"""`lmconsole run --dry-run`: what would be done, and with which settings from where."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from rich.text import Text
+
+from lmconsole import formatting
+from lmconsole.engine.probe import ProbeAnswer, ask
+from lmconsole.engine.queue import Action, Decision, decide, wanted_runs
+from lmconsole.errors import ExitCode, printable
+from lmconsole.headless.listing import console
+from lmconsole.headless.options import RunOptions, threads_per_run
+from lmconsole.runs.store import Run, Store
+from lmconsole.telemetry.host import free_disk_mib
+
+
+def dry_run(options: RunOptions) -> ExitCode:
+    """Print what `run` would do, and do nothing."""
+    answer = ask(options.probe)
+    store = Store(options.store)
+    runs = store.runs()
+    decisions = decide(runs, wanted_runs(answer, options.seeds), fresh=options.fresh)
+    out = console()
+    if options.json:
+        sys.stdout.write(msgspec.json.encode(_plan_as_dict(answer, decisions, options)).decode() + "\n")
+        return ExitCode.OK
+    for name, value in overview(answer, options):
+        out.print(Text(f"{name:<12}", style="bold").append(value, style="not bold"))
+    for warning in answer.warnings:
+        console(stderr=True).print(Text(f"warning: {warning}", style="yellow"))
+    known = {run.run: run for run in runs}
+    out.print()
+    for decision in decisions:
+        out.print(_decision_line(decision, known))
+    out.print()
+    _print_settings(answer)
+    return ExitCode.OK
+
+
+def overview(answer: ProbeAnswer, options: RunOptions) -> list[tuple[str, str]]:
+    first = answer.prepared[0]
+    tokens = ", ".join(f"{count:,} {split}" for split, count in first.corpus.tokens.items())
+    free = free_disk_mib(options.store)
+    devices = ", ".join(f"{d} ({n})" for d, n in zip(answer.devices, answer.device_names, strict=True))
+    precisions = dict.fromkeys(prepared.settings.precision for prepared in answer.prepared)
+    rows = [
+        ("preset", f"{answer.preset} ({answer.reason})"),
+        ("device", f"{devices}, {options.jobs} at once, {threads_per_run(options.jobs)} threads each"),
+        ("precision", ", ".join(precisions)),
+        ("corpus", f"{first.corpus.name}: {tokens} tokens, vocabulary {first.corpus.vocabulary:,}"),
+        ("", f"{first.corpus.tokenizer}; {first.corpus.path or 'built in'}"),
+        ("store", f"{options.store.absolute()} ({formatting.mib(free)} free)"),
+        ("exports", str(options.exports) if options.exports else "none (--no-export)"),
+    ]
+    if first.embeddings:
+        rows.insert(5, ("embeddings", first.embeddings.path))
+    return [(name, printable(value)) for name, value in rows]
+
+
+def _decision_line(decision: Decision, known: dict[str, Run]) -> str:
+    experiment = decision.wanted.prepared.experiment
+    text = f"{experiment.id:>3} {experiment.label:<18} seed {decision.wanted.seed:<6} "
+    expected = _expected_s(decision, known)
+    time_left = f", about {formatting.seconds(expected)}" if expected else ""
+    match decision.action:
+        case Action.NEW:
+            return f"{text}new{time_left}"
+        case Action.RESUME:
+            return f"{text}resume {decision.run} in epoch {decision.epoch}{time_left}"
+        case Action.FINISHED:
+            return f"{text}skip, finished: {decision.run}"
+        case Action.ACTIVE:
+            return f"{text}{'wait for' if decision.run else ''} {decision.run}, which is under way"
+
+
+def _expected_s(decision: Decision, known: dict[str, Run]) -> float | None:
+    """Wall seconds that the newest finished run with the same settings, other seed or not, has taken."""
+    wanted = decision.wanted.prepared
+    for run in reversed(list(known.values())):
+        same = run.info.settings == wanted.settings and run.info.corpus.tokens == wanted.corpus.tokens
+        if same and run.state.finished:
+            return run.state.finished.wall_s
+    return None
+
+
+def _print_settings(answer: ProbeAnswer) -> None:
+    """Every setting, once where all experiments share it; where it came from behind it."""
+    out = console()
+    settings = [msgspec.to_builtins(prepared.settings) for prepared in answer.prepared]
+    for key in settings[0]:
+        if key in ("model", "layers", "optimizer"):
+            continue
+        values = {p.experiment.id: s[key] for p, s in zip(answer.prepared, settings, strict=True) if s[key] is not None}
+        if not values:
+            continue
+        if len(set(values.values())) == 1:
+            shown = str(next(iter(values.values())))
+            if len(values) < len(settings):
+                shown += f" (experiments {', '.join(map(str, values))})"
+        else:
+            shown = ", ".join(f"{number}: {value}" for number, value in values.items())
+        sources = dict.fromkeys(p.origins[key] for p in answer.prepared if key in p.origins)
+        out.print(Text(f"{key:<22} {printable(shown)}").append(f"  [{printable('; '.join(sources))}]", style="dim"))
+
+
+def _plan_as_dict(answer: ProbeAnswer, decisions: Sequence[Decision], options: RunOptions) -> dict[str, Any]:
+    return {
+        "preset": answer.preset,
+        "reason": answer.reason,
+        "devices": answer.devices,
+        "jobs": options.jobs,
+        "warnings": answer.warnings,
+        "store": str(options.store.absolute()),
+        "runs": [
+            {
+                "experiment": decision.wanted.prepared.experiment.id,
+                "seed": decision.wanted.seed,
+                "action": decision.action.value,
+                "run": decision.run,
+                "same_run": decision.wanted.same_run,
+                "settings": msgspec.to_builtins(decision.wanted.prepared.settings),
+                "origins": decision.wanted.prepared.origins,
+                "corpus": msgspec.to_builtins(decision.wanted.prepared.corpus),
+            }
+            for decision in decisions
+        ],
+    }

@@ -1,0 +1,121 @@
+"""Runs as pandas frames, units in the names of the columns."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
+from lmconsole.report.groups import Group
+from lmconsole.runs.events import Telemetry, number
+from lmconsole.runs.state import Status
+from lmconsole.runs.store import Run
+
+MIN_SAMPLES = 5
+"""Fewer samples than this make no mean."""
+
+
+def run_frame(group: Group) -> pd.DataFrame:
+    """One row a run, at its epoch with the best validation perplexity. Unknown is NaN."""
+    return pd.DataFrame([_run_row(run) for run in group.runs])
+
+
+def _run_row(run: Run) -> dict[str, object]:
+    state, experiment = run.state, run.info.experiment
+    best = state.best_epoch
+    finished = state.finished
+    return {
+        "run": run.run,
+        "experiment": experiment.id,
+        "name": experiment.name,
+        "architecture": MODEL_NAMES[experiment.model],
+        "layers": experiment.layers,
+        "optimizer": OPTIMIZER_NAMES[experiment.optimizer],
+        "seed": run.info.seed,
+        "status": run.status.value,
+        "complete": run.status is Status.FINISHED and finished is not None and not finished.diverged,
+        "train_ppl": number(best, "train_ppl") if best else None,
+        "valid_ppl": number(best, "valid_ppl") if best else None,
+        "epoch": best.epoch if best else None,
+        "test_ppl_best": number(finished, "test_ppl_best") if finished else None,
+        "elapsed_train_s": state.elapsed_train_s,
+        "own_initialisation": experiment.model == "gpt1"
+        and (experiment.layers > 1 or experiment.optimizer in ("sgd", "momentum")),
+    }
+
+
+def results_frame(group: Group) -> pd.DataFrame:
+    """Table 1: one row an experiment, mean and standard deviation (n - 1) over seeds of each seed's best epoch, median
+    epoch, and ``best`` for the lowest complete validation perplexity of each architecture, ties included."""
+    runs = run_frame(group)
+    numbers = ["train_ppl", "valid_ppl", "epoch"]
+    runs[numbers] = runs[numbers].astype(float)
+    keys = ["experiment", "name", "architecture", "layers", "optimizer", "own_initialisation"]
+    grouped = runs.groupby(keys, sort=False, dropna=False)
+    table = grouped.agg(
+        train_ppl=("train_ppl", "mean"),
+        train_ppl_sd=("train_ppl", "std"),
+        valid_ppl=("valid_ppl", "mean"),
+        valid_ppl_sd=("valid_ppl", "std"),
+        epoch=("epoch", "median"),
+        seeds=("seed", "nunique"),
+        complete=("complete", "all"),
+    ).reset_index()
+    eligible = table["valid_ppl"].where(table["complete"])
+    lowest = eligible.groupby(table["architecture"]).transform("min")
+    table["best"] = table["complete"] & eligible.eq(lowest)
+    return table
+
+
+def memory_frame(group: Group) -> pd.DataFrame:
+    """Table 2: one row an experiment, means over the samples of phase train from the second epoch on (from the first
+    where there is only one), all seeds together.
+
+    ``memory_mib`` is the process's GPU memory where the driver tells it for every sample, else the whole device's
+    (``scope``). ``host_peak_mib`` is the largest resident memory of any of its runs.
+    """
+    rows = []
+    by_experiment: dict[int, list[Run]] = {}
+    for run in group.runs:
+        by_experiment.setdefault(run.info.experiment.id, []).append(run)
+    for runs in by_experiment.values():
+        experiment = runs[0].info.experiment
+        samples = [sample for run in runs for sample in _training_samples(run)]
+        process, device = _mean(samples, "process_used_mib"), _mean(samples, "device_used_mib")
+        allocated = [run.state.finished.torch_peak_mib for run in runs if run.state.finished]
+        rows.append(
+            {
+                "experiment": experiment.id,
+                "name": experiment.name,
+                "architecture": MODEL_NAMES[experiment.model],
+                "layers": experiment.layers,
+                "optimizer": OPTIMIZER_NAMES[experiment.optimizer],
+                "memory_mib": process if process is not None else device,
+                "scope": "process" if process is not None else "device" if device is not None else None,
+                "device_total_mib": _mean(samples, "device_total_mib"),
+                "allocated_peak_mib": max((mib for mib in allocated if mib is not None), default=None),
+                "utilization_percent": _mean(samples, "utilization_percent"),
+                "host_peak_mib": _host_peak_mib(runs),
+                "samples": len(samples),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _training_samples(run: Run) -> list[Telemetry]:
+    training = [sample for sample in run.state.telemetry if sample.phase == "train"]
+    later = [sample for sample in training if (sample.epoch or 0) >= 2]
+    return later or training
+
+
+def _mean(samples: Sequence[Telemetry], field: str) -> float | None:
+    """Mean of a field over samples; None unless all of at least ``MIN_SAMPLES`` know it."""
+    values = [getattr(sample, field) for sample in samples]
+    if len(values) < MIN_SAMPLES or None in values:
+        return None
+    return float(sum(values) / len(values))
+
+
+def _host_peak_mib(runs: Sequence[Run]) -> float | None:
+    peaks = [run.state.finished.rss_peak_mib for run in runs if run.state.finished]
+    peaks += [sample.rss_mib for run in runs for sample in run.state.telemetry]
+    return max((mib for mib in peaks if mib is not None), default=None)

@@ -1,0 +1,116 @@
+"""Small real corpora on disk, and the shared data where a machine has it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+NPZ_NAMES = ("wiki.train.npz", "wiki.validation.npz", "wiki.test.npz")
+TEXT_NAMES = ("train.txt", "valid.txt", "test.txt")
+
+LIFE = (
+    "Words make lines, lines make texts;\nand some texts make sense – naïve or not.\n\n\tBut 1,234 of them don't!\r\n"
+)
+
+
+@pytest.fixture
+def npz_folder(tmp_path: Path) -> Path:
+    """A corpus of 400 / 50 / 60 ids below 100."""
+    folder = tmp_path / "numbers"
+    folder.mkdir()
+    for seed, (name, size) in enumerate(zip(NPZ_NAMES, (400, 50, 60), strict=True)):
+        ids = np.random.default_rng(seed).integers(1, 100, size, dtype=np.uint16)
+        np.savez_compressed(folder / name, tokens=ids, sizes=np.array([size]))
+    return folder
+
+
+@pytest.fixture
+def text_folder(tmp_path: Path) -> Path:
+    """A corpus of three short texts with white space, accents and a carriage return."""
+    folder = tmp_path / "letters"
+    folder.mkdir()
+    for repeats, name in zip((20, 2, 3), TEXT_NAMES, strict=True):
+        (folder / name).write_bytes((LIFE * repeats + f"End of {name}").encode())
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """A cache folder that does not exist yet."""
+    return tmp_path / "cache" / "corpora"
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder with WikiText-2 and GPT-1's BPE, named by LMCONSOLE_SHARED."""
+    folder = os.environ.get("LMCONSOLE_SHARED")
+    if not folder:
+        pytest.skip("LMCONSOLE_SHARED does not name the folder that holds data/wikitext-2 and data/gpt1-bpe")
+    return Path(folder) / "data"
+
+
+@pytest.fixture
+def write_small_bpe() -> Callable[[Path], None]:
+    """Writes a BPE of 12 tokens in GPT-1's two files into a folder."""
+
+    def write(folder: Path) -> None:
+        tokens = ["<unk>", "l", "o", "w", "e", "r", "l</w>", "o</w>", "w</w>", "r</w>", "lo", "low</w>"]
+        (folder / "encoder_bpe_40000.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+        (folder / "vocab_40000.bpe").write_text("#version: 0.2\nl o\nlo w</w>\n")
+
+    return write
+
+
+@pytest.fixture
+def ordinary_user(tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """A call that gives up root's right to read everything, until the test ends."""
+    root = os.geteuid() == 0
+
+    def drop() -> None:
+        if root:
+            for folder in (tmp_path, *tmp_path.parents):
+                if folder.stat().st_uid == 0 and folder.stat().st_mode & 0o005 != 0o005:
+                    folder.chmod(0o755)
+            try:
+                os.seteuid(65534)
+            except PermissionError:
+                pytest.skip("this root may not become an ordinary user, so nothing can be unreadable")
+
+    yield drop
+    if root:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def python() -> Callable[..., str]:
+    """Runs a script in a fresh interpreter and gives back what it printed; it must succeed and say nothing else."""
+
+    def run(script: str, *arguments: object, **variables: str) -> str:
+        environment = {k: v for k, v in os.environ.items() if k not in ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS")}
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-W",
+                "error",
+                "-W",
+                "ignore::DeprecationWarning:__main__",
+                "-c",
+                script,
+                *map(str, arguments),
+            ],
+            env={**environment, **variables},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    return run

@@ -1,0 +1,146 @@
+"""Tokenized text is kept and found again; nothing that can be wrong with a cache is the user's problem."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lmconsole.data.cache import default_folder
+from lmconsole.data.corpus import Corpus, load_corpus
+
+LOAD = """
+import sys, pathlib
+from lmconsole.data.corpus import load_corpus
+corpus = load_corpus("tokens", pathlib.Path(sys.argv[1]), vocabulary=400, cache=pathlib.Path(sys.argv[2]))
+print(corpus.sha256, "tokenizers" in sys.modules)
+"""
+
+SMALL_FILES = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+
+
+def load(folder: Path, cache: Path, vocabulary: int = 400) -> Corpus:
+    return load_corpus("tokens", folder, vocabulary=vocabulary, cache=cache)
+
+
+def only_entry(cache: Path) -> Path:
+    (entry,) = cache.iterdir()
+    return entry
+
+
+def test_text_met_before_is_not_tokenized_again(text_folder: Path, cache: Path, python: Callable[..., str]) -> None:
+    first, second = (python(LOAD, text_folder, cache).split() for _ in range(2))
+    assert first[0] == second[0] == load(text_folder, cache).sha256
+    assert (first[1], second[1]) == ("True", "False")
+
+
+def test_what_comes_from_the_cache_is_what_was_made(text_folder: Path, cache: Path) -> None:
+    made, found = load(text_folder, cache), load(text_folder, cache)
+    assert (made.vocabulary, made.tokenizer, made.sha256) == (found.vocabulary, found.tokenizer, found.sha256)
+    for split, ids in made.splits.items():
+        assert ids.dtype == found.splits[split].dtype
+        assert np.array_equal(ids, found.splits[split])
+
+
+def test_another_text_or_vocabulary_gets_an_entry_of_its_own(text_folder: Path, cache: Path) -> None:
+    load(text_folder, cache)
+    load(text_folder, cache, vocabulary=300)
+    with (text_folder / "test.txt").open("a") as file:
+        file.write("!")
+    load(text_folder, cache)
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_limiting_tokens_uses_the_entry_of_the_whole_text(text_folder: Path, cache: Path) -> None:
+    whole = load(text_folder, cache)
+    part = load_corpus("tokens", text_folder, vocabulary=400, max_tokens=60, cache=cache)
+    assert part.sha256 == whole.sha256
+    assert only_entry(cache).suffix == ".npz"
+
+
+def test_a_damaged_or_foreign_entry_is_made_again(text_folder: Path, cache: Path) -> None:
+    whole = load(text_folder, cache)
+    entry = only_entry(cache)
+    good = entry.read_bytes()
+    middle = len(good) // 2
+    for bad in (b"", b"PK\x03\x04", b"\x80\x04.", good[:middle], good[:middle] + b"?????" + good[middle + 5 :]):
+        entry.write_bytes(bad)
+        assert load(text_folder, cache).sha256 == whole.sha256
+        assert entry.read_bytes()[:4] == good[:4]
+        assert len(entry.read_bytes()) == len(good)
+    np.savez(entry, tokens=np.arange(9))
+    assert load(text_folder, cache).sha256 == whole.sha256
+
+
+def test_an_entry_of_another_text_under_this_name_is_not_believed(text_folder: Path, cache: Path) -> None:
+    before = load(text_folder, cache)
+    entry = only_entry(cache)
+    other = entry.read_bytes()
+    entry.unlink()
+    (text_folder / "train.txt").write_text("quite another text, quite another text")
+    after = load(text_folder, cache)
+    only_entry(cache).write_bytes(other)
+    assert load(text_folder, cache).sha256 == after.sha256 != before.sha256
+
+
+def test_an_entry_whose_ids_do_not_match_its_fingerprint_is_not_believed(text_folder: Path, cache: Path) -> None:
+    whole = load(text_folder, cache)
+    with np.load(only_entry(cache)) as archive:
+        arrays = dict(archive)
+    arrays["test"] = arrays["test"][::-1]
+    np.savez(only_entry(cache), **arrays)
+    assert load(text_folder, cache).sha256 == whole.sha256
+
+
+def test_a_folder_or_pipe_in_the_place_of_an_entry_does_no_harm(text_folder: Path, cache: Path) -> None:
+    whole = load(text_folder, cache)
+    entry = only_entry(cache)
+    entry.unlink()
+    entry.mkdir()
+    assert load(text_folder, cache).sha256 == whole.sha256
+    assert only_entry(cache) == entry
+    entry.rmdir()
+    os.mkfifo(entry)
+    assert load(text_folder, cache).sha256 == whole.sha256
+    assert entry.is_file()
+
+
+@pytest.mark.parametrize("place", ["a file", "a name too long", "a read-only folder"])
+def test_a_cache_that_cannot_be_written_is_done_without(
+    place: str, text_folder: Path, tmp_path: Path, ordinary_user: Callable[[], None]
+) -> None:
+    cache = tmp_path / ("x" * 300 if place == "a name too long" else "cache")
+    if place == "a file":
+        cache.touch()
+    elif place == "a read-only folder":
+        cache.mkdir(mode=0o555)
+        ordinary_user()
+    assert load(text_folder, cache).counts()["train"] > 3
+    assert place == "a name too long" or not cache.is_dir() or not list(cache.iterdir())
+
+
+def test_a_full_disk_leaves_no_half_written_file(text_folder: Path, cache: Path, python: Callable[..., str]) -> None:
+    python(SMALL_FILES + LOAD, text_folder, cache)
+    assert list(cache.iterdir()) == []
+    python(LOAD, text_folder, cache)
+    assert only_entry(cache).stat().st_size > 1000
+
+
+def test_two_processes_at_once_agree_and_leave_one_entry(text_folder: Path, cache: Path) -> None:
+    command = [sys.executable, "-c", LOAD, str(text_folder), str(cache)]
+    here = Path(__file__).parents[2]
+    both = [subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = {process.communicate(timeout=60)[0].split()[0] for process in both}
+    assert said == {load(text_folder, cache).sha256}
+    assert only_entry(cache).suffix == ".npz"
+
+
+def test_the_users_cache_folder_is_used_where_none_is_named(
+    text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    load_corpus("tokens", text_folder, vocabulary=400)
+    assert default_folder() == tmp_path / "xdg" / "lmconsole" / "corpora"
+    assert len(list((tmp_path / "xdg" / "lmconsole" / "corpora").iterdir())) == 1

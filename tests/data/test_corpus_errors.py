@@ -1,0 +1,274 @@
+"""Whatever is wrong with a corpus ends in one message: which file, what was found, what to do."""
+
+import io
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lmconsole.data.corpus import load_corpus
+from lmconsole.data.files import read_tokens
+from lmconsole.data.tokenizer import ENCODER_FILE, MERGES_FILE
+from lmconsole.errors import CorpusError
+
+
+def refusal(folder: Path | None, cache: Path | None = None, vocabulary: int = 400) -> CorpusError:
+    """The error that loading ``folder`` ends in. It names the folder or a file in it, and is fit for a terminal."""
+    with pytest.raises(CorpusError) as caught:
+        load_corpus("tokens", folder, vocabulary=vocabulary, cache=cache)
+    assert folder is None or folder.name in caught.value.message
+    assert "\x1b" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    return caught.value
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def zipped(name: str, data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+IDS = np.arange(1, 90, dtype=np.uint16)
+HUGE = npy(np.arange(10)).replace(b"'shape': (10,), }             ", b"'shape': (99999999999999999,)}")
+
+BAD_ARCHIVES: dict[str, tuple[bytes, str]] = {
+    "empty file": (b"", "an empty file"),
+    "truncated": (npz(tokens=IDS)[:-40], "damaged or cut short"),
+    "only a magic number": (b"PK\x03\x04", "damaged or cut short"),
+    "a pickle": (pickle.dumps([1, 2, 3]), "may be a pickle, which is never loaded"),
+    "pickled array": (npz(tokens=np.array([1, "two", None], dtype=object)), "pickled Python objects"),
+    "an npy file": (npy(IDS), "a single npy array"),
+    "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+    "text": (b"1 2 3 4 5", "9 bytes of something else"),
+    "another array": (npz(ids=IDS, sizes=IDS), "found 'ids', 'sizes'"),
+    "no array": (npz(), "no array at all"),
+    "a member that is no array": (zipped("tokens", b"1 2 3"), "must hold integers, found raw bytes"),
+    "a shape beyond memory": (zipped("tokens.npy", HUGE), "damaged or cut short"),
+    "floats": (npz(tokens=IDS.astype(np.float32)), "must hold integers, found float32"),
+    "booleans": (npz(tokens=IDS > 3), "must hold integers, found bool"),
+    "strings": (npz(tokens=np.array(["a", "b"])), "must hold integers, found <U1"),
+    "two dimensions": (npz(tokens=IDS[:88].reshape(8, 11)), "found 8 × 11"),
+    "a scalar": (npz(tokens=np.array(7)), "found a single number"),
+    "no tokens": (npz(tokens=IDS[:0]), "'tokens' is empty"),
+    "two tokens": (npz(tokens=IDS[:2]), "the validation split has 2 tokens"),
+    "an id too large": (
+        npz(tokens=np.array([5, 399, 400, 401])),
+        "id 400 at position 2 is outside the vocabulary of 400",
+    ),
+    "a negative id": (npz(tokens=np.array([5, -1, 400])), "id -1 at position 1 is outside the vocabulary"),
+    "an unsigned id beyond all": (npz(tokens=np.array([2**64 - 1], dtype=np.uint64)), "id 18446744073709551615 at"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ARCHIVES)
+def test_a_bad_archive_is_named_with_what_was_found_in_it(kind: str, npz_folder: Path) -> None:
+    data, complaint = BAD_ARCHIVES[kind]
+    (npz_folder / "wiki.validation.npz").write_bytes(data)
+    error = refusal(npz_folder)
+    assert "wiki.validation.npz" in error.message
+    assert complaint in error.message
+    assert error.hint
+
+
+def test_no_pickle_in_an_archive_is_ever_run(npz_folder: Path, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    trap = np.empty(1, dtype=object)
+    trap[0] = Trap()
+    for data in (npz(tokens=trap), pickle.dumps(Trap())):
+        (npz_folder / "wiki.train.npz").write_bytes(data)
+        refusal(npz_folder)
+    assert not (tmp_path / "sprung").exists()
+    pickle.loads(pickle.dumps(Trap()))
+    assert (tmp_path / "sprung").exists()
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_any_damage_to_an_archive_is_a_corpus_error_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
+    good = npz(tokens=IDS)
+    where = data.draw(st.integers(0, len(good) - 1))
+    patch = data.draw(st.binary(max_size=6))
+    length = data.draw(st.integers(0, 10))
+    path = tmp_path / "x.npz"
+    path.write_bytes(good[:where] + patch + good[where + length :])
+    try:
+        found = read_tokens(path, 100)
+    except CorpusError as error:
+        assert "x.npz" in error.message
+    else:
+        assert found.ndim == 1
+        assert 0 <= found.min() <= found.max() < 100
+
+
+def test_no_folder_at_all_says_how_to_name_one() -> None:
+    assert "--data" in str(refusal(None).hint)
+
+
+def test_a_missing_folder_and_a_file_in_its_place_are_told_apart(npz_folder: Path) -> None:
+    assert "no such folder" in refusal(npz_folder.parent / "absent").message
+    assert "a folder was expected here, this is a file" in refusal(npz_folder / "wiki.test.npz").message
+    assert "cannot be read: File name too long" in refusal(npz_folder / ("x" * 300)).message
+    assert "cannot be read" in refusal(Path(f"{npz_folder}/nul\x00")).message
+
+
+def test_a_folder_without_a_corpus_is_told_what_one_looks_like(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("nothing to train on")
+    error = refusal(tmp_path)
+    assert "no corpus in this folder" in error.message
+    assert "wiki.train.npz" in str(error.hint)
+
+
+@pytest.mark.parametrize("gone", ["wiki.train.npz", "wiki.validation.npz", "wiki.test.npz"])
+def test_two_of_three_token_files_are_refused_with_the_name_of_the_third(npz_folder: Path, gone: str) -> None:
+    (npz_folder / gone).unlink()
+    error = refusal(npz_folder)
+    assert f"2 of 3 splits: wiki.{'validation' if 'train' in gone else 'train'}.npz" in error.message
+    assert f"without {gone}" in error.message
+
+
+def test_two_of_three_texts_are_refused_with_the_names_the_third_may_have(text_folder: Path) -> None:
+    (text_folder / "valid.txt").unlink()
+    assert "train.txt, test.txt without valid.txt or validation.txt" in refusal(text_folder).message
+
+
+def test_two_validation_texts_are_refused_because_only_one_can_be_meant(text_folder: Path) -> None:
+    shutil.copy(text_folder / "valid.txt", text_folder / "validation.txt")
+    assert "both valid.txt and validation.txt" in refusal(text_folder).message
+
+
+@pytest.mark.parametrize("name", ["train.txt", "wiki.test.npz"])
+def test_a_folder_a_pipe_and_a_broken_link_in_the_place_of_a_file_are_named(
+    name: str, text_folder: Path, npz_folder: Path
+) -> None:
+    path = (text_folder if name.endswith("txt") else npz_folder) / name
+    path.unlink()
+    path.mkdir()
+    assert f"{name}: a file was expected here, this is a folder" in refusal(path.parent).message
+    path.rmdir()
+    os.mkfifo(path)
+    assert f"{name}: a regular file was expected here" in refusal(path.parent).message
+    path.unlink()
+    path.symlink_to("nowhere")
+    assert f"{name}: there is no such file" in refusal(path.parent).message
+    path.unlink()
+    path.symlink_to(name)
+    assert f"{name}: cannot be read: Too many levels" in refusal(path.parent).message
+
+
+def test_a_file_without_the_right_to_read_it_is_named(npz_folder: Path, ordinary_user: Callable[[], None]) -> None:
+    (npz_folder / "wiki.test.npz").chmod(0)
+    ordinary_user()
+    error = refusal(npz_folder)
+    assert "wiki.test.npz: cannot be read: Permission denied" in error.message
+    assert "chmod" in str(error.hint)
+
+
+def test_a_folder_without_the_right_to_list_it_is_named(npz_folder: Path, ordinary_user: Callable[[], None]) -> None:
+    npz_folder.chmod(0)
+    ordinary_user()
+    assert "numbers: cannot be read: Permission denied" in refusal(npz_folder).message
+
+
+def test_text_that_is_not_utf8_is_refused_with_the_offset_of_the_byte(text_folder: Path) -> None:
+    (text_folder / "test.txt").write_bytes(b"caf\xe9 and more")
+    error = refusal(text_folder)
+    assert "test.txt: not UTF-8: byte 0xe9 at offset 3" in error.message
+    assert "iconv" in str(error.hint)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [(b"", "test.txt: the file is empty"), (b"\xef\xbb\xbf", "has 0 tokens"), (b"ab", "the test split has 2 tokens")],
+)
+def test_text_too_short_for_a_window_is_refused(text: bytes, complaint: str, text_folder: Path, cache: Path) -> None:
+    (text_folder / "test.txt").write_bytes(text)
+    error = refusal(text_folder, cache)
+    assert "test.txt" in error.message
+    assert complaint in error.message
+
+
+def test_white_space_alone_is_no_text_to_gpt1(
+    text_folder: Path, cache: Path, write_small_bpe: Callable[[Path], None]
+) -> None:
+    write_small_bpe(text_folder)
+    (text_folder / "valid.txt").write_text(" \n\n\t\n")
+    assert "valid.txt: the validation split has 0 tokens" in refusal(text_folder, cache).message
+
+
+BAD_BPE: dict[str, tuple[str, bytes, str]] = {
+    "json cut short": (ENCODER_FILE, b'{"<unk>": 0, "l', "expected a JSON object"),
+    "json of another shape": (ENCODER_FILE, b"[1, 2]", "expected a JSON object"),
+    "json with a wrong value": (ENCODER_FILE, b'{"<unk>": "zero"}', "expected a JSON object"),
+    "json in another encoding": (ENCODER_FILE, b'{"<unk>": 0, "\xe9": 1}', "expected a JSON object"),
+    "json half a character": (ENCODER_FILE, b'{"<unk>": 0, "\\ud800": 1}', ENCODER_FILE),
+    "empty json": (ENCODER_FILE, b"", "expected a JSON object"),
+    "a gap in the numbers": (ENCODER_FILE, b'{"<unk>": 0, "l": 2}', "not numbered 0, 1, 2"),
+    "no token for the unknown": (ENCODER_FILE, b'{"l": 0, "o": 1}', "<unk> is missing"),
+    "no token": (ENCODER_FILE, b"{}", "<unk> is missing"),
+    "merges of another vocabulary": (MERGES_FILE, b"#version: 0.2\nl o\na b\n", "line 3: 'a' is no token"),
+    "a line of three": (MERGES_FILE, b"#version: 0.2\nl o w\n", "line 2: expected two pieces, found 'l o w'"),
+    "a line cut short": (MERGES_FILE, b"#version: 0.2\nl o\nlo", "line 3: expected two pieces"),
+    "merges cut short": (MERGES_FILE, b"#version: 0.2\nl o\n", "no merge makes the token 'low</w>'"),
+    "no merges": (MERGES_FILE, b"#version: 0.2\n", "no merge"),
+    "empty merges": (MERGES_FILE, b"", "the file is empty"),
+    "merges not UTF-8": (MERGES_FILE, b"l \xff\n", "not UTF-8: byte 0xff at offset 2"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_BPE)
+def test_a_damaged_tokenizer_file_is_named(
+    kind: str, text_folder: Path, cache: Path, write_small_bpe: Callable[[Path], None]
+) -> None:
+    name, data, complaint = BAD_BPE[kind]
+    write_small_bpe(text_folder)
+    (text_folder / name).write_bytes(data)
+    error = refusal(text_folder, cache)
+    assert name in error.message
+    assert complaint in error.message
+    assert error.hint
+
+
+@pytest.mark.parametrize(("kept", "gone"), [(ENCODER_FILE, MERGES_FILE), (MERGES_FILE, ENCODER_FILE)])
+def test_one_tokenizer_file_without_the_other_is_refused(
+    kept: str, gone: str, text_folder: Path, write_small_bpe: Callable[[Path], None]
+) -> None:
+    write_small_bpe(text_folder)
+    (text_folder / gone).unlink()
+    assert f"{kept} is there without {gone}" in refusal(text_folder).message
+
+
+@pytest.mark.parametrize("name", ["two words", 'it\'s "quoted"', "[red]bold[/red]", "../up", "line\nfeed"])
+def test_odd_folder_names_come_out_readable_in_messages(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / name
+    folder.mkdir(parents=True)
+    assert Path(name).name in refusal(folder).message
+
+
+def test_control_codes_in_a_name_cannot_reach_the_terminal(tmp_path: Path) -> None:
+    folder = tmp_path / "\x1b[31mred\x07"
+    folder.mkdir()
+    with pytest.raises(CorpusError) as caught:
+        load_corpus("tokens", folder, vocabulary=400)
+    assert "\\x1b[31mred\\x07" in str(caught.value)
