@@ -224,13 +224,13 @@ def _group_words(group: Group) -> str:
     return " ".join(words)
 
 
-def _spread(mean: float, sd: float, seeds: int) -> str:
+def _spread(mean: Any, sd: Any, seeds: int) -> str:
     if pd.isna(mean):
         return DASH
     return f"{mean:.3f}" if seeds < 2 or pd.isna(sd) else f"{mean:.3f} ± {sd:.3f}"
 
 
-def _epoch(value: float) -> str:
+def _epoch(value: Any) -> str:
     return DASH if pd.isna(value) else f"{value:g}"
 
 

@@ -1,0 +1,171 @@
+"""The event log: whole lines or none, whatever happens to the writer, and readers that never stumble."""
+
+import errno
+import json
+import math
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmconsole.runs.events import (
+    Epoch,
+    EventLog,
+    EventReader,
+    Progress,
+    Queued,
+    Resumed,
+    Stopped,
+    Telemetry,
+    measured,
+    number,
+    perplexity,
+)
+
+QUEUED = Queued(devices=("cpu",), jobs=1)
+
+
+def epoch(n: int, valid_ppl: float = 100.0) -> Epoch:
+    return measured(
+        Epoch,
+        epoch=n,
+        train_loss_nats=5.0,
+        train_ppl=math.exp(5.0),
+        valid_loss_nats=math.log(valid_ppl) if valid_ppl > 0 else valid_ppl,
+        valid_ppl=valid_ppl,
+        train_s=1.0,
+        valid_s=0.1,
+        elapsed_train_s=float(n),
+    )
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_events_are_numbered_from_one_without_gaps_across_writers(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    for _ in range(3):
+        log = EventLog(path)
+        log.append(QUEUED)
+        log.append(Stopped(epoch=1, step=0), sync=True)
+        log.close()
+    found = lines(path)
+    assert [line["seq"] for line in found] == [1, 2, 3, 4, 5, 6]
+    assert [line["kind"] for line in found] == ["queued", "stopped"] * 3
+    assert all(str(line["t"]).endswith("Z") for line in found)
+
+
+def test_a_torn_tail_is_cut_before_the_first_append(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    log.append(QUEUED)
+    log.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"kind":"epoch","seq":2,"t":"20')
+    log = EventLog(path)
+    log.append(Stopped(epoch=1, step=0))
+    log.close()
+    assert path.read_bytes().startswith(whole)
+    assert [line["seq"] for line in lines(path)] == [1, 2]
+
+
+def test_threads_never_mix_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    threads = [
+        threading.Thread(target=lambda: [log.append(Telemetry(phase="train")) for _ in range(200)]) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    log.close()
+    assert [line["seq"] for line in lines(path)] == list(range(1, 801))
+
+
+def test_a_short_write_leaves_no_torn_line_and_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    log.append(QUEUED)
+    before = path.read_bytes()
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:10]))
+    with pytest.raises(OSError) as caught:
+        log.append(Stopped(epoch=1, step=0))
+    monkeypatch.undo()
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_bytes() == before
+    assert log.append(Stopped(epoch=1, step=0)).seq == 2
+    log.close()
+
+
+def test_a_reader_waits_for_the_rest_of_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    log.append(QUEUED)
+    log.append(Resumed(epoch=2, step=3))
+    log.close()
+    whole = path.read_bytes()
+    reader = EventReader(path)
+    seen = []
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        seen += reader.read_new()
+    assert [type(event) for event in seen] == [Queued, Resumed]
+    assert reader.damaged == 0
+
+
+def test_damaged_lines_are_counted_and_unknown_kinds_and_fields_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(
+        b'{"kind":"queued","seq":1,"t":"","devices":["cpu"],"jobs":1,"colour":"red"}\n'
+        b"\x00\xff garbage\n"
+        b'{"kind":"dreamt","seq":3,"t":""}\n'
+        b'{"kind":"stopped","seq":4,"t":""}\n'
+        b'{"kind":"stopped","seq":5,"t":"","epoch":1,"step":2}\n'
+    )
+    reader = EventReader(path)
+    assert [event.seq for event in reader.read_new()] == [1, 5]
+    assert reader.damaged == 2
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_at_all_make_a_reader_stumble(junk: bytes) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "events.jsonl"
+        path.write_bytes(junk + b'\n{"kind":"resumed","seq":9,"t":"","epoch":1,"step":2}\n')
+        assert EventReader(path).read_new()[-1].seq == 9
+
+
+def test_a_number_that_is_not_finite_is_null_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    log.append(epoch(1, valid_ppl=math.inf))
+    log.append(
+        measured(Progress, epoch=1, step=1, steps=2, train_loss_nats=math.nan, tokens_per_s=1.0, elapsed_train_s=1.0)
+    )
+    log.close()
+    first, second = lines(path)
+    assert first["valid_ppl"] is None
+    assert first["non_finite"] == {"valid_loss_nats": "inf", "valid_ppl": "inf"}
+    assert second["non_finite"] == {"train_loss_nats": "nan"}
+    read_epoch, read_progress = EventReader(path).read_new()
+    assert isinstance(read_epoch, Epoch)
+    assert isinstance(read_progress, Progress)
+    assert number(read_epoch, "valid_ppl") == math.inf
+    assert math.isnan(number(read_progress, "train_loss_nats") or 0.0)
+    assert number(read_progress, "tokens_per_s") == 1.0
+
+
+def test_the_perplexity_of_an_absurd_loss_is_infinite() -> None:
+    assert perplexity(0.0) == 1.0
+    assert perplexity(700.0) == math.exp(700.0)
+    assert perplexity(700.1) == math.inf
+    assert perplexity(math.inf) == math.inf
+    assert math.isnan(perplexity(math.nan))

@@ -1,0 +1,151 @@
+"""A corpus, experiments and runs so small that a real worker finishes one in about a second of training."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from lmconsole.data.corpus import describe, load_corpus
+from lmconsole.engine.probe import Prepared
+from lmconsole.engine.queue import Wanted, enqueue, fingerprint
+from lmconsole.plan.load import load_plan
+from lmconsole.runs.events import Queued
+from lmconsole.runs.info import CorpusInfo
+from lmconsole.runs.store import Run, Store
+
+SENTENCES = (
+    "the cat sat on the mat and the dog sat on the cat. ",
+    "a small model reads a small text and learns it by heart. ",
+    "every run leaves a log, and the log says what the run did. ",
+    "numbers without units are only numbers, said the cat to the dog. ",
+)
+
+TINY = """
+[presets.tiny]
+corpus = "tokens"
+embeddings = "learned"
+channels = 8
+vocabulary = 300
+window_tokens = 8
+batch_size = 4
+epochs = 2
+learning_rate = 1e-2
+precision = "fp32"
+
+[presets.tiny.lstm]
+hidden = 8
+
+[presets.tiny.gpt1]
+heads = 2
+mlp_channels = 16
+"""
+
+ROWS = """
+[[experiment]]
+id = {id}
+model = "{model}"
+layers = {layers}
+optimizer = "{optimizer}"
+{more}
+"""
+
+
+def write_corpus(folder: Path, repeats: int = 8) -> Path:
+    """Three splits of text; the validation and test splits are other shuffles of the same sentences."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, order in (("train", (0, 1, 2, 3)), ("valid", (3, 1)), ("test", (2, 0))):
+        (folder / f"{name}.txt").write_text("".join(SENTENCES[i] for i in order) * (repeats if name == "train" else 2))
+    return folder
+
+
+def write_experiments(path: Path, *rows: str, preset: str = TINY) -> Path:
+    """An experiments.toml with the preset ``tiny`` and ``rows`` from ``row``; the built-in twelve without any."""
+    path.write_text("\n".join([preset if rows else "include_builtin = true\n" + preset, *rows]))
+    return path
+
+
+def row(number: int, model: str = "lstm", layers: int = 1, optimizer: str = "adam", more: str = "") -> str:
+    """One [[experiment]] row; ``more`` holds further lines of it."""
+    return ROWS.format(id=number, model=model, layers=layers, optimizer=optimizer, more=more)
+
+
+def queue_tiny(
+    root: Path,
+    model: str = "lstm",
+    *,
+    number: int = 1,
+    seed: int = 42,
+    jobs: int = 1,
+    threads: int = 1,
+    fresh: bool = False,
+    optimizer: str = "adam",
+    **settings: object,
+) -> Run:
+    """Queue one tiny run in the store ``root / "runs"``, without a runner. ``settings`` override the preset's."""
+    (root / "experiments").mkdir(parents=True, exist_ok=True)
+    file = write_experiments(root / "experiments" / f"{number}.toml", row(number, model, 1, optimizer))
+    data = write_corpus(root / "data")
+    plan = load_plan(file)
+    resolved = plan.resolve(plan.experiment(number), "tiny", settings)
+    corpus = load_corpus("tokens", data, vocabulary=resolved.settings.vocabulary, cache=root / "cache")
+    prepared = Prepared(
+        experiment=plan.experiment(number),
+        settings=resolved.settings,
+        seed=seed,
+        origins=resolved.origins,
+        corpus=msgspec.convert(describe(corpus), CorpusInfo),
+        embeddings=None,
+    )
+    wanted = Wanted(prepared=prepared, preset="tiny", seed=seed, same_run=fingerprint(prepared, seed))
+    store = Store(root / "runs")
+    (decision,) = enqueue(
+        store, [wanted], Queued(devices=("cpu",), jobs=jobs), fresh=fresh, refuse_active=True, threads=threads
+    )
+    return store.find(str(decision.run))
+
+
+def environment(root: Path) -> dict[str, str]:
+    """For processes of a test: no data or caches but its own."""
+    hidden = {"LMCONSOLE_DATA", "LMCONSOLE_RUNS", "NO_COLOR", "COLUMNS", "PYTHONWARNINGS"}
+    return {k: v for k, v in os.environ.items() if k not in hidden} | {
+        "XDG_CACHE_HOME": str(root / "cache"),
+        "XDG_DATA_HOME": str(root / "user-data"),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONWARNINGS": "error",
+    }
+
+
+def lmconsole(*arguments: str, cwd: Path, check: int | None = None, **more: object) -> subprocess.CompletedProcess[str]:
+    """Run the command as a person would, in ``cwd``; with ``check``, its exit code must be that."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lmconsole", *arguments],
+        cwd=cwd,
+        env=environment(cwd) | dict(more.pop("env", {})),  # type: ignore[call-overload]
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=240,
+        check=False,
+        **more,  # type: ignore[call-overload]
+    )
+    assert "Traceback" not in done.stderr + done.stdout, done.stderr
+    if check is not None:
+        assert done.returncode == check, (done.returncode, done.stdout, done.stderr)
+    return done
+
+
+def worker(run: Run, root: Path, prelude: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the worker of ``run`` to its end, ``prelude`` being Python that runs in it first."""
+    code = f"{prelude}\nimport sys\nfrom lmconsole.engine.worker import main\nsys.exit(main(sys.argv[1:]))"
+    return subprocess.run(
+        [sys.executable, "-c", code, str(run.paths.folder), "--device", "cpu"],
+        env=environment(root),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=240,
+        check=False,
+    )
