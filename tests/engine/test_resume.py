@@ -1,0 +1,185 @@
+"""Killed at any step and resumed, a run ends with the bits of one that was never interrupted, and one history."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+
+from lmconsole.runs.events import Epoch, Finished
+from lmconsole.runs.state import Status
+from lmconsole.runs.store import Run, Store
+
+EAGER = """
+import os, signal
+from lmconsole.lm import checkpoint, loop
+loop.TICK_S = loop.CHECKPOINT_S = 0.0   # look, and save, at every step
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+IN_A_STEP = """
+real, steps = loop.Training._step, 0
+def step(self, *arguments):
+    global steps
+    steps += 1
+    if steps == {steps}:
+        die()
+    return real(self, *arguments)
+loop.Training._step = step
+"""
+
+BETWEEN_LOG_AND_CHECKPOINT = """
+real = loop.Training._save
+def save(self):
+    if self.cursor.step == 0:   # the epoch is in the log, and not yet in a checkpoint
+        die()
+    real(self)
+loop.Training._save = save
+"""
+
+WHILE_A_CHECKPOINT_IS_REPLACED = """
+real, times = os.replace, 0
+def replace(source, target):
+    global times
+    real(source, target)
+    times += 1
+    if times == 5:   # the newest has become the previous one, and nothing has taken its place
+        die()
+os.replace = replace
+"""
+
+WHILE_A_CHECKPOINT_IS_WRITTEN = """
+real, times = os.fsync, 0
+def save(obj, file):
+    file.write(b"half a checkpoint")
+    file.flush()
+    die()
+checkpoint.torch.save = save
+"""
+
+IN_VALIDATION = """
+real = loop.Training._evaluate
+def evaluate(self, name):
+    if name == "{split}":
+        die()
+    return real(self, name)
+loop.Training._evaluate = evaluate
+"""
+
+DEATHS = [
+    IN_A_STEP.format(steps=3),
+    WHILE_A_CHECKPOINT_IS_WRITTEN,
+    IN_A_STEP.format(steps=9),
+    WHILE_A_CHECKPOINT_IS_REPLACED,
+    IN_VALIDATION.format(split="validation"),
+    BETWEEN_LOG_AND_CHECKPOINT,
+    IN_VALIDATION.format(split="test"),
+]
+
+
+def requeue(root: Path, model: str, **settings: object) -> Run:
+    return tiny.queue_tiny(root, model, **settings)
+
+
+def metrics(run: Run) -> list[tuple[object, ...]]:
+    """Everything a table could show, bit for bit, and no time."""
+    state = run.state
+    epochs = [(e.epoch, e.train_loss_nats, e.train_ppl, e.valid_loss_nats, e.valid_ppl) for e in state.epochs]
+    f = state.finished
+    assert f is not None
+    return [*epochs, (f.test_ppl_final, f.test_ppl_best, f.best_epoch, f.best_valid_ppl, f.diverged)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", ["lstm", "gpt1"])
+def test_a_run_killed_again_and_again_ends_like_one_left_alone(tmp_path: Path, model: str, precision: str) -> None:
+    settings = {"precision": precision, "dropout": 0.1, "optimizer": "adamw"}
+    alone = tiny.queue_tiny(tmp_path / "alone", model, **settings)
+    assert tiny.worker(alone, tmp_path / "alone").returncode == 0
+    for death in DEATHS:
+        run = tiny.queue_tiny(tmp_path / "killed", model, **settings)
+        assert tiny.worker(run, tmp_path / "killed", EAGER + death).returncode == -9
+        run.refresh()
+        assert run.status is Status.LOST
+    last = tiny.queue_tiny(tmp_path / "killed", model, **settings)
+    done = tiny.worker(last, tmp_path / "killed")
+    assert done.returncode == 0, done.stderr
+
+    (killed,) = Store(tmp_path / "killed" / "runs").runs()
+    alone.refresh()
+    assert killed.state.attempt == len(DEATHS) + 1
+    assert killed.state.damaged == 0
+    assert metrics(killed) == metrics(alone)
+    assert [e.epoch for e in killed.state.epochs] == [1, 2]
+    steps = [(p.epoch, p.step) for p in killed.state.progress]
+    assert steps == sorted(set(steps))
+    log = killed.paths.events.read_bytes()
+    assert log.count(b'"kind":"resumed"') == len(DEATHS)
+
+
+@pytest.mark.slow
+def test_when_the_newest_checkpoint_is_damaged_the_one_before_it_serves(tmp_path: Path) -> None:
+    alone = tiny.queue_tiny(tmp_path / "alone")
+    assert tiny.worker(alone, tmp_path / "alone").returncode == 0
+    run = tiny.queue_tiny(tmp_path / "killed")
+    assert tiny.worker(run, tmp_path / "killed", EAGER + IN_A_STEP.format(steps=6)).returncode == -9
+    whole = run.paths.checkpoint.read_bytes()
+    run.paths.checkpoint.write_bytes(whole[: len(whole) // 2])
+    tiny.queue_tiny(tmp_path / "killed")
+    done = tiny.worker(run, tmp_path / "killed")
+    assert "checkpoint.pt cannot be used" in done.stdout
+    run.refresh(), alone.refresh()
+    assert metrics(run) == metrics(alone)
+    assert b'"kind":"resumed"' in run.paths.events.read_bytes()
+
+
+@pytest.mark.slow
+def test_without_any_checkpoint_the_run_starts_over_in_the_same_log(tmp_path: Path) -> None:
+    alone = tiny.queue_tiny(tmp_path / "alone")
+    assert tiny.worker(alone, tmp_path / "alone").returncode == 0
+    run = tiny.queue_tiny(tmp_path / "killed")
+    assert tiny.worker(run, tmp_path / "killed", EAGER + BETWEEN_LOG_AND_CHECKPOINT).returncode == -9
+    for path in (run.paths.checkpoint, run.paths.previous_checkpoint):
+        path.unlink(missing_ok=True)
+    tiny.queue_tiny(tmp_path / "killed")
+    assert tiny.worker(run, tmp_path / "killed").returncode == 0
+    run.refresh(), alone.refresh()
+    assert metrics(run) == metrics(alone)
+
+
+@pytest.mark.slow
+def test_stopped_in_the_middle_and_resumed_it_ends_the_same(tmp_path: Path) -> None:
+    alone = tiny.queue_tiny(tmp_path / "alone")
+    assert tiny.worker(alone, tmp_path / "alone").returncode == 0
+    stop = EAGER + IN_A_STEP.replace("die()", "os.kill(os.getpid(), signal.SIGTERM)").format(steps=4)
+    run = tiny.queue_tiny(tmp_path / "stopped")
+    assert tiny.worker(run, tmp_path / "stopped", stop).returncode == 0
+    run.refresh()
+    assert run.status is Status.STOPPED
+    assert run.state.stopped is not None
+    assert (run.state.stopped.epoch, run.state.stopped.step) == (1, 4)
+    tiny.queue_tiny(tmp_path / "stopped")
+    assert tiny.worker(run, tmp_path / "stopped").returncode == 0
+    run.refresh(), alone.refresh()
+    assert metrics(run) == metrics(alone)
+
+
+@pytest.mark.slow
+def test_the_epoch_is_on_the_disk_before_the_checkpoint_that_counts_it(tmp_path: Path) -> None:
+    """A checkpoint that claims more than the log holds is not believed."""
+    alone = tiny.queue_tiny(tmp_path / "alone")
+    assert tiny.worker(alone, tmp_path / "alone").returncode == 0
+    run = tiny.queue_tiny(tmp_path / "cut")
+    die_in_epoch_2 = EAGER + IN_VALIDATION.format(split="test")
+    assert tiny.worker(run, tmp_path / "cut", die_in_epoch_2).returncode == -9
+    lines = run.paths.events.read_bytes().splitlines(keepends=True)
+    run.paths.events.write_bytes(b"".join(line for line in lines if b'"kind":"epoch"' not in line))
+    tiny.queue_tiny(tmp_path / "cut")
+    done = tiny.worker(run, tmp_path / "cut")
+    assert "starting anew" in done.stdout
+    again = Store(tmp_path / "cut" / "runs").runs()[0]
+    alone.refresh()
+    assert metrics(again) == metrics(alone)
+    assert all(isinstance(e, Epoch) for e in again.state.epochs)
+    assert isinstance(again.state.finished, Finished)
