@@ -81,12 +81,13 @@ def queue_tiny(
     threads: int = 1,
     fresh: bool = False,
     optimizer: str = "adam",
+    repeats: int = 8,
     **settings: object,
 ) -> Run:
     """Queue one tiny run in the store ``root / "runs"``, without a runner. ``settings`` override the preset's."""
     (root / "experiments").mkdir(parents=True, exist_ok=True)
     file = write_experiments(root / "experiments" / f"{number}.toml", row(number, model, 1, optimizer))
-    data = write_corpus(root / "data")
+    data = write_corpus(root / "data", repeats)
     plan = load_plan(file)
     resolved = plan.resolve(plan.experiment(number), "tiny", settings)
     corpus = load_corpus("tokens", data, vocabulary=resolved.settings.vocabulary, cache=root / "cache")

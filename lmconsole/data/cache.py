@@ -6,7 +6,6 @@ a file and need no lock.
 """
 
 import hashlib
-import io
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmconsole.data.files import UNPARSABLE, checked_ids, id_type, read_bytes
+from lmconsole.data.files import checked_ids, id_type, read_arrays
 from lmconsole.errors import CorpusError
 
 SPLITS = ("train", "validation", "test")
@@ -78,14 +77,14 @@ def default_folder() -> Path | None:
 def _read(path: Path) -> TokenizedText | None:
     """The entry at ``path``; None unless it is whole and says of itself what it holds."""
     try:
-        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as archive:
-            vocabulary, name, sha256 = (str(archive[key]) for key in ("vocabulary", "name", "sha256"))
-            splits = {s: checked_ids(archive[s], int(vocabulary), s) for s in SPLITS}
-    except (CorpusError, *UNPARSABLE):
+        arrays = read_arrays(path, ("vocabulary", "name", "sha256", *SPLITS))[1]
+        vocabulary, name, sha256 = int(arrays["vocabulary"]), str(arrays["name"]), str(arrays["sha256"])
+        splits = {split: checked_ids(arrays[split], vocabulary, split) for split in SPLITS}
+    except (CorpusError, KeyError, TypeError, ValueError):
         return None
-    if name != path.name or sha256 != fingerprint(int(vocabulary), splits):
+    if name != path.name or sha256 != fingerprint(vocabulary, splits):
         return None
-    return TokenizedText(int(vocabulary), splits)
+    return TokenizedText(vocabulary, splits)
 
 
 def _write(path: Path, tokenized: TokenizedText) -> None:

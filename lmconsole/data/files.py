@@ -1,12 +1,10 @@
 """Reading the files people hand us. Whatever is wrong with one becomes a CorpusError that names it."""
 
 import io
-import lzma
 import os
 import stat
-import struct
-import zipfile
-import zlib
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmconsole.errors import CorpusError
-
-UNPARSABLE = (
-    OSError,
-    ValueError,
-    TypeError,
-    EOFError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    SyntaxError,
-    RuntimeError,  # encrypted or oddly compressed zip members
-    MemoryError,  # a header that claims more than there is memory for
-    OverflowError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-)
-"""What numpy and zipfile are known to raise on bytes that are no sound npz archive."""
 
 
 def list_folder(folder: Path) -> frozenset[str]:
@@ -83,24 +62,28 @@ def read_tokens(path: Path, vocabulary: int) -> NDArray[np.integer[Any]]:
 
     Nothing is ever unpickled. Raises CorpusError naming the file, what was found and what was expected.
     """
+    names, arrays = read_arrays(path, ["tokens"])
+    if "tokens" not in arrays:
+        found = ", ".join(repr(name) for name in names[:8]) or "no array at all"
+        raise CorpusError(f"{path}: expected an array 'tokens', found {found}", hint=_NPZ_HINT)
+    return checked_ids(arrays["tokens"], vocabulary, str(path))
+
+
+def read_arrays(path: Path, wanted: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
+    """The names of all arrays of an npz archive, and those arrays of ``wanted`` that are in it, nothing unpickled."""
     data = read_bytes(path)
     if not data.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         raise CorpusError(f"{path}: expected an npz archive, found {_looks_like(data)}", hint=_NPZ_HINT)
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            names = list(archive.files)
-            tokens = archive["tokens"] if "tokens" in names else None
-    except UNPARSABLE as error:
+        with warnings.catch_warnings(action="ignore"), np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            return list(archive.files), {name: archive[name] for name in wanted if name in archive.files}
+    except Exception as error:  # damaged bytes make zipfile, zlib, tokenize and ast raise whatever they have
         if "allow_pickle" in str(error):
             raise CorpusError(
-                f"{path}: 'tokens' holds pickled Python objects, which are never loaded because they can run code",
+                f"{path}: it holds pickled Python objects, which are never loaded because they can run code",
                 hint=_NPZ_HINT,
             ) from None
         raise CorpusError(f"{path}: the archive is damaged or cut short ({_reason(error)})", hint=_AGAIN_HINT) from None
-    if tokens is None:
-        found = ", ".join(repr(name) for name in names[:8]) or "no array at all"
-        raise CorpusError(f"{path}: expected an array 'tokens', found {found}", hint=_NPZ_HINT)
-    return checked_ids(tokens, vocabulary, str(path))
 
 
 def checked_ids(tokens: object, vocabulary: int, where: str) -> NDArray[np.integer[Any]]:

@@ -16,7 +16,8 @@ def cut_windows(tokens: int, window_tokens: int) -> tuple[Indices, Indices]:
 
     Returns starts and lengths, each of shape (windows,); both are empty for fewer than 2 ids.
     """
-    assert tokens >= 0 and window_tokens >= 1
+    assert tokens >= 0
+    assert window_tokens >= 1
     full = max(tokens - 1, 0) // window_tokens
     starts = np.arange(full, dtype=np.int64) * window_tokens
     lengths = np.full(full, window_tokens, dtype=np.int64)

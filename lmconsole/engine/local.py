@@ -18,15 +18,26 @@ def start_runner(store: Store) -> "subprocess.Popen[bytes] | None":
     if store.runner() is not None:
         return None
     try:
-        return _detached([sys.executable, "-m", "lmconsole.engine.runner", str(store.root)], store.runner_log)
+        return _detached(python("lmconsole.engine.runner", str(store.root)), store.runner_log)
     except OSError as error:
         raise StoreError(f"{store.runner_log}: the runner cannot be started: {error.strerror}") from None
 
 
+def disown(process: "subprocess.Popen[bytes]") -> None:
+    """Let ``process`` live on when this one ends, which Python would otherwise take for an oversight and warn of."""
+    if process.poll() is None:
+        process.returncode = 0
+
+
 def start_worker(run: Run, device: str, siblings: Sequence[int]) -> "subprocess.Popen[bytes]":
     """Start the worker of a queued run on ``device``. Raises OSError if it cannot be started."""
-    command = [sys.executable, "-m", "lmconsole.engine.worker", str(run.paths.folder), "--device", device]
+    command = python("lmconsole.engine.worker", str(run.paths.folder), "--device", device)
     return _detached([*command, "--siblings", *map(str, siblings)], run.paths.worker_log)
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """Command line of one of our modules; ``-P`` keeps a user's folder from hiding installed packages."""
+    return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def _detached(command: list[str], log: Path) -> "subprocess.Popen[bytes]":

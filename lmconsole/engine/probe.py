@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lmconsole.engine.local import python
 from lmconsole.errors import CorpusError, DeviceError, EmbeddingsError, ExitCode, LmconsoleError
 from lmconsole.plan.experiment import Experiment, Settings
 from lmconsole.plan.load import load_plan
@@ -76,7 +77,7 @@ class ProbeError(msgspec.Struct, frozen=True, kw_only=True, tag="error"):
 def ask(request: ProbeRequest) -> ProbeAnswer:
     """The answer of a probe process. Raises LmconsoleError with what is wrong with the request or the machine."""
     done = subprocess.run(
-        [sys.executable, "-m", "lmconsole.engine.probe"],
+        python("lmconsole.engine.probe"),
         input=msgspec.json.encode(request),
         capture_output=True,
         timeout=TIMEOUT_S,

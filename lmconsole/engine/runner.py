@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from lmconsole.engine.local import start_worker
+from lmconsole.engine.local import python, start_worker
 from lmconsole.engine.worker import EXIT_NOT_MINE
 from lmconsole.errors import StoreError
 from lmconsole.runs import lock
@@ -130,8 +130,7 @@ class Runner:
         """The queue has drained: export, then run what people asked for."""
         asked = [run.state.queued for run in self._served.values() if run.state.queued]
         for folder in dict.fromkeys(queued.exports for queued in asked if queued.exports):
-            command = [sys.executable, "-m", "lmconsole.report", str(self.store.root), folder]
-            self._call(command, EXPORT_TIMEOUT_S)
+            self._call(python("lmconsole.report", str(self.store.root), folder), EXPORT_TIMEOUT_S)
         for program in dict.fromkeys(queued.on_finish for queued in asked if queued.on_finish):
             self._call(list(program), None)
 

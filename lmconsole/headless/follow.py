@@ -11,7 +11,7 @@ from types import FrameType
 
 from rich.text import Text
 
-from lmconsole.engine.local import start_runner
+from lmconsole.engine.local import disown, start_runner
 from lmconsole.engine.probe import ask
 from lmconsole.engine.queue import Action, Decision, enqueue, wanted_runs
 from lmconsole.errors import ExitCode
@@ -60,6 +60,7 @@ def run_headless(options: RunOptions) -> ExitCode:
         code = follower.follow()
         if mine and options.exports and code is not ExitCode.INTERRUPTED:
             follower.wait_for_exports(options.exports)
+        follower.leave()
     _print_results(follower.runs, to_stderr=options.json)
     return code
 
@@ -82,6 +83,7 @@ def watch(store: Store, names: Sequence[str], *, json: bool) -> ExitCode:
     with choose_display(json=json) as display:
         follower = Follower(store, names, set(), display)
         code = follower.follow()
+        follower.leave()
     _print_results(follower.runs, to_stderr=json)
     return code
 
@@ -179,6 +181,11 @@ class Follower:
         if any(run.status is Status.QUEUED for run in self.runs):
             self._runner = start_runner(self._store)
 
+    def leave(self) -> None:
+        """The runner, if this command started it, goes on alone."""
+        if self._runner is not None:
+            disown(self._runner)
+
     def wait_for_exports(self, exports: Path) -> None:
         """Wait for the runner to write the exports, unless other people's runs keep it busy; say where they are."""
         self._display.say("Writing the exports …")
@@ -209,6 +216,7 @@ def stop_runs(store: Store, runs: Sequence[Run]) -> list[str]:
             lines.append(f"{run.run}: asked to stop; it saves a checkpoint first")
         else:
             lines.append(f"{run.run}: not active ({run.status.value})")
-    if any(run.status is Status.QUEUED for run in runs):
-        start_runner(store)
+    runner = start_runner(store) if any(run.status is Status.QUEUED for run in runs) else None
+    if runner is not None:
+        disown(runner)
     return lines

@@ -146,7 +146,8 @@ class Training:
             cursor.step += 1
             cursor.epoch_targets += targets
 
-            if time.monotonic() >= self._next_tick or cursor.step == self.steps:
+            due = time.monotonic() >= self._next_tick
+            if due or cursor.step == self.steps:
                 cursor.epoch_nll = nll.item()
                 now = time.monotonic()
                 self._count_training(now - clock)
@@ -154,13 +155,13 @@ class Training:
                 new = cursor.epoch_targets - targets_seen
                 self._report((cursor.epoch_nll - nll_seen) / new, new / max(now - last_look, 1e-9))
                 last_look, nll_seen, targets_seen = now, cursor.epoch_nll, cursor.epoch_targets
-                if cursor.step < self.steps:
+                if due:
                     self._heed_stop()
-                    if now - last_save >= CHECKPOINT_S:
-                        self._save()
-                        last_save = time.monotonic()
+                    self._next_tick = now + TICK_S
+                if now - last_save >= CHECKPOINT_S and cursor.step < self.steps:
+                    self._save()
+                    last_save = time.monotonic()
                 clock = last_look = time.monotonic()  # reporting and saving are not training
-                self._next_tick = clock + TICK_S
 
     def _step(self, windows: Tensor, targets: int) -> Tensor:
         """One optimizer step on the mean loss of the batch; returns the summed loss, still on the device."""

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import lmconsole
+
 NPZ_NAMES = ("wiki.train.npz", "wiki.validation.npz", "wiki.test.npz")
 TEXT_NAMES = ("train.txt", "valid.txt", "test.txt")
 
@@ -69,21 +71,28 @@ def write_small_bpe() -> Callable[[Path], None]:
 @pytest.fixture
 def ordinary_user(tmp_path: Path) -> Iterator[Callable[[], None]]:
     """A call that gives up root's right to read everything, until the test ends."""
-    root = os.geteuid() == 0
+    modes: dict[Path, int] = {}
 
     def drop() -> None:
-        if root:
-            for folder in (tmp_path, *tmp_path.parents):
-                if folder.stat().st_uid == 0 and folder.stat().st_mode & 0o005 != 0o005:
-                    folder.chmod(0o755)
-            try:
-                os.seteuid(65534)
-            except PermissionError:
-                pytest.skip("this root may not become an ordinary user, so nothing can be unreadable")
+        if os.geteuid() != 0:
+            return
+        for folder in (tmp_path, *tmp_path.parents):
+            mode = folder.stat().st_mode & 0o7777
+            if mode & 0o055 != 0o055:
+                modes[folder] = mode
+                folder.chmod(mode | 0o055)
+        try:
+            os.seteuid(65534)
+        except PermissionError:
+            pytest.skip("this root may not become an ordinary user, so nothing can be unreadable")
 
     yield drop
-    if root:
+    if os.getuid() == 0:
         os.seteuid(0)
+    for folder, mode in modes.items():
+        folder.chmod(mode)
+    for path in tmp_path.iterdir():
+        path.chmod(path.stat().st_mode | 0o700)
 
 
 @pytest.fixture
@@ -92,6 +101,7 @@ def python() -> Callable[..., str]:
 
     def run(script: str, *arguments: object, **variables: str) -> str:
         environment = {k: v for k, v in os.environ.items() if k not in ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS")}
+        environment["PYTHONPATH"] = str(Path(lmconsole.__file__).parents[1])
         done = subprocess.run(
             [
                 sys.executable,
@@ -104,7 +114,6 @@ def python() -> Callable[..., str]:
                 *map(str, arguments),
             ],
             env={**environment, **variables},
-            cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
             timeout=60,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lmconsole.data.corpus import SPLITS, describe, find_data, find_embeddings, load_corpus
 from lmconsole.data.tokenizer import train_byte_bpe
 from lmconsole.data.windows import cut_windows

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+import lmconsole
 from lmconsole.data.cache import default_folder
 from lmconsole.data.corpus import Corpus, load_corpus
 
@@ -130,8 +132,8 @@ def test_a_full_disk_leaves_no_half_written_file(text_folder: Path, cache: Path,
 
 def test_two_processes_at_once_agree_and_leave_one_entry(text_folder: Path, cache: Path) -> None:
     command = [sys.executable, "-c", LOAD, str(text_folder), str(cache)]
-    here = Path(__file__).parents[2]
-    both = [subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    here = {**os.environ, "PYTHONPATH": str(Path(lmconsole.__file__).parents[1])}
+    both = [subprocess.Popen(command, env=here, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = {process.communicate(timeout=60)[0].split()[0] for process in both}
     assert said == {load(text_folder, cache).sha256}
     assert only_entry(cache).suffix == ".npz"

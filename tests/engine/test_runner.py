@@ -1,0 +1,228 @@
+"""The runner, with real processes: what it starts, what it survives, and what survives it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+
+from lmconsole.runs.state import Status
+from lmconsole.runs.store import Run, Store
+
+pytestmark = pytest.mark.slow
+
+LONG = 100_000
+"""Epochs of a run that is still going when the test is over."""
+
+
+def start_runner(root: Path) -> "subprocess.Popen[bytes]":
+    with (root / "runner-output").open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "lmconsole.engine.runner", str(root / "runs")],
+            env=tiny.environment(root),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def status(run: Run) -> Status:
+    run.refresh()
+    return run.status
+
+
+def progressed(run: Run) -> bool:
+    run.refresh()
+    return bool(run.state.epochs)
+
+
+def kill(run: Run) -> None:
+    owner = run.worker()
+    assert owner is not None
+    assert owner.pid is not None
+    os.kill(owner.pid, signal.SIGKILL)
+
+
+def test_runs_are_trained_oldest_first_and_one_that_fails_stops_nobody(tmp_path: Path) -> None:
+    first = tiny.queue_tiny(tmp_path, seed=1)
+    second = tiny.queue_tiny(tmp_path, seed=2)
+    third = tiny.queue_tiny(tmp_path, seed=3, model="gpt1")
+    info = second.paths.info
+    info.write_text(info.read_text().replace(second.info.corpus.sha256, "0" * 64))
+    assert start_runner(tmp_path).wait(120) == 0
+    assert [status(run) for run in (first, second, third)] == [Status.FINISHED, Status.FAILED, Status.FINISHED]
+    assert second.state.failed is not None
+    assert second.state.failed.error == "corpus-changed"
+    assert "--fresh" in second.state.failed.hint
+    assert first.state.started is not None
+    assert third.state.started is not None
+    assert first.state.last_t < third.state.started.t, "one at a time"
+
+
+def test_a_killed_worker_is_declared_failed_and_the_next_one_started(tmp_path: Path) -> None:
+    long = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG)
+    short = tiny.queue_tiny(tmp_path, seed=2)
+    runner = start_runner(tmp_path)
+    wait_for(lambda: progressed(long))
+    kill(long)
+    assert runner.wait(60) == 0
+    assert (status(long), status(short)) == (Status.FAILED, Status.FINISHED)
+    assert long.state.failed is not None
+    assert long.state.failed.error == "killed"
+    assert "SIGKILL" in long.state.failed.message
+    assert "resumes" in long.state.failed.hint
+
+
+def test_workers_outlive_a_killed_runner_and_the_next_runner_respects_them(tmp_path: Path) -> None:
+    orphan = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG)
+    waiting = tiny.queue_tiny(tmp_path, seed=2)
+    first = start_runner(tmp_path)
+    wait_for(lambda: progressed(orphan))
+    first.kill()
+    first.wait()
+    second = start_runner(tmp_path)
+    try:
+        epochs = len(orphan.state.epochs)
+        wait_for(lambda: orphan.refresh() is not None and len(orphan.state.epochs) > epochs + 3)
+        assert status(waiting) is Status.QUEUED, "the orphan has the only slot"
+        orphan.request_stop()
+        assert second.wait(60) == 0
+        assert (status(orphan), status(waiting)) == (Status.STOPPED, Status.FINISHED)
+        assert orphan.state.attempt == 1
+    finally:
+        if second.poll() is None:
+            second.kill()
+            second.wait()
+
+
+def test_two_runners_at_once_are_one(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    runners = [start_runner(tmp_path) for _ in range(4)]
+    assert [runner.wait(120) for runner in runners] == [0, 0, 0, 0]
+    assert status(run) is Status.FINISHED
+    assert run.state.attempt == 1
+
+
+def test_jobs_limit_how_many_run_at_once_and_the_strictest_run_decides(tmp_path: Path) -> None:
+    runs = [tiny.queue_tiny(tmp_path, seed=seed, epochs=30, jobs=2) for seed in range(3)]
+    alone = tiny.queue_tiny(tmp_path, seed=9, jobs=1)
+    runner = start_runner(tmp_path)
+    most = together_with_alone = 0
+    while runner.poll() is None:
+        active = [run for run in [*runs, alone] if run.worker() is not None]
+        most = max(most, len(active))
+        if alone in active:
+            together_with_alone = max(together_with_alone, len(active))
+        time.sleep(0.02)
+    assert all(status(run) is Status.FINISHED for run in [*runs, alone])
+    assert most == 2
+    assert together_with_alone == 1
+
+
+def test_a_stop_is_honoured_for_a_run_that_still_waits(tmp_path: Path) -> None:
+    long = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG)
+    waiting = tiny.queue_tiny(tmp_path, seed=2)
+    waiting.request_stop()
+    runner = start_runner(tmp_path)
+    wait_for(lambda: status(waiting) is Status.STOPPED)
+    wait_for(lambda: progressed(long))
+    long.request_stop()
+    assert runner.wait(60) == 0
+    assert waiting.state.started is None
+    assert status(long) is Status.STOPPED
+
+
+def test_a_program_is_run_once_when_the_queue_has_drained(tmp_path: Path) -> None:
+    marker = tmp_path / "done; touch not-a-shell"
+    done = tiny.lmconsole(
+        "run", "1", "2", "--headless", "--preset", "tiny", "--data", str(tiny.write_corpus(tmp_path / "data")),
+        "--experiments", str(tiny.write_experiments(tmp_path / "e.toml", tiny.row(1), tiny.row(2, "gpt1"))),
+        "--no-export", "--jobs", "2", "--on-finish", f"mkdir '{marker}'", cwd=tmp_path, check=0,
+    )  # fmt: skip
+    wait_for(lambda: Store(tmp_path / "runs").runner() is None)
+    assert marker.is_dir(), done.stderr
+    assert not (tmp_path / "exports").exists()
+
+
+def test_the_worker_that_comes_second_writes_nothing(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path, epochs=LONG)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "lmconsole.engine.worker", str(run.paths.folder), "--device", "cpu"],
+        env=tiny.environment(tmp_path),
+    )
+    try:
+        wait_for(lambda: progressed(run))
+        quick = "from lmconsole.engine import worker\nworker.LOCK_TIMEOUT_S = 0.1\n"
+        assert tiny.worker(run, tmp_path, quick).returncode == 75
+        run.request_stop()
+        assert first.wait(60) == 0
+    finally:
+        first.kill()
+        first.wait()
+    run.refresh()
+    assert (run.status, run.state.attempt, run.state.damaged) == (Status.STOPPED, 1, 0)
+
+
+def test_a_run_that_ended_is_not_trained_again_by_a_late_worker(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    assert tiny.worker(run, tmp_path).returncode == 0
+    before = run.paths.events.read_bytes()
+    assert tiny.worker(run, tmp_path).returncode == 75
+    assert run.paths.events.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("prelude", "error", "words"),
+    [
+        ("raise MemoryError", "out-of-memory", "cpu ran out of memory: host "),
+        ("raise RuntimeError('CUDA out of memory. Tried to allocate 9 GiB')", "out-of-memory", "--precision bf16"),
+        ("raise OSError(28, 'No space left on device')", "disk-full", "Make room"),
+        ("raise ValueError('\\x1b[31m odd')", "crash", "worker.log"),
+        ("import sys; sys.exit(3)", "crash", "worker.log"),
+    ],
+)
+def test_whatever_goes_wrong_is_recorded_with_what_to_do(tmp_path: Path, prelude: str, error: str, words: str) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    code = f"from lmconsole.lm import loop\ndef broken(*_):\n    {prelude}\nloop.Training._step = broken\n"
+    assert tiny.worker(run, tmp_path, code).returncode == 1
+    run.refresh()
+    failed = run.state.failed
+    assert run.status is Status.FAILED
+    assert failed is not None
+    assert failed.error == error
+    assert words in failed.message + failed.hint
+    assert tiny.worker(tiny.queue_tiny(tmp_path), tmp_path).returncode == 0
+
+
+def test_a_full_disk_fails_the_run_and_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    limit = "import resource\nfrom lmconsole.lm import checkpoint\nreal, n = checkpoint.save, 0\n"
+    limit += "def save(*a):\n    global n\n    n += 1\n"
+    limit += "    if n == 2:\n        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n    real(*a)\n"
+    limit += "checkpoint.save = save\n"
+    assert tiny.worker(run, tmp_path, limit).returncode == 1
+    run.refresh()
+    assert run.state.failed is not None
+    assert run.state.failed.error == "disk-full"
+    assert "Make room" in run.state.failed.hint
+    assert not (run.paths.folder / ".checkpoint.tmp").exists()
+    again = tiny.queue_tiny(tmp_path)
+    done = tiny.worker(again, tmp_path)
+    assert done.returncode == 0
+    assert "cannot be used" not in done.stdout
+    again.refresh()
+    assert b'"kind":"resumed","seq"' in again.paths.events.read_bytes()
+    assert [epoch.epoch for epoch in again.state.epochs] == [1, 2]

@@ -1,0 +1,141 @@
+"""The store: runs are found and followed, and nothing else in the folder matters."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+from lmconsole.errors import RunNotFoundError, StoreError
+from lmconsole.runs.events import EventLog, Progress, Started
+from lmconsole.runs.state import Status
+from lmconsole.runs.store import Store
+
+STARTED = Started(
+    attempt=1, pid=1, host="h", device="cpu", device_name="CPU", device_uuid=None, versions={}, threads=1,
+    precision="fp32", parameters_total=1, parameters_trainable=1,
+)  # fmt: skip
+
+
+def test_a_store_that_does_not_exist_is_empty_and_is_not_made(tmp_path: Path) -> None:
+    assert Store(tmp_path / "runs").runs() == []
+    assert not (tmp_path / "runs").exists()
+
+
+def test_runs_are_found_by_id_by_a_unique_beginning_and_by_experiment(tmp_path: Path) -> None:
+    first = tiny.queue_tiny(tmp_path, number=1)
+    second = tiny.queue_tiny(tmp_path, number=2, model="gpt1")
+    newest = tiny.queue_tiny(tmp_path, number=1, seed=7)
+    store = Store(tmp_path / "runs")
+    assert store.find(first.run).run == first.run
+    assert store.find("02-").run == second.run
+    assert store.find("1").run == newest.run
+    with pytest.raises(RunNotFoundError, match="begins the names of 2 runs"):
+        store.find("01-")
+    with pytest.raises(RunNotFoundError, match="experiment 12 has no run"):
+        store.find("12")
+    for wanted in ("../..", "", "[red]", "\x1b[31m", "01-lstm*"):
+        with pytest.raises(RunNotFoundError) as caught:
+            store.find(wanted)
+        assert "\x1b" not in str(caught.value)
+
+
+def test_a_run_directory_is_complete_from_the_moment_it_can_be_seen(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    assert sorted(path.name for path in run.paths.folder.iterdir()) == ["events.jsonl", "lock", "run.json"]
+    info = json.loads(run.paths.info.read_text())
+    assert info["schema"] == 1
+    assert info["run"] == run.run
+    assert info["settings"]["epochs"] == 2
+    assert info["origins"]["epochs"].endswith("[presets.tiny]")
+    assert info["threads"] == 1
+    assert len(info["same_run"]) == len(info["corpus"]["sha256"]) == 64
+    assert run.run.startswith("01-lstm-1l-adam-tiny-s42-2")
+
+
+def test_two_runs_queued_in_one_second_get_different_names(tmp_path: Path) -> None:
+    runs = [tiny.queue_tiny(tmp_path, fresh=True, seed=1, epochs=n).run for n in range(1, 8)]
+    assert len(set(runs)) == 7
+
+
+def test_foreign_and_damaged_things_in_the_store_are_left_alone_and_named(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    root = tmp_path / "runs"
+    (root / "notes.txt").write_text("mine")
+    (root / "holiday pictures").mkdir()
+    (root / ".hidden").mkdir()
+    (root / "broken").mkdir()
+    (root / "broken" / "run.json").write_text("{")
+    (root / "from-the-future").mkdir()
+    (root / "from-the-future" / "run.json").write_text('{"schema": 2}')
+    store = Store(root)
+    assert [each.run for each in store.runs()] == [run.run]
+    assert set(store.problems) == {"broken", "from-the-future"}
+    assert "newer lmconsole" in store.problems["from-the-future"]
+    assert (root / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_whose_worker_is_gone_is_lost_and_one_whose_worker_lives_is_running(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    log = EventLog(run.paths.events)
+    log.append(STARTED)
+    log.close()
+    run.refresh()
+    assert run.status is Status.LOST
+    hold = "import sys, time; from pathlib import Path; from lmconsole.runs import lock\n"
+    hold += "mine = lock.acquire(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", hold, str(run.paths.lock)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    run.refresh()
+    assert run.status is Status.RUNNING
+    process.kill()
+    process.communicate()
+    run.refresh()
+    assert run.status is Status.LOST
+
+
+def test_following_gives_each_event_once(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    store = Store(tmp_path / "runs")
+    (followed,) = store.runs()
+    log = EventLog(run.paths.events)
+    for step in range(1, 4):
+        log.append(
+            Progress(epoch=1, step=step, steps=9, train_loss_nats=1.0, tokens_per_s=1.0, elapsed_train_s=float(step))
+        )
+        assert [event.seq for event in followed.refresh()] == [step + 1]
+        assert followed.refresh() == []
+    log.close()
+    assert store.runs()[0] is followed
+
+
+def test_a_deleted_run_is_gone_and_a_deleted_log_is_a_problem_of_that_run_only(tmp_path: Path) -> None:
+    first, second = tiny.queue_tiny(tmp_path, seed=1), tiny.queue_tiny(tmp_path, seed=2)
+    store = Store(tmp_path / "runs")
+    assert len(store.runs()) == 2
+    first.paths.events.unlink()
+    store.runs()
+    assert set(store.problems) == {first.run}
+    for path in first.paths.folder.iterdir():
+        path.unlink()
+    first.paths.folder.rmdir()
+    assert [run.run for run in store.runs()] == [second.run]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir(mode=0o500)
+    with pytest.raises(StoreError, match="cannot be written"):
+        Store(tmp_path / "runs").create()
+
+
+def test_a_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(StoreError, match="cannot be made"):
+        Store(tmp_path / "runs").create()
+    with pytest.raises(StoreError, match="cannot be read"):
+        Store(tmp_path / "runs").runs()
