@@ -56,14 +56,20 @@ def write_corpus(folder: Path, repeats: int = 8) -> Path:
     """Three splits of text; the validation and test splits are other shuffles of the same sentences."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, order in (("train", (0, 1, 2, 3)), ("valid", (3, 1)), ("test", (2, 0))):
-        (folder / f"{name}.txt").write_text("".join(SENTENCES[i] for i in order) * (repeats if name == "train" else 2))
+        _write(folder / f"{name}.txt", "".join(SENTENCES[i] for i in order) * (repeats if name == "train" else 2))
     return folder
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write what is not there yet, so that processes of one test can share a folder."""
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+    return path
 
 
 def write_experiments(path: Path, *rows: str, preset: str = TINY) -> Path:
     """An experiments.toml with the preset ``tiny`` and ``rows`` from ``row``; the built-in twelve without any."""
-    path.write_text("\n".join([preset if rows else "include_builtin = true\n" + preset, *rows]))
-    return path
+    return _write(path, "\n".join([preset if rows else "include_builtin = true\n" + preset, *rows]))
 
 
 def row(number: int, model: str = "lstm", layers: int = 1, optimizer: str = "adam", more: str = "") -> str:

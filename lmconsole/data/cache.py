@@ -78,9 +78,9 @@ def _read(path: Path) -> TokenizedText | None:
     """The entry at ``path``; None unless it is whole and says of itself what it holds."""
     try:
         arrays = read_arrays(path, ("vocabulary", "name", "sha256", *SPLITS))[1]
-        vocabulary, name, sha256 = int(arrays["vocabulary"]), str(arrays["name"]), str(arrays["sha256"])
+        vocabulary, name, sha256 = int(str(arrays["vocabulary"])), str(arrays["name"]), str(arrays["sha256"])
         splits = {split: checked_ids(arrays[split], vocabulary, split) for split in SPLITS}
-    except (CorpusError, KeyError, TypeError, ValueError):
+    except (CorpusError, KeyError, ValueError):
         return None
     if name != path.name or sha256 != fingerprint(vocabulary, splits):
         return None

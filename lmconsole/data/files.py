@@ -35,7 +35,10 @@ def read_bytes(path: Path) -> bytes:
         if stat.S_ISDIR(mode):
             raise CorpusError(f"{path}: a file was expected here, this is a folder", hint="Put the file in its place.")
         if not stat.S_ISREG(mode):
-            raise CorpusError(f"{path}: a regular file was expected here, this is a device, pipe or socket")
+            raise CorpusError(
+                f"{path}: a regular file was expected here, this is a device, pipe or socket",
+                hint="Put a file in its place.",
+            )
         return path.read_bytes()
     except FileNotFoundError:
         raise CorpusError(f"{path}: there is no such file", hint="Check the path, or where its link leads.") from None
@@ -64,7 +67,7 @@ def read_tokens(path: Path, vocabulary: int) -> NDArray[np.integer[Any]]:
     """
     names, arrays = read_arrays(path, ["tokens"])
     if "tokens" not in arrays:
-        found = ", ".join(repr(name) for name in names[:8]) or "no array at all"
+        found = ", ".join(repr(name[:60]) for name in names[:8]) or "no array at all"
         raise CorpusError(f"{path}: expected an array 'tokens', found {found}", hint=_NPZ_HINT)
     return checked_ids(arrays["tokens"], vocabulary, str(path))
 
@@ -133,5 +136,6 @@ def _reason(error: BaseException) -> str:
 
 def _unreadable(path: Path, error: Exception) -> CorpusError:
     what = error.strerror if isinstance(error, OSError) and error.strerror else _reason(error)
-    hint = "Give yourself the right to read it (chmod, chown)." if isinstance(error, PermissionError) else None
+    denied = isinstance(error, PermissionError)
+    hint = "Give yourself the right to read it (chmod, chown)." if denied else "Check the path and the disk it is on."
     return CorpusError(f"{path}: cannot be read: {what}", hint=hint)

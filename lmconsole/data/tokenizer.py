@@ -143,12 +143,12 @@ def _read_merges(path: Path, data: bytes, ranks: dict[str, int]) -> list[tuple[s
             continue
         left, _, right = line.rstrip("\r").partition(" ")
         if not right or " " in right:
-            raise CorpusError(f"{path}: line {number:,}: expected two pieces, found {line!r}", hint=_DOWNLOAD_HINT)
+            raise CorpusError(f"{path}: line {number:,}: expected two pieces, found {line[:60]!r}", hint=_DOWNLOAD_HINT)
         for piece in (left, right, left + right):
             if piece not in ranks:
                 raise CorpusError(
-                    f"{path}: line {number:,}: {piece!r} is no token of {ENCODER_FILE}; the two files do not belong "
-                    "together, or one is cut short",
+                    f"{path}: line {number:,}: {piece[:60]!r} is no token of {ENCODER_FILE}; the two files do not "
+                    "belong together, or one is cut short",
                     hint=_DOWNLOAD_HINT,
                 )
         pairs.append((left, right))
@@ -156,7 +156,7 @@ def _read_merges(path: Path, data: bytes, ranks: dict[str, int]) -> list[tuple[s
     for token in ranks:
         if token not in made and token != UNKNOWN and len(token.removesuffix(END_OF_WORD)) > 1:
             raise CorpusError(
-                f"{path}: no merge makes the token {token!r} of {ENCODER_FILE}; the file is cut short",
+                f"{path}: no merge makes the token {token[:60]!r} of {ENCODER_FILE}; the file is cut short",
                 hint=_DOWNLOAD_HINT,
             )
     return pairs

@@ -1,0 +1,219 @@
+"""The training loop: what it computes, against plain formulas, and what it writes down."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch.nn import functional as F
+
+from lmconsole.data.corpus import load_corpus
+from lmconsole.lm import loop
+from lmconsole.lm.batches import WindowedSplit
+from lmconsole.lm.loop import Job, Training, parameters_of, train
+from lmconsole.lm.model import build_model
+from lmconsole.lm.optimizers import build_optimizer
+from lmconsole.runs.events import EventLog, EventReader, Progress, number
+from lmconsole.runs.state import RunState
+from lmconsole.runs.store import Run
+
+
+def job(run: Run, root: Path, *, stop: Callable[[], bool] = lambda: False) -> Job:
+    corpus = load_corpus("tokens", root / "data", vocabulary=run.info.settings.vocabulary, cache=root / "cache")
+    history = RunState()
+    history.apply(EventReader(run.paths.events).read_new())
+    return Job(
+        info=run.info,
+        paths=run.paths,
+        log=EventLog(run.paths.events),
+        history=history,
+        device="cpu",
+        corpus=corpus,
+        tables=None,
+        began=time.monotonic(),
+        stop_requested=stop,
+        enter_phase=lambda phase, epoch: None,
+    )
+
+
+def trained(root: Path, model: str = "lstm", **settings: object) -> Run:
+    run = tiny.queue_tiny(root, model, **settings)
+    torch.set_num_threads(1)
+    train(job(run, root))
+    run.refresh()
+    return run
+
+
+def mean_nll(model: torch.nn.Module, tokens: np.ndarray, window: int) -> float:
+    """The textbook way: full logits, one window at a time, summed over targets."""
+    split, total, targets_seen = WindowedSplit(tokens, window, "cpu"), 0.0, 0
+    for i in range(len(split)):
+        ids, targets = split.batch(torch.tensor([i]))
+        logits = model.features(ids) @ model.table.T  # type: ignore[operator, union-attr]
+        total += F.cross_entropy(logits[0], targets[0], ignore_index=-100, reduction="sum").double().item()
+        targets_seen += int(split.lengths[i])
+    return total / targets_seen
+
+
+@pytest.mark.parametrize(("model", "optimizer"), [("lstm", "sgd"), ("gpt1", "momentum"), ("gpt1", "adamw")])
+def test_an_epoch_is_what_a_plain_loop_computes(tmp_path: Path, model: str, optimizer: str) -> None:
+    run = trained(tmp_path, model, optimizer=optimizer, epochs=2)
+    settings = run.info.settings
+    corpus = load_corpus("tokens", tmp_path / "data", vocabulary=300, cache=tmp_path / "cache")
+    torch.manual_seed(42)
+    plain = build_model(settings, vocabulary=corpus.vocabulary, tables=None)
+    stepper = build_optimizer(settings, plain.parameters())
+    shuffle = torch.Generator().manual_seed(42)
+    split = WindowedSplit(corpus.splits["train"], settings.window_tokens, "cpu")
+    for epoch in run.state.epochs:
+        nll, count = 0.0, 0
+        for windows in torch.randperm(len(split), generator=shuffle).split(settings.batch_size):
+            ids, targets = split.batch(windows)
+            logits = (plain.features(ids) @ plain.table.T).flatten(0, 1)
+            loss = F.cross_entropy(logits, targets.flatten(), ignore_index=-100)
+            stepper.zero_grad()
+            loss.backward()
+            stepper.step()
+            here = int((targets != -100).sum())
+            nll, count = nll + loss.item() * here, count + here
+        assert epoch.train_loss_nats == pytest.approx(nll / count, rel=1e-4)
+        with torch.no_grad():
+            valid = mean_nll(plain, corpus.splits["validation"], settings.window_tokens)
+        assert epoch.valid_loss_nats == pytest.approx(valid, rel=1e-4)
+        assert epoch.valid_ppl == pytest.approx(math.exp(valid), rel=1e-3)
+    finished = run.state.finished
+    assert finished is not None
+    with torch.no_grad():
+        test = math.exp(mean_nll(plain, corpus.splits["test"], settings.window_tokens))
+    assert finished.test_ppl_final == pytest.approx(test, rel=1e-3)
+
+
+def test_validation_falls_and_the_best_weights_are_tested(tmp_path: Path) -> None:
+    run = trained(tmp_path, "gpt1", epochs=40, learning_rate=0.05)
+    state = run.state
+    best, finished = state.best_epoch, state.finished
+    assert best is not None
+    assert finished is not None
+    assert best.valid_ppl is not None
+    assert state.epochs[0].valid_ppl is not None
+    assert best.valid_ppl < state.epochs[0].valid_ppl
+    assert (finished.best_epoch, finished.best_valid_ppl) == (best.epoch, best.valid_ppl)
+    assert best.epoch < 40, "the test needs a run that overfits"
+    assert finished.test_ppl_best != finished.test_ppl_final
+
+
+def test_progress_adds_up_to_the_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "TICK_S", 0.0)
+    run = trained(tmp_path, epochs=1)
+    (epoch,) = run.state.epochs
+    corpus = load_corpus("tokens", tmp_path / "data", vocabulary=300, cache=tmp_path / "cache")
+    split = WindowedSplit(corpus.splits["train"], 8, "cpu")
+    steps = math.ceil(len(split) / 4)
+    assert [p.step for p in run.state.progress] == list(range(1, steps + 1))
+    assert {p.steps for p in run.state.progress} == {steps}
+    losses = [p.train_loss_nats for p in run.state.progress]
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(42)).numpy()
+    counts = [int(split.lengths[order[i : i + 4]].sum()) for i in range(0, len(split), 4)]
+    mean = sum(loss * n for loss, n in zip(losses, counts, strict=True) if loss) / sum(counts)
+    assert epoch.train_loss_nats == pytest.approx(mean, rel=1e-9)
+
+
+def test_the_clock_counts_training_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Training._evaluate
+
+    def slow(self: Training, name: str) -> float:
+        time.sleep(0.3)
+        return real(self, name)
+
+    monkeypatch.setattr(Training, "_evaluate", slow)
+    run = trained(tmp_path, epochs=2)
+    first, second = run.state.epochs
+    finished = run.state.finished
+    assert finished is not None
+    assert first.valid_s >= 0.3
+    assert second.elapsed_train_s == pytest.approx(first.train_s + second.train_s)
+    assert finished.wall_s >= second.elapsed_train_s + 0.9 + finished.setup_s - 0.01
+
+
+def test_a_run_that_diverges_ends_finished_and_says_so(tmp_path: Path) -> None:
+    run = trained(tmp_path, "lstm", optimizer="sgd", learning_rate=1000.0, epochs=9, weight_decay=900.0)
+    finished = run.state.finished
+    assert finished is not None
+    assert finished.diverged
+    assert len(run.state.epochs) < 9
+    assert run.state.epochs[-1].valid_loss_nats is None
+    assert math.isnan(number(finished, "test_ppl_final") or 0.0)
+    assert not finished.stopped_early
+
+
+def test_early_stopping_waits_for_so_many_epochs_without_a_better_one(tmp_path: Path) -> None:
+    run = trained(tmp_path, "gpt1", epochs=60, learning_rate=0.05, early_stopping_epochs=2)
+    finished = run.state.finished
+    assert finished is not None
+    assert finished.stopped_early
+    assert finished.best_epoch == len(run.state.epochs) - 2
+
+
+def test_clipping_changes_the_run_and_bounds_the_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    real = torch.optim.SGD.step
+
+    def spy(self: torch.optim.SGD, *arguments: object) -> object:
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(torch.cat([g.flatten() for g in gradients if g is not None]).norm().item())
+        return real(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spy)
+    trained(tmp_path, optimizer="sgd", epochs=1, gradient_clip_norm=0.05)
+    assert norms
+    assert max(norms) <= 0.05 * 1.001
+
+
+def test_the_schedule_reaches_the_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    real = torch.optim.Adam.step
+
+    def spy(self: torch.optim.Adam, *arguments: object) -> object:
+        rates.append(self.param_groups[0]["lr"])
+        return real(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    run = trained(tmp_path, epochs=2, warmup_steps=4, learning_rate_decay="cosine")
+    full = run.info.settings.learning_rate
+    assert rates[:4] == pytest.approx([full / 4, full / 2, full * 3 / 4, full])
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[-1] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_stop_is_heeded_however_short_epochs_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "TICK_S", 0.05)
+    run = tiny.queue_tiny(tmp_path, epochs=100_000, repeats=1)
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    train(job(run, tmp_path, stop=lambda: time.monotonic() > began + 0.3))
+    run.refresh()
+    assert run.status == "stopped"
+    assert len(run.state.epochs) > 1
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path: Path) -> None:
+    runs = [trained(tmp_path / str(i), "gpt1", seed=seed, epochs=1) for i, seed in enumerate((3, 3, 4))]
+    a, b, c = (run.state.epochs[0].valid_loss_nats for run in runs)
+    assert a == b != c
+
+
+def test_parameters_are_counted_without_building_the_model(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path, "gpt1")
+    model = build_model(run.info.settings, vocabulary=run.info.corpus.vocabulary, tables=None)
+    exact = sum(p.numel() for p in model.parameters())
+    assert parameters_of(run.info) == (exact, exact)
+
+
+def test_the_first_progress_comes_with_the_first_epoch_at_the_latest(tmp_path: Path) -> None:
+    run = trained(tmp_path, epochs=1)
+    assert isinstance(run.state.progress[-1], Progress)
+    assert run.state.progress[-1].step == run.state.progress[-1].steps

@@ -1,0 +1,325 @@
+"""The command line as a person meets it: exit codes, one clear message, nothing lost, no traceback."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from lmconsole.runs.state import Status
+from lmconsole.runs.store import Store
+
+ANSI = re.compile(r"\x1b")
+
+
+def tiny_arguments(root: Path, *rows: str) -> list[str]:
+    file = tiny.write_experiments(root / "mine.toml", *(rows or (tiny.row(1), tiny.row(2, "gpt1"))))
+    data = tiny.write_corpus(root / "data")
+    return ["--headless", "--preset", "tiny", "--experiments", str(file), "--data", str(data), "--jobs", "2"]
+
+
+def refused(root: Path, *arguments: str, env: dict[str, str] | None = None) -> str:
+    """The message of a command that must be refused: exit code 2, nothing on standard output, no run made."""
+    done = tiny.lmconsole(*arguments, cwd=root, check=2, env=env or {})
+    assert done.stdout == ""
+    assert not ANSI.search(done.stderr)
+    assert not list((root / "runs").glob("[0-9]*"))
+    return done.stderr
+
+
+def test_help_lists_the_commands_and_every_command_has_help(tmp_path: Path) -> None:
+    commands = ["list", "run", "status", "stop", "watch", "export", "doctor", "data"]
+    out = tiny.lmconsole("--help", cwd=tmp_path, check=0).stdout
+    assert all(f"  {command} " in out for command in commands)
+    for command in commands:
+        assert "Usage: " in tiny.lmconsole(command, "--help", cwd=tmp_path, check=0).stdout
+
+
+def test_no_arguments_say_what_to_do(tmp_path: Path) -> None:
+    assert "--headless" in refused(tmp_path)
+
+
+def test_list_shows_the_twelve_and_their_latest_runs(tmp_path: Path) -> None:
+    out = tiny.lmconsole("list", cwd=tmp_path, check=0).stdout
+    assert len(re.findall(r"^ *\d+ +(LSTM|GPT-1) ", out, re.MULTILINE)) == 12
+    listed = json.loads(tiny.lmconsole("list", "--json", cwd=tmp_path, check=0).stdout)
+    assert [entry["id"] for entry in listed] == list(range(1, 13))
+    assert listed[4]["presets"]["demo"]["heads"] == 3
+    assert listed[4]["latest_run"] is None
+
+
+@pytest.mark.slow
+def test_runs_go_from_the_command_to_the_tables(tmp_path: Path) -> None:
+    arguments = tiny_arguments(tmp_path)
+    done = tiny.lmconsole("run", "--all", *arguments, cwd=tmp_path, check=0)
+    assert not ANSI.search(done.stdout + done.stderr)
+    for words in ("queued", "started on cpu", "epoch 1/2", "epoch 2/2", "finished  best valid ppl"):
+        assert done.stderr.count(words) == 2, words
+    assert len(re.findall(r"^ *[12] +(LSTM|GPT-1) .* finished ", done.stdout, re.MULTILINE)) == 2
+    assert f"exports: {tmp_path / 'exports'}" in done.stderr
+    names = {path.name for path in (tmp_path / "exports").iterdir()}
+    assert {f"table-{n}.{form}" for n in ("1-results", "2-memory") for form in ("md", "tex", "csv")} < names
+
+    again = tiny.lmconsole("run", "1", *arguments, cwd=tmp_path, check=0)
+    assert "finished before" in again.stderr
+    assert len(Store(tmp_path / "runs").runs()) == 2
+
+    status = json.loads(tiny.lmconsole("status", "--json", cwd=tmp_path, check=0).stdout)
+    assert {run["status"] for run in status} == {"finished"}
+    table = tiny.lmconsole("export", "-o", "-", cwd=tmp_path, check=0).stdout
+    assert table == (tmp_path / "exports" / "table-1-results.md").read_text()
+    for form in ("latex", "csv"):
+        text = tiny.lmconsole("export", "-o", "-", "--format", form, cwd=tmp_path, check=0).stdout
+        assert text == (tmp_path / "exports" / f"table-1-results.{'tex' if form == 'latex' else 'csv'}").read_text()
+    written = tiny.lmconsole("export", "--out", "elsewhere", "--format", "csv", cwd=tmp_path, check=0).stdout
+    assert written.splitlines() == [
+        str(tmp_path / "elsewhere" / name) for name in ("table-1-results.csv", "table-2-memory.csv")
+    ]
+
+
+@pytest.mark.slow
+def test_json_gives_every_event_of_the_log_and_nothing_else_on_standard_output(tmp_path: Path) -> None:
+    done = tiny.lmconsole("run", "2", *tiny_arguments(tmp_path), "--json", "--no-export", cwd=tmp_path, check=0)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    (run,) = Store(tmp_path / "runs").runs()
+    log = [json.loads(line) for line in run.paths.events.read_text().splitlines()]
+    assert [{k: v for k, v in event.items() if k != "run"} for event in events] == log
+    assert {event["run"] for event in events} == {run.run}
+    assert "finished" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_failing_run_makes_the_exit_code_one_and_the_others_finish(tmp_path: Path) -> None:
+    huge = "hidden = 65536"  # 17 billion weights: no machine of ours has the memory
+    arguments = tiny_arguments(tmp_path, tiny.row(1, more=huge), tiny.row(2, "gpt1"))
+    done = tiny.lmconsole("run", "--all", *arguments, cwd=tmp_path, check=1)
+    assert "failed: cpu ran out of memory: host " in done.stderr
+    first, second = Store(tmp_path / "runs").runs()
+    assert (first.status, second.status) == (Status.FAILED, Status.FINISHED)
+    assert re.search(r"^ *1 +LSTM .* failed ", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_two_commands_at_once_train_nothing_twice_and_both_get_the_results(tmp_path: Path) -> None:
+    arguments = tiny_arguments(tmp_path)
+    command = [sys.executable, "-m", "lmconsole", "run", "--all", *arguments]
+    both = [
+        subprocess.Popen(command, cwd=tmp_path, env=tiny.environment(tmp_path), stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    tables = [process.communicate(timeout=240)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert tables[0] == tables[1]
+    runs = Store(tmp_path / "runs").runs()
+    assert [run.state.attempt for run in runs] == [1, 1]
+
+
+@pytest.mark.slow
+def test_an_interrupt_stops_the_runs_and_running_again_resumes_them(tmp_path: Path) -> None:
+    arguments = [*tiny_arguments(tmp_path, tiny.row(1, more="epochs = 4000")), "--no-export"]
+    command = [sys.executable, "-m", "lmconsole", "run", "1", *arguments]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=tiny.environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    store = Store(tmp_path / "runs")
+    deadline = time.monotonic() + 60
+    while not any(run.state.epochs for run in store.runs()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    refusal = tiny.lmconsole("run", "1", *arguments, cwd=tmp_path, check=2)
+    assert "already queued or running" in refusal.stderr
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "stopped in epoch" in err
+    assert "stopped" in out
+    (run,) = store.runs()
+    assert run.status is Status.STOPPED
+    done = len(run.state.epochs)
+    dry = tiny.lmconsole("run", "1", *arguments, "--dry-run", cwd=tmp_path, check=0).stdout
+    assert f"resume {run.run} in epoch {done + 1}" in dry
+
+    process = subprocess.Popen(command, cwd=tmp_path, env=tiny.environment(tmp_path), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(run.state.epochs) <= done or run.status is not Status.RUNNING:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+        run.refresh()
+    process.kill()  # nobody watches any more: the run must not mind
+    process.wait()
+    told = tiny.lmconsole("stop", "1", cwd=tmp_path, check=0)
+    assert "asked to stop" in told.stderr
+    watched = tiny.lmconsole("watch", run.run[:8], cwd=tmp_path, check=1)
+    assert "stopped" in watched.stdout
+    run.refresh()
+    assert (run.status, run.state.attempt) == (Status.STOPPED, 2)
+    assert [epoch.epoch for epoch in run.state.epochs] == list(range(1, len(run.state.epochs) + 1))
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_everything_and_makes_nothing(tmp_path: Path) -> None:
+    out = tiny.lmconsole("run", "2", *tiny_arguments(tmp_path), "--dry-run", cwd=tmp_path, check=0).stdout
+    for words in ("tiny (asked for)", "cpu (", "fp32", "vocabulary 300", "GPT-1 1L Adam", "new", "[presets.tiny.gpt1]"):
+        assert words in out
+    assert not (tmp_path / "runs").exists()
+    plan = json.loads(
+        tiny.lmconsole("run", "2", *tiny_arguments(tmp_path), "--dry-run", "--json", cwd=tmp_path, check=0).stdout
+    )
+    assert plan["runs"][0]["action"] == "new"
+    assert plan["runs"][0]["settings"]["heads"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "name experiments"),
+        (["run", "13"], "no experiment 13; built-in experiments.toml has 1-12"),
+        (["run", "0"], "no experiment 0"),
+        (["run", "4-1"], "no experiment 4-1"),
+        (["run", "../1"], "not an experiment"),
+        (["run", "[red]"], "'[red]': not an experiment"),
+        (["run", "\x1b[31m1"], r"\x1b[31m1"),
+        (["run", "1", "--all"], "not both"),
+        (["run", "1", "--preset", "papr"], "did you mean 'paper'?"),
+        (["run", "1", "--epochs", "0"], "--epochs 0: a whole number >= 1"),
+        (["run", "1", "--epochs", "nan"], "valid integer"),
+        (["run", "1", "--precision", "fp8"], "unknown precision 'fp8'"),
+        (["run", "1", "--jobs", "0"], "--jobs 0: expected 1 to"),
+        (["run", "1", "--seeds", "1,x"], "--seeds '1,x'"),
+        (["run", "1", "--seeds", "1..99999999"], "more than 10,000 seeds"),
+        (["run", "1", "--max-tokens", "-5"], "--max-tokens -5"),
+        (["run", "1", "--on-finish", "no-such-program-here x"], "no such program"),
+        (["run", "1", "--experiments", "missing.toml"], "missing.toml: no such file"),
+        (["run", "1", "--whatever"], "No such option"),
+        (["stop"], "name at least one run"),
+        (["stop", "nope"], "no run is called 'nope'"),
+        (["watch", "7"], "experiment 7 has no run"),
+        (["status", "x"], "unexpected extra argument"),
+        (["export"], "nothing to export: the store has no runs"),
+        (["export", "--run", "nope"], "no run is called 'nope'"),
+        (["export", "-o", "file"], "only - is known"),
+        (["data", "info", "--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_words_are_refused_with_one_message(tmp_path: Path, arguments: list[str], message: str) -> None:
+    assert message in refused(tmp_path, *arguments)
+
+
+def test_every_wrong_word_is_told_at_once(tmp_path: Path) -> None:
+    said = refused(tmp_path, "run", "99", "--preset", "demmo", "--jobs", "0", "--seeds", "a")
+    assert len(said.splitlines()) == 4
+
+
+def save_npz(folder: Path, **splits: object) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    good = np.arange(1, 200, dtype=np.uint16) % 90 + 1
+    for split in ("train", "validation", "test"):
+        tokens = splits.get(split, good)
+        if tokens is not None:
+            np.savez(folder / f"wiki.{split}.npz", tokens=np.asarray(tokens))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "make", "message"),
+    [
+        ("scratch", lambda d: None, "no such folder"),
+        ("scratch", lambda d: d.mkdir(), "no corpus in this folder"),
+        ("scratch", lambda d: save_npz(d, test=None), "2 of 3 splits"),
+        ("scratch", lambda d: save_npz(d, test=[1, 2, 50_000]), "50000"),
+        ("scratch", lambda d: save_npz(d, train=[{"a": 1}]), "pickled"),
+        (
+            "scratch",
+            lambda d: (save_npz(d) / "wiki.train.npz").write_bytes((d / "wiki.train.npz").read_bytes()[:150]),
+            "wiki.train.npz",
+        ),
+        ("paper", lambda d: save_npz(d), "needs GPT-1's embedding tables"),
+        ("auto", lambda d: save_npz(d), "--preset scratch"),
+        (
+            "paper",
+            lambda d: np.savez(save_npz(d) / "embeddings.npz", tokens=np.zeros((5, 768), np.float32)),
+            "'tokens' is 5 x 768, expected 40,479 x 768",
+        ),
+    ],
+    ids=["missing", "empty", "two-of-three", "id-too-large", "pickled", "truncated", "no-tables", "auto", "bad-tables"],
+)
+def test_unusable_data_is_refused_before_a_run_exists(tmp_path: Path, preset: str, make: object, message: str) -> None:
+    folder = tmp_path / "my 'odd' [red] data"
+    make(folder)  # type: ignore[operator]
+    said = refused(tmp_path, "run", "5", "--headless", "--preset", preset, "--data", str(folder), "--device", "cpu")
+    assert message.lower() in said.lower()
+    assert "my 'odd' [red] data" in said or preset == "paper"
+
+
+@pytest.mark.slow
+def test_paper_without_tables_gives_the_whole_recipe(tmp_path: Path) -> None:
+    said = refused(tmp_path, "run", "1", "--headless", "--preset", "paper")
+    for words in ("wiki.train.npz", "encoder_bpe_40000.json", "openai-community/openai-gpt", "--embeddings"):
+        assert words in said
+
+
+@pytest.mark.slow
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    for device in ("cuda", "cuda:0", "all", "tpu"):
+        said = refused(tmp_path, "run", "1", "--headless", "--preset", "demo", "--device", device)
+        assert device in said
+    assert "tf32" in refused(tmp_path, "run", "1", "--headless", "--preset", "demo", "--precision", "tf32")
+
+
+def test_a_store_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    assert "cannot be read" in tiny.lmconsole("status", cwd=tmp_path, check=2).stderr
+    assert "cannot be read" in tiny.lmconsole("run", "1", "--preset", "demo", cwd=tmp_path, check=2).stderr
+
+
+def test_exports_that_cannot_be_written_are_refused_and_old_ones_kept(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    assert "none of 1 runs has completed an epoch" in tiny.lmconsole("export", cwd=tmp_path, check=2).stderr
+    assert tiny.worker(run, tmp_path).returncode == 0
+    (tmp_path / "exports").write_text("in the way")
+    assert "cannot be written" in tiny.lmconsole("export", cwd=tmp_path, check=2).stderr
+    assert (tmp_path / "exports").read_text() == "in the way"
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m lmconsole list --json | head -c 10"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=tmp_path,
+        env=tiny.environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+def test_stores_and_data_can_be_named_by_environment(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    os.rename(tmp_path / "runs", tmp_path / "elsewhere")
+    out = tiny.lmconsole("status", cwd=tmp_path, check=0, env={"LMCONSOLE_RUNS": "elsewhere"}).stdout
+    assert run.run in out
+    info = tiny.lmconsole("data", "info", cwd=tmp_path, check=0, env={"LMCONSOLE_DATA": str(tmp_path / "data")}).stdout
+    assert str(tmp_path / "data") in info
+
+
+@pytest.mark.slow
+def test_the_doctor_finds_what_is_there_and_what_is_not(tmp_path: Path) -> None:
+    findings = json.loads(tiny.lmconsole("doctor", "--json", cwd=tmp_path, check=0).stdout)
+    verdicts = {finding["what"]: finding["verdict"] for finding in findings}
+    assert verdicts["PyTorch"] == verdicts["store"] == verdicts["lmconsole"] == "ok"
+    assert verdicts["data"] == "note"
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.txt").write_text("x")
+    said = tiny.lmconsole("doctor", "--data", "data", cwd=tmp_path, check=0).stdout
+    assert re.search(r"^problem +data ", said, re.MULTILINE)
