@@ -33,7 +33,8 @@ def data_report(
 
 def _lines(report: dict[str, Any], window_tokens: int) -> list[str]:
     lines = [
-        f"corpus      {report['name']} ({report['tokenizer']})",
+        f"corpus      {report['name']}",
+        f"tokenizer   {report['tokenizer']}",
         f"folder      {report['path'] or 'built in'}",
         f"vocabulary  {report['vocabulary']:,}",
         f"sha256      {report['sha256']}",

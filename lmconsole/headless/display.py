@@ -139,8 +139,10 @@ class LiveDisplay:
         self._live.update(Group(active_table(runs), total_line(runs)), refresh=True)
 
 
-def active_table(runs: Sequence[Run]) -> Table:
+def active_table(runs: Sequence[Run]) -> Table | Text:
     """One line per run under way."""
+    if not any(run.status is Status.RUNNING for run in runs):
+        return Text("starting the next run …" if any(run.status.active for run in runs) else "", style="dim")
     table = Table(box=None, pad_edge=False, header_style="dim", show_edge=False)
     table.add_column("")
     for name in ("Epoch", "Step", "Tokens/s", "Train PPL", "Valid PPL", "Left"):

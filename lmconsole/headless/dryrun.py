@@ -50,13 +50,14 @@ def overview(answer: ProbeAnswer, options: RunOptions) -> list[tuple[str, str]]:
         ("preset", f"{answer.preset} ({answer.reason})"),
         ("device", f"{devices}, {options.jobs} at once, {threads_per_run(options.jobs)} threads each"),
         ("precision", ", ".join(precisions)),
-        ("corpus", f"{first.corpus.name}: {tokens} tokens, vocabulary {first.corpus.vocabulary:,}"),
+        ("corpus", f"{first.corpus.name}, vocabulary {first.corpus.vocabulary:,}"),
+        ("", f"{tokens} tokens"),
         ("", f"{first.corpus.tokenizer}; {first.corpus.path or 'built in'}"),
         ("store", f"{options.store.absolute()} ({formatting.mib(free)} free)"),
         ("exports", str(options.exports) if options.exports else "none (--no-export)"),
     ]
     if first.embeddings:
-        rows.insert(5, ("embeddings", first.embeddings.path))
+        rows.insert(6, ("embeddings", first.embeddings.path))
     return [(name, printable(value)) for name, value in rows]
 
 

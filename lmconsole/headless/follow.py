@@ -17,7 +17,7 @@ from lmconsole.engine.queue import Action, Decision, enqueue, wanted_runs
 from lmconsole.errors import ExitCode
 from lmconsole.headless.display import Display, choose_display
 from lmconsole.headless.dryrun import overview
-from lmconsole.headless.listing import console, results_table
+from lmconsole.headless.listing import RESULTS_NOTE, console, results_table
 from lmconsole.headless.options import RunOptions, threads_per_run
 from lmconsole.runs.events import AnyEvent, Queued
 from lmconsole.runs.state import Status
@@ -69,11 +69,11 @@ def _announcement(decision: Decision) -> str:
     name = f"{decision.wanted.prepared.experiment.id:>2} {decision.wanted.prepared.experiment.label}"
     match decision.action:
         case Action.FINISHED:
-            return f"{name}  finished before: {decision.run} (--fresh trains it anew)"
+            return f"{name}  finished before; --fresh trains it anew"
         case Action.RESUME:
-            return f"{name}  resumes in epoch {decision.epoch}: {decision.run}"
+            return f"{name}  queued to resume in epoch {decision.epoch}"
         case Action.ACTIVE:
-            return f"{name}  already under way: {decision.run}"
+            return f"{name}  already under way"
         case Action.NEW:
             return f"{name}  queued"
 
@@ -92,7 +92,7 @@ def _print_results(runs: Sequence[Run], *, to_stderr: bool) -> None:
     out = console(stderr=to_stderr)
     out.print()
     out.print(results_table(runs))
-    out.print(Text("PPL: perplexity per target token, at the epoch that validated best. Time: training.", style="dim"))
+    out.print(Text(RESULTS_NOTE, style="dim"))
 
 
 class Follower:

@@ -7,12 +7,13 @@ from typing import Any
 
 import msgspec
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from lmconsole.errors import printable
 from lmconsole.formatting import UNKNOWN, perplexity, seconds
-from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES, Experiment
+from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
 from lmconsole.plan.presets import Plan
 from lmconsole.runs.events import number
 from lmconsole.runs.state import Status
@@ -56,43 +57,34 @@ def describe_status(run: Run) -> Text:
     return Text(words, style=STYLES[status])
 
 
-def results_table(runs: Iterable[Run], *, title: str | None = None) -> Table:
-    """One row a run: its settings, how it stands, and perplexities at the epoch that validated best."""
+def results_table(runs: Iterable[Run]) -> Table:
+    """One row a run: how it stands, and its perplexities at the epoch that validated best. Fits 80 columns."""
     runs = list(runs)
     several = len({run.info.seed for run in runs}) > 1
-    table = _table(title)
-    table.add_column("ID", justify="right")
-    for name in ("Model", "Layers", "Optimizer"):
-        table.add_column(name, justify="right" if name == "Layers" else "left", no_wrap=True)
-    if several:
-        table.add_column("Seed", justify="right")
-    table.add_column("Status", no_wrap=True)
-    for name in ("Train PPL", "Valid PPL", "Epoch", "Test PPL", "Time"):
+    table = _table(ID="right", Experiment="left")
+    for name in ("Seed", "Status") if several else ("Status",):
+        table.add_column(name, justify="right" if name == "Seed" else "left", no_wrap=True)
+    for name in ("Train", "Valid", "Epoch", "Test", "Time"):
         table.add_column(name, justify="right", no_wrap=True)
     for run in runs:
-        table.add_row(*_identity(run.info.experiment), *([str(run.info.seed)] if several else []), *_results(run))
+        experiment = run.info.experiment
+        seed = [str(run.info.seed)] if several else []
+        table.add_row(str(experiment.id), Text(experiment.label), *seed, *_results(run))
     return table
 
 
-def _table(title: str | None) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-        header_style="bold",
-    )
+RESULTS_NOTE = (
+    "Train, Valid, Test: perplexity per target token, at the epoch that validated best.\n"
+    "Time: training alone, without set-up and evaluation."
+)
 
 
-def _identity(experiment: Experiment) -> list[str]:
-    return [
-        str(experiment.id),
-        experiment.name or MODEL_NAMES[experiment.model],
-        str(experiment.layers),
-        OPTIMIZER_NAMES[experiment.optimizer],
-    ]
+def _table(**columns: JustifyMethod) -> Table:
+    """A table with these columns, by name and side."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+    for name, side in columns.items():
+        table.add_column(name.replace("_", " "), justify=side, no_wrap=True)
+    return table
 
 
 def _results(run: Run) -> list[str | Text]:
@@ -110,9 +102,9 @@ def _results(run: Run) -> list[str | Text]:
 
 def status_table(runs: Iterable[Run]) -> Table:
     """One row a run with its id, for `lmconsole status`."""
-    table = _table(None)
-    for name, justify in (("Run", "left"), ("Status", "left"), ("Valid PPL", "right"), ("Time", "right")):
-        table.add_column(name, justify="right" if justify == "right" else "left", no_wrap=name != "Run")
+    table = _table(Run="left", Status="left", Valid_PPL="right", Time="right")
+    table.columns[0].overflow = "fold"
+    table.columns[0].no_wrap = False
     for run in runs:
         status, _, valid, _, _, time = _results(run)
         table.add_row(run.run, status, valid, time)
@@ -121,21 +113,27 @@ def status_table(runs: Iterable[Run]) -> Table:
 
 def experiments_table(plan: Plan, latest: dict[int, Run]) -> Table:
     """One row an experiment, with the state of its latest run."""
-    table = _table(None)
-    table.add_column("ID", justify="right")
-    for name in ("Model", "Layers", "Optimizer"):
-        table.add_column(name, justify="right" if name == "Layers" else "left", no_wrap=True)
-    table.add_column("Settings of its own")
-    table.add_column("Latest run", no_wrap=True)
-    table.add_column("Preset", no_wrap=True)
-    table.add_column("Valid PPL", justify="right", no_wrap=True)
+    own = any(experiment.overrides or experiment.name for experiment in plan.experiments)
+    table = _table(ID="right", Model="left", Layers="right", Optimizer="left")
+    if own:
+        table.add_column("Name and own settings", overflow="fold")
+    for name, side in (("Latest run", "left"), ("Preset", "left"), ("Valid PPL", "right")):
+        table.add_column(name, justify="right" if side == "right" else "left", no_wrap=True)
     for experiment in plan.experiments:
         run = latest.get(experiment.id)
-        own = ", ".join(f"{key} {value}" for key, value in experiment.overrides.items())
         status, valid = (_results(run)[0], _results(run)[2]) if run else (Text(UNKNOWN), UNKNOWN)
-        table.add_row(*_identity(experiment), own or UNKNOWN, status, run.info.preset if run else UNKNOWN, valid)
-    if not any(experiment.overrides for experiment in plan.experiments):
-        table.columns.pop(4)
+        words = [experiment.name] if experiment.name else []
+        words += [f"{key} {value}" for key, value in experiment.overrides.items()]
+        table.add_row(
+            str(experiment.id),
+            MODEL_NAMES[experiment.model],
+            str(experiment.layers),
+            OPTIMIZER_NAMES[experiment.optimizer],
+            *([Text(printable(", ".join(words)) or UNKNOWN)] if own else []),
+            status,
+            run.info.preset if run else UNKNOWN,
+            valid,
+        )
     return table
 
 

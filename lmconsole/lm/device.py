@@ -48,8 +48,8 @@ def describe_devices() -> list[Device]:
 def resolve_devices(spec: str, devices: Sequence[Device]) -> list[str]:
     """torch's names for the devices that ``spec`` asks for, in its order.
 
-    ``auto`` is the GPU with most free memory, or else the CPU; ``cuda`` is that GPU and nothing else will do; ``all`` is
-    every GPU.
+    ``auto`` is the GPU with most free memory, or else the CPU; ``cuda`` is that GPU and nothing else will do; ``all``
+    is every GPU.
 
     Raises:
         DeviceError: ``spec`` is not understood, or names a device that is not among ``devices``.
@@ -107,17 +107,14 @@ def resolve_precision(wanted: str, device: str | Device) -> Precision:
 def apply_precision(precision: Precision) -> None:
     """Turns TF32 on for ``tf32`` and off for everything else, in cuBLAS and in cuDNN (whose own default is on).
 
-    torch 2.9 renamed the switches, and complains when old and new names are mixed.
+    torch 2.9 has newer names for these switches, but some of its own code still asks by the older ones, and fails where
+    only the newer were set; set by the older, both agree.
     """
-    mode = "tf32" if precision == "tf32" else "ieee"
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    if _has_precision_names():
-        for switch in (matmul, cudnn, cudnn.conv, cudnn.rnn):
-            switch.fp32_precision = mode
-    else:
-        matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    tf32 = precision == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
     # Sums inside a bf16 product stay float32, whatever the library would prefer.
-    matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 def autocast(precision: Precision, device: str) -> AbstractContextManager[object]:
@@ -227,10 +224,6 @@ def has_bf16_products(cpuinfo: str) -> bool:
     lines = re.findall(r"^(?:flags|Features)\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
     flags = set(lines[0].split()) if lines else set()
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def _has_precision_names() -> bool:
-    return hasattr(torch.backends.cudnn, "rnn") and hasattr(torch.backends.cudnn.rnn, "fp32_precision")
 
 
 def _need_gpus(spec: str, gpus: Sequence[Device]) -> Sequence[Device]:

@@ -143,8 +143,8 @@ def _read_safetensors(source: _Source) -> tuple[Tensor, Tensor]:
 def _hub_slice(source: _Source, file: Any, name: str) -> Any:
     """A tensor of the hub's file, of which nothing is read yet; some copies of the model prefix its name."""
     names = set(file.keys())
-    for candidate in (_HUB_NAMES[name], _HUB_PREFIX + _HUB_NAMES[name]):
-        if candidate in names:
-            return file.get_slice(candidate)
-    found = ", ".join(sorted(names)[:8]) + (", …" if len(names) > 8 else "")
-    source.fail(f"has no tensor '{_HUB_NAMES[name]}'; found: {found or 'nothing'}")
+    stored_as = _HUB_NAMES[name] if _HUB_NAMES[name] in names else _HUB_PREFIX + _HUB_NAMES[name]
+    if stored_as not in names:
+        found = ", ".join(sorted(names)[:8]) + (", …" if len(names) > 8 else "")
+        source.fail(f"has no tensor '{_HUB_NAMES[name]}'; found: {found or 'nothing'}")
+    return file.get_slice(stored_as)

@@ -21,19 +21,23 @@ IGNORE = -100
 _LOG2_E = math.log2(math.e)
 
 _ROWS = {"cpu": 1024, "cuda": 4096}
+"""Rows worked on at a time."""
 _TILE_VALUES = {"cpu": 2 * 2**20, "cuda": 16 * 2**20}
+"""Logits in a tile. A CPU's last cache should hold it; a GPU has many cores to keep busy."""
 _KEPT_BYTES = 256 * 2**20
+"""Room for the tiles of one chunk of rows, when the table learns and they are needed once more."""
 
 
 def head_loss_sum(
     features: Tensor, table: Tensor, targets: Tensor, *, compute_dtype: torch.dtype, chunk_rows: int | None = None
 ) -> Tensor:
-    """Summed negative log-likelihood, in nats, of ``targets`` (N) under softmax(``features`` (N, C) @ ``table`` (V, C).T).
+    """Summed negative log-likelihood, in nats, of ``targets`` under softmax(``features`` @ ``table``.T).
 
-    Targets that are ``IGNORE`` count for nothing. A float32 scalar, differentiable once with respect to ``features``,
-    and to ``table`` if that requires a gradient. Factors of matrix products are of ``compute_dtype``; exponentials and
-    sums are float32 at least. ``chunk_rows`` rows are worked on at a time; by default as many as measured fastest.
-    Nothing waits for the device, and inputs that are not finite give a loss that is not.
+    ``features`` are (N, C), ``table`` is (V, C), ``targets`` are N ids; those that are ``IGNORE`` count for nothing.
+    The result is a float32 scalar, differentiable once with respect to ``features``, and to ``table`` if that requires
+    a gradient. Factors of matrix products are of ``compute_dtype``; exponentials and sums are float32 at least.
+    ``chunk_rows`` rows are worked on at a time; by default as many as measured fastest. Nothing waits for the device,
+    and inputs that are not finite give a loss that is not.
     """
     with_grad = torch.is_grad_enabled()
     need_features, need_table = with_grad and features.requires_grad, with_grad and table.requires_grad
@@ -178,9 +182,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.add_(a @ b)
 
 
-def _sizes(
-    features: Tensor, table: Tensor, dtype: torch.dtype, chunk_rows: int | None, keep: bool
-) -> tuple[int, int]:
+def _sizes(features: Tensor, table: Tensor, dtype: torch.dtype, chunk_rows: int | None, keep: bool) -> tuple[int, int]:
     """Rows of a chunk and columns of a tile: as large as products need to be fast, as small as caches are."""
     kind = "cpu" if features.device.type == "cpu" else "cuda"
     N, V = len(features), len(table)

@@ -24,12 +24,13 @@ class Lstm(nn.Module):
         return F.relu(self.project(self._drop(x)))  # (B, T, C)
 
     def _recur(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            y: Tensor = self.lstm(x)[0]
-            return y
-        # oneDNN's bfloat16 LSTM is twice as fast forward but slower backward, and slower in all: it stays float32.
-        with torch.autocast("cpu", enabled=False):
-            y = self.lstm(x.float())[0]
+        y: Tensor
+        if x.device.type == "cpu":
+            # oneDNN's bfloat16 LSTM is twice as fast forward but slower backward, and slower in all: keep float32.
+            with torch.autocast("cpu", enabled=False):
+                y, _ = self.lstm(x.float())
+        else:
+            y, _ = self.lstm(x)
         return y
 
     def _drop(self, x: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from lmconsole.plan.experiment import Settings
 def build_optimizer(settings: Settings, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
     """The optimizer that ``settings`` asks for, over every parameter that is trained, biases and norms included.
 
-    Adam (Kingma & Ba, arXiv:1412.6980) takes ``weight_decay`` as an L2 term of the gradient, AdamW (Loshchilov & Hutter,
-    arXiv:1711.05101) as a decay of its own. The fused kernels make one pass over each parameter and its state, where
-    the loops over tensors make ten; one parameter's update depends on no other, so they resume to the same bits.
+    Adam (Kingma & Ba, arXiv:1412.6980) takes ``weight_decay`` as an L2 term of the gradient, AdamW (Loshchilov &
+    Hutter, arXiv:1711.05101) as a decay of its own. The fused kernels make one pass over each parameter and its state,
+    where the loops over tensors make ten; one parameter's update depends on no other, so they resume to the same bits.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     lr, decay = settings.learning_rate, settings.weight_decay

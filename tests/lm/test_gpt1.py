@@ -1,0 +1,117 @@
+"""The GPT-1 body: shapes, causality, a post-norm block written out, and how it starts."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lmconsole.lm.gpt1 import Attention, Block, Gpt1
+
+C, HEADS, WIDE, EPS = 12, 3, 20, 1e-5
+
+
+def body(layers: int = 1, dropout: float = 0.0) -> Gpt1:
+    torch.manual_seed(0)
+    return Gpt1(channels=C, layers=layers, heads=HEADS, mlp_channels=WIDE, eps=EPS, dropout=dropout)
+
+
+def norm(x: Tensor, layer: torch.nn.LayerNorm) -> Tensor:
+    mean = x.mean(-1, keepdim=True)
+    variance = ((x - mean) ** 2).mean(-1, keepdim=True)
+    return (x - mean) / (variance + EPS).sqrt() * layer.weight + layer.bias
+
+
+def block_by_hand(block: Block, x: Tensor) -> Tensor:
+    """x = LN(x + attention(x)); x = LN(x + mlp(x)), head by head, with a mask and the error function."""
+    T, size = x.shape[1], C // HEADS
+    attention = block.attention
+    joined = []
+    for head in range(HEADS):
+        q, k, v = (
+            x @ attention.qkv.weight[start : start + size].T + attention.qkv.bias[start : start + size]
+            for start in (head * size, C + head * size, 2 * C + head * size)
+        )
+        scores = q @ k.transpose(1, 2) / math.sqrt(size)
+        later = torch.ones(T, T, dtype=torch.bool).triu(1)
+        joined.append(scores.masked_fill(later, -math.inf).softmax(-1) @ v)
+    y = torch.cat(joined, -1) @ attention.out.weight.T + attention.out.bias
+    x = norm(x + y, block.attention_norm)
+    wide = x @ block.widen.weight.T + block.widen.bias
+    wide = wide * 0.5 * (1 + torch.erf(wide / math.sqrt(2)))
+    return norm(x + wide @ block.narrow.weight.T + block.narrow.bias, block.mlp_norm)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_it_computes_post_norm_blocks_one_after_another_and_nothing_else(layers: int) -> None:
+    model, x = body(layers), torch.randn(2, 7, C)
+    for parameter in model.parameters():  # biases and norms too must show whether they are used
+        torch.nn.init.normal_(parameter, std=0.5)
+    expected = x
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        expected = block_by_hand(block, expected)
+    features = model(x)
+    assert features.shape == (2, 7, C)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_later_token_never_changes_an_earlier_feature() -> None:
+    model, x = body(2), torch.randn(2, 9, C)
+    changed = x.clone()
+    changed[:, 5:] += 1.0
+    torch.testing.assert_close(model(x)[:, :5], model(changed)[:, :5], rtol=0, atol=1e-6)
+    assert (model(x)[:, 5:] - model(changed)[:, 5:]).abs().max() > 0.1
+
+
+def test_queries_keys_values_and_output_start_xavier_uniform_as_matrices_of_their_own() -> None:
+    torch.manual_seed(0)
+    attention = Attention(channels=768, heads=12, dropout=0.0)
+    bound = math.sqrt(6 / (768 + 768))
+    for weight in (*attention.qkv.weight.chunk(3), attention.out.weight):
+        assert weight.shape == (768, 768)
+        assert 0.999 * bound < weight.abs().max() <= bound
+        assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.01)
+        assert weight.mean().item() == pytest.approx(0, abs=1e-3)
+    assert attention.qkv.bias.abs().max() == 0
+    assert attention.out.bias.abs().max() == 0
+
+
+def test_the_mlp_and_the_norms_start_as_torch_starts_them() -> None:
+    torch.manual_seed(0)
+    block = Block(channels=768, heads=12, mlp_channels=3072, eps=EPS, dropout=0.0)
+    for linear, inputs in ((block.widen, 768), (block.narrow, 3072)):
+        for drawn in (linear.weight, linear.bias):
+            assert drawn.abs().max() <= 1 / math.sqrt(inputs)
+            assert drawn.std().item() == pytest.approx(1 / math.sqrt(3 * inputs), rel=0.05)
+    for layer in (block.attention_norm, block.mlp_norm):
+        assert layer.eps == EPS
+        assert torch.equal(layer.weight, torch.ones(768))
+        assert torch.equal(layer.bias, torch.zeros(768))
+
+
+def test_features_are_normed_at_the_start() -> None:
+    features = body(4)(torch.randn(2, 7, C))
+    assert features.mean(-1).abs().max() < 1e-5
+    torch.testing.assert_close(features.var(-1, correction=0), torch.ones(2, 7), rtol=1e-3, atol=0)
+
+
+def test_bf16_stays_close() -> None:
+    model, x = body(2), torch.randn(3, 7, C)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model(x)
+    torch.testing.assert_close(rough.float(), model(x), rtol=0.05, atol=0.05)
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    model, plain, x = body(2, dropout=0.5), body(2), torch.randn(3, 7, C)
+    assert not torch.equal(model(x), model(x))
+    model.eval()
+    torch.testing.assert_close(model(x), plain(x))
+
+
+def test_no_dropout_draws_no_random_numbers() -> None:
+    model, x = body(2), torch.randn(3, 7, C)
+    before = torch.get_rng_state()
+    model(x)
+    assert torch.equal(before, torch.get_rng_state())

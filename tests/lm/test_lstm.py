@@ -1,0 +1,78 @@
+"""The LSTM body: shapes, causality, and the equations written out."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lmconsole.lm.lstm import Lstm
+
+
+def body(layers: int = 1, dropout: float = 0.0) -> Lstm:
+    torch.manual_seed(0)
+    return Lstm(channels=6, hidden=5, layers=layers, dropout=dropout)
+
+
+def by_hand(model: Lstm, embedded: Tensor) -> Tensor:
+    """Hochreiter & Schmidhuber's cell with a forget gate, one step at a time, in torch's order of gates: i, f, g, o."""
+    weights = dict(model.lstm.named_parameters())
+    x = embedded
+    for layer in range(model.lstm.num_layers):
+        w_in, w_rec = weights[f"weight_ih_l{layer}"], weights[f"weight_hh_l{layer}"]
+        bias = weights[f"bias_ih_l{layer}"] + weights[f"bias_hh_l{layer}"]
+        hidden = cell = x.new_zeros(x.shape[0], w_rec.shape[1])
+        outputs = []
+        for t in range(x.shape[1]):
+            i, f, g, o = (x[:, t] @ w_in.T + hidden @ w_rec.T + bias).chunk(4, dim=1)
+            cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+            hidden = o.sigmoid() * cell.tanh()
+            outputs.append(hidden)
+        x = torch.stack(outputs, dim=1)
+    return (x @ model.project.weight.T + model.project.bias).clamp_min(0)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_it_computes_the_equations(layers: int) -> None:
+    model, x = body(layers), torch.randn(3, 7, 6)
+    features = model(x)
+    assert features.shape == (3, 7, 6)
+    torch.testing.assert_close(features, by_hand(model, x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_later_token_never_changes_an_earlier_feature() -> None:
+    model, x = body(2), torch.randn(2, 9, 6)
+    changed = x.clone()
+    changed[:, 5:] += 1.0
+    assert torch.equal(model(x)[:, :5], model(changed)[:, :5])
+    assert not torch.equal(model(x)[:, 5:], model(changed)[:, 5:])
+
+
+def test_windows_do_not_know_of_each_other() -> None:
+    model, x = body(), torch.randn(4, 9, 6)
+    torch.testing.assert_close(model(x)[2:3], model(x[2:3]), rtol=1e-6, atol=1e-7)
+
+
+def test_under_autocast_the_recurrence_stays_fp32_on_a_cpu_and_the_result_close() -> None:
+    model, x = body(2), torch.randn(3, 7, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model(x)
+    assert rough.dtype == torch.bfloat16
+    torch.testing.assert_close(rough.float(), model(x), rtol=0.02, atol=0.01)
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    model, x = body(2, dropout=0.5), torch.randn(3, 7, 6)
+    assert not torch.equal(model(x), model(x))
+    model.eval()
+    assert torch.equal(model(x), model(x))
+    torch.testing.assert_close(model(x), by_hand(model, x), rtol=1e-5, atol=1e-6)
+
+
+def test_one_layer_with_dropout_needs_no_warning() -> None:
+    assert body(1, dropout=0.5)(torch.randn(1, 2, 6)).shape == (1, 2, 6)
+
+
+def test_no_dropout_draws_no_random_numbers() -> None:
+    model, x = body(2), torch.randn(3, 7, 6)
+    before = torch.get_rng_state()
+    model(x)
+    assert torch.equal(before, torch.get_rng_state())
