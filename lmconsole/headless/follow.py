@@ -1,5 +1,6 @@
 """Running without the app: queue, show progress, wait, print the results. The runs do not need anybody to watch."""
 
+import math
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 
 POLL_S = 0.2
+SAME_INTERRUPT_S = 0.5
 GRACE_S = 5.0
 """How long a run may look lost before it is taken to be: its runner may be about to write what happened."""
 
@@ -104,6 +106,7 @@ class Follower:
         self._fresh = set(mine)
         self._display = display
         self._interrupts = 0
+        self._last_interrupt = -math.inf
         self._heeded = 0
         self._lost_since: dict[str, float] = {}
         self._runner: subprocess.Popen[bytes] | None = None
@@ -144,7 +147,11 @@ class Follower:
         return events
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        self._interrupts += 1
+        """Count it, unless it is the same one arriving by two ways, as from a tool that signals a whole group."""
+        now = time.monotonic()
+        if now - self._last_interrupt > SAME_INTERRUPT_S:
+            self._interrupts += 1
+            self._last_interrupt = now
 
     def _stop(self) -> bool:
         """Heed an interrupt; True if there is nothing more to wait for."""
@@ -152,7 +159,7 @@ class Follower:
         if not self._mine:
             self._display.say("Left; the runs go on.")
             return True
-        if self._interrupts == 1:
+        if self._heeded == 1:
             self._display.say("Stopping the runs; each saves a checkpoint first. Interrupt again to kill them.")
             for run in active:
                 run.request_stop()

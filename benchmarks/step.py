@@ -1,0 +1,424 @@
+"""Our training step beside the textbook's, at the paper's sizes.
+
+The textbook's step is plain PyTorch: a DataLoader over windows, the whole logits, log_softmax, NLL, AdamW as it comes,
+and `.item()` at the end. Ours is what the training loop does. Both start from the same weights and see the same
+windows; they take turns step by step in one process, so that whatever else the machine does meets both, and each one's
+peak memory is read in a process of its own. Between the turns plain matrix products are timed: their best rate is the
+ceiling that a step's share refers to.
+
+    python benchmarks/step.py [--quick] [--json FILE]
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from lmconsole.lm import device as devices
+from lmconsole.lm.batches import WindowedSplit
+from lmconsole.lm.embedding import Tables
+from lmconsole.lm.loss import IGNORE
+from lmconsole.lm.model import build_model
+from lmconsole.lm.optimizers import build_optimizer
+from lmconsole.plan.experiment import Precision, Settings
+from lmconsole.plan.load import builtin_file, load_plan
+
+EXPERIMENTS = {"lstm": 2, "gpt1": 6}
+"""Experiments of one layer with AdamW."""
+WAYS: tuple[tuple[str, Precision], ...] = (
+    ("textbook", "fp32"),
+    ("ours", "fp32"),
+    ("textbook", "bf16"),
+    ("ours", "bf16"),
+)
+V = 40_479
+MIB = 2**20
+
+
+class Windows(Dataset[tuple[Tensor, Tensor]]):
+    """Every window of a token stream as (ids, targets)."""
+
+    def __init__(self, tokens: Tensor, window: int) -> None:
+        self.tokens, self.window = tokens, window
+
+    def __len__(self) -> int:
+        return (len(self.tokens) - 1) // self.window
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        piece = self.tokens[i * self.window : (i + 1) * self.window + 1]
+        return piece[:-1], piece[1:]
+
+
+class TextbookModel(nn.Module):
+    """The same architectures out of PyTorch's own parts."""
+
+    def __init__(self, settings: Settings, tables: Tables) -> None:
+        super().__init__()
+        C = settings.channels
+        self.embedding = nn.Embedding.from_pretrained(tables.tokens, freeze=True, padding_idx=0)
+        self.lstm = self.encoder = None
+        if settings.model == "lstm":
+            self.lstm = nn.LSTM(C, settings.hidden, settings.layers, batch_first=True)
+            self.project = nn.Linear(settings.hidden, C)
+        else:
+            self.register_buffer("position", tables.position)
+            block = nn.TransformerEncoderLayer(
+                C, settings.heads, settings.mlp_channels, dropout=0.0, activation="gelu", batch_first=True
+            )
+            self.encoder = nn.TransformerEncoder(block, settings.layers, enable_nested_tensor=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits (B, T, V)."""
+        x = self.embedding(ids)
+        if self.lstm is not None:
+            x = torch.relu(self.project(self.lstm(x)[0]))
+        else:
+            mask = nn.Transformer.generate_square_subsequent_mask(ids.shape[1], device=ids.device)
+            x = self.encoder(x + self.position, mask=mask, is_causal=True)
+        return x @ self.embedding.weight.T
+
+
+def settings_of(model: str, quick: bool) -> Settings:
+    """The paper's, or a quarter of its batch."""
+    plan = load_plan(builtin_file())
+    overrides = {"batch_size": 4} if quick else {}
+    return plan.resolve(plan.experiment(EXPERIMENTS[model]), "paper", overrides).settings
+
+
+def random_tables(settings: Settings, where: str) -> Tables:
+    """Stand-ins of the shape and spread of GPT-1's tables."""
+    g = torch.Generator().manual_seed(1)
+    tokens = torch.empty(V, settings.channels).normal_(std=0.14, generator=g)
+    tokens[0] = 0
+    position = torch.empty(settings.window_tokens, settings.channels).normal_(std=0.05, generator=g)
+    return Tables(tokens=tokens.to(where), position=position.to(where), sha256="0" * 64, path=Path("random"))
+
+
+def random_tokens(settings: Settings) -> Tensor:
+    """A stream of 64 batches in which a few ids are common and most are rare, as in text."""
+    count = 64 * settings.batch_size * settings.window_tokens + 1
+    uniform = torch.rand(count, generator=torch.Generator().manual_seed(2))
+    return (1 + (V - 2) * uniform**4).long()
+
+
+def fresh_weights(settings: Settings, tables: Tables) -> dict[str, Tensor]:
+    """What both ways start from, under our names."""
+    torch.manual_seed(0)
+    return build_model(settings, vocabulary=V, tables=tables).state_dict()
+
+
+def their_names(ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights under the names of PyTorch's encoder layer."""
+    names = [
+        (r"^body\.(lstm|project)\.", r"\1."),
+        (r"^body\.blocks\.", "encoder.layers."),
+        (r"attention\.qkv\.", "self_attn.in_proj_"),
+        (r"attention\.out\.", "self_attn.out_proj."),
+        (r"attention_norm\.", "norm1."),
+        (r"mlp_norm\.", "norm2."),
+        (r"widen\.", "linear1."),
+        (r"narrow\.", "linear2."),
+    ]
+    renamed = {}
+    for name, weight in ours.items():
+        for pattern, replacement in names:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = weight
+    return renamed
+
+
+def our_steps(settings: Settings, tables: Tables, precision: Precision, where: str) -> Iterator[Tensor]:
+    """One training step a turn, the mean loss left on the device."""
+    model = build_model(settings, vocabulary=V, tables=tables).to(where)
+    model.load_state_dict(fresh_weights(settings, tables))
+    optimizer = build_optimizer(settings, model.parameters())
+    split = WindowedSplit(random_tokens(settings).numpy(), settings.window_tokens, where)
+    while True:
+        for windows in torch.arange(len(split), device=where).split(settings.batch_size):
+            optimizer.zero_grad(set_to_none=True)
+            loss = model.loss_sum(*split.batch(windows), precision) / windows.numel() / settings.window_tokens
+            loss.backward()
+            optimizer.step()
+            yield loss.detach()
+
+
+def textbook_steps(settings: Settings, tables: Tables, precision: Precision, where: str) -> Iterator[float]:
+    """One training step a turn, and its mean loss."""
+    model = TextbookModel(settings, tables)
+    model.load_state_dict(their_names(fresh_weights(settings, tables)), strict=False)
+    model.to(where)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    loader = DataLoader(Windows(random_tokens(settings), settings.window_tokens), settings.batch_size)
+    while True:
+        for ids, targets in loader:
+            ids, targets = ids.to(where), targets.to(where)
+            optimizer.zero_grad()
+            with devices.autocast(precision, where):
+                log_p = F.log_softmax(model(ids), dim=-1)
+                loss = F.nll_loss(log_p.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+            loss.backward()
+            optimizer.step()
+            yield loss.item()
+
+
+STEPS = {"ours": our_steps, "textbook": textbook_steps}
+
+
+def flops(settings: Settings) -> float:
+    """Floating-point operations of the matrix products of one step with frozen tables, an addition and a multiplication
+    being two; nothing else is counted. Gradients nobody needs (of the embeddings, of the table) are not; nor is the
+    half of the attention that the mask hides, nor anything computed twice."""
+    B, T, C = settings.batch_size, settings.window_tokens, settings.channels
+    head = 2 * V * C  # logits, and their gradient times the table
+    if settings.hidden is not None:
+        H = settings.hidden
+        inputs, recurrence, project = 4 * H * C, 4 * H * H, H * C
+        body = 2 * inputs + 3 * recurrence + 3 * project
+        for _ in range(1, settings.layers):
+            body += 3 * (4 * H * H + recurrence)
+    else:
+        weights = 4 * C * C + 2 * C * (settings.mlp_channels or 0)
+        attention = 2 * C * (T + 1) / 2  # scores and weighted values, each query seeing half of the keys
+        body = settings.layers * 3 * (weights + attention) - 3 * C * C
+    return 2.0 * B * T * (head + body)
+
+
+def products(settings: Settings, dtype: torch.dtype, where: str) -> dict[str, tuple[float, Callable[[], object]]]:
+    """The products that a step is mostly made of, each with its floating-point operations."""
+    N, C = settings.batch_size * settings.window_tokens, settings.channels
+    g = torch.Generator().manual_seed(0)
+
+    def draw(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=g).to(where, dtype)
+
+    found: dict[str, tuple[float, Callable[[], object]]] = {}
+    for rows, width in ((1024, 2048), (min(N, 512), V)):
+        x, w, p = draw(rows, C), draw(width, C), draw(rows, width)
+        found[f"logits ({rows}, {C}) x ({C}, {width})"] = 2.0 * rows * C * width, lambda x=x, w=w: x @ w.T
+        found[f"gradient ({rows}, {width}) x ({width}, {C})"] = 2.0 * rows * C * width, lambda p=p, w=w: p @ w
+    x, w = draw(N, C), draw(4 * C, C)
+    found[f"layer ({N}, {C}) x ({C}, {4 * C})"] = 2.0 * N * C * 4 * C, lambda x=x, w=w: x @ w.T
+    return found
+
+
+def rate(work: Callable[[], object], operations: float, where: str, least_s: float = 0.15) -> float:
+    """GFLOP/s, over at least ``least_s``."""
+    devices.synchronize(where)
+    start, times = time.perf_counter(), 0
+    while True:
+        work()
+        times += 1
+        if where != "cpu" and times % 16:
+            continue
+        devices.synchronize(where)
+        if (took := time.perf_counter() - start) >= least_s:
+            return operations * times / took / 1e9
+
+
+def peak_mib() -> float:
+    """The largest resident memory of this process so far. Linux hands getrusage's figure down to children."""
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return int(found[1]) / 1024
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+
+
+def one_memory(model: str, way: str, precision: Precision, quick: bool, where: str) -> dict[str, float]:
+    """Peak memory of two steps, in this process, and how much of it came on top of what stood ready before them."""
+    devices.apply_precision(precision)
+    settings = settings_of(model, quick)
+    tables = random_tables(settings, where)
+    if where != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() / MIB
+    else:
+        before = peak_mib()
+    steps = STEPS[way](settings, tables, precision, where)
+    for _ in range(2):
+        next(steps)
+    devices.synchronize(where)
+    peak = peak_mib() if where == "cpu" else torch.cuda.max_memory_allocated() / MIB
+    return {"peak_mib": round(peak, 1), "step_mib": round(peak - before, 1)}
+
+
+def memory_apart(model: str, way: str, precision: str, quick: bool) -> dict[str, float]:
+    """``one_memory`` in a process of its own."""
+    command = [sys.executable, __file__, "--memory", f"{model},{way},{precision}", *(["--quick"] if quick else [])]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def time_model(model: str, quick: bool, where: str) -> dict[str, Any]:
+    """All ways of one model in turns: one round to warm up and compare the losses, the others to time."""
+    settings = settings_of(model, quick)
+    tables = random_tables(settings, where)
+    steps = {way: STEPS[way[0]](settings, tables, way[1], where) for way in WAYS}
+    shapes = {p: products(settings, devices.compute_dtype(p), where) for p in ("fp32", "bf16")}
+    rounds = (2 if quick else 3) if where == "cpu" else 20
+    losses, seconds = {}, {way: [] for way in WAYS}
+    rates: dict[str, dict[str, list[float]]] = {p: {name: [] for name in shapes[p]} for p in shapes}
+    for turn in range(1 + rounds):
+        for way in WAYS:
+            devices.apply_precision(way[1])
+            devices.synchronize(where)
+            start = time.perf_counter()
+            loss = next(steps[way])
+            devices.synchronize(where)
+            if turn == 0:
+                losses[way] = float(loss)
+            else:
+                seconds[way].append(time.perf_counter() - start)
+        for precision, named in shapes.items():
+            for name, (operations, work) in named.items():
+                rates[precision][name].append(rate(work, operations, where))
+    return summary(settings, seconds, losses, {p: medians(each) for p, each in rates.items()})
+
+
+def medians(named: dict[str, list[float]]) -> dict[str, float]:
+    """The median of each list."""
+    return {name: statistics.median(values) for name, values in named.items()}
+
+
+def summary(
+    settings: Settings,
+    seconds: dict[tuple[str, Precision], list[float]],
+    losses: dict[tuple[str, Precision], float],
+    rates: dict[str, dict[str, float]],
+) -> dict[str, Any]:
+    """One model's figures: ratios are medians of the ratios within a round."""
+    operations = flops(settings)
+    ways = []
+    for way, precision in WAYS:
+        mine, median_s = seconds[way, precision], statistics.median(seconds[way, precision])
+
+        def ratio(to: tuple[str, Precision], mine: list[float] = mine) -> float:
+            return statistics.median(theirs / own for theirs, own in zip(seconds[to], mine, strict=True))
+
+        ceiling = max(rates[precision].values())
+        ways.append(
+            {
+                "way": way,
+                "precision": precision,
+                "median_s": median_s,
+                "seconds": mine,
+                "speedup_over_textbook_fp32": ratio(("textbook", "fp32")),
+                "speedup_over_textbook_same_precision": ratio(("textbook", precision)),
+                "first_loss_nats": losses[way, precision],
+                "first_loss_off_by": abs(losses[way, precision] / losses["textbook", "fp32"] - 1),
+                "gflops": operations / median_s / 1e9,
+                "share_of_ceiling": operations / median_s / 1e9 / ceiling,
+            }
+        )
+    return {"flops": operations, "ceiling_gflops": rates, "ways": ways}
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    """Everything, as one value for a JSON file. ``quick`` takes a quarter of the batch."""
+    found = devices.describe_devices()
+    where = devices.resolve_devices("auto", found)[0]
+    models: dict[str, Any] = {}
+    for model in EXPERIMENTS:
+        memory = {way: memory_apart(model, *way, quick) for way in WAYS}
+        models[model] = time_model(model, quick, where)
+        for row in models[model]["ways"]:
+            row.update(memory[row["way"], row["precision"]])
+        baseline = memory["textbook", "fp32"]
+        for row in models[model]["ways"]:
+            row["step_memory_of_textbook"] = row["step_mib"] / baseline["step_mib"]
+    return {
+        "device": next(each.name for each in found if each.device == where),
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "load_1min": os.getloadavg()[0],
+        **devices.versions(),
+        "batch_size": settings_of("lstm", quick).batch_size,
+        "window_tokens": settings_of("lstm", quick).window_tokens,
+        "vocabulary": V,
+        "models": models,
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """The table."""
+    print(
+        f"One training step: {result['batch_size']} x {result['window_tokens']} tokens, vocabulary {V:,}, frozen tables; "
+        f"{result['device']}, {result['threads']} threads, torch {result['torch']}\n"
+    )
+    head = (
+        "model",
+        "step",
+        "",
+        "seconds",
+        "vs fp32",
+        "vs same",
+        "step MiB",
+        "of fp32",
+        "GFLOP/s",
+        "ceiling",
+        "loss off by",
+    )
+    line = "{:6} {:9} {:5} {:>8} {:>8} {:>8} {:>9} {:>8} {:>8} {:>8} {:>12}"
+    print(line.format(*head))
+    for model, figures in result["models"].items():
+        for row in figures["ways"]:
+            print(
+                line.format(
+                    model,
+                    row["way"],
+                    row["precision"],
+                    f"{row['median_s']:.3f}",
+                    f"{row['speedup_over_textbook_fp32']:.2f}x",
+                    f"{row['speedup_over_textbook_same_precision']:.2f}x",
+                    f"{row['step_mib']:,.0f}",
+                    f"{row['step_memory_of_textbook']:.0%}",
+                    f"{row['gflops']:,.0f}",
+                    f"{row['share_of_ceiling']:.0%}",
+                    f"{row['first_loss_off_by']:.1e}",
+                )
+            )
+    print("\nvs fp32, vs same: how many times as fast as the textbook's step in fp32, and in the same precision.")
+    print("step MiB: peak memory on top of imports and tables. ceiling: share of the best rate among these products:")
+    rates = [figures["ceiling_gflops"] for figures in result["models"].values()]
+    for precision in ("fp32", "bf16"):
+        for name in rates[0][precision]:
+            print(f"  {precision} {name:42} {max(each[precision][name] for each in rates):8,.0f} GFLOP/s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Our training step beside the textbook's.")
+    parser.add_argument("--quick", action="store_true", help="a quarter of the batch, fewer rounds")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory:
+        model, way, precision = arguments.memory.split(",")
+        where = devices.resolve_devices("auto", devices.describe_devices())[0]
+        print(json.dumps(one_memory(model, way, precision, arguments.quick, where)))
+        return
+    result = measure(arguments.quick)
+    show(result)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
