@@ -16,7 +16,6 @@ def build_optimizer(settings: Settings, parameters: Iterable[Parameter]) -> torc
     Hutter, arXiv:1711.05101) as a decay of its own. The fused kernels make one pass over each parameter and its state,
     where the loops over tensors make ten; one parameter's update depends on no other, so they resume to the same bits.
     """
-    _spare_the_compiler()
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     lr, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer in ("adam", "adamw"):
@@ -46,16 +45,3 @@ def learning_rate_at(settings: Settings, step: int, total_steps: int) -> float:
     first = max(warmup - 1, 0)  # the step that has the full rate
     done = min((step - first) / max(total_steps - 1 - first, 1), 1.0)
     return full * 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-def _spare_the_compiler() -> None:
-    """Keeps torch from importing its compiler, which takes over a second in every run.
-
-    Torch marks some methods of its optimizers as not to be compiled, and imports the compiler at the first call of one
-    to do so. Nothing here is compiled, so each is marked as dealt with. Where torch does that differently by now, this
-    has no effect.
-    """
-    for method in vars(torch.optim.Optimizer).values():
-        original = getattr(method, "__wrapped__", None)
-        if original is not None:
-            original.__dynamo_disable = original
