@@ -38,7 +38,8 @@ def run_attempt(
     ``began`` is ``time.monotonic()`` at the start of the process. Raises whatever goes wrong: see ``explain``.
     """
     device.set_threads(info.threads)
-    chosen = _device(where)
+    chosen = device.describe_device(where)
+    device.use(where)
     log.append(_started(info, history.attempt + 1, chosen, siblings), sync=True)
     sampler = Sampler(log, chosen.uuid, lambda: device.memory_mib(where))
     sampler.start()
@@ -97,12 +98,6 @@ def load_the_tables(info: RunInfo) -> Tables | None:
             hint="Put the old file back, or run the experiment anew with the new one: lmconsole run ID --fresh.",
         )
     return tables
-
-
-def _device(where: str) -> device.Device:
-    devices = device.describe_devices()
-    device.resolve_devices(where, devices)
-    return next(each for each in devices if each.device == where)
 
 
 def _started(info: RunInfo, attempt: int, chosen: device.Device, siblings: Sequence[int]) -> Started:
@@ -166,7 +161,7 @@ def memory_picture(where: str) -> str:
         memory = host_memory()
         parts.append(f"host {memory.used_mib:,.0f} of {memory.total_mib:,.0f} MiB in use")
     else:
-        chosen = _device(where)
+        chosen = device.describe_device(where)
         gpus = Gpus.open()
         sample = gpus.sample(chosen.uuid, os.getpid()) if chosen.uuid else None
         if sample and sample.device_used_mib is not None and sample.device_total_mib is not None:

@@ -37,7 +37,7 @@ def run_headless(options: RunOptions) -> ExitCode:
         display.say("Looking at data and devices …" if sys.stderr.isatty() else f"runs: {store.root}")
         answer = ask(options.probe)
         for name, value in overview(answer, options):
-            if name and name != "exports":
+            if name:
                 display.say(f"{name:<10} {value}")
         for warning in answer.warnings:
             display.say(f"warning: {warning}")

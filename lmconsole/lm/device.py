@@ -45,6 +45,25 @@ def describe_devices() -> list[Device]:
     return devices
 
 
+def describe_device(name: str) -> Device:
+    """The device that torch calls ``name``; no other GPU is touched. Raises DeviceError if it is not there."""
+    where = torch.device(name)
+    if where.type == "cpu":
+        return _describe_cpu()
+    index = where.index or 0
+    if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+        raise DeviceError(
+            f"{name} is not there (any more)", hint="`lmconsole doctor` and nvidia-smi tell what is; then run it again."
+        )
+    return _describe_gpu(index)
+
+
+def use(name: str) -> None:
+    """Makes ``name`` the GPU that calls mean which name none."""
+    if name.startswith("cuda"):
+        torch.cuda.set_device(name)
+
+
 def resolve_devices(spec: str, devices: Sequence[Device]) -> list[str]:
     """torch's names for the devices that ``spec`` asks for, in its order.
 
@@ -168,10 +187,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _describe(device: str | Device) -> Device:
-    if isinstance(device, Device):
-        return device
-    where = torch.device(device)
-    return _describe_cpu() if where.type == "cpu" else _describe_gpu(where.index or 0)
+    return device if isinstance(device, Device) else describe_device(device)
 
 
 def _describe_gpu(index: int) -> Device:

@@ -1,0 +1,52 @@
+"""Whole runs on a GPU: the same numbers as on the CPU, memory measured, too much of it reported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+from lmconsole.runs.state import Status
+from lmconsole.runs.store import Run
+
+pytestmark = pytest.mark.gpu
+
+
+def on_gpu(run: Run, root: Path) -> int:
+    environment = {k: v for k, v in tiny.environment(root).items() if k != "CUDA_VISIBLE_DEVICES"}
+    command = [sys.executable, "-m", "lmconsole.engine.worker", str(run.paths.folder), "--device", "cuda:0"]
+    return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, timeout=240, check=False).returncode
+
+
+@pytest.mark.parametrize("model", ["lstm", "gpt1"])
+def test_a_run_on_the_gpu_gives_the_numbers_of_the_cpu(tmp_path: Path, model: str) -> None:
+    gpu, cpu = tiny.queue_tiny(tmp_path / "gpu", model), tiny.queue_tiny(tmp_path / "cpu", model)
+    assert on_gpu(gpu, tmp_path / "gpu") == 0
+    assert tiny.worker(cpu, tmp_path / "cpu").returncode == 0
+    gpu.refresh(), cpu.refresh()
+    for ours, theirs in zip(gpu.state.epochs, cpu.state.epochs, strict=True):
+        assert ours.valid_loss_nats == pytest.approx(theirs.valid_loss_nats, rel=2e-3)
+
+
+def test_memory_of_the_gpu_is_measured(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path, "gpt1", epochs=200)
+    assert on_gpu(run, tmp_path) == 0
+    run.refresh()
+    assert run.state.started is not None
+    assert run.state.started.device_uuid is not None
+    training = [sample for sample in run.state.telemetry if sample.phase == "train"]
+    assert training
+    assert all(sample.device_used_mib and sample.torch_allocated_mib for sample in training)
+    assert run.state.finished is not None
+    assert run.state.finished.torch_peak_mib
+
+
+def test_a_run_too_large_for_the_gpu_fails_with_the_memory_picture(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path, "lstm", hidden=65_536)
+    assert on_gpu(run, tmp_path) == 1
+    run.refresh()
+    assert run.status is Status.FAILED
+    assert run.state.failed is not None
+    assert run.state.failed.error == "out-of-memory"
+    assert "MiB in use" in run.state.failed.message

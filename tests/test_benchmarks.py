@@ -1,0 +1,91 @@
+"""The benchmarks run, and what they write has the fields that people compare. How fast anything is, is not tested."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks do not travel with the source distribution"),
+]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """The JSON file of a quick run, and what it printed."""
+    file = tmp_path_factory.mktemp("benchmarks") / "new" / "local.json"
+    arguments = ["--quick", "--only", "startup", "store", "overhead", "--json", str(file)]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "run.py"), *arguments],
+        env={**os.environ, "PYTHONSAFEPATH": "", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "error"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(file.read_text(encoding="utf-8")), done.stdout
+
+
+def test_the_file_says_what_was_measured_where_and_when(written: tuple[dict[str, Any], str]) -> None:
+    document, _ = written
+    assert document["schema"] == 1
+    assert document["quick"] is True
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", document["date"])
+    assert document["machine"].keys() >= {"cpu", "cores", "memory_mib", "python", "torch", "msgspec", "lmconsole"}
+    assert document["results"].keys() == document["seconds"].keys() == {"startup", "store", "overhead"}
+
+
+def test_starting_up_is_timed_beside_bare_python(written: tuple[dict[str, Any], str]) -> None:
+    found = written[0]["results"]["startup"]
+    names = {"python -c pass", "lmconsole --help", "lmconsole list", "lmconsole status"}
+    assert found["commands"].keys() == names
+    for name in names:
+        each = found["commands"][name]
+        assert len(each["wall_s"]) == len(each["cpu_s"]) == found["repetitions"]
+        assert 0 < min(each["wall_s"]) <= each["median_s"] <= each["p90_s"] <= max(each["wall_s"])
+    assert found["commands"]["python -c pass"]["median_ratio"] == 1
+
+
+def test_the_store_is_read_whole_and_looked_at_again(written: tuple[dict[str, Any], str]) -> None:
+    found = written[0]["results"]["store"]
+    for i, reading in enumerate(found["readings"]):
+        # Each reading leaves a few events of its own behind, and every one of them was seen.
+        assert reading["events"] == found["runs"] * found["events_per_run"] + 5 * i
+        assert 0 < reading["poll_s"] < reading["read_s"]
+        assert 0 < reading["start_mib"] < reading["peak_mib"]
+    assert found["median"].keys() == found["readings"][0].keys() >= {"poll_one_changed_s", "floor_s"}
+
+
+def test_overhead_is_found_in_pairs_and_accounted_for(written: tuple[dict[str, Any], str]) -> None:
+    shapes = written[0]["results"]["overhead"]["shapes"]
+    assert len(shapes) == 2
+    for found in shapes.values():
+        assert len(found["blocks"]) >= 2 * found["pairs"] >= 6
+        assert found["paired_low"] <= found["paired_share"] <= found["paired_high"]
+        assert found["accounted_share"] == pytest.approx(sum(found["accounted_parts"].values()))
+        for i in range(0, 2 * found["pairs"], 2):
+            on, off = sorted(found["blocks"][i : i + 2], key=lambda block: not block["on"])
+            assert on["on"]
+            assert on["events"] > 0
+            assert on["training_s"] > 0
+            assert not off["on"]
+            assert not any(off[key] for key in ("events", "training_s", "sampler_cpu_s", "epoch_end_s"))
+
+
+def test_a_table_comes_last_with_a_line_for_each_goal(written: tuple[dict[str, Any], str]) -> None:
+    document, printed = written
+    assert "\x1b" not in printed
+    for row in document["table"]:
+        assert row.keys() == {"what", "measured", "goal", "met"}
+        assert row["what"] in printed
+    assert {row["what"] for row in document["table"] if row["goal"]} >= {"starting lmconsole --help"}
+    assert written[1].rstrip().splitlines()[-1].startswith("log and telemetry")
