@@ -13,9 +13,10 @@ from lmconsole.runs.store import Run
 pytestmark = pytest.mark.gpu
 
 
-def on_gpu(run: Run, root: Path) -> int:
+def on_gpu(run: Run, root: Path, prelude: str = "") -> int:
     environment = {k: v for k, v in tiny.environment(root).items() if k != "CUDA_VISIBLE_DEVICES"}
-    command = [sys.executable, "-m", "lmconsole.engine.worker", str(run.paths.folder), "--device", "cuda:0"]
+    code = f"{prelude}\nimport sys\nfrom lmconsole.engine.worker import main\nsys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, str(run.paths.folder), "--device", "cuda:0"]
     return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, timeout=240, check=False).returncode
 
 
@@ -43,8 +44,8 @@ def test_memory_of_the_gpu_is_measured(tmp_path: Path) -> None:
 
 
 def test_a_run_too_large_for_the_gpu_fails_with_the_memory_picture(tmp_path: Path) -> None:
-    run = tiny.queue_tiny(tmp_path, "lstm", hidden=65_536)
-    assert on_gpu(run, tmp_path) == 1
+    run = tiny.queue_tiny(tmp_path, "lstm", hidden=2_048)
+    assert on_gpu(run, tmp_path, "import torch\ntorch.cuda.set_per_process_memory_fraction(0.001)") == 1
     run.refresh()
     assert run.status is Status.FAILED
     assert run.state.failed is not None
