@@ -2,15 +2,18 @@
 
 **In pairs**: the real training loop runs many short epochs of equal work, in turn with the real log and the sampler,
 and with a log that drops everything and no sampler. A pair of neighbours gives one ratio; their median, with its 95 %
-interval, is the answer. It has everything in it, caches and the interpreter's lock included, and the noise of the
-machine.
+interval, is the answer. It has everything in it, caches and the interpreter's lock included. On a CPU the loop has one
+thread, and what is compared is the CPU time of the whole process, which other people's work disturbs far less than the
+wall clock, above all that of several threads that wait for each other. On a GPU it is the wall clock.
 
 **Accounted**: in the epochs with a log, a clock runs whenever the training thread is inside the log or looks whether it
-should stop, and the sampler thread reports its CPU time, as if every second of it were taken from training. That
+should stop, and the sampler thread reports its CPU time, as if every second of it held up all of training. That
 resolves a hundredth of a percent, and leaves out what only pairs can see.
 
-Epochs are about a second, and samples come four times a second as they do in the first seconds of a run, so both are on
-the high side of what a long run pays. The goal is for the accounted share; the pairs must not contradict it.
+Epochs are about half a second, each of them ends with an event, and samples come four times a second as in the first seconds
+of a run, so both are on the high side of what a long run pays. What a real epoch pays at its end, a log synced to the
+disk, lies outside the timed part: its share is that of an epoch as long as the demo's, the shortest there is. The
+goal is for the accounted share; the pairs must not contradict it.
 """
 
 import math
@@ -30,8 +33,9 @@ from lmconsole.data.corpus import SPLITS, Corpus, describe
 from lmconsole.engine.sampler import Sampler
 from lmconsole.lm import device
 from lmconsole.lm.loop import Job, train
+from lmconsole.plan.experiment import Settings
 from lmconsole.runs.events import E, EventLog, Phase
-from lmconsole.runs.info import CorpusInfo, RunInfo
+from lmconsole.runs.info import CorpusInfo
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState
 from lmconsole.telemetry.host import cores
@@ -40,6 +44,10 @@ GOAL_SHARE = 0.01
 """Of the training time."""
 WARM_UP = 2
 """Epochs before the pairs."""
+DEMO_EPOCH_TOKENS = 103_000
+"""Targets in an epoch of the demo corpus, about."""
+LEAST_PAIRS = 3
+"""Fewer are not worth a median, however slow the machine."""
 
 SHAPES: dict[str, tuple[int, dict[str, object]]] = {
     "LSTM 1L, demo": (1, {}),
@@ -107,6 +115,8 @@ class Meter:
     log: MeteredLog
     where: str
     uuid: str | None
+    deadline: float
+    """``time.perf_counter()`` after which no further pair begins."""
     blocks: list[Block] = field(default_factory=list)
     _sampler: Sampler | None = None
     _marks: tuple[float, float, int] = (0.0, 0.0, 0)
@@ -122,12 +132,12 @@ class Meter:
             self._settle()
 
     def stop_requested(self) -> bool:
-        """The loop's ``stop_requested``, which costs a look at the disk."""
+        """The loop's ``stop_requested``, which costs a look at the disk; true once time is up."""
         if self.log.on:
             began = time.perf_counter()
             self.paths.stop.exists()
             self.log.training_s += time.perf_counter() - began
-        return False
+        return len(self.blocks) > WARM_UP + 2 * LEAST_PAIRS and time.perf_counter() > self.deadline
 
     def _begin(self, epoch: int) -> None:
         pair, second = divmod(epoch - 1 - WARM_UP, 2)
@@ -145,10 +155,14 @@ class Meter:
         block, (wall, cpu, seq) = self.blocks[-1], self._marks
         block.wall_s, block.cpu_s = time.perf_counter() - wall, time.process_time() - cpu
         block.training_s, block.events = self.log.training_s, self.log.seq - seq
+        self.close()
+        block.sampler_cpu_s = self.log.sampler_cpu_s
+
+    def close(self) -> None:
+        """End the sampler, if there is one."""
         if self._sampler is not None:
             self._sampler.close()
             self._sampler = None
-            block.sampler_cpu_s = self.log.sampler_cpu_s
 
     def _settle(self) -> None:
         """Everything that belongs to the last epoch has been written."""
@@ -159,44 +173,61 @@ class Meter:
 
 def measure(quick: bool) -> dict[str, Any]:
     """Both answers for each shape, with every block they come from."""
-    pairs, block_s = (6, 0.4) if quick else (30, 0.9)
-    gpus = [each for each in device.describe_devices() if each.uuid]
-    chosen = gpus[0] if gpus else device.describe_devices()[0]
-    device.set_threads(cores())
+    pairs, block_s, budget_s = (6, 0.4, 6.0) if quick else (60, 0.45, 75.0)
+    where = device.resolve_devices("auto", device.describe_devices())[0]
+    chosen = next(each for each in device.describe_devices() if each.device == where)
+    threads = 1 if where == "cpu" else cores()
+    device.set_threads(threads)
     return {
         "device": chosen.name,
-        "threads": cores(),
-        "pairs": pairs,
+        "threads": threads,
+        "clock": "cpu_s" if where == "cpu" else "wall_s",
         "goal_share": GOAL_SHARE,
-        "shapes": {
-            name: _measure(number, overrides, chosen, pairs, block_s) for name, (number, overrides) in SHAPES.items()
-        },
+        "shapes": {name: _measure(Shape(*shape, chosen, budget_s), pairs, block_s) for name, shape in SHAPES.items()},
     }
 
 
-def _measure(
-    number: int, overrides: dict[str, object], chosen: device.Device, pairs: int, block_s: float
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Shape:
+    """What is trained, where, and for how many seconds at most."""
+
+    number: int
+    overrides: dict[str, object]
+    device: device.Device
+    budget_s: float
+
+    @property
+    def settings(self) -> Settings:
+        """What its runs train with, but for the number of epochs."""
+        return run_info(self.number, "demo", _corpus_info(_corpus(1, 1)), run="draft", **self.overrides).settings
+
+    @property
+    def batch_tokens(self) -> int:
+        """Targets in a step."""
+        return self.settings.batch_size * self.settings.window_tokens
+
+
+def _measure(shape: Shape, pairs: int, block_s: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        first = _train(Path(folder) / "first", number, overrides, chosen, steps=8, epochs=WARM_UP + 2)
-        step_s = min(block.wall_s for block in first[WARM_UP:]) / 8
+        first = _train(shape, Path(folder) / "first", steps=8, epochs=WARM_UP + 4)
+        step_s = statistics.median(block.wall_s for block in first[WARM_UP:]) / 8
         steps = max(2, math.ceil(block_s / step_s))
-        epochs = WARM_UP + 2 * pairs
-        blocks = _train(Path(folder) / "second", number, overrides, chosen, steps=steps, epochs=epochs)[WARM_UP:]
-    return {"steps": steps, **summary(blocks), "blocks": [vars(block) for block in blocks]}
+        blocks = _train(shape, Path(folder) / "second", steps=steps, epochs=WARM_UP + 2 * pairs)[WARM_UP:]
+    tokens_per_s = shape.batch_tokens * steps / statistics.median(block.wall_s for block in blocks)
+    clock = "cpu_s" if shape.device.device == "cpu" else "wall_s"
+    found = summary(blocks, DEMO_EPOCH_TOKENS / tokens_per_s, clock)
+    return {"steps": steps, "tokens_per_s": tokens_per_s, **found, "blocks": [vars(block) for block in blocks]}
 
 
-def _train(
-    folder: Path, number: int, overrides: dict[str, object], chosen: device.Device, *, steps: int, epochs: int
-) -> list[Block]:
-    """Run the real loop for ``epochs`` epochs of ``steps`` steps on random tokens."""
-    draft = run_info(number, "demo", _corpus_info(_corpus(1, 1)), run="draft", epochs=epochs, **overrides).settings
-    corpus = _corpus(draft.vocabulary, steps * draft.batch_size * draft.window_tokens)
-    info: RunInfo = run_info(number, "demo", _corpus_info(corpus), run="run", epochs=epochs, **overrides)
+def _train(shape: Shape, folder: Path, *, steps: int, epochs: int) -> list[Block]:
+    """Run the real loop for ``epochs`` epochs of ``steps`` steps on random tokens; an epoch that was cut short by the
+    clock is left out."""
+    chosen, corpus = shape.device, _corpus(shape.settings.vocabulary, steps * shape.batch_tokens)
+    info = run_info(shape.number, "demo", _corpus_info(corpus), run="run", epochs=epochs, **shape.overrides)
     paths = RunPaths(folder)
     folder.mkdir()
     log = MeteredLog(paths.events)
-    meter = Meter(paths, log, chosen.device, chosen.uuid)
+    meter = Meter(paths, log, chosen.device, chosen.uuid, time.perf_counter() + shape.budget_s)
     job = Job(
         info=info,
         paths=paths,
@@ -210,8 +241,9 @@ def _train(
         enter_phase=meter.enter,
     )
     train(job)
+    meter.close()
     log.close()
-    return meter.blocks
+    return [block for block in meter.blocks if block.wall_s]
 
 
 def _corpus(vocabulary: int, targets: int) -> Corpus:
@@ -226,10 +258,10 @@ def _corpus_info(corpus: Corpus) -> CorpusInfo:
     return msgspec.convert(describe(corpus), CorpusInfo)
 
 
-def summary(blocks: list[Block]) -> dict[str, Any]:
-    """What pairs and account say; all shares are of the training time, 0.01 for 1 %."""
-    pairs = [sorted(blocks[i : i + 2], key=lambda block: not block.on) for i in range(0, len(blocks), 2)]
-    shares = sorted(on.wall_s / off.wall_s - 1 for on, off in pairs)
+def summary(blocks: list[Block], epoch_s: float, clock: str) -> dict[str, Any]:
+    """What pairs and account say, by ``clock``, where a real epoch takes ``epoch_s``; 0.01 is 1 % of training time."""
+    pairs = [sorted(blocks[i : i + 2], key=lambda block: not block.on) for i in range(0, len(blocks) - 1, 2)]
+    shares = sorted(getattr(on, clock) / getattr(off, clock) - 1 for on, off in pairs)
     low, high = median_interval(shares)
     quarters = statistics.quantiles(shares, n=4)
     with_log = [block for block in blocks if block.on]
@@ -237,14 +269,15 @@ def summary(blocks: list[Block]) -> dict[str, Any]:
     parts = {
         "training_thread": sum(block.training_s for block in with_log) / wall_s,
         "sampler_cpu": sum(block.sampler_cpu_s for block in with_log) / wall_s,
-        "epoch_end": sum(block.epoch_end_s for block in with_log) / wall_s,
+        "epoch_end": statistics.median(block.epoch_end_s for block in with_log) / epoch_s,
     }
     return {
+        "pairs": len(pairs),
         "paired_share": statistics.median(shares),
         "paired_low": low,
         "paired_high": high,
         "paired_quartiles": [quarters[0], quarters[2]],
-        "paired_cpu_share": statistics.median(on.cpu_s / off.cpu_s - 1 for on, off in pairs),
+        "paired_wall_share": statistics.median(on.wall_s / off.wall_s - 1 for on, off in pairs),
         "accounted_share": sum(parts.values()),
         "accounted_parts": parts,
         "events_per_s": sum(block.events for block in with_log) / wall_s,

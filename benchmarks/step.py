@@ -24,14 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from textbook import textbook_steps
+from torch import Tensor
 
 from lmconsole.lm import device as devices
 from lmconsole.lm.batches import WindowedSplit
 from lmconsole.lm.embedding import Tables
-from lmconsole.lm.loss import IGNORE
 from lmconsole.lm.model import build_model
 from lmconsole.lm.optimizers import build_optimizer
 from lmconsole.plan.experiment import Precision, Settings
@@ -47,49 +45,6 @@ WAYS: tuple[tuple[str, Precision], ...] = (
 )
 V = 40_479
 MIB = 2**20
-
-
-class Windows(Dataset[tuple[Tensor, Tensor]]):
-    """Every window of a token stream as (ids, targets)."""
-
-    def __init__(self, tokens: Tensor, window: int) -> None:
-        self.tokens, self.window = tokens, window
-
-    def __len__(self) -> int:
-        return (len(self.tokens) - 1) // self.window
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        piece = self.tokens[i * self.window : (i + 1) * self.window + 1]
-        return piece[:-1], piece[1:]
-
-
-class TextbookModel(nn.Module):
-    """The same architectures out of PyTorch's own parts."""
-
-    def __init__(self, settings: Settings, tables: Tables) -> None:
-        super().__init__()
-        C = settings.channels
-        self.embedding = nn.Embedding.from_pretrained(tables.tokens, freeze=True, padding_idx=0)
-        self.lstm = self.encoder = None
-        if settings.model == "lstm":
-            self.lstm = nn.LSTM(C, settings.hidden, settings.layers, batch_first=True)
-            self.project = nn.Linear(settings.hidden, C)
-        else:
-            self.register_buffer("position", tables.position)
-            block = nn.TransformerEncoderLayer(
-                C, settings.heads, settings.mlp_channels, dropout=0.0, activation="gelu", batch_first=True
-            )
-            self.encoder = nn.TransformerEncoder(block, settings.layers, enable_nested_tensor=False)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Logits (B, T, V)."""
-        x = self.embedding(ids)
-        if self.lstm is not None:
-            x = torch.relu(self.project(self.lstm(x)[0]))
-        else:
-            mask = nn.Transformer.generate_square_subsequent_mask(ids.shape[1], device=ids.device)
-            x = self.encoder(x + self.position, mask=mask, is_causal=True)
-        return x @ self.embedding.weight.T
 
 
 def settings_of(model: str, quick: bool) -> Settings:
@@ -115,38 +70,14 @@ def random_tokens(settings: Settings) -> Tensor:
     return (1 + (V - 2) * uniform**4).long()
 
 
-def fresh_weights(settings: Settings, tables: Tables) -> dict[str, Tensor]:
-    """What both ways start from, under our names."""
-    torch.manual_seed(0)
-    return build_model(settings, vocabulary=V, tables=tables).state_dict()
-
-
-def their_names(ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights under the names of PyTorch's encoder layer."""
-    names = [
-        (r"^body\.(lstm|project)\.", r"\1."),
-        (r"^body\.blocks\.", "encoder.layers."),
-        (r"attention\.qkv\.", "self_attn.in_proj_"),
-        (r"attention\.out\.", "self_attn.out_proj."),
-        (r"attention_norm\.", "norm1."),
-        (r"mlp_norm\.", "norm2."),
-        (r"widen\.", "linear1."),
-        (r"narrow\.", "linear2."),
-    ]
-    renamed = {}
-    for name, weight in ours.items():
-        for pattern, replacement in names:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = weight
-    return renamed
-
-
-def our_steps(settings: Settings, tables: Tables, precision: Precision, where: str) -> Iterator[Tensor]:
+def our_steps(
+    settings: Settings, tables: Tables, tokens: Tensor, weights: dict[str, Tensor], precision: Precision, where: str
+) -> Iterator[Tensor]:
     """One training step a turn, the mean loss left on the device."""
     model = build_model(settings, vocabulary=V, tables=tables).to(where)
-    model.load_state_dict(fresh_weights(settings, tables))
+    model.load_state_dict(weights)
     optimizer = build_optimizer(settings, model.parameters())
-    split = WindowedSplit(random_tokens(settings).numpy(), settings.window_tokens, where)
+    split = WindowedSplit(tokens.numpy(), settings.window_tokens, where)
     while True:
         for windows in torch.arange(len(split), device=where).split(settings.batch_size):
             optimizer.zero_grad(set_to_none=True)
@@ -156,28 +87,12 @@ def our_steps(settings: Settings, tables: Tables, precision: Precision, where: s
             yield loss.detach()
 
 
-def textbook_steps(settings: Settings, tables: Tables, precision: Precision, where: str) -> Iterator[float]:
-    """One training step a turn, and its mean loss."""
-    model = TextbookModel(settings, tables)
-    model.load_state_dict(their_names(fresh_weights(settings, tables)), strict=False)
-    model.to(where)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    loader = DataLoader(Windows(random_tokens(settings), settings.window_tokens), settings.batch_size)
-    while True:
-        for ids, targets in loader:
-            ids, targets = ids.to(where), targets.to(where)
-            optimizer.zero_grad()
-            with devices.autocast(precision, where):
-                log_p = F.log_softmax(model(ids), dim=-1)
-                loss = F.nll_loss(log_p.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
-            loss.backward()
-            optimizer.step()
-            yield loss.item()
-
-
-STEPS = {"ours": our_steps, "textbook": textbook_steps}
+def begin(settings: Settings, tables: Tables, way: str, precision: Precision, where: str) -> Iterator[Tensor | float]:
+    """The steps of one way, from weights and through windows that all ways have in common."""
+    torch.manual_seed(0)
+    weights = build_model(settings, vocabulary=V, tables=tables).state_dict()
+    steps = our_steps if way == "ours" else textbook_steps
+    return steps(settings, tables, random_tokens(settings), weights, precision, where)
 
 
 def flops(settings: Settings) -> float:
@@ -241,7 +156,7 @@ def peak_mib() -> float:
 
 
 def one_memory(model: str, way: str, precision: Precision, quick: bool, where: str) -> dict[str, float]:
-    """Peak memory of two steps, in this process, and how much of it came on top of what stood ready before them."""
+    """Peak memory of the first steps, in this process, and how much of it came on top of imports and tables."""
     devices.apply_precision(precision)
     settings = settings_of(model, quick)
     tables = random_tables(settings, where)
@@ -250,8 +165,8 @@ def one_memory(model: str, way: str, precision: Precision, quick: bool, where: s
         before = torch.cuda.memory_allocated() / MIB
     else:
         before = peak_mib()
-    steps = STEPS[way](settings, tables, precision, where)
-    for _ in range(2):
+    steps = begin(settings, tables, way, precision, where)
+    for _ in range(1 if quick else 2):
         next(steps)
     devices.synchronize(where)
     peak = peak_mib() if where == "cpu" else torch.cuda.max_memory_allocated() / MIB
@@ -270,9 +185,9 @@ def time_model(model: str, quick: bool, where: str) -> dict[str, Any]:
     """All ways of one model in turns: one round to warm up and compare the losses, the others to time."""
     settings = settings_of(model, quick)
     tables = random_tables(settings, where)
-    steps = {way: STEPS[way[0]](settings, tables, way[1], where) for way in WAYS}
+    steps = {way: begin(settings, tables, *way, where) for way in WAYS}
     shapes = {p: products(settings, devices.compute_dtype(p), where) for p in ("fp32", "bf16")}
-    rounds = (2 if quick else 3) if where == "cpu" else 20
+    rounds = (1 if quick else 3) if where == "cpu" else 20
     losses, seconds = {}, {way: [] for way in WAYS}
     rates: dict[str, dict[str, list[float]]] = {p: {name: [] for name in shapes[p]} for p in shapes}
     for turn in range(1 + rounds):
@@ -359,24 +274,12 @@ def measure(quick: bool) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     """The table."""
     print(
-        f"One training step: {result['batch_size']} x {result['window_tokens']} tokens, vocabulary {V:,}, frozen tables; "
-        f"{result['device']}, {result['threads']} threads, torch {result['torch']}\n"
+        f"One training step: {result['batch_size']} x {result['window_tokens']} tokens, vocabulary {V:,}, "
+        f"frozen tables; {result['device']}, {result['threads']} threads, torch {result['torch']}\n"
     )
-    head = (
-        "model",
-        "step",
-        "",
-        "seconds",
-        "vs fp32",
-        "vs same",
-        "step MiB",
-        "of fp32",
-        "GFLOP/s",
-        "ceiling",
-        "loss off by",
-    )
+    head = "model|step||seconds|vs fp32|vs same|step MiB|of fp32|GFLOP/s|ceiling|loss off by"
     line = "{:6} {:9} {:5} {:>8} {:>8} {:>8} {:>9} {:>8} {:>8} {:>8} {:>12}"
-    print(line.format(*head))
+    print(line.format(*head.split("|")))
     for model, figures in result["models"].items():
         for row in figures["ways"]:
             print(
