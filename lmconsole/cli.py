@@ -1,15 +1,16 @@
 """The front door: parse, call one function, turn errors into exit codes. Everything heavy is imported late."""
 
-import os
+import io
+import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from lmconsole import __version__
-from lmconsole.errors import ExitCode, LmconsoleError
+from lmconsole.errors import ExitCode, LmconsoleError, printable
+from lmconsole.headless.interrupts import Interrupted, interrupted
 
 if TYPE_CHECKING:
     from lmconsole.runs.store import Store
@@ -129,7 +130,7 @@ def run(
         raise typer.Exit(dry_run(options))
     if not headless:
         typer.echo("The app is not part of this version yet: running as with --headless.", err=True)
-    from lmconsole.headless.follow import run_headless
+    from lmconsole.headless.run import run_headless
 
     raise typer.Exit(run_headless(options))
 
@@ -148,10 +149,10 @@ def status(runs: Runs = STORE, json: Json = False) -> None:
     else:
         console().print(status_table(found))
         for run in found:
-            if run.state.failed and not run.status.active:
-                typer.echo(f"{run.run}: {run.state.failed.message}\n  {run.state.failed.hint}", err=True)
+            if run.state.failed:
+                _talk(f"{run.run}: {run.state.failed.message}\n  {run.state.failed.hint}")
             if run.state.damaged:
-                typer.echo(f"{run.run}: warning: {run.state.damaged} damaged lines in its log were skipped", err=True)
+                _talk(f"{run.run}: warning: {run.state.damaged} damaged lines in its log were skipped")
     _warn_about(store)
 
 
@@ -162,12 +163,12 @@ def stop(
     runs: Runs = STORE,
 ) -> None:
     """Stop runs; each can be resumed."""
-    from lmconsole.headless.follow import stop_runs
+    from lmconsole.headless.run import stop_runs
 
     store = _store(runs)
     chosen = [run for run in store.runs() if run.status.active] if everything else _find(store, wanted)
     for line in stop_runs(store, chosen) or [f"{store.root}: no active run"]:
-        typer.echo(line, err=True)
+        _talk(line)
 
 
 @app.command()
@@ -180,14 +181,14 @@ def watch(
 
     Without a name, all active ones. An interrupt leaves them running.
     """
-    from lmconsole.headless import follow
+    from lmconsole.headless.run import watch as watch_runs
 
     store = _store(runs)
     chosen = _find(store, wanted) if wanted else [run for run in store.runs() if run.status.active]
     if not chosen:
         typer.echo(f"{store.root}: no active run", err=True)
         return
-    raise typer.Exit(follow.watch(store, [run.run for run in chosen], json=json))
+    raise typer.Exit(watch_runs(store, [run.run for run in chosen], json=json))
 
 
 @app.command()
@@ -268,7 +269,12 @@ def _find(store: "Store", wanted: list[str] | None) -> Any:
 
 def _warn_about(store: "Store") -> None:
     for name, problem in store.problems.items():
-        typer.echo(f"warning: {name}: {problem}", err=True)
+        _talk(f"warning: {name}: {problem}")
+
+
+def _talk(message: str) -> None:
+    """Words for a person, on standard error; nothing in them can steer the terminal."""
+    typer.echo(printable(message), err=True)
 
 
 def _print_json(value: Any) -> None:
@@ -279,21 +285,18 @@ def _print_json(value: Any) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the ``lmconsole`` command: no traceback reaches a person."""
-    sys.exit(_run(lambda: app(arguments, standalone_mode=True)))
-
-
-def _run(command: Callable[[], object]) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without our characters shows ? in their place
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever read our output has gone, as head does: end as cat would
+    signal.signal(signal.SIGINT, interrupted)
     try:
-        command()
+        app(arguments)
     except LmconsoleError as error:
         print(f"lmconsole: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: end quietly
-        return ExitCode.OK
-    return ExitCode.OK
+        sys.exit(error.exit_code)
+    except Interrupted:
+        sys.exit(ExitCode.INTERRUPTED)
 
 
 if __name__ == "__main__":

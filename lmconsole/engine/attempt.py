@@ -9,7 +9,7 @@ from pathlib import Path
 from lmconsole import __version__
 from lmconsole.data.corpus import Corpus, load_corpus
 from lmconsole.engine.sampler import Sampler
-from lmconsole.errors import LmconsoleError, TrainingError
+from lmconsole.errors import LmconsoleError, TrainingError, printable
 from lmconsole.lm import device
 from lmconsole.lm.embedding import Tables, read_tables
 from lmconsole.lm.loop import Job, parameters_of, train
@@ -55,6 +55,7 @@ def run_attempt(
             began=began,
             stop_requested=stop_requested,
             enter_phase=sampler.enter,
+            end_telemetry=sampler.close,
         )
         train(job)
     finally:
@@ -134,9 +135,13 @@ def explain(error: BaseException, paths: RunPaths, where: str) -> Failed:
         hint = error.hint or f"The trace is in {paths.worker_log}."
         return Failed(error=error.kind, message=error.message, hint=hint)
     if device.out_of_memory(error):
+        try:
+            picture = memory_picture(where)
+        except Exception:  # a GPU in that state may refuse to answer
+            picture = "how much is in use cannot be told"
         return Failed(
             error="out-of-memory",
-            message=f"{where} ran out of memory: {memory_picture(where)}",
+            message=f"{where} ran out of memory: {picture}",
             hint="A smaller batch_size or window_tokens in experiments.toml needs less, and so does --precision bf16; "
             "--jobs 1 and an idle device leave more. Then run the experiment again.",
         )
@@ -148,7 +153,7 @@ def explain(error: BaseException, paths: RunPaths, where: str) -> Failed:
         )
     return Failed(
         error="crash",
-        message=f"{type(error).__name__}: {str(error) or 'no message'}",
+        message=printable(f"{type(error).__name__}: {str(error) or 'no message'}"),
         hint=f"The trace is in {paths.worker_log}. Running the experiment again resumes from its last checkpoint.",
     )
 

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lmconsole.errors import StoreError
@@ -30,9 +30,17 @@ def disown(process: "subprocess.Popen[bytes]") -> None:
 
 
 def start_worker(run: Run, device: str, siblings: Sequence[int]) -> "subprocess.Popen[bytes]":
-    """Start the worker of a queued run on ``device``. Raises OSError if it cannot be started."""
-    command = python("lmconsole.engine.worker", str(run.paths.folder), "--device", device)
-    return _detached([*command, "--siblings", *map(str, siblings)], run.paths.worker_log)
+    """Start the worker of a queued run on ``device``, ``cpu`` or a GPU's UUID, which is then the only one it sees.
+    Raises OSError if it cannot be started."""
+    by_uuid = device.startswith(("GPU-", "MIG-"))
+    command = python("lmconsole.engine.worker", str(run.paths.folder), "--device", "cuda:0" if by_uuid else device)
+    visible = {"CUDA_VISIBLE_DEVICES": device} if by_uuid else {}
+    return _detached([*command, "--siblings", *map(str, siblings)], run.paths.worker_log, visible)
+
+
+def start_program(command: Sequence[str], cwd: str, log: Path) -> None:
+    """Start what a person wants run when the queue has drained, and do not wait for it. Raises OSError."""
+    disown(_detached(list(command), log, {}, cwd or None))
 
 
 def python(module: str, *arguments: str) -> list[str]:
@@ -40,7 +48,9 @@ def python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
-def _detached(command: list[str], log: Path) -> "subprocess.Popen[bytes]":
+def _detached(
+    command: list[str], log: Path, variables: Mapping[str, str] | None = None, cwd: str | None = None
+) -> "subprocess.Popen[bytes]":
     """A process in a session of its own, so that a hang-up or an interrupt of the terminal does not reach it."""
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -49,5 +59,6 @@ def _detached(command: list[str], log: Path) -> "subprocess.Popen[bytes]":
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(variables or {})},
+            cwd=cwd,
         )

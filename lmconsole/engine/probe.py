@@ -1,7 +1,7 @@
 """A short child process that looks before anything is queued: preset, devices, precision, corpus, embeddings.
 
-It imports torch, so that the processes people look at need not. A request goes in as JSON on standard input, and an
-answer or an error comes out as JSON on standard output.
+It imports torch, so that the processes people look at need not. A request goes in as JSON in the first
+argument, and an answer or an error comes out as JSON on standard output.
 """
 
 import os
@@ -63,6 +63,8 @@ class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True, tag="answer"):
     """Why this preset."""
     devices: tuple[str, ...]
     device_names: tuple[str, ...]
+    device_keys: tuple[str, ...]
+    """What the queue calls the devices: ``cpu``, or UUIDs."""
     prepared: tuple[Prepared, ...]
     warnings: tuple[str, ...] = ()
 
@@ -76,13 +78,16 @@ class ProbeError(msgspec.Struct, frozen=True, kw_only=True, tag="error"):
 
 def ask(request: ProbeRequest) -> ProbeAnswer:
     """The answer of a probe process. Raises LmconsoleError with what is wrong with the request or the machine."""
-    done = subprocess.run(
-        python("lmconsole.engine.probe"),
-        input=msgspec.json.encode(request),
-        capture_output=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            python("lmconsole.engine.probe", msgspec.json.encode(request).decode()),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DeviceError(f"data and devices cannot be looked at: {error}", hint="Try `lmconsole doctor`.") from None
     try:
         answer = msgspec.json.decode(done.stdout, type=ProbeAnswer | ProbeError)
     except msgspec.MsgspecError:
@@ -130,6 +135,7 @@ def probe(request: ProbeRequest, environ: Mapping[str, str], cwd: Path) -> Probe
         reason=reason,
         devices=tuple(names),
         device_names=tuple(each.name for each in chosen),
+        device_keys=tuple(each.uuid or each.device for each in chosen),
         prepared=prepared,
         warnings=tuple(_strangers(chosen, request.own_pids)),
     )
@@ -264,8 +270,8 @@ def _path(text: str | None) -> Path | None:
 
 
 def main() -> int:
-    """Standard input to standard output."""
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=ProbeRequest)
+    """The first argument to standard output."""
+    request = msgspec.json.decode(sys.argv[1], type=ProbeRequest)
     answer: ProbeAnswer | ProbeError
     try:
         answer = probe(request, os.environ, Path.cwd())

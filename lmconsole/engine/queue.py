@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -68,9 +68,8 @@ def wanted_runs(answer: ProbeAnswer, seeds: Sequence[int] | None) -> list[Wanted
     """Every experiment of the answer with each of the seeds, or with its own."""
     return [
         Wanted(prepared=prepared, preset=answer.preset, seed=seed, same_run=fingerprint(prepared, seed))
-        for seed_list in [seeds]
         for prepared in answer.prepared
-        for seed in (seed_list or [prepared.seed])
+        for seed in (seeds or [prepared.seed])
     ]
 
 
@@ -88,21 +87,23 @@ def fingerprint(prepared: Prepared, seed: int) -> str:
 
 
 def decide(runs: Iterable[Run], wanted: Iterable[Wanted], *, fresh: bool) -> list[Decision]:
-    """What queuing ``wanted`` would do beside ``runs`` (oldest first). ``fresh`` leaves only active runs alone."""
+    """What queuing ``wanted`` would do beside ``runs`` (oldest first), of which unreadable ones do not count. With
+    ``fresh`` every run is new."""
     same: dict[str, list[Run]] = {}
     for run in runs:
-        same.setdefault(run.info.same_run, []).append(run)
-    return [_decide_one(same.get(each.same_run, []), each, fresh) for each in wanted]
+        if not run.problem:
+            same.setdefault(run.info.same_run, []).append(run)
+    return [_decide_one([] if fresh else same.get(each.same_run, []), each) for each in wanted]
 
 
-def _decide_one(same: list[Run], wanted: Wanted, fresh: bool) -> Decision:
+def _decide_one(same: list[Run], wanted: Wanted) -> Decision:
     for run in reversed(same):
         if run.status.active or (run.status is not Status.FINISHED and run.worker() is not None):
             return Decision(wanted=wanted, action=Action.ACTIVE, run=run.run)
-    for run in reversed([] if fresh else same):
+    for run in reversed(same):
         if run.status is Status.FINISHED:
             return Decision(wanted=wanted, action=Action.FINISHED, run=run.run)
-    for run in reversed([] if fresh else same):
+    for run in reversed(same):
         return Decision(wanted=wanted, action=Action.RESUME, run=run.run, epoch=run.state.position[0])
     return Decision(wanted=wanted, action=Action.NEW, run=None)
 
@@ -115,7 +116,6 @@ def enqueue(
     fresh: bool,
     refuse_active: bool,
     threads: int,
-    announce: Callable[[Decision], None] = lambda decision: None,
 ) -> list[Decision]:
     """Make or requeue a run directory for all of ``wanted``, under the store's queue lock, so that two commands at once
     never make the same run twice. Every decision that is returned names its run.
@@ -145,7 +145,6 @@ def enqueue(
                     decision = msgspec.structs.replace(decision, run=name)
                 elif decision.action is Action.RESUME:
                     _requeue(by_name[str(decision.run)], queued)
-                announce(decision)
                 done.append(decision)
             return done
     except OSError as error:
@@ -181,6 +180,7 @@ def _make(store: Store, wanted: Wanted, queued: Queued, threads: int) -> str:
         version=__version__,
     )
     temporary = store.temporary(run)
+    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         paths = RunPaths(temporary)
@@ -189,8 +189,9 @@ def _make(store: Store, wanted: Wanted, queued: Queued, threads: int) -> str:
         log.append(queued, sync=True)
         log.close()
         paths.lock.touch()
+        _sync(temporary)
         os.rename(temporary, store.root / run)
-    except OSError:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync(store.root)

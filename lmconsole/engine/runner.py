@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from lmconsole.engine.local import python, start_worker
+from lmconsole.engine.local import python, start_program, start_worker
 from lmconsole.engine.worker import EXIT_NOT_MINE
-from lmconsole.errors import StoreError
+from lmconsole.errors import StoreError, printable
 from lmconsole.runs import lock
-from lmconsole.runs.events import EventLog, Failed, Stopped, utc_now
-from lmconsole.runs.state import Status
+from lmconsole.runs.events import EventLog, EventReader, Failed, Stopped, utc_now
+from lmconsole.runs.state import RunState, Status
 from lmconsole.runs.store import Run, Store
 
 POLL_S = 0.2
@@ -25,14 +26,15 @@ def main(root: Path) -> int:
     """Serve the store at ``root`` until there is nothing left to do, or another runner serves it."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     store = Store(root)
+    runner = Runner(store)
     while True:
         mine = lock.acquire(store.runner_lock)
         if mine is None:
             return 0
-        Runner(store).serve()
+        runner.serve()
         mine.release()
         # whoever queued after the last look and saw this runner still at work did not start another
-        if not any(run.status is Status.QUEUED for run in store.runs()):
+        if not runner.has_work():
             return 0
 
 
@@ -41,7 +43,7 @@ class Runner:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._children: dict[str, tuple[subprocess.Popen[bytes], str]] = {}
+        self._children: dict[str, _Child] = {}
         self._served: dict[str, Run] = {}
         self._hopeless: set[str] = set()
 
@@ -51,11 +53,13 @@ class Runner:
             runs = self.store.runs()
             self._reap(runs)
             busy = self._busy(runs)
+            self._served |= {run.run: run for run in runs if run.run in busy}
             waiting = [run for run in runs if self._waits(run) and run.run not in busy]
             for run in waiting:
                 self._served[run.run] = run
                 if run.stop_requested:
-                    self._append(run, Stopped(epoch=run.state.position[0], step=run.state.position[1]))
+                    epoch, step = run.state.position
+                    self._append(run, Stopped(epoch=epoch, step=step), after=run.state.queued_seq)
                 else:
                     self._start(run, busy)
             if not waiting and not busy and not self._children:
@@ -63,23 +67,24 @@ class Runner:
             time.sleep(POLL_S)
         self._finish()
 
+    def has_work(self) -> bool:
+        """Whether a run waits that can be started."""
+        return any(self._waits(run) for run in self.store.runs())
+
     def _waits(self, run: Run) -> bool:
-        return run.status is Status.QUEUED and run.state.queued is not None and run.run not in self._hopeless
+        return run.status is Status.QUEUED and not run.problem and run.run not in self._hopeless
 
     def _reap(self, runs: list[Run]) -> None:
         """Forget the workers that have ended; write ``failed`` for one that could not do so itself."""
         by_name = {run.run: run for run in runs}
-        for name, (process, _) in list(self._children.items()):
-            code = process.poll()
+        for name, child in list(self._children.items()):
+            code = child.process.poll()
             if code is None:
                 continue
             del self._children[name]
             run = by_name.get(name)
-            if run is None or code == EXIT_NOT_MINE:
-                continue
-            run.refresh()
-            if run.status in (Status.QUEUED, Status.LOST):
-                self._append(run, _obituary(run, code))
+            if run is not None and code != EXIT_NOT_MINE:
+                self._append(run, _obituary(run, code), after=child.queued_seq)
 
     def _busy(self, runs: list[Run]) -> dict[str, tuple[set[str], int]]:
         """Active runs with the devices each may be occupying, and how many at once it accepts there."""
@@ -89,10 +94,10 @@ class Runner:
             if queued is None:
                 continue
             if run.run in self._children:
-                busy[run.run] = {self._children[run.run][1]}, queued.jobs
-            elif run.status.active and run.worker() is not None:
+                busy[run.run] = {self._children[run.run].device}, queued.jobs
+            elif self._worker_pid(run) is not None:
                 started = run.state.started if run.status is Status.RUNNING else None
-                busy[run.run] = {started.device} if started else set(queued.devices), queued.jobs
+                busy[run.run] = {started.device_uuid or started.device} if started else set(queued.devices), queued.jobs
         return busy
 
     def _start(self, run: Run, busy: dict[str, tuple[set[str], int]]) -> None:
@@ -103,21 +108,40 @@ class Runner:
             others = [jobs for on, jobs in busy.values() if device in on]
             if len(others) < min([queued.jobs, *others]):
                 try:
-                    process = start_worker(run, device, [child.pid for child, _ in self._children.values()])
+                    process = start_worker(
+                        run, device, [pid for pid in map(self._worker_pid, self._active(busy)) if pid]
+                    )
                 except OSError as error:
-                    self._append(run, _cannot_start(run, error))
+                    self._append(run, _cannot_start(run, error), after=queued.seq)
                     return
-                self._children[run.run] = process, device
+                self._children[run.run] = _Child(process, device, queued.seq)
                 busy[run.run] = {device}, queued.jobs
                 _say(f"{run.run}: started on {device}, pid {process.pid}")
                 return
         busy[f"waiting {run.run}"] = set(queued.devices), 0
 
-    def _append(self, run: Run, event: Failed | Stopped) -> None:
-        """Write the last word on a run whose worker is gone or never was; whoever holds its lock knows better."""
+    def _active(self, busy: dict[str, tuple[set[str], int]]) -> list[Run]:
+        return [self._served[name] for name in busy if name in self._served]
+
+    def _worker_pid(self, run: Run) -> int | None:
+        """Pid of the process that holds the run's lock, 0 if the kernel does not tell; None if nobody does."""
+        try:
+            owner = run.worker()
+        except StoreError as error:
+            _say(f"{run.run}: {error}")
+            return None
+        return None if owner is None else owner.pid or 0
+
+    def _append(self, run: Run, event: Failed | Stopped, *, after: int) -> None:
+        """Write the last word on a run whose worker is gone or never was. Whoever holds its lock knows better, and so
+        does whoever has ended it, or queued it again, since the ``queued`` event number ``after``."""
         try:
             with lock.held(run.paths.lock, 0.0) as mine:
-                if mine is not None:
+                if mine is None:
+                    return
+                state = RunState()
+                state.apply(EventReader(run.paths.events).read_new())
+                if state.status.active and state.queued_seq == after:
                     log = EventLog(run.paths.events)
                     log.append(event, sync=True)
                     log.close()
@@ -129,18 +153,31 @@ class Runner:
     def _finish(self) -> None:
         """The queue has drained: export, then run what people asked for."""
         asked = [run.state.queued for run in self._served.values() if run.state.queued]
+        self._served.clear()
         for folder in dict.fromkeys(queued.exports for queued in asked if queued.exports):
             self._call(python("lmconsole.report", str(self.store.root), folder), EXPORT_TIMEOUT_S)
-        for program in dict.fromkeys(queued.on_finish for queued in asked if queued.on_finish):
-            self._call(list(program), None)
+        for program, cwd in dict.fromkeys((queued.on_finish, queued.cwd) for queued in asked if queued.on_finish):
+            try:
+                start_program(program, cwd, self.store.runner_log)
+            except OSError as error:
+                _say(f"{program[0]}: cannot be started: {error}")
 
-    def _call(self, command: list[str], timeout_s: float | None) -> None:
+    def _call(self, command: list[str], timeout_s: float) -> None:
         try:
             code = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=timeout_s, check=False).returncode
             if code:
                 _say(f"{command}: exit code {code}")
         except (OSError, subprocess.TimeoutExpired) as error:
             _say(f"{command}: {error}")
+
+
+@dataclass(frozen=True)
+class _Child:
+    """A worker that this runner started, on which device, and for which ``queued`` event."""
+
+    process: "subprocess.Popen[bytes]"
+    device: str
+    queued_seq: int
 
 
 def _obituary(run: Run, code: int) -> Failed:
@@ -172,7 +209,7 @@ def _last_line(path: Path) -> str:
             lines = file.read().decode(errors="replace").strip().splitlines()
     except OSError:
         lines = []
-    return lines[-1].strip() if lines else "it printed nothing"
+    return printable(lines[-1].strip()) if lines else "it printed nothing"
 
 
 def _say(message: str) -> None:

@@ -46,7 +46,7 @@ class Sampler:
         self._phase = phase, epoch
 
     def close(self) -> None:
-        """End; nothing is written after this returns."""
+        """End, however often it is called; nothing is written after this returns."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()

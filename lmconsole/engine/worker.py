@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 
 from lmconsole import __version__
+from lmconsole.errors import printable
 from lmconsole.runs import lock
 from lmconsole.runs.events import EventLog, EventReader, Failed
 from lmconsole.runs.info import read_info
@@ -74,10 +75,10 @@ def _failure(error: BaseException, paths: RunPaths, where: str) -> Failed:
         from lmconsole.engine.attempt import explain
 
         return explain(error, paths, where)
-    except ImportError:
+    except Exception:  # whatever is broken here, the outcome must be recorded
         return Failed(
-            error="installation",
-            message=f"lmconsole {__version__} cannot load what training needs: {type(error).__name__}: {error}",
+            error="crash",
+            message=printable(f"lmconsole {__version__} on {where}: {type(error).__name__}: {error}"),
             hint=f"`lmconsole doctor` checks the installation; the trace is in {paths.worker_log}.",
         )
 

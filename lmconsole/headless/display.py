@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lmconsole import formatting
+from lmconsole.errors import printable
 from lmconsole.headless.listing import console
 from lmconsole.runs.events import AnyEvent, Epoch, Failed, Finished, Progress, Started, Stopped, number, perplexity
 from lmconsole.runs.state import Status
@@ -43,7 +44,7 @@ def choose_display(*, json: bool) -> Display:
 
 def label(run: Run) -> str:
     """Experiment number and name, for a line."""
-    return f"{run.info.experiment.id:>2} {run.info.experiment.label}"
+    return printable(f"{run.info.experiment.id:>2} {run.info.experiment.label}")
 
 
 def sentence(run: Run, event: AnyEvent) -> str | None:
@@ -54,7 +55,7 @@ def sentence(run: Run, event: AnyEvent) -> str | None:
             again = f", attempt {event.attempt}" if event.attempt > 1 else ""
             return f"started on {event.device} ({event.device_name}), {event.precision}{again}"
         case Epoch():
-            pace = run.state.progress[-1].tokens_per_s if run.state.progress else None
+            pace = run.info.corpus.tokens["train"] / event.train_s if event.train_s else None
             return (
                 f"epoch {event.epoch}/{epochs}  train ppl {formatting.perplexity(number(event, 'train_ppl'))}  "
                 f"valid ppl {formatting.perplexity(number(event, 'valid_ppl'))}  {formatting.rate(pace)} tokens/s  "
@@ -68,7 +69,8 @@ def sentence(run: Run, event: AnyEvent) -> str | None:
                 f"test ppl {formatting.perplexity(number(event, 'test_ppl_best'))}"
             )
         case Stopped():
-            return f"stopped in epoch {event.epoch}, step {event.step}; running it again resumes there"
+            where = f"in epoch {event.epoch}, step {event.step}" if event.epoch <= epochs else "in the test at the end"
+            return f"stopped {where}; running it again resumes there"
         case Failed():
             return f"failed: {event.message}\n   {event.hint}"
         case _:
@@ -94,7 +96,7 @@ class PlainDisplay:
                 self.say(f"{label(run)}  {text}")
 
     def say(self, message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
+        print(printable(message), file=sys.stderr, flush=True)
 
     def refresh(self, runs: Sequence[Run]) -> None:
         pass
@@ -130,10 +132,10 @@ class LiveDisplay:
             text = sentence(run, event) if isinstance(event, Finished | Stopped | Failed) else None
             if text:
                 style = "red" if isinstance(event, Failed) else "yellow" if isinstance(event, Stopped) else "green"
-                self._live.console.print(Text(f"{label(run)}  ").append(text, style=style))
+                self._live.console.print(Text(f"{label(run)}  ").append(printable(text), style=style))
 
     def say(self, message: str) -> None:
-        self._live.console.print(Text(message))
+        self._live.console.print(Text(printable(message)))
 
     def refresh(self, runs: Sequence[Run]) -> None:
         self._live.update(Group(active_table(runs), total_line(runs)), refresh=True)

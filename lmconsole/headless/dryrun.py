@@ -34,7 +34,7 @@ def dry_run(options: RunOptions) -> ExitCode:
     known = {run.run: run for run in runs}
     out.print()
     for decision in decisions:
-        out.print(_decision_line(decision, known))
+        out.print(printable(_decision_line(decision, known, waits=options.everything)))
     out.print()
     _print_settings(answer)
     return ExitCode.OK
@@ -61,7 +61,7 @@ def overview(answer: ProbeAnswer, options: RunOptions) -> list[tuple[str, str]]:
     return [(name, printable(value)) for name, value in rows]
 
 
-def _decision_line(decision: Decision, known: dict[str, Run]) -> str:
+def _decision_line(decision: Decision, known: dict[str, Run], *, waits: bool) -> str:
     experiment = decision.wanted.prepared.experiment
     text = f"{experiment.id:>3} {experiment.label:<18} seed {decision.wanted.seed:<6} "
     expected = _expected_s(decision, known)
@@ -74,7 +74,7 @@ def _decision_line(decision: Decision, known: dict[str, Run]) -> str:
         case Action.FINISHED:
             return f"{text}skip, finished: {decision.run}"
         case Action.ACTIVE:
-            return f"{text}{'wait for' if decision.run else ''} {decision.run}, which is under way"
+            return f"{text}{'wait for' if waits else 'refuse: under way as'} {decision.run}"
 
 
 def _expected_s(decision: Decision, known: dict[str, Run]) -> float | None:

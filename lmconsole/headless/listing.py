@@ -69,7 +69,7 @@ def results_table(runs: Iterable[Run]) -> Table:
     for run in runs:
         experiment = run.info.experiment
         seed = [str(run.info.seed)] if several else []
-        table.add_row(str(experiment.id), Text(experiment.label), *seed, *_results(run))
+        table.add_row(str(experiment.id), Text(printable(experiment.label)), *seed, *_results(run))
     return table
 
 
@@ -107,7 +107,7 @@ def status_table(runs: Iterable[Run]) -> Table:
     table.columns[0].no_wrap = False
     for run in runs:
         status, _, valid, _, _, time = _results(run)
-        table.add_row(run.run, status, valid, time)
+        table.add_row(Text(printable(run.run)), status, valid, time)
     return table
 
 

@@ -1,5 +1,6 @@
 """The words of `lmconsole run` turned into checked options, all that is wrong with them told at once."""
 
+import os
 import re
 import shlex
 import shutil
@@ -80,6 +81,11 @@ def run_options(
     if max_tokens is not None and not 1 <= max_tokens <= MAX_TOKENS:
         problems.append(f"--max-tokens {max_tokens}: expected 1 to {MAX_TOKENS:,}")
     program = _program(on_finish, problems)
+    problems += [
+        f"{path}: the name of this file is not UTF-8; rename it, or link to it"
+        for path in (data, embeddings, experiments, runs, exports)
+        if path is not None and not _is_text(path)
+    ]
     if problems:
         raise LmconsoleError("\n".join(problems))
     store = Store(runs)
@@ -105,6 +111,15 @@ def run_options(
         on_finish=program,
         json=json,
     )
+
+
+def _is_text(path: Path) -> bool:
+    """Whether the path's name can be written down in UTF-8, as run.json is."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_ids(words: Iterable[str], plan: Plan, problems: list[str]) -> list[int]:
@@ -164,6 +179,8 @@ def _program(text: str | None, problems: list[str]) -> tuple[str, ...]:
     except ValueError as error:
         problems.append(f"--on-finish {text!r}: {error}")
         return ()
-    if not words or shutil.which(words[0]) is None:
+    program = shutil.which(words[0]) if words else None
+    if program is None:
         problems.append(f"--on-finish {text!r}: no such program{': ' + words[0] if words else ''}")
-    return words
+        return ()
+    return (os.path.abspath(program), *words[1:])

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from lmconsole.errors import TrainingError, printable
 from lmconsole.runs.paths import RunPaths
 
 SCHEMA = 1
+
+_PASSING = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+"""Errors that say nothing about what is in a file, only that it cannot be read just now."""
 
 
 @dataclass
@@ -41,6 +45,10 @@ class Cursor:
     best_weights: dict[str, Tensor] | None = None
     """State dict after ``best_epoch``."""
     diverged: bool = False
+    torch_peak_mib: float | None = None
+    """Most memory that tensors held on the GPU at once."""
+    rss_peak_mib: float = 0.0
+    """Most host memory that the process held."""
     seq: int = 0
     """Last event of the log when the checkpoint was made."""
 
@@ -70,21 +78,39 @@ def save(paths: RunPaths, cursor: Cursor, parts: dict[str, Any], same_run: str) 
         raise _explained(paths, error) from error
 
 
-def load(paths: RunPaths, same_run: str) -> tuple[Cursor, dict[str, Any]] | None:
-    """The newest checkpoint that is whole, as the cursor and the other parts on the CPU; None if there is none.
+def load(
+    paths: RunPaths, same_run: str, fits: Callable[[Cursor], bool] = lambda cursor: True
+) -> tuple[Cursor, dict[str, Any]] | None:
+    """The newest checkpoint that is whole and ``fits``, as the cursor and the other parts on the CPU; None if there is
+    none: then the run starts over.
 
-    What is wrong with a damaged one is printed, for the worker's log.
+    One that cannot be used is put aside under another name, so that it cannot take the place of one that can, and what
+    is wrong with it is printed, for the worker's log.
+
+    Raises:
+        TrainingError: a checkpoint is there and cannot be read just now.
     """
     for path in (paths.checkpoint, paths.previous_checkpoint):
         try:
             parts = torch.load(path, map_location="cpu", weights_only=True)
             if parts.pop("schema") != SCHEMA or parts.pop("same_run") != same_run:
                 raise ValueError("it belongs to another run, or another version of lmconsole")
-            return Cursor(**parts.pop("cursor")), parts
+            cursor = Cursor(**parts.pop("cursor"))
+            if not fits(cursor):
+                raise ValueError("it counts epochs that the event log does not have")
+            return cursor, parts
         except FileNotFoundError:
             continue
         except Exception as error:  # a damaged zip or pickle can raise anything at all
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in _PASSING:
+                raise TrainingError(
+                    "checkpoint",
+                    f"{path}: the checkpoint cannot be read: {getattr(error, 'strerror', None) or 'not enough memory'}",
+                    hint="When that is mended, run the experiment again: it resumes there. --fresh starts a new run.",
+                ) from error
             print(f"{path.name} cannot be used: {printable(str(error).partition(chr(10))[0])}", flush=True)
+            with contextlib.suppress(OSError):
+                path.rename(path.with_name(f"{path.name}.damaged"))
     return None
 
 

@@ -62,6 +62,8 @@ class Job:
     stop_requested: Callable[[], bool]
     enter_phase: Callable[[Phase, int | None], None]
     """Told which phase and epoch follow, for the telemetry."""
+    end_telemetry: Callable[[], None]
+    """Called before the outcome is written, which is to be the last event."""
 
 
 def train(job: Job) -> None:
@@ -111,8 +113,10 @@ class Training:
             finished = self._test()
         except StopRequested:
             self._save()
+            job.end_telemetry()
             job.log.append(Stopped(epoch=cursor.epoch, step=cursor.step), sync=True)
         else:
+            job.end_telemetry()
             job.log.append(finished, sync=True)
 
     def _training_is_over(self) -> bool:
@@ -211,6 +215,7 @@ class Training:
     def _test(self) -> Finished:
         """Test perplexities with the last and with the best weights."""
         cursor = self.cursor
+        self._note_peaks()
         final = best = self._evaluate("test")
         if cursor.best_weights is None:
             best = math.nan
@@ -232,8 +237,8 @@ class Training:
             wall_s=self._wall_s(),
             diverged=cursor.diverged,
             stopped_early=cursor.epoch <= self.settings.epochs and not cursor.diverged,
-            torch_peak_mib=peak_allocated_mib(self.job.device),
-            rss_peak_mib=peak_rss_mib(),
+            torch_peak_mib=cursor.torch_peak_mib,
+            rss_peak_mib=cursor.rss_peak_mib,
         )
 
     def _evaluate(self, name: str) -> float:
@@ -276,6 +281,7 @@ class Training:
 
     def _save(self) -> None:
         self.job.log.sync()
+        self._note_peaks()
         self.cursor.wall_s, self.cursor.seq = self._wall_s(), self.job.log.seq
         parts: dict[str, Any] = {
             "model": self.model.state_dict(),
@@ -288,14 +294,18 @@ class Training:
             parts["random_cuda"] = torch.cuda.get_rng_state(self.job.device)
         checkpoint.save(self.job.paths, self.cursor, parts, self.job.info.same_run)
 
+    def _note_peaks(self) -> None:
+        """Memory peaks are those of all attempts."""
+        cursor, allocated = self.cursor, peak_allocated_mib(self.job.device)
+        cursor.rss_peak_mib = max(cursor.rss_peak_mib, peak_rss_mib())
+        if allocated is not None:
+            cursor.torch_peak_mib = max(cursor.torch_peak_mib or 0.0, allocated)
+
     def _restore(self) -> None:
         """Go on from the newest checkpoint, and say in the log what of it counts no longer."""
         if not self.job.history.attempt:
             return
-        found = checkpoint.load(self.job.paths, self.job.info.same_run)
-        if found is not None and not self._fits(found[0]):
-            print("the checkpoint is ahead of the event log, which must have lost lines: starting anew", flush=True)
-            found = None
+        found = checkpoint.load(self.job.paths, self.job.info.same_run, self._fits)
         if found is not None:
             self.cursor, parts = found
             self.model.load_state_dict(parts["model"])

@@ -91,6 +91,8 @@ def _decode(path: Path, shown: str) -> dict[str, Any]:
         raise PlanError([f"{shown}: not UTF-8 at byte {error.start}: TOML files are UTF-8 text"]) from None
     except tomllib.TOMLDecodeError as error:
         raise PlanError([f"{shown}: not valid TOML: {error}"]) from None
+    except ValueError as error:  # a whole number of thousands of digits
+        raise PlanError([f"{shown}: not valid TOML: {error}"]) from None
     except RecursionError:
         raise PlanError([f"{shown}: not valid TOML: nested too deeply"]) from None
 
@@ -202,7 +204,7 @@ def _experiment(row: dict[str, Any], number: int, shown: str, report: Report) ->
         except msgspec.ValidationError as error:
             before.append(f"{place}: {key}: {_problem(key, kind, row[key], error)}")
     name = identity.get("name", "")
-    if isinstance(name, str) and (printable(name) != name or "\n" in name or len(name) > MAX_NAME):
+    if isinstance(name, str) and _unfit_name(name):
         before.append(f"{place}: name: expected one line of at most {MAX_NAME} printable characters, got {_show(name)}")
     for problem in before:
         report(problem)
@@ -214,6 +216,11 @@ def _experiment(row: dict[str, Any], number: int, shown: str, report: Report) ->
     if before:
         return None
     return msgspec.convert({**identity, "overrides": overrides, "source": f"{shown} row {number}"}, Experiment)
+
+
+def _unfit_name(name: str) -> bool:
+    unprintable = printable(name) != name or "\n" in name
+    return unprintable or len(name) > MAX_NAME or name != name.strip()
 
 
 def _unknown_key(key: str, known: list[str]) -> str:

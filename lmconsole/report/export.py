@@ -36,10 +36,10 @@ def export_automatically(store: Store, out: Path) -> list[Path]:
     """What the runner does when the queue drains: like ``export_tables``, but where ``out`` shows another group, into a
     folder in it that is named for the preset. Raises ExportError."""
     group = choose_group(store.runs())
-    shown = _shown_group(out)
-    if shown is not None and shown != group.key:
-        out = out / group.reference.preset
-    return write_group(group, out, "all")
+    preset = group.reference.preset
+    places = (out, out / preset, out / f"{preset}-{group.key[:8]}")
+    free = next((place for place in places if _shown_group(place) in (None, group.key)), places[-1])
+    return write_group(group, free, "all")
 
 
 def _shown_group(out: Path) -> str | None:
@@ -64,7 +64,8 @@ def write_group(group: Group, out: Path, form: Format) -> list[Path]:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             _replace(out / name, text)
-        _replace(out / GROUP_FILE, msgspec.json.encode(label).decode() + "\n")
+        if form == "all" or _shown_group(out) is None:
+            _replace(out / GROUP_FILE, msgspec.json.encode(label).decode() + "\n")
     except OSError as error:
         raise ExportError(
             f"{error.filename or out}: cannot be written: {error.strerror}", hint="--out names another folder."

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 import msgspec
 
 from lmconsole.errors import ExportError
-from lmconsole.plan.experiment import APPLIES_TO, OPTIMIZER_NAMES
+from lmconsole.plan.experiment import APPLIES_TO, MODEL_NAMES, OPTIMIZER_NAMES
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
 OWN = frozenset({"model", "layers", "optimizer", "weight_decay", *APPLIES_TO})
-"""Settings in which experiments differ by nature; all others a group has in common."""
+"""Settings in which experiments differ by nature; all others a group has in common, and these among the experiments of
+one model or optimizer."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Group:
     @property
     def key(self) -> str:
         """A name for the group that stays the same as runs come and go."""
-        return hashlib.sha256(msgspec.json.encode(_traits(self.reference), order="deterministic")).hexdigest()
+        own = {*OWN, *self.reference.experiment.overrides}
+        traits = {key: value for key, value in _traits(self.reference).items() if key not in own}
+        return hashlib.sha256(msgspec.json.encode(traits, order="deterministic")).hexdigest()
 
     @property
     def seeds(self) -> list[int]:
@@ -38,21 +41,24 @@ class Group:
 
 
 def _traits(info: RunInfo) -> dict[str, object]:
-    settings = {key: value for key, value in msgspec.to_builtins(info.settings).items() if key not in OWN}
     return {
         "origin": info.origin,
         "preset": info.preset,
         "corpus": info.corpus.sha256,
         "max_tokens": info.corpus.max_tokens,
         "embeddings_sha256": info.embeddings.sha256 if info.embeddings else None,
-        **settings,
+        **msgspec.to_builtins(info.settings),
     }
 
 
 def comparable(info: RunInfo, reference: RunInfo) -> bool:
     """Whether both runs belong into one table. What an experiment's own row sets is its business."""
     ours, theirs = _traits(info), _traits(reference)
-    free = {*info.experiment.overrides, *reference.experiment.overrides}
+    free = {"model", "layers", "optimizer", *info.experiment.overrides, *reference.experiment.overrides}
+    for key in OWN - free:
+        kind = "model" if set(APPLIES_TO.get(key, ())) & set(MODEL_NAMES) else "optimizer"
+        if ours[kind] != theirs[kind]:
+            free.add(key)
     return all(ours[key] == theirs[key] for key in ours if key not in free)
 
 

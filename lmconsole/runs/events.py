@@ -30,13 +30,15 @@ class Queued(Event, frozen=True, kw_only=True, tag="queued"):
     """The run was put in the queue, for the first time or again; the last one says how it is to be started."""
 
     devices: tuple[str, ...]
-    """The run may be put on any one of them."""
+    """The run may be put on any one of them: ``cpu``, or GPUs by their UUIDs, which mean the same in every process."""
     jobs: int
     """Runs at once on one device."""
     exports: str | None = None
     """Folder for the exports when the queue drains; None for none."""
     on_finish: tuple[str, ...] = ()
-    """Program and arguments to run when the queue drains."""
+    """Program, by its absolute path, and arguments to run when the queue drains."""
+    cwd: str = ""
+    """Folder to run it in."""
 
 
 class Started(Event, frozen=True, kw_only=True, tag="started"):
@@ -149,6 +151,9 @@ class _Header(msgspec.Struct, frozen=True):
 
 E = TypeVar("E", bound=Event)
 _KNOWN_KINDS = frozenset(str(kind.__struct_config__.tag) for kind in Event.__subclasses__())
+DAMAGED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding bytes that are not ours can raise."""
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(AnyEvent)
 _header_decoder = msgspec.json.Decoder(_Header)
@@ -228,7 +233,7 @@ class EventLog:
 def _seq(line: bytes) -> int:
     try:
         return _header_decoder.decode(line).seq
-    except msgspec.MsgspecError:
+    except DAMAGED:
         return 0
 
 
@@ -261,7 +266,7 @@ class EventReader:
         self._offset += complete
         try:
             return _decoder.decode_lines(data[:complete])
-        except msgspec.MsgspecError:
+        except DAMAGED:
             return self._one_by_one(data[:complete])
 
     def _one_by_one(self, data: bytes) -> list[AnyEvent]:
@@ -271,7 +276,7 @@ class EventReader:
                 continue
             try:
                 events.append(_decoder.decode(line))
-            except (msgspec.MsgspecError, UnicodeDecodeError):
+            except DAMAGED:
                 if not self._is_unknown_kind(line):
                     self.damaged += 1
         return events
@@ -279,5 +284,5 @@ class EventReader:
     def _is_unknown_kind(self, line: bytes) -> bool:
         try:
             return _header_decoder.decode(line).kind not in _KNOWN_KINDS
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except DAMAGED:
             return False

@@ -7,6 +7,7 @@ import msgspec
 
 from lmconsole.errors import StoreError
 from lmconsole.plan.experiment import Experiment, Settings
+from lmconsole.runs.events import DAMAGED
 
 SCHEMA = 1
 
@@ -68,13 +69,13 @@ def read_info(path: Path) -> RunInfo:
     try:
         found = msgspec.json.decode(data)
         schema = found.get("schema") if isinstance(found, dict) else None
-        if schema != SCHEMA:
+        if isinstance(schema, int) and schema > SCHEMA:
             raise StoreError(
-                f"{path}: schema {schema!r}; this lmconsole reads schema {SCHEMA}",
+                f"{path}: schema {schema}; this lmconsole reads schema {SCHEMA}",
                 hint="A newer lmconsole wrote it: use that one to read this store.",
             )
         return msgspec.json.decode(data, type=RunInfo)
-    except msgspec.MsgspecError as error:
+    except DAMAGED as error:
         raise StoreError(f"{path}: not a run.json of lmconsole: {error}") from None
 
 

@@ -80,12 +80,12 @@ class RunState:
     def _queued(self, event: Queued) -> None:
         self.status = Status.QUEUED
         self.queued = event
+        self.finished = self.stopped = self.failed = None
 
     def _started(self, event: Started) -> None:
         self.status = Status.RUNNING
         self.attempt = event.attempt
         self.started = event
-        self.finished = self.stopped = self.failed = None
 
     def _resumed(self, event: Resumed) -> None:
         while self.epochs and self.epochs[-1].epoch >= event.epoch:
@@ -106,10 +106,15 @@ class RunState:
         self.failed = event
 
     @property
+    def queued_seq(self) -> int:
+        """Number of the last ``queued`` event; 0 before there is one."""
+        return self.queued.seq if self.queued else 0
+
+    @property
     def best_epoch(self) -> Epoch | None:
-        """The epoch with the lowest finite validation perplexity, the first of equals."""
-        finite = [epoch for epoch in self.epochs if epoch.valid_ppl is not None]
-        return min(finite, key=lambda epoch: epoch.valid_ppl or 0.0, default=None)
+        """The epoch with the lowest finite validation loss, the first of equals."""
+        finite = [(epoch.valid_loss_nats, epoch.epoch) for epoch in self.epochs if epoch.valid_loss_nats is not None]
+        return self.epochs[min(finite)[1] - self.epochs[0].epoch] if finite else None
 
     @property
     def last_epoch(self) -> Epoch | None:

@@ -52,6 +52,8 @@ class Run:
             if self.state.status is Status.RUNNING and self.worker() is None:
                 events += self._read(self._reader)  # it may have ended between the two looks
                 self._lost = self.state.status is Status.RUNNING
+            if self.state.queued is None:
+                self.problem = f"{self.paths.events}: no event says that it was queued"
         except (OSError, StoreError) as error:
             self.problem = str(error)
         return events
@@ -63,8 +65,9 @@ class Run:
         return events
 
     def worker(self) -> lock.Owner | None:
-        """The process that holds the run's lock."""
-        return lock.owner(self.paths.lock)
+        """The process that holds the run's lock: its worker, but for moments in which its log is mended. Raises
+        StoreError if the lock cannot be asked about."""
+        return _owner(self.paths.lock)
 
     def request_stop(self) -> None:
         """Ask the run to stop. Raises StoreError if the store cannot be written."""
@@ -129,11 +132,11 @@ class Store:
         run = self._runs.get(name)
         if run is None:
             paths = RunPaths(self.root / name)
-            if not paths.info.exists():
-                return
             try:
+                if not paths.info.exists():
+                    return
                 run = Run(paths, read_info(paths.info))
-            except StoreError as error:
+            except (OSError, StoreError) as error:
                 self.problems[name] = str(error)
                 return
             self._runs[name] = run
@@ -164,12 +167,19 @@ class Store:
         raise RunNotFoundError(f"{self.root}: no run is called {wanted!r}", hint=_known(runs))
 
     def runner(self) -> lock.Owner | None:
-        """The process that holds the runner's lock."""
-        return lock.owner(self.runner_lock)
+        """The process that holds the runner's lock. Raises StoreError if the lock cannot be asked about."""
+        return _owner(self.runner_lock)
 
     def temporary(self, run: str) -> Path:
         """Where a run directory is made before it is renamed."""
         return self.root / f"{TEMPORARY}{run}-{os.getpid()}"
+
+
+def _owner(path: Path) -> lock.Owner | None:
+    try:
+        return lock.owner(path)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def latest_by_experiment(runs: Iterable[Run]) -> dict[int, Run]:

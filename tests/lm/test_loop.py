@@ -37,6 +37,7 @@ def job(run: Run, root: Path, *, stop: Callable[[], bool] = lambda: False) -> Jo
         began=time.monotonic(),
         stop_requested=stop,
         enter_phase=lambda phase, epoch: None,
+        end_telemetry=lambda: None,
     )
 
 

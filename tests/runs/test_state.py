@@ -1,5 +1,7 @@
 """Folding a log: one history, whatever was interrupted."""
 
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,7 +48,7 @@ def epoch(n: int, valid_ppl: float | None = 10.0) -> Epoch:
         epoch=n,
         train_loss_nats=1.0,
         train_ppl=2.7,
-        valid_loss_nats=1.0,
+        valid_loss_nats=valid_ppl and math.log(valid_ppl),
         valid_ppl=valid_ppl,
         train_s=1.0,
         valid_s=1.0,
