@@ -10,10 +10,10 @@ wall clock, above all that of several threads that wait for each other. On a GPU
 should stop, and the sampler thread reports its CPU time, as if every second of it held up all of training. That
 resolves a hundredth of a percent, and leaves out what only pairs can see.
 
-Epochs are about half a second, each of them ends with an event, and samples come four times a second as in the first seconds
-of a run, so both are on the high side of what a long run pays. What a real epoch pays at its end, a log synced to the
-disk, lies outside the timed part: its share is that of an epoch as long as the demo's, the shortest there is. The
-goal is for the accounted share; the pairs must not contradict it.
+Epochs are about half a second, each of them ends with an event, and samples come four times a second as in the first
+seconds of a run, so both are on the high side of what a long run pays. What a real epoch pays at its end, a log synced
+to the disk, lies outside the timed part: its share is that of an epoch as long as the demo's, the shortest there is.
+The goal is for the accounted share; the pairs must not contradict it.
 """
 
 import math
@@ -175,7 +175,7 @@ class Meter:
 
 def measure(quick: bool) -> dict[str, Any]:
     """Both answers for each shape, with every block they come from."""
-    pairs, block_s, budget_s = (6, 0.4, 6.0) if quick else (60, 0.45, 75.0)
+    pairs, block_s, budget_s = (6, 0.4, 6.0) if quick else (45, 0.45, 50.0)
     devices = device.describe_devices()
     where = device.resolve_devices("auto", devices)[0]
     chosen = next(each for each in devices if each.device == where)

@@ -97,8 +97,8 @@ def step_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             lines.append(
                 {
                     "what": f"training step, {model} {way['precision']}",
-                    "measured": f"{ratio:.2f} × the textbook's{over_fp32}, {way['step_memory_of_textbook']:.0%} of its memory, "
-                    f"{way['share_of_ceiling']:.0%} of the ceiling",
+                    "measured": f"{ratio:.2f} × the textbook's{over_fp32}, "
+                    f"{way['step_memory_of_textbook']:.0%} of its memory, {way['share_of_ceiling']:.0%} of the ceiling",
                     "goal": None if wanted is None else f"≥ {wanted:g} ×",
                     "met": None if wanted is None else ratio >= wanted,
                 }

@@ -63,7 +63,7 @@ def test_the_time_left_is_reckoned_from_the_runs_own_pace_with_validation(tmp_pa
 
 def test_sentences_say_what_happened_and_what_to_do(tmp_path: Path) -> None:
     run = run_with(tmp_path, STARTED, epoch(1), PROGRESS)
-    assert sentence(run, epoch(1)) == "epoch 1/4  train ppl 148.4  valid ppl 244.7  12.3k tokens/s  10 s"
+    assert sentence(run, epoch(1)) == "epoch 1/4  train ppl 148.4  valid ppl 244.7  79 tokens/s  10 s"
     failed = sentence(run, Failed(error="x", message="it broke", hint="mend it"))
     assert failed == "failed: it broke\n   mend it"
     diverged = Finished(
