@@ -175,7 +175,7 @@ class Meter:
 
 def measure(quick: bool) -> dict[str, Any]:
     """Both answers for each shape, with every block they come from."""
-    pairs, block_s, budget_s = (6, 0.4, 6.0) if quick else (45, 0.45, 50.0)
+    pairs, block_s, budget_s = (6, 0.3, 5.0) if quick else (45, 0.45, 50.0)
     devices = device.describe_devices()
     where = device.resolve_devices("auto", devices)[0]
     chosen = next(each for each in devices if each.device == where)

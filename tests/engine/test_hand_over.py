@@ -1,0 +1,167 @@
+"""Corners where a runner, a person and a dying worker meet, and damaged runs between them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+from lmconsole.engine import local, runner
+from lmconsole.engine.runner import Runner
+from lmconsole.runs.events import EventLog, Queued, Started, Stopped
+from lmconsole.runs.state import Status
+from lmconsole.runs.store import Store
+
+STARTED = Started(
+    attempt=1, pid=1, host="h", device="cpu", device_name="CPU", device_uuid=None, versions={}, threads=1,
+    precision="fp32", parameters_total=1, parameters_trainable=1,
+)  # fmt: skip
+
+
+class Dead:
+    """A worker that has ended."""
+
+    pid = 0
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def poll(self) -> int:
+        return self.code
+
+
+def test_a_run_queued_again_before_its_end_was_noticed_is_not_marked_failed(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    store = Store(tmp_path / "runs")
+    serving = Runner(store)
+    (seen,) = store.runs()
+    serving._children[run.run] = runner._Child(Dead(0), "cpu", seen.state.queued_seq)  # type: ignore[arg-type]
+    log = EventLog(run.paths.events)
+    log.append(STARTED)
+    log.append(Stopped(epoch=1, step=1))
+    log.append(Queued(devices=("cpu",), jobs=1))
+    log.close()
+    serving._reap(store.runs())
+    run.refresh()
+    assert run.status is Status.QUEUED
+
+
+def test_a_worker_that_died_without_a_word_is_given_one(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    run.paths.worker_log.write_bytes(b"something\n\x1b[31mImportError: no torch\x1b[0m\n")
+    store = Store(tmp_path / "runs")
+    serving = Runner(store)
+    (seen,) = store.runs()
+    serving._children[run.run] = runner._Child(Dead(3), "cpu", seen.state.queued_seq)  # type: ignore[arg-type]
+    serving._reap(store.runs())
+    run.refresh()
+    assert run.status is Status.FAILED
+    assert run.state.failed is not None
+    assert "exit code 3" in run.state.failed.message
+    assert "ImportError: no torch" in run.state.failed.message
+    assert "\x1b" not in run.state.failed.message
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00\xff\xfe\n", b"[" * 100_000 + b"\n"], ids=["empty", "bytes", "nested"])
+def test_a_damaged_log_stops_neither_the_runner_nor_any_command(tmp_path: Path, damage: bytes) -> None:
+    broken = tiny.queue_tiny(tmp_path, seed=1)
+    good = tiny.queue_tiny(tmp_path, seed=2)
+    broken.paths.events.write_bytes(damage)
+    done = subprocess.run(
+        [sys.executable, "-m", "lmconsole.engine.runner", str(tmp_path / "runs")],
+        env=tiny.environment(tmp_path), stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    good.refresh()
+    assert good.status is Status.FINISHED
+    said = tiny.lmconsole("status", cwd=tmp_path, check=0)
+    assert "unreadable" in said.stdout
+    assert "no event says that it was queued" in said.stderr
+    again = tiny.queue_tiny(tmp_path, seed=1)
+    assert again.run != broken.run
+
+
+def test_a_run_json_that_is_not_text_is_named_and_nothing_else_suffers(tmp_path: Path) -> None:
+    broken, good = tiny.queue_tiny(tmp_path, seed=1), tiny.queue_tiny(tmp_path, seed=2)
+    data = broken.paths.info.read_bytes()
+    broken.paths.info.write_bytes(data.replace(b'"tiny"', b'"\xff\xfe"', 1))
+    os.rename(broken.paths.folder, tmp_path / "runs" / "\x1b[31mred")
+    said = tiny.lmconsole("status", cwd=tmp_path, check=0)
+    assert good.run in said.stdout
+    assert "\\x1b[31mred: " in said.stderr
+    assert "\x1b" not in said.stdout + said.stderr
+
+
+def test_a_full_store_refuses_to_queue_and_leaves_no_half_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.queue_tiny(tmp_path, seed=1)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Exception, match="cannot be written: No space left on device"):
+        tiny.queue_tiny(tmp_path, seed=2)
+    monkeypatch.undo()
+    assert len(Store(tmp_path / "runs").runs()) == 1
+    assert not list((tmp_path / "runs").glob(".tmp-*"))
+
+
+def test_a_gpu_is_named_by_its_uuid_so_that_every_process_means_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    def record(command: list[str], _log: Path, variables: dict[str, str] | None = None) -> Dead:
+        started.append((command, dict(variables or {})))
+        return Dead(0)
+
+    monkeypatch.setattr(local, "_detached", record)
+    run = tiny.queue_tiny(tmp_path)
+    local.start_worker(run, "GPU-aaaa", [7])
+    local.start_worker(run, "cpu", [])
+    assert started[0][0][-4:] == ["--device", "cuda:0", "--siblings", "7"]
+    assert started[0][1] == {"CUDA_VISIBLE_DEVICES": "GPU-aaaa"}
+    assert started[1][0][-3:] == ["--device", "cpu", "--siblings"]
+    assert started[1][1] == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_before_anything_is_queued_leaves_nothing(tmp_path: Path, number: int) -> None:
+    tiny.write_corpus(tmp_path / "data")
+    file = tiny.write_experiments(tmp_path / "mine.toml", tiny.row(1))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmconsole", "run", "1", "--headless", "--preset", "tiny", "--experiments", str(file),
+         "--data", "data"],
+        cwd=tmp_path, env=tiny.environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(1.0)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_a_runner_that_ends_at_once_is_reported_instead_of_waited_for(tmp_path: Path) -> None:
+    tiny.write_corpus(tmp_path / "data")
+    file = tiny.write_experiments(tmp_path / "mine.toml", tiny.row(1))
+    code = (
+        "import sys\nfrom lmconsole.engine import local\nreal = local.python\n"
+        "def python(module, *a):\n"
+        "    return [sys.executable, '-c', 'raise SystemExit(\"no runner today\")'] if 'runner' in module "
+        "else real(module, *a)\n"
+        "local.python = python\nfrom lmconsole.cli import main\nmain(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", "1", "--headless", "--preset", "tiny", "--experiments", str(file), "--data",
+         "data"],
+        cwd=tmp_path, env=tiny.environment(tmp_path), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "the runner ends at once: no runner today" in done.stderr
