@@ -1,6 +1,5 @@
 """The LSTM language model's body (Hochreiter & Schmidhuber 1997)."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,18 +19,8 @@ class Lstm(nn.Module):
 
     def forward(self, embedded: Tensor) -> Tensor:  # (B, T, C)
         """Features (B, T, C) of embedded tokens; every window starts from a zero state."""
-        x = self._recur(self._drop(embedded))  # (B, T, hidden)
+        x, _ = self.lstm(self._drop(embedded))  # (B, T, hidden)
         return F.relu(self.project(self._drop(x)))  # (B, T, C)
-
-    def _recur(self, x: Tensor) -> Tensor:
-        y: Tensor
-        if x.device.type == "cpu":
-            # oneDNN's bfloat16 LSTM is twice as fast forward but slower backward, and slower in all: keep float32.
-            with torch.autocast("cpu", enabled=False):
-                y, _ = self.lstm(x.float())
-        else:
-            y, _ = self.lstm(x)
-        return y
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.dropout and self.training else x

@@ -19,14 +19,14 @@ MAX_LOSS_NATS = 700.0
 Phase = Literal["setup", "train", "valid", "test"]
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind"):
     """A line of the log. ``seq`` counts from 1 without gaps; ``t`` is UTC, ISO 8601. Both are set when appended."""
 
     seq: int = 0
     t: str = ""
 
 
-class Queued(Event, frozen=True, kw_only=True, tag="queued"):
+class Queued(Event, frozen=True, kw_only=True, gc=False, tag="queued"):
     """The run was put in the queue, for the first time or again; the last one says how it is to be started."""
 
     devices: tuple[str, ...]
@@ -41,7 +41,7 @@ class Queued(Event, frozen=True, kw_only=True, tag="queued"):
     """Folder to run it in."""
 
 
-class Started(Event, frozen=True, kw_only=True, tag="started"):
+class Started(Event, frozen=True, kw_only=True, gc=False, tag="started"):
     """A worker began an attempt."""
 
     attempt: int
@@ -59,14 +59,14 @@ class Started(Event, frozen=True, kw_only=True, tag="started"):
     """Whether other processes used the GPU when the attempt began; None where that cannot be known."""
 
 
-class Resumed(Event, frozen=True, kw_only=True, tag="resumed"):
+class Resumed(Event, frozen=True, kw_only=True, gc=False, tag="resumed"):
     """The attempt goes on after ``step`` steps of ``epoch`` (from 1): what lies beyond in the log never happened."""
 
     epoch: int
     step: int
 
 
-class Progress(Event, frozen=True, kw_only=True, tag="progress"):
+class Progress(Event, frozen=True, kw_only=True, gc=False, tag="progress"):
     """How training goes, twice a second at most. ``train_loss_nats`` is the mean since the last such event."""
 
     epoch: int
@@ -78,7 +78,7 @@ class Progress(Event, frozen=True, kw_only=True, tag="progress"):
     non_finite: dict[str, str] = {}
 
 
-class Epoch(Event, frozen=True, kw_only=True, tag="epoch"):
+class Epoch(Event, frozen=True, kw_only=True, gc=False, tag="epoch"):
     """An epoch is over. Losses are means over targets, in nats; ``elapsed_train_s`` is cumulated over epochs."""
 
     epoch: int
@@ -92,7 +92,7 @@ class Epoch(Event, frozen=True, kw_only=True, tag="epoch"):
     non_finite: dict[str, str] = {}
 
 
-class Telemetry(Event, frozen=True, kw_only=True, tag="telemetry"):
+class Telemetry(Event, frozen=True, kw_only=True, gc=False, tag="telemetry"):
     """One sample of the machine. None is unknown."""
 
     phase: Phase
@@ -108,7 +108,7 @@ class Telemetry(Event, frozen=True, kw_only=True, tag="telemetry"):
     rss_mib: float | None = None
 
 
-class Finished(Event, frozen=True, kw_only=True, tag="finished"):
+class Finished(Event, frozen=True, kw_only=True, gc=False, tag="finished"):
     """The run is complete. Test perplexities: of the last epoch's weights, and of the best epoch's."""
 
     test_ppl_final: float | None
@@ -124,14 +124,14 @@ class Finished(Event, frozen=True, kw_only=True, tag="finished"):
     non_finite: dict[str, str] = {}
 
 
-class Stopped(Event, frozen=True, kw_only=True, tag="stopped"):
+class Stopped(Event, frozen=True, kw_only=True, gc=False, tag="stopped"):
     """Somebody stopped the run after ``step`` steps of ``epoch``; it can be resumed."""
 
     epoch: int
     step: int
 
 
-class Failed(Event, frozen=True, kw_only=True, tag="failed"):
+class Failed(Event, frozen=True, kw_only=True, gc=False, tag="failed"):
     """The attempt failed: what kind of error, what happened, and what to do."""
 
     error: str

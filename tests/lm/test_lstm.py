@@ -51,12 +51,19 @@ def test_windows_do_not_know_of_each_other() -> None:
     torch.testing.assert_close(model(x)[2:3], model(x[2:3]), rtol=1e-6, atol=1e-7)
 
 
-def test_under_autocast_the_recurrence_stays_fp32_on_a_cpu_and_the_result_close() -> None:
-    model, x = body(2), torch.randn(3, 7, 6)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = model(x)
-    assert rough.dtype == torch.bfloat16
-    torch.testing.assert_close(rough.float(), model(x), rtol=0.02, atol=0.01)
+def test_bf16_stays_close_and_so_do_its_gradients() -> None:
+    model, x, weight = body(2), torch.randn(3, 7, 6), torch.randn(3, 7, 6)
+    found = []
+    for bf16 in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            features = model(x)
+        (features.float() * weight).sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((features.detach().float(), gradient))
+    (exact, exact_gradient), (rough, rough_gradient) = found
+    torch.testing.assert_close(rough, exact, rtol=0.02, atol=0.01)
+    assert (rough_gradient - exact_gradient).norm() < 0.03 * exact_gradient.norm()
 
 
 def test_dropout_acts_in_training_alone() -> None:
