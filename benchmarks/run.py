@@ -114,7 +114,7 @@ def show(table_rows: list[dict[str, Any]]) -> None:
         console.width = PIPE_WIDTH
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     for name in ("What", "Measured", "Goal", "Met"):
-        table.add_column(name, no_wrap=name in ("Goal", "Met"))
+        table.add_column(name, no_wrap=name != "Measured")
     words = {True: "[green]yes[/]", False: "[bold red]no[/]", None: "–"}
     for row in table_rows:
         table.add_row(row["what"], row["measured"], row["goal"] or "–", words[row["met"]])
