@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="lmconsole",
-    help="Train, watch and compare small language models on one GPU box.",
-    epilog="First time here? Try: lmconsole run --all --preset demo --headless",
+    help="Train, watch and compare small language models on one GPU box.\n\nWithout a command it opens the app.",
+    epilog="First time here? Try: lmconsole --preset demo, then press a and r",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -36,6 +36,8 @@ Embeddings = Annotated[Path | None, typer.Option("--embeddings", help="File of e
 Preset = Annotated[
     str, typer.Option("--preset", help="auto, paper, scratch, demo, or one of your own.", metavar="NAME")
 ]
+Theme = Annotated[str | None, typer.Option("--theme", help="Colours of the app; remembered.", metavar="NAME")]
+Slow = Annotated[bool, typer.Option("--slow", help="For a slow line: draw less often, in fewer colours.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 
 STORE = Path("runs")
@@ -51,16 +53,21 @@ def _show_version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
+    preset: Preset = "auto",
+    runs: Runs = STORE,
+    experiments: Experiments = None,
+    data: Data = None,
+    embeddings: Embeddings = None,
+    theme: Theme = None,
+    slow: Slow = False,
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
-        raise LmconsoleError(
-            "the app is not part of this version yet",
-            hint="`lmconsole run --all --headless` trains without it, `lmconsole status` shows how runs stand, and "
-            "`lmconsole --help` lists all commands.",
-        )
+        from lmconsole.tui.open import open_console
+
+        raise typer.Exit(open_console(preset, runs, experiments, data, embeddings, theme, slow=slow))
 
 
 @app.command("list")
@@ -103,7 +110,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Train experiments and print the results."""
-    from lmconsole.headless.options import run_options
+    from lmconsole.engine.options import run_options
 
     options = run_options(
         ids=ids or [],
@@ -128,8 +135,14 @@ def run(
         from lmconsole.headless.dryrun import dry_run
 
         raise typer.Exit(dry_run(options))
-    if not headless:
-        typer.echo("The app is not part of this version yet: running as with --headless.", err=True)
+    if not headless and not json:
+        from lmconsole.tui.open import open_console, terminal_problem
+
+        problem = terminal_problem()
+        if problem is None:
+            console = (preset, runs, experiments, data, embeddings, None)
+            raise typer.Exit(open_console(*console, submit=options))
+        typer.echo(f"{problem}: running as with --headless.", err=True)
     from lmconsole.headless.run import run_headless
 
     raise typer.Exit(run_headless(options))
@@ -163,7 +176,7 @@ def stop(
     runs: Runs = STORE,
 ) -> None:
     """Stop runs; each can be resumed."""
-    from lmconsole.headless.run import stop_runs
+    from lmconsole.engine.submit import stop_runs
 
     store = _store(runs)
     chosen = [run for run in store.runs() if run.status.active] if everything else _find(store, wanted)

@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 from lmconsole.runs.state import Status
-from lmconsole.runs.store import Store
+from lmconsole.runs.store import Run, Store
 
 ANSI = re.compile(r"\x1b")
 
@@ -32,6 +32,12 @@ def refused(root: Path, *arguments: str, env: dict[str, str] | None = None) -> s
     assert not ANSI.search(done.stderr)
     assert not list((root / "runs").glob("[0-9]*"))
     return done.stderr
+
+
+def most_at_once(runs: list[Run]) -> int:
+    """Most runs under way at the same time, each from ``started`` to its last event."""
+    spans = [(run.state.started.t, run.state.last_t) for run in runs if run.state.started]
+    return max(sum(began <= now <= ended for began, ended in spans) for now, _ in spans)
 
 
 def test_help_lists_the_commands_and_every_command_has_help(tmp_path: Path) -> None:
@@ -114,7 +120,8 @@ def test_a_failing_run_makes_the_exit_code_one_and_the_others_finish(tmp_path: P
 
 @pytest.mark.slow
 def test_two_commands_at_once_train_nothing_twice_and_both_get_the_results(tmp_path: Path) -> None:
-    arguments = tiny_arguments(tmp_path)
+    rows = [tiny.row(number, more="epochs = 60") for number in (1, 2, 3)]  # long enough to meet if they may
+    arguments = tiny_arguments(tmp_path, *rows)
     command = [sys.executable, "-m", "lmconsole", "run", "--all", *arguments]
     both = [
         subprocess.Popen(command, cwd=tmp_path, env=tiny.environment(tmp_path), stdout=subprocess.PIPE, text=True)
@@ -124,7 +131,8 @@ def test_two_commands_at_once_train_nothing_twice_and_both_get_the_results(tmp_p
     assert [process.returncode for process in both] == [0, 0]
     assert tables[0] == tables[1]
     runs = Store(tmp_path / "runs").runs()
-    assert [run.state.attempt for run in runs] == [1, 1]
+    assert [run.state.attempt for run in runs] == [1, 1, 1]
+    assert most_at_once(runs) <= 2, "--jobs 2"
 
 
 @pytest.mark.slow
@@ -196,7 +204,7 @@ def test_a_dry_run_says_everything_and_makes_nothing(tmp_path: Path) -> None:
         (["run", "1", "--all"], "not both"),
         (["run", "1", "--preset", "papr"], "did you mean 'paper'?"),
         (["run", "1", "--epochs", "0"], "--epochs 0: a whole number >= 1"),
-        (["run", "1", "--epochs", "nan"], "valid integer"),
+        (["run", "1", "--epochs", "nan"], "valid int"),
         (["run", "1", "--precision", "fp8"], "unknown precision 'fp8'"),
         (["run", "1", "--jobs", "0"], "--jobs 0: expected 1 to"),
         (["run", "1", "--seeds", "1,x"], "--seeds '1,x'"),

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lmconsole.errors import StoreError
+from lmconsole.errors import StoreError, printable
 from lmconsole.runs.store import Run, Store
 
 
@@ -46,6 +46,17 @@ def start_program(command: Sequence[str], cwd: str, log: Path) -> None:
 def python(module: str, *arguments: str) -> list[str]:
     """Command line of one of our modules; ``-P`` keeps a user's folder from hiding installed packages."""
     return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def last_line(log: Path) -> str:
+    """The last line that a process printed into ``log``, which mostly says why it ended; fit for a terminal."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(log.stat().st_size - 4096, 0))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return printable(lines[-1].strip()) if lines else "it printed nothing"
 
 
 def _detached(

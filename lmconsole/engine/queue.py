@@ -5,10 +5,9 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import Path
 
 import msgspec
 
@@ -18,7 +17,7 @@ from lmconsole.errors import RunActiveError, StoreError
 from lmconsole.runs import lock
 from lmconsole.runs.events import EventLog, Queued, utc_now
 from lmconsole.runs.info import SCHEMA, RunInfo, write_info
-from lmconsole.runs.paths import RunPaths
+from lmconsole.runs.paths import RunPaths, sync_folder
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 
@@ -124,29 +123,52 @@ def enqueue(
         RunActiveError: with ``refuse_active``, if one of them is active; then nothing has been queued.
         StoreError: the store cannot be written.
     """
+    with _queue_lock(store):
+        runs = store.runs()
+        decisions = decide(runs, wanted, fresh=fresh)
+        active = [decision.run for decision in decisions if decision.action is Action.ACTIVE]
+        if active and refuse_active:
+            raise RunActiveError(
+                f"{store.root}: already queued or running: {', '.join(map(str, active))}",
+                hint="`lmconsole watch RUN` follows it, `lmconsole stop RUN` stops it; `run --all` waits for it.",
+            )
+        by_name = {run.run: run for run in runs}
+        done = []
+        for decision in decisions:
+            if decision.action is Action.NEW:
+                name = _make(store, decision.wanted, queued, threads)
+                decision = msgspec.structs.replace(decision, run=name)
+            elif decision.action is Action.RESUME:
+                _requeue(by_name[str(decision.run)], queued)
+            done.append(decision)
+        return done
+
+
+def requeue(store: Store, names: Iterable[str]) -> list[str]:
+    """Queue runs that ended before their time again, each as it was last queued, and name those that were; finished
+    and active ones are left alone. Raises StoreError if the store cannot be written."""
+    with _queue_lock(store):
+        by_name = {run.run: run for run in store.runs()}
+        done = []
+        for name in names:
+            run = by_name.get(name)
+            if run is None or run.problem or run.status.active or run.status is Status.FINISHED:
+                continue
+            if run.state.queued is not None and run.worker() is None:
+                _requeue(run, run.state.queued)
+                done.append(name)
+        return done
+
+
+@contextlib.contextmanager
+def _queue_lock(store: Store) -> Iterator[None]:
+    """The store, made if need be, for this process alone as far as queuing goes."""
     store.create()
     try:
         with lock.held(store.queue_lock, LOCK_TIMEOUT_S) as mine:
             if mine is None:
                 raise StoreError(f"{store.queue_lock}: another command has been queuing for {LOCK_TIMEOUT_S:.0f} s")
-            runs = store.runs()
-            decisions = decide(runs, wanted, fresh=fresh)
-            active = [decision.run for decision in decisions if decision.action is Action.ACTIVE]
-            if active and refuse_active:
-                raise RunActiveError(
-                    f"{store.root}: already queued or running: {', '.join(map(str, active))}",
-                    hint="`lmconsole watch RUN` follows it, `lmconsole stop RUN` stops it; `run --all` waits for it.",
-                )
-            by_name = {run.run: run for run in runs}
-            done = []
-            for decision in decisions:
-                if decision.action is Action.NEW:
-                    name = _make(store, decision.wanted, queued, threads)
-                    decision = msgspec.structs.replace(decision, run=name)
-                elif decision.action is Action.RESUME:
-                    _requeue(by_name[str(decision.run)], queued)
-                done.append(decision)
-            return done
+            yield
     except OSError as error:
         raise StoreError(
             f"{error.filename or store.root}: the run store cannot be written: {error.strerror}",
@@ -189,12 +211,12 @@ def _make(store: Store, wanted: Wanted, queued: Queued, threads: int) -> str:
         log.append(queued, sync=True)
         log.close()
         paths.lock.touch()
-        _sync(temporary)
+        sync_folder(temporary)
         os.rename(temporary, store.root / run)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync(store.root)
+    sync_folder(store.root)
     return run
 
 
@@ -208,11 +230,3 @@ def _requeue(run: Run, queued: Queued) -> None:
         log = EventLog(run.paths.events)
         log.append(queued, sync=True)
         log.close()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

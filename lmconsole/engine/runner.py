@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmconsole.engine.local import python, start_program, start_worker
+from lmconsole.engine.local import last_line, python, start_program, start_worker
 from lmconsole.engine.worker import EXIT_NOT_MINE
-from lmconsole.errors import StoreError, printable
+from lmconsole.errors import StoreError
 from lmconsole.runs import lock
 from lmconsole.runs.events import EventLog, EventReader, Failed, Stopped, utc_now
 from lmconsole.runs.state import RunState, Status
@@ -189,7 +189,7 @@ def _obituary(run: Run, code: int) -> Failed:
         return Failed(error="killed", message=f"the worker was killed by {name}{why}", hint=again)
     return Failed(
         error="crash",
-        message=f"the worker ended with exit code {code}: {_last_line(run.paths.worker_log)}",
+        message=f"the worker ended with exit code {code}: {last_line(run.paths.worker_log)}",
         hint=f"Everything it printed is in {run.paths.worker_log}. {again}",
     )
 
@@ -200,16 +200,6 @@ def _cannot_start(run: Run, error: OSError) -> Failed:
         message=f"the worker cannot be started: {error}",
         hint=f"When that is mended, `lmconsole run {run.info.experiment.id}` tries again.",
     )
-
-
-def _last_line(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(path.stat().st_size - 4096, 0))
-            lines = file.read().decode(errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
-    return printable(lines[-1].strip()) if lines else "it printed nothing"
 
 
 def _say(message: str) -> None:

@@ -171,19 +171,8 @@ def _active_row(run: Run) -> list[str]:
         formatting.rate(now.tokens_per_s if now else None),
         formatting.perplexity(None if loss is None else perplexity(loss)),
         formatting.perplexity(number(last, "valid_ppl") if last else None),
-        formatting.seconds(seconds_left(run)),
+        formatting.seconds(state.seconds_left(epochs)),
     ]
-
-
-def seconds_left(run: Run) -> float | None:
-    """Estimate for a run under way, from its own pace so far, evaluation included; None before it has one."""
-    state, epochs = run.state, run.info.settings.epochs
-    done, elapsed = state.done(epochs), state.elapsed_train_s
-    if not elapsed or done <= 0.0:
-        return None
-    validation = [epoch.valid_s for epoch in state.epochs]
-    per_validation = sum(validation) / len(validation) if validation else 0.0
-    return elapsed / done * (1.0 - done) + per_validation * (epochs - len(state.epochs))
 
 
 def total_line(runs: Sequence[Run]) -> Table:

@@ -8,11 +8,11 @@ import msgspec
 from rich.text import Text
 
 from lmconsole import formatting
+from lmconsole.engine.options import RunOptions, threads_per_run
 from lmconsole.engine.probe import ProbeAnswer, ask
 from lmconsole.engine.queue import Action, Decision, decide, wanted_runs
 from lmconsole.errors import ExitCode, printable
 from lmconsole.headless.listing import console
-from lmconsole.headless.options import RunOptions, threads_per_run
 from lmconsole.runs.store import Run, Store
 from lmconsole.telemetry.host import free_disk_mib
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmconsole.engine.local import disown, start_runner
+from lmconsole.engine.local import disown, last_line, start_runner
 from lmconsole.errors import ExitCode, RunNotFoundError, StoreError
 from lmconsole.headless.display import Display
 from lmconsole.headless.interrupts import Interrupts
@@ -122,7 +122,7 @@ class Follower:
             self._runner = None
         if self._failed_starts >= RUNNER_STARTS:
             raise StoreError(
-                f"{self._store.root}: the runner ends at once: {_last_line(self._store.runner_log)}",
+                f"{self._store.root}: the runner ends at once: {last_line(self._store.runner_log)}",
                 hint=f"Everything it printed is in {self._store.runner_log}. What was queued stays queued.",
             )
         if any(run.status.active for run in self.runs if run.run in self._mine):
@@ -162,8 +162,3 @@ def _lines(path: Path, start: int) -> list[str]:
             return file.read().decode(errors="replace").splitlines()
     except OSError:
         return []
-
-
-def _last_line(path: Path) -> str:
-    lines = [line for line in _lines(path, max(_size(path) - 4096, 0)) if line.strip()]
-    return lines[-1].strip() if lines else "it printed nothing"

@@ -1,24 +1,20 @@
-"""`lmconsole run --headless`, `watch` and `stop`."""
+"""`lmconsole run --headless` and `watch`."""
 
-import contextlib
-import os
 import sys
 from collections.abc import Sequence
 
 from rich.text import Text
 
-from lmconsole.engine.local import disown, start_runner
-from lmconsole.engine.probe import ProbeAnswer, ask
-from lmconsole.engine.queue import Action, Decision, enqueue, wanted_runs
-from lmconsole.errors import ExitCode, StoreError
+from lmconsole.engine.options import RunOptions
+from lmconsole.engine.probe import ask
+from lmconsole.engine.queue import Action, Decision
+from lmconsole.engine.submit import submit
+from lmconsole.errors import ExitCode
 from lmconsole.headless.display import choose_display
 from lmconsole.headless.dryrun import overview
 from lmconsole.headless.follow import Follower
 from lmconsole.headless.interrupts import Interrupts
 from lmconsole.headless.listing import RESULTS_NOTE, console, results_table
-from lmconsole.headless.options import RunOptions, threads_per_run
-from lmconsole.runs.events import Queued
-from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 
 
@@ -36,7 +32,7 @@ def run_headless(options: RunOptions) -> ExitCode:
             for warning in answer.warnings:
                 display.say(f"warning: {warning}")
             interrupts.hold()
-            decisions = _enqueue(store, answer, options)
+            decisions = submit(store, answer, options)
             for decision in decisions:
                 display.say(_announcement(decision))
             mine = frozenset(str(d.run) for d in decisions if d.action in (Action.NEW, Action.RESUME))
@@ -51,37 +47,6 @@ def run_headless(options: RunOptions) -> ExitCode:
                 follower.leave()
         _print_results(follower.runs, to_stderr=options.json)
     return code
-
-
-def _enqueue(store: Store, answer: ProbeAnswer, options: RunOptions) -> list[Decision]:
-    """Queue what is wanted. If that fails half-way, a runner sees to what has been queued."""
-    queued = Queued(
-        devices=answer.device_keys,
-        jobs=options.jobs,
-        exports=None if options.exports is None else str(options.exports),
-        on_finish=options.on_finish,
-        cwd=os.getcwd(),
-    )
-    try:
-        return enqueue(
-            store,
-            wanted_runs(answer, options.seeds),
-            queued,
-            fresh=options.fresh,
-            refuse_active=not options.everything,
-            threads=threads_per_run(options.jobs),
-        )
-    except BaseException:
-        with contextlib.suppress(StoreError):
-            if any(run.status is Status.QUEUED for run in store.runs()):
-                _wake_runner(store)
-        raise
-
-
-def _wake_runner(store: Store) -> None:
-    runner = start_runner(store)
-    if runner is not None:
-        disown(runner)
 
 
 def _announcement(decision: Decision) -> str:
@@ -106,20 +71,6 @@ def watch(store: Store, names: Sequence[str], *, json: bool) -> ExitCode:
             code = follower.follow()
         _print_results(follower.runs, to_stderr=json)
     return code
-
-
-def stop_runs(store: Store, runs: Sequence[Run]) -> list[str]:
-    """Ask active ``runs`` to stop and see that queued ones are taken out; what was done, a line each."""
-    lines = []
-    for run in runs:
-        if run.status.active:
-            run.request_stop()
-            lines.append(f"{run.run}: asked to stop; it saves a checkpoint first")
-        else:
-            lines.append(f"{run.run}: not active ({run.status.value})")
-    if any(run.status is Status.QUEUED for run in runs):
-        _wake_runner(store)
-    return lines
 
 
 def _print_results(runs: Sequence[Run], *, to_stderr: bool) -> None:

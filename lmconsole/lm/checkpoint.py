@@ -5,14 +5,13 @@ import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lmconsole.errors import TrainingError, printable
-from lmconsole.runs.paths import RunPaths
+from lmconsole.runs.paths import RunPaths, sync_folder
 
 SCHEMA = 1
 
@@ -71,7 +70,7 @@ def save(paths: RunPaths, cursor: Cursor, parts: dict[str, Any], same_run: str) 
         with contextlib.suppress(FileNotFoundError):
             os.replace(paths.checkpoint, paths.previous_checkpoint)
         os.replace(temporary, paths.checkpoint)
-        _sync_folder(paths.folder)
+        sync_folder(paths.folder)
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -112,14 +111,6 @@ def load(
             with contextlib.suppress(OSError):
                 path.rename(path.with_name(f"{path.name}.damaged"))
     return None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _explained(paths: RunPaths, error: BaseException) -> TrainingError:

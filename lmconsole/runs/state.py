@@ -1,5 +1,6 @@
 """A run's log folded into what it says now: one history, whatever was interrupted and repeated."""
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Any
@@ -42,13 +43,14 @@ class RunState:
     ``telemetry`` keeps every sample of every attempt, since each was measured.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, recent: int | None = None) -> None:
+        """``recent``: how many progress and telemetry events to keep, the newest; all if None."""
         self.status = Status.QUEUED
         self.attempt = 0
         self.started: Started | None = None
         self.epochs: list[Epoch] = []
-        self.progress: list[Progress] = []
-        self.telemetry: list[Telemetry] = []
+        self.progress: deque[Progress] = deque(maxlen=recent)
+        self.telemetry: deque[Telemetry] = deque(maxlen=recent)
         self.finished: Finished | None = None
         self.stopped: Stopped | None = None
         self.failed: Failed | None = None
@@ -140,8 +142,20 @@ class RunState:
     @property
     def elapsed_train_s(self) -> float | None:
         """Seconds of training so far; None before the first measurement."""
-        last = [events[-1].elapsed_train_s for events in (self.epochs, self.progress) if events]
-        return max(last, default=None)
+        last: list[Epoch | Progress] = [*self.epochs[-1:]]
+        if self.progress:
+            last.append(self.progress[-1])
+        return max((event.elapsed_train_s for event in last), default=None)
+
+    def seconds_left(self, epochs: int) -> float | None:
+        """Estimate for a run of ``epochs`` epochs under way, from its own pace so far, evaluation included; None before
+        it has one."""
+        done, elapsed = self.done(epochs), self.elapsed_train_s
+        if not elapsed or done <= 0.0:
+            return None
+        validation = [epoch.valid_s for epoch in self.epochs]
+        per_validation = sum(validation) / len(validation) if validation else 0.0
+        return elapsed / done * (1.0 - done) + per_validation * (epochs - len(self.epochs))
 
     @property
     def train_ppl(self) -> float | None:

@@ -80,8 +80,11 @@ class Run:
 class Store:
     """The runs under ``root``, each read once and then followed. What is not a run is left alone and not shown."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, recent: int | None = None) -> None:
+        """``recent``: how many progress and telemetry events of each run to keep in memory, the newest; None keeps
+        all."""
         self.root = root.absolute()
+        self._recent = recent
         self._runs: dict[str, Run] = {}
         self.problems: dict[str, str] = {}
         """Run directories that cannot be read, and why."""
@@ -112,15 +115,28 @@ class Store:
         if not os.access(self.root, os.W_OK | os.X_OK):
             raise StoreError(f"{self.root}: the run store cannot be written", hint="--runs names another folder.")
 
-    def runs(self) -> list[Run]:
-        """Every run, oldest first, with its log read up to now. Raises StoreError if the folder cannot be read."""
+    def names(self) -> set[str]:
+        """The folders that may be runs. Raises StoreError if the store cannot be read."""
         try:
             with os.scandir(self.root) as entries:
-                names = {entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()}
+                return {entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()}
         except FileNotFoundError:
-            names = set()
+            return set()
         except OSError as error:
             raise StoreError(f"{self.root}: the run store cannot be read: {error.strerror}") from None
+
+    def open(self, name: str) -> Run | None:
+        """The run in the folder ``name``, its log not yet read; None if that is not a run. Raises StoreError if it
+        cannot be read."""
+        paths = RunPaths(self.root / name)
+        try:
+            return Run(paths, read_info(paths.info), RunState(self._recent)) if paths.info.exists() else None
+        except OSError as error:
+            raise StoreError(f"{paths.info}: cannot be read: {error.strerror}") from None
+
+    def runs(self) -> list[Run]:
+        """Every run, oldest first, with its log read up to now. Raises StoreError if the folder cannot be read."""
+        names = self.names()
         for gone in self._runs.keys() - names:
             del self._runs[gone]
         self.problems = {}
@@ -131,13 +147,12 @@ class Store:
     def _refresh(self, name: str) -> None:
         run = self._runs.get(name)
         if run is None:
-            paths = RunPaths(self.root / name)
             try:
-                if not paths.info.exists():
-                    return
-                run = Run(paths, read_info(paths.info))
-            except (OSError, StoreError) as error:
+                run = self.open(name)
+            except StoreError as error:
                 self.problems[name] = str(error)
+                return
+            if run is None:
                 return
             self._runs[name] = run
         run.refresh()

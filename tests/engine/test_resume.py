@@ -86,6 +86,15 @@ def metrics(run: Run) -> list[tuple[object, ...]]:
     return [*epochs, (f.test_ppl_final, f.test_ppl_best, f.best_epoch, f.best_valid_ppl, f.diverged)]
 
 
+def left_alone(root: Path, model: str = "lstm", **settings: object) -> Run:
+    """A run that nothing interrupted, to compare with."""
+    run = tiny.queue_tiny(root, model, **settings)
+    done = tiny.worker(run, root)
+    assert done.returncode == 0, done.stderr
+    run.refresh()
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "precision", "deaths"),
@@ -96,8 +105,7 @@ def test_a_run_killed_again_and_again_ends_like_one_left_alone(
     tmp_path: Path, model: str, precision: str, deaths: list[str]
 ) -> None:
     settings = {"precision": precision, "dropout": 0.1, "optimizer": "adamw"}
-    alone = tiny.queue_tiny(tmp_path / "alone", model, **settings)
-    assert tiny.worker(alone, tmp_path / "alone").returncode == 0
+    alone = left_alone(tmp_path / "alone", model, **settings)
     for death in deaths:
         run = tiny.queue_tiny(tmp_path / "killed", model, **settings)
         assert tiny.worker(run, tmp_path / "killed", EAGER + death).returncode == -9
@@ -108,7 +116,6 @@ def test_a_run_killed_again_and_again_ends_like_one_left_alone(
     assert done.returncode == 0, done.stderr
 
     (killed,) = Store(tmp_path / "killed" / "runs").runs()
-    alone.refresh()
     assert killed.state.attempt == len(deaths) + 1
     assert killed.state.damaged == 0
     assert metrics(killed) == metrics(alone)
@@ -121,8 +128,7 @@ def test_a_run_killed_again_and_again_ends_like_one_left_alone(
 
 @pytest.mark.slow
 def test_when_the_newest_checkpoint_is_damaged_the_one_before_it_serves(tmp_path: Path) -> None:
-    alone = tiny.queue_tiny(tmp_path / "alone")
-    assert tiny.worker(alone, tmp_path / "alone").returncode == 0
+    alone = left_alone(tmp_path / "alone")
     run = tiny.queue_tiny(tmp_path / "killed")
     assert tiny.worker(run, tmp_path / "killed", EAGER + IN_A_STEP.format(steps=6)).returncode == -9
     whole = run.paths.checkpoint.read_bytes()
@@ -130,29 +136,27 @@ def test_when_the_newest_checkpoint_is_damaged_the_one_before_it_serves(tmp_path
     tiny.queue_tiny(tmp_path / "killed")
     done = tiny.worker(run, tmp_path / "killed")
     assert "checkpoint.pt cannot be used" in done.stdout
-    run.refresh(), alone.refresh()
+    run.refresh()
     assert metrics(run) == metrics(alone)
     assert b'"kind":"resumed"' in run.paths.events.read_bytes()
 
 
 @pytest.mark.slow
 def test_without_any_checkpoint_the_run_starts_over_in_the_same_log(tmp_path: Path) -> None:
-    alone = tiny.queue_tiny(tmp_path / "alone")
-    assert tiny.worker(alone, tmp_path / "alone").returncode == 0
+    alone = left_alone(tmp_path / "alone")
     run = tiny.queue_tiny(tmp_path / "killed")
     assert tiny.worker(run, tmp_path / "killed", EAGER + BETWEEN_LOG_AND_CHECKPOINT).returncode == -9
     for path in (run.paths.checkpoint, run.paths.previous_checkpoint):
         path.unlink(missing_ok=True)
     tiny.queue_tiny(tmp_path / "killed")
     assert tiny.worker(run, tmp_path / "killed").returncode == 0
-    run.refresh(), alone.refresh()
+    run.refresh()
     assert metrics(run) == metrics(alone)
 
 
 @pytest.mark.slow
 def test_stopped_in_the_middle_and_resumed_it_ends_the_same(tmp_path: Path) -> None:
-    alone = tiny.queue_tiny(tmp_path / "alone")
-    assert tiny.worker(alone, tmp_path / "alone").returncode == 0
+    alone = left_alone(tmp_path / "alone")
     stop = EAGER + IN_A_STEP.replace("die()", "os.kill(os.getpid(), signal.SIGTERM)").format(steps=4)
     run = tiny.queue_tiny(tmp_path / "stopped")
     assert tiny.worker(run, tmp_path / "stopped", stop).returncode == 0
@@ -162,15 +166,14 @@ def test_stopped_in_the_middle_and_resumed_it_ends_the_same(tmp_path: Path) -> N
     assert (run.state.stopped.epoch, run.state.stopped.step) == (1, 4)
     tiny.queue_tiny(tmp_path / "stopped")
     assert tiny.worker(run, tmp_path / "stopped").returncode == 0
-    run.refresh(), alone.refresh()
+    run.refresh()
     assert metrics(run) == metrics(alone)
 
 
 @pytest.mark.slow
 def test_the_epoch_is_on_the_disk_before_the_checkpoint_that_counts_it(tmp_path: Path) -> None:
     """A checkpoint that claims more than the log holds is not believed."""
-    alone = tiny.queue_tiny(tmp_path / "alone")
-    assert tiny.worker(alone, tmp_path / "alone").returncode == 0
+    alone = left_alone(tmp_path / "alone")
     run = tiny.queue_tiny(tmp_path / "cut")
     die_in_epoch_2 = EAGER + IN_VALIDATION.format(split="test")
     assert tiny.worker(run, tmp_path / "cut", die_in_epoch_2).returncode == -9
@@ -180,7 +183,6 @@ def test_the_epoch_is_on_the_disk_before_the_checkpoint_that_counts_it(tmp_path:
     done = tiny.worker(run, tmp_path / "cut")
     assert "epochs that the event log does not have" in done.stdout
     again = Store(tmp_path / "cut" / "runs").runs()[0]
-    alone.refresh()
     assert metrics(again) == metrics(alone)
     assert all(isinstance(e, Epoch) for e in again.state.epochs)
     assert isinstance(again.state.finished, Finished)

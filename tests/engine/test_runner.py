@@ -1,6 +1,7 @@
 """The runner, with real processes: what it starts, what it survives, and what survives it."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import tiny
 
@@ -147,13 +149,16 @@ def test_a_stop_is_honoured_for_a_run_that_still_waits(tmp_path: Path) -> None:
 
 def test_a_program_is_run_once_when_the_queue_has_drained(tmp_path: Path) -> None:
     marker = tmp_path / "done; touch not-a-shell"
+    program = ["sh", "-c", 'echo drained >>"$0"', str(marker)]
     done = tiny.lmconsole(
         "run", "1", "2", "--headless", "--preset", "tiny", "--data", str(tiny.write_corpus(tmp_path / "data")),
         "--experiments", str(tiny.write_experiments(tmp_path / "e.toml", tiny.row(1), tiny.row(2, "gpt1"))),
-        "--no-export", "--jobs", "2", "--on-finish", f"mkdir '{marker}'", cwd=tmp_path, check=0,
+        "--no-export", "--jobs", "2", "--on-finish", shlex.join(program), cwd=tmp_path, check=0,
     )  # fmt: skip
     wait_for(lambda: Store(tmp_path / "runs").runner() is None)
-    assert marker.is_dir(), done.stderr
+    wait_for(lambda: not any(str(marker) in (p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])))
+    assert marker.read_text() == "drained\n", done.stderr
+    assert not (tmp_path / "not-a-shell").exists()
     assert not (tmp_path / "exports").exists()
 
 

@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 from lmconsole import formatting
-from lmconsole.headless.display import active_table, seconds_left, sentence
+from lmconsole.headless.display import active_table, sentence
 from lmconsole.headless.listing import console, results_table
 from lmconsole.runs.events import Epoch, EventLog, Failed, Finished, Progress, Started
 from lmconsole.runs.store import Run
@@ -57,8 +57,8 @@ def test_a_line_of_the_live_table_has_all_that_was_asked_for(tmp_path: Path) -> 
 
 def test_the_time_left_is_reckoned_from_the_runs_own_pace_with_validation(tmp_path: Path) -> None:
     run = run_with(tmp_path, STARTED, epoch(1), PROGRESS)
-    assert seconds_left(run) == pytest.approx(10.0 * 2.5 + 2.0 * 3)
-    assert seconds_left(run_with(tmp_path / "new", STARTED)) is None
+    assert run.state.seconds_left(run.info.settings.epochs) == pytest.approx(10.0 * 2.5 + 2.0 * 3)
+    assert run_with(tmp_path / "new", STARTED).state.seconds_left(6) is None
 
 
 def test_sentences_say_what_happened_and_what_to_do(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,12 @@ import torch
 from torch.nn import functional as F
 
 from lmconsole.data.corpus import load_corpus
-from lmconsole.lm import loop
+from lmconsole.lm import checkpoint, loop
 from lmconsole.lm.batches import WindowedSplit
 from lmconsole.lm.loop import Job, Training, parameters_of, train
 from lmconsole.lm.model import build_model
 from lmconsole.lm.optimizers import build_optimizer
-from lmconsole.runs.events import EventLog, EventReader, Progress, number
+from lmconsole.runs.events import EventLog, EventReader, Progress, number, perplexity
 from lmconsole.runs.state import RunState
 from lmconsole.runs.store import Run
 
@@ -47,6 +48,26 @@ def trained(root: Path, model: str = "lstm", **settings: object) -> Run:
     train(job(run, root))
     run.refresh()
     return run
+
+
+class Clock:
+    """Stands in for the module ``time``: it moves only when told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def passes_in(self, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, seconds: float) -> None:
+        """From here on, every call of the function ``owner.name`` takes so many seconds."""
+        real = getattr(owner, name)
+
+        def timed(*arguments: object, **more: object) -> object:
+            self.now_s += seconds
+            return real(*arguments, **more)
+
+        monkeypatch.setattr(owner, name, timed)
 
 
 def mean_nll(model: torch.nn.Module, tokens: np.ndarray, window: int) -> float:
@@ -106,6 +127,19 @@ def test_validation_falls_and_the_best_weights_are_tested(tmp_path: Path) -> Non
     assert best.epoch < 40, "the test needs a run that overfits"
     assert finished.test_ppl_best != finished.test_ppl_final
 
+    found = checkpoint.load(run.paths, run.info.same_run)
+    assert found is not None
+    (cursor, parts), again = found, Training(job(run, tmp_path))
+
+    def ppl(weights: dict[str, torch.Tensor] | None, split: str) -> float:
+        assert weights is not None
+        again.model.load_state_dict(weights)
+        return perplexity(again._evaluate(split))
+
+    assert ppl(cursor.best_weights, "validation") == best.valid_ppl
+    assert ppl(cursor.best_weights, "test") == finished.test_ppl_best
+    assert ppl(parts["model"], "test") == finished.test_ppl_final
+
 
 def test_progress_adds_up_to_the_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "TICK_S", 0.0)
@@ -124,20 +158,28 @@ def test_progress_adds_up_to_the_epoch(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_clock_counts_training_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Training._evaluate
-
-    def slow(self: Training, name: str) -> float:
-        time.sleep(0.3)
-        return real(self, name)
-
-    monkeypatch.setattr(Training, "_evaluate", slow)
-    run = trained(tmp_path, epochs=2)
-    first, second = run.state.epochs
+    """Time passes only in the functions named here, in binary fractions of a second, so that sums are exact."""
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(loop, "CHECKPOINT_S", 2.0)
+    clock.passes_in(monkeypatch, loop, "build_model", 1000.0)
+    clock.passes_in(monkeypatch, Training, "_step", 0.25)  # two of them make a tick
+    clock.passes_in(monkeypatch, Training, "_report", 2**-10)
+    clock.passes_in(monkeypatch, Training, "_save", 100.0)
+    clock.passes_in(monkeypatch, Training, "_evaluate", 32.0)
+    run = tiny.queue_tiny(tmp_path, epochs=2)
+    train(replace(job(run, tmp_path), began=clock.monotonic()))
+    run.refresh()
+    train_s = 0.25 * run.state.progress[-1].steps
+    assert train_s > 2.0, "the test needs a checkpoint within an epoch"
+    assert [(e.train_s, e.valid_s, e.elapsed_train_s) for e in run.state.epochs] == [
+        (train_s, 32.0, train_s),
+        (train_s, 32.0, 2 * train_s),
+    ]
     finished = run.state.finished
     assert finished is not None
-    assert first.valid_s >= 0.3
-    assert second.elapsed_train_s == pytest.approx(first.train_s + second.train_s)
-    assert finished.wall_s >= second.elapsed_train_s + 0.9 + finished.setup_s - 0.01
+    assert finished.setup_s == 1000.0
+    assert finished.wall_s == clock.now_s
 
 
 def test_a_run_that_diverges_ends_finished_and_says_so(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_resuming_takes_back_what_lies_beyond_the_checkpoint() -> None:
 
 def test_starting_over_takes_everything_back_but_what_was_measured_of_the_machine() -> None:
     state = fold(started(), Telemetry(phase="train"), progress(1, 4), epoch(1), started(2), Resumed(epoch=1, step=0))
-    assert (state.epochs, state.progress, len(state.telemetry)) == ([], [], 1)
+    assert (state.epochs, list(state.progress), len(state.telemetry)) == ([], [], 1)
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, STEPS)), max_size=6))

@@ -1,0 +1,77 @@
+"""Opening the console: what must be settled before Textual is imported, and what is said after it has closed."""
+
+import os
+import sys
+from pathlib import Path
+
+from lmconsole.engine.options import RunOptions
+from lmconsole.errors import ExitCode, LmconsoleError
+from lmconsole.plan.load import load_plan
+from lmconsole.plan.presets import AUTO, unknown
+from lmconsole.runs.store import Store
+from lmconsole.tui.options import ConsoleOptions
+
+
+def terminal_problem() -> str | None:
+    """Why the app cannot be shown here; None if it can."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return "There is no terminal to show the app on"
+    if os.environ.get("TERM", "dumb") in ("", "dumb"):
+        return "This terminal (TERM=dumb) cannot show the app"
+    return None
+
+
+def open_console(
+    preset: str,
+    runs: Path,
+    experiments: Path | None,
+    data: Path | None,
+    embeddings: Path | None,
+    theme: str | None,
+    *,
+    slow: bool = False,
+    submit: RunOptions | None = None,
+) -> ExitCode:
+    """Open the app and wait until it is closed. Raises LmconsoleError for what is wrong with the words or the files, or
+    if there is no terminal."""
+    problem = terminal_problem()
+    if problem:
+        raise LmconsoleError(problem, hint="`lmconsole run --all --headless` trains without it.")
+    plan = load_plan(experiments)
+    if preset != AUTO and preset not in plan.presets:
+        raise LmconsoleError(unknown("preset", preset, [AUTO, *plan.presets]))
+    Store(runs).names()
+    _prepare(slow)
+    from lmconsole.tui.app import Console
+    from lmconsole.tui.driver import MeasuredDriver
+
+    options = ConsoleOptions(
+        plan=plan,
+        store=runs,
+        exports=Path("exports").absolute(),
+        preset=preset,
+        experiments=experiments,
+        data=data,
+        embeddings=embeddings,
+        theme=theme,
+        slow=slow,
+        submit=submit,
+    )
+    app = Console(options, driver_class=MeasuredDriver)
+    if theme is not None and theme not in app.themes_there:
+        raise LmconsoleError(unknown("theme", theme, sorted(app.themes_there)))
+    said = app.run()
+    if app.return_code:
+        return ExitCode.RUN_FAILED
+    if said:
+        print(said, file=sys.stderr)
+    return ExitCode.OK
+
+
+def _prepare(slow: bool) -> None:
+    """Textual reads these when it is imported."""
+    os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
+    os.environ.setdefault("TEXTUAL_SMOOTH_SCROLL", "0")
+    os.environ.setdefault("TEXTUAL_FPS", "15" if slow else "30")
+    if slow:
+        os.environ.setdefault("TEXTUAL_COLOR_SYSTEM", "256")
