@@ -28,7 +28,7 @@ from rich.table import Table
 
 from lmconsole import __version__
 
-NAMES = ("startup", "store", "overhead", "step")
+NAMES = ("startup", "store", "console", "overhead", "step")
 SCHEMA = 1
 PACKAGES = ("torch", "numpy", "msgspec", "typer", "rich")
 """What the timings depend on."""

@@ -268,6 +268,30 @@ def doctor(data: Data = None, embeddings: Embeddings = None, runs: Runs = STORE,
         print_findings(findings)
 
 
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.", metavar="ADDRESS")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", metavar="N", min=1, max=65535)] = 8000,
+    url: Annotated[
+        str | None, typer.Option(help="Where browsers find it, if not there, as behind a proxy.", metavar="URL")
+    ] = None,
+    preset: Preset = "auto",
+    runs: Runs = STORE,
+    experiments: Experiments = None,
+    data: Data = None,
+    embeddings: Embeddings = None,
+) -> None:
+    """Show the app in a browser.
+
+    It listens on this machine alone: ssh -L 8000:127.0.0.1:8000 brings it to yours.
+    """
+    from lmconsole.tui.serve import serve as serve_app
+
+    named = {"--preset": preset, "--runs": runs.absolute(), "--experiments": experiments}
+    named |= {"--data": data, "--embeddings": embeddings}
+    serve_app(host, port, url, {name: str(value) for name, value in named.items() if value is not None})
+
+
 def _store(root: Path) -> "Store":
     from lmconsole.runs.store import Store
 

@@ -1,8 +1,12 @@
 """What the console asks for, as the command line does it. Every function here may take long and runs in a thread."""
 
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
 
 from lmconsole.engine.local import python
 from lmconsole.engine.options import RunOptions, run_options
@@ -26,9 +30,9 @@ def parse(options: ConsoleOptions, ids: Sequence[int], words: dict[str, str]) ->
                 numbers[name] = int(text)
             except ValueError:
                 raise LmconsoleError(f"{name} {text!r}: expected a whole number") from None
-    return run_options(
+    parsed = run_options(
         ids=[str(number) for number in ids],
-        everything=False,
+        everything=False,  # the ids are named
         preset=words.get("preset") or options.preset,
         epochs=numbers["epochs"],
         seeds=words.get("seeds") or None,
@@ -45,25 +49,33 @@ def parse(options: ConsoleOptions, ids: Sequence[int], words: dict[str, str]) ->
         on_finish=None,
         json=False,
     )
+    return msgspec.structs.replace(parsed, everything=True)  # those under way are no reason to refuse the others
 
 
-def start(options: RunOptions) -> tuple[str, list[str]]:
-    """Queue runs and see that a runner is at work: what was done in a sentence, and warnings. Raises LmconsoleError."""
+class Started(NamedTuple):
+    """What queuing has come to."""
+
+    preset: str
+    words: str
+    warnings: tuple[str, ...]
+
+
+def start(options: RunOptions) -> Started:
+    """Queue runs and see that a runner is at work. Raises LmconsoleError."""
     store = Store(options.store)
     answer = ask(options.probe)
     decisions = submit(store, answer, options)
     wake_runner(store)
-    counts = [
-        (sum(decision.action is action for decision in decisions), words)
-        for action, words in (
-            (Action.NEW, "queued"),
-            (Action.RESUME, "queued to resume"),
-            (Action.ACTIVE, "already under way"),
-            (Action.FINISHED, "finished before (R with other settings trains anew)"),
-        )
-    ]
-    done = ", ".join(f"{count} {words}" for count, words in counts if count)
-    return f"Preset {answer.preset} ({answer.reason}), {', '.join(answer.device_names)}: {done}.", list(answer.warnings)
+    counts = Counter(decision.action for decision in decisions)
+    words = {
+        Action.NEW: "queued",
+        Action.RESUME: "queued to resume",
+        Action.ACTIVE: "already under way",
+        Action.FINISHED: "finished before (R with other settings trains anew)",
+    }
+    done = ", ".join(f"{counts[action]} {words[action]}" for action in words if counts[action])
+    devices = ", ".join(answer.device_names)
+    return Started(answer.preset, f"Preset {answer.preset} ({answer.reason}), {devices}: {done}.", answer.warnings)
 
 
 def export(options: ConsoleOptions) -> tuple[list[Path], str]:

@@ -16,6 +16,7 @@ from lmconsole import formatting
 from lmconsole.errors import printable
 from lmconsole.runs.events import number
 from lmconsole.runs.paths import RunPaths
+from lmconsole.runs.state import Status
 from lmconsole.tui.feed import RunView
 from lmconsole.tui.tail import Tail
 
@@ -141,11 +142,10 @@ def _state(view: RunView) -> tuple[str, Table]:
         rows += [("problem", view.problem)]
     if view.damaged:
         rows += [("log", f"{view.damaged} damaged lines were skipped")]
-    rows += [("position", f"epoch {min(epoch, epochs)} of {epochs}, step {step}"), ("attempt", str(view.attempt))]
-    rows += [
-        ("training time", formatting.seconds(view.elapsed_train_s)),
-        ("left", formatting.seconds(view.seconds_left)),
-    ]
+    if view.status is not Status.FINISHED:
+        rows += [("position", f"epoch {min(epoch, epochs)} of {epochs}, step {step}")]
+        rows += [("time left", formatting.seconds(view.seconds_left))]
+    rows += [("attempt", str(view.attempt)), ("training time", formatting.seconds(view.elapsed_train_s))]
     if view.progress:
         rows += [("speed", f"{formatting.rate(view.progress.tokens_per_s)} tokens/s")]
     if view.best:
@@ -160,7 +160,8 @@ def _state(view: RunView) -> tuple[str, Table]:
     if view.started:
         start = view.started
         versions = ", ".join(f"{name} {version}" for name, version in start.versions.items() if version)
-        rows += [("device", f"{start.device_name} ({start.device}), {start.precision}, {start.threads} threads")]
+        rows += [("device", f"{start.device_name} ({start.device}), {start.precision}")]
+        rows += [("CPU threads", str(start.threads))]
         rows += [("host, process", f"{start.host}, {start.pid}"), ("versions", versions)]
         rows += [("parameters", f"{start.parameters_trainable:,} trainable of {start.parameters_total:,}")]
     telemetry = view.telemetry

@@ -50,7 +50,7 @@ class Gauges(Grid):
             ]
             name = printable(gpu.name or "").removeprefix("NVIDIA ")
             size = _of(gpu.device_used_mib, gpu.device_total_mib)
-            mine = _ours(ours_mib.get(_bare(gpu.uuid)))
+            mine = _ours(ours_mib.get(bare_uuid(gpu.uuid)))
             rows.append(self._line(f"GPU {gpu.index}", name, share, size, mine, facts, key))
         if not rows and host is not None:
             share = _share(host.used_mib, host.total_mib)
@@ -111,5 +111,6 @@ def _short(reason: str | None) -> str:
     return printable((reason or "").partition(":")[0])
 
 
-def _bare(uuid: str | None) -> str | None:
+def bare_uuid(uuid: str | None) -> str | None:
+    """A GPU's UUID without the prefix that PyTorch leaves out and NVML does not."""
     return None if uuid is None else uuid.lower().removeprefix("gpu-").removeprefix("mig-")

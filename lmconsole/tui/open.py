@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmconsole.engine.options import RunOptions
 from lmconsole.errors import ExitCode, LmconsoleError
@@ -11,9 +12,18 @@ from lmconsole.plan.presets import AUTO, unknown
 from lmconsole.runs.store import Store
 from lmconsole.tui.options import ConsoleOptions
 
+if TYPE_CHECKING:
+    from textual.driver import Driver
+
+
+DRIVER = "TEXTUAL_DRIVER"
+"""Set where something else than a terminal shows the app, such as a browser."""
+
 
 def terminal_problem() -> str | None:
     """Why the app cannot be shown here; None if it can."""
+    if os.environ.get(DRIVER):
+        return None
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return "There is no terminal to show the app on"
     if os.environ.get("TERM", "dumb") in ("", "dumb"):
@@ -43,7 +53,6 @@ def open_console(
     Store(runs).names()
     _prepare(slow)
     from lmconsole.tui.app import Console
-    from lmconsole.tui.driver import MeasuredDriver
 
     options = ConsoleOptions(
         plan=plan,
@@ -57,7 +66,7 @@ def open_console(
         slow=slow,
         submit=submit,
     )
-    app = Console(options, driver_class=MeasuredDriver)
+    app = Console(options, driver_class=_driver())
     if theme is not None and theme not in app.themes_there:
         raise LmconsoleError(unknown("theme", theme, sorted(app.themes_there)))
     said = app.run()
@@ -66,6 +75,14 @@ def open_console(
     if said:
         print(said, file=sys.stderr)
     return ExitCode.OK
+
+
+def _driver() -> "type[Driver] | None":
+    if os.environ.get(DRIVER):
+        return None
+    from lmconsole.tui.driver import MeasuredDriver
+
+    return MeasuredDriver
 
 
 def _prepare(slow: bool) -> None:

@@ -362,4 +362,4 @@ def _x_ticks(end: float, axis: XAxis, most: int) -> list[tuple[float, str]]:
         unit, name = (1.0, " s") if end < 180 else (60.0, " min") if end < 10_800 else (3600.0, " h")
     else:
         unit, name = (1e6, "M") if end >= 2e6 else (1e3, "k") if end >= 2e3 else (1.0, "")
-    return [(value * unit, f"{value:g}{name}") for value in _even(end / unit, most)]
+    return [(value * unit, f"{value:g}{name}" if value else "0") for value in _even(end / unit, most)]

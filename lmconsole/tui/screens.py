@@ -138,26 +138,45 @@ class Page(ModalScreen[None]):
         self.query_one(VerticalScroll).scroll_relative(y=lines, animate=False)
 
 
-def help_page(bindings: Iterable[tuple[str, str, str]]) -> Page:
-    """Every key with what it does: (group, key, what)."""
+def help_page(bindings: Iterable[BindingType]) -> Page:
+    """Every key that has a tooltip, ``Group: what it does``, groups together."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for binding in bindings:
+        if isinstance(binding, Binding) and binding.tooltip:
+            group, _, what = binding.tooltip.rpartition(": ")
+            groups.setdefault(group, []).append((key_name(binding.key), what))
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False, expand=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    last = ""
-    for group, key, what in bindings:
-        if group != last:
-            table.add_row(*([Text(""), Text("")] if last else []))
-            table.add_row(Text(group, style="bold underline"), Text(""))
-            last = group
-        table.add_row(Text(key), Text(what))
+    for i, (group, lines) in enumerate(groups.items()):
+        if i:
+            table.add_row(Text(""), Text(""))
+        table.add_row(Text(group, style="bold underline"), Text(""))
+        for key, what in lines:
+            table.add_row(Text(key), Text(what[0].upper() + what[1:]))
     return Page("Keys", table)
+
+
+_KEY_NAMES = {
+    "slash": "/",
+    "question_mark": "?",
+    "left_square_bracket": "[",
+    "right_square_bracket": "]",
+    "right": "→",
+    "left": "←",
+}
+
+
+def key_name(keys: str) -> str:
+    """Keys as they stand on a keyboard."""
+    return ", ".join(_KEY_NAMES.get(key, key) for key in keys.split(","))
 
 
 def compare_page(lines: Sequence[tuple[str, ...]], note: str) -> Page:
     """Best perplexities side by side; the first line is the headings."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
     for i, name in enumerate(lines[0]):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for line in lines[1:]:
         table.add_row(*(Text(cell) for cell in line))
     body = Table.grid()

@@ -36,9 +36,9 @@ class ExperimentTable(DataTable[Text]):
     """Shows ``Row`` values. The cursor stays on its row, whatever comes and goes around it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("space", "check", "Select", tooltip="Select or unselect this row"),
-        Binding("right", "fold(True)", "Unfold", show=False, tooltip="Show the runs of this experiment"),
-        Binding("left", "fold(False)", "Fold", show=False, tooltip="Hide the runs of this experiment"),
+        Binding("space", "check", "Select", tooltip="Select: select or unselect this row"),
+        Binding("right", "fold(True)", "Unfold", show=False, tooltip="Select: show the runs of this experiment"),
+        Binding("left", "fold(False)", "Fold", show=False, tooltip="Select: hide the runs of this experiment"),
     ]
 
     class Checked(Message):

@@ -1,0 +1,376 @@
+"""A store with runs in any state, written by the package's own code, and the console on it, played by a pilot."""
+
+import html
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+# As the command sets them before Textual is imported.
+os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
+os.environ.setdefault("TEXTUAL_SMOOTH_SCROLL", "0")
+
+import msgspec
+from textual.pilot import Pilot
+
+from lmconsole.engine.probe import Prepared
+from lmconsole.engine.queue import Wanted, enqueue, fingerprint
+from lmconsole.plan.load import load_plan
+from lmconsole.plan.presets import Plan
+from lmconsole.runs.events import (
+    Epoch,
+    Event,
+    EventLog,
+    Failed,
+    Finished,
+    Progress,
+    Queued,
+    Started,
+    Stopped,
+    Telemetry,
+    measured,
+    perplexity,
+)
+from lmconsole.runs.info import CorpusInfo
+from lmconsole.runs.paths import RunPaths
+from lmconsole.runs.store import Store
+from lmconsole.telemetry.gpu import Gpus
+from lmconsole.tui.app import Console
+from lmconsole.tui.feed import Feed, Picture
+from lmconsole.tui.options import ConsoleOptions
+
+STEPS = 8
+"""Steps of an epoch."""
+STEP_S = 0.5
+VALID_S = 1.0
+FALLING = (6.0, 5.5, 5.2, 5.0)
+"""Validation losses of a run that learns, nats."""
+HOLD = (
+    "import fcntl, sys; file = open(sys.argv[1], 'r+'); fcntl.lockf(file, fcntl.LOCK_EX); "
+    "print('held', flush=True); sys.stdin.read()"
+)
+CORPUS = CorpusInfo(
+    name="demo",
+    kind="demo",
+    path=None,
+    vocabulary=2_048,
+    tokenizer="BPE of 2,048",
+    tokens={"train": 103_000, "valid": 12_900, "test": 12_900},
+    sha256="c0" * 32,
+    max_tokens=None,
+)
+STARTED = Started(
+    attempt=1,
+    pid=4_242,
+    host="box",
+    device="cpu",
+    device_name="CPU",
+    device_uuid=None,
+    versions={"lmconsole": "1", "python": "3.11", "torch": "2.13", "driver": None},
+    threads=1,
+    precision="fp32",
+    parameters_total=1_000_000,
+    parameters_trainable=250_000,
+)
+
+
+class Recorded:
+    """A run whose log a test writes."""
+
+    def __init__(self, folder: Path, holder: "subprocess.Popen[str] | None" = None) -> None:
+        self.paths = RunPaths(folder)
+        self.holder = holder
+        """The process that plays its worker."""
+
+    @property
+    def run(self) -> str:
+        """The run's id."""
+        return self.paths.run
+
+    def append(self, *events: Event) -> None:
+        """More lines of its log."""
+        log = EventLog(self.paths.events)
+        for event in events:
+            log.append(event)
+        log.close()
+
+    def end(self, *events: Event) -> None:
+        """Its last lines, and then its worker's death."""
+        self.append(*events)
+        if self.holder is not None:
+            end(self.holder)
+
+
+class Stage:
+    """A store under ``root``, where runs are queued and recorded, and whatever plays their workers."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.store = Store(root / "runs")
+        self.plan: Plan = load_plan(None)
+        self._holders: list[subprocess.Popen[str]] = []
+
+    def __enter__(self) -> "Stage":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for holder in self._holders:
+            end(holder)
+
+    def hold(self, path: Path) -> "subprocess.Popen[str]":
+        """A process that holds the lock on ``path`` until it is ended."""
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.touch()
+        command = [sys.executable, "-S", "-E", "-c", HOLD, str(path)]
+        holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._holders.append(holder)
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        return holder
+
+    def no_runner(self) -> None:
+        """Let everybody believe that a runner is at work, so that what is queued stays queued."""
+        self.hold(self.store.runner_lock)
+
+    def queue(
+        self, number: int = 1, *, seed: int = 42, preset: str = "demo", corpus: CorpusInfo = CORPUS, **settings: object
+    ) -> Recorded:
+        """One more run in the queue."""
+        experiment = self.plan.experiment(number)
+        resolved = self.plan.resolve(experiment, preset, {"precision": "fp32", **settings})
+        prepared = Prepared(
+            experiment=experiment,
+            settings=resolved.settings,
+            seed=seed,
+            origins=resolved.origins,
+            corpus=corpus,
+            embeddings=None,
+        )
+        wanted = Wanted(prepared=prepared, preset=preset, seed=seed, same_run=fingerprint(prepared, seed))
+        queued = Queued(devices=("cpu",), jobs=1)
+        (made,) = enqueue(self.store, [wanted], queued, fresh=True, refuse_active=False, threads=1)
+        return Recorded(self.store.root / str(made.run))
+
+    def record(
+        self, number: int = 1, status: str = "finished", *, valid: Sequence[float] = FALLING, **more: Any
+    ) -> Recorded:
+        """A run with an epoch for each of the losses in ``valid``, that then stands as ``status`` says."""
+        whole = status in ("finished", "diverged")
+        more.setdefault("epochs", len(valid) if whole else len(valid) + 2)
+        run = self.queue(number, **more)
+        if status == "queued":
+            return run
+        run.append(STARTED)
+        for n, loss in enumerate(valid, 1):
+            run.append(*epoch_events(n, loss))
+        if not whole:
+            n = len(valid) + 1
+            run.append(progress(n, STEPS // 2, (valid[-1] if valid else 7.0) - 0.4), telemetry())
+        if status == "running":
+            run.holder = self.hold(run.paths.lock)
+        elif status == "stopped":
+            run.append(Stopped(epoch=len(valid) + 1, step=STEPS // 2))
+        elif status == "failed":
+            run.append(Failed(error="out-of-memory", message="the GPU is full", hint="Try --precision bf16."))
+        elif whole:
+            run.append(finished(valid))
+        else:
+            assert status == "lost", status
+        return run
+
+    def options(self, **more: Any) -> ConsoleOptions:
+        """What the console is opened with."""
+        given: dict[str, Any] = {"plan": self.plan, "store": self.store.root, "exports": self.root / "exports"}
+        return ConsoleOptions(**{**given, **more})
+
+    @asynccontextmanager
+    async def console(
+        self, *, size: tuple[int, int] = (120, 40), gpus: Callable[[], Gpus] | None = None, **more: Any
+    ) -> AsyncIterator[Pilot[str]]:
+        """The console on this store, once it has drawn what is there."""
+        feed = None if gpus is None else Feed(self.store.root, gpus=gpus)
+        app = Console(self.options(**more), feed=feed)
+        app.feed.poll_s = 0.1
+        async with app.run_test(size=size, notifications=True) as pilot:
+            await eventually(pilot, lambda: app.feed.picture.number > 0)
+            await pilot.pause()
+            yield pilot
+
+
+def end(process: "subprocess.Popen[str]") -> None:
+    """End a process that plays a worker, and wait until its lock is free."""
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
+
+
+def progress(epoch: int, step: int, loss_nats: float, steps: int = STEPS) -> Progress:
+    """The mean train loss after ``step`` steps of ``epoch``."""
+    elapsed_s = ((epoch - 1) * steps + step) * STEP_S
+    return measured(
+        Progress,
+        epoch=epoch,
+        step=step,
+        steps=steps,
+        train_loss_nats=loss_nats,
+        tokens_per_s=12_345.0,
+        elapsed_train_s=elapsed_s,
+    )
+
+
+def epoch(number: int, valid_nats: float, train_nats: float | None = None) -> Epoch:
+    """The end of an epoch; the train loss is a little lower unless it is told."""
+    train = valid_nats - 0.2 if train_nats is None else train_nats
+    return measured(
+        Epoch,
+        epoch=number,
+        train_loss_nats=train,
+        train_ppl=perplexity(train),
+        valid_loss_nats=valid_nats,
+        valid_ppl=perplexity(valid_nats),
+        train_s=STEPS * STEP_S,
+        valid_s=VALID_S,
+        elapsed_train_s=number * STEPS * STEP_S,
+    )
+
+
+def epoch_events(number: int, valid_nats: float) -> list[Event]:
+    """A whole epoch: two looks at the train loss, which falls, and its end."""
+    half = progress(number, STEPS // 2, valid_nats + 0.1)
+    return [half, progress(number, STEPS, valid_nats - 0.3), epoch(number, valid_nats)]
+
+
+def finished(valid: Sequence[float]) -> Finished:
+    """The outcome of a run with these validation losses."""
+    finite = [loss for loss in valid if math.isfinite(loss)]
+    best = min(finite, default=math.nan)
+    return measured(
+        Finished,
+        test_ppl_final=perplexity(valid[-1] + 0.1),
+        test_ppl_best=perplexity(best + 0.1),
+        best_epoch=list(valid).index(best) + 1 if finite else None,
+        best_valid_ppl=perplexity(best),
+        setup_s=2.0,
+        wall_s=2.0 + len(valid) * (STEPS * STEP_S + VALID_S),
+        diverged=len(finite) < len(valid),
+    )
+
+
+def telemetry(**more: float) -> Telemetry:
+    """One sample of a run on the CPU."""
+    return msgspec.structs.replace(Telemetry(phase="train", epoch=1, rss_mib=2_048.0), **more)
+
+
+class NvmlError(Exception):
+    """What the driver answers with when it cannot."""
+
+
+def driver(*used_gib: float, total_gib: float = 24.0, watts: float | None = 250.0) -> Callable[[], Gpus]:
+    """GPUs with so much memory in use, known to a driver that is none. ``watts`` None: it does not tell."""
+    gib = 1024**3
+
+    def power(_handle: int) -> int:
+        if watts is None:
+            raise NvmlError
+        return round(watts * 1000)
+
+    nvml: Any = SimpleNamespace(
+        NVMLError=NvmlError,
+        NVML_TEMPERATURE_GPU=0,
+        nvmlMemory_v2=2,
+        nvmlDeviceGetCount=lambda: len(used_gib),
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetUUID=lambda index: f"GPU-{index:08d}",
+        nvmlDeviceGetName=lambda index: "NVIDIA Fake 24G",
+        nvmlDeviceGetMemoryInfo=lambda index, version: SimpleNamespace(
+            used=round(used_gib[index] * gib), total=round(total_gib * gib)
+        ),
+        nvmlDeviceGetUtilizationRates=lambda index: SimpleNamespace(gpu=87),
+        nvmlDeviceGetPowerUsage=power,
+        nvmlDeviceGetTemperature=lambda index, sensor: 61,
+    )
+    return lambda: Gpus(nvml, None)
+
+
+def no_driver() -> Gpus:
+    """A machine without a GPU."""
+    return Gpus(None, "no NVIDIA driver: its library libnvidia-ml.so.1 is missing or cannot be loaded")
+
+
+@contextmanager
+def following(root: Path, gpus: Callable[[], Gpus] = no_driver) -> Iterator[Feed]:
+    """A feed at work on a store, which looks often."""
+    feed = Feed(root, gpus=gpus)
+    feed.poll_s = 0.02
+    feed.start()
+    try:
+        yield feed
+    finally:
+        feed.close()
+
+
+def picture(feed: Feed, wanted: Callable[[Picture], object], seconds: float = 10.0) -> Picture:
+    """The first picture for which that is true."""
+    deadline = time.monotonic() + seconds
+    while not (feed.picture.number and wanted(feed.picture)):
+        assert time.monotonic() < deadline, f"it never came to that: {feed.picture}"
+        feed.check()
+        time.sleep(0.01)
+    return feed.picture
+
+
+_CELLS = re.compile(r'<text class="[^"]*-r\d+" x="([\d.]+)" y="([\d.]+)"[^>]*>(.*?)</text>', re.DOTALL)
+_CELL_WIDTH, _LINE_HEIGHT, _BASELINE = 12.2, 24.4, 20.0
+
+
+def lines_of(svg: str, size: tuple[int, int]) -> list[str]:
+    """The text of the app's own picture of its screen."""
+    width, height = size
+    rows = [[" "] * width for _ in range(height)]
+    for x, y, words in _CELLS.findall(svg):
+        column, row = round(float(x) / _CELL_WIDTH), round((float(y) - _BASELINE) / _LINE_HEIGHT)
+        text = html.unescape(words).replace("\xa0", " ").rstrip("\n")
+        rows[row][column : column + len(text)] = text
+    return ["".join(row).rstrip() for row in rows]
+
+
+def screen(pilot: Pilot[Any]) -> str:
+    """What the screen shows."""
+    return "\n".join(lines_of(pilot.app.export_screenshot(), pilot.app.size))
+
+
+def line_with(pilot: Pilot[Any], words: str) -> str:
+    """The first line of the screen in which ``words`` stand."""
+    shown = screen(pilot)
+    found = [line for line in shown.splitlines() if words in line]
+    assert found, f"no {words!r} in\n{shown}"
+    return found[0]
+
+
+async def eventually(pilot: Pilot[Any], condition: Callable[[], object], seconds: float = 15.0) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not happen; the screen shows\n{screen(pilot)}"
+        await pilot.pause(0.02)
+
+
+async def shows(pilot: Pilot[Any], *words: str, seconds: float = 15.0) -> str:
+    """Wait until all of ``words`` are on the screen, and return it."""
+    await eventually(pilot, lambda: (shown := screen(pilot)) and all(each in shown for each in words), seconds)
+    return screen(pilot)
+
+
+async def shows_no_more(pilot: Pilot[Any], words: str, seconds: float = 15.0) -> str:
+    """Wait until ``words`` are gone from the screen, and return it."""
+    await eventually(pilot, lambda: words not in screen(pilot), seconds)
+    return screen(pilot)
