@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from lmconsole.errors import LmconsoleError
 
-WARNING = """warning: anybody who reaches {host}:{port} can start, stop and delete runs as you, and the connection is not
+WARNING = """warning: whoever reaches {host}:{port} can start, stop and delete runs as you, and the connection is not
 encrypted. `lmconsole serve` with `ssh -L {port}:127.0.0.1:{port}` shows it to you alone."""
 
 
