@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
@@ -91,79 +92,77 @@ def test_a_run_that_learns_goes_down_from_left_to_right() -> None:
     assert drawing.x_at(marks[-1][0]) == pytest.approx(4.0, abs=0.05), "the last epoch is at its place"
 
 
-@pytest.mark.parametrize("view", list(views()))
-@pytest.mark.parametrize(
-    "runs",
-    [
-        [],
-        [series()],
-        [series(5.0)],
-        [series(5.0, 5.0, 5.0)],
-        [series(0.0, 0.0)],
-        [series(NAN)],
-        [series(INF, INF)],
-        [series(5.0, NAN, 4.0, INF, 3.0, train_nats=[INF, 5.0, NAN, 4.0])],
-        [series(train_nats=[NAN])],
-        [series(train_nats=[6.0])],
-        [series(500.0, 699.0, train_nats=[900.0, 1e300])],
-        [series(13.0, 14.0)],
-        [series(1e-9, 1e-12)],
-        [series(5.0, planned=100_000)],
-        [series(5.0, expected_s=None), series(4.0, slot=1, expected_s=1e9)],
-        [series(5.0, expected_s=0.0, tokens_per_epoch=1)],
-        [series(5.0, published_ppl=200.0), series(slot=1, published_ppl=1e9)],
-        [series(*[6.0 - i / 500 for i in range(2_000)], train_nats=[5.0] * 1_024)],
-        [series(6.0 - slot / 10, 5.0, 4.9, slot=slot, train_nats=[7.0, 6.0, 5.0]) for slot in range(12)],
-    ],
-    ids=str,
-)
-def test_no_run_is_too_odd_to_be_drawn_in_any_way_at_any_size(runs: list[Series], view: View) -> None:
-    for glyphs in (UNICODE, ASCII):
-        for width, height in ((WIDTH, HEIGHT), (16, 4), (200, 60), (17, 5), (15, 3), (1, 1), (0, 0)):
-            drawing = drawn(*runs, view=view, width=width, height=height, glyphs=glyphs)
-            assert glyphs is UNICODE or text(drawing).isascii()
+ODD = {
+    "no run": [],
+    "a run that has only begun": [series()],
+    "one epoch": [series(5.0)],
+    "flat": [series(5.0, 5.0, 5.0)],
+    "learnt by heart": [series(0.0, 0.0)],
+    "never a number": [series(NAN)],
+    "always infinite": [series(INF, INF)],
+    "now and then a number": [series(5.0, NAN, 4.0, INF, 3.0, train_nats=[INF, 5.0, NAN, 4.0])],
+    "one step, and no number": [series(train_nats=[NAN])],
+    "one step": [series(train_nats=[6.0])],
+    "beyond all bounds": [series(500.0, 699.0, train_nats=[900.0, 1e300])],
+    "around the largest that is drawn": [series(13.0, 14.0)],
+    "nearly no loss": [series(1e-9, 1e-12)],
+    "an epoch of very many": [series(5.0, planned=100_000)],
+    "no known pace beside a very slow one": [series(5.0, expected_s=None), series(4.0, slot=1, expected_s=1e9)],
+    "no time and one token": [series(5.0, expected_s=0.0, tokens_per_epoch=1)],
+    "published": [series(5.0, published_ppl=200.0), series(slot=1, published_ppl=1e9)],
+    "two thousand epochs": [series(*[6.0 - i / 500 for i in range(2_000)], train_nats=[5.0] * 1_024)],
+    "twelve runs": [series(6.0 - i / 10, 5.0, 4.9, slot=i, train_nats=[7.0, 6.0, 5.0]) for i in range(12)],
+}
+SIZES = [(200, 60), (40, 12), (17, 5), (16, 4), (15, 4), (16, 3), (1, 1), (0, 0)]
 
 
-numbers = st.floats(allow_nan=True, allow_infinity=True) | st.floats(0.0, 20.0)
+@pytest.mark.parametrize("runs", list(ODD.values()), ids=list(ODD))
+def test_no_run_is_too_odd_to_be_drawn_in_any_way_at_any_size(runs: list[Series]) -> None:
+    for view in views():
+        drawn(*runs, view=view)
+    for (width, height), glyphs in product(SIZES, (UNICODE, ASCII)):
+        drawing = drawn(*runs, width=width, height=height, glyphs=glyphs)
+        assert glyphs is UNICODE or text(drawing).isascii()
+
+
 views_drawn = st.sampled_from(list(views()))
+sizes = st.tuples(st.integers(0, 140), st.integers(0, 50))
+losses = st.floats(0.0) | st.floats(0.0, 20.0) | st.just(NAN)
+anything = st.floats()
 
 
-@settings(deadline=None, max_examples=150)
-@given(
-    valid=st.lists(st.lists(numbers, max_size=8), max_size=4),
-    train=st.lists(numbers, max_size=12),
-    published=st.none() | st.floats(1.0, 1e12),
-    planned=st.integers(1, 100_000),
-    view=views_drawn,
-    width=st.integers(0, 200),
-    height=st.integers(0, 60),
-    glyphs=st.sampled_from([UNICODE, ASCII]),
-)
-def test_any_numbers_at_all_are_drawn_at_exactly_the_size_that_was_asked_for(
-    valid: list[list[float]],
-    train: list[float],
-    published: float | None,
-    planned: int,
-    view: View,
-    width: int,
-    height: int,
-    glyphs: Glyphs,
-) -> None:
+def draw_somehow(numbers: st.SearchStrategy[float], data: st.DataObject) -> None:
+    """Some runs with these numbers, drawn in some way at some size."""
+    train = data.draw(st.lists(numbers, max_size=12), "train")
+    valid = data.draw(st.lists(st.lists(numbers, max_size=8), max_size=4), "valid")
+    planned, published = data.draw(st.integers(8, 100_000), "planned"), data.draw(st.none() | st.floats(1.0, 1e12))
     runs = [
-        series(*losses, train_nats=train, slot=slot, planned=max(planned, len(losses)), published_ppl=published)
-        for slot, losses in enumerate(valid)
+        series(*nats, train_nats=train, slot=slot, planned=planned, published_ppl=published)
+        for slot, nats in enumerate(valid)
     ]
-    drawing = drawn(*runs, view=view, width=width, height=height, glyphs=glyphs)
+    (width, height), glyphs = data.draw(sizes, "size"), data.draw(st.sampled_from([UNICODE, ASCII]))
+    drawing = drawn(*runs, view=data.draw(views_drawn, "view"), width=width, height=height, glyphs=glyphs)
     assert glyphs is UNICODE or text(drawing).isascii()
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_whatever_losses_a_run_can_have_are_drawn_at_exactly_the_size_that_was_asked_for(data: st.DataObject) -> None:
+    draw_somehow(losses, data)
+
+
+# BUG: losses far below zero, which only a damaged or foreign log can hold, end in ValueError or StopIteration.
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_any_numbers_at_all_are_drawn_at_exactly_the_size_that_was_asked_for(data: st.DataObject) -> None:
+    draw_somehow(anything, data)
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.floats(1e-300, 1e300))
 def test_axis_steps_enclose_what_they_are_for(value: float) -> None:
-    assert step_below(value) <= value * (1 + 1e-6)
-    assert step_above(value) >= value * (1 - 1e-6)
-    assert step_above(value) <= 2.0 * value
-    assert step_below(value) >= value / 2.0
+    assert value / 1.7 <= step_below(value) <= value * (1 + 1e-6)
+    assert value * (1 - 1e-6) <= step_above(value) <= value * 1.7
 
 
 @pytest.mark.parametrize("log", [True, False])
@@ -185,7 +184,7 @@ def test_ticks_are_plain_numbers_evenly_told(nats: tuple[float, float], shown: S
         (XAxis.EPOCHS, 2_000, None, ["0", "500", "1000", "1500", "2000"]),
         (XAxis.TIME, 6, 100.0, ["0", "20 s", "40 s", "60 s", "80 s", "100 s"]),
         (XAxis.TIME, 6, 290.0, ["0", "1 min", "2 min", "3 min", "4 min", "5 min"]),
-        (XAxis.TIME, 6, 36_000.0, ["0", "2 h", "4 h", "6 h", "8 h", "10 h"]),
+        (XAxis.TIME, 6, 36_000.0, ["0", "5 h", "10 h"]),
         (XAxis.TOKENS, 10, None, ["0", "500k", "1000k"]),
         (XAxis.TOKENS, 100, None, ["0", "5M", "10M"]),
     ],
