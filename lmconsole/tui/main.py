@@ -186,7 +186,7 @@ class MainScreen(Screen[None]):
         headline, dim = self.query_one(Headline), Style(dim=True)
         width = headline.size.width
         preset = f"  preset {printable(self.app.preset)}" if width >= 70 else ""
-        store = _short_path(self.app.options.store.absolute(), width - len(right) - len(preset) - 14)
+        store = _short_path(self.app.options.store.absolute(), width - len(right) - len(preset) - 12)
         cells = text_cells("lmconsole", Style(bold=True)) + text_cells(f"  {printable(store)}{preset}", dim)
         room = max(width - len(right), 0)
         cells = cells[: max(room - 1, 0)]

@@ -26,9 +26,16 @@ MOODS = {
 }
 WIDTHS = {"": 2, "ID": 3, "Model": 7, "L": 2, "Optimizer": 9, "Train": 7, "Valid": 7, "Time": 8, "Trend": 10}
 """Columns' widths; the status takes what is left."""
-DROPPED = ("Trend", "Time", "Train", "L", "Model")
+NARROW = 64
+"""Screens below this have no cells to spare between columns."""
+NARROW_WIDTHS = WIDTHS | {"ID": 2, "L": 2, "Train": 8, "Valid": 8}
+"""Without cells between columns."""
+INDENTED = frozenset({"Model", "Optimizer"})
+"""Columns that follow one whose texts end at its right edge."""
+DROPPED = ("Trend", "Time", "Train", "L")
 """What narrow screens go without, first to last."""
 LEAST_STATUS = 15
+LEAST_NARROW_STATUS = 8
 PADDING = 1
 
 
@@ -75,6 +82,7 @@ class ExperimentTable(DataTable[Text]):
         self._names: tuple[str, ...] = ()
         self._sorted: tuple[int, bool] = (1, False)
         self._status_width = 0
+        self._widths = WIDTHS
 
     @property
     def row(self) -> Row | None:
@@ -87,22 +95,28 @@ class ExperimentTable(DataTable[Text]):
         return self._status_width >= 34
 
     def fit(self, width: int) -> None:
-        """Choose columns for a screen of ``width`` cells."""
+        """Choose columns for a screen of ``width`` cells, one of which may go to the scroll bar."""
+        padding = PADDING if width >= NARROW else 0
+        widths = WIDTHS if padding else NARROW_WIDTHS
         names = [name for name in COLUMNS if name != "Status"]
+
+        def room() -> int:
+            return width - 2 - sum(widths[name] + 2 * padding for name in names) - 2 * padding
+
+        least = LEAST_STATUS if padding else LEAST_NARROW_STATUS
         for name in DROPPED:
-            room = width - 2 - sum(WIDTHS[each] + 2 * PADDING for each in names) - 2 * PADDING
-            if room >= LEAST_STATUS:
+            if room() >= least:
                 break
             names.remove(name)
-        room = width - 2 - sum(WIDTHS[each] + 2 * PADDING for each in names) - 2 * PADDING
-        status = max(min(room, 44), 8)
+        status = max(min(room(), 44), least)
         chosen = tuple(name for name in COLUMNS if name in names or name == "Status")
         if (chosen, status) != (self._names, self._status_width):
-            self._names, self._status_width = chosen, status
+            self._names, self._status_width, self._widths = chosen, status, widths
             rows, self.rows_shown = self.rows_shown, []
             self.clear(columns=True)
+            self.cell_padding = padding
             for name in chosen:
-                self.add_column(self._heading(name), width=WIDTHS.get(name, status), key=name or "check")
+                self.add_column(self._heading(name), width=widths.get(name, status), key=name or "check")
             self.show(rows)
 
     def show(self, rows: Sequence[Row], sort: tuple[int, bool] | None = None) -> None:
@@ -148,7 +162,7 @@ class ExperimentTable(DataTable[Text]):
                 self.refresh_coordinate(Coordinate(index, at))
 
     def _cell(self, row: Row, name: str) -> Text:
-        text = row.cells[COLUMNS.index(name)]
+        text = self._indented(name) + row.cells[COLUMNS.index(name)]
         style = ""
         if name == "Status" and row.mood:
             style = self._styles_of_moods().get(row.mood, "")
@@ -156,7 +170,7 @@ class ExperimentTable(DataTable[Text]):
             style = "bold"
         elif row.child:
             style = "dim"
-        width = WIDTHS.get(name, self._status_width)
+        width = self._widths.get(name, self._status_width)
         if len(text) > width:
             text = text[: width - 1] + "…"
         return Text(text, style=style, justify="right" if name in RIGHT else "left", no_wrap=True)
@@ -172,8 +186,11 @@ class ExperimentTable(DataTable[Text]):
     def _heading(self, name: str) -> Text:
         column, down = self._sorted
         arrow = ("↓" if down else "↑") if name and COLUMNS[column] == name and (column, down) != (1, False) else ""
-        label = f"{arrow}{name}" if name in RIGHT else f"{name}{arrow}"
-        return Text(label, justify="right" if name in RIGHT else "left")
+        label = f"{arrow}{name}" if name in RIGHT else f"{self._indented(name)}{name}{arrow}"
+        return Text(label, justify="right" if name in RIGHT else "left", no_wrap=True)
+
+    def _indented(self, name: str) -> str:
+        return " " if name in INDENTED and not self.cell_padding else ""
 
     def restyle(self) -> None:
         """Take over the colours of another theme."""

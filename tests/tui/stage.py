@@ -356,6 +356,19 @@ def line_with(pilot: Pilot[Any], words: str) -> str:
     return found[0]
 
 
+def experiment(pilot: Pilot[Any], number: int) -> str:
+    """The table's line about an experiment."""
+    found = re.search(rf"^ ?[■□x.][▸▾>v]? +{number} +(LSTM|GPT-1).*$", screen(pilot), re.MULTILINE)
+    assert found, f"no experiment {number} in\n{screen(pilot)}"
+    return found[0].strip()
+
+
+def listed(pilot: Pilot[Any]) -> list[int]:
+    """The experiments in the table, from the top."""
+    lines = re.findall(r"^ ?[■□x.][▸▾>v]? +(\d+) +(?:LSTM|GPT-1)", screen(pilot), re.MULTILINE)
+    return [int(number) for number in lines]
+
+
 async def eventually(pilot: Pilot[Any], condition: Callable[[], object], seconds: float = 15.0) -> None:
     """Wait until something is so."""
     deadline = time.monotonic() + seconds

@@ -1,0 +1,264 @@
+"""The experiments table as values: one line for each experiment, whatever its runs are like."""
+
+import math
+import shutil
+from typing import Any
+
+import msgspec
+import pytest
+from tui.stage import STARTED, STEPS, Stage, epoch, epoch_events, finished, following, picture, progress
+
+from lmconsole.plan.experiment import Experiment
+from lmconsole.runs.events import Finished, Stopped
+from lmconsole.tui.glyphs import ASCII, UNICODE
+from lmconsole.tui.rows import COLUMNS, Row, build_rows, matches
+
+
+def rows(stage: Stage, *, experiments: tuple[Experiment, ...] | None = None, **more: Any) -> list[Row]:
+    """The table of everything in the store."""
+    with following(stage.store.root) as feed:
+        runs = picture(feed, lambda now: len(now.runs) == len(stage.store.names())).runs
+    given: dict[str, Any] = {"checked": frozenset(), "unfolded": frozenset(), "wide": False, "glyphs": UNICODE}
+    given |= {"slow": {}} | more
+    return build_rows(stage.plan.experiments if experiments is None else experiments, runs.values(), **given)
+
+
+def cell(row: Row, column: str) -> str:
+    """What stands in a column."""
+    return row.cells[COLUMNS.index(column)]
+
+
+def order(row: Row, column: str) -> float:
+    """What a column sorts by."""
+    return row.order[COLUMNS.index(column)][0]
+
+
+def status(stage: Stage, number: int = 1, **more: Any) -> str:
+    """What the table says about how an experiment stands."""
+    return cell(rows(stage, **more)[number - 1], "Status")
+
+
+def test_an_experiment_that_was_never_trained_has_its_name_and_dashes(stage: Stage) -> None:
+    made = rows(stage)
+    assert [row.experiment.id for row in made] == list(range(1, 13))
+    assert made[8].cells == ("□", "9", "LSTM", "2", "AdamW", "–", "", "", "", "")
+    assert (made[8].run, made[8].mood) == (None, "")
+
+
+def test_a_finished_run_shows_its_best_epoch_its_time_and_its_trend(stage: Stage) -> None:
+    run = stage.record(5, valid=(6.0, 5.0, 5.5))
+    row = rows(stage)[4]
+    best, train = math.exp(5.0), math.exp(4.8)
+    assert row.cells == ("□", "5", "GPT-1", "1", "Adam", "finished", f"{train:.1f}", f"{best:.1f}", "12 s", "█▁▅")
+    assert (order(row, "Valid"), order(row, "Train")) == (pytest.approx(best), pytest.approx(train))
+    assert row.run is not None
+    assert (row.run.run, row.mood) == (run.run, "finished")
+
+
+@pytest.mark.parametrize(
+    ("given", "narrow", "wide"),
+    [
+        ("queued", "queued", "queued"),
+        ("running", "5/6 8.0 s left", "epoch 5/6 step 4/8, 8.0 s left"),
+        ("stopped", "stopped in 5/6", "stopped in 5/6"),
+        ("lost", "lost in 5/6", "lost in 5/6"),
+        ("failed", "failed", "failed"),
+        ("finished", "finished", "finished"),
+    ],
+)
+def test_how_a_run_stands_is_told_in_as_many_words_as_there_is_room(
+    stage: Stage, given: str, narrow: str, wide: str
+) -> None:
+    stage.record(1, given)
+    assert (status(stage), status(stage, wide=True)) == (narrow, wide)
+    assert rows(stage)[0].mood == given
+
+
+def test_a_run_under_way_goes_through_starting_and_testing(stage: Stage) -> None:
+    run = stage.queue(1, epochs=1)
+    run.holder = stage.hold(run.paths.lock)
+    run.append(STARTED)
+    assert status(stage) == "starting"
+    run.append(progress(1, 1, 7.0))
+    assert status(stage).startswith("1/1 ")
+    run.append(progress(1, STEPS, 6.5))
+    assert "left" in status(stage), "it is still to be validated"
+    run.append(epoch(1, 6.0))
+    assert status(stage) == "testing"
+    run.end(finished([6.0]))
+    assert status(stage) == "finished"
+
+
+def test_a_run_that_is_asked_to_stop_says_so(stage: Stage) -> None:
+    run = stage.record(1, "running")
+    run.paths.stop.touch()
+    assert status(stage) == "stopping"
+
+
+def test_a_run_stopped_after_its_last_epoch_is_not_in_an_epoch_that_does_not_exist(stage: Stage) -> None:
+    run = stage.queue(1, epochs=2)
+    run.append(STARTED, *epoch_events(1, 6.0), *epoch_events(2, 5.5), Stopped(epoch=3, step=0))
+    assert status(stage) == "stopped in 2/2"
+
+
+def test_a_run_that_ended_early_or_diverged_is_not_just_finished(stage: Stage) -> None:
+    early = stage.queue(1, epochs=6)
+    early.append(STARTED, *epoch_events(1, 6.0), msgspec.structs.replace(finished([6.0]), stopped_early=True))
+    stage.record(2, "diverged", valid=(6.0, math.nan, math.nan))
+    made = rows(stage)
+    assert cell(made[0], "Status") == "stopped early"
+    assert (cell(made[1], "Status"), made[1].mood) == ("diverged", "diverged")
+    assert cell(made[1], "Valid") == f"{math.exp(6.0):.1f}", "the best there was"
+
+
+def test_a_run_that_was_never_finite_says_nan_and_sorts_as_unknown(stage: Stage) -> None:
+    stage.record(1, "diverged", valid=(math.nan, math.nan))
+    row = rows(stage)[0]
+    assert (cell(row, "Valid"), cell(row, "Trend")) == ("nan", "")
+    assert order(row, "Valid") == math.inf
+
+
+def test_a_perplexity_beyond_counting_is_infinite_and_not_drawn_as_trend(stage: Stage) -> None:
+    stage.record(1, "diverged", valid=(6.0, 5.5, math.inf))
+    row = rows(stage)[0]
+    assert cell(row, "Valid") == f"{math.exp(5.5):.1f}"
+    assert cell(row, "Trend") == "█▁"
+
+
+def test_seeds_of_one_experiment_are_one_line_with_their_mean(stage: Stage) -> None:
+    for seed, best in ((1, 5.0), (2, 5.2), (3, 5.4)):
+        stage.record(4, seed=seed, valid=(6.0, best))
+    made = rows(stage)
+    assert len(made) == 12
+    assert cell(made[3], "") == "□▸"
+    assert cell(made[3], "Status") == "finished, 3 seeds"
+    mean = (math.exp(5.0) + math.exp(5.2) + math.exp(5.4)) / 3
+    assert cell(made[3], "Valid") == f"{mean:.1f}"
+
+
+def test_seeds_under_way_are_counted(stage: Stage) -> None:
+    stage.record(4, seed=1, epochs=6)
+    stage.record(4, "running", seed=2)
+    stage.record(4, "queued", seed=3, epochs=6)
+    made = rows(stage)[3]
+    assert (cell(made, "Status"), made.mood) == ("1/3 seeds, running", "running")
+    assert status(stage, 4, wide=True) == "1/3 seeds, 5/6 8.0 s left"
+
+
+def test_a_failed_seed_among_finished_ones_is_what_the_line_is_about(stage: Stage) -> None:
+    stage.record(4, "failed", seed=1)
+    stage.record(4, seed=2, epochs=6)
+    stage.record(4, seed=3, epochs=6)
+    made = rows(stage)[3]
+    assert (cell(made, "Status"), made.mood) == ("2/3 seeds, failed", "failed")
+
+
+def test_unfolded_an_experiment_shows_its_runs_newest_first(stage: Stage) -> None:
+    runs = [stage.record(4, seed=seed) for seed in (1, 2, 3)]
+    made = rows(stage, unfolded=frozenset({"e4"}), checked=frozenset({runs[1].run}))
+    assert len(made) == 15
+    assert cell(made[3], "") == "□▾"
+    children = made[4:7]
+    assert [row.key for row in children] == [run.run for run in reversed(runs)]
+    assert [row.cells[:5] for row in children] == [
+        ("└□", "", "demo", "", "seed 3"),
+        ("└■", "", "demo", "", "seed 2"),
+        ("└□", "", "demo", "", "seed 1"),
+    ]
+    assert all(row.child for row in children)
+
+
+def test_runs_with_other_settings_do_not_count_as_seeds(stage: Stage) -> None:
+    stage.record(4, seed=1, valid=(6.0, 3.0), learning_rate=0.5)
+    stage.record(4, seed=1, valid=(6.0, 5.0))
+    stage.record(4, seed=2, valid=(6.0, 5.0))
+    made = rows(stage, unfolded=frozenset({"e4"}))
+    assert cell(made[3], "Status") == "finished, 2 seeds"
+    assert cell(made[3], "Valid") == f"{math.exp(5.0):.1f}"
+    assert len(made) == 15, "the older one is shown with its experiment all the same"
+
+
+def test_a_run_repeated_with_the_same_seed_stands_in_for_the_older_one(stage: Stage) -> None:
+    stage.record(4, valid=(6.0, 5.0))
+    newer = stage.record(4, valid=(6.0, 5.5))
+    row = rows(stage)[3]
+    assert (cell(row, "Status"), cell(row, "Valid")) == ("finished", f"{math.exp(5.5):.1f}")
+    assert row.run is not None
+    assert row.run.run == newer.run
+
+
+def test_runs_of_an_experiment_that_the_file_no_longer_has_come_at_the_end(stage: Stage) -> None:
+    stage.record(2)
+    made = rows(stage, experiments=stage.plan.experiments[4:])
+    assert [row.experiment.id for row in made] == [*range(5, 13), 2]
+    assert cell(made[-1], "Status") == "finished"
+
+
+def test_a_run_that_cannot_be_read_any_more_or_does_not_answer_says_so(stage: Stage) -> None:
+    unreadable, stuck = stage.record(1), stage.record(2)
+    shutil.copy(unreadable.paths.info, unreadable.paths.events)  # what is there is no log
+    made = rows(stage, slow={stuck.run: "its files do not answer"})
+    assert [cell(row, "Status") for row in made[:2]] == ["unreadable", "not answering"]
+    assert [row.mood for row in made[:2]] == ["problem", "problem"]
+
+
+def test_names_from_a_file_cannot_steer_the_terminal(stage: Stage) -> None:
+    named = Experiment(id=1, model="lstm", layers=1, optimizer="adam", name="\x1b[31mmine\u202e")
+    assert cell(rows(stage, experiments=(named,))[0], "Optimizer") == "\\x1b[31mmine\\u202e"
+
+
+def test_without_unicode_a_line_is_ascii_but_for_dashes_that_the_screen_replaces(stage: Stage) -> None:
+    stage.record(4, seed=1)
+    stage.record(4, seed=2)
+    made = rows(stage, unfolded=frozenset({"e4"}), checked=frozenset({"e4"}), glyphs=ASCII)
+    assert [cell(row, "") for row in made[3:6]] == ["xv", "`.", "`."]
+    assert all("".join(row.cells).replace("–", "-").isascii() for row in made)
+
+
+@pytest.mark.parametrize(
+    ("words", "ids"),
+    [
+        ("", list(range(1, 13))),
+        ("lstm", [1, 2, 3, 4, 9, 10]),
+        ("GPT adamw", [6, 11, 12]),
+        ("finished", [3]),
+        ("sgd -s42-", [3]),
+        ("  ", list(range(1, 13))),
+        ("nothing like it", []),
+    ],
+)
+def test_a_row_matches_if_every_word_is_in_it(stage: Stage, words: str, ids: list[int]) -> None:
+    stage.record(3)
+    assert [row.experiment.id for row in rows(stage) if matches(row, words)] == ids
+
+
+@pytest.mark.parametrize(
+    ("column", "first"),
+    [
+        ("Status", [2, 3, 1]),
+        ("Train", [2, 1]),
+        ("Valid", [2, 1]),
+        ("Time", [3, 1, 2]),
+        ("Trend", [2, 1]),
+        ("L", [1, 2]),
+    ],
+)
+def test_columns_sort_by_value_and_what_is_unknown_comes_last(stage: Stage, column: str, first: list[int]) -> None:
+    stage.record(1, valid=(6.0, 5.2))
+    stage.record(2, "running")
+    stage.record(3, "diverged", valid=(math.nan,))
+    made = sorted(rows(stage), key=lambda row: row.order[COLUMNS.index(column)])
+    assert [row.experiment.id for row in made][: len(first)] == first
+    assert column == "L" or [row.run for row in made[3:]] == [None] * 9
+
+
+def test_an_outcome_without_numbers_is_shown_as_unknown(stage: Stage) -> None:
+    run = stage.queue(1, epochs=1)
+    run.append(
+        STARTED,
+        Finished(
+            test_ppl_final=None, test_ppl_best=None, best_epoch=None, best_valid_ppl=None, setup_s=0.0, wall_s=0.0,
+            diverged=False,
+        ),
+    )  # fmt: skip
+    assert rows(stage)[0].cells[5:] == ("finished", "–", "–", "–", "")
