@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar
 
+from rich.text import Text
 from textual import work
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
@@ -23,7 +24,8 @@ from lmconsole.tui.feed import Feed, Picture
 from lmconsole.tui.glyphs import ASCII, UNICODE, PlainCharacters, locale_is_utf8
 from lmconsole.tui.main import MainScreen, actions_of
 from lmconsole.tui.options import ConsoleOptions
-from lmconsole.tui.screens import Question, RunForm, exports_page, key_name
+from lmconsole.tui.pictures import figures_in
+from lmconsole.tui.screens import Exported, Page, Question, RunForm, key_name
 from lmconsole.tui.settings import Remembered, recall, remember
 from lmconsole.tui.table import ExperimentTable
 from lmconsole.tui.themes import DARK, LIGHT
@@ -276,10 +278,11 @@ class Console(App[str]):
     def action_export(self) -> None:
         """Write the exports, and show where they are."""
         self.call_from_thread(self.notify, "Writing the exports …", timeout=3)
+        page: Page
         try:
-            page = exports_page(*actions.export(self.options), None)
+            page = Exported(*actions.export(self.options), figures_in(self.options.exports))
         except LmconsoleError as error:
-            page = exports_page([], "", printable(str(error)))
+            page = Page("Nothing was exported", Text(printable(str(error))))
         self.call_from_thread(self.push_screen, page)
 
     @work(thread=True, group="export", exclusive=True)

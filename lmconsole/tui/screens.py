@@ -8,13 +8,14 @@ from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
-from textual.app import ComposeResult
+from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Button, Footer, Input, Label, Static
 
 from lmconsole.errors import LmconsoleError
+from lmconsole.tui.pictures import browse
 
 
 class Question(ModalScreen[bool]):
@@ -185,12 +186,29 @@ def compare_page(lines: Sequence[tuple[str, ...]], note: str) -> Page:
     return Page("Comparison", body)
 
 
-def exports_page(paths: Sequence[Path], table: str, problem: str | None) -> Page:
-    """Where the exports are, and the results table as it was written."""
-    if problem is not None:
-        return Page("Nothing was exported", Text(problem))
-    body = Table.grid()
-    for path in paths:
-        body.add_row(Text(str(path), overflow="fold"))
-    body.add_row(Text(f"\n{table}", overflow="fold"))
-    return Page("Exported", body)
+class Exported(Page):
+    """What was written and where, with the figures on request."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("f", "figures", "Figures")]
+
+    def __init__(self, paths: Sequence[Path], table: str, figures: Sequence[Path]) -> None:
+        body = Table.grid()
+        for path in paths:
+            body.add_row(Text(str(path), overflow="fold"))
+        body.add_row(Text(f"\n{table}", overflow="fold"))
+        super().__init__("Exported", body)
+        self._figures = figures
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Without figures there is nothing to offer."""
+        return bool(self._figures) if action == "figures" else super().check_action(action, parameters)
+
+    def action_figures(self) -> None:
+        """Show the figures in the terminal, or say why it cannot and where they are."""
+        try:
+            with self.app.suspend():
+                problem = browse(self._figures)
+        except SuspendNotSupported:
+            problem = "Figures cannot be shown here."
+        if problem:
+            self.notify(f"{problem}\nThey are in {self._figures[0].parent}.", timeout=10, markup=False)

@@ -28,14 +28,14 @@ WIDTHS = {"": 2, "ID": 3, "Model": 7, "L": 2, "Optimizer": 9, "Train": 7, "Valid
 """Columns' widths; the status takes what is left."""
 NARROW = 64
 """Screens below this have no cells to spare between columns."""
-NARROW_WIDTHS = WIDTHS | {"ID": 2, "L": 2, "Train": 8, "Valid": 8}
+NARROW_WIDTHS = WIDTHS | {"ID": 2, "Optimizer": 10, "Train": 8, "Valid": 8}
 """Without cells between columns."""
 INDENTED = frozenset({"Model", "Optimizer"})
 """Columns that follow one whose texts end at its right edge."""
 DROPPED = ("Trend", "Time", "Train", "L")
 """What narrow screens go without, first to last."""
 LEAST_STATUS = 15
-LEAST_NARROW_STATUS = 8
+LEAST_NARROW_STATUS = 7
 PADDING = 1
 
 
@@ -108,7 +108,7 @@ class ExperimentTable(DataTable[Text]):
             if room() >= least:
                 break
             names.remove(name)
-        status = max(min(room(), 44), least)
+        status = max(min(room(), 44), 8)
         chosen = tuple(name for name in COLUMNS if name in names or name == "Status")
         if (chosen, status) != (self._names, self._status_width):
             self._names, self._status_width, self._widths = chosen, status, widths
