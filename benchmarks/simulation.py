@@ -1,6 +1,6 @@
 """Live runs without training: a process that holds the runs' locks and appends what workers would.
 
-    python benchmarks/simulation.py STORE --runs 1 5 [--interval 0.5] [--pace 20] [--slowing 20]
+    python benchmarks/simulation.py STORE --runs 1 5 --interval 0.5 --pace 20 --steps 36 [--doubling 8]
 
 It prints a line when every run is under way, and ends when its standard input does. The directories, run.json, locks
 and logs are made by the package's own code; only the numbers are invented.
@@ -31,7 +31,7 @@ PRESET = "scratch"
 PROGRESS_S = 0.5
 """Seconds between two ``progress`` events of a real run; every second one is followed by one of telemetry."""
 EPOCH_S = 8.0
-"""Seconds of an epoch at the pace 1 with no slowing down. Real ones are longer."""
+"""Seconds that an epoch lasts. Real ones are longer."""
 MOST_SLEEP_S = 0.05
 """Between two looks at whether to end; at a high pace events come in batches of so long."""
 
@@ -46,7 +46,7 @@ class LiveRun:
     epochs: int
     number: int
     seed: int
-    slowing_s: float | None
+    doubling_s: float | None
     pace: float
     steps_per_event: float
     ticks: int = 0
@@ -66,9 +66,9 @@ class LiveRun:
 
     def tick(self) -> None:
         """What happens in half a second: progress, now and then telemetry, and an epoch where one is complete."""
-        speed = 1.0 if self.slowing_s is None else 1.0 / (1.0 + self.ticks * PROGRESS_S / self.slowing_s)
-        steps = self.steps_per_event * speed * self._noise.uniform(0.95, 1.05)
-        taken_s = PROGRESS_S * self.pace
+        slower = 1.0 if self.doubling_s is None else 2.0 ** (self.ticks * PROGRESS_S / self.doubling_s)
+        steps = self.steps_per_event * self._noise.uniform(0.95, 1.05)
+        taken_s = PROGRESS_S * self.pace * slower
         self.ticks += 1
         self.step = min(self.step + steps, float(STEPS))
         self.elapsed_s += taken_s
@@ -119,7 +119,7 @@ class LiveRun:
         self.epoch, self.step, self.epoch_began_s = self.epoch + 1, 0.0, self.elapsed_s
 
 
-def begin(root: Path, number: int, pace: float, slowing_s: float | None, steps_per_event: float) -> LiveRun:
+def begin(root: Path, number: int, pace: float, doubling_s: float | None, steps_per_event: float) -> LiveRun:
     """Queue a run of experiment ``number`` in the store ``root``, take its lock, and start it."""
     root.mkdir(parents=True, exist_ok=True)
     paths = RunPaths(root / f"{number:02d}-simulated-{PRESET}-s42-20260101T0000{number:02d}Z")
@@ -147,7 +147,7 @@ def begin(root: Path, number: int, pace: float, slowing_s: float | None, steps_p
             parameters_trainable=7_087_872,
         )
     )
-    return LiveRun(paths, log, held, info.settings.epochs, number, info.seed, slowing_s, pace, steps_per_event)
+    return LiveRun(paths, log, held, info.settings.epochs, number, info.seed, doubling_s, pace, steps_per_event)
 
 
 def run_until_told(runs: Sequence[LiveRun], interval_s: float) -> None:
@@ -174,18 +174,19 @@ def live_runs(
     *,
     interval_s: float = PROGRESS_S,
     pace: float = 20.0,
-    slowing_s: float | None = 20.0,
+    doubling_s: float | None = 8.0,
     steps_per_event: float = STEPS * PROGRESS_S / EPOCH_S,
 ) -> Iterator[None]:
     """Runs of these experiments are under way in the store ``root``, written by a process of their own.
 
     ``interval_s``: seconds between two progress events of a run. ``pace``: seconds of training that pass in one.
-    ``slowing_s``: after so long a run takes twice as long for a step, so that the time it is expected to take grows
-    and the time axis moves; None keeps the speed.
+    ``doubling_s``: after so long, and again and again, a step takes twice the training time, so that the time that the
+    whole run is expected to take grows and the time axis moves; None keeps the speed. ``steps_per_event``: steps from
+    one progress event to the next.
     """
     arguments = [str(root), "--runs", *map(str, numbers), "--interval", str(interval_s), "--pace", str(pace)]
     arguments += ["--steps", str(steps_per_event)]
-    arguments += [] if slowing_s is None else ["--slowing", str(slowing_s)]
+    arguments += [] if doubling_s is None else ["--doubling", str(doubling_s)]
     process = subprocess.Popen(
         [sys.executable, __file__, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -209,9 +210,9 @@ def main() -> None:
     parser.add_argument("--interval", type=float, required=True)
     parser.add_argument("--pace", type=float, required=True)
     parser.add_argument("--steps", type=float, required=True)
-    parser.add_argument("--slowing", type=float)
+    parser.add_argument("--doubling", type=float)
     asked = parser.parse_args()
-    runs = [begin(asked.store, number, asked.pace, asked.slowing, asked.steps) for number in asked.runs]
+    runs = [begin(asked.store, number, asked.pace, asked.doubling, asked.steps) for number in asked.runs]
     print("under way", flush=True)
     run_until_told(runs, asked.interval)
     for run in runs:

@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar
 
-from rich.text import Text
 from textual import work
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
@@ -24,8 +24,6 @@ from lmconsole.tui.feed import Feed, Picture
 from lmconsole.tui.glyphs import ASCII, UNICODE, PlainCharacters, locale_is_utf8
 from lmconsole.tui.main import MainScreen, actions_of
 from lmconsole.tui.options import ConsoleOptions
-from lmconsole.tui.pictures import figures_in
-from lmconsole.tui.screens import Exported, Page, Question, RunForm, key_name
 from lmconsole.tui.settings import Remembered, recall, remember
 from lmconsole.tui.table import ExperimentTable
 from lmconsole.tui.themes import DARK, LIGHT
@@ -90,6 +88,7 @@ class Console(App[str]):
         self.call_after_refresh(self._begin)
 
     def _begin(self) -> None:
+        gc.enable()
         self.main.draw(force=True)
         self.feed.start()
         self.theme_changed_signal.subscribe(self, lambda _: self._theme_changed())
@@ -187,6 +186,8 @@ class Console(App[str]):
                 self._form_words = words
                 self._start(actions.parse(self.options, ids, words))
 
+        from lmconsole.tui.screens import RunForm
+
         title = f"Run experiment{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))} with"
         self.push_screen(RunForm(title, self._form_words, partial(actions.parse, self.options, ids)), accepted)
 
@@ -254,6 +255,8 @@ class Console(App[str]):
         self._do("Brought back", lambda store: restore(store, names))
 
     def _ask(self, title: str, lines: list[str], note: str, yes: str, do: Callable[[], object]) -> None:
+        from lmconsole.tui.screens import Question
+
         more = [f"and {len(lines) - MOST_NAMED} more"] if len(lines) > MOST_NAMED else []
         shown = [printable(line) for line in lines[:MOST_NAMED]] + more + [note]
 
@@ -278,6 +281,11 @@ class Console(App[str]):
     def action_export(self) -> None:
         """Write the exports, and show where they are."""
         self.call_from_thread(self.notify, "Writing the exports …", timeout=3)
+        from rich.text import Text
+
+        from lmconsole.tui.pictures import figures_in
+        from lmconsole.tui.screens import Exported, Page
+
         page: Page
         try:
             page = Exported(*actions.export(self.options), figures_in(self.options.exports))
@@ -304,6 +312,8 @@ class Console(App[str]):
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Every action, for the command palette."""
+        from lmconsole.tui.screens import key_name
+
         yield from (c for c in super().get_system_commands(screen) if c.title in ("Theme", "Screenshot"))
         for binding in actions_of([*MainScreen.BINDINGS, *ExperimentTable.BINDINGS]):
             target = self.main.table if binding in ExperimentTable.BINDINGS else self.main

@@ -1,4 +1,7 @@
-"""The one screen: headline, experiments, curves, gauges, and the keys that choose and look."""
+"""The one screen: headline, experiments, curves, gauges, and the keys that choose and look.
+
+What opens over it is imported when it is first asked for, so that the first picture comes sooner.
+"""
 
 import contextlib
 import math
@@ -14,14 +17,12 @@ from textual.widgets import Footer, Input
 
 from lmconsole.errors import printable
 from lmconsole.runs.state import Status
-from lmconsole.tui.compare import comparison
 from lmconsole.tui.curves import Curves
-from lmconsole.tui.details import Details
 from lmconsole.tui.feed import Picture
+from lmconsole.tui.frugal import FrugalCompositor
 from lmconsole.tui.gauges import Gauges, bare_uuid
 from lmconsole.tui.grid import Grid, text_cells
 from lmconsole.tui.rows import COLUMNS, Row, build_rows, group_of, matches
-from lmconsole.tui.screens import compare_page, help_page
 from lmconsole.tui.selection import Chosen, by_experiment, choose, series_of
 from lmconsole.tui.table import ExperimentTable
 
@@ -74,6 +75,7 @@ class MainScreen(Screen[None]):
 
     def __init__(self) -> None:
         super().__init__()
+        self._compositor = FrugalCompositor()
         self.checked: set[str] = set()
         self.unfolded: set[str] = set()
         self.published = True
@@ -91,8 +93,10 @@ class MainScreen(Screen[None]):
         yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
-        """The table has the keys."""
+        """The table has the keys, and its rows before anything is painted."""
         self.table.focus()
+        self.table.fit(self.app.size.width)
+        self._draw_table(self.app.feed.picture)
 
     @property
     def table(self) -> ExperimentTable:
@@ -296,6 +300,8 @@ class MainScreen(Screen[None]):
         if row.run is None:
             self.notify("This experiment has not been trained yet: r runs it.", timeout=3)
             return
+        from lmconsole.tui.details import Details
+
         name, feed = row.run.run, self.app.feed
         self.app.push_screen(Details(lambda: feed.picture.runs.get(name), row.run))
 
@@ -308,10 +314,15 @@ class MainScreen(Screen[None]):
         if len(views) < 2:
             self.notify("It takes two runs with a finished epoch to compare.", timeout=3)
             return
+        from lmconsole.tui.compare import comparison
+        from lmconsole.tui.screens import compare_page
+
         self.app.push_screen(compare_page(*comparison(views)))
 
     def action_help(self) -> None:
         """All keys."""
+        from lmconsole.tui.screens import help_page
+
         self.app.push_screen(help_page([*ExperimentTable.BINDINGS, *self.BINDINGS, *self.app.BINDINGS]))
 
 

@@ -1,5 +1,6 @@
 """Opening the console: what must be settled before Textual is imported, and what is said after it has closed."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -52,6 +53,7 @@ def open_console(
         raise LmconsoleError(unknown("preset", preset, [AUTO, *plan.presets]))
     Store(runs).names()
     _prepare(slow)
+    gc.disable()  # until the first picture is there: nothing of what is imported can be freed
     from lmconsole.tui.app import Console
 
     options = ConsoleOptions(

@@ -32,6 +32,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLORTERM", "truecolor")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     speak(monkeypatch, "C.UTF-8")
+    monkeypatch.setattr("textual._wait.SLEEP_GRANULARITY", 0.005, raising=False)  # the pilot looks often
 
 
 def speak(monkeypatch: pytest.MonkeyPatch, locale: str) -> None:

@@ -369,7 +369,7 @@ def listed(pilot: Pilot[Any]) -> list[int]:
     return [int(number) for number in lines]
 
 
-async def eventually(pilot: Pilot[Any], condition: Callable[[], object], seconds: float = 15.0) -> None:
+async def eventually(pilot: Pilot[Any], condition: Callable[[], object], seconds: float = 10.0) -> None:
     """Wait until something is so."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -377,13 +377,21 @@ async def eventually(pilot: Pilot[Any], condition: Callable[[], object], seconds
         await pilot.pause(0.02)
 
 
-async def shows(pilot: Pilot[Any], *words: str, seconds: float = 15.0) -> str:
+async def sees(pilot: Pilot[Any], look: Callable[[Pilot[Any]], object], wanted: object) -> None:
+    """Wait until ``look`` finds ``wanted`` on the screen."""
+    deadline = time.monotonic() + 10.0
+    while look(pilot) != wanted and time.monotonic() < deadline:
+        await pilot.pause(0.02)
+    assert look(pilot) == wanted
+
+
+async def shows(pilot: Pilot[Any], *words: str, seconds: float = 10.0) -> str:
     """Wait until all of ``words`` are on the screen, and return it."""
     await eventually(pilot, lambda: (shown := screen(pilot)) and all(each in shown for each in words), seconds)
     return screen(pilot)
 
 
-async def shows_no_more(pilot: Pilot[Any], words: str, seconds: float = 15.0) -> str:
+async def shows_no_more(pilot: Pilot[Any], words: str, seconds: float = 10.0) -> str:
     """Wait until ``words`` are gone from the screen, and return it."""
     await eventually(pilot, lambda: words not in screen(pilot), seconds)
     return screen(pilot)

@@ -267,8 +267,9 @@ def test_a_run_whose_files_do_not_answer_is_put_aside_and_the_others_go_on(stage
 @pytest.mark.usefixtures("impatient")
 def test_a_run_that_answers_again_is_shown_again(stage: Stage) -> None:
     stuck, live = stage.record(1), stage.record(2, "running")
-    with following(stage.store.root) as feed:
+    with contextlib.ExitStack() as stack:
         with fifo(stuck.paths.info):
+            feed = stack.enter_context(following(stage.store.root))
             picture(feed, lambda now: stuck.run in now.problems and live.run in now.runs)
         now = picture(feed, lambda now: stuck.run in now.runs)
         assert now.problems == {}

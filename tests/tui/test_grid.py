@@ -8,7 +8,7 @@ from rich.style import Style
 from textual.app import App, ComposeResult
 from textual.geometry import Region
 from textual.pilot import Pilot
-from tui.stage import screen
+from tui.stage import eventually, screen
 
 from lmconsole.tui.grid import Grid, text_cells
 
@@ -98,6 +98,7 @@ async def test_another_style_is_a_change() -> None:
 async def test_after_another_size_every_row_is_painted_anew() -> None:
     async with grid("one", "two") as (shown, pilot):
         await pilot.resize_terminal(20, 3)
+        await eventually(pilot, lambda: shown.size == (20, 3))
         shown.asked.clear()
         shown.put([text_cells("one"), text_cells("two")])
         assert shown.asked == [Region(0, y, 20, 1) for y in range(3)]
