@@ -1,5 +1,6 @@
 """The curves and their legend."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 from itertools import chain
@@ -19,6 +20,8 @@ NARROW_LEGEND_WIDTH = 25
 LEAST_PLOT = 30
 COST_SHARE = 0.03
 """Of the time, at most so much goes into drawing curves; when there are many, they are drawn less often."""
+QUICK_S = 0.01
+"""What takes less is drawn at once."""
 MOST_RUNS = 24
 
 T = TypeVar("T")
@@ -45,38 +48,62 @@ class Curves(Grid, can_focus=True):
         """Column of the plot's own, from 0; None if values at the end are shown."""
         self.drawing = Drawing([])
         self._drawn = -1e9
-        self._cost = 0.0
-        self._pending = False
+        self._cost_s = 0.0
+        self._drawing = False
 
     def show(self, series: Sequence[Series], hint: str = "") -> None:
         """Draw these runs; ``hint`` is what to say where there is nothing to draw."""
+        known = [each.run for each in self.series] == [each.run for each in series[:MOST_RUNS]]
         self._left_out = max(len(series) - MOST_RUNS, 0)
         self.series, self._hint = tuple(series[:MOST_RUNS]), hint
-        self._pending = True
-        if time.monotonic() - self._drawn >= self._cost / COST_SHARE:
+        if not known or self._cost_s < QUICK_S:
             self.redraw()
+        elif not self._drawing and time.monotonic() - self._drawn >= self._cost_s / COST_SHARE:
+            self._drawing = True
+            self.run_worker(self._draw_aside(), exit_on_error=False)
+
+    async def _draw_aside(self) -> None:
+        """Draw in another thread, so that keys need not wait for many curves."""
+        width, height, legend = self._measure()
+        asked = (self.series, self.view, width - legend, height - 1, self._glyphs)
+        began = time.monotonic()
+        try:
+            drawing = await asyncio.to_thread(draw, *asked)
+        finally:
+            self._drawing = False
+        if asked[:2] == (self.series, self.view) and (width, height, legend) == self._measure():
+            self._cost_s, self._drawn = time.monotonic() - began, time.monotonic()
+            self._show_drawing(drawing)
 
     def redraw(self) -> None:
         """Draw now."""
-        began = time.monotonic()
+        width, height, legend = self._measure()
+        if width and height:
+            began = time.monotonic()
+            self._show_drawing(draw(self.series, self.view, width - legend, height - 1, self._glyphs))
+            self._drawn = time.monotonic()
+            self._cost_s = self._drawn - began
+
+    def _measure(self) -> tuple[int, int, int]:
+        """Width and height of the widget, and the width of the legend."""
         width, height = self.size
-        if not width or not height:
-            return
         legend = (
             LEGEND_WIDTH if width >= 100 else NARROW_LEGEND_WIDTH if width - NARROW_LEGEND_WIDTH >= LEAST_PLOT else 0
         )
-        self.drawing = draw(self.series, self.view, width - legend, height - 1, self._glyphs)
-        if self.cursor is not None and self.drawing.columns:
-            self.cursor = max(0, min(self.cursor, self.drawing.columns - 1))
+        return width, height, legend
+
+    def _show_drawing(self, drawing: Drawing) -> None:
+        width, height, legend = self._measure()
+        self.drawing = drawing
+        if self.cursor is not None and drawing.columns:
+            self.cursor = max(0, min(self.cursor, drawing.columns - 1))
         rows = [self._title(width)]
         side = self._legend(legend, height - 1)
         for y, cells in enumerate(self._styled()):
             rows.append(cells + (side[y] if y < len(side) else []))
-        if not self.drawing.columns:
+        if not drawing.columns:
             rows = [rows[0], *([[] for _ in range(max((height - 3) // 2, 0))]), self._nothing(width)]
         self.put(rows)
-        self._drawn, self._pending = time.monotonic(), False
-        self._cost = self._drawn - began
 
     def _on_resize(self, _event: Resize) -> None:
         self.redraw()

@@ -332,20 +332,19 @@ _CELLS = re.compile(r'<text class="[^"]*-r\d+" x="([\d.]+)" y="([\d.]+)"[^>]*>(.
 _CELL_WIDTH, _LINE_HEIGHT, _BASELINE = 12.2, 24.4, 20.0
 
 
-def lines_of(svg: str, size: tuple[int, int]) -> list[str]:
+def lines_of(svg: str) -> list[str]:
     """The text of the app's own picture of its screen."""
-    width, height = size
-    rows = [[" "] * width for _ in range(height)]
+    rows: dict[int, str] = {}
     for x, y, words in _CELLS.findall(svg):
         column, row = round(float(x) / _CELL_WIDTH), round((float(y) - _BASELINE) / _LINE_HEIGHT)
         text = html.unescape(words).replace("\xa0", " ").rstrip("\n")
-        rows[row][column : column + len(text)] = text
-    return ["".join(row).rstrip() for row in rows]
+        rows[row] = rows.get(row, "").ljust(column) + text
+    return [rows.get(row, "").rstrip() for row in range(max(rows, default=-1) + 1)]
 
 
 def screen(pilot: Pilot[Any]) -> str:
     """What the screen shows."""
-    return "\n".join(lines_of(pilot.app.export_screenshot(), pilot.app.size))
+    return "\n".join(lines_of(pilot.app.export_screenshot()))
 
 
 def line_with(pilot: Pilot[Any], words: str) -> str:
@@ -363,10 +362,17 @@ def experiment(pilot: Pilot[Any], number: int) -> str:
     return found[0].strip()
 
 
+_ROW = re.compile(r"^ ?([■□x.])[▸▾>v]? +(\d+) +(?:LSTM|GPT-1)", re.MULTILINE)
+
+
 def listed(pilot: Pilot[Any]) -> list[int]:
     """The experiments in the table, from the top."""
-    lines = re.findall(r"^ ?[■□x.][▸▾>v]? +(\d+) +(?:LSTM|GPT-1)", screen(pilot), re.MULTILINE)
-    return [int(number) for number in lines]
+    return [int(number) for _, number in _ROW.findall(screen(pilot))]
+
+
+def selected(pilot: Pilot[Any]) -> list[int]:
+    """The experiments whose box is ticked."""
+    return [int(number) for box, number in _ROW.findall(screen(pilot)) if box in "■x"]
 
 
 async def eventually(pilot: Pilot[Any], condition: Callable[[], object], seconds: float = 10.0) -> None:
@@ -380,18 +386,24 @@ async def eventually(pilot: Pilot[Any], condition: Callable[[], object], seconds
 async def sees(pilot: Pilot[Any], look: Callable[[Pilot[Any]], object], wanted: object) -> None:
     """Wait until ``look`` finds ``wanted`` on the screen."""
     deadline = time.monotonic() + 10.0
-    while look(pilot) != wanted and time.monotonic() < deadline:
+    while (seen := look(pilot)) != wanted and time.monotonic() < deadline:
         await pilot.pause(0.02)
-    assert look(pilot) == wanted
+    assert seen == wanted
 
 
 async def shows(pilot: Pilot[Any], *words: str, seconds: float = 10.0) -> str:
     """Wait until all of ``words`` are on the screen, and return it."""
-    await eventually(pilot, lambda: (shown := screen(pilot)) and all(each in shown for each in words), seconds)
-    return screen(pilot)
+    return await _screen_when(pilot, lambda shown: all(each in shown for each in words), seconds)
 
 
 async def shows_no_more(pilot: Pilot[Any], words: str, seconds: float = 10.0) -> str:
     """Wait until ``words`` are gone from the screen, and return it."""
-    await eventually(pilot, lambda: words not in screen(pilot), seconds)
-    return screen(pilot)
+    return await _screen_when(pilot, lambda shown: words not in shown, seconds)
+
+
+async def _screen_when(pilot: Pilot[Any], condition: Callable[[str], bool], seconds: float) -> str:
+    deadline = time.monotonic() + seconds
+    while not condition(shown := screen(pilot)):
+        assert time.monotonic() < deadline, f"it did not happen; the screen shows\n{shown}"
+        await pilot.pause(0.02)
+    return shown

@@ -4,17 +4,12 @@ from collections.abc import Callable
 
 import pytest
 from textual.pilot import Pilot
-from tui.stage import Stage, experiment, line_with, listed, screen, sees, shows, shows_no_more
+from tui.stage import Stage, experiment, line_with, listed, screen, sees, selected, shows, shows_no_more
 
 
 def headline(pilot: Pilot[str]) -> str:
     """The uppermost line."""
     return screen(pilot).splitlines()[0]
-
-
-def selected(pilot: Pilot[str]) -> list[int]:
-    """The experiments whose box is ticked."""
-    return [number for number in listed(pilot) if experiment(pilot, number).startswith("■")]
 
 
 def first(count: int) -> Callable[[Pilot[str]], list[int]]:

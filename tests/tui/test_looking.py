@@ -164,7 +164,7 @@ async def test_brackets_move_a_cursor_that_reads_values_off(stage: Stage) -> Non
         await shows(pilot, "1 LSTM 1L Adam")
         assert legend(pilot, "1 LSTM 1L Adam")[3] == f"{math.exp(5.0):.1f}"
         await pilot.press(*["left_square_bracket"] * 3)
-        await shows(pilot, "at epoch 3.9")
+        await eventually(pilot, lambda: re.search(r"at epoch 3\.[89]\d", title(pilot)))
         assert "│" in curves(pilot)
         assert legend(pilot, "1 LSTM 1L Adam")[3] == f"{math.exp(5.2):.1f}", "the last epoch up to there"
         await pilot.press(*["right_square_bracket"] * 5)
