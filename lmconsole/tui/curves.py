@@ -18,7 +18,7 @@ from lmconsole.tui.plot import SMOOTHING, Drawing, Ink, Series, Shown, View, XAx
 LEGEND_WIDTH = 37
 NARROW_LEGEND_WIDTH = 25
 LEAST_PLOT = 30
-COST_SHARE = 0.03
+COST_SHARE = 0.02
 """Of the time, at most so much goes into drawing curves; when there are many, they are drawn less often."""
 QUICK_S = 0.01
 """What takes less is drawn at once."""
