@@ -1,6 +1,6 @@
 """Makes the README's picture: the console itself, on a real store, drawn by Textual as SVG.
 
-    python docs/screenshot.py RUNS docs/console.svg [--select 1 5 9 11] [--size 120x36] [--theme lmconsole-light]
+python docs/screenshot.py RUNS docs/console.svg [--select 1 5 9 11] [--size 120x36] [--theme lmconsole-light]
 """
 
 import argparse

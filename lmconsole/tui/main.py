@@ -39,7 +39,6 @@ class MainScreen(Screen[None]):
 
     app: "Console"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("space", "app.nothing", "Select", show=False),
         Binding("r", "app.run", "Run", tooltip="Run: train what is selected, or else the highlighted experiment"),
         Binding("a", "all", "All", tooltip="Select: all, or none"),
         Binding("s", "app.stop", "Stop", tooltip="Run: stop; a checkpoint is saved first"),

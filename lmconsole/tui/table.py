@@ -174,6 +174,7 @@ class ExperimentTable(DataTable[Text]):
         for key in list(self._cell_render_cache.keys()):
             if key[:2] in changed:
                 self._cell_render_cache.discard(key)
+        self._row_renderable_cache.clear()
         self._row_render_cache.clear()
         self._line_cache.clear()
 

@@ -62,7 +62,7 @@ CORPUS = CorpusInfo(
     path=None,
     vocabulary=2_048,
     tokenizer="BPE of 2,048",
-    tokens={"train": 103_000, "valid": 12_900, "test": 12_900},
+    tokens={"train": 103_000, "validation": 12_900, "test": 12_900},
     sha256="c0" * 32,
     max_tokens=None,
 )

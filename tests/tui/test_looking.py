@@ -32,7 +32,7 @@ from lmconsole.tui.glyphs import UNICODE
 
 PAPER = CorpusInfo(
     name="WikiText-2", kind="tokens", path="/data", vocabulary=40_479, tokenizer="GPT-1 BPE",
-    tokens={"train": 2_356_374, "valid": 245_044, "test": 279_021}, sha256="d1" * 32, max_tokens=None,
+    tokens={"train": 2_356_374, "validation": 245_044, "test": 279_021}, sha256="d1" * 32, max_tokens=None,
 )  # fmt: skip
 
 
