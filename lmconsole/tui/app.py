@@ -92,6 +92,8 @@ class Console(App[str]):
         self.main.draw(force=True)
         self.feed.start()
         self.theme_changed_signal.subscribe(self, lambda _: self._theme_changed())
+        if self.options.theme:
+            self._remember_theme()
         self._timer = self.set_interval(SLOW_TICK_S if self.slow else TICK_S, self._tick)
         if self.options.submit is not None:
             self._start(self.options.submit)
@@ -158,6 +160,9 @@ class Console(App[str]):
 
     def _theme_changed(self) -> None:
         self.main.redraw()
+        self._remember_theme()
+
+    def _remember_theme(self) -> None:
         if self.theme != self._remembered.theme:
             self._remembered = Remembered(theme=self.theme)
             problem = remember(self._remembered)
@@ -325,7 +330,8 @@ class Console(App[str]):
     async def action_leave(self) -> None:
         """Leave; runs go on."""
         active = sum(view.status.active for view in self.feed.picture.runs.values())
-        self.exit(f"{_runs(active)} go on without the console; `lmconsole` shows them again." if active else None)
+        go = "goes" if active == 1 else "go"
+        self.exit(f"{_runs(active)} {go} on without the console; `lmconsole` shows them again." if active else None)
 
     def on_unmount(self) -> None:
         """The feed ends with the app."""

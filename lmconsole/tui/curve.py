@@ -21,7 +21,7 @@ class Point(NamedTuple):
     """The lowest of the losses gathered here; ``loss_nats`` where it is one alone."""
     high_nats: float
     odd: bool
-    """Whether one of the losses gathered here was not finite."""
+    """Whether one of the losses gathered here was not finite; such losses have no part in the mean."""
 
 
 class Curve:
@@ -61,10 +61,12 @@ class _Bucket(NamedTuple):
     point: Point
     events: int
     weight: float
+    """Of the losses that are finite."""
 
     @classmethod
     def of(cls, epochs: float, elapsed_train_s: float, loss: float, weight: float) -> "_Bucket":
-        return cls(Point(epochs, elapsed_train_s, loss, loss, loss, not math.isfinite(loss)), 1, weight)
+        odd = not math.isfinite(loss)
+        return cls(Point(epochs, elapsed_train_s, loss, loss, loss, odd), 1, 0.0 if odd else weight)
 
     def joined(self, later: "_Bucket") -> "_Bucket":
         """Both as one, at the place of the later. A loss that is not finite is remembered and not averaged."""

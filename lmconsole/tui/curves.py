@@ -4,12 +4,14 @@ import asyncio
 import time
 from collections.abc import Sequence
 from itertools import chain
+from textwrap import wrap
 from typing import ClassVar, TypeVar
 
 from rich.style import Style
 from textual.binding import Binding, BindingType
 from textual.events import Click, Resize
 
+from lmconsole.errors import printable
 from lmconsole.formatting import UNKNOWN, perplexity, rate, seconds
 from lmconsole.tui.glyphs import ANSI_PALETTE, DARK_PALETTE, PALETTE, Glyphs, rich_style
 from lmconsole.tui.grid import Grid, GridCell, text_cells
@@ -102,7 +104,8 @@ class Curves(Grid, can_focus=True):
         for y, cells in enumerate(self._styled()):
             rows.append(cells + (side[y] if y < len(side) else []))
         if not drawing.columns:
-            rows = [rows[0], *([[] for _ in range(max((height - 3) // 2, 0))]), self._nothing(width)]
+            nothing = self._nothing(width)
+            rows = [rows[0], *([[] for _ in range(max((height - 2 - len(nothing)) // 2, 0))]), *nothing]
         self.put(rows)
 
     def _on_resize(self, _event: Resize) -> None:
@@ -124,9 +127,9 @@ class Curves(Grid, can_focus=True):
             line += text_cells(" " * (width - len(line) - len(key)) + key, rich_style("", dim=True))
         return line
 
-    def _nothing(self, width: int) -> list[GridCell]:
-        hint = self._hint or "No measurements yet."
-        return text_cells(" " * max((width - len(hint)) // 2, 0) + hint, rich_style("", dim=True))
+    def _nothing(self, width: int) -> list[list[GridCell]]:
+        lines = wrap(printable(self._hint or "No measurements yet."), max(width - 4, 1))
+        return [text_cells(" " * ((width - len(line)) // 2) + line, rich_style("", dim=True)) for line in lines]
 
     def _styled(self) -> list[list[GridCell]]:
         drawing, cursor = self.drawing, self.cursor

@@ -95,9 +95,9 @@ class Details(ModalScreen[None]):
         for name, lines in found.items():
             log = self.query_one(f"#{name}-body", RichLog)
             for line in lines:
+                self._said[name] = "something"
                 log.write(Text(_event(line) if name == "events" else printable(line)), scroll_end=log.auto_scroll)
-            if name == "log" and not lines and not log.lines and "log" not in self._said:
-                self._said["log"] = "empty"
+            if name == "log" and not lines and "log" not in self._said:
                 log.write(Text("The worker has printed nothing so far.", style="dim"))
 
     def action_turn(self, by: int) -> None:

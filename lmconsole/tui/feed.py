@@ -45,6 +45,8 @@ PATIENCE_S = 3.0
 RECENT = 64
 """Progress and telemetry events of a run that stay in memory; its curve is kept apart."""
 MACHINE = "the GPU driver"
+SILENT = f"{MACHINE} does not answer"
+STUCK = "its files do not answer"
 
 T = TypeVar("T")
 _Machine: TypeAlias = tuple[tuple[GpuSample, ...], str | None, HostMemory | None]
@@ -119,6 +121,7 @@ class Feed:
         self._on_first = on_first
         self._closed = threading.Event()
         self._look_now = threading.Event()
+        self._hurry = False
         self._generation = 0
         self._busy: tuple[str, float] | None = None
         self._slow: dict[str, str] = {}
@@ -144,7 +147,7 @@ class Feed:
         """To be called now and then by another thread: frees the feed from a run that does not answer."""
         busy = self._busy
         if busy and time.monotonic() - busy[1] > PATIENCE_S:
-            self._slow[busy[0]] = "its files do not answer"
+            self._slow[busy[0]] = SILENT if busy[0] == MACHINE else STUCK
             self._followed.pop(busy[0], None)
             self._busy = None
             self.start()
@@ -163,7 +166,7 @@ class Feed:
             if self._on_first is not None and generation == self._generation:
                 done, self._on_first = self._on_first, None
                 done()
-            self._look_now.wait(self.poll_s)
+            self._hurry = self._look_now.wait(self.poll_s)
             self._look_now.clear()
 
     def _ask(self, generation: int, name: str, question: Callable[[], T]) -> T:
@@ -186,6 +189,7 @@ class Feed:
             error, names = str(problem), set(self._followed)
         for gone in self._followed.keys() - names:
             del self._followed[gone]
+        views |= {name: self.picture.runs[name] for name in names & self._slow.keys() & self.picture.runs.keys()}
         for name in names - self._slow.keys():
             wrong = self._ask(generation, name, partial(self._look, name))
             if generation != self._generation:
@@ -215,7 +219,7 @@ class Feed:
             if run is None:
                 return None
             followed = self._followed[name] = _Followed(run, Curve())
-        elif not followed.run.status.active and now - followed.looked < IDLE_POLL_S and not self._look_now.is_set():
+        elif not followed.run.status.active and now - followed.looked < IDLE_POLL_S and not self._hurry:
             return followed.run.problem
         followed.looked = now
         events = followed.run.refresh()
@@ -225,8 +229,8 @@ class Feed:
         _extend(followed.curve, events)
         stopping = followed.run.stop_requested and followed.run.status.active
         old = followed.view
-        known = (old.status, old.stopping, old.problem) if old else None
-        if events or known != (followed.run.status, stopping, followed.run.problem):
+        known = (old.status, old.stopping, old.problem, old.damaged) if old else None
+        if events or known != (followed.run.status, stopping, followed.run.problem, followed.run.state.damaged):
             followed.view = _view(followed.run, followed.curve, stopping)
         return followed.run.problem
 

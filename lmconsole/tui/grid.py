@@ -5,6 +5,7 @@ from itertools import groupby
 
 from rich.segment import Segment
 from rich.style import Style
+from textual.events import Resize
 from textual.geometry import Region, Size
 from textual.strip import Strip
 from textual.widget import Widget
@@ -20,12 +21,14 @@ class Grid(Widget):
     def __init__(self, name: str) -> None:
         """``name`` is the widget's id."""
         super().__init__(id=name)
+        self._rows: Sequence[Sequence[GridCell]] = ()
         self._cells: list[list[GridCell]] = []
         self.repainted_cells = 0
         """Cells sent so far; what a slow line has had to carry."""
 
     def put(self, rows: Sequence[Sequence[GridCell]]) -> None:
         """Show ``rows`` in the place of what is there."""
+        self._rows = rows
         width, height = self.size
         new = [(list(row) + [(" ", Style.null())] * (width - len(row)))[:width] for row in rows[:height]]
         new += [[(" ", Style.null())] * width for _ in range(height - len(new))]
@@ -41,6 +44,9 @@ class Grid(Widget):
             self.repainted_cells += sum(region.width for region in regions)
             self.refresh(*regions)
 
+    def _on_resize(self, _event: Resize) -> None:
+        self.put(self._rows)
+
     def render_line(self, y: int) -> Strip:
         """One row, in the widget's own background."""
         base = self.rich_style
@@ -54,7 +60,7 @@ class Grid(Widget):
 
     def get_content_height(self, _container: Size, _viewport: Size, _width: int) -> int:
         """As many rows as were put."""
-        return len(self._cells) or 1
+        return len(self._rows) or 1
 
 
 def _changed(old: Sequence[GridCell], new: Sequence[GridCell]) -> list[tuple[int, int]]:

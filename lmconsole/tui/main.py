@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.style import Style
+from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
@@ -23,7 +24,7 @@ from lmconsole.tui.frugal import FrugalCompositor
 from lmconsole.tui.gauges import Gauges, bare_uuid
 from lmconsole.tui.grid import Grid, text_cells
 from lmconsole.tui.rows import COLUMNS, Row, build_rows, group_of, matches
-from lmconsole.tui.selection import Chosen, by_experiment, choose, series_of
+from lmconsole.tui.selection import Chosen, by_experiment, choose, series_of, still_there
 from lmconsole.tui.table import ExperimentTable
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ class MainScreen(Screen[None]):
         if picture is self._drawn and not force:
             return
         old, self._drawn = self._drawn, picture
+        if not picture.error:
+            self.checked = still_there(self.checked, picture, self.app.options.plan.experiments)
         self.table.fit(self.size.width)
         self._draw_table(picture)
         self._draw_curves(picture)
@@ -143,18 +146,19 @@ class MainScreen(Screen[None]):
             unfolded=frozenset(self.unfolded),
             wide=self.table.wide,
             glyphs=self.app.glyphs,
-            slow=picture.problems,
+            problems=picture.problems,
         )
         column, down = self._sort
         families: dict[int, list[Row]] = {}
+        unreadable: list[Row] = []
         for row in rows:
             if matches(row, self._words):
-                families.setdefault(row.experiment.id, []).append(row)
-        ordered = sorted(families.values(), key=lambda family: _sort_key(family[0], column, down), reverse=down)
-        self.table.show([row for family in ordered for row in family], self._sort)
+                (families.setdefault(row.experiment.id, []) if row.experiment else unreadable).append(row)
+        ordered = sorted(families.items(), key=lambda item: _sort_key(item[1][0], item[0], column, down), reverse=down)
+        self.table.show([*(row for _, family in ordered for row in family), *unreadable], self._sort)
 
     def _draw_curves(self, picture: Picture) -> None:
-        series = series_of(picture, self.chosen().runs, reference=self.published)
+        series = series_of(picture, self.chosen().runs, reference=self.published) if not picture.error else []
         hint = "Not trained yet: r runs it."
         if not picture.runs:
             hint = "No runs yet. Press a to select all experiments, then r to train them."
@@ -213,9 +217,10 @@ class MainScreen(Screen[None]):
 
     def on_experiment_table_folded(self, message: ExperimentTable.Folded) -> None:
         """Show or hide an experiment's runs."""
-        change = self.unfolded.add if message.unfold else self.unfolded.discard
-        change(f"e{message.row.experiment.id}")
-        self.draw(force=True)
+        if message.row.experiment:
+            change = self.unfolded.add if message.unfold else self.unfolded.discard
+            change(f"e{message.row.experiment.id}")
+            self.draw(force=True)
 
     def on_experiment_table_sort_asked(self, message: ExperimentTable.SortAsked) -> None:
         """A click on a heading sorts by it, a second one the other way round."""
@@ -296,6 +301,13 @@ class MainScreen(Screen[None]):
         row = self.table.row
         if row is None:
             return
+        if row.experiment is None:
+            from lmconsole.tui.screens import Page
+
+            why = self.app.feed.picture.problems.get(row.key, "It can be read again.")
+            folder = self.app.options.store.absolute() / row.key
+            self.app.push_screen(Page("A run that cannot be read", Text(printable(f"{folder}\n\n{why}"))))
+            return
         if row.run is None:
             self.notify("This experiment has not been trained yet: r runs it.", timeout=3)
             return
@@ -325,12 +337,12 @@ class MainScreen(Screen[None]):
         self.app.push_screen(help_page([*ExperimentTable.BINDINGS, *self.BINDINGS, *self.app.BINDINGS]))
 
 
-def _sort_key(row: Row, column: int, down: bool) -> tuple[float, str, float]:
+def _sort_key(row: Row, number: int, column: int, down: bool) -> tuple[float, str, float]:
     """Unknown values come last, whichever way the order goes; equal ones by the experiment's number."""
     value, text = row.order[column]
     if math.isinf(value) and value > 0 and down:
         value = -math.inf
-    return value, text, -row.experiment.id if down else row.experiment.id
+    return value, text, -number if down else number
 
 
 def _short_path(path: Path, width: int) -> str:

@@ -15,6 +15,8 @@ from lmconsole.runs.events import MAX_LOSS_NATS, Epoch, number
 from lmconsole.tui.curve import Point
 from lmconsole.tui.glyphs import Glyphs
 
+LEAST_PPL = 1e-3
+"""No model has less than 1; whatever a file says is drawn within these."""
 LARGEST_PPL = 1e6
 """What lies higher is marked at the upper edge: a run that has gone astray must not flatten the others."""
 STEPS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)
@@ -151,7 +153,8 @@ def _x_of(series: Series, axis: XAxis) -> Any:
 
 
 def _height(loss_nats: float, log: bool) -> float:
-    return loss_nats / math.log(10.0) if log else math.exp(min(loss_nats, MAX_LOSS_NATS))
+    loss_nats = max(math.log(LEAST_PPL), min(loss_nats, MAX_LOSS_NATS))
+    return loss_nats / math.log(10.0) if log else math.exp(loss_nats)
 
 
 def draw(series: Sequence[Series], view: View, width: int, height: int, glyphs: Glyphs) -> Drawing:

@@ -9,7 +9,7 @@ from lmconsole.formatting import UNKNOWN, perplexity, seconds
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES, Experiment
 from lmconsole.runs.events import number
 from lmconsole.runs.state import Status
-from lmconsole.tui.feed import RunView
+from lmconsole.tui.feed import STUCK, RunView
 from lmconsole.tui.glyphs import Glyphs, sparkline
 
 SPARK_WIDTH = 10
@@ -22,7 +22,8 @@ class Row(NamedTuple):
     """One line: an experiment, or beneath it one of its runs."""
 
     key: str
-    experiment: Experiment
+    experiment: Experiment | None
+    """None for a run that has never been readable."""
     run: RunView | None
     """The run it shows; for an experiment its latest one; None if it has none."""
     child: bool
@@ -57,13 +58,16 @@ def build_rows(
     unfolded: frozenset[str],
     wide: bool,
     glyphs: Glyphs,
-    slow: dict[str, str],
+    problems: dict[str, str],
 ) -> list[Row]:
     """A row for each experiment, and for those unfolded one for each of their runs, newest first. Experiments that only
-    runs know, because the file has changed since, come at the end."""
+    runs know, because the file has changed since, come after the others, and runs that were never readable at the end.
+    ``problems``: what is wrong with runs, by their names."""
     known = {experiment.id: experiment for experiment in experiments}
     by_experiment: dict[int, list[RunView]] = {}
+    unread = dict.fromkeys(sorted(problems))
     for view in runs:
+        unread.pop(view.run, None)
         by_experiment.setdefault(view.info.experiment.id, []).append(view)
         known.setdefault(view.info.experiment.id, view.info.experiment)
     rows = []
@@ -71,10 +75,10 @@ def build_rows(
         its = by_experiment.get(experiment.id, [])
         key = f"e{experiment.id}"
         fold = "" if len(its) < 2 else glyphs.unfolded if key in unfolded else glyphs.folded
-        rows.append(_experiment_row(key, experiment, its, fold, key in checked, wide, glyphs, slow))
+        rows.append(_experiment_row(key, experiment, its, fold, key in checked, wide, glyphs, problems))
         if key in unfolded and len(its) > 1:
-            rows += [_run_row(experiment, view, view.run in checked, wide, glyphs, slow) for view in reversed(its)]
-    return rows
+            rows += [_run_row(experiment, view, view.run in checked, wide, glyphs, problems) for view in reversed(its)]
+    return rows + [_unreadable_row(name, problems[name]) for name in unread]
 
 
 def _experiment_row(
@@ -85,7 +89,7 @@ def _experiment_row(
     checked: bool,
     wide: bool,
     glyphs: Glyphs,
-    slow: dict[str, str],
+    problems: dict[str, str],
 ) -> Row:
     newest = runs[-1] if runs else None
     group = group_of(runs)
@@ -106,14 +110,14 @@ def _experiment_row(
     )
     if newest is None:
         return Row(key, experiment, None, False, (*front, UNKNOWN, *[""] * 4), "", (*order, *[(math.inf, "")] * 5))
-    status = describe(newest, wide, slow) if len(group) == 1 else _several(group, wide, slow)
+    status = describe(newest, wide, problems) if len(group) == 1 else _several(group, wide, problems)
     cells, back = _numbers(group, newest, glyphs)
-    mood = "problem" if newest.problem or newest.run in slow else _mood(min(group, key=_rank))
+    mood = "problem" if newest.problem or newest.run in problems else _mood(min(group, key=_rank))
     return Row(key, experiment, newest, False, (*front, status, *cells), mood, (*order, (_rank(newest), status), *back))
 
 
 def _run_row(
-    experiment: Experiment, view: RunView, checked: bool, wide: bool, glyphs: Glyphs, slow: dict[str, str]
+    experiment: Experiment, view: RunView, checked: bool, wide: bool, glyphs: Glyphs, problems: dict[str, str]
 ) -> Row:
     front = (
         f"{glyphs.child}{glyphs.checked if checked else glyphs.unchecked}",
@@ -123,9 +127,17 @@ def _run_row(
         f"seed {view.info.seed}",
     )
     cells, back = _numbers([view], view, glyphs)
-    mood = "problem" if view.problem or view.run in slow else _mood(view)
+    mood = "problem" if view.problem or view.run in problems else _mood(view)
     order = ((0.0, ""),) * 6
-    return Row(view.run, experiment, view, True, (*front, describe(view, wide, slow), *cells), mood, (*order, *back))
+    return Row(
+        view.run, experiment, view, True, (*front, describe(view, wide, problems), *cells), mood, (*order, *back)
+    )
+
+
+def _unreadable_row(name: str, why: str) -> Row:
+    what = "not answering" if why == STUCK else "unreadable"
+    cells = ("", "?", "", "", "", f"{what}: {printable(name)}", "", "", "", "")
+    return Row(name, None, None, True, cells, "problem", ((math.inf, ""),) * len(COLUMNS))
 
 
 def _rank(view: RunView) -> float:
@@ -136,25 +148,25 @@ def _mood(view: RunView) -> str:
     return "diverged" if view.finished and view.finished.diverged else view.status.value
 
 
-def _several(group: Sequence[RunView], wide: bool, slow: dict[str, str]) -> str:
+def _several(group: Sequence[RunView], wide: bool, problems: dict[str, str]) -> str:
     """How the seeds stand: the one that is running, and how many are over."""
     running = [view for view in group if view.status is Status.RUNNING]
     over = sum(view.status is Status.FINISHED for view in group)
     count = f"{over}/{len(group)} seeds"
     if running:
-        return f"{count}, {describe(running[0], False, slow)}" if wide else f"{count}, running"
+        return f"{count}, {describe(running[0], False, problems)}" if wide else f"{count}, running"
     if over == len(group):
         return f"finished, {len(group)} seeds"
     return f"{count}, {min(group, key=_rank).status.value}"
 
 
-def describe(view: RunView, wide: bool, slow: dict[str, str]) -> str:
+def describe(view: RunView, wide: bool, problems: dict[str, str]) -> str:
     """How a run stands, in about 16 characters, or twice as many if there is room."""
     epochs, (epoch, step) = view.info.settings.epochs, view.position
-    if view.run in slow:
-        return "not answering"
     if view.problem:
         return "unreadable"
+    if view.run in problems:
+        return "not answering"
     if view.status is Status.FINISHED and view.finished:
         if view.finished.diverged:
             return "diverged"
@@ -197,5 +209,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def matches(row: Row, words: str) -> bool:
     """Whether every word of the filter occurs in the row's texts or its run's id."""
-    text = " ".join([*row.cells, row.experiment.label, row.run.run if row.run else "", row.mood]).lower()
+    text = " ".join(
+        [*row.cells, row.experiment.label if row.experiment else "", row.run.run if row.run else "", row.mood]
+    ).lower()
     return all(word in text for word in words.lower().split())

@@ -75,7 +75,7 @@ class RunForm(ModalScreen[dict[str, str] | None]):
 
     def compose(self) -> ComposeResult:
         """A line for each setting."""
-        with VerticalScroll(classes="box"):
+        with VerticalScroll(classes="box", can_focus=False):
             yield Label(self._title, classes="title", markup=False)
             for name, hint in self.FIELDS.items():
                 with Horizontal(classes="row"):

@@ -30,10 +30,7 @@ def choose(
     picture: Picture, experiments: Iterable[Experiment], checked: Collection[str], highlighted: Row | None
 ) -> Chosen:
     """What is checked, whether the filter shows it or not, or what is highlighted if nothing is."""
-    known = {experiment.id: experiment for experiment in experiments}
-    runs = by_experiment(picture)
-    for number, views in runs.items():
-        known.setdefault(number, views[-1].info.experiment)
+    known, runs = _known(picture, experiments), by_experiment(picture)
     keys = sorted(checked, key=_natural) or ([highlighted.key] if highlighted else [])
     wanted: dict[int, Experiment] = {}
     chosen: dict[str, RunView] = {}
@@ -44,6 +41,18 @@ def choose(
             wanted[number] = known[number]
             chosen |= {each.run: each for each in ([view] if view else group_of(runs.get(number, [])))}
     return Chosen(list(wanted.values()), list(chosen.values()))
+
+
+def still_there(checked: Iterable[str], picture: Picture, experiments: Iterable[Experiment]) -> set[str]:
+    """What of ``checked`` has not been deleted since."""
+    there = picture.runs.keys() | {f"e{number}" for number in _known(picture, experiments)}
+    return there.intersection(checked)
+
+
+def _known(picture: Picture, experiments: Iterable[Experiment]) -> dict[int, Experiment]:
+    """Experiments by their ids, with those that only runs know."""
+    there = {view.info.experiment.id: view.info.experiment for view in picture.runs.values()}
+    return there | {experiment.id: experiment for experiment in experiments}
 
 
 def series_of(picture: Picture, views: Iterable[RunView], *, reference: bool) -> list[Series]:

@@ -45,6 +45,8 @@ class ExperimentTable(DataTable[Text]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space", "check", "Select", tooltip="Select: select or unselect this row"),
         Binding("right", "fold(True)", "Unfold", show=False, tooltip="Select: show the runs of this experiment"),
+        Binding("home", "scroll_top", "First row", show=False),
+        Binding("end", "scroll_bottom", "Last row", show=False),
         Binding("left", "fold(False)", "Fold", show=False, tooltip="Select: hide the runs of this experiment"),
     ]
 

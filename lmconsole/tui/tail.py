@@ -4,6 +4,9 @@ from pathlib import Path
 
 FIRST_BYTES = 64 * 1024
 MOST_BYTES = 256 * 1024
+"""Read at once."""
+LONGEST = 1_000
+"""Of a line that is longer than what is read at once, so many characters."""
 
 
 class Tail:
@@ -12,6 +15,7 @@ class Tail:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset: int | None = None
+        self._inside = False
 
     def read_new(self) -> list[str]:
         """New lines. Raises OSError if the file cannot be read; one that is not there yet has none."""
@@ -19,15 +23,21 @@ class Tail:
             size = self._path.stat().st_size
         except FileNotFoundError:
             return []
-        cut = self._offset is None and size > FIRST_BYTES
         if self._offset is None or size < self._offset:
             self._offset = max(size - FIRST_BYTES, 0)
+            self._inside = self._offset > 0
         if size == self._offset:
             return []
         with self._path.open("rb") as file:
             file.seek(self._offset)
             data = file.read(MOST_BYTES)
+        if self._inside:
+            rest, newline, data = data.partition(b"\n")
+            self._offset += len(rest) + len(newline)
+            self._inside = not newline
         complete = data.rfind(b"\n") + 1
+        if len(data) == MOST_BYTES and not complete:
+            self._offset, self._inside = self._offset + len(data), True
+            return [data[:LONGEST].decode(errors="replace") + " …"]
         self._offset += complete
-        lines = data[:complete].decode(errors="replace").splitlines()
-        return lines[1:] if cut else lines
+        return data[:complete].decode(errors="replace").splitlines()

@@ -135,7 +135,6 @@ async def test_the_form_stays_open_on_wrong_words_and_says_which(
     assert runs(stage) == []
 
 
-# BUG: the box around the fields has the focus first, so what one types goes nowhere.
 async def test_the_form_opens_with_its_first_field_ready(stage: Stage, small: dict[str, Any]) -> None:
     async with stage.console(**small) as pilot:
         await pilot.press("R")
@@ -317,7 +316,6 @@ async def test_what_is_deleted_is_not_selected_any_more(stage: Stage) -> None:
         await shows_no_more(pilot, "selected")
 
 
-# BUG: a run that somebody else deletes stays counted as selected, and keys then are about nothing.
 async def test_what_somebody_else_deletes_is_not_selected_any_more(stage: Stage) -> None:
     stage.record(1, seed=1)
     newer = stage.record(1, seed=2)
@@ -383,7 +381,6 @@ async def test_leaving_says_how_many_runs_go_on(stage: Stage, key: str) -> None:
     assert pilot.app.return_value == "2 runs go on without the console; `lmconsole` shows them again."
 
 
-# BUG: "1 run go on".
 async def test_leaving_one_run_behind_says_so_in_the_singular(stage: Stage) -> None:
     stage.record(1, "running")
     async with stage.console() as pilot:

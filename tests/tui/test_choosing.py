@@ -175,7 +175,6 @@ async def test_on_a_short_screen_every_row_can_be_reached(stage: Stage) -> None:
         await sees(pilot, selected, [1])
 
 
-# BUG: these keys, which every list has, do nothing here; the data table goes to its first and last column.
 async def test_home_and_end_go_to_the_first_and_the_last_row(stage: Stage) -> None:
     async with stage.console() as pilot:
         await pilot.press("end", "space")
@@ -198,7 +197,6 @@ async def test_narrow_screens_go_without_columns_and_never_without_validation(
         assert max(len(line) for line in screen(pilot).splitlines()) <= width
 
 
-# BUG: the highlight jumps to the first row when the columns change.
 async def test_another_size_brings_other_columns_and_back(stage: Stage) -> None:
     stage.record(3, valid=(6.0, 5.0))
     async with stage.console(size=(120, 40)) as pilot:

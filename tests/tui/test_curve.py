@@ -82,7 +82,6 @@ def test_a_loss_that_is_not_finite_is_remembered_and_spoils_no_mean(odd: float) 
     assert all(point.loss_nats == 5.0 for point in points)
 
 
-# BUG: a bucket joined with one that is not finite takes over its weight as well.
 def test_steps_whose_loss_is_not_finite_have_no_weight_in_a_mean() -> None:
     losses_nats = [4.0, math.nan, math.nan, 6.0] * MAX_BUCKETS
     points = list(curve_of(*losses_nats, steps=4 * MAX_BUCKETS))

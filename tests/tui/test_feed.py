@@ -181,7 +181,6 @@ def test_damaged_lines_are_counted_and_the_others_read(stage: Stage) -> None:
     assert (seen.damaged, seen.position) == (1, (5, 6))
 
 
-# BUG: a damaged line that comes alone is not told before the next whole one.
 def test_a_damaged_line_is_told_as_soon_as_it_is_there(stage: Stage) -> None:
     run = stage.record(1, "running")
     with following(stage.store.root) as feed:
@@ -227,7 +226,6 @@ def test_folders_that_are_no_runs_are_left_alone(stage: Stage) -> None:
     assert (list(now.runs), now.problems, now.error) == ([run.run], {}, None)
 
 
-# BUG: the wish is forgotten before the runs are looked at, so a run that was over shows up to two seconds later.
 def test_whoever_has_changed_a_run_sees_it_at_once_even_if_it_was_over(stage: Stage) -> None:
     run = stage.record(1, "stopped")
     with following(stage.store.root) as feed:
@@ -307,7 +305,6 @@ def hanging() -> Iterator[tuple[threading.Event, list[str]]]:
         answer.set()
 
 
-# BUG: the reason reads "its files do not answer", and the gauge "GPU memory: its files do not answer".
 @pytest.mark.usefixtures("impatient")
 def test_a_driver_that_hangs_is_put_aside_and_asked_again_when_it_answers(stage: Stage) -> None:
     run = stage.record(1, "running")

@@ -97,10 +97,9 @@ async def test_another_style_is_a_change() -> None:
 
 async def test_after_another_size_every_row_is_painted_anew() -> None:
     async with grid("one", "two") as (shown, pilot):
+        shown.asked.clear()
         await pilot.resize_terminal(20, 3)
         await eventually(pilot, lambda: shown.size == (20, 3))
-        shown.asked.clear()
-        shown.put([text_cells("one"), text_cells("two")])
         assert shown.asked == [Region(0, y, 20, 1) for y in range(3)]
         await pilot.pause()
         assert screen(pilot).split() == ["one", "two"]

@@ -71,7 +71,6 @@ async def test_the_highlighted_run_is_drawn_and_another_highlight_draws_another(
         await shows(pilot, "Not trained yet: r runs it.")
 
 
-# BUG: drawing that was put off to save time is not made up for until something else changes.
 async def test_running_down_the_table_ends_with_the_curves_of_the_row_it_ends_on(stage: Stage) -> None:
     for number in range(1, 13):
         stage.record(number, valid=[7.0 - i / 10 - number / 10 for i in range(20)])
@@ -296,7 +295,6 @@ async def test_without_colours_nothing_is_coloured(stage: Stage, monkeypatch: py
 # ---- gauges
 
 
-# BUG: all but the first gauge stay empty until the next sample differs: they are put before there is room for them.
 async def test_each_gpu_has_a_gauge_with_what_our_runs_hold_of_it(stage: Stage) -> None:
     run = stage.queue(5)
     run.append(
@@ -361,8 +359,6 @@ async def test_details_of_a_failed_run_say_what_happened_and_what_to_do(stage: S
         assert "the GPU is \\x1b[31mfull" in shown, "what comes from elsewhere cannot steer the terminal"
 
 
-# BUG: the log's page ends below its box, so that the newest line is out of sight, and a log that was read while another
-# page was in sight is followed by "The worker has printed nothing so far."
 async def test_details_follow_a_run_until_f_and_again_after_it(stage: Stage) -> None:
     run = stage.record(1, "running")
     run.paths.worker_log.write_text("".join(f"line {i}\n" for i in range(200)))
@@ -526,7 +522,6 @@ async def test_escape_undoes_the_nearest_first(stage: Stage) -> None:
         assert pilot.app.is_running, "and it never leaves"
 
 
-# BUG: as in running down the table.
 async def test_tab_goes_from_the_table_to_the_curves_and_back(stage: Stage) -> None:
     stage.record(1)
     async with stage.console() as pilot:
@@ -567,7 +562,6 @@ async def test_a_theme_that_was_chosen_is_there_the_next_time(stage: Stage) -> N
         assert pilot.app.theme == "lmconsole-light"
 
 
-# BUG: `--theme` is "remembered" by its help, and is not.
 async def test_a_theme_of_the_command_line_comes_first_and_is_remembered(stage: Stage) -> None:
     async with stage.console(theme="nord") as pilot:
         assert pilot.app.theme == "nord"

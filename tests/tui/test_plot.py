@@ -151,7 +151,6 @@ def test_whatever_losses_a_run_can_have_are_drawn_at_exactly_the_size_that_was_a
     draw_somehow(losses, data)
 
 
-# BUG: losses far below zero, which only a damaged or foreign log can hold, end in ValueError or StopIteration.
 @settings(deadline=None, max_examples=100)
 @given(st.data())
 def test_any_numbers_at_all_are_drawn_at_exactly_the_size_that_was_asked_for(data: st.DataObject) -> None:

@@ -19,7 +19,7 @@ def rows(stage: Stage, *, experiments: tuple[Experiment, ...] | None = None, **m
     with following(stage.store.root) as feed:
         runs = picture(feed, lambda now: len(now.runs) == len(stage.store.names())).runs
     given: dict[str, Any] = {"checked": frozenset(), "unfolded": frozenset(), "wide": False, "glyphs": UNICODE}
-    given |= {"slow": {}} | more
+    given |= {"problems": {}} | more
     return build_rows(stage.plan.experiments if experiments is None else experiments, runs.values(), **given)
 
 
@@ -197,7 +197,7 @@ def test_runs_of_an_experiment_that_the_file_no_longer_has_come_at_the_end(stage
 def test_a_run_that_cannot_be_read_any_more_or_does_not_answer_says_so(stage: Stage) -> None:
     unreadable, stuck = stage.record(1), stage.record(2)
     shutil.copy(unreadable.paths.info, unreadable.paths.events)  # what is there is no log
-    made = rows(stage, slow={stuck.run: "its files do not answer"})
+    made = rows(stage, problems={stuck.run: "its files do not answer"})
     assert [cell(row, "Status") for row in made[:2]] == ["unreadable", "not answering"]
     assert [row.mood for row in made[:2]] == ["problem", "problem"]
 
