@@ -158,7 +158,7 @@ async def test_the_form_can_be_left_by_its_button_and_is_about_everything_select
 async def test_all_fields_of_the_form_can_be_reached_on_a_small_screen(stage: Stage, size: tuple[int, int]) -> None:
     async with stage.console(size=size) as pilot:
         await pilot.press("R")
-        await pilot.press(*["tab"] * 6)
+        await pilot.press(*["tab"] * 5)
         await shows(pilot, "jobs")
         await pilot.press("tab", "tab")
         await shows(pilot, "Cancel", "Run (ctrl+s)")
