@@ -155,7 +155,6 @@ class Training:
                 cursor.epoch_nll = nll.item()
                 now = time.monotonic()
                 self._count_training(now - clock)
-                clock = now
                 new = cursor.epoch_targets - targets_seen
                 self._report((cursor.epoch_nll - nll_seen) / new, new / max(now - last_look, 1e-9))
                 last_look, nll_seen, targets_seen = now, cursor.epoch_nll, cursor.epoch_targets

@@ -45,7 +45,7 @@ class Gauges(Grid):
                 self._history[key].append(share)
             facts = [
                 f"{_whole(gpu.utilization_percent)} %",
-                f"{_whole(gpu.temperature_c)} °C",
+                f"{_whole(gpu.temperature_c)} {'°' if self._glyphs.unicode else ''}C",
                 f"{_whole(gpu.power_w)} W",
             ]
             name = printable(gpu.name or "").removeprefix("NVIDIA ")

@@ -194,9 +194,12 @@ class MainScreen(Screen[None]):
         width = headline.size.width
         preset = f"  preset {printable(self.app.preset)}" if width >= 70 else ""
         store = _short_path(self.app.options.store.absolute(), width - len(right) - len(preset) - 12)
-        cells = text_cells("lmconsole", Style(bold=True)) + text_cells(f"  {printable(store)}{preset}", dim)
-        room = max(width - len(right), 0)
-        cells = cells[: max(room - 1, 0)]
+        name = "lmconsole" if width - len(right) > len("lmconsole") else ""
+        cells = text_cells(name, Style(bold=True)) + text_cells(f"  {printable(store)}{preset}" if name else "", dim)
+        if len(right) > width > 0:
+            right = right[: width - 1] + "…"
+        room = width - len(right)
+        cells = cells[: max(room - 2, len(name))]
         headline.put([cells + text_cells(" " * (room - len(cells)) + right)])
 
     # ---- choosing

@@ -89,6 +89,8 @@ def _driver() -> "type[Driver] | None":
 
 def _prepare(slow: bool) -> None:
     """Textual reads these when it is imported."""
+    for size in ("COLUMNS", "LINES"):
+        os.environ.pop(size, None)  # those of the shell's start would hold for ever, whatever becomes of the window
     os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
     os.environ.setdefault("TEXTUAL_SMOOTH_SCROLL", "0")
     os.environ.setdefault("TEXTUAL_FPS", "15" if slow else "30")

@@ -156,7 +156,7 @@ def _several(group: Sequence[RunView], wide: bool, problems: dict[str, str]) -> 
     if running:
         return f"{count}, {describe(running[0], False, problems)}" if wide else f"{count}, running"
     if over == len(group):
-        return f"finished, {len(group)} seeds"
+        return f"finished, {len(group)} seeds" if wide else count
     return f"{count}, {min(group, key=_rank).status.value}"
 
 

@@ -131,7 +131,8 @@ def test_seeds_of_one_experiment_are_one_line_with_their_mean(stage: Stage) -> N
     made = rows(stage)
     assert len(made) == 12
     assert cell(made[3], "") == "□▸"
-    assert cell(made[3], "Status") == "finished, 3 seeds"
+    assert cell(made[3], "Status") == "3/3 seeds"
+    assert status(stage, 4, wide=True) == "finished, 3 seeds"
     mean = (math.exp(5.0) + math.exp(5.2) + math.exp(5.4)) / 3
     assert cell(made[3], "Valid") == f"{mean:.1f}"
 
@@ -173,7 +174,7 @@ def test_runs_with_other_settings_do_not_count_as_seeds(stage: Stage) -> None:
     stage.record(4, seed=1, valid=(6.0, 5.0))
     stage.record(4, seed=2, valid=(6.0, 5.0))
     made = rows(stage, unfolded=frozenset({"e4"}))
-    assert cell(made[3], "Status") == "finished, 2 seeds"
+    assert cell(made[3], "Status") == "2/2 seeds"
     assert cell(made[3], "Valid") == f"{math.exp(5.0):.1f}"
     assert len(made) == 15, "the older one is shown with its experiment all the same"
 

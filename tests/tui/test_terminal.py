@@ -1,0 +1,225 @@
+"""The command on a terminal of its own, started, hung up, ended and resized as windows and multiplexers do it."""
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+import pytest
+import tiny
+from tui.stage import Stage, end
+
+from lmconsole.runs.state import Status
+
+PATIENCE_S = 30.0
+ANSWERS = {b"\x1b[?2026$p": b"\x1b[?2026;2$y", b"\x1b[?2048$p": b"\x1b[?2048;0$y"}
+"""What the app asks a terminal at the start, and what most of today's answer."""
+CONTROLS = re.compile(rb"\x1b\[[0-9;:?<=>]*[ -/]*[@-~]|\x1b[@-Z\\-_=>]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
+RESTORED = (b"\x1b[?1049l", b"\x1b[?25h")
+"""The screen that was there before, and its cursor."""
+
+pytestmark = pytest.mark.slow
+
+
+class Window:
+    """`lmconsole` on a pty of so many columns and rows."""
+
+    def __init__(self, cwd: Path, *words: str, environment: Mapping[str, str] = {}, size: tuple[int, int] = (120, 40)):
+        self.leader, follower = pty.openpty()
+        self._size(follower, *size)
+        self.before = termios.tcgetattr(follower)
+        self.settings = os.dup(follower)
+        self.seen = b""
+        self._unanswered = dict(ANSWERS)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "lmconsole", *words],
+            stdin=follower,
+            stdout=follower,
+            stderr=follower,
+            cwd=cwd,
+            env={**os.environ, "LC_ALL": "C.UTF-8", **environment},
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(follower)
+
+    @staticmethod
+    def _size(descriptor: int, columns: int, rows: int) -> None:
+        fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def read(self) -> None:
+        """Take in what has come, for a twentieth of a second."""
+        if not select.select([self.leader], [], [], 0.05)[0]:
+            return
+        with contextlib.suppress(OSError):  # nobody is there any more
+            self.seen += os.read(self.leader, 65_536)
+        for question in [each for each in self._unanswered if each in self.seen]:
+            os.write(self.leader, self._unanswered.pop(question))
+
+    def text(self, start: int = 0) -> str:
+        """What was printed from byte ``start`` on, without its controls; where lines end is lost."""
+        return CONTROLS.sub(b" ", self.seen[start:]).decode(errors="replace")
+
+    def shows(self, words: str, start: int = 0) -> None:
+        """Wait until ``words`` have been printed."""
+        deadline = time.monotonic() + PATIENCE_S
+        while words not in self.text(start):
+            assert time.monotonic() < deadline, f"no {words!r} in {self.text(start)[-4000:]}"
+            assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.text(start)[-4000:]}"
+            self.read()
+
+    def press(self, keys: bytes) -> None:
+        """Type."""
+        os.write(self.leader, keys)
+
+    def resize(self, columns: int, rows: int) -> int:
+        """Another size; how much had been printed before."""
+        mark = len(self.seen)
+        self._size(self.leader, columns, rows)
+        return mark
+
+    def ends(self, within_s: float = PATIENCE_S) -> int:
+        """Wait until the command has ended, and read what it leaves."""
+        deadline = time.monotonic() + within_s
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, "it goes on"
+            self.read() if self.leader >= 0 else time.sleep(0.05)
+        if self.leader >= 0:
+            self.read()
+        return self.process.returncode
+
+    def hang_up(self) -> None:
+        """Close the window: the terminal is gone."""
+        os.close(self.settings)
+        os.close(self.leader)
+        self.leader = self.settings = -1
+
+    def close(self) -> None:
+        """Nothing stays behind."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for descriptor in (self.leader, self.settings):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def window(stage: Stage, *words: str, size: tuple[int, int] = (120, 40), **environment: str) -> Iterator[Window]:
+    """The console of a stage in a window, with the keys ready."""
+    opened = Window(stage.root, "--runs", str(stage.store.root), *words, environment=environment, size=size)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def test_q_leaves_the_terminal_as_it_was(stage: Stage) -> None:
+    stage.record(1)
+    with window(stage) as terminal:
+        terminal.shows("finished")
+        terminal.press(b"q")
+        assert terminal.ends() == 0
+        assert all(code in terminal.seen for code in RESTORED)
+        assert termios.tcgetattr(terminal.settings) == terminal.before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_with_the_terminal_in_order_and_runs_go_on(stage: Stage, number: int) -> None:
+    run = stage.record(1, "running")
+    with window(stage) as terminal:
+        terminal.shows("epoch 5/6")
+        os.kill(terminal.process.pid, number)
+        assert terminal.ends() == 0
+        assert all(code in terminal.seen for code in RESTORED)
+        assert termios.tcgetattr(terminal.settings) == terminal.before
+        assert "Traceback" not in terminal.text()
+    assert run.holder is not None
+    assert run.holder.poll() is None
+
+
+def test_a_window_that_is_closed_ends_it_soon_and_nothing_spins(stage: Stage) -> None:
+    stage.record(1, "running")
+    with window(stage) as terminal:
+        terminal.shows("epoch 5/6")
+        terminal.hang_up()
+        process = psutil.Process(terminal.process.pid)
+        before_s = process.cpu_times().user
+        spent_s = before_s
+        while terminal.process.poll() is None:
+            with contextlib.suppress(psutil.Error):
+                spent_s = process.cpu_times().user
+            terminal.ends(10.0)
+        assert spent_s - before_s < 3.0
+
+
+def test_another_size_gets_another_picture(stage: Stage) -> None:
+    stage.record(1)
+    with window(stage, COLUMNS="90", LINES="30") as terminal:  # a shell that exports what it once was
+        terminal.shows("finished")
+        assert "Trend" in terminal.text()
+        mark = terminal.resize(60, 20)
+        terminal.shows("GPT-1", mark)
+        terminal.shows("finished", mark)
+        assert "Trend" not in terminal.text(mark)
+        mark = terminal.resize(120, 40)
+        terminal.shows("Trend", mark)
+
+
+def test_what_is_started_goes_on_without_its_window_and_is_there_in_the_next(stage: Stage) -> None:
+    file = tiny.write_experiments(stage.root / "mine.toml", tiny.row(1), tiny.row(2, "gpt1"))
+    words = ("--experiments", str(file), "--data", str(tiny.write_corpus(stage.root / "texts")), "--preset", "tiny")
+    with window(stage, *words) as terminal:
+        terminal.shows("No runs yet.")
+        terminal.press(b"ar")
+        terminal.shows("queued.")
+        terminal.hang_up()
+        terminal.ends(10.0)
+    deadline = time.monotonic() + 4 * PATIENCE_S
+    while [run.status for run in stage.store.runs()] != [Status.FINISHED] * 2 or stage.store.runner() is not None:
+        assert time.monotonic() < deadline, [(run.status, run.state.failed) for run in stage.store.runs()]
+        time.sleep(0.2)
+    assert list((stage.root / "exports").glob("table-1-results.*"))
+    with window(stage, *words) as terminal:
+        terminal.shows("2 finished")
+        terminal.press(b"q")
+        assert terminal.ends() == 0
+
+
+def test_leaving_says_on_the_terminal_that_runs_go_on(stage: Stage) -> None:
+    run = stage.record(1, "running")
+    with window(stage) as terminal:
+        terminal.shows("epoch 5/6")
+        terminal.press(b"q")
+        assert terminal.ends() == 0
+        after = terminal.seen.rindex(RESTORED[0])
+        assert "1 run goes on without the console" in terminal.text(after)
+    assert run.holder is not None
+    end(run.holder)
+
+
+def test_a_terminal_that_can_do_nothing_is_told_so(stage: Stage) -> None:
+    with window(stage, TERM="dumb") as terminal:
+        assert terminal.ends() == 2
+        assert "TERM=dumb" in terminal.text()
+        assert "lmconsole run --all --headless" in terminal.text()
+
+
+def test_without_a_terminal_it_says_what_to_do_instead(stage: Stage) -> None:
+    command = [sys.executable, "-m", "lmconsole", "--runs", str(stage.store.root)]
+    done = subprocess.run(command, cwd=stage.root, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "no terminal" in done.stderr
+    assert "lmconsole run --all --headless" in done.stderr
