@@ -7,6 +7,7 @@ from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.coordinate import Coordinate
 from textual.events import Click
+from textual.geometry import Offset
 from textual.message import Message
 from textual.widgets import DataTable
 from textual.widgets.data_table import ColumnKey, RowKey
@@ -114,12 +115,12 @@ class ExperimentTable(DataTable[Text]):
         chosen = tuple(name for name in COLUMNS if name in names or name == "Status")
         if (chosen, status) != (self._names, self._status_width):
             self._names, self._status_width, self._widths = chosen, status, widths
-            rows, self.rows_shown = self.rows_shown, []
+            place, offset = self.cursor_row, self.scroll_offset
             self.clear(columns=True)
             self.cell_padding = padding
             for name in chosen:
                 self.add_column(self._heading(name), width=widths.get(name, status), key=name or "check")
-            self.show(rows)
+            self._fill(self.rows_shown, place, offset)
 
     def show(self, rows: Sequence[Row], sort: tuple[int, bool] | None = None) -> None:
         """Show ``rows``. ``sort``: the column they are sorted by, and whether downwards, for the headings."""
@@ -146,16 +147,19 @@ class ExperimentTable(DataTable[Text]):
         self.rows_shown = list(rows)
 
     def _rebuild(self, rows: Sequence[Row]) -> None:
-        key = self.row.key if self.row else None
-        place = self.cursor_row
+        keys = [row.key for row in rows]
+        place = keys.index(self.row.key) if self.row and self.row.key in keys else self.cursor_row
         offset = self.scroll_offset
         self.clear()
+        self._fill(rows, place, offset)
+
+    def _fill(self, rows: Sequence[Row], place: int, offset: Offset) -> None:
+        """Put ``rows`` into the empty table, the cursor on the one at ``place``."""
         self.rows_shown = list(rows)
         for row in rows:
             self.add_row(*(self._cell(row, name) for name in self._names), key=row.key)
-        keys = [row.key for row in rows]
         if rows:
-            self.move_cursor(row=keys.index(key) if key in keys else min(place, len(rows) - 1), animate=False)
+            self.move_cursor(row=min(place, len(rows) - 1), animate=False)
             self.scroll_to(y=offset.y, animate=False)
 
     def _update(self, index: int, old: Row, new: Row) -> list[tuple[RowKey, ColumnKey]]:
