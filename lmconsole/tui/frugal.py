@@ -5,8 +5,11 @@ and ends every segment with a reset, same style or not. Over SSH that is most of
 columns change.
 """
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.segment import Segment
 from textual._compositor import ChopsUpdate, Compositor
+from textual.strip import Strip
 
 
 class CroppedUpdate(ChopsUpdate):
@@ -20,9 +23,23 @@ class CroppedUpdate(ChopsUpdate):
                 if strip is None or x >= x2 or end <= x1:
                     continue
                 first, last = max(x, x1), min(end, x2)
-                shown = strip.crop(first - x, last - x).simplify()
+                shown = _cropped(strip, first - x, last - x).simplify()
                 written.append(f"\x1b[{y + 1};{first + 1}H{shown.render(console)}")
         return "".join(written)
+
+
+def _cropped(strip: Strip, first: int, last: int) -> Strip:
+    """The cells from ``first`` up to ``last``. Rich remembers the last 16,384 segments that it has cut, which in a
+    console of changing numbers is memory that grows for hours: where characters are one cell wide, we cut ourselves."""
+    kept, x = [], 0
+    for text, style, control in strip:
+        if len(text) != cell_len(text):
+            return strip.crop(first, last)
+        start, end = max(first - x, 0), last - x
+        if start < len(text) and end > 0:
+            kept.append(Segment(text[start:end], style, control))
+        x += len(text)
+    return Strip(kept, max(min(last, x) - first, 0))
 
 
 class FrugalCompositor(Compositor):
