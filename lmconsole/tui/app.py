@@ -124,8 +124,8 @@ class Console(App[str]):
         self._show()
 
     def _show(self) -> None:
-        self._announce(self.feed.picture)
-        if self.main.is_attached:
+        if self.is_running and self.main.is_attached:  # a timer may still fire while the app is taken apart
+            self._announce(self.feed.picture)
             self.main.draw()
 
     def _judge_line(self, output: Any) -> None:

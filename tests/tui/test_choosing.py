@@ -6,6 +6,8 @@ import pytest
 from textual.pilot import Pilot
 from tui.stage import Stage, experiment, line_with, listed, screen, sees, selected, shows, shows_no_more
 
+from lmconsole.tui.main import MainScreen
+
 
 def headline(pilot: Pilot[str]) -> str:
     """The uppermost line."""
@@ -224,3 +226,17 @@ async def test_no_size_is_too_small_or_too_large(stage: Stage, size: tuple[int, 
         shown = screen(pilot).splitlines()
         assert len(shown) <= size[1]
         assert max(map(len, shown), default=0) <= size[0]
+
+
+async def test_a_tick_while_the_console_is_closing_does_no_harm(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticked = []
+
+    def late_tick(screen: MainScreen) -> None:
+        screen._drawn = None
+        screen.app._tick()
+        ticked.append(screen.app.is_running)
+
+    monkeypatch.setattr(MainScreen, "on_unmount", late_tick, raising=False)
+    async with stage.console() as pilot:
+        assert listed(pilot)
+    assert ticked == [False]

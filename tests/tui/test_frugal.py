@@ -14,7 +14,9 @@ from lmconsole.tui.frugal import CroppedUpdate
 
 RED, BOLD = Style(color="red"), Style(bold=True)
 STRIPS = st.lists(
-    st.tuples(st.text("ab ▁█⠿語é", max_size=6), st.sampled_from([RED, BOLD, Style.null()])), min_size=1, max_size=5
+    st.tuples(st.text("ab ▁█⠿語é", min_size=1, max_size=6), st.sampled_from([RED, BOLD, Style.null()])),
+    min_size=1,
+    max_size=5,
 )
 
 
