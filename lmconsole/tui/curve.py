@@ -32,7 +32,7 @@ class Curve:
 
     def __init__(self) -> None:
         self._numbers = array("d")
-        """Buckets one after the other: a tenth of the memory that as many tuples take."""
+        """Buckets one after the other: a fifth of the memory that as many tuples take."""
         self._per_bucket = 1
         self._last_step = 0.0
 
@@ -89,16 +89,15 @@ class _Bucket(NamedTuple):
 
     def joined(self, later: "_Bucket") -> "_Bucket":
         """Both as one, at the place of the later. A loss that is not finite is remembered and not averaged."""
-        a, b = self, later
-        weight = a.weight + b.weight
-        if math.isfinite(a.loss_nats) and math.isfinite(b.loss_nats):
-            mean = (a.loss_nats * a.weight + b.loss_nats * b.weight) / weight
-            low, high = min(a.low_nats, b.low_nats), max(a.high_nats, b.high_nats)
+        weight = self.weight + later.weight
+        if math.isfinite(self.loss_nats) and math.isfinite(later.loss_nats):
+            mean = (self.loss_nats * self.weight + later.loss_nats * later.weight) / weight
+            low, high = min(self.low_nats, later.low_nats), max(self.high_nats, later.high_nats)
         else:
-            finite = a if math.isfinite(a.loss_nats) else b
+            finite = self if math.isfinite(self.loss_nats) else later
             mean, low, high = finite.loss_nats, finite.low_nats, finite.high_nats
-        odd, events = max(a.odd, b.odd), a.events + b.events
-        return _Bucket(b.epochs, b.elapsed_train_s, mean, low, high, odd, events, weight)
+        odd, events = max(self.odd, later.odd), self.events + later.events
+        return _Bucket(later.epochs, later.elapsed_train_s, mean, low, high, odd, events, weight)
 
 
 _WIDTH = len(_Bucket._fields)
