@@ -180,6 +180,7 @@ def describe(view: RunView, wide: bool, problems: dict[str, str]) -> str:
             return "starting"
         left = seconds(view.seconds_left)
         if not wide:
+            left = left.removesuffix(" min").removesuffix(" h")  # 2:48 and 1:02:30 say it themselves
             return f"{epoch}/{epochs} {left} left" if view.seconds_left is not None else f"{epoch}/{epochs}"
         steps = f" step {step}/{view.progress.steps}" if view.progress else ""
         return f"epoch {epoch}/{epochs}{steps}, {left} left"
