@@ -207,29 +207,52 @@ def watch(
 @app.command()
 def export(
     form: Annotated[
-        Literal["markdown", "latex", "csv", "all"], typer.Option("--format", help="Which tables to write.")
+        Literal["all", "markdown", "latex", "csv", "json", "parquet"],
+        typer.Option("--format", help="all is markdown, latex and csv; the last three are data only."),
     ] = "all",
+    figures: Annotated[
+        Literal["png", "pdf", "svg"], typer.Option("--figures", help="Figures as PNG, and as PDF or SVG too.")
+    ] = "png",
     out: Annotated[Path, typer.Option("--out", help="Folder to write into.", metavar="DIR")] = EXPORTS,
     output: Annotated[str | None, typer.Option("-o", help="- prints the results table instead.", metavar="-")] = None,
     preset: Annotated[str | None, typer.Option(help="The newest group of this preset.", metavar="NAME")] = None,
+    imported: Annotated[bool, typer.Option("--imported", help="The newest group of imported runs.")] = False,
     of_run: Annotated[str | None, typer.Option("--run", help="The group of this run.", metavar="RUN")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Compare: published, imported, or a store's folder.", metavar="WHAT"),
+    ] = None,
+    siunitx: Annotated[bool, typer.Option("--siunitx", help="LaTeX numbers aligned by siunitx.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Export anew as runs go on, until none is active.")] = False,
     runs: Runs = STORE,
 ) -> None:
-    """Write the results as tables.
+    """Write the results as figures, tables and a report.
 
-    The paths written go to standard output.
+    One export shows one group of comparable runs: by default that of the run which finished last. The paths written go
+    to standard output.
     """
-    from lmconsole.report.export import export_tables, print_table
+    from lmconsole.report.export import ExportOptions, keep_current, print_table
+    from lmconsole.report.export import export as write
 
     store = _store(runs)
-    run = store.find(of_run).run if of_run else None
+    options = ExportOptions(
+        form=form,
+        figures=figures,
+        preset=preset,
+        run=store.find(of_run).run if of_run else None,
+        imported=imported or None,
+        against=against,
+        siunitx=siunitx,
+    )
     if output is not None:
         if output != "-":
             raise LmconsoleError(f"-o {output!r}: only - is known, for standard output", hint="--out names a folder.")
-        typer.echo(print_table(store, form, preset=preset, run=run), nl=False)
-        return
-    for path in export_tables(store, out.absolute(), form, preset=preset, run=run):
-        typer.echo(path)
+        typer.echo(print_table(store, options), nl=False)
+    elif watch:
+        keep_current(store, out.absolute(), options, lambda paths: typer.echo(f"{len(paths)} files: {out.absolute()}"))
+    else:
+        for path in write(store, out.absolute(), options):
+            typer.echo(path)
 
 
 @data_app.command("info")

@@ -86,7 +86,14 @@ def test_runs_go_from_the_command_to_the_tables(tmp_path: Path) -> None:
         assert text == (tmp_path / "exports" / f"table-1-results.{'tex' if form == 'latex' else 'csv'}").read_text()
     written = tiny.lmconsole("export", "--out", "elsewhere", "--format", "csv", cwd=tmp_path, check=0).stdout
     assert written.splitlines() == [
-        str(tmp_path / "elsewhere" / name) for name in ("table-1-results.csv", "table-2-memory.csv")
+        str(tmp_path / "elsewhere" / name)
+        for name in (
+            "table-1-results.csv",
+            "table-2-memory.csv",
+            "data/runs.csv",
+            "data/epochs.csv",
+            "data/telemetry.csv",
+        )
     ]
 
 

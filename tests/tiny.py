@@ -1,5 +1,6 @@
 """A corpus, experiments and runs so small that a real worker finishes one in about a second of training."""
 
+import json
 import os
 import subprocess
 import sys
@@ -87,12 +88,15 @@ def queue_tiny(
     threads: int = 1,
     fresh: bool = False,
     optimizer: str = "adam",
+    layers: int = 1,
+    name: str = "",
     repeats: int = 8,
     **settings: object,
 ) -> Run:
     """Queue one tiny run in the store ``root / "runs"``, without a runner. ``settings`` override the preset's."""
     (root / "experiments").mkdir(parents=True, exist_ok=True)
-    file = write_experiments(root / "experiments" / f"{number}.toml", row(number, model, 1, optimizer))
+    more = f"name = {json.dumps(name, ensure_ascii=False)}" if name else ""
+    file = write_experiments(root / "experiments" / f"{number}.toml", row(number, model, layers, optimizer, more))
     data = write_corpus(root / "data", repeats)
     plan = load_plan(file)
     resolved = plan.resolve(plan.experiment(number), "tiny", settings)

@@ -10,6 +10,9 @@ PADDED_SHARE = {"train": 0.998761, "valid": 0.997087}
 """The published perplexities divide by padded slots as well as by targets: their logarithm is this share of ours, for
 WikiText-2 cut into windows of 256 (docs/protocol.md)."""
 
+PUBLISHED_CORPUS = {"train": 2_356_376, "validation": 245_046, "test": 279_023, "vocabulary": 40_479}
+"""Tokens of WikiText-2 as the published runs used it (docs/protocol.md)."""
+
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):
     """One experiment of ``reference.toml``, as published."""

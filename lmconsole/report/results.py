@@ -1,6 +1,6 @@
 """Runs as pandas frames, units in the names of the columns."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
@@ -9,6 +9,9 @@ from lmconsole.report.groups import Group
 from lmconsole.runs.events import Telemetry, number
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
+
+UNKNOWN_DEVICE = "unknown"
+"""Device of an imported run."""
 
 MIN_SAMPLES = 5
 """Fewer samples than this make no mean."""
@@ -20,9 +23,37 @@ def run_frame(group: Group) -> pd.DataFrame:
 
 
 def _run_row(run: Run) -> dict[str, object]:
-    state, experiment = run.state, run.info.experiment
-    best = state.best_epoch
-    finished = state.finished
+    state, info = run.state, run.info
+    best, finished, started = state.best_epoch, state.finished, state.started
+    return {
+        **_keys(run),
+        "status": run.status.value,
+        "complete": is_complete(run),
+        "diverged": finished.diverged if finished else None,
+        "epochs": len(state.epochs),
+        "train_ppl": number(best, "train_ppl") if best else None,
+        "valid_ppl": number(best, "valid_ppl") if best else None,
+        "epoch": best.epoch if best else None,
+        "test_ppl_best": number(finished, "test_ppl_best") if finished else None,
+        "test_ppl_final": number(finished, "test_ppl_final") if finished else None,
+        "elapsed_train_s": state.elapsed_train_s,
+        "setup_s": finished.setup_s if finished else None,
+        "wall_s": finished.wall_s if finished else None,
+        "torch_peak_mib": finished.torch_peak_mib if finished else None,
+        "rss_peak_mib": finished.rss_peak_mib if finished else None,
+        "parameters_total": started.parameters_total if started else None,
+        "parameters_trainable": started.parameters_trainable if started else None,
+        "device": started.device_name if started else None,
+        "precision": info.settings.precision,
+        "preset": info.preset,
+        "corpus_sha256": info.corpus.sha256,
+        "queued_t": info.queued_t,
+    }
+
+
+def _keys(run: Run) -> dict[str, object]:
+    """What every frame's rows begin with."""
+    experiment = run.info.experiment
     return {
         "run": run.run,
         "experiment": experiment.id,
@@ -31,22 +62,61 @@ def _run_row(run: Run) -> dict[str, object]:
         "layers": experiment.layers,
         "optimizer": OPTIMIZER_NAMES[experiment.optimizer],
         "seed": run.info.seed,
-        "status": run.status.value,
-        "complete": run.status is Status.FINISHED and finished is not None and not finished.diverged,
-        "train_ppl": number(best, "train_ppl") if best else None,
-        "valid_ppl": number(best, "valid_ppl") if best else None,
-        "epoch": best.epoch if best else None,
-        "test_ppl_best": number(finished, "test_ppl_best") if finished else None,
-        "elapsed_train_s": state.elapsed_train_s,
-        "own_initialisation": experiment.model == "gpt1"
-        and (experiment.layers > 1 or experiment.optimizer in ("sgd", "momentum")),
+        "origin": run.info.origin,
+        "denominator": run.info.denominator,
     }
+
+
+def is_complete(run: Run) -> bool:
+    """Whether a run has finished without diverging."""
+    return run.status is Status.FINISHED and run.state.finished is not None and not run.state.finished.diverged
+
+
+def epoch_frame(group: Group) -> pd.DataFrame:
+    """One row a complete epoch of each run; ``elapsed_train_s`` is cumulated over its epochs. Unknown is NaN, and
+    ``non_finite`` names what was not a finite number, as ``train_ppl=inf``."""
+    rows = []
+    for run in group.runs:
+        keys = _keys(run)
+        for event in run.state.epochs:
+            losses = {field: number(event, field) for field in EPOCH_METRICS}
+            times = {field: getattr(event, field) for field in EPOCH_TIMES}
+            odd = " ".join(f"{field}={value}" for field, value in event.non_finite.items())
+            rows.append({**keys, "epoch": event.epoch, **losses, **times, "non_finite": odd})
+    return pd.DataFrame(rows)
+
+
+EPOCH_METRICS = ("train_loss_nats", "train_ppl", "valid_loss_nats", "valid_ppl")
+EPOCH_TIMES = ("train_s", "valid_s", "elapsed_train_s")
+
+
+def telemetry_frame(group: Group) -> pd.DataFrame:
+    """One row a sample of the machine, about one a second; ``t`` is UTC."""
+    fields = [field for field in Telemetry.__struct_fields__ if field not in ("seq", "t")]
+    rows = [
+        {**keys, "t": sample.t, **{field: getattr(sample, field) for field in fields}}
+        for run in group.runs
+        for keys in [_keys(run)]
+        for sample in run.state.telemetry
+    ]
+    return pd.DataFrame(rows, columns=None if rows else [*_keys(group.runs[0]), "t", *fields])
+
+
+FRAMES: dict[str, Callable[[Group], pd.DataFrame]] = {
+    "runs": run_frame,
+    "epochs": epoch_frame,
+    "telemetry": telemetry_frame,
+}
+"""The frames by the names of their files."""
 
 
 def results_frame(group: Group) -> pd.DataFrame:
     """Table 1: one row an experiment, mean and standard deviation (n - 1) over seeds of each seed's best epoch, median
     epoch, and ``best`` for the lowest complete validation perplexity of each architecture, ties included."""
     runs = run_frame(group)
+    runs["own_initialisation"] = runs["architecture"].eq("GPT-1") & (
+        runs["layers"].gt(1) | runs["optimizer"].isin(["SGD", "Momentum"])
+    )
     numbers = ["train_ppl", "valid_ppl", "epoch"]
     runs[numbers] = runs[numbers].astype(float)
     keys = ["experiment", "name", "architecture", "layers", "optimizer", "own_initialisation"]
@@ -119,3 +189,8 @@ def _host_peak_mib(runs: Sequence[Run]) -> float | None:
     peaks = [run.state.finished.rss_peak_mib for run in runs if run.state.finished]
     peaks += [sample.rss_mib for run in runs for sample in run.state.telemetry]
     return max((mib for mib in peaks if mib is not None), default=None)
+
+
+def uses_gpu(group: Group) -> bool:
+    """Whether any run of the group was trained on a GPU."""
+    return any(run.state.started and run.state.started.device not in ("cpu", UNKNOWN_DEVICE) for run in group.runs)

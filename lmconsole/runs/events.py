@@ -79,16 +79,17 @@ class Progress(Event, frozen=True, kw_only=True, gc=False, tag="progress"):
 
 
 class Epoch(Event, frozen=True, kw_only=True, gc=False, tag="epoch"):
-    """An epoch is over. Losses are means over targets, in nats; ``elapsed_train_s`` is cumulated over epochs."""
+    """An epoch is over. Losses are means over targets, in nats; ``elapsed_train_s`` is cumulated over epochs. Times are
+    None only where an imported run does not say."""
 
     epoch: int
     train_loss_nats: float | None
     train_ppl: float | None
     valid_loss_nats: float | None
     valid_ppl: float | None
-    train_s: float
-    valid_s: float
-    elapsed_train_s: float
+    train_s: float | None
+    valid_s: float | None
+    elapsed_train_s: float | None
     non_finite: dict[str, str] = {}
 
 
@@ -115,8 +116,9 @@ class Finished(Event, frozen=True, kw_only=True, gc=False, tag="finished"):
     test_ppl_best: float | None
     best_epoch: int | None
     best_valid_ppl: float | None
-    setup_s: float
-    wall_s: float
+    setup_s: float | None
+    wall_s: float | None
+    """Both None for an imported run."""
     diverged: bool
     stopped_early: bool = False
     torch_peak_mib: float | None = None

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -22,6 +23,7 @@ class CorpusInfo(msgspec.Struct, frozen=True, kw_only=True):
     vocabulary: int
     tokenizer: str
     tokens: dict[str, int]
+    """By split; empty where an imported run does not say."""
     sha256: str
     max_tokens: int | None
 
@@ -56,8 +58,10 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     cwd: str
     version: str
     """Of lmconsole."""
-    origin: str = "trained"
-    """``trained`` here, or ``imported``."""
+    origin: Literal["trained", "imported"] = "trained"
+    """Trained here, or imported."""
+    denominator: Literal["targets", "padded"] = "targets"
+    """What its losses are means over: targets alone, or the padding of the last window too (docs/protocol.md)."""
 
 
 def read_info(path: Path) -> RunInfo:

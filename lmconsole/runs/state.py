@@ -145,7 +145,7 @@ class RunState:
         last: list[Epoch | Progress] = [*self.epochs[-1:]]
         if self.progress:
             last.append(self.progress[-1])
-        return max((event.elapsed_train_s for event in last), default=None)
+        return max((event.elapsed_train_s for event in last if event.elapsed_train_s is not None), default=None)
 
     def seconds_left(self, epochs: int) -> float | None:
         """Estimate for a run of ``epochs`` epochs under way, from its own pace so far, evaluation included; None before
@@ -153,7 +153,7 @@ class RunState:
         done, elapsed = self.done(epochs), self.elapsed_train_s
         if not elapsed or done <= 0.0:
             return None
-        validation = [epoch.valid_s for epoch in self.epochs]
+        validation = [epoch.valid_s for epoch in self.epochs if epoch.valid_s is not None]
         per_validation = sum(validation) / len(validation) if validation else 0.0
         return elapsed / done * (1.0 - done) + per_validation * (epochs - len(self.epochs))
 

@@ -137,6 +137,8 @@ def traces(series: Sequence[Series], view: View) -> list[Trace]:
                 trace.train.append((x, _height(mean, view.log)))
         for epoch in each.epochs:
             x, loss = x_of(epoch.epoch, epoch.elapsed_train_s), number(epoch, "valid_loss_nats")
+            if x is None:  # an imported run that does not say when
+                continue
             if loss is not None and math.isfinite(loss) and loss <= math.log(LARGEST_PPL):
                 trace.valid.append((x, _height(loss, view.log)))
             elif loss is not None:
