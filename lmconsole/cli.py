@@ -255,6 +255,31 @@ def export(
             typer.echo(path)
 
 
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="Folder of run folders, one run folder, or a CSV.", metavar="DIR")],
+    experiments: Experiments = None,
+    runs: Runs = STORE,
+) -> None:
+    """Take runs made elsewhere into the store.
+
+    Each is a folder with args.json and valid_ppl.txt, a number per epoch, or rows of a CSV. docs/importing.md lists
+    what they may hold. What cannot be read is reported, and the rest imported.
+    """
+    from lmconsole.plan.load import load_plan
+    from lmconsole.runs.imports import import_runs
+
+    report = import_runs(_store(runs), source, load_plan(experiments))
+    for place, run in report.made.items():
+        typer.echo(f"{run}: imported from {printable(place)}")
+    for place, run in report.known.items():
+        typer.echo(f"{run}: imported before, from {printable(place)}")
+    for problem in report.problems:
+        typer.echo(f"{printable(problem)}: not imported", err=True)
+    if report.problems:
+        raise typer.Exit(ExitCode.RUN_FAILED if report.made or report.known else ExitCode.USAGE)
+
+
 @data_app.command("info")
 def data_info(
     data: Data = None,

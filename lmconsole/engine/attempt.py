@@ -37,7 +37,7 @@ def run_attempt(
     ``siblings`` are the pids of workers of the same store, so that only strangers count as other users of a GPU.
     ``began`` is ``time.monotonic()`` at the start of the process. Raises whatever goes wrong: see ``explain``.
     """
-    device.set_threads(info.threads)
+    device.set_threads(info.threads or 1)
     chosen = device.describe_device(where)
     device.use(where)
     log.append(_started(info, history.attempt + 1, chosen, siblings), sync=True)
@@ -118,7 +118,7 @@ def _started(info: RunInfo, attempt: int, chosen: device.Device, siblings: Seque
             **device.versions(),
             "driver": gpus.driver_version if gpus else None,
         },
-        threads=info.threads,
+        threads=info.threads or 1,
         precision=info.settings.precision,
         parameters_total=total,
         parameters_trainable=trainable,

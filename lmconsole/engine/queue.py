@@ -154,6 +154,8 @@ def requeue(store: Store, names: Iterable[str]) -> list[str]:
             run = by_name.get(name)
             if run is None or run.problem or run.status.active or run.status is Status.FINISHED:
                 continue
+            if run.info.origin == "imported":
+                continue
             if run.state.queued is not None and run.worker() is None:
                 _requeue(run, run.state.queued)
                 done.append(name)

@@ -82,7 +82,7 @@ def _expected_s(decision: Decision, known: dict[str, Run]) -> float | None:
     wanted = decision.wanted.prepared
     for run in reversed(list(known.values())):
         same = run.info.settings == wanted.settings and run.info.corpus.tokens == wanted.corpus.tokens
-        if same and run.state.finished:
+        if same and run.state.finished and run.state.finished.wall_s is not None:
             return run.state.finished.wall_s
     return None
 

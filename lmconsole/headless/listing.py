@@ -46,6 +46,8 @@ def describe_status(run: Run) -> Text:
     words = status.value
     if run.problem:
         return Text("unreadable", style=STYLES[Status.FAILED])
+    if run.info.origin == "imported":
+        return Text(_describe_imported(run), style="dim")
     if status is Status.RUNNING:
         words = f"epoch {min(state.position[0], run.info.settings.epochs)}/{run.info.settings.epochs}"
         if run.stop_requested:
@@ -55,6 +57,12 @@ def describe_status(run: Run) -> Text:
     elif status in (Status.STOPPED, Status.LOST):
         words = f"{status.value} in epoch {min(state.position[0], run.info.settings.epochs)}"
     return Text(words, style=STYLES[status])
+
+
+def _describe_imported(run: Run) -> str:
+    if run.status is Status.FINISHED:
+        return "imported, diverged" if run.state.finished and run.state.finished.diverged else "imported"
+    return f"imported, {len(run.state.epochs)}/{run.info.settings.epochs}"
 
 
 def results_table(runs: Iterable[Run]) -> Table:
@@ -149,6 +157,8 @@ def run_as_dict(run: Run) -> dict[str, Any]:
         "layers": info.experiment.layers,
         "optimizer": info.experiment.optimizer,
         "preset": info.preset,
+        "origin": info.origin,
+        "denominator": info.denominator,
         "seed": info.seed,
         "status": run.status.value,
         "attempt": state.attempt,

@@ -53,14 +53,9 @@ def published_results(group: Group) -> Others:
         given: dict[str, float | None] = {"train": result.train_ppl, "valid": result.valid_ppl}
         converted = {split: per_target(ppl, split, "padded") for split, ppl in given.items()}
         sides[(result.model, result.layers, result.optimizer, "")] = Side(given, converted)
-    corpus, settings = group.reference.corpus, group.reference.settings
-    caveat = ""
-    if not group.imported:
-        whole = corpus.max_tokens is None and corpus.vocabulary == PUBLISHED_CORPUS["vocabulary"]
-        if not whole or any(corpus.tokens.get(split) != PUBLISHED_CORPUS[split] for split in ("train", "validation")):
-            caveat = f"The published runs used all of WikiText-2 in GPT-1's tokens, and these {corpus.name}."
+    caveat = _not_wikitext(group.reference)
     words = "Published: the written report of a course, 2021, on a GPU of 15,109 MiB, one seed."
-    if settings.embeddings != "frozen" and not caveat:
+    if group.reference.settings.embeddings != "frozen" and not caveat:
         words += " It used GPT-1's embedding tables, frozen; these runs learned theirs."
     return Others(name="Published", sides=sides, words=words, padded=True, caveat=caveat)
 
@@ -71,21 +66,32 @@ def group_results(group: Group, other: Group, name: str) -> Others:
     for runs in other.by_experiment.values():
         kind = _kind(runs[0].info.experiment)
         sides.setdefault(kind, _side(runs))
-    ours, theirs = group.reference, other.reference
     return Others(
         name=name,
         sides=sides,
         words=f"{name}: {describe(other)}",
-        padded=theirs.denominator == "padded",
-        caveat="" if _same_task(ours, theirs) else "The two were trained on different text.",
+        padded=other.reference.denominator == "padded",
+        caveat=_different_task(group.reference, other.reference),
     )
 
 
-def _same_task(ours: RunInfo, theirs: RunInfo) -> bool:
-    """Whether perplexities of the two mean the same; of imported runs it is taken on trust, as they do not say."""
-    if "imported" in (ours.origin, theirs.origin):
-        return True
-    return (ours.corpus.sha256, ours.corpus.max_tokens) == (theirs.corpus.sha256, theirs.corpus.max_tokens)
+def _different_task(ours: RunInfo, theirs: RunInfo) -> str:
+    """Why perplexities of the two do not mean the same; empty if they do, or if an imported side leaves it open."""
+    for one, other in ((ours, theirs), (theirs, ours)):
+        if one.origin == "imported":
+            return _not_wikitext(other) if one.denominator == "padded" else ""
+    same = (ours.corpus.sha256, ours.corpus.max_tokens) == (theirs.corpus.sha256, theirs.corpus.max_tokens)
+    return "" if same else "The two were trained on different text."
+
+
+def _not_wikitext(info: RunInfo) -> str:
+    """Why runs cannot be compared with ones that count WikiText-2's padding; empty if they can, or do not say."""
+    corpus = info.corpus
+    whole = corpus.max_tokens is None and corpus.vocabulary == PUBLISHED_CORPUS["vocabulary"]
+    same = whole and all(corpus.tokens.get(split) == PUBLISHED_CORPUS[split] for split in ("train", "validation"))
+    if same or info.origin == "imported":
+        return ""
+    return f"Those runs used all of WikiText-2 in GPT-1's tokens, and these {corpus.name}."
 
 
 def _kind(experiment: Experiment) -> Kind:

@@ -12,6 +12,7 @@ from lmconsole.report.figures import Illustration, unfinished
 from lmconsole.report.findings import Finding
 from lmconsole.report.groups import Group, describe
 from lmconsole.report.markup import Cell, Document, escape_latex, escape_markdown, latex_grid, markdown_grid
+from lmconsole.runs.imports import STATED
 from lmconsole.runs.info import RunInfo
 
 
@@ -149,13 +150,14 @@ def _provenance(group: Group) -> list[Block]:
 
 
 def _settings(group: Group) -> Document:
-    """Settings that all runs share, and where each came from."""
+    """Settings that all runs share, and where each came from; of imported runs, those that their source states."""
     each = [msgspec.to_builtins(run.info.settings) for run in group.runs]
     info = group.reference
     rows = [
         [Cell(key), Cell(str(value)), Cell(info.origins[key])]
         for key, value in each[0].items()
         if key in info.origins and value is not None and all(other[key] == value for other in each)
+        if not group.imported or info.origins[key] == STATED
     ]
     return Document("", "", "", headers=["Setting", "Value", "From"], numeric=[False, True, False], rows=rows)
 

@@ -11,7 +11,7 @@ from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
 from lmconsole.plan.presets import ranges
 from lmconsole.report.groups import Group, clock_note, describe_briefly
 from lmconsole.report.results import is_complete, memory_frame, uses_gpu
-from lmconsole.report.tables import denominator
+from lmconsole.report.tables import denominator, host_memory_words
 from lmconsole.report.targets import SLACK, TARGETS, common_target, performance_profile, reached
 from lmconsole.runs.events import Epoch, number
 from lmconsole.runs.state import Status
@@ -256,7 +256,7 @@ def _memory(group: Group) -> Illustration:
         "Mean over the samples taken while training, from the second epoch on: memory of the process where the driver "
         "tells it, else of the whole device."
         if gpu
-        else "Largest resident memory of the training process; these runs used no GPU."
+        else host_memory_words(group)
     )
     title = f"{what} by experiment"
 

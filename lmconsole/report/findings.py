@@ -459,7 +459,7 @@ def _overfitting(suite: _Suite) -> Finding:
         for layers in (1, 2, 4):
             each = suite.find(model, layers, "adamw")
             if each is None or not each.complete or each.gap_nats is None:
-                answer.measured.append(f"{MODEL_NAMES[model]}, AdamW, {layers} layers: no complete run.")
+                answer.measured.append(f"{MODEL_NAMES[model]}, AdamW, {_layers(layers)}: no complete run.")
                 continue
             gaps.setdefault(model, {})[layers] = each.gap_nats
             answer.measured.append(
@@ -498,7 +498,7 @@ def _class_words(suite: _Suite, gaps: dict[str, dict[int, float]], common: Seque
         if len(trained) == 2 and trained[0] > trained[1]:
             words.append(
                 f"It also has more trained parameters at equal depth ({trained[0]:,} against {trained[1]:,} with "
-                f"{common[0]} layer{'s' if common[0] > 1 else ''}), so the class itself need not be the reason."
+                f"{_layers(common[0])}), so the class itself need not be the reason."
             )
     if max(max(values.values()) for values in gaps.values()) <= 0.0:
         words.append("No gap is positive, so nothing is overfitted yet.")
@@ -509,6 +509,10 @@ def _class_words(suite: _Suite, gaps: dict[str, dict[int, float]], common: Seque
         "decay; fewer or narrower layers; more text."
     )
     return words
+
+
+def _layers(layers: int) -> str:
+    return f"{layers} layer" if layers == 1 else f"{layers} layers"
 
 
 def _labels(suite: _Suite, numbers: Sequence[int]) -> str:

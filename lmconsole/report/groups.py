@@ -9,12 +9,10 @@ import msgspec
 from lmconsole.errors import ExportError
 from lmconsole.plan.experiment import APPLIES_TO, MODEL_NAMES, OPTIMIZER_NAMES
 from lmconsole.plan.presets import ranges
+from lmconsole.runs.imports import STATED
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
-
-STATED = "stated by the source"
-"""Origin of a setting that an imported run's source states; all others are assumed."""
 
 OWN = frozenset({"model", "layers", "optimizer", "weight_decay", *APPLIES_TO})
 """Settings in which experiments differ by nature; all others a group has in common, and these among the experiments of
@@ -202,11 +200,9 @@ def _describe_imported(group: Group) -> str:
     info = group.reference
     settings = msgspec.to_builtins(info.settings)
     stated = [
-        f"{key.replace('_', ' ')} {settings[key]:g}"
-        if isinstance(settings[key], float)
-        else f"{key.replace('_', ' ')} {settings[key]}"
-        for key, origin in info.origins.items()
-        if origin == STATED and key not in ("model", "layers", "optimizer")
+        f"{key.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
+        for key, value in settings.items()
+        if info.origins.get(key) == STATED and key not in ("model", "layers", "optimizer")
     ]
     known = f"; their source states {', '.join(stated)}" if stated else ""
     return f"Imported runs{_padded(info)}, not trained by lmconsole{known}; other settings are unknown."

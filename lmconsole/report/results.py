@@ -10,9 +10,6 @@ from lmconsole.runs.events import Telemetry, number
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
-UNKNOWN_DEVICE = "unknown"
-"""Device of an imported run."""
-
 MIN_SAMPLES = 5
 """Fewer samples than this make no mean."""
 
@@ -193,4 +190,4 @@ def _host_peak_mib(runs: Sequence[Run]) -> float | None:
 
 def uses_gpu(group: Group) -> bool:
     """Whether any run of the group was trained on a GPU."""
-    return any(run.state.started and run.state.started.device not in ("cpu", UNKNOWN_DEVICE) for run in group.runs)
+    return any(run.state.started and run.state.started.device != "cpu" for run in group.runs)

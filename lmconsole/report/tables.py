@@ -104,13 +104,19 @@ def _host_memory_document(group: Group, table: pd.DataFrame) -> Document:
     return Document(
         label="tab:memory",
         title="Table 2",
-        caption="Peak host memory: the largest resident memory of the training process; these runs used no GPU. "
-        + describe(group),
+        caption=f"{host_memory_words(group)} {describe(group)}",
         headers=["Architecture", "Layers", "Optimizer", "Peak host memory (MiB)", "Config"],
         numeric=[False, True, False, True, True],
         rows=rows,
         data=data.rename(columns={"experiment": "config"}),
     )
+
+
+def host_memory_words(group: Group) -> str:
+    """What the memory of runs without a GPU is."""
+    if group.imported:
+        return "Memory: imported runs do not say."
+    return "Peak host memory: the largest resident memory of the training process; these runs used no GPU."
 
 
 def _results_caption(group: Group, table: pd.DataFrame, *, several: bool) -> str:

@@ -52,8 +52,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Equal for runs that would compute the same thing."""
     corpus: CorpusInfo
     embeddings: EmbeddingsInfo | None
-    threads: int
-    """CPU threads of every attempt; another number changes the last bits of the results."""
+    threads: int | None
+    """CPU threads of every attempt; another number changes the last bits of the results. None if imported."""
     command: tuple[str, ...]
     cwd: str
     version: str
@@ -62,6 +62,12 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Trained here, or imported."""
     denominator: Literal["targets", "padded"] = "targets"
     """What its losses are means over: targets alone, or the padding of the last window too (docs/protocol.md)."""
+
+    @property
+    def age(self) -> tuple[bool, str, str]:
+        """What runs are ordered by, oldest first. Imported ones come before those trained here, so that the latest run
+        of an experiment is one of our own if there is any."""
+        return self.origin == "trained", self.queued_t, self.run
 
 
 def read_info(path: Path) -> RunInfo:

@@ -135,14 +135,15 @@ class Store:
             raise StoreError(f"{paths.info}: cannot be read: {error.strerror}") from None
 
     def runs(self) -> list[Run]:
-        """Every run, oldest first, with its log read up to now. Raises StoreError if the folder cannot be read."""
+        """Every run, imported ones first, then oldest first, with its log read up to now. Raises StoreError if the
+        folder cannot be read."""
         names = self.names()
         for gone in self._runs.keys() - names:
             del self._runs[gone]
         self.problems = {}
         for name in names:
             self._refresh(name)
-        return sorted(self._runs.values(), key=lambda run: (run.info.queued_t, run.run))
+        return sorted(self._runs.values(), key=lambda run: run.info.age)
 
     def _refresh(self, name: str) -> None:
         run = self._runs.get(name)

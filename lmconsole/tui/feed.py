@@ -199,7 +199,7 @@ class Feed:
             followed = self._followed.get(name)
             if followed and followed.view:
                 views[name] = followed.view
-        ordered = dict(sorted(views.items(), key=lambda item: (item[1].info.queued_t, item[0])))
+        ordered = dict(sorted(views.items(), key=lambda item: item[1].info.age))
         old = self.picture
         said = old.said + self._said()
         new = Picture(old.number + 1, ordered, problems, error, *machine, said)

@@ -50,7 +50,8 @@ class Series(NamedTuple):
     train: Iterable[Point]
     epochs: Sequence[Epoch]
     planned_epochs: int
-    tokens_per_epoch: int
+    tokens_per_epoch: int | None
+    """None for an imported run, which does not say."""
     expected_s: float | None
     """Training seconds that the whole run will have taken, as far as that can be told."""
     published_ppl: float | None = None
@@ -137,7 +138,7 @@ def traces(series: Sequence[Series], view: View) -> list[Trace]:
                 trace.train.append((x, _height(mean, view.log)))
         for epoch in each.epochs:
             x, loss = x_of(epoch.epoch, epoch.elapsed_train_s), number(epoch, "valid_loss_nats")
-            if x is None:  # an imported run that does not say when
+            if x is None:  # an imported run that does not say
                 continue
             if loss is not None and math.isfinite(loss) and loss <= math.log(LARGEST_PPL):
                 trace.valid.append((x, _height(loss, view.log)))
@@ -151,7 +152,7 @@ def _x_of(series: Series, axis: XAxis) -> Any:
     if axis is XAxis.TIME:
         return lambda epochs, elapsed_s: elapsed_s
     factor = series.tokens_per_epoch if axis is XAxis.TOKENS else 1
-    return lambda epochs, elapsed_s: epochs * factor
+    return lambda epochs, elapsed_s: None if factor is None else epochs * factor
 
 
 def _height(loss_nats: float, log: bool) -> float:
@@ -298,8 +299,9 @@ def _x_limits(found: Sequence[Trace], view: View) -> tuple[float, float]:
     if view.x is XAxis.TIME:
         ends = [t.series.expected_s or 0.0 for t in found] + [x for t in found for x, _ in t.train[-1:] + t.valid[-1:]]
         return 0.0, step_above(max(ends) or 1.0)
-    factors = [t.series.tokens_per_epoch if view.x is XAxis.TOKENS else 1 for t in found]
-    return 0.0, float(max(t.series.planned_epochs * factor for t, factor in zip(found, factors, strict=True)))
+    factors = [(t.series.tokens_per_epoch or 0) if view.x is XAxis.TOKENS else 1 for t in found]
+    ends = [t.series.planned_epochs * factor for t, factor in zip(found, factors, strict=True)]
+    return 0.0, float(max(ends) or 1)
 
 
 def _y_limits(found: Sequence[Trace], view: View) -> tuple[float, float]:

@@ -122,7 +122,7 @@ def _run_row(
     front = (
         f"{glyphs.child}{glyphs.checked if checked else glyphs.unchecked}",
         "",
-        printable(view.info.preset)[:7],
+        "import" if view.info.origin == "imported" else printable(view.info.preset)[:7],
         "",
         f"seed {view.info.seed}",
     )
@@ -170,6 +170,8 @@ def describe(view: RunView, wide: bool, problems: dict[str, str]) -> str:
     if view.status is Status.FINISHED and view.finished:
         if view.finished.diverged:
             return "diverged"
+        if view.info.origin == "imported":
+            return "imported"
         return "stopped early" if view.finished.stopped_early else "finished"
     if view.status is Status.RUNNING:
         if view.stopping:
@@ -184,6 +186,8 @@ def describe(view: RunView, wide: bool, problems: dict[str, str]) -> str:
             return f"{epoch}/{epochs} {left} left" if view.seconds_left is not None else f"{epoch}/{epochs}"
         steps = f" step {step}/{view.progress.steps}" if view.progress else ""
         return f"epoch {epoch}/{epochs}{steps}, {left} left"
+    if view.info.origin == "imported":
+        return f"imported, {len(view.epochs)}/{epochs}"
     if view.status in (Status.STOPPED, Status.LOST):
         return f"{view.status.value} in {min(epoch, epochs)}/{epochs}"
     return view.status.value

@@ -71,7 +71,7 @@ def series_of(picture: Picture, views: Iterable[RunView], *, reference: bool) ->
                 train=view.curve,
                 epochs=view.epochs,
                 planned_epochs=info.settings.epochs,
-                tokens_per_epoch=info.corpus.tokens["train"],
+                tokens_per_epoch=info.corpus.tokens.get("train"),
                 expected_s=None if view.elapsed_train_s is None else view.elapsed_train_s + left,
                 published_ppl=_published(view) if reference else None,
             )
