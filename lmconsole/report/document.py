@@ -154,7 +154,7 @@ def _settings(group: Group) -> Document:
     each = [msgspec.to_builtins(run.info.settings) for run in group.runs]
     info = group.reference
     rows = [
-        [Cell(key), Cell(str(value)), Cell(info.origins[key])]
+        [Cell(key), Cell(str(value)), Cell(info.origins[key].rpartition("/")[2])]
         for key, value in each[0].items()
         if key in info.origins and value is not None and all(other[key] == value for other in each)
         if not group.imported or info.origins[key] == STATED

@@ -154,6 +154,8 @@ _FORMS: Mapping[Format, Sequence[Form]] = {
 
 def _files(store: Store, group: Group, options: ExportOptions) -> Iterator[tuple[str, bytes]]:
     """Every file of the export by its path under the folder, in the order in which it is worth reading."""
+    if options.form == "parquet":
+        _need_pyarrow()
     if options.form in ("json", "parquet"):
         yield from _frames(group, options.form)
         return
@@ -202,8 +204,12 @@ def _encoded(frame: pd.DataFrame, form: Literal["csv", "json", "parquet"]) -> by
         return frame_to_csv(frame).encode()
     if form == "json":
         return _to_json(frame).encode()
+    return bytes(frame.to_parquet(None, index=False, engine="pyarrow"))
+
+
+def _need_pyarrow() -> None:
     try:
-        return bytes(frame.to_parquet(None, index=False, engine="pyarrow"))
+        import pyarrow  # noqa: F401
     except ImportError:
         raise ExportError(
             "--format parquet needs pyarrow, which is not installed", hint="pip install 'lmconsole[parquet]'"

@@ -311,7 +311,7 @@ def _interpret(source: Source, plan: Plan, there: Sequence[Run]) -> tuple[RunInf
     seed = _first(source.stated, "seed")
     try:
         resolved = plan.resolve(experiment, PRESET, {"precision": "fp32", **stated})
-    except PlanError as error:
+    except (PlanError, msgspec.ValidationError) as error:
         raise _OddSourceError(str(error).replace("\n", "; ")) from None
     origins = {
         key: STATED if key in stated or key in ("model", "layers", "optimizer") else ASSUMED for key in resolved.origins

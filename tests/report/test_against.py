@@ -1,0 +1,91 @@
+"""Comparison with published, imported and other stores' results."""
+
+import math
+from pathlib import Path
+
+import msgspec
+import pytest
+import tiny
+from recorded import record
+
+from lmconsole.errors import ExportError
+from lmconsole.report.against import against_document, per_target, published_results
+from lmconsole.report.export import ExportOptions, export, print_table
+from lmconsole.report.groups import Group, choose_group
+from lmconsole.report.reference import PADDED_SHARE, PUBLISHED_CORPUS, published
+from lmconsole.runs.info import read_info
+from lmconsole.runs.store import Run, Store
+
+
+def on_wikitext(run: Run) -> None:
+    """Let run.json say that the run was trained on what the published runs were."""
+    info = read_info(run.paths.info)
+    tokens = {split: count for split, count in PUBLISHED_CORPUS.items() if split != "vocabulary"}
+    corpus = msgspec.structs.replace(info.corpus, tokens=tokens, vocabulary=PUBLISHED_CORPUS["vocabulary"])
+    run.paths.info.write_bytes(msgspec.json.encode(msgspec.structs.replace(info, corpus=corpus)))
+
+
+def group(root: Path) -> Group:
+    return choose_group(Store(root / "runs").runs())
+
+
+def test_padded_perplexities_are_converted_by_the_share_of_their_logarithm() -> None:
+    assert per_target(100.0, "valid", "targets") == 100.0
+    assert math.log(per_target(100.0, "valid", "padded") or 0.0) == pytest.approx(
+        math.log(100.0) / PADDED_SHARE["valid"]
+    )
+    assert per_target(None, "train", "padded") is None
+
+
+def test_published_results_stand_beside_ours_both_ways(tmp_path: Path) -> None:
+    on_wikitext(record(tmp_path, 1, "lstm", [(4.5, 5.0)]))
+    document = against_document(group(tmp_path), published_results(group(tmp_path)))
+    train, valid = document.data.to_dict("records")
+    given = published()[1]
+    assert (train["split"], valid["split"]) == ("Train", "Validation")
+    assert valid["theirs_ppl_as_given"] == given.valid_ppl
+    converted = given.valid_ppl_per_target
+    assert valid["theirs_ppl_per_target"] == pytest.approx(converted, abs=1e-3)
+    assert valid["difference_percent"] == pytest.approx(100 * (math.exp(5.0) / converted - 1), abs=1e-3)
+    assert "their logarithm is 0.998761 for train and 0.997087 for validation" in document.caption
+
+
+def test_other_text_is_shown_beside_but_not_compared(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(4.5, 5.0)])
+    document = against_document(group(tmp_path), published_results(group(tmp_path)))
+    assert document.data["difference_percent"].isna().all()
+    assert "no difference is given" in document.caption
+    assert document.data["theirs_ppl_as_given"].notna().all()
+
+
+def test_another_store_is_compared_experiment_by_experiment(tmp_path: Path) -> None:
+    record(tmp_path / "a", 1, "lstm", [(4.5, 5.0)])
+    record(tmp_path / "a", 5, "gpt1", [(4.5, 4.0)])
+    for seed, loss in ((1, 5.0), (2, 5.2)):
+        record(tmp_path / "b", 1, "lstm", [(4.5, loss)], seed=seed)
+    text = print_table(Store(tmp_path / "a/runs"), ExportOptions(against=str(tmp_path / "b/runs"), form="csv"))
+    rows = [line.split(",") for line in text.splitlines()[1:]]
+    mean = (math.exp(5.0) + math.exp(5.2)) / 2
+    found = {(row[0], row[3]): row[5] for row in rows}
+    assert float(found[("LSTM", "Validation")]) == pytest.approx(mean, abs=1e-3)
+    assert found[("GPT-1", "Validation")] == ""
+    assert float(rows[-1][7]) == pytest.approx(100 * (math.exp(5.0) / mean - 1), abs=1e-3)
+
+
+def test_nothing_to_compare_with_is_said(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(4.5, 5.0)])
+    store = Store(tmp_path / "runs")
+    with pytest.raises(ExportError, match="no such folder"):
+        print_table(store, ExportOptions(against=str(tmp_path / "none")))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ExportError, match=r"--against .*empty: nothing to export: the store has no runs"):
+        print_table(store, ExportOptions(against=str(tmp_path / "empty")))
+    with pytest.raises(ExportError, match="no imported runs"):
+        export(store, tmp_path / "out", ExportOptions(against="imported"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_compares(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(4.5, 5.0)])
+    done = tiny.lmconsole("export", "-o", "-", "--against", "published", cwd=tmp_path, check=0)
+    assert done.stdout.startswith("**Table 3.**")

@@ -1,0 +1,320 @@
+"""The files of an export: which there are, that they are replaced whole, and what if they cannot be written."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny
+from recorded import record
+
+from lmconsole.errors import ExportError
+from lmconsole.report import export as exporting
+from lmconsole.report.document import reproduce
+from lmconsole.report.export import ExportOptions, export, export_automatically, keep_current, print_table
+from lmconsole.report.groups import choose_group
+from lmconsole.runs.events import Epoch, EventLog, Stopped
+from lmconsole.runs.store import Store
+
+NAN = float("nan")
+FIGURES = {f"figures/figure-{number}.png" for number in range(1, 12)}
+MARKDOWN = {"report.md", "figures/captions.md", "table-1-results.md", "table-2-memory.md"}
+LATEX = {"report.tex", "figures/captions.tex", "table-1-results.tex", "table-2-memory.tex"}
+CSV = {"table-1-results.csv", "table-2-memory.csv", "data/runs.csv", "data/epochs.csv", "data/telemetry.csv"}
+
+NAME = r"&%$#_{}~^\ | <b> `x` -- 🚀 λ é"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    record(tmp_path, 1, "lstm", [(5.0, 4.5), (4.0, 4.75)], samples=2)
+    record(tmp_path, 5, "gpt1", [(6.0, 6.0), (5.5, 5.25)], samples=2)
+    return Store(tmp_path / "runs")
+
+
+def written(out: Path) -> set[str]:
+    return {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} - {".group.json"}
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("all", MARKDOWN | LATEX | CSV | FIGURES),
+        ("markdown", MARKDOWN | FIGURES),
+        ("latex", LATEX | FIGURES),
+        ("csv", CSV),
+        ("json", {"data/runs.json", "data/epochs.json", "data/telemetry.json"}),
+        ("parquet", {"data/runs.parquet", "data/epochs.parquet", "data/telemetry.parquet"}),
+    ],
+)
+def test_each_format_writes_its_files_and_names_them(
+    store: Store, tmp_path: Path, form: str, expected: set[str]
+) -> None:
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    out = tmp_path / "new" / "exports"
+    paths = export(store, out, ExportOptions(form=form))  # type: ignore[arg-type]
+    assert written(out) == expected == {path.relative_to(out).as_posix() for path in paths}
+
+
+def test_the_frames_are_the_same_in_every_format(store: Store, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    for form in ("csv", "json", "parquet"):
+        export(store, tmp_path / form, ExportOptions(form=form))  # type: ignore[arg-type]
+    epochs = pd.read_csv(tmp_path / "csv/data/epochs.csv")
+    assert list(epochs["valid_loss_nats"]) == [6.0, 5.25, 4.5, 4.75]
+    assert list(epochs["epoch"]) == [1, 2, 1, 2]
+    assert {"train_ppl", "valid_ppl", "train_s", "elapsed_train_s", "seed", "denominator"} <= set(epochs)
+    parquet = pd.read_parquet(tmp_path / "parquet/data/epochs.parquet")
+    records = json.loads((tmp_path / "json/data/epochs.json").read_text())
+    assert list(parquet["valid_ppl"]) == [row["valid_ppl"] for row in records] == list(epochs["valid_ppl"])
+    telemetry = pd.read_csv(tmp_path / "csv/data/telemetry.csv")
+    assert len(telemetry) == 8
+    assert set(telemetry["phase"]) == {"train"}
+    runs = pd.read_csv(tmp_path / "csv/data/runs.csv")
+    assert list(runs["epoch"]) == [2, 1]
+    assert runs["test_ppl_best"].tolist() == [1.0, 1.0]
+
+
+def test_a_number_that_is_not_finite_is_named_in_every_format(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(5.0, 4.0), (NAN, float("inf"))])
+    store = Store(tmp_path / "runs")
+    export(store, tmp_path / "out", ExportOptions(form="json"))
+    last = json.loads((tmp_path / "out/data/epochs.json").read_text())[-1]
+    assert last["valid_ppl"] is None
+    assert "valid_ppl=inf" in last["non_finite"]
+    assert "train_ppl=nan" in last["non_finite"]
+
+
+def test_pdf_and_svg_come_beside_png(store: Store, tmp_path: Path) -> None:
+    export(store, tmp_path / "out", ExportOptions(form="markdown", figures="pdf"))
+    assert {path.suffix for path in (tmp_path / "out/figures").glob("figure-3.*")} == {".png", ".pdf"}
+
+
+def test_reports_name_each_figure_table_and_question(store: Store, tmp_path: Path) -> None:
+    export(store, tmp_path, ExportOptions())
+    markdown, latex = (tmp_path / "report.md").read_text(), (tmp_path / "report.tex").read_text()
+    for number in range(1, 12):
+        assert f"figures/figure-{number}.png" in markdown
+        assert f"figures/figure-{number}}}" in latex
+    for number in range(3, 9):
+        assert f"Question {number}: " in markdown
+        assert f"Question {number}: " in latex
+    assert markdown.count("**Interpretation.**") == 3
+    assert set(re.findall(r"\\input\{([^}]*)\}", latex)) == {"figures/captions", "table-1-results", "table-2-memory"}
+    macros = set(re.findall(r"\\newcommand\{(\\\w+)\}", (tmp_path / "figures/captions.tex").read_text()))
+    assert set(re.findall(r"\\caption\{(\\\w+)\}", latex)) == macros
+    assert len(macros) == 11
+    assert latex.count("\\begin{") == latex.count("\\end{")
+
+
+def test_the_command_that_reproduces_trains_the_same_runs(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(5.0, 4.5)], seed=7, epochs=3, jobs=2)
+    record(tmp_path, 5, "gpt1", [(5.0, 4.5)], seed=8, epochs=3, jobs=2)
+    words = reproduce(choose_group(Store(tmp_path / "runs").runs())).split()
+    assert words[:5] == ["lmconsole", "run", "1", "5", "--preset"]
+    assert words[5:8] == ["tiny", "--seeds", "7,8"]
+    assert words[words.index("--epochs") + 1] == "3"
+    assert words[words.index("--jobs") + 1] == "2"
+    assert words[words.index("--data") + 1] == str(tmp_path / "data")
+    assert words[-1] == "--headless"
+
+
+@pytest.mark.slow
+def test_it_really_does(tmp_path: Path) -> None:
+    """The command of the report, in another folder, gives the same table."""
+    experiments = tiny.write_experiments(tmp_path / "own.toml", tiny.row(1), tiny.row(2, "gpt1"))
+    data = tiny.write_corpus(tmp_path / "data")
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    arguments = ["--all", "--preset", "tiny", "--data", str(data), "--experiments", str(experiments), "--seeds", "3"]
+    tiny.lmconsole("run", *arguments, "--headless", cwd=first, check=0)
+    report = (first / "exports/report.md").read_text()
+    (command,) = re.findall(r"```sh\nlmconsole (.*)\n```", report)
+    tiny.lmconsole(*command.split(), cwd=second, check=0)
+    table = "exports/table-1-results.csv"
+    assert (first / table).read_bytes() == (second / table).read_bytes()
+
+
+def test_names_full_of_markup_pass_through_every_file(tmp_path: Path) -> None:
+    record(tmp_path, 31, "lstm", [(5.0, 4.5)], name=NAME)
+    export(Store(tmp_path / "runs"), tmp_path / "out", ExportOptions(against="published"))
+    rows = [line for line in (tmp_path / "out/report.md").read_text().splitlines() if line.startswith("| **LSTM")]
+    assert len(re.findall(r"(?<!\\)\|", rows[0])) == 8
+    assert (
+        r"\$\#\_\{\}\textasciitilde{}\textasciicircum{}\textbackslash{} \textbar{} \textless{}b\textgreater{}"
+        in (tmp_path / "out/table-1-results.tex").read_text()
+    )
+    assert pd.read_csv(tmp_path / "out/table-1-results.csv")["name"].tolist() == [NAME]
+    assert (tmp_path / "out/report.tex").read_text().isascii()
+
+
+def test_exports_of_another_group_leave_nothing_of_the_first_behind(store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(store, out, ExportOptions(against="published", figures="svg"))
+    (out / "notes.txt").write_text("mine")
+    record(tmp_path, 1, "lstm", [(5.0, 3.0)], epochs=7)
+    export(store, out, ExportOptions())
+    assert written(out) == MARKDOWN | LATEX | CSV | FIGURES | {"notes.txt"}
+
+
+def test_more_formats_of_one_group_gather_in_one_folder(store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for form in ("csv", "json", "markdown"):
+        export(store, out, ExportOptions(form=form))  # type: ignore[arg-type]
+    assert written(out) >= CSV | MARKDOWN | {"data/runs.json"}
+    listed = set(json.loads((out / ".group.json").read_text())["files"])
+    assert listed == written(out)
+
+
+def test_a_damaged_note_of_the_group_harms_nobody(store: Store, tmp_path: Path) -> None:
+    outside = tmp_path / "precious.txt"
+    outside.write_text("keep")
+    out = tmp_path / "out"
+    for text in ("{", "[]", json.dumps({"group": "other", "preset": "", "files": ["../precious.txt", str(outside)]})):
+        out.mkdir(exist_ok=True)
+        (out / ".group.json").write_text(text)
+        export(store, out, ExportOptions())
+        assert outside.read_text() == "keep"
+
+
+def test_what_cannot_be_written_leaves_what_was_there(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    export(store, out, ExportOptions())
+    before = {name: (out / name).read_bytes() for name in written(out)}
+    record(tmp_path, 1, "lstm", [(5.0, 3.0)])
+    replace, count = os.replace, [0]
+
+    def full(source: str, target: str) -> None:
+        count[0] += 1
+        if count[0] > 3:
+            raise OSError(28, "No space left on device", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(exporting.os, "replace", full)
+    with pytest.raises(ExportError, match="cannot be written: No space left on device"):
+        export(store, out, ExportOptions())
+    monkeypatch.undo()
+    after = {name: (out / name).read_bytes() for name in written(out)}
+    assert set(after) == set(before)
+    for name, content in after.items():
+        assert content == before[name] or count[0] == 4, name
+    assert not list(out.rglob(".export-*"))
+    assert b"\x89PNG" in after["figures/figure-1.png"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_an_error(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(ExportError, match="taken"):
+        export(store, tmp_path / "taken", ExportOptions())
+    assert (tmp_path / "taken").read_text() == "mine"
+    done = tiny.lmconsole("export", "--out", "taken", cwd=tmp_path, check=2)
+    assert done.stderr.count("\n") <= 2
+    assert "--out names another folder" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_is_an_error(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(ExportError, match=r"closed.*Permission denied"):
+        export(store, tmp_path / "closed", ExportOptions())
+
+
+def test_a_figure_that_is_open_elsewhere_stays_whole_there(store: Store, tmp_path: Path) -> None:
+    export(store, tmp_path / "out", ExportOptions())
+    with (tmp_path / "out/figures/figure-1.png").open("rb") as file:
+        start = file.read(100)
+        record(tmp_path, 1, "lstm", [(5.0, 3.0)])
+        export(store, tmp_path / "out", ExportOptions())
+        whole = start + file.read()
+    assert whole.endswith(b"IEND\xaeB`\x82")
+    assert whole != (tmp_path / "out/figures/figure-1.png").read_bytes()
+
+
+def test_all_runs_failed_is_said(tmp_path: Path) -> None:
+    for number in (1, 2):
+        run = tiny.queue_tiny(tmp_path, number=number)
+        log = EventLog(run.paths.events)
+        from lmconsole.runs.events import Failed
+
+        log.append(Failed(error="out-of-memory", message="no", hint="less"))
+        log.close()
+    done = tiny.lmconsole("export", cwd=tmp_path, check=2)
+    assert "nothing to export: none of 2 runs has completed an epoch (2 failed)" in done.stderr
+    assert not (tmp_path / "exports").exists()
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ExportError, match="pyarrow") as caught:
+        export(store, tmp_path / "out", ExportOptions(form="parquet"))
+    assert "lmconsole[parquet]" in str(caught.value)
+    with pytest.raises(ExportError, match="parquet is not text"):
+        print_table(store, ExportOptions(form="parquet"))
+
+
+def test_siunitx_aligns_what_it_can(store: Store) -> None:
+    text = print_table(store, ExportOptions(form="latex", siunitx=True))
+    assert "\\usepackage{siunitx}" in text
+    assert "{lrlS[table-format=3.3," in text
+    assert "{Validation PPL}" in text
+    assert "\\bfseries 90.017" in text
+
+
+def test_exports_follow_runs_until_none_is_active(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmconsole", "export", "--watch", "--format", "csv"],
+        cwd=tmp_path, env=tiny.environment(tmp_path), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        time.sleep(1.0)
+        assert not (tmp_path / "exports").exists()
+        log = EventLog(run.paths.events)
+        for epoch in (1, 2):
+            log.append(
+                Epoch(
+                    epoch=epoch, train_loss_nats=5.0, train_ppl=148.4, valid_loss_nats=5.0, valid_ppl=148.4,
+                    train_s=1.0, valid_s=0.1, elapsed_train_s=float(epoch),
+                )
+            )  # fmt: skip
+            assert "5 files" in process.stdout.readline()
+            rows = pd.read_csv(tmp_path / "exports/data/epochs.csv")
+            assert len(rows) == epoch
+        log.append(Stopped(epoch=3, step=0))
+        log.close()
+        assert "5 files" in process.stdout.readline()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_watching_a_store_without_active_runs_exports_once(store: Store, tmp_path: Path) -> None:
+    times: list[int] = []
+    keep_current(store, tmp_path / "out", ExportOptions(form="csv"), lambda paths: times.append(len(paths)))
+    assert times == [5]
+
+
+def test_the_runner_keeps_imported_runs_out(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/args.json").write_text('{"model": "lstm", "layers": 1, "optimizer": "adam", "epochs": 1}')
+    (tmp_path / "elsewhere/valid_ppl.txt").write_text("99\n")
+    tiny.lmconsole("import", "elsewhere", cwd=tmp_path, check=0)
+    export_automatically(store, tmp_path / "out")
+    assert "Imported" not in (tmp_path / "out/report.md").read_text()
+    table = tiny.lmconsole("export", "-o", "-", "--imported", cwd=tmp_path, check=0).stdout
+    assert "Imported runs, perplexities per slot, padding included" in table
+    assert " 99.000" in table

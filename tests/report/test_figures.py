@@ -1,0 +1,225 @@
+"""Figures by their artists: what is drawn over which axes, and what is missing. The same data gives the same files."""
+
+import io
+import math
+from pathlib import Path
+
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.testing.compare import compare_images
+from recorded import record
+
+from lmconsole.report.draw import LARGEST_PPL, encoded, log_ticks, shown
+from lmconsole.report.figures import illustrations, time_unit
+from lmconsole.report.groups import choose_group
+from lmconsole.runs.store import Store
+
+NAN, INF = float("nan"), float("inf")
+
+
+def figure(root: Path, number: int) -> Figure:
+    return illustrations(choose_group(Store(root / "runs").runs()))[number - 1].draw()
+
+
+def caption(root: Path, number: int) -> str:
+    return illustrations(choose_group(Store(root / "runs").runs()))[number - 1].caption
+
+
+def legend(drawn: Figure) -> list[str]:
+    return [text.get_text() for each in drawn.legends for text in each.get_texts()]
+
+
+def lines(axes: Axes) -> list[tuple[list[float], list[float]]]:
+    return [(list(map(float, line.get_xdata())), list(map(float, line.get_ydata()))) for line in axes.get_lines()]  # type: ignore[arg-type]
+
+
+def twelve(root: Path, **more: object) -> None:
+    """All twelve, GPT-1 better than LSTM, Adam better than SGD, deeper a little better."""
+    kinds = [("lstm", 1, each) for each in ("adam", "adamw", "sgd", "momentum")]
+    kinds += [("gpt1", 1, each) for each in ("adam", "adamw", "sgd", "momentum")]
+    kinds += [(model, layers, "adamw") for model in ("lstm", "gpt1") for layers in (2, 4)]
+    for number, (model, layers, optimizer) in enumerate(kinds, 1):
+        best = (4.0 if model == "gpt1" else 5.0) + (1.5 if optimizer in ("sgd", "momentum") else 0.0) - 0.1 * layers
+        record(
+            root, number, model, [(best + 1.0, best + 0.8), (best, best + 0.2)],
+            optimizer=optimizer, layers=layers, **more,
+        )  # type: ignore[arg-type]  # fmt: skip
+
+
+def test_every_experiment_has_its_panel_and_every_panel_its_letter(tmp_path: Path) -> None:
+    twelve(tmp_path)
+    titles = [[axes.get_title(loc="left") for axes in figure(tmp_path, number).axes] for number in range(1, 9)]
+    assert titles[0] == ["(a) Adam (1)", "(b) AdamW (2)", "(c) SGD (3)", "(d) Momentum (4)"]
+    assert titles[1] == ["(a) Adam (5)", "(b) AdamW (6)", "(c) SGD (7)", "(d) Momentum (8)"]
+    assert titles[2] == ["(a) 2 layers, AdamW (9)", "(b) 4 layers, AdamW (10)"]
+    assert titles[3] == ["(a) 2 layers, AdamW (11)", "(b) 4 layers, AdamW (12)"]
+    assert titles[4:] == titles[:4]
+
+
+def test_curves_are_the_perplexities_of_the_log_over_epochs_and_time(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(6.0, 5.5), (5.0, 4.5), (4.0, 4.6)], seconds=100.0)
+    over_epochs, over_time = figure(tmp_path, 1).axes[0], figure(tmp_path, 5).axes[0]
+    train, valid = lines(over_epochs)[0], lines(over_epochs)[2]
+    assert train == ([1.0, 2.0, 3.0], [pytest.approx(math.exp(loss)) for loss in (6.0, 5.0, 4.0)])
+    assert valid == ([1.0, 2.0, 3.0], [pytest.approx(math.exp(loss)) for loss in (5.5, 4.5, 4.6)])
+    assert lines(over_time)[0][0] == pytest.approx([100 / 60, 200 / 60, 300 / 60])
+    drawn = figure(tmp_path, 5)
+    assert drawn.axes[2].get_xlabel() == "Training time (min)"
+    assert figure(tmp_path, 1).axes[2].get_xlabel() == "Epoch"
+    assert {axes.get_yscale() for axes in drawn.axes} == {"log"}
+    assert drawn.axes[0].get_ylabel() == "Perplexity"
+    assert legend(drawn) == ["Train", "Validation"]
+
+
+def test_panels_share_their_axes_and_the_legend_lies_outside_the_data(tmp_path: Path) -> None:
+    twelve(tmp_path)
+    drawn = figure(tmp_path, 5)
+    assert len({(axes.get_xlim(), axes.get_ylim()) for axes in drawn.axes}) == 1
+    drawn.canvas.draw()
+    box = drawn.legends[0].get_window_extent()
+    assert not any(box.overlaps(axes.get_window_extent()) for axes in drawn.axes)
+
+
+def test_epochs_are_whole_and_perplexities_plain_numbers(tmp_path: Path) -> None:
+    twelve(tmp_path)
+    axes = figure(tmp_path, 1).axes[2]
+    axes.figure.canvas.draw()
+    epochs = [text.get_text() for text in axes.get_xticklabels() if text.get_text()]
+    assert epochs
+    assert all(text.isdigit() for text in epochs)
+    ppls = [text.get_text() for text in axes.get_yticklabels() if text.get_text()]
+    assert len(ppls) >= 3
+    assert all(text.replace(",", "").isdigit() for text in ppls)
+
+
+def test_seeds_become_a_mean_and_a_band(tmp_path: Path) -> None:
+    for seed, valid in ((1, 4.0), (2, 4.2), (3, 4.6)):
+        record(tmp_path, 1, "lstm", [(5.0, 5.0), (4.0, valid)], seed=seed)
+    drawn = figure(tmp_path, 1)
+    axes = drawn.axes[0]
+    ppls = [math.exp(loss) for loss in (4.0, 4.2, 4.6)]
+    assert lines(axes)[2][1][1] == pytest.approx(sum(ppls) / 3)
+    bands = [each for each in axes.collections if isinstance(each, PolyCollection)]
+    heights = bands[-1].get_paths()[0].vertices[:, 1]  # type: ignore[index,call-overload]
+    assert min(heights) == pytest.approx(ppls[0])
+    assert max(heights) == pytest.approx(math.exp(5.0))
+    assert ppls[2] in [pytest.approx(height) for height in heights]
+    assert "range of seeds" in legend(drawn)
+    assert "bands reach from the lowest to the highest seed" in caption(tmp_path, 1)
+
+
+def test_what_is_missing_is_said_in_the_panel_and_the_caption(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(6.0, 5.5)], finish=False)
+    drawn = figure(tmp_path, 1)
+    assert [[text.get_text() for text in axes.texts] for axes in drawn.axes] == [["lost"], *[["no run yet"]] * 3]
+    assert "No run yet: AdamW, SGD, Momentum." in caption(tmp_path, 1)
+    assert "Not finished: 1 (lost, 1 of 2 epochs)." in caption(tmp_path, 1)
+    assert [text.get_text() for axes in figure(tmp_path, 2).axes for text in axes.texts] == ["no run yet"] * 4
+
+
+@pytest.mark.parametrize("odd", [NAN, INF, math.log(LARGEST_PPL) + 1.0])
+def test_what_cannot_be_drawn_is_marked_at_the_edge(tmp_path: Path, odd: float) -> None:
+    record(tmp_path, 1, "lstm", [(6.0, 5.5), (odd, odd)])
+    drawn = figure(tmp_path, 1)
+    axes = drawn.axes[0]
+    assert [xs for xs, _ in lines(axes)] == [[1.0], [2.0], [1.0], [2.0]]
+    assert lines(axes)[1][1] == [0.97]
+    assert "not finite or beyond the axis" in legend(drawn)
+    assert "A cross at the upper edge" in caption(tmp_path, 1)
+    assert math.isfinite(axes.get_ylim()[1])
+
+
+def test_a_run_of_nothing_but_nan_still_gives_every_figure(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(NAN, NAN)])
+    for each in illustrations(choose_group(Store(tmp_path / "runs").runs())):
+        assert encoded(each.draw(), "png").startswith(b"\x89PNG")
+
+
+def test_experiments_beyond_the_twelve_get_panels_too(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(6.0, 5.5)])
+    record(tmp_path, 31, "lstm", [(6.0, 5.4)], name="a very long name with a rocket 🚀 in it & $x^2$")
+    record(tmp_path, 32, "lstm", [(6.0, 5.4)], layers=3)
+    titles = [axes.get_title(loc="left") for axes in figure(tmp_path, 1).axes]
+    assert titles[:3] == ["(a) Adam (1)", "(b) Adam (31: a very long name with a…)", "(c) AdamW"]
+    assert [axes.get_title(loc="left") for axes in figure(tmp_path, 3).axes][2] == "(c) 3 layers, Adam (32)"
+    assert shown("🚀 \x1b $x$") == "[rocket] \\x1b $x$"
+    assert encoded(figure(tmp_path, 9), "png")
+
+
+def test_bars_carry_their_values_and_what_was_not_reached(tmp_path: Path) -> None:
+    twelve(tmp_path)
+    memory = figure(tmp_path, 9).axes[0]
+    assert [text.get_text() for text in memory.texts] == ["123"] * 12
+    assert memory.get_xlabel() == "Peak host memory (MiB)"
+    times = figure(tmp_path, 10).axes[0]
+    found = dict(zip([label.get_text() for label in times.get_yticklabels()], times.texts, strict=True))
+    assert found["LSTM 1L SGD (3)"].get_text() == "not reached"
+    assert found["GPT-1 1L Adam (5)"].get_text() == "1.0"
+    assert found["LSTM 4L AdamW (10)"].get_text() == "2.0"
+
+
+def test_the_profile_rises_to_one_for_the_optimizer_that_always_gets_there(tmp_path: Path) -> None:
+    twelve(tmp_path)
+    axes = figure(tmp_path, 11).axes[0]
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlim()[0] == 1.0
+    ends = {line.get_ydata()[-1] for line in axes.get_lines()}  # type: ignore[index]
+    assert max(ends) == 1.0
+    assert min(ends) < 1.0
+    assert legend(axes.figure) == ["Adam", "AdamW", "Momentum", "SGD"]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["png", "pdf", "svg"])
+def test_the_same_data_gives_the_same_file(tmp_path: Path, form: str) -> None:
+    twelve(tmp_path)
+    first, second = (encoded(figure(tmp_path, 6), form) for _ in range(2))  # type: ignore[arg-type]
+    assert first == second
+    assert b"matplotlib.org" not in first or form == "svg"
+    if form == "pdf":
+        assert b"/FontFile2" in first
+        assert b"CreationDate" not in first
+
+
+def test_a_persons_matplotlibrc_changes_nothing(tmp_path: Path) -> None:
+    import matplotlib
+
+    twelve(tmp_path)
+    before = encoded(figure(tmp_path, 1), "png")
+    with matplotlib.rc_context({"font.size": 30.0, "axes.facecolor": "black", "savefig.dpi": 20}):
+        assert encoded(figure(tmp_path, 1), "png") == before
+        assert matplotlib.rcParams["font.size"] == 30.0
+
+
+@pytest.mark.parametrize(("low", "high"), [(30.0, 2000.0), (100.0, 130.0), (1640.0, 2200.0), (2.0, 1e6), (5.0, 5.2)])
+def test_a_log_axis_has_a_handful_of_ticks(low: float, high: float) -> None:
+    ticks = log_ticks(low, high)
+    assert 3 <= len(ticks) <= 8
+    assert all(low <= tick <= high for tick in ticks)
+
+
+@pytest.mark.parametrize(("longest", "unit"), [(0.0, "s"), (170.0, "s"), (200.0, "min"), (20_000.0, "h")])
+def test_times_are_in_the_unit_that_suits(longest: float, unit: str) -> None:
+    assert time_unit(longest)[0] == unit
+
+
+@pytest.mark.parametrize("number", [1, 10])
+def test_figures_look_as_they_did(tmp_path: Path, number: int) -> None:
+    """With tolerance: versions of matplotlib and FreeType differ by shades of grey. `LMCONSOLE_SNAPSHOTS=write` draws
+    the pictures anew."""
+    import os
+
+    twelve(tmp_path)
+    expected = Path(__file__).parent / "pictures" / f"figure-{number}.png"
+    drawn = figure(tmp_path, number)
+    out = io.BytesIO()
+    drawn.savefig(out, format="png", dpi=80, metadata={"Software": None})
+    if os.environ.get("LMCONSOLE_SNAPSHOTS") == "write":
+        expected.parent.mkdir(exist_ok=True)
+        expected.write_bytes(out.getvalue())
+    actual = tmp_path / "actual.png"
+    actual.write_bytes(out.getvalue())
+    reference = tmp_path / "expected.png"
+    reference.write_bytes(expected.read_bytes())
+    assert compare_images(str(reference), str(actual), tol=6.0) is None
