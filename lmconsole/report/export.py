@@ -60,13 +60,13 @@ def export(store: Store, out: Path, options: ExportOptions) -> list[Path]:
 
 def print_table(store: Store, options: ExportOptions) -> str:
     """Table 1 as text, or what ``against`` asks for; markdown if all formats are as good. Raises ExportError."""
+    if options.form == "parquet":
+        raise ExportError("-o -: parquet is not text", hint="--format csv and json are.")
     group = chosen_group(store, options)
     table = _against(store, group, options.against) if options.against else results_document(group)
     match options.form:
         case "json":
             return _to_json(table.data)
-        case "parquet":
-            raise ExportError("-o -: parquet is not text", hint="--format csv and json are.")
         case "all":
             return table.render("markdown")
         case form:

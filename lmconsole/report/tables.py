@@ -144,7 +144,7 @@ def _results_caption(group: Group, table: pd.DataFrame, *, several: bool) -> str
 
 def denominator(group: Group) -> str:
     """What the group's perplexities are per."""
-    return "target token" if group.reference.denominator == "targets" else "slot, padding included"
+    return "target token" if group.reference.denominator == "targets" else "slot (padding included)"
 
 
 def _spread(mean: Any, sd: Any, seeds: int) -> str:

@@ -317,4 +317,4 @@ def test_the_runner_keeps_imported_runs_out(store: Store, tmp_path: Path) -> Non
     assert "Imported" not in (tmp_path / "out/report.md").read_text()
     table = tiny.lmconsole("export", "-o", "-", "--imported", cwd=tmp_path, check=0).stdout
     assert "Imported runs, perplexities per slot, padding included" in table
-    assert " 99.000" in table
+    assert "**99.000**" in table
