@@ -28,9 +28,9 @@ from rich.table import Table
 
 from lmconsole import __version__
 
-NAMES = ("startup", "store", "console", "overhead", "step")
+NAMES = ("startup", "store", "console", "export", "overhead", "step")
 SCHEMA = 1
-PACKAGES = ("torch", "numpy", "msgspec", "typer", "rich")
+PACKAGES = ("torch", "numpy", "pandas", "matplotlib", "msgspec", "typer", "rich")
 """What the timings depend on."""
 PIPE_WIDTH = 150
 """Columns of the table where nobody says how wide it may be."""

@@ -141,12 +141,20 @@ def _provenance(group: Group) -> list[Block]:
     span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     lines.append(f"{'Imported' if group.imported else 'Trained'}: {span} (UTC).")
     blocks += [Items(lines), Text("", lead="Settings common to the runs."), Grid(_settings(group))]
-    blocks += [Text("", lead="Runs."), Items([run.run for run in group.runs], code=True)]
+    names = [run.run for run in group.runs]
+    if len(names) <= MANY_RUNS:
+        blocks += [Text("", lead="Runs."), Items(names, code=True)]
+    else:
+        blocks.append(Text(f"{len(names):,}; data/runs.csv of a CSV export lists them.", lead="Runs."))
     if group.imported:
         blocks.append(Text("These runs were imported: how to repeat them, only their source can say."))
     else:
         blocks += [Text("", lead="To reproduce, runs and exports:"), Code(reproduce(group))]
     return blocks
+
+
+MANY_RUNS = 60
+"""More runs than this are not listed one by one."""
 
 
 def _settings(group: Group) -> Document:

@@ -19,6 +19,10 @@ OWN = frozenset({"model", "layers", "optimizer", "weight_decay", *APPLIES_TO})
 one model or optimizer."""
 
 
+MANY_SEEDS = 5
+"""More seeds than this are named by ranges."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Comparable runs: same preset, settings, corpus, precision and origin, any seed."""
@@ -40,6 +44,12 @@ class Group:
     def seeds(self) -> list[int]:
         """Every seed in it."""
         return sorted({run.info.seed for run in self.runs})
+
+    @property
+    def seeds_words(self) -> str:
+        """``1, 2, 3``; ``1-10`` where there are many."""
+        seeds = self.seeds
+        return ", ".join(map(str, seeds) if len(seeds) <= MANY_SEEDS else ranges(seeds).split())
 
     @property
     def by_experiment(self) -> dict[int, list[Run]]:
@@ -173,13 +183,12 @@ def describe(group: Group) -> str:
 def describe_briefly(group: Group) -> str:
     """One sentence for the caption of a figure, and how many runs were left out."""
     info = group.reference
-    seeds = ", ".join(map(str, group.seeds))
     what = (
         f"Preset {info.preset}: {info.corpus.name}, precision {info.settings.precision}"
         if not group.imported
         else (f"Imported runs{_padded(info)}")
     )
-    words = [f"{what}, {'seed' if len(group.seeds) == 1 else 'seeds'} {seeds}."]
+    words = [f"{what}, {'seed' if len(group.seeds) == 1 else 'seeds'} {group.seeds_words}."]
     if group.left_out:
         words.append(_left_out(group))
     return " ".join(words)

@@ -89,14 +89,12 @@ EPOCH_TIMES = ("train_s", "valid_s", "elapsed_train_s")
 
 def telemetry_frame(group: Group) -> pd.DataFrame:
     """One row a sample of the machine, about one a second; ``t`` is UTC."""
-    fields = [field for field in Telemetry.__struct_fields__ if field not in ("seq", "t")]
-    rows = [
-        {**keys, "t": sample.t, **{field: getattr(sample, field) for field in fields}}
-        for run in group.runs
-        for keys in [_keys(run)]
-        for sample in run.state.telemetry
-    ]
-    return pd.DataFrame(rows, columns=None if rows else [*_keys(group.runs[0]), "t", *fields])
+    fields = [field for field in Telemetry.__struct_fields__ if field != "seq"]
+    samples = [sample for run in group.runs for sample in run.state.telemetry]
+    counts = [len(run.state.telemetry) for run in group.runs]
+    keys = pd.DataFrame([_keys(run) for run in group.runs])
+    columns = {field: [getattr(sample, field) for sample in samples] for field in fields}
+    return pd.concat([keys.loc[keys.index.repeat(counts)].reset_index(drop=True), pd.DataFrame(columns)], axis=1)
 
 
 FRAMES: dict[str, Callable[[Group], pd.DataFrame]] = {

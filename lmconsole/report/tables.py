@@ -127,8 +127,9 @@ def _results_caption(group: Group, table: pd.DataFrame, *, several: bool) -> str
     if table["best"].any():
         words.append("Bold: lowest validation perplexity of its architecture.")
     if several:
-        seeds = ", ".join(map(str, group.seeds))
-        words.append(f"Mean ± standard deviation over seeds ({seeds}) of each seed's best epoch; median epoch.")
+        words.append(
+            f"Mean ± standard deviation over seeds ({group.seeds_words}) of each seed's best epoch; median epoch."
+        )
         if table["seeds"].nunique() > 1:
             counts = "; ".join(f"{row.experiment}: {row.seeds}" for row in table.itertuples())
             words.append(f"Seeds per experiment: {counts}.")
