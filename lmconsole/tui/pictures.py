@@ -12,8 +12,8 @@ KEYS = "space: next   b: back   q: close"
 
 
 def figures_in(folder: Path) -> list[Path]:
-    """The figures of an exports folder."""
-    return sorted((folder / "figures").glob("*.png"))
+    """The figures of an exports folder, by their numbers."""
+    return sorted((folder / "figures").glob("*.png"), key=lambda path: (len(path.name), path.name))
 
 
 def browse(pictures: Sequence[Path]) -> str | None:
