@@ -11,7 +11,7 @@ from lmconsole.plan.presets import ranges
 from lmconsole.report.figures import Illustration, unfinished
 from lmconsole.report.findings import Finding
 from lmconsole.report.groups import Group, describe
-from lmconsole.report.markup import Cell, Document, escape_latex, escape_markdown, latex_grid, markdown_grid
+from lmconsole.report.markup import Cell, Document, escape_latex, escape_markdown, latex_grid, latex_size, markdown_grid
 from lmconsole.runs.imports import STATED
 from lmconsole.runs.info import RunInfo
 
@@ -162,12 +162,12 @@ def _settings(group: Group) -> Document:
     each = [msgspec.to_builtins(run.info.settings) for run in group.runs]
     info = group.reference
     rows = [
-        [Cell(key), Cell(str(value)), Cell(info.origins[key].rpartition("/")[2])]
+        [Cell(key), Cell(info.origins[key].rpartition("/")[2]), Cell(str(value))]
         for key, value in each[0].items()
         if key in info.origins and value is not None and all(other[key] == value for other in each)
         if not group.imported or info.origins[key] == STATED
     ]
-    return Document("", "", "", headers=["Setting", "Value", "From"], numeric=[False, True, False], rows=rows)
+    return Document("", "", "", headers=["Setting", "From", "Value"], numeric=[False, False, False], rows=rows)
 
 
 def reproduce(group: Group) -> str:
@@ -246,7 +246,7 @@ _PREAMBLE = r"""\documentclass[11pt,a4paper]{article}
 \usepackage[font=small,labelfont=bf]{caption}
 \usepackage{graphicx}
 %s\setlength{\emergencystretch}{3em}
-\setlength{\tabcolsep}{4pt}
+\setlength{\tabcolsep}{3pt}
 \input{figures/captions}
 
 \renewcommand{\topfraction}{0.95}
@@ -285,7 +285,7 @@ def to_latex(group: Group, blocks: Sequence[Block], *, siunitx: bool = False) ->
                 pieces.append(f"\\input{{{name}}}")
             case Grid(document):
                 grid = "\n".join(latex_grid(document, siunitx=siunitx))
-                pieces.append(f"\\begin{{center}}\\small\n{grid}\n\\end{{center}}")
+                pieces.append(f"\\begin{{center}}{latex_size(document)}\n{grid}\n\\end{{center}}")
             case Figures(pictures):
                 pieces.append(_figures(pictures))
     return "\n\n".join(pieces) + "\n\n\\end{document}\n"

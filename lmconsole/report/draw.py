@@ -5,6 +5,7 @@ Nothing here depends on the time, the machine or a configuration file, so the sa
 
 import io
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ from lmconsole.report.markup import Picture, spelled
 
 SINGLE_IN, DOUBLE_IN = 3.4, 7.0
 """Widths, in inches, of one and of two columns of a paper."""
+
+CHARACTER_IN = 0.061
+"""Width of a digit in a tick label."""
 
 LARGEST_PPL = 1e6
 """Perplexities above this are marked at the upper edge: a uniform guess over any vocabulary here does better."""
@@ -99,15 +103,24 @@ def panels(
 ) -> Figure:
     """Panels with shared axes, lettered where there are several; perplexity is logarithmic. ``whole_x``: x counts
     something, and has whole ticks."""
-    rows = math.ceil(len(each) / columns)
+    limits = _Limits(each, whole_x)
     with _style():
-        figure, grid = _grid(rows, columns, width_in, panel_in=1.55)
-        limits = _Limits(each, whole_x)
+        entries = _legend_entries(each)
+        legend_columns = min(len(entries), 4 if width_in > SINGLE_IN else 2) or 1
+        figure, grid, panel_in = _grid(
+            math.ceil(len(each) / columns),
+            columns,
+            width_in,
+            left_in=0.32 + CHARACTER_IN * max((len(label) for label in limits.y_labels), default=0),
+            top_in=0.36 + 0.16 * math.ceil(len(entries) / legend_columns),
+        )
         for number, (axes, panel) in enumerate(zip(grid, each, strict=False)):
             _draw(axes, panel)
             limits.apply(axes)
             letter = f"({chr(ord('a') + number)}) " if len(each) > 1 and number < 26 else ""
-            axes.set_title(letter + shown(panel.title), loc="left", fontweight="bold" if not panel.curves else None)
+            title = letter + shown(panel.title)
+            most = int(panel_in / (CHARACTER_IN * 1.1))
+            axes.set_title(_cut(title, most), loc="left", fontweight="normal" if panel.curves else "bold")
             if number + columns >= len(each):
                 axes.set_xlabel(x_label)
             else:
@@ -118,7 +131,8 @@ def panels(
                 axes.tick_params(labelleft=False)
         for axes in grid[len(each) :]:
             axes.remove()
-        _legend(figure, each)
+        if entries:
+            figure.legend(handles=entries, loc="upper center", ncols=legend_columns, frameon=False)
     return figure
 
 
@@ -151,12 +165,12 @@ def bars(
             text = absent if value is None else value_format.format(value)
             end = max(value or 0.0, span[1] if span and value is not None else 0.0)
             axes.text(end + 0.02 * top, place, text, va="center", fontsize=6.5)
-        axes.set_yticks(range(len(labels)), [shown(label) for label in labels])
+        axes.set_yticks(range(len(labels)), [_cut(shown(label), 22) for label in labels])
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.set_xlim(0, top * 1.02)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=top > 4))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+        axes.xaxis.set_major_formatter(lambda value, _: _plain(value))
         axes.grid(axis="x")
         axes.set_xlabel(x_label)
         handles = [
@@ -212,6 +226,15 @@ def shown(text: str) -> str:
     return spelled(printable(text).replace("\n", " "), lambda c: bool(font.get_char_index(ord(c))))
 
 
+def _cut(text: str, most: int) -> str:
+    """``text`` in at most so many characters; the number of the experiment at its end stays."""
+    if len(text) <= most:
+        return text
+    number = re.search(r" \(\d+\)$", text)
+    tail = number[0] if number else ""
+    return f"{text[: most - len(tail) - 1]}…{tail}"
+
+
 def log_ticks(low: float, high: float) -> list[float]:
     """Where to put between 3 and about 7 plain numbers on a logarithmic axis from ``low`` to ``high``."""
     for factors in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)):
@@ -227,6 +250,10 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [float(tick) for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
 
 
+def _plain(value: float) -> str:
+    return f"{value:,.10g}"
+
+
 class _Limits:
     """Axes that all panels of a figure share."""
 
@@ -240,6 +267,7 @@ class _Limits:
         last = max(xs, default=1.0)
         self.x = (0.5, last + 0.5) if whole_x else (0.0, last * 1.04 or 1.0)
         self.whole_x = whole_x
+        self.y_labels = [_plain(tick) for tick in log_ticks(*self.y)]
 
     def apply(self, axes: Axes) -> None:
         axes.set_yscale("log")
@@ -247,13 +275,13 @@ class _Limits:
         axes.set_xlim(*self.x)
         _log_ticks(axes.yaxis, *self.y)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=self.whole_x, min_n_ticks=1))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+        axes.xaxis.set_major_formatter(lambda value, _: _plain(value))
 
 
 def _log_ticks(axis: Any, low: float, high: float) -> None:
     ticks = log_ticks(low, high)
     axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FixedFormatter([f"{tick:,.10g}" for tick in ticks]))
+    axis.set_major_formatter(FixedFormatter([_plain(tick) for tick in ticks]))
     axis.set_minor_locator(NullLocator())
 
 
@@ -278,34 +306,34 @@ def _draw(axes: Axes, panel: Panel) -> None:
 _ASTRAY: Mapping[str, Any] = {"color": "black", "marker": "x", "markersize": 4.5, "linestyle": "none"}
 
 
-def _legend(figure: Figure, each: Sequence[Panel]) -> None:
+def _legend_entries(each: Sequence[Panel]) -> list[Artist]:
     names = list(dict.fromkeys(name for panel in each for name in panel.curves))
-    handles: list[Artist] = [
-        Line2D([], [], label=name, **style) for style, name in zip(_cycled(LINES, len(names)), names, strict=True)
-    ]
+    styles = _cycled(LINES, len(names))
+    entries: list[Artist] = [Line2D([], [], label=name, **style) for style, name in zip(styles, names, strict=True)]
     curves = [curve for panel in each for curve in panel.curves.values()]
     if any(list(curve.low) != list(curve.high) for curve in curves):
-        handles.append(Patch(facecolor="#888888", alpha=0.4, label="range of seeds"))
+        entries.append(Patch(facecolor="#888888", alpha=0.4, label="range of seeds"))
     if any(curve.astray for curve in curves):
-        handles.append(Line2D([], [], label="not finite or beyond the axis", **_ASTRAY))
-    if handles:
-        figure.legend(handles=handles, loc="upper center", ncols=2 if figure.get_figwidth() < 5 else 4, frameon=False)
+        entries.append(Line2D([], [], label="beyond the axis", **_ASTRAY))
+    return entries
 
 
-def _grid(rows: int, columns: int, width_in: float, panel_in: float) -> tuple[Figure, list[Axes]]:
-    """Panels of one size, margins in inches, filled row by row."""
-    left, right, top, bottom, gap_x, gap_y = 0.55, 0.1, 0.52, 0.42, 0.18, 0.3
-    height = top + bottom + rows * panel_in + (rows - 1) * gap_y
+def _grid(
+    rows: int, columns: int, width_in: float, *, left_in: float, top_in: float
+) -> tuple[Figure, list[Axes], float]:
+    """Panels of one size, margins in inches, filled row by row; and the width of each."""
+    right, bottom, gap_x, gap_y, panel_height = 0.1, 0.42, 0.18, 0.3, 1.55
+    height = top_in + bottom + rows * panel_height + (rows - 1) * gap_y
     figure = Figure(figsize=(width_in, height))
     FigureCanvasAgg(figure)
-    panel_width = (width_in - left - right - (columns - 1) * gap_x) / columns
+    panel_width = (width_in - left_in - right - (columns - 1) * gap_x) / columns
     made = []
     for row in range(rows):
         for column in range(columns):
-            x = left + column * (panel_width + gap_x)
-            y = height - top - (row + 1) * panel_in - row * gap_y
-            made.append(figure.add_axes((x / width_in, y / height, panel_width / width_in, panel_in / height)))
-    return figure, made
+            x = left_in + column * (panel_width + gap_x)
+            y = height - top_in - (row + 1) * panel_height - row * gap_y
+            made.append(figure.add_axes((x / width_in, y / height, panel_width / width_in, panel_height / height)))
+    return figure, made, panel_width
 
 
 def _cycled(styles: Sequence[Mapping[str, Any]], count: int) -> Iterator[Mapping[str, Any]]:

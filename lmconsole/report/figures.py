@@ -93,13 +93,7 @@ def _depth_and_optimizer(layers: int, optimizer: str) -> str:
 
 def _titled(title: str, runs: Sequence[Run]) -> str:
     experiment = runs[0].info.experiment
-    return (
-        f"{title} ({experiment.id}: {_short(experiment.name, 24)})" if experiment.name else f"{title} ({experiment.id})"
-    )
-
-
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return f"{title} ({experiment.id}: {experiment.name})" if experiment.name else f"{title} ({experiment.id})"
 
 
 def _curves(group: Group, model: str, place: int, *, over_time: bool, deep: bool) -> Illustration:
@@ -242,7 +236,7 @@ def _astray(event: Epoch, field: str) -> bool:
 
 def _label(runs: Sequence[Run]) -> str:
     experiment = runs[0].info.experiment
-    return f"{_short(experiment.label, 18)} ({experiment.id})"
+    return f"{experiment.label} ({experiment.id})"
 
 
 def _memory(group: Group) -> Illustration:

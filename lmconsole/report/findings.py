@@ -177,10 +177,14 @@ def _best(answer: _Answer, judged: Sequence[Measured]) -> None:
         )
 
 
+LONG_LABEL = 32
+"""Longer labels are cut in a table."""
+
+
 def _choice_table(suite: _Suite, target: float | None, times: dict[int, float | None]) -> Document:
     rows = [
         [
-            Cell(each.label),
+            Cell(each.label if len(each.label) <= LONG_LABEL else f"{each.label[: LONG_LABEL - 6]}… ({each.id})"),
             Cell(_seconds(times.get(each.id), "not reached" if target is not None else DASH)),
             Cell(_seconds(each.train_s, DASH)),
             Cell(f"{each.mean_ppl:,.1f}" if each.mean_ppl is not None else DASH),

@@ -19,11 +19,11 @@ Picture = Literal["png", "pdf", "svg"]
 SUFFIXES: dict[Form, str] = {"markdown": "md", "latex": "tex", "csv": "csv"}
 DASH = "–"
 
-WIDE = 7
-"""A table of more columns than this is set small in LaTeX."""
+SIZES = ((80, "\\footnotesize"), (65, "\\small"))
+"""Tables of more characters than this in a line are set in that size in LaTeX, so that they fit a page."""
 
-LONG_NAME = 40
-"""A last column with a longer text than this is set in lines of its own width in LaTeX."""
+LONG_NAME = 14
+"""A last column with a longer text than this is broken into lines in LaTeX."""
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -119,7 +119,7 @@ def to_latex(document: Document, *, siunitx: bool = False) -> str:
         [
             "% needs \\usepackage{booktabs}" + (" and \\usepackage{siunitx}" if siunitx else ""),
             "\\begin{table}[htbp]",
-            "  \\centering" + ("\\small" if len(document.headers) > WIDE else ""),
+            f"  \\centering{latex_size(document)}",
             f"  \\caption{{{escape_latex(document.caption)}}}",
             f"  \\label{{{document.label}}}",
             *(f"  {line}" for line in latex_grid(document, siunitx=siunitx)),
@@ -127,6 +127,15 @@ def to_latex(document: Document, *, siunitx: bool = False) -> str:
             "",
         ]
     )
+
+
+def latex_size(document: Document) -> str:
+    """The size of type in which the rows fit a page."""
+    table = [document.headers, *([cell.text for cell in row] for row in document.rows)]
+    longest = [max(len(row[column]) for row in table) for column in range(len(document.headers))]
+    if longest and longest[-1] > LONG_NAME:
+        longest[-1] = LONG_NAME
+    return next((size for characters, size in SIZES if sum(longest) > characters), "")
 
 
 def latex_grid(document: Document, *, siunitx: bool = False) -> list[str]:
@@ -137,11 +146,11 @@ def latex_grid(document: Document, *, siunitx: bool = False) -> list[str]:
     ]
     long_names = any(len(row[-1].text) > LONG_NAME for row in document.rows)
     if long_names:
-        columns[-1] = "p{7cm}"
+        columns[-1] = "p{2.8cm}"
     rows = []
     for row in document.rows:
         cells = [_latex_cell(cell, spec) for cell, spec in zip(row, formats, strict=True)]
-        if long_names:
+        if len(row[-1].text) > LONG_NAME:
             cells[-1] = f"{{\\raggedright {cells[-1]}\\par}}"
         rows.append(" & ".join(cells))
     headers = " & ".join(

@@ -193,8 +193,10 @@ class Exported(Page):
 
     def __init__(self, paths: Sequence[Path], table: str, figures: Sequence[Path]) -> None:
         body = Table.grid()
-        for path in paths:
-            body.add_row(Text(str(path), overflow="fold"))
+        body.add_row(Text(f"{len(paths)} files in {paths[0].parent}", overflow="fold"))
+        body.add_row(
+            Text(f"The write-up: {', '.join(path.name for path in paths if path.stem == 'report')}", style="dim")
+        )
         body.add_row(Text(f"\n{table}", overflow="fold"))
         super().__init__("Exported", body)
         self._figures = figures

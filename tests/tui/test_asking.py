@@ -335,7 +335,7 @@ async def test_e_writes_the_exports_and_shows_where_they_are(stage: Stage) -> No
     stage.record(1, valid=(6.0, 5.0))
     async with stage.console() as pilot:
         await pilot.press("e")
-        await shows(pilot, "Exported", "table-1-results.md", seconds=LONG_S)
+        await shows(pilot, "Exported", "report.md", seconds=LONG_S)
         assert (stage.root / "exports" / "table-1-results.tex").exists()
         await pilot.press("escape")
         await shows_no_more(pilot, "Exported")
