@@ -15,6 +15,9 @@ from lmconsole.runs.store import Run
 NEGLIGIBLE = 0.02
 """Of one seed each, differences up to this share are called too small to mean anything."""
 
+SAME = 0.001
+"""A smaller share than this is not put into numbers."""
+
 RULE = (
     "Differences are of mean validation perplexity at each run's best epoch. With several seeds, a difference counts "
     "when every seed of the one lies below every seed of the other and it exceeds the larger standard deviation; else "
@@ -152,6 +155,8 @@ def compare(first: Measured, second: Measured) -> Comparison:
         return Comparison(Verdict.NONE, f"{start} {odd} did not finish or diverged: no comparison.")
     share = ours / theirs - 1.0
     difference = f"The first is {abs(share):.1%} {'lower' if share < 0 else 'higher'}"
+    if abs(share) < SAME:
+        difference = f"They differ by less than {SAME:.1%}"
     m, n = len(first.valid_ppl), len(second.valid_ppl)
     if min(m, n) < 2:
         if abs(share) <= NEGLIGIBLE:

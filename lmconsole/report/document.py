@@ -275,7 +275,7 @@ def to_latex(group: Group, blocks: Sequence[Block], *, siunitx: bool = False) ->
                 pieces.append(f"{before}\\{'section' if level == 1 else 'subsection'}*{{{escape_latex(text)}}}")
             case Text(text, lead):
                 bold = f"\\textbf{{{escape_latex(lead)}}}" if lead else ""
-                pieces.append("\\noindent " + " ".join(word for word in (bold, escape_latex(text)) if word))
+                pieces.append("\\medskip\\noindent " + " ".join(word for word in (bold, escape_latex(text)) if word))
             case Items(texts, code):
                 lines = [f"  \\item {_typed(text) if code else _breakable(text)}" for text in texts]
                 pieces.append("\n".join(["\\begin{itemize}\\setlength{\\itemsep}{0pt}", *lines, "\\end{itemize}"]))

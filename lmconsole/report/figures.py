@@ -280,9 +280,9 @@ def _time_to_perplexity(group: Group) -> Illustration:
     words = "–" if target is None else f"{target:,.10g}"
     title = f"Training time to a validation perplexity of {words}"
     caption = (
-        f"{title}, at the end of the first epoch at or below it. The target is the lowest perplexity that each "
-        f"architecture has reached in some experiment, with every seed, and {SLACK:.0%} above it. Not reached: some "
-        "seed is above it in every epoch."
+        f"{title}, at the end of the first epoch at or below it. The target lies {SLACK:.0%} above the lowest "
+        "perplexity that every architecture has reached in some experiment, with every seed. Not reached: some seed is "
+        "above it in every epoch."
     )
     if len(group.seeds) > 1:
         caption += " Bars are means over seeds, lines reach from the fastest to the slowest."

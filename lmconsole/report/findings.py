@@ -103,9 +103,9 @@ def _choice(suite: _Suite) -> Finding:
         measured=answer.measured,
         rule=(
             "Wall-clock: least training time to a target validation perplexity, known at the ends of epochs. The "
-            "target is the lowest perplexity that each architecture has reached in some experiment, with every seed, "
-            f"and {SLACK:.0%} above it. Generalization: lowest validation perplexity of a complete experiment; the gap "
-            "is validation loss minus train loss at the last epoch, in nats. Times within "
+            f"target lies {SLACK:.0%} above the lowest perplexity that every architecture has reached in some "
+            "experiment, with every seed. Generalization: lowest validation perplexity of a complete experiment; the "
+            "gap is validation loss minus train loss at the last epoch, in nats. Times within "
             f"{CLOSE:.0%} of the least count as equal."
         ),
         interpretation=answer.interpretation,
