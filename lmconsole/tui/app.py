@@ -125,7 +125,6 @@ class Console(App[str]):
 
     def _show(self) -> None:
         if self.is_running and self.main.is_attached:  # a timer may still fire while the app is taken apart
-            self._announce(self.feed.picture)
             self.main.draw()
 
     def _judge_line(self, output: Any) -> None:
@@ -144,8 +143,9 @@ class Console(App[str]):
         self._timer = self.set_interval(SLOW_TICK_S if slow else TICK_S, self._tick)
         self.main.draw(force=True)
 
-    def _announce(self, picture: Picture) -> None:
-        """Tell when the queue has drained, and where the runner has put the exports."""
+    def announce(self, picture: Picture) -> None:
+        """Tell when the queue has drained, and where the runner has put the exports. To be called with each picture
+        that is shown: what was seen running is told to be over."""
         active = frozenset(view.run for view in picture.runs.values() if view.status.active)
         for line in picture.said[self._said_before :]:
             self.notify(printable(line[0].upper() + line[1:]), timeout=20, markup=False)

@@ -120,6 +120,8 @@ class MainScreen(Screen[None]):
         if picture is self._drawn and not force:
             return
         old, self._drawn = self._drawn, picture
+        if picture is not old:
+            self.app.announce(picture)
         if not picture.error:
             self.checked = still_there(self.checked, picture, self.app.options.plan.experiments)
         self.table.fit(self.size.width)

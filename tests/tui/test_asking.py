@@ -405,3 +405,22 @@ async def test_the_end_of_a_queue_is_announced_with_what_failed(stage: Stage) ->
         assert "All runs are over" not in screen(pilot)
         two.end()
         await shows(pilot, "1 lost", "All runs are over", "1 failed: enter on its row says why.")
+
+
+async def test_the_end_of_a_run_that_a_key_alone_has_shown_is_announced(stage: Stage) -> None:
+    """Between two ticks a key draws the newest picture: what it has shown as running is told to be over."""
+    async with stage.console() as pilot:
+        app = pilot.app
+        app._timer.pause()
+
+        def states() -> set[str]:
+            return {view.status.value for view in app.feed.picture.runs.values()}
+
+        one = stage.record(1, "running")
+        await eventually(pilot, lambda: states() == {"running"})
+        await pilot.press("space")
+        assert "1 running" in screen(pilot)
+        one.end(finished([5.0]))
+        await eventually(pilot, lambda: states() == {"finished"})
+        app._timer.resume()
+        await shows(pilot, "1 finished", "All runs are over")
