@@ -9,7 +9,7 @@ import pandas as pd
 
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES, Experiment
 from lmconsole.report.groups import Group, describe
-from lmconsole.report.markup import DASH, Cell, Document
+from lmconsole.report.markup import DASH, Cell, Document, decimals
 from lmconsole.report.reference import PADDED_SHARE, PUBLISHED_CORPUS, published
 from lmconsole.runs.events import number
 from lmconsole.runs.info import RunInfo
@@ -154,14 +154,14 @@ def against_document(group: Group, others: Others) -> Document:
 
 
 def _cells(record: Mapping[object, object]) -> list[Cell]:
-    def decimals(key: str) -> str:
+    def shown(key: str) -> str:
         value = record[key]
-        return f"{value:.3f}" if isinstance(value, float) and not pd.isna(value) else DASH
+        return decimals(value) if isinstance(value, float) and not pd.isna(value) else DASH
 
     difference = record["difference_percent"]
     share = f"{difference:+.1f} %" if isinstance(difference, float) and not pd.isna(difference) else DASH
     words = [str(record[key]) for key in ("architecture", "layers", "optimizer", "split")]
-    numbers = [decimals(key) for key in ("ours_ppl", "theirs_ppl_as_given", "theirs_ppl_per_target")]
+    numbers = [shown(key) for key in ("ours_ppl", "theirs_ppl_as_given", "theirs_ppl_per_target")]
     return [Cell(text) for text in (*words, *numbers, share, str(record["config"]))]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from lmconsole.report.groups import Group
+from lmconsole.report.markup import decimals
 from lmconsole.report.results import is_complete
 from lmconsole.report.targets import best_valid_ppl
 from lmconsole.runs.events import Epoch, number
@@ -129,8 +130,8 @@ class Measured:
         if self.mean_ppl is None:
             return "unknown"
         if self.sd_ppl is None:
-            return f"{self.mean_ppl:.3f}"
-        return f"{self.mean_ppl:.3f} ± {self.sd_ppl:.3f} (n = {len(self.valid_ppl)})"
+            return decimals(self.mean_ppl)
+        return f"{decimals(self.mean_ppl)} ± {decimals(self.sd_ppl)} (n = {len(self.valid_ppl)})"
 
 
 @dataclass(frozen=True)

@@ -180,8 +180,8 @@ def bars(
     return figure
 
 
-def steps(curves: Mapping[str, Sequence[tuple[float, float]]], *, x_label: str, y_label: str) -> Figure:
-    """Step curves of shares, from 0 to 1, over a logarithmic axis that starts at 1."""
+def steps(curves: Mapping[str, Sequence[tuple[float, float]]], *, x_label: str, y_label: str, absent: str) -> Figure:
+    """Step curves of shares, from 0 to 1, over a logarithmic axis that starts at 1; ``absent`` stands there without."""
     height = 2.6
     with _style():
         figure = Figure(figsize=(SINGLE_IN, height))
@@ -203,7 +203,10 @@ def steps(curves: Mapping[str, Sequence[tuple[float, float]]], *, x_label: str, 
         axes.grid()
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        figure.legend(handles=handles, loc="upper center", ncols=min(len(curves), 4) or 1, frameon=False)
+        if handles:
+            figure.legend(handles=handles, loc="upper center", ncols=min(len(curves), 4), frameon=False)
+        else:
+            axes.text(0.5, 0.5, absent, _NOTE | {"ha": "center", "va": "center"}, transform=axes.transAxes)
     return figure
 
 
@@ -298,11 +301,12 @@ def _draw(axes: Axes, panel: Panel) -> None:
             **_ASTRAY,
         )
     if panel.note:
-        x, y, side, height = (0.97, 0.95, "right", "top") if panel.curves else (0.5, 0.5, "center", "center")
-        words = {"ha": side, "va": height, "fontsize": 7, "style": "italic", "color": "#444444"}
+        x, y, side, height = (0.97, 0.86, "right", "top") if panel.curves else (0.5, 0.5, "center", "center")
+        words = _NOTE | {"ha": side, "va": height}
         axes.text(x, y, shown(panel.note), words, transform=axes.transAxes)
 
 
+_NOTE: dict[str, Any] = {"fontsize": 7, "style": "italic", "color": "#444444"}
 _ASTRAY: Mapping[str, Any] = {"color": "black", "marker": "x", "markersize": 4.5, "linestyle": "none"}
 
 

@@ -74,13 +74,13 @@ def _slots(group: Group, model: str, *, deep: bool) -> list[_Slot]:
         if runs[0].info.experiment.model == model and (runs[0].info.experiment.layers > 1) == deep
     }
     wanted = [(2, "adamw"), (4, "adamw")] if deep else [(1, optimizer) for optimizer in ORDER]
-    slots = []
+    slots: list[_Slot] = []
     for layers, optimizer in wanted:
         fitting = [id_ for id_, runs in there.items() if _place(runs) == (layers, optimizer)]
         title = _depth_and_optimizer(layers, optimizer)
         slots += [_Slot(_titled(title, there[id_]), there.pop(id_)) for id_ in fitting] or [_Slot(title, [])]
     slots += [_Slot(_titled(_depth_and_optimizer(*_place(runs)), runs), runs) for runs in there.values()]
-    return slots[:MAX_PANELS]
+    return slots
 
 
 def _place(runs: Sequence[Run]) -> tuple[int, str]:
@@ -97,7 +97,8 @@ def _titled(title: str, runs: Sequence[Run]) -> str:
 
 
 def _curves(group: Group, model: str, place: int, *, over_time: bool, deep: bool) -> Illustration:
-    slots = _slots(group, model, deep=deep)
+    found = _slots(group, model, deep=deep)
+    slots = found[:MAX_PANELS]
     depth = "more than one layer" if deep else "1 layer"
     over = "wall-clock time" if over_time else "epochs"
     title = f"{MODEL_NAMES[model]}, {depth}: perplexity over {over}"
@@ -116,6 +117,7 @@ def _curves(group: Group, model: str, place: int, *, over_time: bool, deep: bool
     if any(len(slot.runs) > 1 for slot in slots):
         words.append("Lines are means over seeds, bands reach from the lowest to the highest seed.")
     words += _incomplete(slots, shown)
+    words.append(_more(len(found) - MAX_PANELS))
     words.append(describe_briefly(group))
     return Illustration(
         number=place,
@@ -124,6 +126,12 @@ def _curves(group: Group, model: str, place: int, *, over_time: bool, deep: bool
         wide=not deep,
         draw=partial(_draw_curves, slots, over_time=over_time, deep=deep, label=_ppl_label(group)),
     )
+
+
+def _more(left_out: int) -> str:
+    if left_out <= 0:
+        return ""
+    return f"{left_out} more {'experiment is' if left_out == 1 else 'experiments are'} not shown, for want of room."
 
 
 def _ppl_label(group: Group) -> str:
@@ -266,7 +274,8 @@ def _memory(group: Group) -> Illustration:
             groups=[MODEL_NAMES[runs[0].info.experiment.model] for runs in shown.values()],
         )
 
-    return Illustration(9, title, f"{title}. {how} {describe_briefly(group)}", wide=False, draw=draw)
+    words = (f"{title}.", how, _more(len(known) - MAX_BARS), describe_briefly(group))
+    return Illustration(9, title, " ".join(word for word in words if word), wide=False, draw=draw)
 
 
 MAX_BARS = 40
@@ -306,7 +315,8 @@ def _time_to_perplexity(group: Group) -> Illustration:
             value_format="{:,.1f}",
         )  # fmt: skip
 
-    note = " ".join(word for word in (caption, clock_note(group), describe_briefly(group)) if word)
+    more = _more(len(group.by_experiment) - MAX_BARS)
+    note = " ".join(word for word in (caption, more, clock_note(group), describe_briefly(group)) if word)
     return Illustration(10, title, note, wide=False, draw=draw)
 
 
@@ -324,7 +334,10 @@ def _profile(group: Group) -> Illustration:
         from lmconsole.report.draw import steps
 
         return steps(
-            performance_profile(group), x_label="Time / time of the fastest", y_label="Share of problems solved"
+            performance_profile(group),
+            x_label="Time / time of the fastest",
+            y_label="Share of problems solved",
+            absent="no two optimizers to compare",
         )
 
     note = " ".join(word for word in (caption, clock_note(group), describe_briefly(group)) if word)

@@ -13,8 +13,8 @@ from lmconsole import formatting
 from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.report.comparing import RULE, Comparison, Measured, Verdict, compare, measure
 from lmconsole.report.groups import Group, clock_note
-from lmconsole.report.markup import DASH, Cell, Document
-from lmconsole.report.results import memory_frame, uses_gpu
+from lmconsole.report.markup import DASH, Cell, Document, decimals
+from lmconsole.report.results import MIN_SAMPLES, memory_frame, uses_gpu
 from lmconsole.report.targets import SLACK, common_target, reached
 from lmconsole.runs.info import RunInfo
 
@@ -187,7 +187,7 @@ def _choice_table(suite: _Suite, target: float | None, times: dict[int, float | 
             Cell(each.label if len(each.label) <= LONG_LABEL else f"{each.label[: LONG_LABEL - 6]}… ({each.id})"),
             Cell(_seconds(times.get(each.id), "not reached" if target is not None else DASH)),
             Cell(_seconds(each.train_s, DASH)),
-            Cell(f"{each.mean_ppl:,.1f}" if each.mean_ppl is not None else DASH),
+            Cell(decimals(each.mean_ppl) if each.mean_ppl is not None else DASH),
             Cell(f"{each.gap_nats:+.3f}" if each.gap_nats is not None else DASH),
         ]
         for each in suite.all.values()
@@ -401,7 +401,7 @@ def _footprint(suite: _Suite) -> Finding:
         )
         answer.interpretation.append(_footprint_words(used[low], used[high], gpu))
     else:
-        answer.measured.append("No run has told its memory.")
+        answer.measured.append(f"No run has told its memory in at least {MIN_SAMPLES} samples.")
     sized = [each for each in suite.all.values() if each.parameters_trainable]
     if sized:
         answer.measured += [_state_words(sized), _logits_words(suite.group.reference)]

@@ -22,6 +22,9 @@ DASH = "–"
 SIZES = ((80, "\\footnotesize"), (65, "\\small"))
 """Tables of more characters than this in a line are set in that size in LaTeX, so that they fit a page."""
 
+LARGE_PPL = 1e7
+"""From here on perplexities are given in powers of ten."""
+
 LONG_NAME = 14
 """A last column with a longer text than this is broken into lines in LaTeX."""
 
@@ -206,6 +209,11 @@ def frame_to_csv(frame: pd.DataFrame) -> str:
     out = io.StringIO()
     frame.to_csv(out, index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
     return out.getvalue()
+
+
+def decimals(ppl: float) -> str:
+    """A perplexity with three decimals; in powers of ten where it is too large to mean much."""
+    return f"{ppl:.3f}" if ppl < LARGE_PPL else f"{ppl:.3e}"
 
 
 def escape_markdown(text: str) -> str:

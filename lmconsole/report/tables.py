@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from lmconsole.report.groups import Group, describe
-from lmconsole.report.markup import DASH, Cell, Document
+from lmconsole.report.markup import DASH, Cell, Document, decimals
 from lmconsole.report.results import MIN_SAMPLES, memory_frame, results_frame, uses_gpu
 
 
@@ -151,7 +151,7 @@ def denominator(group: Group) -> str:
 def _spread(mean: Any, sd: Any, seeds: int) -> str:
     if pd.isna(mean):
         return DASH
-    return f"{mean:.3f}" if seeds < 2 or pd.isna(sd) else f"{mean:.3f} ± {sd:.3f}"
+    return decimals(mean) if seeds < 2 or pd.isna(sd) else f"{decimals(mean)} ± {decimals(sd)}"
 
 
 def _epoch(value: Any) -> str:

@@ -223,3 +223,12 @@ def test_figures_look_as_they_did(tmp_path: Path, number: int) -> None:
     reference = tmp_path / "expected.png"
     reference.write_bytes(expected.read_bytes())
     assert compare_images(str(reference), str(actual), tol=6.0) is None
+
+
+def test_what_does_not_fit_a_figure_is_counted_in_its_caption(tmp_path: Path) -> None:
+    for number in range(1, 44):
+        record(tmp_path, number, "lstm", [(5.0, 4.5)])
+    assert len(figure(tmp_path, 1).axes) == 16
+    assert "30 more experiments are not shown" in caption(tmp_path, 1)
+    assert "3 more experiments are not shown" in caption(tmp_path, 9)
+    assert [text.get_text() for text in figure(tmp_path, 11).axes[0].texts] == ["no two optimizers to compare"]

@@ -230,3 +230,11 @@ def test_the_same_data_gives_the_same_bytes(store: Store, tmp_path: Path) -> Non
     assert first == second
     assert len(first) == 27
     assert all(str(tmp_path).encode() not in data for name, data in first.items() if not name.startswith("report."))
+
+
+def test_perplexities_that_are_out_of_all_bounds_stay_short(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(300.0, 400.0)])
+    assert rows(results_document(choose_group(Store(tmp_path / "runs").runs())).render("markdown"))[0][3:5] == [
+        "**1.942e+130**",
+        "**5.221e+173**",
+    ]
