@@ -15,8 +15,11 @@ MIN_SAMPLES = 5
 
 
 def run_frame(group: Group) -> pd.DataFrame:
-    """One row a run, at its epoch with the best validation perplexity. Unknown is NaN."""
-    return pd.DataFrame([_run_row(run) for run in group.runs])
+    """One row a run, at its epoch with the best validation perplexity. Unknown is NaN. Perplexities are comparable
+    within a ``group``, times also need one ``device`` and one number of ``jobs``."""
+    frame = pd.DataFrame([_run_row(run) for run in group.runs])
+    frame["group"] = group.key[:12]
+    return frame
 
 
 def _run_row(run: Run) -> dict[str, object]:
@@ -41,6 +44,7 @@ def _run_row(run: Run) -> dict[str, object]:
         "parameters_total": started.parameters_total if started else None,
         "parameters_trainable": started.parameters_trainable if started else None,
         "device": started.device_name if started else None,
+        "jobs": state.queued.jobs if state.queued else None,
         "precision": info.settings.precision,
         "preset": info.preset,
         "corpus_sha256": info.corpus.sha256,

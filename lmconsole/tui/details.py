@@ -135,6 +135,10 @@ def _state(view: RunView) -> tuple[str, Table]:
     """How the run stands, as text to compare by and as a table."""
     epochs, (epoch, step) = view.info.settings.epochs, view.position
     rows: list[tuple[str, str]] = [("status", view.status.value + (", stopping" if view.stopping else ""))]
+    imported = view.info.origin == "imported"
+    if imported:
+        per = "slot, padding included" if view.info.denominator == "padded" else "target"
+        rows += [("origin", f"{printable(view.info.experiment.source)}; perplexities per {per}")]
     problem = view.failed
     if problem:
         rows += [("error", problem.message), ("what to do", problem.hint)]
@@ -142,10 +146,11 @@ def _state(view: RunView) -> tuple[str, Table]:
         rows += [("problem", view.problem)]
     if view.damaged:
         rows += [("log", f"{view.damaged} damaged lines were skipped")]
-    if view.status is not Status.FINISHED:
+    if view.status is not Status.FINISHED and not imported:
         rows += [("position", f"epoch {min(epoch, epochs)} of {epochs}, step {step}")]
         rows += [("time left", formatting.seconds(view.seconds_left))]
-    rows += [("attempt", str(view.attempt)), ("training time", formatting.seconds(view.elapsed_train_s))]
+    rows += [] if imported else [("attempt", str(view.attempt))]
+    rows += [("training time", formatting.seconds(view.elapsed_train_s))]
     if view.progress:
         rows += [("speed", f"{formatting.rate(view.progress.tokens_per_s)} tokens/s")]
     if view.best:
@@ -156,7 +161,8 @@ def _state(view: RunView) -> tuple[str, Table]:
         done = view.finished
         tests = [formatting.perplexity(number(done, key)) for key in ("test_ppl_best", "test_ppl_final")]
         rows += [("test ppl", f"{tests[0]} with the best weights, {tests[1]} with the last")]
-        rows += [("set-up, whole run", f"{formatting.seconds(done.setup_s)}, {formatting.seconds(done.wall_s)}")]
+        if not imported:
+            rows += [("set-up, whole run", f"{formatting.seconds(done.setup_s)}, {formatting.seconds(done.wall_s)}")]
     if view.started:
         start = view.started
         versions = ", ".join(f"{name} {version}" for name, version in start.versions.items() if version)

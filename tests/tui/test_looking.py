@@ -26,7 +26,9 @@ from tui.stage import (
     telemetry,
 )
 
+from lmconsole.plan.load import builtin_file, load_plan
 from lmconsole.runs.events import Failed
+from lmconsole.runs.imports import import_runs
 from lmconsole.runs.info import CorpusInfo
 from lmconsole.tui.glyphs import UNICODE
 
@@ -582,3 +584,21 @@ async def test_a_remembered_theme_that_no_longer_exists_does_not_matter(stage: S
     file.write_text('{"theme": "of a version that is gone"}')
     async with stage.console() as pilot:
         assert pilot.app.theme == "lmconsole-dark"
+
+
+async def test_imported_runs_are_marked_and_stand_behind_our_own(stage: Stage) -> None:
+    theirs = stage.root / "theirs"
+    theirs.mkdir()
+    (theirs / "args.json").write_text('{"model": "lstm", "layers": 1, "optimizer": "adamw", "epochs": 3}')
+    (theirs / "valid_ppl.txt").write_text("300\n200\n")
+    import_runs(stage.store, theirs, load_plan(builtin_file()))
+    async with stage.console() as pilot:
+        await shows(pilot, "imported, 2/3", "200.0")
+        await pilot.press("down", "enter")
+        await shows(pilot, "imported from", "slot, padding included")
+        await pilot.press("escape", "x")
+        await shows(pilot, "over training time", "Waiting for the first measurements")
+        await pilot.press("x")
+        await shows(pilot, "over tokens", "Waiting for the first measurements")
+        stage.record(2, "running")
+        await shows(pilot, "1 running", "epoch")
