@@ -247,6 +247,8 @@ def export(
     if output is not None:
         if output != "-":
             raise LmconsoleError(f"-o {output!r}: only - is known, for standard output", hint="--out names a folder.")
+        if watch:
+            raise LmconsoleError("-o -: --watch writes files", hint="Leave one of the two out.")
         typer.echo(print_table(store, options), nl=False)
     elif watch:
         keep_current(store, out.absolute(), options, lambda paths: typer.echo(f"{len(paths)} files: {out.absolute()}"))

@@ -22,7 +22,7 @@ pytestmark = [
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     """The JSON file of a quick run, and what it printed."""
     file = tmp_path_factory.mktemp("benchmarks") / "new" / "local.json"
-    arguments = ["--quick", "--only", "startup", "store", "overhead", "--json", str(file)]
+    arguments = ["--quick", "--only", "startup", "store", "export", "overhead", "--json", str(file)]
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "run.py"), *arguments],
         env={**os.environ, "PYTHONSAFEPATH": "", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "error"},
@@ -41,7 +41,7 @@ def test_the_file_says_what_was_measured_where_and_when(written: tuple[dict[str,
     assert document["quick"] is True
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", document["date"])
     assert document["machine"].keys() >= {"cpu", "cores", "memory_mib", "python", "torch", "msgspec", "lmconsole"}
-    assert document["results"].keys() == document["seconds"].keys() == {"startup", "store", "overhead"}
+    assert document["results"].keys() == document["seconds"].keys() == {"startup", "store", "export", "overhead"}
 
 
 def test_starting_up_is_timed_beside_bare_python(written: tuple[dict[str, Any], str]) -> None:
@@ -63,6 +63,15 @@ def test_the_store_is_read_whole_and_looked_at_again(written: tuple[dict[str, An
         assert 0 < reading["poll_s"] < reading["read_s"]
         assert 0 < reading["start_mib"] < reading["peak_mib"]
     assert found["median"].keys() == found["readings"][0].keys() >= {"poll_one_changed_s", "floor_s"}
+
+
+def test_exports_are_timed_as_whole_commands(written: tuple[dict[str, Any], str]) -> None:
+    found = written[0]["results"]["export"]
+    assert found["commands"].keys() == {"all", "latex with pdf", "table", "tables and data"}
+    for each in found["commands"].values():
+        assert 0 < min(each["wall_s"]) <= each["median_s"] <= max(each["wall_s"])
+        assert each["peak_mib"] > 0
+    assert 0 < found["figures_share"] < 1
 
 
 def test_overhead_is_found_in_pairs_and_accounted_for(written: tuple[dict[str, Any], str]) -> None:

@@ -143,6 +143,8 @@ def _sources(path: Path) -> Iterator[tuple[str, Callable[[], Source]]]:
 
 
 def _read_folder(folder: Path) -> Source:
+    if RunPaths(folder).info.exists():
+        raise _OddSourceError("a run of lmconsole's own; --runs names its store, and export --against compares with it")
     arguments = folder / "args.json"
     try:
         stated = json.loads(_text(arguments))

@@ -225,6 +225,12 @@ def test_our_own_data_comes_back_as_it_went(tmp_path: Path) -> None:
     assert sorted(map(str, map(numbers, before))) == sorted(map(str, map(numbers, after)))
 
 
+def test_a_store_of_our_own_is_pointed_to_its_option(tmp_path: Path) -> None:
+    tiny.queue_tiny(tmp_path)
+    (problem,) = import_runs(Store(tmp_path / "other"), tmp_path / "runs", load_plan()).problems
+    assert "a run of lmconsole's own; --runs names its store" in problem
+
+
 def test_exit_codes_say_whether_everything_came_in(tmp_path: Path) -> None:
     put(tmp_path / "theirs/right")
     assert "imported from" in tiny.lmconsole("import", "theirs", cwd=tmp_path, check=0).stdout
