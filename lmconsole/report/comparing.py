@@ -6,12 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from lmconsole.report.groups import Group
+import msgspec
+
+from lmconsole.report.groups import OWN, Group
 from lmconsole.report.markup import decimals
 from lmconsole.report.results import is_complete
 from lmconsole.report.targets import best_valid_ppl
 from lmconsole.runs.events import Epoch, number
 from lmconsole.runs.store import Run
+
+ONE_SEED = "This rests on one seed; other seeds may turn it round."
+
+LIKELY = 0.05
+"""A larger chance than this is pointed out."""
 
 NEGLIGIBLE = 0.02
 """Of one seed each, differences up to this share are called too small to mean anything."""
@@ -105,6 +112,13 @@ class Measured:
         return _mean([_gap(run.state.epochs[-1]) for run in self.runs if run.state.epochs])
 
     @property
+    def gap_sd_nats(self) -> float:
+        """Standard deviation (n - 1) of the gap over seeds; 0 of one seed."""
+        gaps = [_gap(run.state.epochs[-1]) for run in self.runs if run.state.epochs]
+        known = [gap for gap in gaps if gap is not None]
+        return statistics.stdev(known) if len(known) > 1 else 0.0
+
+    @property
     def rise_nats(self) -> float | None:
         """How far validation loss has risen from its best epoch to the last, mean over seeds."""
         rises = []
@@ -140,6 +154,8 @@ class Comparison:
 
     verdict: Verdict
     words: str
+    caution: str = ""
+    """What an interpretation has to add, because so few seeds speak."""
 
 
 def measure(group: Group) -> dict[int, Measured]:
@@ -149,7 +165,7 @@ def measure(group: Group) -> dict[int, Measured]:
 
 def compare(first: Measured, second: Measured) -> Comparison:
     """Whether ``first`` has the lower validation perplexity."""
-    start = f"{first.label}: {first.ppl_words()}; {second.label}: {second.ppl_words()}."
+    start = f"{first.label}: {first.ppl_words()}; {second.label}: {second.ppl_words()}.{_also_differ(first, second)}"
     ours, theirs = first.mean_ppl, second.mean_ppl
     if ours is None or theirs is None or not (first.complete and second.complete):
         odd = " and ".join(each.label for each in (first, second) if not each.complete or each.mean_ppl is None)
@@ -161,16 +177,25 @@ def compare(first: Measured, second: Measured) -> Comparison:
     m, n = len(first.valid_ppl), len(second.valid_ppl)
     if min(m, n) < 2:
         if abs(share) <= NEGLIGIBLE:
-            return Comparison(Verdict.TINY, f"{start} {difference}, too little to mean anything with one seed.")
+            words = f"{start} {difference}, too little to mean anything with one seed."
+            return Comparison(Verdict.TINY, words, ONE_SEED)
         verdict = Verdict.HINT_LOWER if share < 0 else Verdict.HINT_HIGHER
-        return Comparison(verdict, f"{start} {difference}, in one seed.")
+        return Comparison(verdict, f"{start} {difference}, in one seed.", ONE_SEED)
     apart = max(first.valid_ppl) < min(second.valid_ppl) or max(second.valid_ppl) < min(first.valid_ppl)
     spread = max(first.sd_ppl or 0.0, second.sd_ppl or 0.0)
     if not apart or abs(ours - theirs) <= spread:
         return Comparison(Verdict.SPREAD, f"{start} {difference}, which is within the seeds' spread.")
     chance = 2.0 / math.comb(m + n, n)
     words = f"{start} {difference}, in every seed (chance {chance:.2g} if the settings do not matter)."
-    return Comparison(Verdict.LOWER if share < 0 else Verdict.HIGHER, words)
+    caution = f"With so few seeds it may be an accident (chance {chance:.2g})." if chance > LIKELY else ""
+    return Comparison(Verdict.LOWER if share < 0 else Verdict.HIGHER, words, caution)
+
+
+def _also_differ(first: Measured, second: Measured) -> str:
+    """A sentence about settings that differ beyond what the two are compared for; empty if none do."""
+    ours, theirs = (msgspec.to_builtins(each.runs[0].info.settings) for each in (first, second))
+    own = [key for key in ours if key not in OWN and ours[key] != theirs[key]]
+    return f" They also differ in {', '.join(key.replace('_', ' ') for key in own)}." if own else ""
 
 
 def _gap(epoch: Epoch) -> float | None:

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from lmconsole.report.comparing import NEGLIGIBLE, Verdict, compare, measure
 from lmconsole.report.findings import Finding, findings
 from lmconsole.report.groups import Group, choose_group
 from lmconsole.report.targets import SLACK, best_valid_ppl, common_target, performance_profile, reached, time_to
+from lmconsole.runs.info import read_info
 from lmconsole.runs.store import Store
 
 NAN = float("nan")
@@ -178,7 +180,47 @@ def test_the_class_with_the_larger_gap_at_every_depth_overfits_more(tmp_path: Pa
         put(tmp_path, ("gpt1", layers, "adamw"), 4.0, train=3.0)
     assert "GPT-1 has the larger gap at every depth compared (1, 2, 4 layers)" in said(question(tmp_path, 8))
     put(tmp_path, ("lstm", 4, "adamw"), 6.0, train=3.9)
-    assert "depends on the depth" in said(question(tmp_path, 8))
+    assert "Neither class overfits more throughout" in said(question(tmp_path, 8))
+
+
+def test_gaps_within_the_seeds_spread_are_no_difference(tmp_path: Path) -> None:
+    for seed, extra in enumerate((0.0, 0.2, 0.4)):
+        put(tmp_path, ("lstm", 1, "adamw"), 4.0, train=3.5 + extra, seed=seed)
+        put(tmp_path, ("gpt1", 1, "adamw"), 4.0, train=3.4 + extra, seed=seed)
+    assert "Neither class overfits more throughout" in said(question(tmp_path, 8))
+
+
+def test_equal_gaps_mislead_nobody(tmp_path: Path) -> None:
+    put(tmp_path, ("lstm", 1, "adam"), 4.00, train=3.0)
+    put(tmp_path, ("lstm", 1, "adamw"), 4.50, train=3.501)
+    assert "misleads" not in said(question(tmp_path, 3))
+
+
+def test_few_seeds_are_a_caution(tmp_path: Path) -> None:
+    for seed in range(4):
+        for optimizer, loss in (("momentum", 4.0), ("sgd", 5.0)):
+            put(tmp_path, ("lstm", 1, optimizer), loss + seed / 100, seed=seed)
+        if seed == 2:
+            assert "With so few seeds it may be an accident (chance 0.1)." in said(question(tmp_path, 4))
+    words = said(question(tmp_path, 4))
+    assert "chance 0.029" in words
+    assert "accident" not in words
+
+
+def test_one_of_two_doublings_is_in_part_as_expected(tmp_path: Path) -> None:
+    for layers, loss in ((1, 4.5), (2, 4.0), (4, 4.0)):
+        put(tmp_path, ("gpt1", layers, "adamw"), loss)
+    assert question(tmp_path, 6).interpretation[0].startswith("In part as expected")
+
+
+def test_settings_that_differ_besides_are_named(tmp_path: Path) -> None:
+    put(tmp_path, ("lstm", 1, "adam"), 4.0)
+    run = record(tmp_path, 2, "lstm", [(4.0, 5.0)], optimizer="adamw")
+    info = read_info(run.paths.info)
+    own = msgspec.structs.replace(info.experiment, overrides={"learning_rate": 0.5})
+    settings = msgspec.structs.replace(info.settings, learning_rate=0.5)
+    run.paths.info.write_bytes(msgspec.json.encode(msgspec.structs.replace(info, experiment=own, settings=settings)))
+    assert "They also differ in learning rate." in question(tmp_path, 4).measured[0]
 
 
 def test_no_positive_gap_is_no_overfitting(tmp_path: Path) -> None:

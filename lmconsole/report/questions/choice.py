@@ -7,7 +7,7 @@ from lmconsole import formatting
 from lmconsole.report.comparing import Measured, Verdict, compare
 from lmconsole.report.groups import clock_note
 from lmconsole.report.markup import DASH, Cell, Document, decimals
-from lmconsole.report.questions.answer import ONE_SEED, Answer, Finding, Suite
+from lmconsole.report.questions.answer import EQUAL_NATS, Answer, Finding, Suite
 from lmconsole.report.targets import SLACK, common_target, reached
 
 
@@ -83,8 +83,8 @@ def _best(answer: Answer, judged: Sequence[Measured]) -> None:
         answer.measured.append(f"Beside the next: {found.words}")
         if found.verdict in (Verdict.SPREAD, Verdict.TINY):
             words += f" The measurement does not tell it from {ranked[1].label}."
-        elif found.verdict.hint:
-            words += f" {ONE_SEED}"
+        elif found.caution:
+            words += f" {found.caution}"
     answer.interpretation.append(words)
     gaps = [(abs(each.gap_nats), each) for each in judged if each.gap_nats is not None]
     if not gaps:
@@ -94,7 +94,8 @@ def _best(answer: Answer, judged: Sequence[Measured]) -> None:
         f"Smallest gap between train and validation loss: {smallest.label}, {smallest.gap_nats:+.3f} nats, at a "
         f"validation perplexity of {smallest.ppl_words()}; {best.label} has {best.gap_nats or 0.0:+.3f} nats."
     )
-    if smallest.id != best.id:
+    learnt_less = compare(best, smallest).verdict.lower
+    if learnt_less and abs(best.gap_nats or 0.0) - abs(smallest.gap_nats or 0.0) > EQUAL_NATS:
         answer.interpretation.append(
             f"The smallest gap alone misleads: {smallest.label} generalizes what it has learnt, but has learnt less. "
             "Train perplexity is averaged over an epoch in which the weights still improve, so early gaps can even be "
