@@ -21,7 +21,7 @@ from lmconsole.report.findings import findings
 from lmconsole.report.groups import Group, choose_group
 from lmconsole.report.markup import SUFFIXES, Document, Form, Picture, frame_to_csv
 from lmconsole.report.results import FRAMES
-from lmconsole.report.tables import memory_document, results_document
+from lmconsole.report.tables import DOCUMENTS, results_document
 from lmconsole.runs.store import Store
 
 Format = Literal["markdown", "latex", "csv", "json", "parquet", "all"]
@@ -85,15 +85,21 @@ def export_automatically(store: Store, out: Path) -> list[Path]:
 
 def keep_current(store: Store, out: Path, options: ExportOptions, wrote: Callable[[Sequence[Path]], None]) -> None:
     """Export whenever a run of the store has completed an epoch or ended, until none is active; ``wrote`` is told each
-    time. Waits for the first epoch if there is none yet. Raises ExportError."""
+    time. Waits while what is asked for has no epoch yet. Raises ExportError."""
     before: object = None
     while True:
         runs = store.runs()
         active = any(run.status.active for run in runs)
         now = [(run.run, run.status, len(run.state.epochs)) for run in runs]
-        if now != before and (any(run.state.epochs for run in runs) or not active):
-            wrote(export(store, out, options))
-            before = now
+        if now != before:
+            try:
+                group = chosen_group(store, options)
+            except ExportError:
+                if not active:
+                    raise
+            else:
+                wrote(_write(store, group, out, options))
+                before = now
         if not active:
             return
         time.sleep(POLL_S)
@@ -160,7 +166,7 @@ def _files(store: Store, group: Group, options: ExportOptions) -> Iterator[tuple
         yield from _frames(group, options.form)
         return
     forms = _FORMS[options.form]
-    tables = {"table-1-results": results_document(group), "table-2-memory": memory_document(group)}
+    tables = {name: make(group) for name, make in DOCUMENTS.items()}
     if options.against:
         tables["table-3-against"] = _against(store, group, options.against)
     if options.form != "csv":

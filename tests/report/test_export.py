@@ -302,6 +302,26 @@ def test_exports_follow_runs_until_none_is_active(tmp_path: Path) -> None:
         process.stdout.close()
 
 
+def test_watching_waits_for_the_group_that_is_asked_for(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of another kind have epochs already; the preset asked for has none until the second look."""
+    run = tiny.queue_tiny(tmp_path, "gpt1", number=9)
+    looks: list[int] = []
+
+    def pause(_: float) -> None:
+        looks.append(1)
+        log = EventLog(run.paths.events)
+        log.append(Stopped(epoch=1, step=0))
+        log.close()
+
+    monkeypatch.setattr(exporting.time, "sleep", pause)
+    options = ExportOptions(form="csv", run=run.run)
+    with pytest.raises(ExportError, match="none of 1 runs has completed an epoch"):
+        keep_current(store, tmp_path / "out", options, lambda paths: None)
+    assert looks == [1]
+
+
 def test_watching_a_store_without_active_runs_exports_once(store: Store, tmp_path: Path) -> None:
     times: list[int] = []
     keep_current(store, tmp_path / "out", ExportOptions(form="csv"), lambda paths: times.append(len(paths)))
