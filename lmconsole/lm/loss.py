@@ -147,10 +147,11 @@ class _Tiles:
         found = logits.gather(1, (target - place.start).clamp_(0, n - 1))
         torch.where(inside, found.float(), seen.target, out=seen.target)
 
-        largest = torch.maximum(seen.largest, logits.amax(1, keepdim=True).float())
+        # Widened by a plain copy first: arithmetic on two types at once takes a slow path on CPUs.
+        powers = logits if self.powers is None else self.powers[: R * n].view(R, n).copy_(logits)
+        largest = torch.maximum(seen.largest, powers.amax(1, keepdim=True))
         shrink = ((seen.largest - largest) * self.unit).exp2_()  # (R, 1)
-        powers = logits if self.powers is None else self.powers[: R * n].view(R, n)
-        torch.add(largest * -self.unit, logits, alpha=self.unit, out=powers).exp2_()
+        torch.add(largest * -self.unit, powers, alpha=self.unit, out=powers).exp2_()
         seen.largest = largest
         seen.summed.mul_(shrink).add_(powers.sum(1, keepdim=True))
         if seen.mean is None and not self.keep:
