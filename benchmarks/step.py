@@ -32,6 +32,7 @@ from lmconsole.lm.batches import WindowedSplit
 from lmconsole.lm.embedding import Tables
 from lmconsole.lm.model import build_model
 from lmconsole.lm.optimizers import build_optimizer
+from lmconsole.plan.arithmetic import step_flops
 from lmconsole.plan.experiment import Precision, Settings
 from lmconsole.plan.load import builtin_file, load_plan
 
@@ -93,25 +94,6 @@ def begin(settings: Settings, tables: Tables, way: str, precision: Precision, wh
     weights = build_model(settings, vocabulary=V, tables=tables).state_dict()
     steps = our_steps if way == "ours" else textbook_steps
     return steps(settings, tables, random_tokens(settings), weights, precision, where)
-
-
-def flops(settings: Settings) -> float:
-    """Floating-point operations of the matrix products of one step with frozen tables, an addition and a multiplication
-    being two; nothing else is counted. Gradients nobody needs (of the embeddings, of the table) are not; nor is the
-    half of the attention that the mask hides, nor anything computed twice."""
-    B, T, C = settings.batch_size, settings.window_tokens, settings.channels
-    head = 2 * V * C  # logits, and their gradient times the table
-    if settings.hidden is not None:
-        H = settings.hidden
-        inputs, recurrence, project = 4 * H * C, 4 * H * H, H * C
-        body = 2 * inputs + 3 * recurrence + 3 * project
-        for _ in range(1, settings.layers):
-            body += 3 * (4 * H * H + recurrence)
-    else:
-        weights = 4 * C * C + 2 * C * (settings.mlp_channels or 0)
-        attention = 2 * C * (T + 1) / 2  # scores and weighted values, each query seeing half of the keys
-        body = settings.layers * 3 * (weights + attention) - 3 * C * C
-    return 2.0 * B * T * (head + body)
 
 
 def products(settings: Settings, dtype: torch.dtype, where: str) -> dict[str, tuple[float, Callable[[], object]]]:
@@ -219,7 +201,7 @@ def summary(
     rates: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
     """One model's figures: ratios are medians of the ratios within a round."""
-    operations = flops(settings)
+    operations = step_flops(settings, V)
     ways = []
     for way, precision in WAYS:
         mine, median_s = seconds[way, precision], statistics.median(seconds[way, precision])
