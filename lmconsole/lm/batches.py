@@ -33,6 +33,10 @@ class WindowedSplit:
         """Targets of all windows together."""
         return int(self.lengths.sum())
 
+    def targets_in(self, windows: Tensor) -> Tensor:
+        """Targets of the windows numbered ``windows`` (B,), a count on the device."""
+        return self._lengths[windows].sum()
+
     def batch(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """Ids (B, T) and targets (B, T) of the windows numbered ``windows`` (B,); past a window's end the ids are
         padding and the targets ``IGNORE``."""

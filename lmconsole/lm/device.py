@@ -159,6 +159,14 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
+def forget_peaks(device: str) -> None:
+    """Gives memory that is not in use back to the driver, and counts peaks from here on."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def memory_mib(device: str) -> tuple[float, float] | tuple[None, None]:
     """MiB that tensors hold now and MiB that torch keeps from the driver; None on a CPU, where nobody counts."""
     if not device.startswith("cuda"):

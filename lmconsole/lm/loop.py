@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from lmconsole.data.corpus import SPLITS, Corpus
 from lmconsole.lm import checkpoint, device
@@ -19,6 +18,7 @@ from lmconsole.lm.checkpoint import Cursor
 from lmconsole.lm.embedding import Tables
 from lmconsole.lm.model import build_model, count_parameters
 from lmconsole.lm.optimizers import build_optimizer, learning_rate_at
+from lmconsole.lm.steps import prepare_steps
 from lmconsole.plan.experiment import Precision
 from lmconsole.runs.events import (
     Epoch,
@@ -37,6 +37,8 @@ from lmconsole.runs.state import RunState
 
 TICK_S = 0.5
 """How often the host looks at the losses on the device and at whether it should stop."""
+EVALUATION_TOKENS = 8192
+"""Tokens that a GPU evaluates at once: twice the paper's batch, with less memory than a training step."""
 CHECKPOINT_S = 60.0
 """Seconds of training between checkpoints within an epoch."""
 
@@ -87,7 +89,6 @@ class Training:
         torch.manual_seed(job.info.seed)
         self.model = build_model(self.settings, vocabulary=job.corpus.vocabulary, tables=job.tables).to(job.device)
         self.optimizer = build_optimizer(self.settings, self.model.parameters())
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.shuffle = torch.Generator().manual_seed(job.info.seed)
         self.splits = {
             split: WindowedSplit(job.corpus.splits[split], self.settings.window_tokens, job.device) for split in SPLITS
@@ -95,6 +96,9 @@ class Training:
         self.steps = math.ceil(len(self.splits["train"]) / self.settings.batch_size)
         self.cursor = Cursor()
         self._restore()
+        self.training = prepare_steps(
+            self.model, self.optimizer, self.splits["train"], self.settings, self.precision, job.device
+        )
         self._wall_before_s = self.cursor.wall_s
         self._next_tick = time.monotonic() + TICK_S
 
@@ -132,27 +136,23 @@ class Training:
 
     def _train_epoch(self) -> None:
         """Train on the windows of the epoch that are left. Only twice a second does the host wait for the device."""
-        cursor, split, batch_size = self.cursor, self.splits["train"], self.settings.batch_size
+        cursor = self.cursor
         if cursor.permutation is None:
-            cursor.permutation = torch.randperm(len(split), generator=self.shuffle)
-        order = cursor.permutation.to(self.job.device)
-        counts = split.lengths[cursor.permutation.numpy()]
-        nll = torch.tensor(cursor.epoch_nll, dtype=torch.float64).to(self.job.device)
+            cursor.permutation = torch.randperm(len(self.splits["train"]), generator=self.shuffle)
+        self.training.begin(cursor.permutation, cursor.step, cursor.epoch_nll)
         self.model.train()
 
         device.synchronize(self.job.device)
         clock = last_look = last_save = time.monotonic()
         nll_seen, targets_seen = cursor.epoch_nll, cursor.epoch_targets
         while cursor.step < self.steps:
-            rows = slice(cursor.step * batch_size, (cursor.step + 1) * batch_size)
-            targets = int(counts[rows].sum())
-            nll += self._step(order[rows], targets)
+            targets = self.training.take(self._learning_rate())
             cursor.step += 1
             cursor.epoch_targets += targets
 
             due = time.monotonic() >= self._next_tick
             if due or cursor.step == self.steps:
-                cursor.epoch_nll = nll.item()
+                cursor.epoch_nll = self.training.nll.item()
                 now = time.monotonic()
                 self._count_training(now - clock)
                 new = cursor.epoch_targets - targets_seen
@@ -166,20 +166,13 @@ class Training:
                     last_save = time.monotonic()
                 clock = last_look = time.monotonic()  # reporting and saving are not training
 
-    def _step(self, windows: Tensor, targets: int) -> Tensor:
-        """One optimizer step on the mean loss of the batch; returns the summed loss, still on the device."""
-        settings = self.settings
-        if settings.warmup_steps or settings.learning_rate_decay != "none":
-            step = (self.cursor.epoch - 1) * self.steps + self.cursor.step
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate_at(settings, step, settings.epochs * self.steps)
-        loss_sum = self.model.loss_sum(*self.splits["train"].batch(windows), self.precision)
-        (loss_sum / targets).backward()
-        if settings.gradient_clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.parameters, settings.gradient_clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss_sum.detach()
+    def _learning_rate(self) -> float | None:
+        """Of the next step; None where it never changes."""
+        settings, cursor = self.settings, self.cursor
+        if not settings.warmup_steps and settings.learning_rate_decay == "none":
+            return None
+        step = (cursor.epoch - 1) * self.steps + cursor.step
+        return learning_rate_at(settings, step, settings.epochs * self.steps)
 
     def _finish_epoch(self) -> None:
         """Validate, keep the weights if they are the best, write the epoch down, and only then move on."""
@@ -246,12 +239,19 @@ class Training:
         nll = torch.zeros((), dtype=torch.float64, device=self.job.device)
         self.model.eval()
         with torch.inference_mode():
-            for windows in torch.arange(len(split), device=self.job.device).split(self.settings.batch_size):
+            for windows in torch.arange(len(split), device=self.job.device).split(self._evaluation_windows()):
                 nll += self.model.loss_sum(*split.batch(windows), self.precision)
                 if time.monotonic() >= self._next_tick:
                     self._heed_stop()
                     self._next_tick = time.monotonic() + TICK_S
         return nll.item() / split.targets
+
+    def _evaluation_windows(self) -> int:
+        """A GPU takes more of them at once than a batch has: the LSTM's time does not grow with it."""
+        batch_size = self.settings.batch_size
+        if self.job.device == "cpu":
+            return batch_size
+        return max(batch_size, EVALUATION_TOKENS // self.settings.window_tokens)
 
     def _report(self, loss: float, tokens_per_s: float) -> None:
         cursor = self.cursor

@@ -18,14 +18,15 @@ def die():
 """
 
 IN_A_STEP = """
-real, steps = loop.Training._step, 0
+from lmconsole.lm.steps import Steps
+real, steps = Steps.take, 0
 def step(self, *arguments):
     global steps
     steps += 1
     if steps == {steps}:
         die()
     return real(self, *arguments)
-loop.Training._step = step
+Steps.take = step
 """
 
 BETWEEN_LOG_AND_CHECKPOINT = """

@@ -18,6 +18,7 @@ from lmconsole.lm.batches import WindowedSplit
 from lmconsole.lm.loop import Job, Training, parameters_of, train
 from lmconsole.lm.model import build_model
 from lmconsole.lm.optimizers import build_optimizer
+from lmconsole.lm.steps import Steps
 from lmconsole.runs.events import EventLog, EventReader, Progress, number, perplexity
 from lmconsole.runs.state import RunState
 from lmconsole.runs.store import Run
@@ -163,7 +164,7 @@ def test_the_clock_counts_training_and_nothing_else(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(loop, "time", clock)
     monkeypatch.setattr(loop, "CHECKPOINT_S", 2.0)
     clock.passes_in(monkeypatch, loop, "build_model", 1000.0)
-    clock.passes_in(monkeypatch, Training, "_step", 0.25)  # two of them make a tick
+    clock.passes_in(monkeypatch, Steps, "take", 0.25)  # two of them make a tick
     clock.passes_in(monkeypatch, Training, "_report", 2**-10)
     clock.passes_in(monkeypatch, Training, "_save", 100.0)
     clock.passes_in(monkeypatch, Training, "_evaluate", 32.0)
