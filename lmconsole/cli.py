@@ -319,6 +319,32 @@ def doctor(data: Data = None, embeddings: Embeddings = None, runs: Runs = STORE,
 
 
 @app.command()
+def bench(
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.", metavar="NAME")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="auto, fp32, tf32 or bf16.", metavar="NAME", show_default="the preset's")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option("--preset", help="paper, scratch, demo, or one of your own.", metavar="NAME")
+    ] = "paper",
+    experiments: Experiments = None,
+    json: Json = False,
+) -> None:
+    """Measure how fast this machine trains, in a minute.
+
+    Needs no data. Tokens per second, share of what plain matrix products reach, memory, and how long all runs would
+    take; `run` estimates its time from it.
+    """
+    from lmconsole.headless.bench import measure, print_result
+
+    result = measure(preset, device, precision, experiments)
+    if json:
+        _print_json(result)
+    else:
+        print_result(result)
+
+
+@app.command()
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.", metavar="ADDRESS")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", metavar="N", min=1, max=65535)] = 8000,

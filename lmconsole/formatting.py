@@ -30,6 +30,22 @@ def seconds(value: float | None) -> str:
     return f"{whole // 86_400} d {whole % 86_400 // 3600:02d} h"
 
 
+def about(value: float | None) -> str:
+    """A time that is only roughly known: ``40 s``, ``5 min``, ``2 h 10 min``, ``3 d 4 h``."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    if value < 59.5:
+        return f"{max(round(value), 1)} s"
+    if value < 3_570:
+        return f"{round(value / 60)} min"
+    size, large, small = (60, "h", "min") if value < 84_600 else (3_600, "d", "h")
+    units = round(value / size)
+    step = 60 if large == "h" else 24
+    if large == "h":
+        units = round(units, -1) if units >= 120 else units
+    return f"{units // step} {large} {units % step} {small}"
+
+
 def rate(value: float | None) -> str:
     """Tokens per second: ``950``, ``12.3k``, ``1.2M``."""
     if value is None or not math.isfinite(value):

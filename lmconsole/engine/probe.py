@@ -4,12 +4,13 @@ It imports torch, so that the processes people look at need not. A request goes 
 argument, and an answer or an error comes out as JSON on standard output.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -76,29 +77,38 @@ class ProbeError(msgspec.Struct, frozen=True, kw_only=True, tag="error"):
     hint: str | None
 
 
+A = TypeVar("A", bound=msgspec.Struct)
+"""What a child process answers."""
+
+
 def ask(request: ProbeRequest) -> ProbeAnswer:
     """The answer of a probe process. Raises LmconsoleError with what is wrong with the request or the machine."""
+    return ask_child("lmconsole.engine.probe", request, ProbeAnswer, TIMEOUT_S)
+
+
+def ask_child(module: str, request: msgspec.Struct, kind: type[A], timeout_s: float) -> A:
+    """What a process that runs ``module`` answers to ``request``. Raises LmconsoleError with what it says is wrong, or
+    if it says nothing."""
     try:
         done = subprocess.run(
-            python("lmconsole.engine.probe", msgspec.json.encode(request).decode()),
+            python(module, msgspec.json.encode(request).decode()),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DeviceError(f"data and devices cannot be looked at: {error}", hint="Try `lmconsole doctor`.") from None
-    try:
-        answer = msgspec.json.decode(done.stdout, type=ProbeAnswer | ProbeError)
-    except msgspec.MsgspecError:
-        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise DeviceError(
-            f"PyTorch cannot be used here: {last or f'the probe ended with exit code {done.returncode}'}",
-            hint="`lmconsole doctor` checks the installation.",
-        ) from None
-    if isinstance(answer, ProbeError):
-        raise LmconsoleError(answer.message, hint=answer.hint)
-    return answer
+    with contextlib.suppress(msgspec.MsgspecError):
+        refusal = msgspec.json.decode(done.stdout, type=ProbeError)
+        raise LmconsoleError(refusal.message, hint=refusal.hint)
+    with contextlib.suppress(msgspec.MsgspecError):
+        return msgspec.json.decode(done.stdout, type=kind)
+    last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    raise DeviceError(
+        f"PyTorch cannot be used here: {last or f'the process ended with exit code {done.returncode}'}",
+        hint="`lmconsole doctor` checks the installation.",
+    )
 
 
 def probe(request: ProbeRequest, environ: Mapping[str, str], cwd: Path) -> ProbeAnswer:

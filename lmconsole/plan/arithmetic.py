@@ -6,6 +6,8 @@ in them. Everything but matrix products is left out. Counts are per target token
 state that an LSTM starts from is multiplied like any other.
 """
 
+from collections.abc import Mapping
+
 import msgspec
 
 from lmconsole.plan.experiment import Settings
@@ -46,6 +48,14 @@ def evaluation_flops(settings: Settings, vocabulary: int) -> Flops:
 def step_flops(settings: Settings, vocabulary: int) -> float:
     """One training step on a full batch."""
     return settings.batch_size * settings.window_tokens * training_flops(settings, vocabulary).total
+
+
+def run_flops(settings: Settings, vocabulary: int, tokens: Mapping[str, int]) -> float:
+    """A whole run on a corpus with so many ``tokens`` in its splits: every epoch trained and validated, and two tests,
+    with the last weights and with the best."""
+    train, evaluate = (of(settings, vocabulary).total for of in (training_flops, evaluation_flops))
+    epoch = tokens["train"] * train + tokens["validation"] * evaluate
+    return settings.epochs * epoch + 2 * tokens["test"] * evaluate
 
 
 def _multiplications(settings: Settings) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import pytest
@@ -12,6 +13,8 @@ from lmconsole.engine import bench as engine
 from lmconsole.engine import estimate
 from lmconsole.engine.bench import BenchRequest, BenchResult, affordable_batch, bench
 from lmconsole.errors import LmconsoleError
+from lmconsole.lm import bench as lm_bench
+from lmconsole.lm import device
 from lmconsole.lm.bench import Pace
 from lmconsole.plan.arithmetic import run_flops, step_flops
 from lmconsole.plan.load import builtin_file, load_plan
@@ -59,10 +62,17 @@ def test_a_batch_is_halved_until_all_can_be_measured() -> None:
     assert affordable_batch(settings, rate, 1e-9) == 1
 
 
-def test_what_there_was_no_time_for_is_estimated_from_its_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lmconsole.lm import bench as measuring
+@pytest.fixture
+def measuring(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module that measures, without its hold on this process: threads stay, and the ceiling is 100 GFLOP/s."""
+    monkeypatch.setattr(device, "set_threads", lambda _: None)
+    monkeypatch.setattr(lm_bench, "ceiling_gflops", lambda *_, **__: 100.0)
+    return lm_bench
 
-    monkeypatch.setattr(measuring, "ceiling_gflops", lambda *_, **__: 100.0)
+
+def test_what_there_was_no_time_for_is_estimated_from_its_arithmetic(
+    monkeypatch: pytest.MonkeyPatch, measuring: ModuleType
+) -> None:
     # Two steps done at a pace at which no other shape fits into the time.
     monkeypatch.setattr(measuring, "measure_pace", lambda *_, **__: Pace(tokens_per_s=1.0, peak_mib=500.0))
     result = engine.measure(request(budget_s=30.0))
@@ -75,10 +85,7 @@ def test_what_there_was_no_time_for_is_estimated_from_its_arithmetic(monkeypatch
         assert shape.step_s / first.step_s == pytest.approx(next(flops) / next(flops))
 
 
-def test_a_machine_too_slow_to_measure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lmconsole.lm import bench as measuring
-
-    monkeypatch.setattr(measuring, "ceiling_gflops", lambda *_, **__: 100.0)
+def test_a_machine_too_slow_to_measure_is_told(monkeypatch: pytest.MonkeyPatch, measuring: ModuleType) -> None:
     monkeypatch.setattr(measuring, "measure_pace", lambda *_, **__: None)
     with pytest.raises(LmconsoleError, match="not two steps of LSTM 1L were done within 5 s") as caught:
         engine.measure(request(budget_s=5.0))
@@ -114,6 +121,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_latest_result_of_each_kind_is_remembered(folder: Path) -> None:
+    assert not folder.exists()
     assert estimate.remembered() == []
     old, new, other = made_up(), made_up(date="2026-01-02"), made_up(threads=1, date="2026-01-03")
     for result in (old, new, other, made_up(lmconsole="0.0.0")):

@@ -1,0 +1,289 @@
+"""`lmconsole bench`: how fast this machine trains, measured in a child process within a minute, and remembered.
+
+Each shape of the plan (its experiments but for their optimizers) is trained for a few steps, the smallest first, as
+long as time allows. Where one batch takes too long, smaller ones are measured; what is not measured at all is worked
+out from its arithmetic and the rate of the measured shape most like it.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from lmconsole import __version__
+from lmconsole.engine.options import threads_per_run
+from lmconsole.engine.probe import ProbeError, ask_child
+from lmconsole.errors import DeviceError, ExitCode, LmconsoleError
+from lmconsole.plan.arithmetic import run_flops, step_flops
+from lmconsole.plan.experiment import MODEL_NAMES, Experiment, Precision, Settings
+from lmconsole.plan.load import load_plan
+
+if TYPE_CHECKING:
+    from lmconsole.lm.bench import Pace
+
+SCHEMA = 1
+BUDGET_S = 40.0
+"""For measuring; loading PyTorch comes on top."""
+GRACE_S = 260.0
+"""Beyond the budget, after which a measurement counts as hung."""
+REPORTS = 4
+"""Steps that measuring a shape takes where a step is slow: one to warm up, two that count, one in reserve."""
+LIKELY_SHARE = 0.7
+"""Of the ceiling, which a step may be expected to reach before any has been measured."""
+WATCH_S = 1.5
+"""How long each shape is watched where steps are fast."""
+SHAPE = (
+    *("model", "layers", "channels", "hidden", "heads", "mlp_channels", "embeddings"),
+    *("vocabulary", "window_tokens", "batch_size", "precision"),
+)
+"""The settings that decide how long a step takes, but for the optimizer."""
+WIKITEXT_2 = {"train": 2_356_376, "validation": 245_046, "test": 279_023}
+"""Its splits in GPT-1's tokens."""
+
+
+class BenchRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What to measure."""
+
+    experiments_file: str | None
+    preset: str
+    device: str
+    precision: str | None
+    """None: the preset's own."""
+    budget_s: float = BUDGET_S
+    watch_s: float = WATCH_S
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True):
+    """Experiments that differ in nothing but their optimizers, and how fast they train."""
+
+    label: str
+    experiments: tuple[int, ...]
+    settings: Settings
+    """Of one of them, with ``precision`` resolved."""
+    estimated: bool
+    """Not measured, but worked out from the rate of another shape."""
+    tokens_per_s: float
+    step_s: float
+    """A step on the batch that ``settings`` ask for."""
+    gflops: float
+    """GFLOP/s in matrix products."""
+    share_of_ceiling: float
+    peak_mib: float | None
+    """GPU: what tensors held at most. CPU: what the process held. None if estimated."""
+    run_s: float
+    """ESTIMATE of one run, set-up left out."""
+
+
+class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that was found, as `--json` prints it."""
+
+    schema: int
+    lmconsole: str
+    torch: str | None
+    date: str
+    """UTC, ISO 8601."""
+    device: str
+    device_name: str
+    precision: str
+    threads: int
+    preset: str
+    batch_size: int
+    """Of the batches measured; the preset's, or fewer where those would have taken too long."""
+    ceiling_gflops: float
+    """Best rate of plain matrix products of these sizes."""
+    tokens: dict[str, int]
+    """In the splits of the corpus that ``run_s`` refers to."""
+    shapes: tuple[Shape, ...]
+    all_runs: int
+    all_runs_s: float
+    """ESTIMATE of all runs, one after the other."""
+    load_1min: float
+    """What kept the cores busy when measuring began, in processes."""
+    measured_s: float
+
+
+def bench(request: BenchRequest) -> BenchResult:
+    """Measure in a child process. Raises LmconsoleError with what is wrong with the request or the machine."""
+    return ask_child("lmconsole.engine.bench", request, BenchResult, request.budget_s + GRACE_S)
+
+
+class _Group:
+    """Experiments of one shape."""
+
+    def __init__(self, members: Sequence[tuple[Experiment, Settings]]) -> None:
+        self.members = members
+        adamw = [settings for _, settings in members if settings.optimizer == "adamw"]
+        self.settings = (adamw or [members[0][1]])[0]
+        self.flops = step_flops(self.settings, self.settings.vocabulary)
+        self.label = f"{MODEL_NAMES[self.settings.model]} {self.settings.layers}L"
+        self.tokens = self.settings.batch_size * self.settings.window_tokens
+
+
+def measure(request: BenchRequest) -> BenchResult:
+    """Measure in this process, which loads torch. Raises LmconsoleError."""
+    from lmconsole.lm import device
+    from lmconsole.lm.bench import ceiling_gflops
+
+    began, load_1min = time.monotonic(), os.getloadavg()[0]
+    everything = device.describe_devices()
+    names = device.resolve_devices(request.device, everything)
+    if len(names) > 1:
+        raise DeviceError(f"--device {request.device}: one device is measured at a time", hint="Name one of them.")
+    (chosen,) = (each for each in everything if each.device == names[0])
+    device.use(chosen.device)
+    device.set_threads(threads_per_run(1))
+    groups = _groups(request, lambda wanted: device.resolve_precision(wanted, chosen))
+    first = groups[0].settings
+    tokens = _tokens(first)
+    ceiling = ceiling_gflops(first, first.vocabulary, chosen.device)
+    batch_size = affordable_batch([group.settings for group in groups], ceiling, request.budget_s)
+    paces = _measure_all(groups, chosen.device, batch_size, request, began)
+    ceiling = max(ceiling, ceiling_gflops(first, first.vocabulary, chosen.device))
+    shapes = tuple(_shape(group, groups, paces, ceiling, tokens) for group in groups)
+    return BenchResult(
+        schema=SCHEMA,
+        lmconsole=__version__,
+        torch=device.versions()["torch"],
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        device=chosen.device,
+        device_name=chosen.name,
+        precision=first.precision,
+        threads=threads_per_run(1),
+        preset=request.preset,
+        batch_size=batch_size,
+        ceiling_gflops=ceiling,
+        tokens=tokens,
+        shapes=shapes,
+        all_runs=sum(len(group.members) for group in groups),
+        all_runs_s=sum(
+            run_flops(settings, settings.vocabulary, tokens) / shape.gflops / 1e9
+            for group, shape in zip(groups, shapes, strict=True)
+            for _, settings in group.members
+        ),
+        load_1min=load_1min,
+        measured_s=time.monotonic() - began,
+    )
+
+
+def _groups(request: BenchRequest, resolve_precision: Callable[[str], Precision]) -> list[_Group]:
+    """The plan's experiments by shape: the smallest of each model first, then the next larger ones."""
+    plan = load_plan(None if request.experiments_file is None else Path(request.experiments_file))
+    overrides: dict[str, object] = {} if request.precision is None else {"precision": request.precision}
+    found: dict[tuple[object, ...], list[tuple[Experiment, Settings]]] = {}
+    for experiment in plan.experiments:
+        settings = plan.resolve(experiment, request.preset, overrides).settings
+        settings = msgspec.structs.replace(settings, precision=resolve_precision(settings.precision))
+        found.setdefault(tuple(getattr(settings, key) for key in SHAPE), []).append((experiment, settings))
+    groups = sorted(map(_Group, found.values()), key=lambda group: group.flops)
+    by_model: dict[str, list[_Group]] = {}
+    for group in groups:
+        by_model.setdefault(group.settings.model, []).append(group)
+    turns = zip_longest(*by_model.values())
+    return [group for turn in turns for group in turn if group is not None]
+
+
+def _tokens(settings: Settings) -> dict[str, int]:
+    """Tokens in the splits of the preset's corpus; WikiText-2's for a corpus that the user brings."""
+    from lmconsole.data.corpus import load_corpus
+
+    if settings.corpus != "demo":
+        return WIKITEXT_2
+    return load_corpus("demo", None, vocabulary=settings.vocabulary, max_tokens=None).counts()
+
+
+def affordable_batch(settings: Sequence[Settings], ceiling_gflops: float, budget_s: float) -> int:
+    """The largest batch, halving from what is asked for, on which all of ``settings`` can likely be measured."""
+    batch_size = settings[0].batch_size
+    while batch_size > 1 and budget_s < sum(
+        REPORTS
+        * step_flops(each, each.vocabulary)
+        * batch_size
+        / each.batch_size
+        / (LIKELY_SHARE * ceiling_gflops * 1e9)
+        for each in settings
+    ):
+        batch_size //= 2
+    return batch_size
+
+
+def _measure_all(
+    groups: Sequence[_Group], where: str, batch_size: int, request: BenchRequest, began: float
+) -> "dict[str, Pace]":
+    """What was measured, by label; the first is measured in any case, the others while time is left for them."""
+    from lmconsole.lm.bench import measure_pace
+    from lmconsole.lm.device import out_of_memory
+
+    paces: dict[str, Pace] = {}
+    for group in groups:
+        left_s = request.budget_s - (time.monotonic() - began)
+        if paces:
+            latest = list(paces.values())[-1].tokens_per_s
+            likely_s = REPORTS * batch_size * group.settings.window_tokens / latest
+            if likely_s > left_s:
+                break
+        settings = msgspec.structs.replace(group.settings, batch_size=batch_size)
+        try:
+            pace = measure_pace(settings, settings.vocabulary, where, for_s=request.watch_s, at_most_s=max(left_s, 1.0))
+        except (RuntimeError, OSError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise DeviceError(
+                f"{where} ran out of memory while measuring {group.label}",
+                hint="Free some, or measure a smaller preset: lmconsole bench --preset demo.",
+            ) from None
+        if pace is None:
+            break
+        paces[group.label] = pace
+    if not paces:
+        raise DeviceError(
+            f"{where}: not two steps of {groups[0].label} were done within {request.budget_s:.0f} s",
+            hint="Measure a smaller preset: lmconsole bench --preset demo.",
+        )
+    return paces
+
+
+def _shape(
+    group: _Group, groups: Sequence[_Group], paces: "Mapping[str, Pace]", ceiling: float, tokens: Mapping[str, int]
+) -> Shape:
+    """The group's own pace, or the arithmetic rate of the measured group most like it."""
+    like = min(
+        (each for each in groups if each.label in paces),
+        key=lambda each: (each is not group, each.settings.model != group.settings.model, -each.flops),
+    )
+    pace = paces[like.label]
+    gflops = pace.tokens_per_s * like.flops / like.tokens / 1e9
+    return Shape(
+        label=group.label,
+        experiments=tuple(experiment.id for experiment, _ in group.members),
+        settings=group.settings,
+        estimated=like is not group,
+        tokens_per_s=gflops * 1e9 * group.tokens / group.flops,
+        step_s=group.flops / gflops / 1e9,
+        gflops=gflops,
+        share_of_ceiling=gflops / ceiling,
+        peak_mib=pace.peak_mib if like is group else None,
+        run_s=run_flops(group.settings, group.settings.vocabulary, tokens) / gflops / 1e9,
+    )
+
+
+def main() -> int:
+    """The first argument to standard output."""
+    os.environ["OMP_NUM_THREADS"] = str(threads_per_run(1))
+    request = msgspec.json.decode(sys.argv[1], type=BenchRequest)
+    answer: BenchResult | ProbeError
+    try:
+        answer = measure(request)
+    except LmconsoleError as error:
+        answer = ProbeError(message=error.message, hint=error.hint)
+    sys.stdout.buffer.write(msgspec.json.encode(answer))
+    return ExitCode.USAGE if isinstance(answer, ProbeError) else ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""How long runs will take, before they start: from runs that finished here, or from what `lmconsole bench` found."""
+
+import contextlib
+import hashlib
+import heapq
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from lmconsole import __version__
+from lmconsole.engine.bench import BenchResult
+from lmconsole.engine.options import threads_per_run
+from lmconsole.engine.probe import ProbeAnswer
+from lmconsole.engine.queue import Action, Decision
+from lmconsole.plan.arithmetic import run_flops, step_flops
+from lmconsole.plan.experiment import Settings
+from lmconsole.runs.store import Run
+
+ALIKE = 4.0
+"""The rate of a shape tells nothing of one with more than so many times its arithmetic in a step, or less than that."""
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """How fast some shape was trained, with all that a run does besides."""
+
+    settings: Settings
+    flops_per_s: float
+    source: str
+    """Where that is known from, in words."""
+
+
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds that a run will take, and where that is known from."""
+
+    seconds: float
+    source: str
+
+
+def estimates(
+    answer: ProbeAnswer, jobs: int, decisions: Sequence[Decision], runs: Sequence[Run]
+) -> list[Estimate | None]:
+    """For each decision what is left of its run; None where nothing is to be done, or nothing is known."""
+    paces = known_paces(answer.device_names, jobs, runs)
+    known = {run.run: run for run in runs}
+    return [_estimate(decision, paces, known) for decision in decisions]
+
+
+def known_paces(device_names: Sequence[str], jobs: int, runs: Sequence[Run]) -> list[Pace]:
+    """Of finished runs on such devices, newest first, then of what was measured; none where devices differ."""
+    if len(set(device_names)) != 1:
+        return []
+    name, threads = device_names[0], threads_per_run(jobs)
+    paces = [pace for run in reversed(runs) if (pace := _pace_of(run, name, jobs, threads))]
+    return paces + (list(_measured(name, threads)) if jobs == 1 else [])
+
+
+def _pace_of(run: Run, device_name: str, jobs: int, threads: int) -> Pace | None:
+    state, info = run.state, run.info
+    if state.finished is None or state.started is None or state.queued is None or not state.finished.wall_s:
+        return None
+    here = state.started.device_name == device_name and state.queued.jobs == jobs and info.threads == threads
+    if not here or not state.epochs or not info.corpus.tokens.keys() >= {"train", "validation", "test"}:
+        return None
+    done = msgspec.structs.replace(info.settings, epochs=len(state.epochs))
+    flops = run_flops(done, info.corpus.vocabulary, info.corpus.tokens)
+    return Pace(settings=info.settings, flops_per_s=flops / state.finished.wall_s, source="runs that finished here")
+
+
+def _measured(device_name: str, threads: int) -> Iterator[Pace]:
+    for result in remembered():
+        if (result.device_name, result.threads) == (device_name, threads):
+            for shape in result.shapes:
+                yield Pace(settings=shape.settings, flops_per_s=shape.gflops * 1e9, source="`lmconsole bench`")
+
+
+def _estimate(decision: Decision, paces: Sequence[Pace], known: Mapping[str, Run]) -> Estimate | None:
+    if decision.action not in (Action.NEW, Action.RESUME):
+        return None
+    settings, corpus = decision.wanted.prepared.settings, decision.wanted.prepared.corpus
+    pace = _closest(settings, corpus.vocabulary, paces)
+    if pace is None:
+        return None
+    run = known.get(decision.run or "")
+    left = 1.0 - run.state.done(settings.epochs) if run else 1.0
+    whole_s = run_flops(settings, corpus.vocabulary, corpus.tokens) / pace.flops_per_s
+    return Estimate(seconds=whole_s * left, source=pace.source)
+
+
+def _closest(settings: Settings, vocabulary: int, paces: Sequence[Pace]) -> Pace | None:
+    """The first pace of the same settings, length apart; else, of the same model, tables and precision, the one with
+    the most similar arithmetic."""
+    alike = [
+        (abs(math.log(step_flops(pace.settings, vocabulary) / step_flops(settings, vocabulary))), pace)
+        for pace in paces
+        if all(getattr(pace.settings, key) == getattr(settings, key) for key in ("model", "embeddings", "precision"))
+    ]
+    alike = [(off, pace) for off, pace in alike if off <= math.log(ALIKE)]
+    return min(
+        alike, key=lambda each: (_lengthless(each[1].settings) != _lengthless(settings), each[0]), default=(0.0, None)
+    )[1]
+
+
+def _lengthless(settings: Settings) -> Settings:
+    return msgspec.structs.replace(settings, epochs=1)
+
+
+def together_s(seconds: Iterable[float], slots: int) -> float:
+    """When the last of these is done, each starting, in order, as soon as one of ``slots`` is free."""
+    free = [0.0] * slots
+    for each in seconds:
+        heapq.heapreplace(free, free[0] + each)
+    return max(free)
+
+
+def default_folder() -> Path | None:
+    """Where measurements are kept for this user; None where the user has no home."""
+    import platformdirs
+
+    folder = platformdirs.user_cache_path("lmconsole", appauthor=False) / "bench"
+    return folder if folder.is_absolute() else None
+
+
+def remember(result: BenchResult) -> None:
+    """Keep the latest result for each device, precision, number of threads, preset and version. Where that cannot be
+    written, it is not."""
+    folder = default_folder()
+    if folder is None:
+        return
+    key = (result.device_name, result.precision, result.threads, result.preset, result.lmconsole)
+    path = folder / f"{hashlib.sha256(msgspec.json.encode(key)).hexdigest()[:40]}.json"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(msgspec.json.encode(result))
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+def remembered() -> list[BenchResult]:
+    """What this version has measured on this machine, newest first; damaged files are passed over."""
+    folder = default_folder()
+    found = []
+    with contextlib.suppress(OSError):
+        for path in sorted(folder.glob("*.json")) if folder else []:
+            with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
+                found.append(msgspec.json.decode(path.read_bytes(), type=BenchResult))
+    mine = [result for result in found if result.lmconsole == __version__]
+    return sorted(mine, key=lambda result: result.date, reverse=True)
