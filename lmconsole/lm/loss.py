@@ -180,7 +180,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     if a.dtype == torch.float32:
         total.addmm_(a, b)
     else:
-        total.add_(a @ b)
+        total.add_((a @ b).float())  # widened apart: arithmetic on two types at once is slow on CPUs
 
 
 def _sizes(features: Tensor, table: Tensor, dtype: torch.dtype, chunk_rows: int | None, keep: bool) -> tuple[int, int]:
