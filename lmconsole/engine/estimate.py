@@ -55,7 +55,7 @@ def known_paces(device_names: Sequence[str], jobs: int, runs: Sequence[Run]) -> 
         return []
     name, threads = device_names[0], threads_per_run(jobs)
     paces = [pace for run in reversed(runs) if (pace := _pace_of(run, name, jobs, threads))]
-    return paces + (list(_measured(name, threads)) if jobs == 1 else [])
+    return paces + list(_measured(name, jobs))
 
 
 def _pace_of(run: Run, device_name: str, jobs: int, threads: int) -> Pace | None:
@@ -70,11 +70,13 @@ def _pace_of(run: Run, device_name: str, jobs: int, threads: int) -> Pace | None
     return Pace(settings=info.settings, flops_per_s=flops / state.finished.wall_s, source="runs that finished here")
 
 
-def _measured(device_name: str, threads: int) -> Iterator[Pace]:
+def _measured(device_name: str, jobs: int) -> Iterator[Pace]:
+    """What one run alone was measured to reach; ``jobs`` at once are taken to share it."""
+    source = "`lmconsole bench`" if jobs == 1 else f"`lmconsole bench`, its speed shared by {jobs} at once"
     for result in remembered():
-        if (result.device_name, result.threads) == (device_name, threads):
+        if (result.device_name, result.threads) == (device_name, threads_per_run(1)):
             for shape in result.shapes:
-                yield Pace(settings=shape.settings, flops_per_s=shape.gflops * 1e9, source="`lmconsole bench`")
+                yield Pace(settings=shape.settings, flops_per_s=shape.gflops * 1e9 / jobs, source=source)
 
 
 def _estimate(decision: Decision, paces: Sequence[Pace], known: Mapping[str, Run]) -> Estimate | None:
@@ -155,3 +157,9 @@ def remembered() -> list[BenchResult]:
                 found.append(msgspec.json.decode(path.read_bytes(), type=BenchResult))
     mine = [result for result in found if result.lmconsole == __version__]
     return sorted(mine, key=lambda result: result.date, reverse=True)
+
+
+def measured_ceiling(device_name: str, precision: str) -> float | None:
+    """GFLOP/s of plain matrix products there, as last measured with most threads; None if never."""
+    found = [each for each in remembered() if (each.device_name, each.precision) == (device_name, precision)]
+    return max(found, key=lambda each: each.threads).ceiling_gflops if found else None

@@ -1,5 +1,6 @@
 """`lmconsole run --dry-run`: what would be done, and with which settings from where."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -8,12 +9,13 @@ import msgspec
 from rich.text import Text
 
 from lmconsole import formatting
+from lmconsole.engine.estimate import Estimate, estimates, together_s
 from lmconsole.engine.options import RunOptions, threads_per_run
 from lmconsole.engine.probe import ProbeAnswer, ask
 from lmconsole.engine.queue import Action, Decision, decide, wanted_runs
 from lmconsole.errors import ExitCode, printable
 from lmconsole.headless.listing import console
-from lmconsole.runs.store import Run, Store
+from lmconsole.runs.store import Store
 from lmconsole.telemetry.host import free_disk_mib
 
 
@@ -23,18 +25,19 @@ def dry_run(options: RunOptions) -> ExitCode:
     store = Store(options.store)
     runs = store.runs()
     decisions = decide(runs, wanted_runs(answer, options.seeds), fresh=options.fresh)
+    expected = estimates(answer, options.jobs, decisions, runs)
     out = console()
     if options.json:
-        sys.stdout.write(msgspec.json.encode(_plan_as_dict(answer, decisions, options)).decode() + "\n")
+        plan = _plan_as_dict(answer, decisions, expected, options)
+        sys.stdout.write(msgspec.json.encode(plan).decode() + "\n")
         return ExitCode.OK
-    for name, value in overview(answer, options):
+    for name, value in [*overview(answer, options), *time_expected(answer, decisions, expected, options)]:
         out.print(Text(f"{name:<12}", style="bold").append(value, style="not bold"))
     for warning in answer.warnings:
         console(stderr=True).print(Text(f"warning: {warning}", style="yellow"))
-    known = {run.run: run for run in runs}
     out.print()
-    for decision in decisions:
-        out.print(printable(_decision_line(decision, known, waits=options.everything)))
+    for decision, estimate in zip(decisions, expected, strict=True):
+        out.print(printable(_decision_line(decision, estimate, waits=options.everything)))
     out.print()
     _print_settings(answer)
     return ExitCode.OK
@@ -61,11 +64,39 @@ def overview(answer: ProbeAnswer, options: RunOptions) -> list[tuple[str, str]]:
     return [(name, printable(value)) for name, value in rows]
 
 
-def _decision_line(decision: Decision, known: dict[str, Run], *, waits: bool) -> str:
+def time_expected(
+    answer: ProbeAnswer, decisions: Sequence[Decision], expected: Sequence[Estimate | None], options: RunOptions
+) -> list[tuple[str, str]]:
+    """A line for how long it all will take, as far as that can be known; none if there is nothing to do."""
+    count = sum(decision.action in (Action.NEW, Action.RESUME) for decision in decisions)
+    known = [estimate for estimate in expected if estimate]
+    if not count:
+        return []
+    if not known:
+        return [("time", printable(f"unknown; `{_bench_command(answer, options)}` would tell, in a minute"))]
+    total_s = together_s((estimate.seconds for estimate in known), options.jobs * len(answer.devices))
+    of = f"{len(known)} of {count}" if len(known) < count else str(count)
+    sources = " and ".join(dict.fromkeys(estimate.source for estimate in known))
+    return [("time", f"about {formatting.about(total_s)} for {of} run{'s' if count > 1 else ''}, from {sources}")]
+
+
+def _bench_command(answer: ProbeAnswer, options: RunOptions) -> str:
+    """What measures this machine for such runs."""
+    asked = options.probe
+    words = ["lmconsole", "bench", "--preset", answer.preset]
+    if asked.experiments_file:
+        words += ["--experiments", asked.experiments_file]
+    if asked.device != "auto":
+        words += ["--device", answer.devices[0]]
+    if "precision" in asked.overrides:
+        words += ["--precision", str(asked.overrides["precision"])]
+    return shlex.join(words)
+
+
+def _decision_line(decision: Decision, estimate: Estimate | None, *, waits: bool) -> str:
     experiment = decision.wanted.prepared.experiment
     text = f"{experiment.id:>3} {experiment.label:<18} seed {decision.wanted.seed:<6} "
-    expected = _expected_s(decision, known)
-    time_left = f", about {formatting.seconds(expected)}" if expected else ""
+    time_left = f", about {formatting.about(estimate.seconds)}" if estimate else ""
     match decision.action:
         case Action.NEW:
             return f"{text}new{time_left}"
@@ -75,16 +106,6 @@ def _decision_line(decision: Decision, known: dict[str, Run], *, waits: bool) ->
             return f"{text}skip, finished: {decision.run}"
         case Action.ACTIVE:
             return f"{text}{'wait for' if waits else 'refuse: under way as'} {decision.run}"
-
-
-def _expected_s(decision: Decision, known: dict[str, Run]) -> float | None:
-    """Wall seconds that the newest finished run with the same settings, other seed or not, has taken."""
-    wanted = decision.wanted.prepared
-    for run in reversed(list(known.values())):
-        same = run.info.settings == wanted.settings and run.info.corpus.tokens == wanted.corpus.tokens
-        if same and run.state.finished and run.state.finished.wall_s is not None:
-            return run.state.finished.wall_s
-    return None
 
 
 def _print_settings(answer: ProbeAnswer) -> None:
@@ -107,7 +128,9 @@ def _print_settings(answer: ProbeAnswer) -> None:
         out.print(Text(f"{key:<22} {printable(shown)}").append(f"  [{printable('; '.join(sources))}]", style="dim"))
 
 
-def _plan_as_dict(answer: ProbeAnswer, decisions: Sequence[Decision], options: RunOptions) -> dict[str, Any]:
+def _plan_as_dict(
+    answer: ProbeAnswer, decisions: Sequence[Decision], expected: Sequence[Estimate | None], options: RunOptions
+) -> dict[str, Any]:
     return {
         "preset": answer.preset,
         "reason": answer.reason,
@@ -121,11 +144,12 @@ def _plan_as_dict(answer: ProbeAnswer, decisions: Sequence[Decision], options: R
                 "seed": decision.wanted.seed,
                 "action": decision.action.value,
                 "run": decision.run,
+                "expected_s": estimate.seconds if estimate else None,
                 "same_run": decision.wanted.same_run,
                 "settings": msgspec.to_builtins(decision.wanted.prepared.settings),
                 "origins": decision.wanted.prepared.origins,
                 "corpus": msgspec.to_builtins(decision.wanted.prepared.corpus),
             }
-            for decision in decisions
+            for decision, estimate in zip(decisions, expected, strict=True)
         ],
     }

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
+from lmconsole.engine.estimate import estimates
 from lmconsole.engine.options import RunOptions
 from lmconsole.engine.probe import ask
 from lmconsole.engine.queue import Action, Decision
 from lmconsole.engine.submit import submit
 from lmconsole.errors import ExitCode
 from lmconsole.headless.display import choose_display
-from lmconsole.headless.dryrun import overview
+from lmconsole.headless.dryrun import overview, time_expected
 from lmconsole.headless.follow import Follower
 from lmconsole.headless.interrupts import Interrupts
 from lmconsole.headless.listing import RESULTS_NOTE, console, results_table
@@ -35,6 +36,9 @@ def run_headless(options: RunOptions) -> ExitCode:
             decisions = submit(store, answer, options)
             for decision in decisions:
                 display.say(_announcement(decision))
+            expected = estimates(answer, options.jobs, decisions, store.runs())
+            for name, value in time_expected(answer, decisions, expected, options):
+                display.say(f"{name:<10} {value}")
             mine = frozenset(str(d.run) for d in decisions if d.action in (Action.NEW, Action.RESUME))
             known = frozenset(str(d.run) for d in decisions if d.action is Action.FINISHED)
             names = [str(decision.run) for decision in decisions]

@@ -1,0 +1,119 @@
+"""How long runs will take, before they start."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import tiny
+
+from lmconsole.engine import estimate
+from lmconsole.engine.bench import SCHEMA, BenchResult, Shape
+from lmconsole.engine.estimate import Estimate, estimates
+from lmconsole.engine.options import threads_per_run
+from lmconsole.engine.probe import Prepared, ProbeAnswer
+from lmconsole.engine.queue import decide, wanted_runs
+from lmconsole.plan.arithmetic import run_flops
+from lmconsole.runs.events import Epoch, EventLog, Finished, Started
+from lmconsole.runs.store import Run, Store
+
+DEVICE = "a CPU of ours"
+
+
+@pytest.fixture(autouse=True)
+def bench_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "default_folder", lambda: tmp_path / "bench")
+
+
+def recorded(root: Path, model: str = "lstm", *, wall_s: float = 60.0, device: str = DEVICE, **more: object) -> Run:
+    """A run whose log says that it trained all its epochs in ``wall_s``; one that goes on, if that is 0."""
+    run = tiny.queue_tiny(root, model, threads=threads_per_run(1), fresh=True, **more)  # type: ignore[arg-type]
+    log = EventLog(run.paths.events)
+    started = {"attempt": 1, "pid": 1, "host": "", "device": "cpu", "device_name": device, "device_uuid": None}
+    started |= {"versions": {}, "threads": 1, "precision": "fp32", "parameters_total": 1, "parameters_trainable": 1}
+    log.append(msgspec.convert(started, Started))
+    epochs = run.info.settings.epochs if wall_s else run.info.settings.epochs // 2
+    for number in range(1, epochs + 1):
+        losses = {"train_loss_nats": 1.0, "train_ppl": 2.7, "valid_loss_nats": 1.0, "valid_ppl": 2.7}
+        log.append(Epoch(epoch=number, train_s=1.0, valid_s=0.1, elapsed_train_s=1.0 * number, **losses))
+    if wall_s:
+        tests = {"test_ppl_final": 2.7, "test_ppl_best": 2.7, "best_epoch": 1, "best_valid_ppl": 2.7}
+        log.append(Finished(setup_s=1.0, wall_s=wall_s, diverged=False, **tests))
+    log.close()
+    run.refresh()
+    return run
+
+
+def expected(root: Path, like: Run, *, jobs: int = 1, fresh: bool = True, **settings: object) -> Estimate | None:
+    """The estimate for one more run like ``like``, with other ``settings``."""
+    info = like.info
+    prepared = Prepared(
+        experiment=info.experiment,
+        settings=msgspec.structs.replace(info.settings, **settings),
+        seed=info.seed,
+        origins={},
+        corpus=info.corpus,
+        embeddings=None,
+    )
+    values = {"preset": "tiny", "reason": "", "devices": ("cpu",), "device_names": (DEVICE,), "device_keys": ("cpu",)}
+    answer = ProbeAnswer(prepared=(prepared,), **values)  # type: ignore[arg-type]
+    runs = Store(root / "runs").runs()
+    (found,) = estimates(answer, jobs, decide(runs, wanted_runs(answer, None), fresh=fresh), runs)
+    return found
+
+
+def test_the_same_settings_take_as_long_as_the_newest_run_and_more_epochs_longer(tmp_path: Path) -> None:
+    recorded(tmp_path, wall_s=500.0)
+    run = recorded(tmp_path, wall_s=60.0)
+    found = expected(tmp_path, run)
+    assert found is not None
+    assert found.seconds == pytest.approx(60.0)
+    assert found.source == "runs that finished here"
+    longer = expected(tmp_path, run, epochs=20)
+    assert longer is not None
+    assert 9 * 60 < longer.seconds < 10 * 60, "ten times the epochs, the tests once"
+
+
+def test_another_shape_of_the_model_is_scaled_by_its_arithmetic(tmp_path: Path) -> None:
+    run = recorded(tmp_path, wall_s=60.0)
+    deeper = expected(tmp_path, run, layers=3)
+    assert deeper is not None
+    settings, tokens = run.info.settings, run.info.corpus.tokens
+    ratio = run_flops(msgspec.structs.replace(settings, layers=3), 300, tokens) / run_flops(settings, 300, tokens)
+    assert ratio > 1
+    assert deeper.seconds == pytest.approx(60 * ratio)
+    assert expected(tmp_path, run, channels=800) is None, "too unlike to tell anything"
+    assert expected(tmp_path, run, precision="bf16") is None
+
+
+def test_other_devices_models_and_numbers_of_jobs_tell_nothing(tmp_path: Path) -> None:
+    run = recorded(tmp_path, device="another CPU")
+    recorded(tmp_path, jobs=2)
+    recorded(tmp_path, "gpt1")
+    assert expected(tmp_path, run) is None
+
+
+def test_of_a_run_that_goes_on_only_the_rest_counts_and_a_finished_one_takes_no_time(tmp_path: Path) -> None:
+    recorded(tmp_path, wall_s=60.0, seed=1)
+    half = recorded(tmp_path, wall_s=0.0, seed=2)
+    found = expected(tmp_path, half, fresh=False)
+    assert found is not None
+    assert found.seconds == pytest.approx(30.0)
+    done = recorded(tmp_path, wall_s=60.0, seed=3)
+    assert expected(tmp_path, done, fresh=False) is None
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_without_such_runs_a_measurement_tells(tmp_path: Path, jobs: int) -> None:
+    run = recorded(tmp_path, "gpt1", device="another CPU")
+    settings = run.info.settings
+    shape = {"label": "", "experiments": (1,), "settings": settings, "estimated": False, "tokens_per_s": 1.0}
+    shape |= {"step_s": 1.0, "gflops": 2.0, "share_of_ceiling": 0.5, "peak_mib": None, "run_s": 1.0}
+    values = {"schema": SCHEMA, "lmconsole": estimate.__version__, "torch": "2", "date": "2026-01-01", "device": "cpu"}
+    values |= {"device_name": DEVICE, "precision": "fp32", "threads": threads_per_run(1), "preset": "tiny"}
+    values |= {"batch_size": 4, "ceiling_gflops": 4.0, "tokens": {}, "shapes": (msgspec.convert(shape, Shape),)}
+    values |= {"all_runs": 1, "all_runs_s": 1.0, "load_1min": 0.0, "measured_s": 1.0}
+    estimate.remember(msgspec.convert(values, BenchResult))
+    found = expected(tmp_path, run, jobs=jobs)
+    assert found is not None
+    assert found.seconds == pytest.approx(jobs * run_flops(settings, 300, run.info.corpus.tokens) / 2e9)
+    assert "`lmconsole bench`" in found.source

@@ -1,0 +1,26 @@
+"""Numbers as people read them."""
+
+import pytest
+
+from lmconsole.formatting import UNKNOWN, about
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (None, UNKNOWN),
+        (float("inf"), UNKNOWN),
+        (0.2, "1 s"),
+        (40.4, "40 s"),
+        (59.6, "1 min"),
+        (3_500, "58 min"),
+        (3_575, "1 h 0 min"),
+        (3_600 + 299, "1 h 5 min"),
+        (7_200 + 620, "2 h 10 min"),
+        (84_599, "23 h 30 min"),
+        (86_400, "1 d 0 h"),
+        (100 * 3_600, "4 d 4 h"),
+    ],
+)
+def test_a_rough_time_is_given_in_two_units_at_most(seconds: float | None, words: str) -> None:
+    assert about(seconds) == words
