@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tiny
 
@@ -41,7 +42,7 @@ def most_at_once(runs: list[Run]) -> int:
 
 
 def test_help_lists_the_commands_and_every_command_has_help(tmp_path: Path) -> None:
-    commands = ["list", "run", "status", "stop", "watch", "export", "doctor", "data"]
+    commands = ["list", "run", "status", "stop", "watch", "export", "doctor", "bench", "data"]
     out = tiny.lmconsole("--help", cwd=tmp_path, check=0).stdout
     assert all(f"  {command} " in out for command in commands)
     for command in commands:
@@ -190,11 +191,15 @@ def test_a_dry_run_says_everything_and_makes_nothing(tmp_path: Path) -> None:
     out = tiny.lmconsole("run", "2", *tiny_arguments(tmp_path), "--dry-run", cwd=tmp_path, check=0).stdout
     for words in ("tiny (asked for)", "cpu (", "fp32", "vocabulary 300", "GPT-1 1L Adam", "new", "[presets.tiny.gpt1]"):
         assert words in out
+    words = " ".join(out.split())
+    assert "time unknown; `lmconsole bench --preset tiny --experiments" in words
+    assert "would tell, in a minute" in words
     assert not (tmp_path / "runs").exists()
     plan = json.loads(
         tiny.lmconsole("run", "2", *tiny_arguments(tmp_path), "--dry-run", "--json", cwd=tmp_path, check=0).stdout
     )
     assert plan["runs"][0]["action"] == "new"
+    assert plan["runs"][0]["expected_s"] is None
     assert plan["runs"][0]["settings"]["heads"] == 2
 
 
@@ -228,6 +233,9 @@ def test_a_dry_run_says_everything_and_makes_nothing(tmp_path: Path) -> None:
         (["export", "--run", "nope"], "no run is called 'nope'"),
         (["export", "-o", "file"], "only - is known"),
         (["data", "info", "--data", "nowhere"], "nowhere"),
+        (["bench", "--preset", "papr"], "did you mean 'paper'?"),
+        (["bench", "--preset", "auto"], "name a preset"),
+        (["bench", "--precision", "fp8"], "unknown precision 'fp8'"),
     ],
 )
 def test_wrong_words_are_refused_with_one_message(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -344,3 +352,44 @@ def test_the_doctor_finds_what_is_there_and_what_is_not(tmp_path: Path) -> None:
     (tmp_path / "data" / "train.txt").write_text("x")
     said = tiny.lmconsole("doctor", "--data", "data", cwd=tmp_path, check=0).stdout
     assert re.search(r"^problem +data ", said, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_a_measurement_is_shown_remembered_and_tells_the_time_of_runs(tmp_path: Path) -> None:
+    arguments = tiny_arguments(tmp_path)[1:5]  # preset and experiments
+    done = tiny.lmconsole("bench", *arguments, cwd=tmp_path, check=0, env={"COLUMNS": "80"})
+    assert re.search(r"^LSTM 1L +1 +\S+ +\S+ ms ", done.stdout, re.MULTILINE)
+    assert re.search(r"^GPT-1 1L +2 +\S+ +\S+ ms ", done.stdout, re.MULTILINE)
+    assert re.search(r"^All 2 runs, .* \(ESTIMATE\)$", done.stdout, re.MULTILINE)
+    assert not ANSI.search(done.stdout + done.stderr)
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert len(list((tmp_path / "cache" / "lmconsole" / "bench").iterdir())) == 1
+    assert not (tmp_path / "runs").exists()
+    dry = tiny.lmconsole("run", "--all", *tiny_arguments(tmp_path), "--dry-run", cwd=tmp_path, check=0).stdout
+    assert re.search(r"^time +about .* for 2 runs, from `lmconsole bench`", dry, re.MULTILINE)
+    assert len(re.findall(r" new, about \d+ s$", dry, re.MULTILINE)) == 2
+
+    found = json.loads(tiny.lmconsole("bench", *arguments, "--json", cwd=tmp_path, check=0).stdout)
+    assert found["schema"] == 1
+    assert [shape["estimated"] for shape in found["shapes"]] == [False, False]
+
+
+@pytest.mark.slow
+def test_a_measurement_can_be_interrupted(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmconsole", "bench"],
+        cwd=tmp_path,
+        env=tiny.environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (children := psutil.Process(process.pid).children()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "")
+    assert not psutil.pid_exists(children[0].pid)
