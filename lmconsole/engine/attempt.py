@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lmconsole import __version__
 from lmconsole.data.corpus import Corpus, load_corpus
+from lmconsole.engine.estimate import measured_ceiling
 from lmconsole.engine.sampler import Sampler
 from lmconsole.errors import LmconsoleError, TrainingError, printable
 from lmconsole.lm import device
@@ -123,6 +124,7 @@ def _started(info: RunInfo, attempt: int, chosen: device.Device, siblings: Seque
         parameters_total=total,
         parameters_trainable=trainable,
         shared_gpu=None if others is None else others > 0,
+        ceiling_gflops=measured_ceiling(chosen.name, info.settings.precision),
     )
     if gpus:
         gpus.close()

@@ -58,6 +58,11 @@ def run_flops(settings: Settings, vocabulary: int, tokens: Mapping[str, int]) ->
     return settings.epochs * epoch + 2 * tokens["test"] * evaluate
 
 
+def share_of_ceiling(settings: Settings, vocabulary: int, tokens_per_s: float, ceiling_gflops: float) -> float:
+    """Part of a device's rate of plain matrix products that training so many tokens a second uses."""
+    return tokens_per_s * training_flops(settings, vocabulary).total / (ceiling_gflops * 1e9)
+
+
 def _multiplications(settings: Settings) -> tuple[float, float]:
     """Multiplications of the body per token on the way forward: those by weights whose input is the embeddings, and all
     others."""

@@ -57,6 +57,8 @@ class Started(Event, frozen=True, kw_only=True, gc=False, tag="started"):
     parameters_trainable: int
     shared_gpu: bool | None = None
     """Whether other processes used the GPU when the attempt began; None where that cannot be known."""
+    ceiling_gflops: float | None = None
+    """Rate of plain matrix products on this device in this precision, if `lmconsole bench` had measured it."""
 
 
 class Resumed(Event, frozen=True, kw_only=True, gc=False, tag="resumed"):

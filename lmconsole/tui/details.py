@@ -152,7 +152,10 @@ def _state(view: RunView) -> tuple[str, Table]:
     rows += [] if imported else [("attempt", str(view.attempt))]
     rows += [("training time", formatting.seconds(view.elapsed_train_s))]
     if view.progress:
-        rows += [("speed", f"{formatting.rate(view.progress.tokens_per_s)} tokens/s")]
+        speed = f"{formatting.rate(view.progress.tokens_per_s)} tokens/s"
+        if (share := view.share_of_ceiling) is not None:
+            speed += f", {100 * share:.0f} % of the device's measured ceiling"
+        rows += [("speed", speed)]
     if view.best:
         best = view.best
         ppl = f"{formatting.perplexity(number(best, 'valid_ppl'))} in epoch {best.epoch}"

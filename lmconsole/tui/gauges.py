@@ -2,11 +2,12 @@
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from rich.style import Style
 
 from lmconsole.errors import printable
-from lmconsole.formatting import UNKNOWN
+from lmconsole.formatting import UNKNOWN, rate
 from lmconsole.telemetry.gpu import GpuSample
 from lmconsole.telemetry.host import HostMemory
 from lmconsole.tui.glyphs import Glyphs, bar, rich_style, sparkline
@@ -15,6 +16,31 @@ from lmconsole.tui.grid import Grid, GridCell, text_cells
 HISTORY = 60
 """Looks that the history goes back, two seconds apart."""
 GIB = 1024.0
+
+
+class Ours(NamedTuple):
+    """What runs of this store hold of a device and get out of it; None while unknown."""
+
+    mib: float | None = None
+    tokens_per_s: float | None = None
+    share: float | None = None
+    """Of its measured rate of matrix products."""
+
+    def plus(self, mib: float | None, tokens_per_s: float | None, share: float | None) -> "Ours":
+        """One run more."""
+        more = (mib, tokens_per_s, share)
+        return Ours(*(a if b is None else (a or 0.0) + b for a, b in zip(self, more, strict=True)))
+
+    def parts(self) -> list[str]:
+        """In words."""
+        words = []
+        if self.mib is not None:
+            words.append(f"runs {self.mib / GIB:.1f} GiB")
+        if self.tokens_per_s is not None:
+            words.append(f"{rate(self.tokens_per_s)} tokens/s")
+        if self.share is not None:
+            words.append(f"{100 * self.share:.0f} % of ceiling")
+        return words
 
 
 class Gauges(Grid):
@@ -31,11 +57,11 @@ class Gauges(Grid):
         gpus: Iterable[GpuSample],
         host: HostMemory | None,
         reason: str | None,
-        ours_mib: Mapping[str | None, float],
+        ours: Mapping[str | None, Ours],
         *,
         fresh: bool,
     ) -> None:
-        """``ours_mib``: memory that running runs hold, by the UUID of their GPU, None for runs on the CPU. ``fresh``
+        """``ours``: what running runs hold and do, by the UUID of their GPU, None for runs on the CPU. ``fresh``
         says that these are new samples, for the history."""
         rows = []
         for gpu in gpus:
@@ -50,13 +76,13 @@ class Gauges(Grid):
             ]
             name = printable(gpu.name or "").removeprefix("NVIDIA ")
             size = _of(gpu.device_used_mib, gpu.device_total_mib)
-            mine = _ours(ours_mib.get(bare_uuid(gpu.uuid)))
+            mine = ours.get(bare_uuid(gpu.uuid), Ours())
             rows.append(self._line(f"GPU {gpu.index}", name, share, size, mine, facts, key))
         if not rows and host is not None:
             share = _share(host.used_mib, host.total_mib)
             if fresh and share is not None:
                 self._history["host"].append(share)
-            size, mine = _of(host.used_mib, host.total_mib), _ours(ours_mib.get(None))
+            size, mine = _of(host.used_mib, host.total_mib), ours.get(None, Ours())
             rows.append(self._line("Host memory", "", share, size, mine, [f"({_short(reason)})"], "host"))
         if not rows:
             rows.append(text_cells(f"GPU memory: {_short(reason) or 'looking …'}", rich_style("", dim=True)))
@@ -65,7 +91,7 @@ class Gauges(Grid):
         self.put(rows)
 
     def _line(
-        self, label: str, name: str, share: float | None, size: str, mine: str, facts: list[str], key: str
+        self, label: str, name: str, share: float | None, size: str, mine: Ours, facts: list[str], key: str
     ) -> list[GridCell]:
         """As many of the parts as fit, the most telling first."""
         width = self.size.width
@@ -78,7 +104,7 @@ class Gauges(Grid):
         line += text_cells(("░" if self._glyphs.unicode else ".") * (wide_bar - len(filled)), rich_style("", dim=True))
         line += text_cells(f" {size}")
         spark = sparkline(list(self._history[key])[-16:], 16, self._glyphs)
-        parts: list[tuple[str, Style]] = [(mine, Style.null()), *((fact, Style.null()) for fact in facts)]
+        parts: list[tuple[str, Style]] = [(text, Style.null()) for text in (*mine.parts(), *facts)]
         parts += [(spark, rich_style(colour)), (name, rich_style("", dim=True))]
         for text, style in parts:
             if text and len(line) + 2 + len(text) <= width:
@@ -97,10 +123,6 @@ def _share(used: float | None, total: float | None) -> float | None:
 def _of(used: float | None, total: float | None) -> str:
     shown = [UNKNOWN if value is None else f"{value / GIB:.1f}" for value in (used, total)]
     return f"{shown[0]}/{shown[1]} GiB"
-
-
-def _ours(mib: float | None) -> str:
-    return "" if mib is None else f"runs {mib / GIB:.1f} GiB"
 
 
 def _whole(value: float | None) -> str:

@@ -21,7 +21,7 @@ from lmconsole.runs.state import Status
 from lmconsole.tui.curves import Curves
 from lmconsole.tui.feed import Picture
 from lmconsole.tui.frugal import FrugalCompositor
-from lmconsole.tui.gauges import Gauges, bare_uuid
+from lmconsole.tui.gauges import Gauges, Ours, bare_uuid
 from lmconsole.tui.grid import Grid, text_cells
 from lmconsole.tui.rows import COLUMNS, Row, build_rows, group_of, matches
 from lmconsole.tui.selection import Chosen, by_experiment, choose, series_of, still_there
@@ -171,14 +171,14 @@ class MainScreen(Screen[None]):
         self.curves.show(series, picture.error or hint)
 
     def _draw_gauges(self, picture: Picture, *, fresh: bool) -> None:
-        ours: dict[str | None, float] = {}
+        ours: dict[str | None, Ours] = {}
         for view in picture.runs.values():
             sample, started = view.telemetry, view.started
             if view.status is Status.RUNNING and sample is not None and started is not None:
                 key = bare_uuid(started.device_uuid)
                 used = sample.rss_mib if key is None else sample.process_used_mib or sample.torch_reserved_mib
-                if used is not None:
-                    ours[key] = ours.get(key, 0.0) + used
+                pace = view.progress.tokens_per_s if view.progress else None
+                ours[key] = ours.get(key, Ours()).plus(used, pace, view.share_of_ceiling)
         self.query_one(Gauges).show(picture.gpus, picture.host, picture.gpu_reason, ours, fresh=fresh)
 
     def _draw_headline(self, picture: Picture) -> None:

@@ -26,10 +26,11 @@ from tui.stage import (
     telemetry,
 )
 
+from lmconsole.plan.arithmetic import training_flops
 from lmconsole.plan.load import builtin_file, load_plan
 from lmconsole.runs.events import Failed
 from lmconsole.runs.imports import import_runs
-from lmconsole.runs.info import CorpusInfo
+from lmconsole.runs.info import CorpusInfo, read_info
 from lmconsole.tui.glyphs import UNICODE
 
 PAPER = CorpusInfo(
@@ -327,6 +328,23 @@ async def test_without_a_gpu_the_machines_memory_is_shown_and_named_so(stage: St
         gauge = line_with(pilot, "Host memory")
         assert "runs 2.0 GiB" in gauge
         assert "(no NVIDIA driver)" in gauge
+
+
+async def test_speed_is_shown_live_with_its_share_of_what_was_measured(stage: Stage) -> None:
+    """Two runs on one device add up; the arithmetic is that of the plan."""
+    first, second = stage.queue(2), stage.queue(3)
+    info = read_info(first.paths.info)
+    flops = training_flops(info.settings, info.corpus.vocabulary).total
+    started = msgspec.structs.replace(STARTED, ceiling_gflops=10_000 * flops / 1e9)
+    for run in (first, second):
+        pace = msgspec.structs.replace(progress(1, 4, 6.0), tokens_per_s=3_000.0)
+        run.append(started, pace, telemetry())
+        run.holder = stage.hold(run.paths.lock)
+    async with stage.console(gpus=no_driver) as pilot:
+        await shows(pilot, "of ceiling")
+        assert all(words in line_with(pilot, "Host memory") for words in ("6.0k tokens/s", "60 % of ceiling"))
+        await pilot.press("down", "enter")
+        await shows(pilot, "tokens/s, 30 % of the device's measured ceiling")
 
 
 # ---- pages
