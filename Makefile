@@ -4,7 +4,7 @@
 SHELL = /bin/sh
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench lock clean install
+.PHONY: help demo test bench gpu lock clean install
 
 # torch comes first and by version alone: which build is right depends on the machine. Keep it in step with the lock.
 TORCH = 2.13.0
@@ -49,6 +49,11 @@ test: install ## lint, types and tests: what CI runs
 
 bench: install ## measure speed and memory, into benchmarks/results/local.json
 	PYTHONSAFEPATH= $(BIN)/python benchmarks/run.py --json benchmarks/results/local.json
+
+gpu: ## check and measure on one NVIDIA GPU, into benchmarks/results (ten minutes)
+	@python="$(BIN)/python"; [ -x "$$python" ] || python=python3; \
+	if "$$python" -c 'import lmconsole, pytest' 2>/dev/null; then "$$python" -m pytest -m gpu || exit 1; fi; \
+	PYTHONSAFEPATH= exec "$$python" benchmarks/gpu.py
 
 lock: $(DONE)/where ## choose the development versions anew: requirements-dev.lock
 	@$(PIP) install -qq uv==$(UV)

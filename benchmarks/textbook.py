@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 from lmconsole.lm.device import autocast
 from lmconsole.lm.embedding import Tables
 from lmconsole.plan.experiment import Precision, Settings
+
+OPTIMIZERS: dict[str, Any] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+    "momentum": torch.optim.SGD,
+}
 
 
 class Windows(Dataset[tuple[Tensor, Tensor]]):
@@ -83,8 +91,11 @@ def textbook_steps(
     model = TextbookModel(settings, tables)
     model.load_state_dict(their_names(weights), strict=False)
     model.to(where)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], settings.learning_rate, weight_decay=settings.weight_decay
+    optimizer = OPTIMIZERS[settings.optimizer](
+        [p for p in model.parameters() if p.requires_grad],
+        settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        **({} if settings.momentum is None else {"momentum": settings.momentum}),
     )
     loader = DataLoader(Windows(tokens, settings.window_tokens), settings.batch_size)
     while True:

@@ -17,6 +17,8 @@ pytestmark = [
     pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks do not travel with the source distribution"),
 ]
 
+ENVIRONMENT = {"PYTHONSAFEPATH": "", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "error"}
+
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
@@ -25,7 +27,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], s
     arguments = ["--quick", "--only", "startup", "store", "export", "overhead", "--json", str(file)]
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "run.py"), *arguments],
-        env={**os.environ, "PYTHONSAFEPATH": "", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "error"},
+        env={**os.environ, **ENVIRONMENT},
         capture_output=True,
         text=True,
         timeout=280,
@@ -99,3 +101,77 @@ def test_a_table_comes_last_with_a_line_for_each_goal(written: tuple[dict[str, A
     assert {row["what"] for row in document["table"] if row["goal"]} >= {"starting lmconsole --help"}
     starts = [line for line in printed.splitlines() if line[:1].strip()]  # a long cell goes on in an indented line
     assert starts[-1].startswith("log and telemetry")
+
+
+def benchmark(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run one of the files as a person would."""
+    return subprocess.run(
+        [sys.executable, str(BENCHMARKS / name), *map(str, arguments)],
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
+    """The file of a rehearsal of ``gpu.py``, what it printed, and where the file is."""
+    file = tmp_path_factory.mktemp("gpu") / "card.json"
+    done = benchmark("gpu.py", "--cpu-rehearsal", "--budget-s", "240", "--json", file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(file.read_text(encoding="utf-8")), done.stdout, file
+
+
+def test_a_rehearsal_goes_through_every_part_for_a_gpu(rehearsed: tuple[dict[str, Any], str, Path]) -> None:
+    document, printed, _ = rehearsed
+    assert document["rehearsal"] is True
+    assert document["correct"] is True
+    assert {name: entry.get("reason") for name, entry in document["parts"].items()} == dict.fromkeys(
+        ("head", "twins", "ceilings", "steps", "bf16", "fp32", "jobs")
+    )
+    results = {name: entry["result"] for name, entry in document["parts"].items()}
+    for case in results["head"]["cases"]:
+        assert 0 < case["loss_off_by"] + sum(case["gradients_off_by"]) < 0.1
+        assert case["nan_shows"] is True
+    for precision in ("fp32", "bf16"):
+        for twin in results["twins"][precision]["experiments"].values():
+            assert len(twin["fast"]) == len(twin["plain"]) == 4
+            assert twin["ok"] is True
+    for each in results["steps"]["experiments"].values():
+        assert len(each["textbook_s"]["fp32"]) == 6
+        assert min(*each["textbook_s"]["fp32"], *each["ours_s"]["bf16"]) > 0
+    for name, jobs in (("bf16", 1), ("fp32", 1), ("jobs", 4)):
+        suite = results[name]
+        assert suite["complete"] is True
+        assert suite["jobs"] == jobs
+        assert suite["exit_code"] == 0
+        assert suite["whole_s"] > max(run["wall_s"] for run in suite["runs"].values())
+        assert all(len(run["valid_ppl"]) == suite["epochs"] for run in suite["runs"].values())
+    assert "A REHEARSAL" in printed
+    for goal in document["goals"]:
+        assert goal["met"] is None
+        assert goal["what"] in printed
+
+
+def test_a_part_measured_again_keeps_the_others(rehearsed: tuple[dict[str, Any], str, Path]) -> None:
+    document, _, file = rehearsed
+    done = benchmark("gpu.py", "--cpu-rehearsal", "--only", "ceilings", "bf16", "--budget-s", "16", "--json", file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = json.loads(file.read_text(encoding="utf-8"))["parts"]
+    assert parts["bf16"]["reason"].startswith(("no time was left", "one epoch of all"))
+    for name in ("head", "twins", "steps", "fp32", "jobs"):
+        assert parts[name] == document["parts"][name]
+
+
+def test_without_a_gpu_one_line_says_so() -> None:
+    done = benchmark("gpu.py")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "no CUDA device" in done.stderr
+
+
+def test_the_table_in_the_readme_is_what_the_results_say() -> None:
+    done = benchmark("table.py", "--check")
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,179 @@
+"""What a GPU is, whether the head's loss is right on it, and how fast it copies and multiplies."""
+
+import itertools
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lmconsole import __version__
+from lmconsole.lm import device as devices
+from lmconsole.lm.loss import IGNORE, head_loss_sum
+from lmconsole.plan.experiment import Precision
+
+MIB = 2**20
+PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
+LOSS_TOLERANCE = {"fp32": 1e-5, "tf32": 1e-3, "bf16": 2e-3}
+"""Relative; the reference is computed in float64."""
+GRADIENT_TOLERANCE = {"fp32": 1e-4, "tf32": 2e-3, "bf16": 1e-2}
+"""Norm of the difference over the norm."""
+
+
+def machine(where: str) -> dict[str, Any]:
+    """What the numbers depend on; unknown is None."""
+    found = devices.describe_device(where)
+    return {
+        "card": found.name,
+        "memory_mib": found.total_mib,
+        "free_mib": found.free_mib,
+        "bf16_native": found.bf16_native,
+        "driver": _driver(),
+        "context_mib": None if where == "cpu" else _context_mib(where),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_1min": os.getloadavg()[0],
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "lmconsole": __version__,
+        **devices.versions(),
+        "cudnn": torch.backends.cudnn.version() if where != "cpu" else None,
+    }
+
+
+def _driver() -> str | None:
+    """The driver's version, where nvidia-ml-py is installed and answers."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None
+
+
+def _context_mib(where: str) -> float:
+    """Memory that a process takes on the card by merely opening it: what is free before and while one does."""
+    ask = f"import torch; torch.zeros(1, device={where!r}); print(torch.cuda.mem_get_info({where!r})[0])"
+    before = torch.cuda.mem_get_info(where)[0]
+    done = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True, timeout=60)
+    return (before - int(done.stdout)) / MIB - 2  # the tensor's own block
+
+
+# ---- the head's loss
+
+
+def check_head(vocabulary: int, channels: int, sizes: tuple[int, ...], where: str) -> dict[str, Any]:
+    """Loss and gradients of the chunked head beside whole logits in float64, on inputs drawn anew each time."""
+    cases = []
+    for precision, learned, rows in itertools.product(PRECISIONS, (False, True), sizes):
+        if precision == "tf32" and where == "cpu":
+            continue
+        seed = int.from_bytes(os.urandom(4), "little")
+        case = _check_one(precision, learned, rows, vocabulary, channels, seed, where)
+        cases.append({"precision": precision, "table": "learned" if learned else "frozen", "rows": rows, **case})
+    return {"vocabulary": vocabulary, "channels": channels, "cases": cases, "ok": all(case["ok"] for case in cases)}
+
+
+def _check_one(
+    precision: Precision, learned: bool, rows: int, vocabulary: int, channels: int, seed: int, where: str
+) -> dict[str, Any]:
+    g = torch.Generator().manual_seed(seed)
+    features = torch.randn(rows, channels, generator=g).to(where)
+    table = (torch.randn(vocabulary, channels, generator=g) * 0.14).to(where)
+    targets = torch.randint(0, vocabulary, (rows,), generator=g)
+    targets[:: max(rows // 7, 2)] = IGNORE
+    targets = targets.to(where)
+
+    devices.apply_precision(precision)
+    loss, *gradients = _chunked(features, table, targets, precision, learned)
+    exact_loss, *exact = _whole(features, table, targets, learned)
+    loss_off = _distance(loss, exact_loss)
+    off = [_distance(mine, theirs) for mine, theirs in zip(gradients, exact, strict=True)]
+
+    features[0, 0] = math.nan  # a NaN must not be lost on the way
+    targets[0] = 1
+    spoilt = _chunked(features, table, targets, precision, learned)[0]
+    return {
+        "seed": seed,
+        "loss_off_by": loss_off,
+        "gradients_off_by": off,
+        "nan_shows": not bool(torch.isfinite(spoilt)),
+        # Written so that NaN fails.
+        "ok": loss_off <= LOSS_TOLERANCE[precision]
+        and all(each <= GRADIENT_TOLERANCE[precision] for each in off)
+        and not bool(torch.isfinite(spoilt)),
+    }
+
+
+def _chunked(features: Tensor, table: Tensor, targets: Tensor, precision: Precision, learned: bool) -> list[Tensor]:
+    """The loss as training computes it, then the gradients."""
+    dtype = devices.compute_dtype(precision)
+    x = features.clone().requires_grad_()
+    w = table.clone().requires_grad_() if learned else table.to(dtype)
+    loss = head_loss_sum(x, w, targets, compute_dtype=dtype)
+    loss.backward()
+    return [each for each in (loss.detach(), x.grad, w.grad) if each is not None]
+
+
+def _whole(features: Tensor, table: Tensor, targets: Tensor, learned: bool) -> list[Tensor]:
+    """The same from whole logits in float64."""
+    x, w = features.double().requires_grad_(), table.double().requires_grad_(learned)
+    loss = F.cross_entropy(x @ w.T, targets, ignore_index=IGNORE, reduction="sum")
+    loss.backward()
+    return [each for each in (loss.detach(), x.grad, w.grad) if each is not None]
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b).norm() / b.norm())
+
+
+# ---- ceilings
+
+
+def ceilings(copy_mib: int, size: int, where: str) -> dict[str, Any]:
+    """Bytes read and written per second by a copy on the device, and operations per second of a square product, both on
+    random data, medians."""
+    source = torch.rand(copy_mib * MIB // 4, device=where)
+    target = torch.empty_like(source)
+    found: dict[str, Any] = {
+        "copy_mib": copy_mib,
+        "product_size": size,
+        "copy_gb_per_s": 2 * source.nbytes / _median_s(lambda: target.copy_(source), where) / 1e9,
+    }
+    for precision in PRECISIONS:
+        if precision == "tf32" and where == "cpu":
+            continue
+        devices.apply_precision(precision)
+        a, b = (torch.randn(size, size, device=where, dtype=devices.compute_dtype(precision)) for _ in range(2))
+        found[f"{precision}_tflop_per_s"] = 2 * size**3 / _median_s(lambda a=a, b=b: a @ b, where) / 1e12
+    return found
+
+
+def _median_s(work: Callable[[], object], where: str, repetitions: int = 20) -> float:
+    """Seconds of ``work``, by the device's own clock."""
+    for _ in range(3):
+        work()
+    if where == "cpu":
+        seconds = []
+        for _ in range(repetitions):
+            began = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - began)
+        return statistics.median(seconds)
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repetitions + 1)]
+    events[0].record()
+    for event in events[1:]:
+        work()
+        event.record()
+    torch.cuda.synchronize(where)
+    return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(events)) / 1000
