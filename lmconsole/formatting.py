@@ -31,19 +31,18 @@ def seconds(value: float | None) -> str:
 
 
 def about(value: float | None) -> str:
-    """A time that is only roughly known: ``40 s``, ``5 min``, ``2 h 10 min``, ``3 d 4 h``."""
+    """A time that is only roughly known: ``40 s``, ``5 min``, ``2 h 10 min``, ``3 d 4 h``, ``7 h``."""
     if value is None or not math.isfinite(value):
         return UNKNOWN
     if value < 59.5:
         return f"{max(round(value), 1)} s"
-    if value < 3_570:
-        return f"{round(value / 60)} min"
-    size, large, small = (60, "h", "min") if value < 84_600 else (3_600, "d", "h")
-    units = round(value / size)
-    step = 60 if large == "h" else 24
-    if large == "h":
-        units = round(units, -1) if units >= 120 else units
-    return f"{units // step} {large} {units % step} {small}"
+    minutes, hours = round(value / 60), round(value / 3_600)
+    if minutes < 60:
+        return f"{minutes} min"
+    minutes = minutes if minutes < 120 else round(minutes, -1)
+    whole, rest, units = (minutes // 60, minutes % 60, "h min") if minutes < 1_440 else (hours // 24, hours % 24, "d h")
+    large, small = units.split()
+    return f"{whole} {large} {rest} {small}" if rest else f"{whole} {large}"
 
 
 def rate(value: float | None) -> str:

@@ -77,8 +77,8 @@ def _table(result: BenchResult) -> Table:
     """One row a shape. Fits 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
     table.add_column("Shape", no_wrap=True)
-    table.add_column("Experiments", no_wrap=True)
-    for name in ("Tokens/s", "Step", "GFLOP/s", "Ceiling", "Memory", "A run"):
+    table.add_column("ID", no_wrap=True)
+    for name in ("Tokens/s", "Step", "Ceiling", "Memory", "A run"):
         table.add_column(name, justify="right", no_wrap=True)
     for shape in sorted(result.shapes, key=lambda shape: shape.experiments):
         table.add_row(*_row(shape), style="dim" if shape.estimated else "")
@@ -92,7 +92,6 @@ def _row(shape: Shape) -> list[str]:
         " ".join(map(str, shape.experiments)),
         formatting.rate(shape.tokens_per_s),
         step,
-        f"{shape.gflops:,.0f}",
         f"{shape.share_of_ceiling:.0%}",
         formatting.mib(shape.peak_mib),
         formatting.about(shape.run_s),
@@ -106,7 +105,7 @@ def _notes(result: BenchResult) -> str:
     lines = [
         f"Step: {settings.batch_size} x {settings.window_tokens} tokens, AdamW, made-up data.",
         f"Memory: {memory} at most.",
-        "GFLOP/s: in matrix products that are needed. Ceiling: their share of it.",
+        "Ceiling: share of it that the products which a step cannot do without come to.",
         f"A run: ESTIMATE of {settings.epochs} epochs with evaluation, without set-up;",
         f"{tokens} train, validation and test tokens.",
     ]
