@@ -1,5 +1,7 @@
 """The arithmetic of training: against numbers worked out by hand, and against what torch counts."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 import torch
@@ -10,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from lmconsole.lm import gpt1
 from lmconsole.lm.embedding import Tables
 from lmconsole.lm.model import build_model
-from lmconsole.plan.arithmetic import evaluation_flops, step_flops, training_flops
-from lmconsole.plan.experiment import Model, Settings
+from lmconsole.plan.arithmetic import evaluation_flops, run_flops, step_flops, training_flops
+from lmconsole.plan.experiment import MODEL_NAMES, Model, Settings
 from lmconsole.plan.load import builtin_file, load_plan
 
 V = 40_479
@@ -113,3 +115,29 @@ def test_the_head_is_most_of_it() -> None:
     # 142 and 167 MFLOP with the gradient of the frozen embeddings, which nobody needs.
     assert round((lstm.total + 2 * 4 * 512 * 768) / 1e6) == 142
     assert round((gpt.total + 2 * 3 * 768 * 768) / 1e6) == 168
+
+
+PERFORMANCE = Path(__file__).parents[2] / "docs" / "performance.md"
+TARGETS = {"train": 2_356_374, "validation": 245_044, "test": 279_021}
+
+
+@pytest.mark.skipif(not PERFORMANCE.is_file(), reason="the documentation does not travel with the source distribution")
+@pytest.mark.parametrize("experiment", [1, 5, 9, 10, 11, 12])
+def test_the_documented_table_is_what_is_counted(experiment: int) -> None:
+    plan = load_plan(builtin_file())
+    settings = plan.resolve(plan.experiment(experiment), "paper", {}).settings
+    V = 40_479
+    train, valid = training_flops(settings, V), evaluation_flops(settings, V)
+    cells = [
+        f"{train.head / 1e6:.1f}",
+        f"{train.body / 1e6:.1f}",
+        f"{train.total / 1e6:.1f}",
+        f"{train.head / train.total:.0%}",
+        f"{step_flops(settings, V) / 1e9:.0f}",
+        f"{TARGETS['train'] * train.total / 1e12:.0f}",
+        f"{TARGETS['validation'] * valid.total / 1e12:.1f}",
+        f"{run_flops(settings, V, TARGETS) / 1e15:.2f}",
+    ]
+    name = f"{MODEL_NAMES[settings.model]}-{settings.layers}"
+    row = next(line for line in PERFORMANCE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {name} |"))
+    assert [cell.strip() for cell in row.strip("|").split("|")][2:] == cells
