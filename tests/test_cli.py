@@ -367,7 +367,7 @@ def test_a_measurement_is_shown_remembered_and_tells_the_time_of_runs(tmp_path: 
     assert not (tmp_path / "runs").exists()
     dry = tiny.lmconsole("run", "--all", *tiny_arguments(tmp_path), "--dry-run", cwd=tmp_path, check=0).stdout
     assert re.search(r"^time +about .* for 2 runs, from `lmconsole bench`", dry, re.MULTILINE)
-    assert len(re.findall(r" new, about \d+ s$", dry, re.MULTILINE)) == 2
+    assert len(re.findall(r" new, about \d+ (?:s|min|h)\b", dry, re.MULTILINE)) == 2
 
     found = json.loads(tiny.lmconsole("bench", *arguments, "--json", cwd=tmp_path, check=0).stdout)
     assert found["schema"] == 1

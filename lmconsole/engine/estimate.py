@@ -25,10 +25,12 @@ ALIKE = 4.0
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
-    """How fast some shape was trained, with all that a run does besides."""
+    """How fast some shape was trained, evaluations and checkpoints included."""
 
     settings: Settings
     flops_per_s: float
+    setup_s: float
+    """On top, however long the run."""
     source: str
     """Where that is known from, in words."""
 
@@ -43,19 +45,15 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 def estimates(
     answer: ProbeAnswer, jobs: int, decisions: Sequence[Decision], runs: Sequence[Run]
 ) -> list[Estimate | None]:
-    """For each decision what is left of its run; None where nothing is to be done, or nothing is known."""
-    paces = known_paces(answer.device_names, jobs, runs)
+    """For each decision what is left of its run; None where nothing is to be done, or nothing is known, as where the
+    devices are not all alike."""
+    if len(set(answer.device_names)) != 1:
+        return [None] * len(decisions)
+    name, threads = answer.device_names[0], threads_per_run(jobs)
+    trained = [pace for run in reversed(runs) if (pace := _pace_of(run, name, jobs, threads))]
+    measured = list(_measured(name, jobs))
     known = {run.run: run for run in runs}
-    return [_estimate(decision, paces, known) for decision in decisions]
-
-
-def known_paces(device_names: Sequence[str], jobs: int, runs: Sequence[Run]) -> list[Pace]:
-    """Of finished runs on such devices, newest first, then of what was measured; none where devices differ."""
-    if len(set(device_names)) != 1:
-        return []
-    name, threads = device_names[0], threads_per_run(jobs)
-    paces = [pace for run in reversed(runs) if (pace := _pace_of(run, name, jobs, threads))]
-    return paces + list(_measured(name, jobs))
+    return [_estimate(decision, trained, measured, known) for decision in decisions]
 
 
 def _pace_of(run: Run, device_name: str, jobs: int, threads: int) -> Pace | None:
@@ -66,8 +64,13 @@ def _pace_of(run: Run, device_name: str, jobs: int, threads: int) -> Pace | None
     if not here or not state.epochs or not info.corpus.tokens.keys() >= {"train", "validation", "test"}:
         return None
     done = msgspec.structs.replace(info.settings, epochs=len(state.epochs))
-    flops = run_flops(done, info.corpus.vocabulary, info.corpus.tokens)
-    return Pace(settings=info.settings, flops_per_s=flops / state.finished.wall_s, source="runs that finished here")
+    flops, setup_s = run_flops(done, info.corpus.vocabulary, info.corpus.tokens), state.finished.setup_s or 0.0
+    return Pace(
+        settings=info.settings,
+        flops_per_s=flops / max(state.finished.wall_s - setup_s, 1e-9),
+        setup_s=setup_s,
+        source="runs that finished here",
+    )
 
 
 def _measured(device_name: str, jobs: int) -> Iterator[Pace]:
@@ -76,20 +79,22 @@ def _measured(device_name: str, jobs: int) -> Iterator[Pace]:
     for result in remembered():
         if (result.device_name, result.threads) == (device_name, threads_per_run(1)):
             for shape in result.shapes:
-                yield Pace(settings=shape.settings, flops_per_s=shape.gflops * 1e9 / jobs, source=source)
+                yield Pace(settings=shape.settings, flops_per_s=shape.gflops * 1e9 / jobs, setup_s=0.0, source=source)
 
 
-def _estimate(decision: Decision, paces: Sequence[Pace], known: Mapping[str, Run]) -> Estimate | None:
+def _estimate(
+    decision: Decision, trained: Sequence[Pace], measured: Sequence[Pace], known: Mapping[str, Run]
+) -> Estimate | None:
     if decision.action not in (Action.NEW, Action.RESUME):
         return None
     settings, corpus = decision.wanted.prepared.settings, decision.wanted.prepared.corpus
-    pace = _closest(settings, corpus.vocabulary, paces)
+    pace = _closest(settings, corpus.vocabulary, trained) or _closest(settings, corpus.vocabulary, measured)
     if pace is None:
         return None
     run = known.get(decision.run or "")
     left = 1.0 - run.state.done(settings.epochs) if run else 1.0
     whole_s = run_flops(settings, corpus.vocabulary, corpus.tokens) / pace.flops_per_s
-    return Estimate(seconds=whole_s * left, source=pace.source)
+    return Estimate(seconds=whole_s * left + pace.setup_s, source=pace.source)
 
 
 def _closest(settings: Settings, vocabulary: int, paces: Sequence[Pace]) -> Pace | None:
