@@ -132,7 +132,9 @@ def _memory_line(steps: dict[str, Any] | None) -> dict[str, Any]:
     ]
     if not ratios:
         return _line(what, goal, None, None, None)
-    return _line(what, goal, f"{max(ratios):.2f} × (tables included in both)", max(ratios), max(ratios) <= MEMORY_GOAL)
+    return _line(
+        what, goal, f"{max(ratios):.2f} × (reserved; tables included in both)", max(ratios), max(ratios) <= MEMORY_GOAL
+    )
 
 
 def _perplexity_line(
@@ -190,6 +192,14 @@ def _show_correctness(parts: dict[str, Any]) -> None:
         wrong = [f"{c['precision']} {c['table']} {c['rows']}" for c in found["cases"] if not c["ok"]]
         print(f"Head: {len(found['cases'])} cases against float64, {f'WRONG: {wrong}' if wrong else 'all right'}")
     if found := parts.get("twins", {}).get("result"):
+        said = [
+            f"{c['label']}: {c['said'][0]}"
+            for p in ("fp32", "bf16")
+            for c in found[p]["experiments"].values()
+            if c["said"][0]
+        ]
+        if said:
+            print(f"{len(said)} fast runs had something to say, the first {said[0]}")
         for precision in ("fp32", "bf16"):
             each = found[precision]
             wrong = [c["label"] for c in each["experiments"].values() if c["ok"] is False]

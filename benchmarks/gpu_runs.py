@@ -6,7 +6,6 @@ from their event logs.
 
 import contextlib
 import gc
-import importlib.util
 import json
 import math
 import os
@@ -249,31 +248,32 @@ class Bench:
     # ---- the suite
 
     def suite(self, name: str, precision: Precision, *, epochs: int, jobs: int, deadline: float) -> dict[str, Any]:
-        """All of them as one whole command, from its start to its end. At ``deadline`` they are asked to stop."""
+        """All of them as one whole command, from its start to its end. At ``deadline`` they are asked to stop. Where
+        the command cannot do its work, as on a machine without all it needs, the queue and a runner do."""
+        store, way = Store(self.folder / name), "lmconsole run"
+        flags = {"preset": "paper", "device": self.where, "precision": precision, "jobs": jobs, "epochs": epochs}
+        files = {"data": self.data, "embeddings": self.tables, "experiments": self.experiments, "runs": store.root}
+        options = [str(word) for key, value in (flags | files).items() for word in (f"--{key}", value)]
+        command = python(
+            "lmconsole", "run", *map(str, sorted(self.sizes.numbers)), "--headless", "--json", "--no-export"
+        )
         began = time.monotonic()
-        if importlib.util.find_spec("typer") and importlib.util.find_spec("rich"):
-            store = Store(self.folder / name)
-            flags = {"preset": "paper", "device": self.where, "precision": precision, "jobs": jobs, "epochs": epochs}
-            files = {"data": self.data, "embeddings": self.tables, "experiments": self.experiments, "runs": store.root}
-            command = python(
-                "lmconsole", "run", *map(str, sorted(self.sizes.numbers)), "--headless", "--json", "--no-export"
-            )
-            command += [str(word) for key, value in (flags | files).items() for word in (f"--{key}", value)]
-        else:
+        code = _finish([*command, *options], store, deadline, self.folder)
+        if not store.runs() and time.monotonic() < deadline:
+            way, began = "queue and runner", time.monotonic()
             store = self.queue(name, precision, epochs=epochs, numbers=self.sizes.numbers, jobs=jobs)
-            command = python("lmconsole.engine.runner", str(store.root))
-        code = _finish(command, store, deadline, self.folder)
+            code = _finish(python("lmconsole.engine.runner", str(store.root)), store, deadline, self.folder)
         whole_s = time.monotonic() - began
         runs = {str(run.info.experiment.id): _outcome(run) for run in store.runs()}
         finished = sum(each["status"] == Status.FINISHED for each in runs.values())
-        if not finished:
-            raise RuntimeError(f"no run finished, exit code {code}: {last_line(self.folder / 'commands.log')}")
+        if not any(each["train_s"] for each in runs.values()):
+            raise RuntimeError(f"no run trained an epoch, exit code {code}: {last_line(self.folder / 'commands.log')}")
         return {
             "precision": precision,
             "jobs": jobs,
             "epochs": epochs,
             "steps_per_epoch": self.steps_per_epoch,
-            "command": "lmconsole run" if "run" in command else "queue and runner",
+            "command": way,
             "exit_code": code,
             "finished": finished,
             "complete": finished == len(self.sizes.numbers),
@@ -408,8 +408,7 @@ def time_steps(where: str, steps: int, turns: dict[str, list[str]]) -> dict[str,
             epoch_s = [epoch.train_s / steps for epoch in state.epochs if epoch.train_s is not None]
             firsts[precision].append(epoch_s[0])
             ours[precision] += epoch_s[1:]
-            peak = state.finished.torch_peak_mib if state.finished else None
-            memory[f"ours_{precision}_mib"] = None if peak is None or before is None else peak - before
+            memory[f"ours_{precision}_mib"] = _counted(where, before)
     return {
         **{f"textbook_{precision}_s": statistics.median(each) for precision, each in textbook.items()},
         **{f"ours_{precision}_s": statistics.median(each) for precision, each in ours.items()},
@@ -443,17 +442,18 @@ def _train(paths: RunPaths, where: str) -> RunState:
 
 
 def _start_counting(where: str) -> float | None:
-    """MiB that tensors hold now; their peak counts from here. None on a CPU, where nobody counts."""
+    """MiB that torch keeps from the driver now; their peak counts from here. What tensors hold would leave out the room
+    of a captured graph. None on a CPU, where nobody counts."""
     gc.collect()
     if where == "cpu":
         return None
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(where)
-    return torch.cuda.memory_allocated(where) / 2**20
+    return torch.cuda.memory_reserved(where) / 2**20
 
 
 def _counted(where: str, before: float | None) -> float | None:
-    return None if before is None else torch.cuda.max_memory_allocated(where) / 2**20 - before
+    return None if before is None else torch.cuda.max_memory_reserved(where) / 2**20 - before
 
 
 if __name__ == "__main__":
