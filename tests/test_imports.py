@@ -125,8 +125,8 @@ def test_help_loads_nothing_heavy() -> None:
         ("plan", [], [*HEAVY, "numpy"]),
         ("runs", [], HEAVY),
         ("data", [], HEAVY),
-        # The worker takes its run's lock before it loads attempt.py, and with it torch.
-        ("engine", ["attempt"], HEAVY),
+        # The worker takes its run's lock before it loads attempt.py, and with it torch. What it is forked from has.
+        ("engine", ["attempt", "preload"], HEAVY),
         ("headless", [], HEAVY),
     ],
 )

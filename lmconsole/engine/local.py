@@ -5,9 +5,14 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from lmconsole.engine import worker
 from lmconsole.errors import StoreError, printable
 from lmconsole.runs.store import Run, Store
+
+if TYPE_CHECKING:  # commands that start no worker do without
+    from multiprocessing.process import BaseProcess
 
 
 def start_runner(store: Store) -> "subprocess.Popen[bytes] | None":
@@ -29,13 +34,32 @@ def disown(process: "subprocess.Popen[bytes]") -> None:
         process.returncode = 0
 
 
-def start_worker(run: Run, device: str, siblings: Sequence[int]) -> "subprocess.Popen[bytes]":
+def start_worker(run: Run, device: str, siblings: Sequence[int]) -> "BaseProcess":
     """Start the worker of a queued run on ``device``, ``cpu`` or a GPU's UUID, which is then the only one it sees.
-    Raises OSError if it cannot be started."""
+
+    On Linux it is forked from a process that has imported torch before, once for all runs. Elsewhere it starts anew:
+    macOS's own libraries do not survive a fork. Raises OSError if it cannot be started.
+    """
+    from multiprocessing import get_context
+
     by_uuid = device.startswith(("GPU-", "MIG-"))
-    command = python("lmconsole.engine.worker", str(run.paths.folder), "--device", "cuda:0" if by_uuid else device)
-    visible = {"CUDA_VISIBLE_DEVICES": device} if by_uuid else {}
-    return _detached([*command, "--siblings", *map(str, siblings)], run.paths.worker_log, visible)
+    arguments = [str(run.paths.folder), "--device", "cuda:0" if by_uuid else device]
+    variables = {"CUDA_VISIBLE_DEVICES": device} if by_uuid else {}
+    run.paths.worker_log.open("ab").close()  # what is wrong with it is told here, where somebody listens
+    log = str(run.paths.worker_log)
+    target, every = worker.enter, ([*arguments, "--siblings", *map(str, siblings)], log, variables)
+    process: BaseProcess
+    if sys.platform.startswith("linux"):
+        forking = get_context("forkserver")
+        forking.set_forkserver_preload(["lmconsole.engine.preload"])
+        process = forking.Process(target=target, args=every)
+    else:
+        process = get_context("spawn").Process(target=target, args=every)
+    try:
+        process.start()
+    except EOFError:
+        raise OSError("the process that workers are forked from has ended; its last words are in runner.log") from None
+    return process
 
 
 def start_program(command: Sequence[str], cwd: str, log: Path) -> None:

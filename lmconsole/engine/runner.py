@@ -3,11 +3,14 @@
 It owns nothing but the start: workers outlive it, and the next runner finds them by their locks.
 """
 
+import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from lmconsole.engine.local import last_line, python, start_program, start_worker
@@ -78,7 +81,7 @@ class Runner:
         """Forget the workers that have ended; write ``failed`` for one that could not do so itself."""
         by_name = {run.run: run for run in runs}
         for name, child in list(self._children.items()):
-            code = child.process.poll()
+            code = child.process.exitcode
             if code is None:
                 continue
             del self._children[name]
@@ -175,7 +178,7 @@ class Runner:
 class _Child:
     """A worker that this runner started, on which device, and for which ``queued`` event."""
 
-    process: "subprocess.Popen[bytes]"
+    process: BaseProcess
     device: str
     queued_seq: int
 
@@ -210,4 +213,9 @@ if __name__ == "__main__":
     try:
         sys.exit(main(Path(sys.argv[1])))
     except StoreError as error:
-        sys.exit(f"{utc_now()} {error}")
+        _say(str(error))
+    except Exception:
+        traceback.print_exc()
+    # Reached by errors alone. Leaving as usual would wait for the workers, while a new runner could serve the queue.
+    sys.stderr.flush()
+    os._exit(1)

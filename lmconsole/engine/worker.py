@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 from lmconsole import __version__
@@ -20,6 +21,23 @@ LOCK_TIMEOUT_S = 5.0
 EXIT_FAILED = 1
 EXIT_NOT_MINE = 75
 """Somebody else has the run, or nobody queued it: nothing was written."""
+
+
+def enter(arguments: list[str], log: str, variables: Mapping[str, str]) -> None:
+    """``main`` in a process that the runner has just made: in a session of its own, so that a hang-up or an interrupt
+    of a terminal does not reach it, printing into the file ``log``, with ``variables`` in its environment."""
+    os.setsid()
+    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(output, stream.fileno())
+    os.close(output)
+    os.environ.update(variables)
+    if "torch" in sys.modules:  # else this process was not forked off, or whatever is wrong with torch shows later
+        from lmconsole.lm.device import lost_in_fork
+
+        if lost_in_fork():
+            os.execv(sys.executable, [sys.executable, "-P", "-m", "lmconsole.engine.worker", *arguments])
+    sys.exit(main(arguments))
 
 
 def main(arguments: list[str] | None = None) -> int:

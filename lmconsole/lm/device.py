@@ -64,6 +64,12 @@ def use(name: str) -> None:
         torch.cuda.set_device(name)
 
 
+def lost_in_fork() -> bool:
+    """Whether CUDA was used before this process was forked off: it does not work in such a child, but would in a
+    program begun anew."""
+    return torch.cuda._is_in_bad_fork()
+
+
 def resolve_devices(spec: str, devices: Sequence[Device]) -> list[str]:
     """torch's names for the devices that ``spec`` asks for, in its order.
 

@@ -30,6 +30,12 @@ def build_optimizer(settings: Settings, parameters: Iterable[Parameter]) -> torc
     return torch.optim.SGD(trained, lr=lr, momentum=momentum, weight_decay=decay, fused=True)
 
 
+def load() -> None:
+    """Have torch import all that an optimizer needs: the first one of a process loads torch's compiler, which takes a
+    second."""
+    torch.optim.AdamW([Parameter(torch.zeros(1))], fused=True)
+
+
 def learning_rate_at(settings: Settings, step: int, total_steps: int) -> float:
     """Learning rate of ``step``, which counts from 0 over the whole run of ``total_steps``.
 

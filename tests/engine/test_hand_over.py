@@ -1,5 +1,7 @@
 """Corners where a runner, a person and a dying worker meet, and damaged runs between them."""
 
+import importlib.util
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from lmconsole.engine import local, runner
+from lmconsole.engine import local, runner, worker
 from lmconsole.engine.runner import Runner
 from lmconsole.runs.events import EventLog, Queued, Started, Stopped
 from lmconsole.runs.state import Status
@@ -28,10 +30,10 @@ class Dead:
     pid = 0
 
     def __init__(self, code: int) -> None:
-        self.code = code
+        self.exitcode = code
 
-    def poll(self) -> int:
-        return self.code
+    def start(self) -> None:
+        pass
 
 
 def test_a_run_queued_again_before_its_end_was_noticed_is_not_marked_failed(tmp_path: Path) -> None:
@@ -113,20 +115,73 @@ def test_a_full_store_refuses_to_queue_and_leaves_no_half_run(tmp_path: Path, mo
 def test_a_gpu_is_named_by_its_uuid_so_that_every_process_means_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[tuple[list[str], dict[str, str]]] = []
+    started: list[tuple[list[str], str, dict[str, str]]] = []
 
-    def record(command: list[str], _log: Path, variables: dict[str, str] | None = None) -> Dead:
-        started.append((command, dict(variables or {})))
-        return Dead(0)
+    class Context:
+        def __init__(self, method: str) -> None:
+            assert method == ("forkserver" if sys.platform.startswith("linux") else "spawn")
 
-    monkeypatch.setattr(local, "_detached", record)
+        def set_forkserver_preload(self, modules: list[str]) -> None:
+            assert all(importlib.util.find_spec(module) for module in modules)
+
+        def Process(self, target: object, args: tuple[list[str], str, dict[str, str]]) -> Dead:  # noqa: N802
+            assert target is worker.enter
+            started.append(args)
+            return Dead(0)
+
+    monkeypatch.setattr(multiprocessing, "get_context", Context)
     run = tiny.queue_tiny(tmp_path)
     local.start_worker(run, "GPU-aaaa", [7])
     local.start_worker(run, "cpu", [])
-    assert started[0][0][-4:] == ["--device", "cuda:0", "--siblings", "7"]
-    assert started[0][1] == {"CUDA_VISIBLE_DEVICES": "GPU-aaaa"}
-    assert started[1][0][-3:] == ["--device", "cpu", "--siblings"]
-    assert started[1][1] == {}
+    folder, log = str(run.paths.folder), str(run.paths.worker_log)
+    assert started == [
+        ([folder, "--device", "cuda:0", "--siblings", "7"], log, {"CUDA_VISIBLE_DEVICES": "GPU-aaaa"}),
+        ([folder, "--device", "cpu", "--siblings"], log, {}),
+    ]
+
+
+def test_a_worker_that_cannot_write_its_log_is_not_started(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    run.paths.worker_log.mkdir()
+    with pytest.raises(IsADirectoryError):
+        local.start_worker(run, "cpu", [])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere workers are not forked")
+def test_where_cuda_was_used_before_the_fork_a_worker_begins_anew(tmp_path: Path) -> None:
+    """Played by a child that is told so; CUDA's own refusal needs a GPU."""
+    run = tiny.queue_tiny(tmp_path)
+    code = (
+        "import sys\nfrom lmconsole.engine import attempt, worker\nfrom lmconsole.lm import device\n"
+        "device.lost_in_fork = lambda: True\n"
+        "worker.enter([sys.argv[1], '--device', 'cpu'], sys.argv[2], {'MARK': 'new'})"
+    )
+    log = tmp_path / "worker.log"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run.paths.folder), str(log)],
+        env=tiny.environment(tmp_path), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr + log.read_text()
+    run.refresh()
+    assert run.status is Status.FINISHED
+
+
+@pytest.mark.slow
+def test_what_workers_are_forked_from_leaves_gpus_alone() -> None:
+    """CUDA that was used before a fork does not work after it."""
+    code = (
+        "import torch\n"
+        "def used(*_):\n    raise SystemExit('CUDA was used')\n"
+        "for name in ('is_available', 'device_count', '_lazy_init', 'get_device_properties'):\n"
+        "    setattr(torch.cuda, name, used)\n"
+        "import lmconsole.engine.preload, sys, threading\n"
+        "assert 'lmconsole.engine.attempt' in sys.modules\n"
+        "assert threading.active_count() == 1"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

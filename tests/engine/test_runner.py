@@ -110,6 +110,45 @@ def test_workers_outlive_a_killed_runner_and_the_next_runner_respects_them(tmp_p
             second.wait()
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere workers are not forked")
+def test_workers_come_from_one_process_that_has_imported_all_and_each_has_a_session_of_its_own(tmp_path: Path) -> None:
+    runs = [tiny.queue_tiny(tmp_path, seed=seed, epochs=LONG, jobs=2) for seed in (1, 2)]
+    runner = start_runner(tmp_path)
+    try:
+        for run in runs:
+            wait_for(lambda run=run: progressed(run))  # type: ignore[misc]
+        pids = [run.state.started.pid for run in runs if run.state.started is not None]
+        parents = {psutil.Process(pid).ppid() for pid in pids}
+        assert len(set(pids)) == 2
+        assert len(parents) == 1
+        assert parents.isdisjoint({runner.pid, os.getpid(), 1})
+        assert [os.getsid(pid) for pid in pids] == pids
+        server = psutil.Process(parents.pop())
+    finally:
+        for run in runs:
+            run.request_stop()
+    assert runner.wait(60) == 0
+    server.wait(10)
+    assert [status(run) for run in runs] == [Status.STOPPED] * 2
+
+
+def test_workers_outlive_what_they_were_forked_from(tmp_path: Path) -> None:
+    run, later = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
+    runner = start_runner(tmp_path)
+    wait_for(lambda: progressed(run))
+    assert run.state.started is not None
+    server = psutil.Process(run.state.started.pid).parent()
+    assert server is not None
+    assert server.pid != runner.pid
+    server.kill()
+    epochs = len(run.state.epochs)
+    wait_for(lambda: run.refresh() is not None and len(run.state.epochs) > epochs + 3)
+    assert status(later) is Status.QUEUED, "the slot is not free"
+    run.request_stop()
+    assert runner.wait(60) == 0
+    assert (status(run), status(later)) == (Status.STOPPED, Status.FINISHED)
+
+
 def test_two_runners_at_once_are_one(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path)
     runners = [start_runner(tmp_path) for _ in range(4)]
