@@ -8,6 +8,7 @@ order:
     head      the chunked loss of the head and its gradients beside whole logits in float64
     twins     all twelve with every fast path and with none: the losses of short runs by real workers
     ceilings  a copy on the device, and matrix products
+    kernels   the LSTM's recurrence by type of number, the head by kernel and size of tile: which way is fastest
     steps     step times and memory of each shape beside the textbook's, in turns
     bf16      all twelve one after the other, as one whole command
     fp32      the same in fp32
@@ -37,13 +38,14 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # an installed lmcons
 import torch
 from gpu_device import ceilings, check_head, machine
 from gpu_goals import PAPER_EPOCHS, goals, shape, show, textbook_s
+from gpu_kernels import compare_kernels
 from gpu_runs import PAPER, REHEARSAL, Bench, verdict
 
 import lmconsole
 
 SCHEMA = 1
 RESULTS = Path(__file__).resolve().parent / "results"
-PARTS = ("head", "twins", "ceilings", "steps", "bf16", "fp32", "jobs")
+PARTS = ("head", "twins", "ceilings", "kernels", "steps", "bf16", "fp32", "jobs")
 CORRECTNESS = ("head", "twins")
 SUITES = {"bf16": 0.5, "fp32": 0.3, "jobs": 0.2}
 """How the time that is left is shared out among the suites that are still to come."""
@@ -80,6 +82,7 @@ class Measurement:
             "head": lambda: check_head(settings.vocabulary, settings.channels, self.sizes.head_rows, self.where),
             "twins": self.twins,
             "ceilings": lambda: ceilings(self.sizes.copy_mib, self.sizes.product, self.where),
+            "kernels": lambda: compare_kernels(self.bench.lstm, settings.vocabulary, self.where),
             "steps": self.steps,
             "bf16": lambda: self.suite("bf16", "bf16", 1),
             "fp32": lambda: self.suite("fp32", "fp32", 1),

@@ -1,5 +1,6 @@
 """What a GPU is, whether the head's loss is right on it, and how fast it copies and multiplies."""
 
+import importlib.util
 import itertools
 import math
 import os
@@ -75,17 +76,26 @@ def _context_mib(where: str) -> float:
 def check_head(vocabulary: int, channels: int, sizes: tuple[int, ...], where: str) -> dict[str, Any]:
     """Loss and gradients of the chunked head beside whole logits in float64, on inputs drawn anew each time."""
     cases = []
-    for precision, learned, rows in itertools.product(PRECISIONS, (False, True), sizes):
+    own = (False, True) if where != "cpu" and importlib.util.find_spec("triton") else (False,)
+    for precision, learned, rows, own_kernels in itertools.product(PRECISIONS, (False, True), sizes, own):
         if precision == "tf32" and where == "cpu":
             continue
         seed = int.from_bytes(os.urandom(4), "little")
-        case = _check_one(precision, learned, rows, vocabulary, channels, seed, where)
-        cases.append({"precision": precision, "table": "learned" if learned else "frozen", "rows": rows, **case})
+        case = _check_one(precision, learned, rows, own_kernels, vocabulary, channels, seed, where)
+        named = {"precision": precision, "table": "learned" if learned else "frozen", "rows": rows}
+        cases.append({**named, "own_kernels": own_kernels, **case})
     return {"vocabulary": vocabulary, "channels": channels, "cases": cases, "ok": all(case["ok"] for case in cases)}
 
 
 def _check_one(
-    precision: Precision, learned: bool, rows: int, vocabulary: int, channels: int, seed: int, where: str
+    precision: Precision,
+    learned: bool,
+    rows: int,
+    own_kernels: bool,
+    vocabulary: int,
+    channels: int,
+    seed: int,
+    where: str,
 ) -> dict[str, Any]:
     g = torch.Generator().manual_seed(seed)
     features = torch.randn(rows, channels, generator=g).to(where)
@@ -95,14 +105,14 @@ def _check_one(
     targets = targets.to(where)
 
     devices.apply_precision(precision)
-    loss, *gradients = _chunked(features, table, targets, precision, learned)
+    loss, *gradients = _chunked(features, table, targets, precision, learned, own_kernels)
     exact_loss, *exact = _whole(features, table, targets, learned)
     loss_off = _distance(loss, exact_loss)
     off = [_distance(mine, theirs) for mine, theirs in zip(gradients, exact, strict=True)]
 
     features[0, 0] = math.nan  # a NaN must not be lost on the way
     targets[0] = 1
-    spoilt = _chunked(features, table, targets, precision, learned)[0]
+    spoilt = _chunked(features, table, targets, precision, learned, own_kernels)[0]
     return {
         "seed": seed,
         "loss_off_by": loss_off,
@@ -115,12 +125,14 @@ def _check_one(
     }
 
 
-def _chunked(features: Tensor, table: Tensor, targets: Tensor, precision: Precision, learned: bool) -> list[Tensor]:
+def _chunked(
+    features: Tensor, table: Tensor, targets: Tensor, precision: Precision, learned: bool, own_kernels: bool
+) -> list[Tensor]:
     """The loss as training computes it, then the gradients."""
     dtype = devices.compute_dtype(precision)
     x = features.clone().requires_grad_()
     w = table.clone().requires_grad_() if learned else table.to(dtype)
-    loss = head_loss_sum(x, w, targets, compute_dtype=dtype)
+    loss = head_loss_sum(x, w, targets, compute_dtype=dtype, own_kernels=own_kernels)
     loss.backward()
     return [each for each in (loss.detach(), x.grad, w.grad) if each is not None]
 
@@ -148,18 +160,18 @@ def ceilings(copy_mib: int, size: int, where: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "copy_mib": copy_mib,
         "product_size": size,
-        "copy_gb_per_s": 2 * source.nbytes / _median_s(lambda: target.copy_(source), where) / 1e9,
+        "copy_gb_per_s": 2 * source.nbytes / median_s(lambda: target.copy_(source), where) / 1e9,
     }
     for precision in PRECISIONS:
         if precision == "tf32" and where == "cpu":
             continue
         devices.apply_precision(precision)
         a, b = (torch.randn(size, size, device=where, dtype=devices.compute_dtype(precision)) for _ in range(2))
-        found[f"{precision}_tflop_per_s"] = 2 * size**3 / _median_s(lambda a=a, b=b: a @ b, where) / 1e12
+        found[f"{precision}_tflop_per_s"] = 2 * size**3 / median_s(lambda a=a, b=b: a @ b, where) / 1e12
     return found
 
 
-def _median_s(work: Callable[[], object], where: str, repetitions: int = 20) -> float:
+def median_s(work: Callable[[], object], where: str, repetitions: int = 20) -> float:
     """Seconds of ``work``, by the device's own clock."""
     for _ in range(3):
         work()

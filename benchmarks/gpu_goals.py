@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from gpu_kernels import show_kernels
+
 PAPER_EPOCHS = 10
 CONTEXT_GOAL_MIB = 1024.0
 MEMORY_GOAL = 0.35
@@ -174,6 +176,8 @@ def show(document: dict[str, Any]) -> None:
     if found := parts.get("ceilings", {}).get("result"):
         rates = ", ".join(f"{k.split('_')[0]} {v:,.1f}" for k, v in found.items() if k.endswith("_tflop_per_s"))
         print(f"Ceilings: copy {found['copy_gb_per_s']:,.0f} GB/s; products {rates} TFLOP/s")
+    if found := parts.get("kernels", {}).get("result"):
+        show_kernels(found)
     if found := parts.get("steps", {}).get("result"):
         _show_steps(found["experiments"], parts.get("ceilings", {}).get("result"))
     print()
@@ -189,7 +193,11 @@ def show(document: dict[str, Any]) -> None:
 
 def _show_correctness(parts: dict[str, Any]) -> None:
     if found := parts.get("head", {}).get("result"):
-        wrong = [f"{c['precision']} {c['table']} {c['rows']}" for c in found["cases"] if not c["ok"]]
+        wrong = [
+            f"{c['precision']} {c['table']} {c['rows']}{' own' * c['own_kernels']}"
+            for c in found["cases"]
+            if not c["ok"]
+        ]
         print(f"Head: {len(found['cases'])} cases against float64, {f'WRONG: {wrong}' if wrong else 'all right'}")
     if found := parts.get("twins", {}).get("result"):
         said = [

@@ -123,6 +123,7 @@ class Bench:
         plan = load_plan(self.experiments)
         self.settings = {n: plan.resolve(plan.experiment(n), "paper").settings for n in sizes.numbers}
         self.any = self.settings[sizes.numbers[0]]  # windows, vocabulary and tables are the same for all
+        self.lstm = next(each for each in self.settings.values() if each.model == "lstm")
         found = None if data is None else find_data(data, environ={}, cwd=Path.cwd())
         tables = find_embeddings(None, found)
         self.described = {"tokens": "random" if found is None else "given", "tables": "given" if tables else "random"}

@@ -9,6 +9,9 @@ import pytest
 # package, never the one in the folder they happen to stand in.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PYTHONSAFEPATH", "1")
+# Without a GPU our kernels run in Triton's interpreter, which has to be asked for before anything imports Triton.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 # A person's own settings must not reach into the tests.
 for name in ("LMCONSOLE_RUNS", "LMCONSOLE_DATA", "NO_COLOR", "FORCE_COLOR"):
     os.environ.pop(name, None)

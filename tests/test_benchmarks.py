@@ -124,7 +124,7 @@ def test_a_rehearsal_goes_through_every_part_for_a_gpu(tmp_path: Path) -> None:
     assert document["rehearsal"] is True
     assert document["correct"] is True
     assert {name: entry.get("reason") for name, entry in document["parts"].items()} == dict.fromkeys(
-        ("head", "twins", "ceilings", "steps", "bf16", "fp32", "jobs")
+        ("head", "twins", "ceilings", "kernels", "steps", "bf16", "fp32", "jobs")
     )
     results = {name: entry["result"] for name, entry in document["parts"].items()}
     for case in results["head"]["cases"]:
@@ -134,6 +134,9 @@ def test_a_rehearsal_goes_through_every_part_for_a_gpu(tmp_path: Path) -> None:
         for twin in results["twins"][precision]["experiments"].values():
             assert len(twin["fast"]) == len(twin["plain"]) == 4
             assert twin["ok"] is True
+    assert results["kernels"]["failed"] == {}
+    assert len(results["kernels"]["lstm_ms"]) == 3 * 3, "three depths; TF32 and cuDNN in float16 are for GPUs"
+    assert min(*results["kernels"]["lstm_ms"].values(), *results["kernels"]["head_ms"].values()) > 0
     for each in results["steps"]["experiments"].values():
         assert len(each["textbook_s"]["fp32"]) == 6
         assert min(*each["textbook_s"]["fp32"], *each["ours_s"]["bf16"]) > 0

@@ -26,26 +26,37 @@ _TILE_VALUES = {"cpu": 2 * 2**20, "cuda": 16 * 2**20}
 """Logits in a tile. A CPU's last cache should hold it; a GPU has many cores to keep busy."""
 _KEPT_BYTES = 256 * 2**20
 """Room for the tiles of one chunk of rows, when the table learns and they are needed once more."""
+_WIDENING_PRODUCTS = hasattr(torch.ops.aten.addmm, "dtype_out")
+"""Whether this torch adds a product of 16-bit factors to float32 in one call on GPUs, as it does from 2.8 on."""
+_ALIGNED = 64
+"""Rows of a tile begin at multiples of so many values; GPUs multiply others slowly, and the last tile has odd ones."""
 
 
 def head_loss_sum(
-    features: Tensor, table: Tensor, targets: Tensor, *, compute_dtype: torch.dtype, chunk_rows: int | None = None
+    features: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    *,
+    compute_dtype: torch.dtype,
+    chunk_rows: int | None = None,
+    own_kernels: bool = False,
 ) -> Tensor:
     """Summed negative log-likelihood, in nats, of ``targets`` under softmax(``features`` @ ``table``.T).
 
     ``features`` are (N, C), ``table`` is (V, C), ``targets`` are N ids; those that are ``IGNORE`` count for nothing.
     The result is a float32 scalar, differentiable once with respect to ``features``, and to ``table`` if that requires
     a gradient. Factors of matrix products are of ``compute_dtype``; exponentials and sums are float32 at least.
-    ``chunk_rows`` rows are worked on at a time; by default as many as measured fastest. Nothing waits for the device,
+    ``chunk_rows`` rows are worked on at a time; by default as many as measured fastest. With ``own_kernels``, which
+    takes a GPU and Triton, what a tile's logits go through is one pass instead of seven. Nothing waits for the device,
     and inputs that are not finite give a loss that is not.
     """
     with_grad = torch.is_grad_enabled()
     need_features, need_table = with_grad and features.requires_grad, with_grad and table.requires_grad
     with torch.autocast(features.device.type, enabled=False):
         if need_features or need_table:
-            loss: Tensor = _HeadLoss.apply(features, table, targets, compute_dtype, chunk_rows)
+            loss: Tensor = _HeadLoss.apply(features, table, targets, compute_dtype, chunk_rows, own_kernels)
             return loss
-        return _walk(features, table, targets, compute_dtype, chunk_rows, False, False)[0]
+        return _walk(features, table, targets, compute_dtype, chunk_rows, own_kernels, False, False)[0]
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -53,10 +64,18 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, table: Tensor, targets: Tensor, dtype: torch.dtype, chunk_rows: int | None
+        ctx: Any,
+        features: Tensor,
+        table: Tensor,
+        targets: Tensor,
+        dtype: torch.dtype,
+        chunk_rows: int | None,
+        own_kernels: bool,
     ) -> Tensor:
         need_features, need_table = ctx.needs_input_grad[:2]
-        loss, *ctx.gradients = _walk(features, table, targets, dtype, chunk_rows, need_features, need_table)
+        loss, *ctx.gradients = _walk(
+            features, table, targets, dtype, chunk_rows, own_kernels, need_features, need_table
+        )
         return loss
 
     @staticmethod
@@ -66,11 +85,11 @@ class _HeadLoss(torch.autograd.Function):
             raise RuntimeError("the head's gradient is handed out once; compute the loss again")
         gradients, ctx.gradients = ctx.gradients, None
         # In place, since a learned table's gradient is as large as the table.
-        return *(None if gradient is None else gradient.mul_(weight) for gradient in gradients), None, None, None
+        return *(None if each is None else each.mul_(weight) for each in gradients), None, None, None, None
 
 
 @dataclass(slots=True)
-class _Seen:
+class Seen:
     """What R rows have gathered from the tiles of the vocabulary passed so far."""
 
     largest: Tensor  # (R, 1) largest logit
@@ -86,6 +105,7 @@ def _walk(
     targets: Tensor,
     dtype: torch.dtype,
     chunk_rows: int | None,
+    own_kernels: bool,
     need_features: bool,
     need_table: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -96,7 +116,7 @@ def _walk(
     total = torch.zeros((), dtype=torch.float64, device=features.device)
     grad_features = torch.empty_like(features) if need_features else None
     grad_table = torch.zeros_like(table, dtype=torch.float32) if need_table else None
-    tiles = _Tiles(w, rows, width, keep=need_table)
+    tiles = Tiles(w, rows, width, keep=need_table, own_kernels=own_kernels)
     for start in range(0, len(features), rows):
         chunk = slice(start, start + rows)
         x = features[chunk]
@@ -109,11 +129,11 @@ def _walk(
             gradient = seen.mean.div_(seen.summed).sub_(w[target.squeeze(1)])
             grad_features[chunk] = gradient.masked_fill_(ignored, 0.0)
         if grad_table is not None:
-            _add_table_gradient(grad_table, x.float(), target, ignored, seen, tiles)
+            tiles.add_table_gradient(grad_table, x.float(), target, ignored, seen)
     return total.float(), grad_features, grad_table
 
 
-class _Tiles:
+class Tiles:
     """A table cut along the vocabulary, and room for the logits of one tile; of every tile if they are to be kept.
 
     Powers of two are cheaper than powers of e, so logits are multiplied by log2(e): float32 ones through the features,
@@ -121,66 +141,82 @@ class _Tiles:
     ``unit`` is what is left to multiply by.
     """
 
-    def __init__(self, w: Tensor, rows: int, width: int, *, keep: bool) -> None:
+    def __init__(self, w: Tensor, rows: int, width: int, *, keep: bool, own_kernels: bool) -> None:
         self.w, self.width, self.keep = w, width, keep
         self.unit = 1.0 if w.dtype == torch.float32 else _LOG2_E
-        self.products = w.new_empty(rows * (len(w) if keep else width))
-        self.powers = w.new_empty(rows * width, dtype=torch.float32) if w.dtype != torch.float32 else None
+        self.products = w.new_empty(rows * _aligned(len(w) if keep else width))
+        self.own_kernels = own_kernels
+        widen = w.dtype != torch.float32 and not own_kernels
+        self.powers = w.new_empty(rows * width, dtype=torch.float32) if widen else None
 
-    def see(self, x: Tensor, target: Tensor, *, need_mean: bool) -> _Seen:
+    def see(self, x: Tensor, target: Tensor, *, need_mean: bool) -> Seen:
         """Passes the rows ``x`` (R, C) by the whole vocabulary."""
         R, C = x.shape
         column = x.new_zeros(R, 1, dtype=torch.float32)
         mean = x.new_zeros(R, C, dtype=torch.float32) if need_mean else None
-        seen = _Seen(column - math.inf, column.clone(), column + math.nan, mean, [])
+        seen = Seen(column - math.inf, column.clone(), column + math.nan, mean, [])
         x = (x.float() * _LOG2_E if self.unit == 1.0 else x).to(self.w.dtype)
         for start in range(0, len(self.w), self.width):
-            place = slice(start, min(start + self.width, len(self.w)))
-            self._see_tile(seen, x, target, place)
+            self._see_tile(seen, x, target, slice(start, min(start + self.width, len(self.w))))
         return seen
 
-    def _see_tile(self, seen: _Seen, x: Tensor, target: Tensor, place: slice) -> None:
+    def _see_tile(self, seen: Seen, x: Tensor, target: Tensor, place: slice) -> None:
         w, R, n = self.w[place], len(x), place.stop - place.start
         room = self.products[R * place.start :] if self.keep else self.products
-        logits = torch.mm(x, w.t(), out=room[: R * n].view(R, n))
-        inside = (target >= place.start) & (target < place.stop)
-        found = logits.gather(1, (target - place.start).clamp_(0, n - 1))
+        tile = room[: R * _aligned(n)].view(R, -1)[:, :n]
+        torch.mm(x, w.t(), out=tile)
+        need_powers = self.keep or seen.mean is not None
+        if self.own_kernels:
+            from lmconsole.lm import kernels  # Triton is only where GPUs are
+
+            kernels.absorb(tile, seen, target, place.start, self.unit, need_powers)
+        else:
+            self._absorb(tile, seen, target, place.start, self.unit, need_powers)
+        if self.keep:
+            seen.kept.append((place, tile, seen.largest.clone()))
+        if seen.mean is not None:
+            self._add_product(seen.mean, tile, w)
+
+    def _absorb(self, tile: Tensor, seen: Seen, target: Tensor, first: int, unit: float, need_powers: bool) -> None:
+        """Brings ``seen`` up to date with the logits in ``tile`` (R, n), but for what the tile adds to the mean; leaves
+        exp2((logit - largest) · unit) in it if they are needed."""
+        R, n = tile.shape
+        inside = (target >= first) & (target < first + n)
+        found = tile.gather(1, (target - first).clamp_(0, n - 1))
         torch.where(inside, found.float(), seen.target, out=seen.target)
 
         # Widened by a plain copy first: arithmetic on two types at once takes a slow path on CPUs.
-        powers = logits if self.powers is None else self.powers[: R * n].view(R, n).copy_(logits)
+        powers = tile if self.powers is None else self.powers[: R * n].view(R, n).copy_(tile)
         largest = torch.maximum(seen.largest, powers.amax(1, keepdim=True))
-        shrink = ((seen.largest - largest) * self.unit).exp2_()  # (R, 1)
-        torch.add(largest * -self.unit, powers, alpha=self.unit, out=powers).exp2_()
-        seen.largest = largest
+        shrink = ((seen.largest - largest) * unit).exp2_()  # (R, 1)
+        torch.add(largest * -unit, powers, alpha=unit, out=powers).exp2_()
+        seen.largest.copy_(largest)
         seen.summed.mul_(shrink).add_(powers.sum(1, keepdim=True))
-        if seen.mean is None and not self.keep:
-            return
-        if powers is not logits:
-            logits.copy_(powers)
-        if self.keep:
-            seen.kept.append((place, logits, largest))
         if seen.mean is not None:
-            _add_product(seen.mean.mul_(shrink), logits, w)
+            seen.mean.mul_(shrink)
+        if need_powers and powers is not tile:
+            tile.copy_(powers)
+
+    def add_table_gradient(self, gradient: Tensor, x: Tensor, target: Tensor, ignored: Tensor, seen: Seen) -> None:
+        """Adds sum_n (p_nv - [v = target_n]) x_n to row v of ``gradient`` (V, C). What turns a kept tile into
+        probabilities is one factor a row, which the narrow ``x`` takes in place of the wide tile."""
+        for place, powers, largest in seen.kept:
+            scale = ((largest - seen.largest) * self.unit).exp2_().div_(seen.summed).masked_fill_(ignored, 0.0)
+            self._add_product(gradient[place], powers.t(), (x * scale).to(powers.dtype))
+        gradient.index_add_(0, target.squeeze(1), x.masked_fill(ignored, 0.0), alpha=-1)
+
+    def _add_product(self, total: Tensor, a: Tensor, b: Tensor) -> None:
+        """total += a @ b, in place; ``total`` is float32 whatever the factors are."""
+        if a.dtype == torch.float32:
+            total.addmm_(a, b)
+        elif self.own_kernels and _WIDENING_PRODUCTS:
+            torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+        else:
+            total.add_((a @ b).float())  # widened apart: arithmetic on two types at once is slow on CPUs
 
 
-def _add_table_gradient(
-    gradient: Tensor, x: Tensor, target: Tensor, ignored: Tensor, seen: _Seen, tiles: _Tiles
-) -> None:
-    """Adds sum_n (p_nv - [v = target_n]) x_n to row v of ``gradient`` (V, C). What turns a kept tile into probabilities
-    is one factor a row, which the narrow ``x`` takes in place of the wide tile."""
-    for place, powers, largest in seen.kept:
-        scale = ((largest - seen.largest) * tiles.unit).exp2_().div_(seen.summed).masked_fill_(ignored, 0.0)
-        _add_product(gradient[place], powers.t(), (x * scale).to(powers.dtype))
-    gradient.index_add_(0, target.squeeze(1), x.masked_fill(ignored, 0.0), alpha=-1)
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, in place; ``total`` is float32 whatever the factors are."""
-    if a.dtype == torch.float32:
-        total.addmm_(a, b)
-    else:
-        total.add_((a @ b).float())  # widened apart: arithmetic on two types at once is slow on CPUs
+def _aligned(columns: int) -> int:
+    return -(-columns // _ALIGNED) * _ALIGNED
 
 
 def _sizes(features: Tensor, table: Tensor, dtype: torch.dtype, chunk_rows: int | None, keep: bool) -> tuple[int, int]:

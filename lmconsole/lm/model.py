@@ -28,12 +28,20 @@ class LanguageModel(nn.Module):
     def __init__(self, body: nn.Module, tokens: Tensor, position: Tensor | None, *, frozen: bool) -> None:
         super().__init__()
         self.body = body
+        self.own_kernels = False
         self._cast_table: Tensor | None = None
         for name, table in (("tokens", tokens), ("position", position)):
             if frozen or table is None:
                 self.register_buffer(name, table, persistent=False)
             else:
                 self.register_parameter(name, nn.Parameter(table))
+
+    def take_fast_ways(self, fast: bool, precision: Precision) -> None:
+        """Whether to compute in the ways that are made for a GPU from here on: the head with kernels of our own, and
+        in bf16 the LSTM with its recurrence in float16. ``fast.choose`` decides."""
+        self.own_kernels = fast
+        if isinstance(self.body, Lstm):
+            self.body.half_recurrence = fast and precision == "bf16"
 
     @property
     def table(self) -> Tensor:
@@ -53,7 +61,13 @@ class LanguageModel(nn.Module):
         with autocast(precision, ids.device.type):
             features = self.features(ids)
         dtype = compute_dtype(precision)
-        return head_loss_sum(features.flatten(0, 1), self._head_table(dtype), targets.flatten(), compute_dtype=dtype)
+        return head_loss_sum(
+            features.flatten(0, 1),
+            self._head_table(dtype),
+            targets.flatten(),
+            compute_dtype=dtype,
+            own_kernels=self.own_kernels,
+        )
 
     def _head_table(self, dtype: torch.dtype) -> Tensor:
         """The table as the head multiplies by it. A frozen one is cast once and kept; a learned one changes each step,

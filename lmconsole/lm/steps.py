@@ -1,7 +1,6 @@
 """Training steps over an epoch's windows: launched one operation at a time, or replayed from a CUDA graph."""
 
 import itertools
-import os
 from collections.abc import Callable
 
 import torch
@@ -9,13 +8,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from lmconsole.errors import printable
-from lmconsole.lm import device
+from lmconsole.lm import device, fast
 from lmconsole.lm.batches import WindowedSplit
 from lmconsole.lm.model import LanguageModel
 from lmconsole.plan.experiment import Precision, Settings
-
-PLAIN = "LMCONSOLE_PLAIN"
-"""Environment variable that, set to anything, keeps steps from being captured."""
 
 Record = Callable[[Callable[[], None]], Callable[[], object]]
 """Takes what a step does and returns what repeats it; may run it before."""
@@ -212,14 +208,16 @@ def prepare_steps(
     where: str,
     record: Record | None = None,
 ) -> Steps:
-    """Captured steps on a GPU, plain ones elsewhere and where capturing does not work, with a line that says why.
-    ``record`` is how to record; by default as a CUDA graph, where there is CUDA."""
+    """Captured steps that compute in fast ways on a GPU, plain ones elsewhere. What does not work is left, with a line
+    that says why. ``record`` is how to record; by default as a CUDA graph, where there is CUDA."""
     plain = Steps(model, optimizer, split, settings, precision, where)
     if record is None and where.startswith("cuda"):
         record = record_graph
     if record is None:
         return plain
-    reason = _why_plain(split, settings)
+    if reason := fast.choose(model, split, settings, precision):
+        print(f"The fast ways of this GPU are not taken: {reason}", flush=True)
+    reason = _why_not_captured(split, settings)
     if reason is None:
         try:
             return CapturedSteps(model, optimizer, split, settings, precision, where, record)
@@ -231,14 +229,10 @@ def prepare_steps(
     return plain
 
 
-def _why_plain(split: WindowedSplit, settings: Settings) -> str | None:
-    if os.environ.get(PLAIN):
-        return f"{PLAIN} is set"
-    if settings.dropout:
-        return "it has dropout"
+def _why_not_captured(split: WindowedSplit, settings: Settings) -> str | None:
     if len(split) < _CHECKED_STEPS * settings.batch_size:
         return "an epoch has too few windows"
-    return None
+    return fast.why_plain(settings)
 
 
 def record_graph(work: Callable[[], None]) -> Callable[[], object]:

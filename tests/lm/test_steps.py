@@ -7,17 +7,25 @@ import numpy as np
 import pytest
 import torch
 
-from lmconsole.lm import device, steps
+from lmconsole.lm import device, fast, steps
 from lmconsole.lm.batches import WindowedSplit
+from lmconsole.lm.fast import PLAIN
 from lmconsole.lm.model import LanguageModel, build_model
 from lmconsole.lm.optimizers import build_optimizer
-from lmconsole.lm.steps import PLAIN, CapturedSteps, Steps, prepare_steps
+from lmconsole.lm.steps import CapturedSteps, Steps, prepare_steps
 from lmconsole.plan.experiment import Precision, Settings
 from lmconsole.plan.load import builtin_file, load_plan
 
 SMALL = {"vocabulary": 50, "channels": 24, "window_tokens": 8, "batch_size": 4, "learning_rate": 1e-2}
 WINDOWS = 22
 """Five batches of four and a short one, whose last window is short too."""
+
+
+@pytest.fixture(autouse=True)
+def only_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of our own are the business of test_fast.py."""
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(fast, "choose", lambda *_: None)
 
 
 def settings_of(experiment: int, **changes: object) -> Settings:

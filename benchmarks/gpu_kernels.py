@@ -1,0 +1,137 @@
+"""Which way is fastest on this GPU: the LSTM's recurrence by type of number, and the head by kernel and size of tile.
+
+What training takes is one line of each table; the others are what to try when a card proves that line wrong.
+"""
+
+import contextlib
+import importlib.util
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from gpu_device import median_s
+from torch import Tensor
+
+from lmconsole.lm import device as devices
+from lmconsole.lm import loss
+from lmconsole.lm.lstm import Lstm
+from lmconsole.lm.steps import record_graph
+from lmconsole.plan.experiment import Precision, Settings
+
+LAYERS = (1, 2, 4)
+LSTM_WAYS: dict[str, tuple[Precision, torch.dtype | None, bool]] = {
+    "fp32": ("fp32", None, False),
+    "tf32": ("tf32", None, False),
+    "bf16": ("bf16", torch.bfloat16, False),
+    "fp16": ("bf16", torch.float16, False),
+    "fp16 by layer": ("bf16", torch.bfloat16, True),
+}
+"""Switches, autocast, and whether the recurrence is ours: torch asks cuDNN for its persistent kernels in float16 and
+one layer at a time alone."""
+TILE_VALUES = {"cuda": (4, 8, 16, 32), "cpu": (0.001,)}
+"""Millions of logits."""
+
+
+def compare_kernels(settings: Settings, vocabulary: int, where: str) -> dict[str, Any]:
+    """Milliseconds of forward and backward together, as they are in a captured step; medians. What cannot be done is
+    named with the reason."""
+    failed: dict[str, str] = {}
+    lstm = _timed(_lstm_ways(settings, where), failed, where)
+    head = _timed(_head_ways(settings, vocabulary, where), failed, where)
+    return {"lstm_ms": lstm, "head_ms": head, "failed": failed, "tile_values": loss._TILE_VALUES[_kind(where)]}
+
+
+def _kind(where: str) -> str:
+    return "cpu" if where == "cpu" else "cuda"
+
+
+def _timed(ways: Iterator[tuple[str, Callable[[], object]]], failed: dict[str, str], where: str) -> dict[str, float]:
+    found = {}
+    for name, work in ways:
+
+        def once(work: Callable[[], object] = work) -> None:
+            work()
+
+        try:
+            found[name] = 1000 * median_s(once if where == "cpu" else record_graph(once), where)
+        except Exception as error:  # one way that does not work is a finding
+            failed[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
+        if where != "cpu":
+            torch.cuda.empty_cache()
+    return found
+
+
+def _lstm_ways(settings: Settings, where: str) -> Iterator[tuple[str, Callable[[], object]]]:
+    assert settings.hidden is not None
+    B, T, C = settings.batch_size, settings.window_tokens, settings.channels
+    x = torch.randn(B, T, C, device=where) * 0.14
+    gradient = torch.randn(B, T, settings.hidden, device=where) / (B * T)
+    for layers, (name, (precision, autocast, half)) in itertools.product(LAYERS, LSTM_WAYS.items()):
+        if where == "cpu" and (precision == "tf32" or autocast == torch.float16):
+            continue
+        body = Lstm(channels=C, hidden=settings.hidden, layers=layers, dropout=0.0).to(where)
+
+        def work(
+            body: Lstm = body,
+            precision: Precision = precision,
+            autocast: torch.dtype | None = autocast,
+            half: bool = half,
+        ) -> list[Tensor]:
+            devices.apply_precision(precision)
+            enabled = torch.autocast(_kind(where), dtype=autocast) if autocast else contextlib.nullcontext()
+            with enabled:
+                y = body._in_half(x) if half else body.lstm(x)[0]
+            return list(torch.autograd.grad(y, list(body.lstm.parameters()), gradient.to(y.dtype)))
+
+        yield f"{layers} layer{'s' if layers > 1 else ''}, {name}", work
+
+
+def _head_ways(settings: Settings, vocabulary: int, where: str) -> Iterator[tuple[str, Callable[[], object]]]:
+    N, C = settings.batch_size * settings.window_tokens, settings.channels
+    features = torch.randn(N, C, device=where, requires_grad=True)
+    targets = torch.randint(1, vocabulary, (N,), device=where)
+    kept = loss._TILE_VALUES[_kind(where)]
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    for precision in precisions:
+        dtype = devices.compute_dtype(precision)
+        table = torch.randn(vocabulary, C, device=where).mul_(0.14).to(dtype)
+        x = features.detach().to(dtype)
+
+        def products(precision: Precision = precision, table: Tensor = table, x: Tensor = x) -> Tensor:
+            devices.apply_precision(precision)
+            return (x @ table.t()) @ table
+
+        yield f"{precision}, its two products alone", products
+        for own, millions in itertools.product((False, True), TILE_VALUES[_kind(where)]):
+            if own and (where == "cpu" or importlib.util.find_spec("triton") is None):
+                continue
+
+            def work(
+                own: bool = own,
+                millions: float = millions,
+                precision: Precision = precision,
+                table: Tensor = table,
+                dtype: torch.dtype = dtype,
+            ) -> Tensor:
+                devices.apply_precision(precision)
+                loss._TILE_VALUES[_kind(where)] = int(millions * 2**20)
+                try:
+                    value = loss.head_loss_sum(features, table, targets, compute_dtype=dtype, own_kernels=own)
+                finally:
+                    loss._TILE_VALUES[_kind(where)] = kept
+                return torch.autograd.grad(value, features)[0]
+
+            yield f"{precision}, {'own kernel' if own else 'torch alone'}, tiles of {millions:g} M", work
+
+
+def show_kernels(found: dict[str, Any]) -> None:
+    """Two short tables, fastest first within what is alike."""
+    print()
+    print(f"{'LSTM, forward and backward':38}{'ms':>9}   {'head, loss and gradient':38}{'ms':>9}")
+    lstm, head = (list(found[part].items()) for part in ("lstm_ms", "head_ms"))
+    for left, right in itertools.zip_longest(lstm, head, fillvalue=("", None)):
+        print("   ".join(f"{name:38}{'' if ms is None else f'{ms:9.3f}':9}" for name, ms in (left, right)).rstrip())
+    for name, reason in found["failed"].items():
+        print(f"{name}: {reason}")
+    print(f"Training takes 'fp16 by layer' in bf16, and tiles of {found['tile_values'] / 2**20:g} M.")

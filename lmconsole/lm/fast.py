@@ -1,0 +1,70 @@
+"""Whether a run computes in the ways that are made for a GPU: only where they come to what the plain ways come to."""
+
+import math
+import os
+
+import torch
+from torch import Tensor
+
+from lmconsole.errors import printable
+from lmconsole.lm.batches import WindowedSplit
+from lmconsole.lm.model import LanguageModel
+from lmconsole.plan.experiment import Precision, Settings
+
+PLAIN = "LMCONSOLE_PLAIN"
+"""Environment variable that, set to anything, keeps every fast path from being taken."""
+
+_LOSS_MAY_DIFFER = {"fp32": 1e-5, "tf32": 1e-3, "bf16": 2e-3}
+"""Relative."""
+_GRADIENT_MAY_DIFFER = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 0.1}
+"""Norm of the difference over the norm. In bf16 either way is a few percent off: rounding switches some ReLUs."""
+
+
+def why_plain(settings: Settings) -> str | None:
+    """Why no fast path can be taken, whatever the device; None if nothing is in the way."""
+    if os.environ.get(PLAIN):
+        return f"{PLAIN} is set"
+    if settings.dropout:
+        return "it has dropout, whose draws would differ"
+    return None
+
+
+def choose(model: LanguageModel, split: WindowedSplit, settings: Settings, precision: Precision) -> str | None:
+    """Has ``model`` take the fast ways if loss and gradients of the first batch come to the same; else the plain ones,
+    and says why. Weights stay as they are."""
+    reason = why_plain(settings)
+    if reason is None:
+        try:
+            reason = _how_they_differ(model, split, settings.batch_size, precision)
+        except Exception as error:  # Triton compiles here, with whatever compiler the machine has, or has not
+            reason = printable(f"{type(error).__name__}: {error}".partition("\n")[0])
+    model.take_fast_ways(reason is None, precision)
+    return reason
+
+
+def _how_they_differ(model: LanguageModel, split: WindowedSplit, batch_size: int, precision: Precision) -> str | None:
+    windows = torch.arange(min(batch_size, len(split)), device=model.table.device)
+    model.train()
+    plain_loss, plain = _loss_and_gradients(model, split, windows, precision, fast=False)
+    loss, gradients = _loss_and_gradients(model, split, windows, precision, fast=True)
+    if not math.isfinite(plain_loss):
+        return "the loss is not finite, so they cannot be compared"
+    off = abs(loss / plain_loss - 1)
+    apart = _norm([a - b for a, b in zip(gradients, plain, strict=True)]) / max(_norm(plain), 1e-300)
+    if off <= _LOSS_MAY_DIFFER[precision] and apart <= _GRADIENT_MAY_DIFFER[precision]:
+        return None
+    return f"they come to a loss of {loss:g} instead of {plain_loss:g}, and to gradients {apart:.1%} apart"
+
+
+def _loss_and_gradients(
+    model: LanguageModel, split: WindowedSplit, windows: Tensor, precision: Precision, *, fast: bool
+) -> tuple[float, list[Tensor]]:
+    """Of the mean loss, as in training: how large gradients are decides what of them float16 can hold."""
+    model.take_fast_ways(fast, precision)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    loss = model.loss_sum(*split.batch(windows), precision) / split.targets_in(windows)
+    return loss.item(), list(torch.autograd.grad(loss, trained))
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    return float(torch.stack([tensor.double().square().sum() for tensor in tensors]).sum().sqrt())
