@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ import torch
 from gpu_device import ceilings, check_head, machine
 from gpu_goals import PAPER_EPOCHS, goals, shape, show, textbook_s
 from gpu_kernels import compare_kernels
-from gpu_runs import PAPER, REHEARSAL, Bench, verdict
+from gpu_runs import PAPER, REHEARSAL, Bench, multi_process_service, verdict
 
 import lmconsole
 
@@ -164,8 +165,14 @@ class Measurement:
                 f"--only {name} gives it all the time"
             )
         deadline = time.monotonic() + self.left_s
-        found = self.bench.suite(name, precision, epochs=epochs, jobs=jobs, deadline=deadline)
-        return {**found, "foreseen_s": epochs * epoch_s + rest_s, "textbook_s": textbook_s(self.parts, found)}
+        with multi_process_service(self.bench.folder / "mps") if jobs > 1 else nullcontext(False) as mps:
+            found = self.bench.suite(name, precision, epochs=epochs, jobs=jobs, deadline=deadline)
+        return {
+            **found,
+            "mps": mps,
+            "foreseen_s": epochs * epoch_s + rest_s,
+            "textbook_s": textbook_s(self.parts, found),
+        }
 
     def foreseen(self, precision: str) -> tuple[float, float]:
         """Seconds of one epoch of all twelve, and of everything that does not grow with the epochs."""

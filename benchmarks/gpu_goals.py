@@ -104,7 +104,8 @@ def _jobs_line(alone: dict[str, Any] | None, packed: dict[str, Any] | None) -> d
         return _line(what, goal, None, None, None)
     value = (packed["epochs"] / packed["whole_s"]) / (alone["epochs"] / alone["whole_s"])
     same, fewer = packed["epochs"] == alone["epochs"], packed["epochs"] <= alone["epochs"]
-    note = f" ({packed['epochs']} epochs each)" if same else f" ({packed['epochs']} epochs, alone {alone['epochs']})"
+    epochs = f"{packed['epochs']} epochs each" if same else f"{packed['epochs']} epochs, alone {alone['epochs']}"
+    note = f" ({epochs}, {'with MPS' if packed['mps'] else 'without MPS'})"
     return _line(what, goal, f"{value:.2f} ×{note}", value, (fewer and value >= 1.8) or (False if same else None))
 
 

@@ -9,12 +9,13 @@ import gc
 import json
 import math
 import os
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,29 @@ class Bench:
             "whole_s": whole_s,
             "runs": runs,
         }
+
+
+@contextlib.contextmanager
+def multi_process_service(folder: Path) -> Iterator[bool]:
+    """NVIDIA's Multi-Process Service for what is started within: kernels of several processes then share a GPU at the
+    same moment, where they would take turns. A daemon of our own, ended afterwards; no setting of the card changes.
+    Whether it could be started: it comes with most drivers."""
+    program = shutil.which("nvidia-cuda-mps-control")
+    if program is None:
+        yield False
+        return
+    names = {"CUDA_MPS_PIPE_DIRECTORY": str(folder), "CUDA_MPS_LOG_DIRECTORY": str(folder)}
+    folder.mkdir(exist_ok=True)
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        started = subprocess.run([program, "-d"], stdin=subprocess.DEVNULL, check=False, timeout=30).returncode == 0
+        yield started
+        if started:
+            subprocess.run([program], input="quit\n", text=True, check=False, timeout=60)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _changed(prepared: Prepared, precision: Precision, epochs: int, max_tokens: int | None) -> Prepared:

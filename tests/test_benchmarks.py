@@ -165,6 +165,25 @@ def test_a_part_measured_again_keeps_the_others(tmp_path: Path) -> None:
     assert parts[2]["bf16"]["reason"] == "no time was left"
 
 
+def test_the_multi_process_service_is_started_for_several_jobs_and_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Played by a program of its name."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    service = importlib.import_module("gpu_runs").multi_process_service
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with service(tmp_path / "none") as started:
+        assert started is False
+    program, told = tmp_path / "nvidia-cuda-mps-control", tmp_path / "told"
+    program.write_text(f'#!/bin/sh\necho "$CUDA_MPS_PIPE_DIRECTORY $*" >>{told}\n[ "$1" ] || /bin/cat >>{told}\n')
+    program.chmod(0o755)
+    with service(tmp_path / "mps") as started:
+        assert started is True
+        assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path / "mps")
+    assert told.read_text() == f"{tmp_path / 'mps'} -d\n{tmp_path / 'mps'} \nquit\n"
+    assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
+
+
 def test_without_a_gpu_one_line_says_so() -> None:
     done = benchmark("gpu.py")
     assert (done.returncode, done.stdout) == (2, "")

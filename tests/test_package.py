@@ -127,8 +127,14 @@ def test_every_entry_of_the_lock_is_an_exact_version_with_hashes() -> None:
 
 def test_the_lock_leaves_torch_and_what_is_built_for_one_gpu_maker_to_the_machine() -> None:
     names = {pin.split("==")[0] for pin in pins()}
-    assert {name for name in names if re.match(r"torch$|triton|cuda-|nvidia-(?!ml-py$)", name)} == set()
+    assert {name for name in names if re.match(r"torch$|cuda-|nvidia-(?!ml-py$)", name)} == set()
     assert {"hatchling", "nvidia-ml-py", "pytest", "sympy"} <= names
+
+
+def test_the_lock_has_the_triton_of_its_torch_on_linux() -> None:
+    """Builds of torch for CPUs bring none, and our kernels are tested in its interpreter everywhere."""
+    (pin,) = (pin for pin in pins() if pin.startswith("triton=="))
+    assert "sys_platform == 'linux'" in pin
 
 
 def test_the_lock_names_no_place() -> None:

@@ -1,6 +1,9 @@
 """Devices and precisions: what is asked for, what there is, and what is said where they differ."""
 
 import contextlib
+import platform
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -215,6 +218,27 @@ def test_threads_are_set() -> None:
 def test_a_cpu_has_nothing_to_wait_for_and_no_allocator_to_ask() -> None:
     d.synchronize("cpu")
     assert d.memory_mib("cpu") == (None, None)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs GNU's C library")
+def test_freed_memory_is_kept_and_not_asked_for_again() -> None:
+    code = (
+        "import resource, sys, torch\n"
+        "from lmconsole.lm import device\n"
+        "if sys.argv[1] == 'keep':\n    device.keep_freed_memory()\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "before = [torch.ones(2**24) is None or faults() for _ in range(5)]\n"
+        "print(before[-1] - before[-2])"
+    )
+
+    def faults(word: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", code, word], capture_output=True, text=True, check=True, timeout=60
+        )
+        return int(done.stdout)
+
+    assert faults("keep") < 100
+    assert faults("as it comes") > 10_000
 
 
 def test_versions_name_torch_and_cuda() -> None:
