@@ -226,9 +226,10 @@ def test_freed_memory_is_kept_and_not_asked_for_again() -> None:
         "import resource, sys, torch\n"
         "from lmconsole.lm import device\n"
         "if sys.argv[1] == 'keep':\n    device.keep_freed_memory()\n"
-        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "before = [torch.ones(2**24) is None or faults() for _ in range(5)]\n"
-        "print(before[-1] - before[-2])"
+        "def faults():\n    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "found = []\n"
+        "for _ in range(40):\n    torch.ones(2**24)\n    torch.ones(2**22)\n    found.append(faults())\n"
+        "print(found[-1] - found[-11])"
     )
 
     def faults(word: str) -> int:
