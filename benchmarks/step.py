@@ -1,10 +1,10 @@
 """Our training step beside the textbook's, at the paper's sizes.
 
 The textbook's step is plain PyTorch: a DataLoader over windows, the whole logits, log_softmax, NLL, AdamW as it comes,
-and `.item()` at the end. Ours is what the training loop does. Both start from the same weights and see the same
-windows; they take turns step by step in one process, so that whatever else the machine does meets both, and each one's
-peak memory is read in a process of its own. Between the turns plain matrix products are timed: their best rate is the
-ceiling that a step's share refers to.
+and `.item()` at the end. Ours is what the training loop does, in a process set up as a worker is. Both start from the
+same weights and see the same windows. Each lives in a process of its own, which tells its peak memory, and they take
+turns step by step, so that whatever else the machine does meets both. Between the turns plain matrix products are
+timed: their best rate is the ceiling that a step's share refers to.
 
     python benchmarks/step.py [--quick] [--json FILE]
 """
@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from textbook import textbook_steps
@@ -137,56 +137,75 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
 
 
-def one_memory(model: str, way: str, precision: Precision, quick: bool, where: str) -> dict[str, float]:
-    """Peak memory of the first steps, in this process, and how much of it came on top of imports and tables."""
+def take_turns(model: str, way: str, precision: Precision, quick: bool, where: str) -> None:
+    """One way's side of the turns: a step for every line read, and a line of JSON about it. Memory counts from imports
+    and tables on."""
+    if way == "ours" and where == "cpu":
+        devices.keep_freed_memory()
     devices.apply_precision(precision)
     settings = settings_of(model, quick)
     tables = random_tables(settings, where)
-    if where != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() / MIB
-    else:
-        before = peak_mib()
+    before = peak_mib() if where == "cpu" else torch.cuda.memory_allocated() / MIB
     steps = begin(settings, tables, way, precision, where)
-    for _ in range(1 if quick else 2):
-        next(steps)
-    devices.synchronize(where)
-    peak = peak_mib() if where == "cpu" else torch.cuda.max_memory_allocated() / MIB
-    return {"peak_mib": round(peak, 1), "step_mib": round(peak - before, 1)}
+    for _ in sys.stdin:
+        devices.synchronize(where)
+        start = time.perf_counter()
+        loss = next(steps)
+        devices.synchronize(where)
+        seconds = time.perf_counter() - start
+        peak = peak_mib() if where == "cpu" else torch.cuda.max_memory_allocated() / MIB
+        print(json.dumps({"seconds": seconds, "loss": float(loss), "peak": peak, "step": peak - before}), flush=True)
 
 
-def memory_apart(model: str, way: str, precision: str, quick: bool) -> dict[str, float]:
-    """``one_memory`` in a process of its own."""
-    command = [sys.executable, __file__, "--memory", f"{model},{way},{precision}", *(["--quick"] if quick else [])]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+class Taker:
+    """A process that takes its steps when it is told to. Raises RuntimeError if it is no more."""
+
+    def __init__(self, model: str, way: tuple[str, Precision], quick: bool) -> None:
+        command = [sys.executable, __file__, "--way", ",".join((model, *way)), *(["--quick"] if quick else [])]
+        self.process: subprocess.Popen[str] = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def step(self) -> dict[str, float]:
+        """Seconds and mean loss of one step, and the most memory in MiB so far, in all and for steps."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        if not (line := self.process.stdout.readline()):
+            raise RuntimeError(f"{self.process.args}: ended with exit code {self.process.wait()}")
+        found: dict[str, float] = json.loads(line)
+        return found
+
+    def close(self) -> None:
+        """End it."""
+        self.process.communicate()
 
 
 def time_model(model: str, quick: bool, where: str) -> dict[str, Any]:
     """All ways of one model in turns: one round to warm up and compare the losses, the others to time."""
     settings = settings_of(model, quick)
-    tables = random_tables(settings, where)
-    steps = {way: begin(settings, tables, *way, where) for way in WAYS}
+    takers = {way: Taker(model, way, quick) for way in WAYS}
     shapes = {p: products(settings, devices.compute_dtype(p), where) for p in ("fp32", "bf16")}
-    rounds = (1 if quick else 3) if where == "cpu" else 20
-    losses, seconds = {}, {way: [] for way in WAYS}
+    rounds = (1 if quick else 4) if where == "cpu" else 20
+    firsts, lasts = {}, {}
+    seconds: dict[tuple[str, Precision], list[float]] = {way: [] for way in WAYS}
     rates: dict[str, dict[str, list[float]]] = {p: {name: [] for name in shapes[p]} for p in shapes}
     for turn in range(1 + rounds):
-        for way in WAYS:
-            devices.apply_precision(way[1])
-            devices.synchronize(where)
-            start = time.perf_counter()
-            loss = next(steps[way])
-            devices.synchronize(where)
+        for way, taker in takers.items():
+            found = taker.step()
             if turn == 0:
-                losses[way] = float(loss)
+                firsts[way] = found["loss"]
             else:
-                seconds[way].append(time.perf_counter() - start)
+                seconds[way].append(found["seconds"])
+                lasts[way] = found
         for precision, named in shapes.items():
+            devices.apply_precision(cast(Precision, precision))
             for name, (operations, work) in named.items():
                 rates[precision][name].append(rate(work, operations, where))
-    return summary(settings, seconds, losses, {p: medians(each) for p, each in rates.items()})
+    for taker in takers.values():
+        taker.close()
+    return summary(settings, seconds, firsts, lasts, {p: medians(each) for p, each in rates.items()})
 
 
 def medians(named: dict[str, list[float]]) -> dict[str, float]:
@@ -197,7 +216,8 @@ def medians(named: dict[str, list[float]]) -> dict[str, float]:
 def summary(
     settings: Settings,
     seconds: dict[tuple[str, Precision], list[float]],
-    losses: dict[tuple[str, Precision], float],
+    firsts: dict[tuple[str, Precision], float],
+    lasts: dict[tuple[str, Precision], dict[str, float]],
     rates: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
     """One model's figures: ratios are medians of the ratios within a round."""
@@ -218,8 +238,11 @@ def summary(
                 "seconds": mine,
                 "speedup_over_textbook_fp32": ratio(("textbook", "fp32")),
                 "speedup_over_textbook_same_precision": ratio(("textbook", precision)),
-                "first_loss_nats": losses[way, precision],
-                "first_loss_off_by": abs(losses[way, precision] / losses["textbook", "fp32"] - 1),
+                "first_loss_nats": firsts[way, precision],
+                "first_loss_off_by": abs(firsts[way, precision] / firsts["textbook", "fp32"] - 1),
+                "peak_mib": round(lasts[way, precision]["peak"], 1),
+                "step_mib": round(lasts[way, precision]["step"], 1),
+                "step_memory_of_textbook": lasts[way, precision]["step"] / lasts["textbook", "fp32"]["step"],
                 "gflops": operations / median_s / 1e9,
                 "share_of_ceiling": operations / median_s / 1e9 / ceiling,
             }
@@ -231,15 +254,9 @@ def measure(quick: bool) -> dict[str, Any]:
     """Everything, as one value for a JSON file. ``quick`` takes a quarter of the batch."""
     found = devices.describe_devices()
     where = devices.resolve_devices("auto", found)[0]
-    models: dict[str, Any] = {}
-    for model in EXPERIMENTS:
-        memory = {way: memory_apart(model, *way, quick) for way in WAYS}
-        models[model] = time_model(model, quick, where)
-        for row in models[model]["ways"]:
-            row.update(memory[row["way"], row["precision"]])
-        baseline = memory["textbook", "fp32"]
-        for row in models[model]["ways"]:
-            row["step_memory_of_textbook"] = row["step_mib"] / baseline["step_mib"]
+    if where == "cpu":
+        devices.keep_freed_memory()  # a ceiling is no ceiling while pages are fetched
+    models = {model: time_model(model, quick, where) for model in EXPERIMENTS}
     return {
         "device": next(each.name for each in found if each.device == where),
         "threads": torch.get_num_threads(),
@@ -291,12 +308,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Our training step beside the textbook's.")
     parser.add_argument("--quick", action="store_true", help="a quarter of the batch, fewer rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    parser.add_argument("--way", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.memory:
-        model, way, precision = arguments.memory.split(",")
+    if arguments.way:
+        model, way, precision = arguments.way.split(",")
         where = devices.resolve_devices("auto", devices.describe_devices())[0]
-        print(json.dumps(one_memory(model, way, precision, arguments.quick, where)))
+        take_turns(model, way, precision, arguments.quick, where)
         return
     result = measure(arguments.quick)
     show(result)

@@ -165,6 +165,27 @@ def test_a_part_measured_again_keeps_the_others(tmp_path: Path) -> None:
     assert parts[2]["bf16"]["reason"] == "no time was left"
 
 
+def test_precisions_are_compared_seed_by_seed_and_in_their_means(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    precision = importlib.import_module("precision")
+    exact, other = {1: [100.0, 50.0], 2: [200.0, 100.0], 3: [1.0, 1.0]}, {1: [102.0, 50.0], 2: [197.0, 100.2]}
+    found = precision.compare(exact, other)
+    assert found["by_seed"] == {"1": pytest.approx([0.02, 0]), "2": pytest.approx([-0.015, 0.002])}
+    assert found["largest"] == pytest.approx(0.02)
+    assert found["largest_in_last_epoch"] == pytest.approx(0.002)
+    assert found["largest_of_means"] == pytest.approx(299 / 300 - 1)
+    assert precision.spread({1: [2.0, 1.0], 2: [4.0, 1.0]}) == pytest.approx(2**0.5 / 3)
+    assert precision.spread({1: [2.0]}) is None
+    line = {"label": "Some", "bf16": found, "other_bits": precision.compare(exact, exact), "spread_of_seeds": None}
+    precision.show([line])
+    out = capsys.readouterr().out
+    assert "Some                 +2.00%     +0.20%     -0.33%     +0.00%     +0.00%       –" in out
+    assert "bf16: 0 of 1" in out
+    assert "other bits: 1 of 1" in out
+
+
 def test_the_multi_process_service_is_started_for_several_jobs_and_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

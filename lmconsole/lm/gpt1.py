@@ -40,13 +40,14 @@ def _plain_is_faster(q: Tensor) -> bool:
 
 
 def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, *, dropout_p: float, is_causal: bool) -> Tensor:
-    """What ``F.scaled_dot_product_attention`` computes, with the scores written out (B, heads, T, T)."""
+    """What ``F.scaled_dot_product_attention`` computes, with the scores written out (B · heads, T, T)."""
     assert is_causal
-    T = q.shape[-2]
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu_(1)
-    weights = scores.masked_fill(future, -math.inf).softmax(-1, dtype=torch.float32)
-    return F.dropout(weights, dropout_p).to(v.dtype) @ v
+    B, heads, T, D = q.shape
+    q, k, v = (each.reshape(B * heads, T, D) for each in (q, k, v))
+    future = torch.full((T, T), -math.inf, dtype=q.dtype, device=q.device).triu_(1)
+    scores = torch.baddbmm(future.expand(B * heads, T, T), q, k.transpose(1, 2), alpha=D**-0.5)
+    weights = scores.softmax(-1, dtype=torch.float32)
+    return torch.bmm(F.dropout(weights, dropout_p).to(v.dtype), v).view(B, heads, T, D)
 
 
 class Block(nn.Module):

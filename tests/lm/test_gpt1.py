@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from lmconsole.lm.gpt1 import Attention, Block, Gpt1
+from lmconsole.lm.gpt1 import Attention, Block, Gpt1, _attend_plainly
 
 C, HEADS, WIDE, EPS = 12, 3, 20, 1e-5
 
@@ -115,3 +116,20 @@ def test_no_dropout_draws_no_random_numbers() -> None:
     before = torch.get_rng_state()
     model(x)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-6), (torch.bfloat16, 0.01)])
+def test_attention_written_out_is_torchs_own(dtype: torch.dtype, most: float) -> None:
+    """Values and gradients."""
+    found = []
+    for attend in (_attend_plainly, F.scaled_dot_product_attention):
+        g = torch.Generator().manual_seed(0)
+        # Neighbours in memory, as they come out of one product.
+        qkv = torch.randn(2, 7, 3, HEADS, 4, generator=g).to(dtype).requires_grad_()
+        y = attend(*qkv.permute(2, 0, 3, 1, 4), dropout_p=0.0, is_causal=True)
+        y.backward(torch.randn(y.shape, generator=g).to(dtype))
+        assert qkv.grad is not None
+        found.append((y.detach().double(), qkv.grad.double()))
+    for ours, torchs in zip(*found, strict=True):
+        assert ours.shape == torchs.shape
+        assert (ours - torchs).norm() < most * torchs.norm()
