@@ -37,8 +37,9 @@ def disown(process: "subprocess.Popen[bytes]") -> None:
 def start_worker(run: Run, device: str, siblings: Sequence[int]) -> "BaseProcess":
     """Start the worker of a queued run on ``device``, ``cpu`` or a GPU's UUID, which is then the only one it sees.
 
-    On Linux it is forked from a process that has imported torch before, once for all runs. Elsewhere it starts anew:
-    macOS's own libraries do not survive a fork. Raises OSError if it cannot be started.
+    On Linux it is forked from a process that has imported torch before, once for all runs. Elsewhere, and where that
+    process cannot be had, it starts anew: macOS's own libraries do not survive a fork. Raises OSError if it cannot be
+    started.
     """
     from multiprocessing import get_context
 
@@ -46,19 +47,19 @@ def start_worker(run: Run, device: str, siblings: Sequence[int]) -> "BaseProcess
     arguments = [str(run.paths.folder), "--device", "cuda:0" if by_uuid else device]
     variables = {"CUDA_VISIBLE_DEVICES": device} if by_uuid else {}
     run.paths.worker_log.open("ab").close()  # what is wrong with it is told here, where somebody listens
-    log = str(run.paths.worker_log)
-    target, every = worker.enter, ([*arguments, "--siblings", *map(str, siblings)], log, variables)
+    every = [*arguments, "--siblings", *map(str, siblings)], str(run.paths.worker_log), variables
     process: BaseProcess
     if sys.platform.startswith("linux"):
         forking = get_context("forkserver")
         forking.set_forkserver_preload(["lmconsole.engine.preload"])
-        process = forking.Process(target=target, args=every)
-    else:
-        process = get_context("spawn").Process(target=target, args=every)
-    try:
-        process.start()
-    except EOFError:
-        raise OSError("the process that workers are forked from has ended; its last words are in runner.log") from None
+        process = forking.Process(target=worker.enter, args=every)
+        try:
+            process.start()
+            return process
+        except (OSError, EOFError) as error:  # it has ended, or its socket's name in a long TMPDIR is too long
+            print(f"workers start anew instead of forked: {printable(str(error))}", flush=True)
+    process = get_context("spawn").Process(target=worker.enter, args=every)
+    process.start()
     return process
 
 

@@ -22,11 +22,11 @@ LONG = 100_000
 """Epochs of a run that is still going when the test is over."""
 
 
-def start_runner(root: Path) -> "subprocess.Popen[bytes]":
+def start_runner(root: Path, **variables: str) -> "subprocess.Popen[bytes]":
     with (root / "runner-output").open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "lmconsole.engine.runner", str(root / "runs")],
-            env=tiny.environment(root),
+            env=tiny.environment(root) | variables,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -147,6 +147,17 @@ def test_workers_outlive_what_they_were_forked_from(tmp_path: Path) -> None:
     run.request_stop()
     assert runner.wait(60) == 0
     assert (status(run), status(later)) == (Status.STOPPED, Status.FINISHED)
+
+
+def test_where_workers_cannot_be_forked_they_start_anew(tmp_path: Path) -> None:
+    """The name of a socket has 108 bytes at most, and that of the folder for temporary files may be longer."""
+    long = tmp_path / ("long" * 25)
+    long.mkdir()
+    run = tiny.queue_tiny(tmp_path)
+    assert start_runner(tmp_path, TMPDIR=str(long)).wait(120) == 0
+    assert status(run) is Status.FINISHED
+    said = (tmp_path / "runner-output").read_text()
+    assert ("start anew instead of forked: AF_UNIX path too long" in said) is sys.platform.startswith("linux")
 
 
 def test_two_runners_at_once_are_one(tmp_path: Path) -> None:
