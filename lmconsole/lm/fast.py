@@ -30,8 +30,8 @@ def why_plain(settings: Settings) -> str | None:
 
 
 def choose(model: LanguageModel, split: WindowedSplit, settings: Settings, precision: Precision) -> str | None:
-    """Has ``model`` take the fast ways if loss and gradients of the first batch come to the same; else the plain ones,
-    and says why. Weights stay as they are."""
+    """Has ``model`` take the fast ways if loss and gradients of the first batch come to the same, and the loss without
+    gradients too; else the plain ones, and says why. Weights stay as they are. What Triton compiles is compiled then."""
     reason = why_plain(settings)
     if reason is None:
         try:
@@ -49,21 +49,31 @@ def _how_they_differ(model: LanguageModel, split: WindowedSplit, batch_size: int
     loss, gradients = _loss_and_gradients(model, split, windows, precision, fast=True)
     if not math.isfinite(plain_loss):
         return "the loss is not finite, so they cannot be compared"
-    off = abs(loss / plain_loss - 1)
+    with torch.inference_mode():
+        model.eval()
+        evaluated = float(_mean_loss(model, split, windows, precision))
+    fits = all(abs(each / plain_loss - 1) <= _LOSS_MAY_DIFFER[precision] for each in (loss, evaluated))
     apart = _norm([a - b for a, b in zip(gradients, plain, strict=True)]) / max(_norm(plain), 1e-300)
-    if off <= _LOSS_MAY_DIFFER[precision] and apart <= _GRADIENT_MAY_DIFFER[precision]:
+    if fits and apart <= _GRADIENT_MAY_DIFFER[precision]:
         return None
-    return f"they come to a loss of {loss:g} instead of {plain_loss:g}, and to gradients {apart:.1%} apart"
+    return (
+        f"they come to a loss of {loss:g} in training and {evaluated:g} in evaluation instead of {plain_loss:g}, and to "
+        f"gradients {apart:.1%} apart"
+    )
 
 
 def _loss_and_gradients(
     model: LanguageModel, split: WindowedSplit, windows: Tensor, precision: Precision, *, fast: bool
 ) -> tuple[float, list[Tensor]]:
-    """Of the mean loss, as in training: how large gradients are decides what of them float16 can hold."""
     model.take_fast_ways(fast, precision)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    loss = model.loss_sum(*split.batch(windows), precision) / split.targets_in(windows)
+    loss = _mean_loss(model, split, windows, precision)
     return loss.item(), list(torch.autograd.grad(loss, trained))
+
+
+def _mean_loss(model: LanguageModel, split: WindowedSplit, windows: Tensor, precision: Precision) -> Tensor:
+    """As in training: how large gradients are decides what of them float16 can hold."""
+    return model.loss_sum(*split.batch(windows), precision) / split.targets_in(windows)
 
 
 def _norm(tensors: list[Tensor]) -> float:

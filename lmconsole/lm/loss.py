@@ -220,12 +220,13 @@ def _aligned(columns: int) -> int:
 
 
 def _sizes(features: Tensor, table: Tensor, dtype: torch.dtype, chunk_rows: int | None, keep: bool) -> tuple[int, int]:
-    """Rows of a chunk and columns of a tile: as large as products need to be fast, as small as caches are."""
+    """Rows of a chunk and columns of a tile: as large as products need to be fast, as small as caches are. On a GPU
+    columns do not depend on rows, since a kernel is compiled for each width."""
     kind = "cpu" if features.device.type == "cpu" else "cuda"
     N, V = len(features), len(table)
     rows = chunk_rows or _ROWS[kind]
     if keep and not chunk_rows:
         rows = min(rows, max(_KEPT_BYTES // (V * dtype.itemsize), 64))
     rows = max(min(rows, N), 1)
-    width = max(_TILE_VALUES[kind] // rows // 64 * 64, 64)
+    width = max(_TILE_VALUES[kind] // (rows if kind == "cpu" else _ROWS[kind]) // 64 * 64, 64)
     return rows, min(width, V)

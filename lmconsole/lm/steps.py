@@ -217,6 +217,7 @@ def prepare_steps(
         return plain
     if reason := fast.choose(model, split, settings, precision):
         print(f"The fast ways of this GPU are not taken: {reason}", flush=True)
+    device.forget_peaks(where)
     reason = _why_not_captured(split, settings)
     if reason is None:
         try:
