@@ -39,7 +39,14 @@ def compare_kernels(settings: Settings, vocabulary: int, where: str) -> dict[str
     failed: dict[str, str] = {}
     lstm = _timed(_lstm_ways(settings, where), failed, where)
     head = _timed(_head_ways(settings, vocabulary, where), failed, where)
-    return {"lstm_ms": lstm, "head_ms": head, "failed": failed, "tile_values": loss._TILE_VALUES[_kind(where)]}
+    products = compare_products(settings, vocabulary, where)
+    return {
+        "lstm_ms": lstm,
+        "head_ms": head,
+        "products": products,
+        "failed": failed,
+        "tile_values": loss._TILE_VALUES[_kind(where)],
+    }
 
 
 def _kind(where: str) -> str:
@@ -125,6 +132,37 @@ def _head_ways(settings: Settings, vocabulary: int, where: str) -> Iterator[tupl
             yield f"{precision}, {'own kernel' if own else 'torch alone'}, tiles of {millions:g} M", work
 
 
+def compare_products(settings: Settings, vocabulary: int, where: str) -> dict[str, dict[str, float]]:
+    """The head's logits in float32, as one product without TF32 and as the sum of three with it, of factors cut in two
+    (as in Markidis et al., arXiv:1803.04014): milliseconds, and distance from float64. Should the second be as exact as
+    the first and much faster, fp32 training can be."""
+    N, C = settings.batch_size * settings.window_tokens, settings.channels
+    x, w = torch.randn(N, C, device=where), torch.randn(vocabulary, C, device=where) * 0.14
+    exact = x[:256].double() @ w.double().t()
+
+    def cut(a: Tensor) -> tuple[Tensor, Tensor]:
+        """The ten bits of the mantissa that TF32 keeps, and the rest."""
+        high = (a.view(torch.int32) & ~0x1FFF).view(torch.float32)
+        return high, a - high
+
+    w_high, w_low = cut(w)
+
+    def in_three() -> Tensor:
+        x_high, x_low = cut(x)
+        return (x_high @ w_low.t()).addmm_(x_low, w_high.t()).addmm_(x_high, w_high.t())
+
+    found = {}
+    ways: dict[str, tuple[Precision, Callable[[], Tensor]]] = {
+        "one, fp32": ("fp32", lambda: x @ w.t()),
+        "three, tf32": ("tf32", in_three),
+    }
+    for name, (precision, work) in ways.items():
+        devices.apply_precision(precision)
+        off = float((work()[:256].double() - exact).norm() / exact.norm())
+        found[name] = {"ms": 1000 * median_s(work, where), "off_by": off}
+    return found
+
+
 def show_kernels(found: dict[str, Any]) -> None:
     """Two short tables, fastest first within what is alike."""
     print()
@@ -134,4 +172,6 @@ def show_kernels(found: dict[str, Any]) -> None:
         print("   ".join(f"{name:38}{'' if ms is None else f'{ms:9.3f}':9}" for name, ms in (left, right)).rstrip())
     for name, reason in found["failed"].items():
         print(f"{name}: {reason}")
+    for name, each in found["products"].items():
+        print(f"{f'logits in float32: {name}':38}{each['ms']:9.3f}   {each['off_by']:.1e} off float64")
     print(f"Training takes 'fp16 by layer' in bf16, and tiles of {found['tile_values'] / 2**20:g} M.")

@@ -136,6 +136,8 @@ def test_a_rehearsal_goes_through_every_part_for_a_gpu(tmp_path: Path) -> None:
             assert twin["ok"] is True
     assert results["kernels"]["failed"] == {}
     assert len(results["kernels"]["lstm_ms"]) == 3 * 3, "three depths; TF32 and cuDNN in float16 are for GPUs"
+    for product in results["kernels"]["products"].values():
+        assert 0 < product["off_by"] < 1e-6
     assert min(*results["kernels"]["lstm_ms"].values(), *results["kernels"]["head_ms"].values()) > 0
     for each in results["steps"]["experiments"].values():
         assert len(each["textbook_s"]["fp32"]) == 6

@@ -30,8 +30,8 @@ def why_plain(settings: Settings) -> str | None:
 
 
 def choose(model: LanguageModel, split: WindowedSplit, settings: Settings, precision: Precision) -> str | None:
-    """Has ``model`` take the fast ways if loss and gradients of the first batch come to the same, and the loss without
-    gradients too; else the plain ones, and says why. Weights stay as they are. What Triton compiles is compiled then."""
+    """Has ``model`` take the fast ways if loss and gradients of the first batch come to the same, and the loss in
+    evaluation too; else the plain ones, and says why. Weights stay as they are; Triton has compiled what it has to."""
     reason = why_plain(settings)
     if reason is None:
         try:
@@ -57,8 +57,8 @@ def _how_they_differ(model: LanguageModel, split: WindowedSplit, batch_size: int
     if fits and apart <= _GRADIENT_MAY_DIFFER[precision]:
         return None
     return (
-        f"they come to a loss of {loss:g} in training and {evaluated:g} in evaluation instead of {plain_loss:g}, and to "
-        f"gradients {apart:.1%} apart"
+        f"they come to a loss of {loss:g} in training and {evaluated:g} in evaluation instead of {plain_loss:g}, "
+        f"and to gradients {apart:.1%} apart"
     )
 
 
