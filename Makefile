@@ -52,7 +52,11 @@ bench: install ## measure speed and memory, into benchmarks/results/local.json
 
 gpu: ## check and measure on one NVIDIA GPU, into benchmarks/results (ten minutes)
 	@python="$(BIN)/python"; [ -x "$$python" ] || python=python3; \
-	if "$$python" -c 'import lmconsole, pytest' 2>/dev/null; then "$$python" -m pytest -m gpu || exit 1; fi; \
+	if PYTHONPATH="$(CURDIR)" "$$python" -c 'import hypothesis, pytest, pytest_timeout, lmconsole.engine.attempt'; then \
+	    PYTHONPATH="$(CURDIR)" "$$python" -m pytest -m gpu || exit 1; \
+	else \
+	    echo "The tests that need a GPU are left out: a package is missing." >&2; \
+	fi; \
 	PYTHONSAFEPATH= exec "$$python" benchmarks/gpu.py
 
 lock: $(DONE)/where ## choose the development versions anew: requirements-dev.lock

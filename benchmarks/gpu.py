@@ -31,6 +31,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from gpu_kernels import compare_kernels
 from gpu_runs import PAPER, REHEARSAL, Bench, multi_process_service, verdict
 
 import lmconsole
+from lmconsole.lm import device as devices
 
 SCHEMA = 1
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -83,7 +85,7 @@ class Measurement:
             "head": lambda: check_head(settings.vocabulary, settings.channels, self.sizes.head_rows, self.where),
             "twins": self.twins,
             "ceilings": lambda: ceilings(self.sizes.copy_mib, self.sizes.product, self.where),
-            "kernels": lambda: compare_kernels(self.bench.lstm, settings.vocabulary, self.where),
+            "kernels": self.kernels,
             "steps": self.steps,
             "bf16": lambda: self.suite("bf16", "bf16", 1),
             "fp32": lambda: self.suite("fp32", "fp32", 1),
@@ -108,8 +110,7 @@ class Measurement:
             entry["failed"] = True
         if "reason" in entry:
             print(f"{name}: {entry['reason']}", file=sys.stderr, flush=True)
-        if self.where != "cpu":
-            torch.cuda.empty_cache()  # the card belongs to the workers now
+        devices.give_back_memory(self.where)  # the card belongs to the workers now
         self.parts[name] = entry | {"seconds": time.monotonic() - began}
         self.write()
 
@@ -128,6 +129,12 @@ class Measurement:
         deadline = time.monotonic() + 0.4 * self.left_s
         found = {precision: self.bench.twins(precision, deadline) for precision in ("fp32", "bf16")}
         return {**found, "ok": verdict(each["ok"] for each in found.values())}
+
+    def kernels(self) -> dict[str, Any]:
+        """In a process of its own, since a capture that was broken off leaves torch in disorder."""
+        with get_context("spawn").Pool(1) as pool:
+            asked = pool.apply_async(compare_kernels, (self.bench.lstm, self.bench.any.vocabulary, self.where))
+            return asked.get(max(self.left_s, 1))
 
     def steps(self) -> dict[str, Any]:
         """One experiment of each shape; then the other optimizers while there is plenty of time."""

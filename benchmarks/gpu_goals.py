@@ -197,8 +197,10 @@ def _show_correctness(parts: dict[str, Any]) -> None:
         wrong = [
             f"{c['precision']} {c['table']} {c['rows']}{' own' * c['own_kernels']}"
             for c in found["cases"]
-            if not c["ok"]
+            if c["ok"] is False
         ]
+        if reasons := {c["reason"] for c in found["cases"] if "reason" in c}:
+            print(f"Our kernels cannot be tried: {'; '.join(sorted(reasons))}")
         print(f"Head: {len(found['cases'])} cases against float64, {f'WRONG: {wrong}' if wrong else 'all right'}")
     if found := parts.get("twins", {}).get("result"):
         said = [

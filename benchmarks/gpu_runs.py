@@ -285,26 +285,45 @@ class Bench:
 
 
 @contextlib.contextmanager
-def multi_process_service(folder: Path) -> Iterator[bool]:
+def multi_process_service(folder: Path, client: Sequence[str] | None = None) -> Iterator[bool]:
     """NVIDIA's Multi-Process Service for what is started within: kernels of several processes then share a GPU at the
     same moment, where they would take turns. A daemon of our own, ended afterwards; no setting of the card changes.
-    Whether it could be started: it comes with most drivers."""
+    Whether it is there: it comes with most drivers, and counts when a ``client`` could use the GPU by it."""
     program = shutil.which("nvidia-cuda-mps-control")
-    if program is None:
-        yield False
-        return
     names = {"CUDA_MPS_PIPE_DIRECTORY": str(folder), "CUDA_MPS_LOG_DIRECTORY": str(folder)}
-    folder.mkdir(exist_ok=True)
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
+    with contextlib.ExitStack() as ending:
+        works = False
+        if program is not None:
+            folder.mkdir(exist_ok=True)
+            ending.callback(_restore, {name: os.environ.get(name) for name in names})
+            os.environ.update(names)
+            if _succeeds([program, "-d"]):
+                ending.callback(_succeeds, [program], "quit\n")
+                works = _succeeds(client or [sys.executable, "-c", "import torch; torch.zeros(1, device='cuda')"])
+            if not works:
+                ending.close()
+        yield works
+
+
+def _restore(variables: dict[str, str | None]) -> None:
+    for name, value in variables.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def _succeeds(command: Sequence[str], words: str = "") -> bool:
     try:
-        started = subprocess.run([program, "-d"], stdin=subprocess.DEVNULL, check=False, timeout=30).returncode == 0
-        yield started
-        if started:
-            subprocess.run([program], input="quit\n", text=True, check=False, timeout=60)
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        done = subprocess.run(
+            command,
+            input=words,
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+            timeout=60,
+        )
+        return done.returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def _changed(prepared: Prepared, precision: Precision, epochs: int, max_tokens: int | None) -> Prepared:
@@ -472,8 +491,8 @@ def _start_counting(where: str) -> float | None:
     gc.collect()
     if where == "cpu":
         return None
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(where)
+    devices.give_back_memory(where)
+    devices.forget_peaks(where)
     return torch.cuda.memory_reserved(where) / 2**20
 
 

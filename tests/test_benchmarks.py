@@ -180,12 +180,12 @@ def test_precisions_are_compared_seed_by_seed_and_in_their_means(
     assert found["largest_of_means"] == pytest.approx(299 / 300 - 1)
     assert precision.spread({1: [2.0, 1.0], 2: [4.0, 1.0]}) == pytest.approx(2**0.5 / 3)
     assert precision.spread({1: [2.0]}) is None
-    line = {"label": "Some", "bf16": found, "other_bits": precision.compare(exact, exact), "spread_of_seeds": None}
+    line = {"label": "Some", "bf16": found, "nudged": precision.compare(exact, exact), "spread_of_seeds": None}
     precision.show([line])
     out = capsys.readouterr().out
     assert out.splitlines()[2].split() == ["Some", "+2.00%", "+0.20%", "-0.33%", "+0.00%", "+0.00%", "–"]
     assert "bf16: 0 of 1" in out
-    assert "other bits: 1 of 1" in out
+    assert "nudged: 1 of 1" in out
 
 
 def test_the_multi_process_service_is_started_for_several_jobs_and_ended(
@@ -200,7 +200,11 @@ def test_the_multi_process_service_is_started_for_several_jobs_and_ended(
     program, told = tmp_path / "nvidia-cuda-mps-control", tmp_path / "told"
     program.write_text(f'#!/bin/sh\necho "$CUDA_MPS_PIPE_DIRECTORY $*" >>{told}\n[ "$1" ] || /bin/cat >>{told}\n')
     program.chmod(0o755)
-    with service(tmp_path / "mps") as started:
+    with service(tmp_path / "mps", ["/bin/false"]) as started:
+        assert started is False, "nobody could use it"
+        assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
+    told.unlink()
+    with service(tmp_path / "mps", ["/bin/true"]) as started:
         assert started is True
         assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path / "mps")
     assert told.read_text() == f"{tmp_path / 'mps'} -d\n{tmp_path / 'mps'} \nquit\n"

@@ -3,6 +3,7 @@
 It owns nothing but the start: workers outlive it, and the next runner finds them by their locks.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -23,12 +24,16 @@ from lmconsole.runs.store import Run, Store
 
 POLL_S = 0.2
 EXPORT_TIMEOUT_S = 900.0
+FORK_SERVER_GONE = 255
+"""What multiprocessing takes for the exit code of a process when the one that would know has ended."""
 
 
 def main(root: Path) -> int:
     """Serve the store at ``root`` until there is nothing left to do, or another runner serves it."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    store = Store(root)
+    store = Store(root.absolute())
+    with contextlib.suppress(OSError):
+        os.chdir(store.root)  # the folder where somebody queued may go, and no process starts in one that is gone
     runner = Runner(store)
     while True:
         mine = lock.acquire(store.runner_lock)
@@ -82,10 +87,10 @@ class Runner:
         by_name = {run.run: run for run in runs}
         for name, child in list(self._children.items()):
             code = child.process.exitcode
-            if code is None:
+            run = by_name.get(name)
+            if code is None or (code == FORK_SERVER_GONE and run and self._worker_pid(run) is not None):
                 continue
             del self._children[name]
-            run = by_name.get(name)
             if run is not None and code != EXIT_NOT_MINE:
                 self._append(run, _obituary(run, code), after=child.queued_seq)
 
@@ -214,7 +219,7 @@ if __name__ == "__main__":
         sys.exit(main(Path(sys.argv[1])))
     except StoreError as error:
         _say(str(error))
-    except Exception:
+    except (Exception, KeyboardInterrupt):
         traceback.print_exc()
     # Reached by errors alone. Leaving as usual would wait for the workers, while a new runner could serve the queue.
     sys.stderr.flush()

@@ -130,9 +130,8 @@ def measure_pace(settings: Settings, vocabulary: int, where: str, *, for_s: floa
 def _forget_peaks(where: str) -> None:
     """Peaks of memory count from here, and what earlier measurements have left behind is given up."""
     gc.collect()
-    if where != "cpu":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(where)
+    device.give_back_memory(where)
+    device.forget_peaks(where)
     with contextlib.suppress(OSError):  # Linux only; elsewhere the peak is that of all shapes so far, smallest first
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -180,11 +180,18 @@ def synchronize(device: str) -> None:
 
 
 def forget_peaks(device: str) -> None:
-    """Gives memory that is not in use back to the driver, and counts peaks from here on."""
+    """Counts peaks of memory from here on."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def give_back_memory(device: str) -> None:
+    """Gives memory that is not in use back to the driver. After a capture that was broken off torch before 2.13 refuses
+    to, which hurts nothing but later attempts to find room."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.empty_cache()
 
 
 def memory_mib(device: str) -> tuple[float, float] | tuple[None, None]:

@@ -38,7 +38,7 @@ def choose(model: LanguageModel, split: WindowedSplit, settings: Settings, preci
             reason = _how_they_differ(model, split, settings.batch_size, precision)
         except Exception as error:  # Triton compiles here, with whatever compiler the machine has, or has not
             reason = printable(f"{type(error).__name__}: {error}".partition("\n")[0])
-    model.take_fast_ways(reason is None, precision)
+    model.take_fast_ways(reason is None)
     return reason
 
 
@@ -65,7 +65,7 @@ def _how_they_differ(model: LanguageModel, split: WindowedSplit, batch_size: int
 def _loss_and_gradients(
     model: LanguageModel, split: WindowedSplit, windows: Tensor, precision: Precision, *, fast: bool
 ) -> tuple[float, list[Tensor]]:
-    model.take_fast_ways(fast, precision)
+    model.take_fast_ways(fast)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     loss = _mean_loss(model, split, windows, precision)
     return loss.item(), list(torch.autograd.grad(loss, trained))

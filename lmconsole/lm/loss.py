@@ -26,8 +26,8 @@ _TILE_VALUES = {"cpu": 2 * 2**20, "cuda": 16 * 2**20}
 """Logits in a tile. A CPU's last cache should hold it; a GPU has many cores to keep busy."""
 _KEPT_BYTES = 256 * 2**20
 """Room for the tiles of one chunk of rows, when the table learns and they are needed once more."""
-_WIDENING_PRODUCTS = hasattr(torch.ops.aten.addmm, "dtype_out")
-"""Whether this torch adds a product of 16-bit factors to float32 in one call on GPUs, as it does from 2.8 on."""
+_WIDENING_PRODUCTS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)
+"""Whether this torch adds a product of 16-bit factors to float32 in one call on GPUs."""
 _ALIGNED = 64
 """Rows of a tile begin at multiples of so many values; GPUs multiply others slowly, and the last tile has odd ones."""
 

@@ -36,12 +36,12 @@ class LanguageModel(nn.Module):
             else:
                 self.register_parameter(name, nn.Parameter(table))
 
-    def take_fast_ways(self, fast: bool, precision: Precision) -> None:
+    def take_fast_ways(self, fast: bool) -> None:
         """Whether to compute in the ways that are made for a GPU from here on: the head with kernels of our own, and
-        in bf16 the LSTM with its recurrence in float16. ``fast.choose`` decides."""
+        the LSTM layer by layer. ``fast.choose`` decides."""
         self.own_kernels = fast
         if isinstance(self.body, Lstm):
-            self.body.half_recurrence = fast and precision == "bf16"
+            self.body.by_layer = fast
 
     @property
     def table(self) -> Tensor:

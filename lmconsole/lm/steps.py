@@ -1,6 +1,7 @@
 """Training steps over an epoch's windows: launched one operation at a time, or replayed from a CUDA graph."""
 
 import itertools
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -110,6 +111,8 @@ class CapturedSteps(Steps):
         self._lanes = torch.arange(self.batch_size, device=where)
         self._replay: Callable[[], object] | None = None
         self._rate: Tensor | None = None
+        # Comparing takes plain steps, and so does the short batch at each epoch's end.
+        warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
         kept, rates = _Kept(self.trained, optimizer), [group["lr"] for group in optimizer.param_groups]
         try:
             if settings.warmup_steps or settings.learning_rate_decay != "none":
@@ -217,17 +220,25 @@ def prepare_steps(
         return plain
     if reason := fast.choose(model, split, settings, precision):
         print(f"The fast ways of this GPU are not taken: {reason}", flush=True)
+    device.give_back_memory(where)
     device.forget_peaks(where)
     reason = _why_not_captured(split, settings)
     if reason is None:
         try:
             return CapturedSteps(model, optimizer, split, settings, precision, where, record)
-        except (RuntimeError, AttributeError) as error:
-            reason = printable(str(error).partition("\n")[0])
+        except Exception as error:  # libraries may refuse in words of their own
+            reason = printable(str(_first_cause(error)).partition("\n")[0])
         finally:
-            device.forget_peaks(where)
+            device.give_back_memory(where)
     print(f"The training step is not captured as a CUDA graph: {reason}", flush=True)
     return plain
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What went wrong first: a capture that is broken off complains of that too, and hides why."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _why_not_captured(split: WindowedSplit, settings: Settings) -> str | None:
@@ -237,14 +248,22 @@ def _why_not_captured(split: WindowedSplit, settings: Settings) -> str | None:
 
 
 def record_graph(work: Callable[[], None]) -> Callable[[], object]:
-    """Captures ``work`` as a CUDA graph after warming it up on a stream of its own, as torch asks for."""
+    """Captures ``work`` as a CUDA graph after warming it up on a stream of its own, as torch asks for. Peaks of memory
+    count from the capture on, which takes what every replay uses.
+
+    Raises whatever ``work`` raises; the stream is then what it was.
+    """
+    current = torch.cuda.current_stream()
     stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):
         for _ in itertools.repeat(None, _WARM_UP_STEPS):
             work()
-    torch.cuda.current_stream().wait_stream(stream)
+    current.wait_stream(stream)
+    where = f"cuda:{torch.cuda.current_device()}"
+    device.give_back_memory(where)
+    device.forget_peaks(where)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.stream(current), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         work()
     return graph.replay

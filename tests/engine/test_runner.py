@@ -144,9 +144,38 @@ def test_workers_outlive_what_they_were_forked_from(tmp_path: Path) -> None:
     epochs = len(run.state.epochs)
     wait_for(lambda: run.refresh() is not None and len(run.state.epochs) > epochs + 3)
     assert status(later) is Status.QUEUED, "the slot is not free"
-    run.request_stop()
+    kill(run)
     assert runner.wait(60) == 0
-    assert (status(run), status(later)) == (Status.STOPPED, Status.FINISHED)
+    assert (status(run), status(later)) == (Status.FAILED, Status.FINISHED)
+
+
+def test_the_folder_where_somebody_queued_may_go(tmp_path: Path) -> None:
+    runs = [tiny.queue_tiny(tmp_path, seed=seed) for seed in (1, 2)]
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = (
+        "import os, runpy\n"
+        "os.rmdir(os.getcwd())\n"
+        "runpy.run_module('lmconsole.engine.runner', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "runs")]
+    done = subprocess.run(command, cwd=gone, env=tiny.environment(tmp_path), check=False, timeout=120)
+    assert done.returncode == 0
+    assert not gone.exists()
+    assert [status(run) for run in runs] == [Status.FINISHED] * 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_runner_that_is_interrupted_goes_at_once_and_its_worker_goes_on(tmp_path: Path, number: int) -> None:
+    run = tiny.queue_tiny(tmp_path, epochs=LONG)
+    runner = start_runner(tmp_path)
+    wait_for(lambda: progressed(run))
+    runner.send_signal(number)
+    assert runner.wait(10) != 0
+    epochs = len(run.state.epochs)
+    wait_for(lambda: run.refresh() is not None and len(run.state.epochs) > epochs + 3)
+    run.request_stop()
+    wait_for(lambda: status(run) is Status.STOPPED)
 
 
 def test_where_workers_cannot_be_forked_they_start_anew(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from lmconsole.lm.loss import IGNORE, head_loss_sum
 FP32, BF16 = torch.float32, torch.bfloat16
 WHERE = "cuda" if torch.cuda.is_available() else "cpu"
 
+pytestmark = [pytest.mark.gpu] if WHERE == "cuda" else []
+
 
 @pytest.fixture(autouse=True)
 def triton_and_small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:

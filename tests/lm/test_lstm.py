@@ -67,43 +67,49 @@ def test_bf16_stays_close_and_so_do_its_gradients() -> None:
     assert (rough_gradient - exact_gradient).norm() < 0.03 * exact_gradient.norm()
 
 
-def half_and_exact(layers: int, targets: float) -> list[tuple[Tensor, Tensor]]:
-    """Features, and gradients of a mean over so many targets: all in float32, and with a recurrence in float16."""
+def half_and_exact(layers: int, targets: float, by_layer: bool) -> list[tuple[Tensor, Tensor]]:
+    """Outputs of the recurrence and gradients of a mean over so many targets: in float32, and in float16 as on GPUs."""
     torch.manual_seed(0)
     model = Lstm(channels=32, hidden=32, layers=layers, dropout=0.0)
+    model.by_layer = by_layer
     x, weight = torch.randn(4, 16, 32), torch.randn(4, 16, 32)
     found = []
     for half in (False, True):
         model.zero_grad()
-        model.half_recurrence = half
         learned = x.clone().requires_grad_()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            features = model(learned)
-        (features.float() * weight).sum().div(targets).backward()
+        y = model._recur_in_half(learned) if half else model.lstm(learned)[0]
+        (y.float() * weight).sum().div(targets).backward()
         gradients = [each.grad for each in (learned, *model.lstm.parameters()) if each.grad is not None]
         assert len(gradients) == 1 + 4 * layers
         assert all(each.dtype == torch.float32 for each in gradients)
-        found.append((features.detach().float(), torch.cat([each.flatten() for each in gradients])))
+        found.append((y.detach().float(), torch.cat([each.flatten() for each in gradients])))
     return found
 
 
+@pytest.mark.parametrize("by_layer", [False, True])
 @pytest.mark.parametrize("layers", [1, 2, 4])
-def test_a_recurrence_in_float16_stays_close_and_so_do_its_gradients(layers: int) -> None:
-    (exact, exact_gradient), (half, half_gradient) = half_and_exact(layers, 4096)
-    assert 0 < (half - exact).norm() < 0.01 * exact.norm()
-    assert (half_gradient - exact_gradient).norm() < 0.05 * exact_gradient.norm()
+def test_a_recurrence_in_float16_stays_close_and_so_do_its_gradients(layers: int, by_layer: bool) -> None:
+    (exact, exact_gradient), (half, half_gradient) = half_and_exact(layers, 4096, by_layer)
+    assert 0 < (half - exact).norm() < 0.005 * exact.norm()
+    assert (half_gradient - exact_gradient).norm() < 0.01 * exact_gradient.norm()
 
 
 def test_scaling_keeps_gradients_that_are_too_small_for_float16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a mean over many targets are."""
 
     def off() -> float:
-        (_, exact), (_, half) = half_and_exact(1, 1e7)
+        (_, exact), (_, half) = half_and_exact(1, 1e7, by_layer=True)
         return float((half - exact).norm() / exact.norm())
 
     scaled = off()
     monkeypatch.setattr(lstm, "GRADIENT_SCALE", 1.0)
     assert scaled < 0.1 < 0.5 < off()
+
+
+def test_on_a_cpu_bf16_is_bf16() -> None:
+    model, x = body(), torch.randn(1, 2, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not model._takes_half(x)
 
 
 def test_dropout_acts_in_training_alone() -> None:

@@ -1,6 +1,7 @@
 """Captured steps against plain ones. Without a GPU the recording is played by the recorded function itself, which shows
 that it reads nothing but what stays in place; with one, CUDA graphs are compared."""
 
+import contextlib
 from collections.abc import Callable
 
 import numpy as np
@@ -125,8 +126,20 @@ def broken(work: Callable[[], None]) -> Callable[[], None]:
     raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
 
+def broken_off(work: Callable[[], None]) -> Callable[[], None]:
+    """As torch does: the end of a capture that was broken off complains too."""
+    with contextlib.ExitStack() as ends_with:
+        ends_with.callback(broken, work)
+        raise ValueError("what went wrong first")
+
+
 @pytest.mark.parametrize(
-    ("record", "said"), [(stuck, "replayed, it does something else"), (broken, "stream is capturing")]
+    ("record", "said"),
+    [
+        (broken_off, "what went wrong first"),
+        (stuck, "replayed, it does something else"),
+        (broken, "stream is capturing"),
+    ],
 )
 def test_a_recording_that_is_wrong_is_dropped_with_a_line(
     record: steps.Record, said: str, capsys: pytest.CaptureFixture[str]
