@@ -25,6 +25,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from table import CPU_GOALS, PAPER_BATCH
 
 from lmconsole import __version__
 
@@ -34,9 +35,6 @@ PACKAGES = ("torch", "numpy", "pandas", "matplotlib", "msgspec", "typer", "rich"
 """What the timings depend on."""
 PIPE_WIDTH = 150
 """Columns of the table where nobody says how wide it may be."""
-STEP_GOALS = {"fp32": 1.3, "bf16": 3.5}
-"""Times the speed of the textbook's step of the same precision, with the paper's batch on a CPU."""
-PAPER_BATCH = 16
 
 
 def machine() -> dict[str, Any]:
@@ -91,7 +89,7 @@ def step_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
         for way in figures["ways"]:
             if way["way"] != "ours":
                 continue
-            ratio, goal = way["speedup_over_textbook_fp32"], STEP_GOALS.get(way["precision"])
+            ratio, goal = way["speedup_over_textbook_fp32"], CPU_GOALS[model, way["precision"]]
             wanted = goal if result["cuda"] is None and result["batch_size"] == PAPER_BATCH else None
             same = way["speedup_over_textbook_same_precision"]
             over_same = "" if way["precision"] == "fp32" else f" ({same:.2f} × its {way['precision']})"
