@@ -38,10 +38,10 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # an installed lmconsole comes first
 
 import torch
-from gpu_device import ceilings, check_head, machine
+from gpu_device import ceilings, check_head, machine, multi_process_service
 from gpu_goals import PAPER_EPOCHS, goals, shape, show, textbook_s
 from gpu_kernels import compare_kernels
-from gpu_runs import PAPER, REHEARSAL, Bench, multi_process_service, verdict
+from gpu_runs import PAPER, REHEARSAL, Bench, verdict
 
 import lmconsole
 from lmconsole.lm import device as devices

@@ -1,15 +1,18 @@
 """What a GPU is, whether the head's loss is right on it, and how fast it copies and multiplies."""
 
+import contextlib
 import importlib.util
 import itertools
 import math
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,6 +71,48 @@ def _context_mib(where: str) -> float:
     before = torch.cuda.mem_get_info(where)[0]
     done = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True, timeout=60)
     return (before - int(done.stdout)) / MIB - 2  # the tensor's own block
+
+
+@contextlib.contextmanager
+def multi_process_service(folder: Path, client: Sequence[str] | None = None) -> Iterator[bool]:
+    """NVIDIA's Multi-Process Service for what is started within: kernels of several processes then share a GPU at the
+    same moment, where they would take turns. A daemon of our own, ended afterwards; no setting of the card changes.
+    Whether it is there: it comes with most drivers, and counts when a ``client`` could use the GPU by it."""
+    program = shutil.which("nvidia-cuda-mps-control")
+    names = {"CUDA_MPS_PIPE_DIRECTORY": str(folder), "CUDA_MPS_LOG_DIRECTORY": str(folder)}
+    with contextlib.ExitStack() as ending:
+        works = False
+        if program is not None:
+            folder.mkdir(exist_ok=True)
+            ending.callback(_restore, {name: os.environ.get(name) for name in names})
+            os.environ.update(names)
+            if _succeeds([program, "-d"]):
+                ending.callback(_succeeds, [program], "quit\n")
+                works = _succeeds(client or [sys.executable, "-c", "import torch; torch.zeros(1, device='cuda')"])
+            if not works:
+                ending.close()
+        yield works
+
+
+def _restore(variables: dict[str, str | None]) -> None:
+    for name, value in variables.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def _succeeds(command: Sequence[str], words: str = "") -> bool:
+    try:
+        done = subprocess.run(
+            command,
+            input=words,
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+            timeout=60,
+        )
+        return done.returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 # ---- the head's loss

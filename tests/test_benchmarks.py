@@ -193,7 +193,7 @@ def test_the_multi_process_service_is_started_for_several_jobs_and_ended(
 ) -> None:
     """Played by a program of its name."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    service = importlib.import_module("gpu_runs").multi_process_service
+    service = importlib.import_module("gpu_device").multi_process_service
     monkeypatch.setenv("PATH", str(tmp_path))
     with service(tmp_path / "none") as started:
         assert started is False

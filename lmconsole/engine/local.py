@@ -1,18 +1,13 @@
-"""Starting processes on this machine: the runner, and workers. Both outlive whoever starts them."""
+"""Starting processes on this machine, the runner above all, which outlive whoever starts them."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lmconsole.engine import worker
 from lmconsole.errors import StoreError, printable
-from lmconsole.runs.store import Run, Store
-
-if TYPE_CHECKING:  # commands that start no worker do without
-    from multiprocessing.process import BaseProcess
+from lmconsole.runs.store import Store
 
 
 def start_runner(store: Store) -> "subprocess.Popen[bytes] | None":
@@ -32,35 +27,6 @@ def disown(process: "subprocess.Popen[bytes]") -> None:
     """Let ``process`` live on when this one ends, which Python would otherwise take for an oversight and warn of."""
     if process.poll() is None:
         process.returncode = 0
-
-
-def start_worker(run: Run, device: str, siblings: Sequence[int]) -> "BaseProcess":
-    """Start the worker of a queued run on ``device``, ``cpu`` or a GPU's UUID, which is then the only one it sees.
-
-    On Linux it is forked from a process that has imported torch before, once for all runs. Elsewhere, and where that
-    process cannot be had, it starts anew: macOS's own libraries do not survive a fork. Raises OSError if it cannot be
-    started.
-    """
-    from multiprocessing import get_context
-
-    by_uuid = device.startswith(("GPU-", "MIG-"))
-    arguments = [str(run.paths.folder), "--device", "cuda:0" if by_uuid else device]
-    variables = {"CUDA_VISIBLE_DEVICES": device} if by_uuid else {}
-    run.paths.worker_log.open("ab").close()  # what is wrong with it is told here, where somebody listens
-    every = [*arguments, "--siblings", *map(str, siblings)], str(run.paths.worker_log), variables
-    process: BaseProcess
-    if sys.platform.startswith("linux"):
-        forking = get_context("forkserver")
-        forking.set_forkserver_preload(["lmconsole.engine.preload"])
-        process = forking.Process(target=worker.enter, args=every)
-        try:
-            process.start()
-            return process
-        except (OSError, EOFError) as error:  # it has ended, or its socket's name in a long TMPDIR is too long
-            print(f"workers start anew instead of forked: {printable(str(error))}", flush=True)
-    process = get_context("spawn").Process(target=worker.enter, args=every)
-    process.start()
-    return process
 
 
 def start_program(command: Sequence[str], cwd: str, log: Path) -> None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from lmconsole.engine.local import last_line, python, start_program, start_worker
+from lmconsole.engine import worker
+from lmconsole.engine.local import last_line, python, start_program
 from lmconsole.engine.worker import EXIT_NOT_MINE
 from lmconsole.errors import StoreError
 from lmconsole.runs import lock
@@ -116,7 +117,7 @@ class Runner:
             others = [jobs for on, jobs in busy.values() if device in on]
             if len(others) < min([queued.jobs, *others]):
                 try:
-                    process = start_worker(
+                    process = worker.start(
                         run, device, [pid for pid in map(self._worker_pid, self._active(busy)) if pid]
                     )
                 except OSError as error:

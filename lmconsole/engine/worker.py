@@ -1,4 +1,5 @@
-"""The child process that trains one run: takes its lock, trains, and records the outcome before it exits."""
+"""The process that trains one run: how it is started, and what it does: takes the run's lock, trains, and records the
+outcome before it exits."""
 
 import argparse
 import os
@@ -6,7 +7,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from lmconsole import __version__
@@ -16,11 +19,39 @@ from lmconsole.runs.events import EventLog, EventReader, Failed
 from lmconsole.runs.info import read_info
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState, Status
+from lmconsole.runs.store import Run
 
 LOCK_TIMEOUT_S = 5.0
 EXIT_FAILED = 1
 EXIT_NOT_MINE = 75
 """Somebody else has the run, or nobody queued it: nothing was written."""
+
+
+def start(run: Run, device: str, siblings: Sequence[int]) -> BaseProcess:
+    """Start the worker of a queued run on ``device``, ``cpu`` or a GPU's UUID, which is then the only one it sees.
+
+    On Linux it is forked from a process that has imported torch before, once for all runs. Elsewhere, and where that
+    process cannot be had, it starts anew: macOS's own libraries do not survive a fork. Raises OSError if it cannot be
+    started.
+    """
+    by_uuid = device.startswith(("GPU-", "MIG-"))
+    arguments = [str(run.paths.folder), "--device", "cuda:0" if by_uuid else device]
+    variables = {"CUDA_VISIBLE_DEVICES": device} if by_uuid else {}
+    run.paths.worker_log.open("ab").close()  # what is wrong with it is told here, where somebody listens
+    every = [*arguments, "--siblings", *map(str, siblings)], str(run.paths.worker_log), variables
+    process: BaseProcess
+    if sys.platform.startswith("linux"):
+        forking = get_context("forkserver")
+        forking.set_forkserver_preload(["lmconsole.engine.preload"])
+        process = forking.Process(target=enter, args=every)
+        try:
+            process.start()
+            return process
+        except (OSError, EOFError) as error:  # it has ended, or its socket's name in a long TMPDIR is too long
+            print(f"workers start anew instead of forked: {printable(str(error))}", flush=True)
+    process = get_context("spawn").Process(target=enter, args=every)
+    process.start()
+    return process
 
 
 def enter(arguments: list[str], log: str, variables: Mapping[str, str]) -> None:

@@ -1,7 +1,6 @@
 """Corners where a runner, a person and a dying worker meet, and damaged runs between them."""
 
 import importlib.util
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from lmconsole.engine import local, runner, worker
+from lmconsole.engine import runner, worker
 from lmconsole.engine.runner import Runner
 from lmconsole.runs.events import EventLog, Queued, Started, Stopped
 from lmconsole.runs.state import Status
@@ -129,10 +128,10 @@ def test_a_gpu_is_named_by_its_uuid_so_that_every_process_means_the_same(
             started.append(args)
             return Dead(0)
 
-    monkeypatch.setattr(multiprocessing, "get_context", Context)
+    monkeypatch.setattr(worker, "get_context", Context)
     run = tiny.queue_tiny(tmp_path)
-    local.start_worker(run, "GPU-aaaa", [7])
-    local.start_worker(run, "cpu", [])
+    worker.start(run, "GPU-aaaa", [7])
+    worker.start(run, "cpu", [])
     folder, log = str(run.paths.folder), str(run.paths.worker_log)
     assert started == [
         ([folder, "--device", "cuda:0", "--siblings", "7"], log, {"CUDA_VISIBLE_DEVICES": "GPU-aaaa"}),
@@ -144,7 +143,7 @@ def test_a_worker_that_cannot_write_its_log_is_not_started(tmp_path: Path) -> No
     run = tiny.queue_tiny(tmp_path)
     run.paths.worker_log.mkdir()
     with pytest.raises(IsADirectoryError):
-        local.start_worker(run, "cpu", [])
+        worker.start(run, "cpu", [])
 
 
 @pytest.mark.slow
