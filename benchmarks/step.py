@@ -140,8 +140,8 @@ def peak_mib() -> float:
 def take_turns(model: str, way: str, precision: Precision, quick: bool, where: str) -> None:
     """One way's side of the turns: a step for every line read, and a line of JSON about it. Memory counts from imports
     and tables on."""
-    if way == "ours" and where == "cpu":
-        devices.keep_freed_memory()
+    if way == "ours":
+        devices.keep_freed_memory(where)
     devices.apply_precision(precision)
     settings = settings_of(model, quick)
     tables = random_tables(settings, where)
@@ -254,8 +254,7 @@ def measure(quick: bool) -> dict[str, Any]:
     """Everything, as one value for a JSON file. ``quick`` takes a quarter of the batch."""
     found = devices.describe_devices()
     where = devices.resolve_devices("auto", found)[0]
-    if where == "cpu":
-        devices.keep_freed_memory()  # a ceiling is no ceiling while pages are fetched
+    devices.keep_freed_memory(where)  # a ceiling is no ceiling while pages are fetched
     models = {model: time_model(model, quick, where) for model in EXPERIMENTS}
     return {
         "device": next(each.name for each in found if each.device == where),

@@ -39,8 +39,7 @@ def run_attempt(
     ``began`` is ``time.monotonic()`` at the start of the process. Raises whatever goes wrong: see ``explain``.
     """
     device.set_threads(info.threads or 1)
-    if where == "cpu":
-        device.keep_freed_memory()
+    device.keep_freed_memory(where)
     chosen = device.describe_device(where)
     device.use(where)
     log.append(_started(info, history.attempt + 1, chosen, siblings), sync=True)

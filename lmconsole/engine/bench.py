@@ -138,8 +138,7 @@ def measure(request: BenchRequest) -> BenchResult:
     (chosen,) = (each for each in everything if each.device == names[0])
     device.use(chosen.device)
     device.set_threads(threads_per_run(1))
-    if chosen.device == "cpu":
-        device.keep_freed_memory()
+    device.keep_freed_memory(chosen.device)
     groups = _groups(request, lambda wanted: device.resolve_precision(wanted, chosen))
     first = groups[0].settings
     tokens = _tokens(first)

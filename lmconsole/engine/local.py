@@ -1,9 +1,9 @@
-"""Starting processes on this machine, the runner above all, which outlive whoever starts them."""
+"""Starting what outlives whoever starts it: the runner, and what people want run when the queue has drained."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lmconsole.errors import StoreError, printable
@@ -31,7 +31,7 @@ def disown(process: "subprocess.Popen[bytes]") -> None:
 
 def start_program(command: Sequence[str], cwd: str, log: Path) -> None:
     """Start what a person wants run when the queue has drained, and do not wait for it. Raises OSError."""
-    disown(_detached(list(command), log, {}, cwd or None))
+    disown(_detached(list(command), log, cwd or None))
 
 
 def python(module: str, *arguments: str) -> list[str]:
@@ -50,9 +50,7 @@ def last_line(log: Path) -> str:
     return printable(lines[-1].strip()) if lines else "it printed nothing"
 
 
-def _detached(
-    command: list[str], log: Path, variables: Mapping[str, str] | None = None, cwd: str | None = None
-) -> "subprocess.Popen[bytes]":
+def _detached(command: list[str], log: Path, cwd: str | None = None) -> "subprocess.Popen[bytes]":
     """A process in a session of its own, so that a hang-up or an interrupt of the terminal does not reach it."""
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -61,6 +59,6 @@ def _detached(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **(variables or {})},
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
             cwd=cwd,
         )

@@ -161,10 +161,13 @@ def set_threads(n: int) -> None:
     torch.set_num_threads(n)
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(device: str) -> None:
     """Has the C library keep memory that tensors on the CPU give up, instead of giving it back to the system and asking
     for it again at the next step: the system hands it out page by page, each filled with zeros, which took a third of
-    the time of a small step. Where that cannot be asked for, as with other libraries than GNU's, nothing happens."""
+    the time of a small step. On a GPU, and where that cannot be asked for, as of other libraries than GNU's, nothing
+    happens."""
+    if device != "cpu":
+        return
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):

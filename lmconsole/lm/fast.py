@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def _how_they_differ(model: LanguageModel, split: WindowedSplit, batch_size: int
         model.eval()
         evaluated = float(_mean_loss(model, split, windows, precision))
     fits = all(abs(each / plain_loss - 1) <= _LOSS_MAY_DIFFER[precision] for each in (loss, evaluated))
-    apart = _norm([a - b for a, b in zip(gradients, plain, strict=True)]) / max(_norm(plain), 1e-300)
+    apart = distance(gradients, plain) / max(norm(plain), 1e-300)
     if fits and apart <= _GRADIENT_MAY_DIFFER[precision]:
         return None
     return (
@@ -76,5 +77,11 @@ def _mean_loss(model: LanguageModel, split: WindowedSplit, windows: Tensor, prec
     return model.loss_sum(*split.batch(windows), precision) / split.targets_in(windows)
 
 
-def _norm(tensors: list[Tensor]) -> float:
-    return float(torch.stack([tensor.double().square().sum() for tensor in tensors]).sum().sqrt())
+def norm(tensors: Sequence[Tensor]) -> float:
+    """Of all of them together."""
+    return sum(float(each.double().square().sum()) for each in tensors) ** 0.5
+
+
+def distance(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """Norm of what they differ by."""
+    return norm([a - b for a, b in zip(tensors, others, strict=True)])

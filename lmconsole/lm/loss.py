@@ -9,7 +9,7 @@ gradient is known when the loss is, at the price of two matrix products, and a t
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,30 +52,28 @@ def head_loss_sum(
     """
     with_grad = torch.is_grad_enabled()
     need_features, need_table = with_grad and features.requires_grad, with_grad and table.requires_grad
+    how = _How(compute_dtype, chunk_rows, own_kernels)
     with torch.autocast(features.device.type, enabled=False):
         if need_features or need_table:
-            loss: Tensor = _HeadLoss.apply(features, table, targets, compute_dtype, chunk_rows, own_kernels)
+            loss: Tensor = _HeadLoss.apply(features, table, targets, how)
             return loss
-        return _walk(features, table, targets, compute_dtype, chunk_rows, own_kernels, False, False)[0]
+        return _walk(features, table, targets, how, False, False)[0]
+
+
+class _How(NamedTuple):
+    """What does not change the result but for rounding."""
+
+    dtype: torch.dtype
+    chunk_rows: int | None
+    own_kernels: bool
 
 
 class _HeadLoss(torch.autograd.Function):
     """Works the gradient out on the way forward, for a loss of weight 1; on the way back there is only a scaling."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        table: Tensor,
-        targets: Tensor,
-        dtype: torch.dtype,
-        chunk_rows: int | None,
-        own_kernels: bool,
-    ) -> Tensor:
-        need_features, need_table = ctx.needs_input_grad[:2]
-        loss, *ctx.gradients = _walk(
-            features, table, targets, dtype, chunk_rows, own_kernels, need_features, need_table
-        )
+    def forward(ctx: Any, features: Tensor, table: Tensor, targets: Tensor, how: _How) -> Tensor:
+        loss, *ctx.gradients = _walk(features, table, targets, how, *ctx.needs_input_grad[:2])
         return loss
 
     @staticmethod
@@ -85,7 +83,7 @@ class _HeadLoss(torch.autograd.Function):
             raise RuntimeError("the head's gradient is handed out once; compute the loss again")
         gradients, ctx.gradients = ctx.gradients, None
         # In place, since a learned table's gradient is as large as the table.
-        return *(None if each is None else each.mul_(weight) for each in gradients), None, None, None, None
+        return *(None if each is None else each.mul_(weight) for each in gradients), None, None
 
 
 @dataclass(slots=True)
@@ -100,23 +98,16 @@ class Seen:
 
 
 def _walk(
-    features: Tensor,
-    table: Tensor,
-    targets: Tensor,
-    dtype: torch.dtype,
-    chunk_rows: int | None,
-    own_kernels: bool,
-    need_features: bool,
-    need_table: bool,
+    features: Tensor, table: Tensor, targets: Tensor, how: _How, need_features: bool, need_table: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss, and its gradients with respect to features and table where needed."""
     features, table = features.detach(), table.detach()
-    rows, width = _sizes(features, table, dtype, chunk_rows, need_table)
-    w = table.to(dtype)
+    rows, width = _sizes(features, table, how, need_table)
+    w = table.to(how.dtype)
     total = torch.zeros((), dtype=torch.float64, device=features.device)
     grad_features = torch.empty_like(features) if need_features else None
     grad_table = torch.zeros_like(table, dtype=torch.float32) if need_table else None
-    tiles = Tiles(w, rows, width, keep=need_table, own_kernels=own_kernels)
+    tiles = Tiles(w, rows, width, keep=need_table, own_kernels=how.own_kernels)
     for start in range(0, len(features), rows):
         chunk = slice(start, start + rows)
         x = features[chunk]
@@ -219,14 +210,14 @@ def _aligned(columns: int) -> int:
     return -(-columns // _ALIGNED) * _ALIGNED
 
 
-def _sizes(features: Tensor, table: Tensor, dtype: torch.dtype, chunk_rows: int | None, keep: bool) -> tuple[int, int]:
+def _sizes(features: Tensor, table: Tensor, how: _How, keep: bool) -> tuple[int, int]:
     """Rows of a chunk and columns of a tile: as large as products need to be fast, as small as caches are. On a GPU
     columns do not depend on rows, since a kernel is compiled for each width."""
     kind = "cpu" if features.device.type == "cpu" else "cuda"
     N, V = len(features), len(table)
-    rows = chunk_rows or _ROWS[kind]
-    if keep and not chunk_rows:
-        rows = min(rows, max(_KEPT_BYTES // (V * dtype.itemsize), 64))
+    rows = how.chunk_rows or _ROWS[kind]
+    if keep and not how.chunk_rows:
+        rows = min(rows, max(_KEPT_BYTES // (V * how.dtype.itemsize), 64))
     rows = max(min(rows, N), 1)
     width = max(_TILE_VALUES[kind] // (rows if kind == "cpu" else _ROWS[kind]) // 64 * 64, 64)
     return rows, min(width, V)

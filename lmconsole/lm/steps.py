@@ -158,12 +158,10 @@ class CapturedSteps(Steps):
     def _compare(self, record: Record, kept: "_Kept") -> None:
         """Records the step, and raises RuntimeError unless two of it do what two plain ones do."""
         plain_loss, plain = self._two_steps(kept)
-        replay = record(self._recorded)
-        self._replay = replay
+        self._replay = record(self._recorded)
         loss, replayed = self._two_steps(kept)
         off = abs(loss - plain_loss) / max(abs(plain_loss), 1e-300)
-        change = sum(float((a - b).double().square().sum()) for a, b in zip(replayed, plain, strict=True)) ** 0.5
-        size = sum(float((a - b).double().square().sum()) for a, b in zip(plain, kept.weights, strict=True)) ** 0.5
+        change, size = fast.distance(replayed, plain), fast.distance(plain, kept.weights)
         loss_fits = off <= _LOSS_MAY_DIFFER[self.precision]
         if not (loss_fits and change <= _UPDATE_MAY_DIFFER[self.precision] * size):
             raise RuntimeError(
