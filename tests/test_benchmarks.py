@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from lmconsole.plan.load import load_plan
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 pytestmark = [
@@ -168,10 +170,13 @@ def test_a_part_measured_again_keeps_the_others(tmp_path: Path) -> None:
 
 
 def test_precisions_are_compared_seed_by_seed_and_in_their_means(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     precision = importlib.import_module("precision")
+    plan = load_plan(precision.nudged("demo", tmp_path / "runs"))
+    rates = {plan.resolve(each, "demo").settings.learning_rate for each in plan.experiments}
+    assert (len(plan.experiments), rates) == (12, {0.001 * (1 + 1e-6)})
     exact, other = {1: [100.0, 50.0], 2: [200.0, 100.0], 3: [1.0, 1.0]}, {1: [102.0, 50.0], 2: [197.0, 100.2]}
     found = precision.compare(exact, other)
     assert found["by_seed"] == {"1": pytest.approx([0.02, 0]), "2": pytest.approx([-0.015, 0.002])}

@@ -48,10 +48,11 @@ def overview(answer: ProbeAnswer, options: RunOptions) -> list[tuple[str, str]]:
     tokens = ", ".join(f"{count:,} {split}" for split, count in first.corpus.tokens.items())
     free = free_disk_mib(options.store)
     devices = ", ".join(f"{d} ({n})" for d, n in zip(answer.devices, answer.device_names, strict=True))
+    threads = threads_per_run(options.jobs)
     precisions = dict.fromkeys(prepared.settings.precision for prepared in answer.prepared)
     rows = [
         ("preset", f"{answer.preset} ({answer.reason})"),
-        ("device", f"{devices}, {options.jobs} at once, {threads_per_run(options.jobs)} threads each"),
+        ("device", f"{devices}, {options.jobs} at once, {threads} thread{'s' if threads > 1 else ''} each"),
         ("precision", ", ".join(precisions)),
         ("corpus", f"{first.corpus.name}, vocabulary {first.corpus.vocabulary:,}"),
         ("", f"{tokens} tokens"),
