@@ -3,11 +3,18 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lmconsole.errors import StoreError, printable
 from lmconsole.runs.store import Store
+
+SPIN_COUNT = 10_000
+"""How often an OpenMP thread looks for work before it sleeps: some 0.2 ms, against GNU's own 300,000 times. Longer waits
+gain nothing on a quiet machine, and next to other busy processes a thread that spins keeps the one it waits for from
+running (docs/performance.md has the curve)."""
+_OWN_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+"""Variables by which a person says how threads should wait; they win."""
 
 
 def start_runner(store: Store) -> "subprocess.Popen[bytes] | None":
@@ -18,7 +25,8 @@ def start_runner(store: Store) -> "subprocess.Popen[bytes] | None":
     if store.runner() is not None:
         return None
     try:
-        return _detached(python("lmconsole.engine.runner", str(store.root)), store.runner_log)
+        command = python("lmconsole.engine.runner", str(store.root))
+        return _detached(command, store.runner_log, environment=training_environment())
     except OSError as error:
         raise StoreError(f"{store.runner_log}: the runner cannot be started: {error.strerror}") from None
 
@@ -32,6 +40,15 @@ def disown(process: "subprocess.Popen[bytes]") -> None:
 def start_program(command: Sequence[str], cwd: str, log: Path) -> None:
     """Start what a person wants run when the queue has drained, and do not wait for it. Raises OSError."""
     disown(_detached(list(command), log, cwd or None))
+
+
+def training_environment() -> dict[str, str]:
+    """Return the environment for a process that trains, or that starts such processes.
+
+    OpenMP's library reads its variables when it is loaded, so they must be there before a process imports torch.
+    """
+    spin = {} if any(name in os.environ for name in _OWN_WAITING) else {"GOMP_SPINCOUNT": str(SPIN_COUNT)}
+    return {**os.environ, **spin}
 
 
 def python(module: str, *arguments: str) -> list[str]:
@@ -50,7 +67,9 @@ def last_line(log: Path) -> str:
     return printable(lines[-1].strip()) if lines else "it printed nothing"
 
 
-def _detached(command: list[str], log: Path, cwd: str | None = None) -> "subprocess.Popen[bytes]":
+def _detached(
+    command: list[str], log: Path, cwd: str | None = None, environment: Mapping[str, str] | None = None
+) -> "subprocess.Popen[bytes]":
     """A process in a session of its own, so that a hang-up or an interrupt of the terminal does not reach it."""
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -59,6 +78,6 @@ def _detached(command: list[str], log: Path, cwd: str | None = None) -> "subproc
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**(os.environ if environment is None else environment), "PYTHONUNBUFFERED": "1"},
             cwd=cwd,
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from lmconsole.engine.local import python
+from lmconsole.engine.local import python, training_environment
 from lmconsole.errors import CorpusError, DeviceError, EmbeddingsError, ExitCode, LmconsoleError
 from lmconsole.plan.experiment import Experiment, Settings
 from lmconsole.plan.load import load_plan
@@ -94,6 +94,7 @@ def ask_child(module: str, request: msgspec.Struct, kind: type[A], timeout_s: fl
             python(module, msgspec.json.encode(request).decode()),
             stdin=subprocess.DEVNULL,
             capture_output=True,
+            env=training_environment(),
             timeout=timeout_s,
             check=False,
         )

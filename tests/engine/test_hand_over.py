@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from lmconsole.engine import runner, worker
+from lmconsole.engine import local, runner, worker
 from lmconsole.engine.runner import Runner
 from lmconsole.runs.events import EventLog, Queued, Started, Stopped
 from lmconsole.runs.state import Status
@@ -166,6 +166,35 @@ def test_where_cuda_was_used_before_the_fork_a_worker_begins_anew(tmp_path: Path
     assert done.returncode == 0, done.stderr + log.read_text()
     run.refresh()
     assert run.status is Status.FINISHED
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(
+    ("own", "spin"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, None)]
+)
+def test_threads_of_a_worker_soon_sleep_unless_its_user_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: dict[str, str], spin: str | None
+) -> None:
+    """GNU's OpenMP reads the variable when it is loaded, in the process that workers are forked from."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (tiny.environment(tmp_path) | own).items():
+        monkeypatch.setenv(name, value)
+    run = tiny.queue_tiny(tmp_path, epochs=100_000)
+    process = local.start_runner(Store(tmp_path / "runs"))
+    assert process is not None
+    try:
+        deadline = time.monotonic() + 60
+        while (run.refresh() is not None and run.state.started is None) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert run.state.started is not None
+        found = Path(f"/proc/{run.state.started.pid}/environ").read_bytes().split(b"\0")
+        values = [entry.partition(b"=")[2].decode() for entry in found if entry.startswith(b"GOMP_SPINCOUNT=")]
+        assert values == ([] if spin is None else [spin])
+    finally:
+        run.request_stop()
+        assert process.wait(60) == 0
 
 
 @pytest.mark.slow
