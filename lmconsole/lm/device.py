@@ -5,10 +5,12 @@ import ctypes
 import functools
 import platform
 import re
+from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -17,6 +19,10 @@ from lmconsole.plan.experiment import Precision
 
 _MIB = 2**20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h: bytes free at the heap's end, bytes of a block of its own
+AHEAD = 16
+"""Launches, of steps or evaluation batches, that a GPU may have before it at once."""
+AHEAD_S = 0.1
+"""Seconds of work that it may have before it at once, where two launches take less."""
 _SPECS = "auto, cpu, cuda, all, or a list such as cuda:0,cuda:1"
 
 
@@ -180,6 +186,55 @@ def synchronize(device: str) -> None:
     """Returns when the device has done all it was given, so that a clock read next to it is right."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
+
+
+class Marker(Protocol):
+    """A point in a GPU's queue of work, as ``torch.cuda.Event`` is."""
+
+    def synchronize(self) -> None:
+        """Return when the GPU has reached it."""
+
+    def elapsed_time(self, later: "Marker") -> float:
+        """Milliseconds from here to a later one, both reached."""
+
+
+def mark(device: str) -> Marker | None:
+    """A marker behind all that ``device`` was given; None on a CPU, which is never behind. Waiting for it leaves the
+    processor to others."""
+    if not device.startswith("cuda"):
+        return None
+    event = torch.cuda.Event(enable_timing=True, blocking=True)
+    event.record()
+    return event
+
+
+class LaunchBound:
+    """Keeps the host from running far ahead of a GPU, whose launches return at once: at most ``AHEAD`` of them, and
+    fewer where they are slow, are outstanding. Otherwise reading a loss could take as long as an epoch."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._outstanding: deque[Marker] = deque()
+        self._last: Marker | None = None
+        self._allowed = 2
+
+    def launched(self) -> None:
+        """Call after each launch: returns when another one may follow."""
+        marker = mark(self._device)
+        if marker is None:
+            return
+        self._outstanding.append(marker)
+        while len(self._outstanding) >= self._allowed:
+            done = self._outstanding.popleft()
+            done.synchronize()
+            if self._last is not None:
+                self._allowed = launches_ahead(self._last.elapsed_time(done) / 1000)
+            self._last = done
+
+
+def launches_ahead(launch_s: float) -> int:
+    """How many launches of ``launch_s`` seconds may be outstanding. Two keep a GPU at work."""
+    return max(2, min(AHEAD, int(AHEAD_S / max(launch_s, 1e-9))))
 
 
 def forget_peaks(device: str) -> None:

@@ -1,4 +1,4 @@
-"""The training loop of one run: epochs, validation, checkpoints, and the two tests at the end."""
+"""The training loop of one run: epochs, validation, checkpoints, the two tests at the end, and the best weights."""
 
 import math
 import resource
@@ -14,7 +14,7 @@ import torch
 from lmconsole.data.corpus import SPLITS, Corpus
 from lmconsole.lm import checkpoint, device
 from lmconsole.lm.batches import WindowedSplit
-from lmconsole.lm.checkpoint import Cursor
+from lmconsole.lm.checkpoint import CheckpointWriter, Cursor
 from lmconsole.lm.embedding import Tables
 from lmconsole.lm.model import build_model, count_parameters
 from lmconsole.lm.optimizers import build_optimizer, learning_rate_at
@@ -39,8 +39,6 @@ TICK_S = 0.5
 """How often the host looks at the losses on the device and at whether it should stop."""
 EVALUATION_TOKENS = 8192
 """Tokens that a GPU evaluates at once: twice the paper's batch, with less memory than a training step."""
-CHECKPOINT_S = 60.0
-"""Seconds of training between checkpoints within an epoch."""
 
 
 class StopRequested(Exception):
@@ -72,7 +70,7 @@ def train(job: Job) -> None:
     """Train, or go on training, until the run is finished or stopped, and write that into its log.
 
     Raises:
-        TrainingError: a checkpoint cannot be written.
+        TrainingError: a checkpoint or the best weights cannot be written.
         OSError: the log cannot be written.
     """
     Training(job).run()
@@ -96,6 +94,7 @@ class Training:
         self.steps = math.ceil(len(self.splits["train"]) / self.settings.batch_size)
         self.cursor = Cursor()
         self._restore()
+        self.writer = CheckpointWriter(job.paths, job.info.same_run, self.cursor.elapsed_train_s)
         self.training = prepare_steps(
             self.model, self.optimizer, self.splits["train"], self.settings, self.precision, job.device
         )
@@ -113,15 +112,23 @@ class Training:
                 self._train_epoch()
                 job.enter_phase("valid", cursor.epoch)
                 self._finish_epoch()
+            self._save()  # written while the tests run; an attempt that ends in them is resumed there
             job.enter_phase("test", None)
-            finished = self._test()
+            final, best = self._test()
+            self.writer.wait()
+            self._keep_best_weights()
+            finished = self._finished(final, best)
         except StopRequested:
             self._save()
+            self.writer.wait()
             job.end_telemetry()
             job.log.append(Stopped(epoch=cursor.epoch, step=cursor.step), sync=True)
         else:
             job.end_telemetry()
             job.log.append(finished, sync=True)
+            checkpoint.remove(job.paths)
+        finally:
+            self.writer.join()
 
     def _training_is_over(self) -> bool:
         cursor, patience = self.cursor, self.settings.early_stopping_epochs
@@ -143,12 +150,14 @@ class Training:
         self.model.train()
 
         device.synchronize(self.job.device)
-        clock = last_look = last_save = time.monotonic()
+        bound = device.LaunchBound(self.job.device)
+        clock = last_look = time.monotonic()
         nll_seen, targets_seen = cursor.epoch_nll, cursor.epoch_targets
         while cursor.step < self.steps:
             targets = self.training.take(self._learning_rate())
             cursor.step += 1
             cursor.epoch_targets += targets
+            bound.launched()
 
             due = time.monotonic() >= self._next_tick
             if due or cursor.step == self.steps:
@@ -161,9 +170,8 @@ class Training:
                 if due:
                     self._heed_stop()
                     self._next_tick = now + TICK_S
-                if now - last_save >= CHECKPOINT_S and cursor.step < self.steps:
-                    self._save()
-                    last_save = time.monotonic()
+                if cursor.step < self.steps:
+                    self._save_if_due()
                 clock = last_look = time.monotonic()  # reporting and saving are not training
 
     def _learning_rate(self) -> float | None:
@@ -202,10 +210,11 @@ class Training:
         )
         cursor.epoch, cursor.step, cursor.permutation = cursor.epoch + 1, 0, None
         cursor.epoch_nll, cursor.epoch_targets, cursor.epoch_train_s = 0.0, 0, 0.0
-        self._save()
+        if not self._training_is_over():
+            self._save_if_due()
 
-    def _test(self) -> Finished:
-        """Test perplexities with the last and with the best weights."""
+    def _test(self) -> tuple[float, float]:
+        """Mean loss on the test split, in nats per target, with the last and with the best weights."""
         cursor = self.cursor
         self._note_peaks()
         final = best = self._evaluate("test")
@@ -218,6 +227,23 @@ class Training:
                 best = self._evaluate("test")
             finally:  # a stop in the middle saves the model as it was trained
                 self.model.load_state_dict(last)
+        return final, best
+
+    def _keep_best_weights(self) -> None:
+        cursor, info = self.cursor, self.job.info
+        if cursor.best_weights is None:
+            return
+        metadata = {
+            "run": info.run,
+            "experiment": info.experiment.label,
+            "epoch": str(cursor.best_epoch),
+            "valid_loss_nats": repr(cursor.best_valid_loss_nats),
+            "config_hash": info.same_run,
+        }
+        checkpoint.save_best_weights(self.job.paths, cursor.best_weights, metadata)
+
+    def _finished(self, final: float, best: float) -> Finished:
+        cursor = self.cursor
         best_valid = cursor.best_valid_loss_nats
         return measured(
             Finished,
@@ -237,10 +263,12 @@ class Training:
         """Mean negative log-likelihood of a split in nats per target."""
         split = self.splits[name]
         nll = torch.zeros((), dtype=torch.float64, device=self.job.device)
+        bound = device.LaunchBound(self.job.device)
         self.model.eval()
         with torch.inference_mode():
             for windows in torch.arange(len(split), device=self.job.device).split(self._evaluation_windows()):
                 nll += self.model.loss_sum(*split.batch(windows), self.precision)
+                bound.launched()
                 if time.monotonic() >= self._next_tick:
                     self._heed_stop()
                     self._next_tick = time.monotonic() + TICK_S
@@ -272,13 +300,19 @@ class Training:
         self.cursor.elapsed_train_s += seconds
 
     def _heed_stop(self) -> None:
+        self.writer.check()
         if self.job.stop_requested():
             raise StopRequested
 
     def _wall_s(self) -> float:
         return self._wall_before_s + time.monotonic() - self.job.began
 
+    def _save_if_due(self) -> None:
+        if self.writer.due(self.cursor.elapsed_train_s):
+            self._save()
+
     def _save(self) -> None:
+        """Start writing a checkpoint of this moment; the log is on the disk before it."""
         self.job.log.sync()
         self._note_peaks()
         self.cursor.wall_s, self.cursor.seq = self._wall_s(), self.job.log.seq
@@ -291,7 +325,7 @@ class Training:
         }
         if self.job.device != "cpu":
             parts["random_cuda"] = torch.cuda.get_rng_state(self.job.device)
-        checkpoint.save(self.job.paths, self.cursor, parts, self.job.info.same_run)
+        self.writer.submit(self.cursor, parts)
 
     def _note_peaks(self) -> None:
         """Memory peaks are those of all attempts."""

@@ -45,6 +45,11 @@ class RunPaths:
         return self.folder / "checkpoint-previous.pt"
 
     @property
+    def best_weights(self) -> Path:
+        """Weights after the epoch with the lowest validation loss: all that a finished run keeps of its training."""
+        return self.folder / "best-weights.safetensors"
+
+    @property
     def worker_log(self) -> Path:
         """Whatever the worker process printed."""
         return self.folder / "worker.log"

@@ -4,15 +4,22 @@ from pathlib import Path
 
 import pytest
 import tiny
+from safetensors.torch import load_file
 
 from lmconsole.runs.events import Epoch, Finished
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 
 EAGER = """
-import os, signal
+import os, signal, threading
 from lmconsole.lm import checkpoint, loop
-loop.TICK_S = loop.CHECKPOINT_S = 0.0   # look, and save, at every step
+loop.TICK_S = 0.0                                  # look at every step,
+checkpoint.save_interval_s = lambda write_s: 0.0   # save each time,
+submit = checkpoint.CheckpointWriter.submit
+def submit_and_join(self, *arguments):             # and train on when it is written: each death has its place
+    submit(self, *arguments)
+    self.join()
+checkpoint.CheckpointWriter.submit = submit_and_join
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -50,12 +57,46 @@ os.replace = replace
 """
 
 WHILE_A_CHECKPOINT_IS_WRITTEN = """
-real, times = os.fsync, 0
 def save(obj, file):
     file.write(b"half a checkpoint")
     file.flush()
     die()
 checkpoint.torch.save = save
+"""
+
+BEFORE_A_CHECKPOINT_IS_ON_THE_DISK = """
+real, times = os.fsync, 0
+def fsync(descriptor):
+    global times
+    if threading.current_thread().name == "checkpoint":
+        times += 1
+        if times == 3:   # file and folder of the first, and now the file of the second
+            die()
+    real(descriptor)
+os.fsync = fsync
+"""
+
+TWO_STEPS_INTO_A_WRITE = """
+from lmconsole.lm.steps import Steps
+half = threading.Event()
+def save(obj, file):
+    file.write(b"half a checkpoint")
+    file.flush()
+    half.set()
+    threading.Event().wait()   # for ever: only training goes on
+checkpoint.torch.save = save
+def submit_and_train_on(self, *arguments):
+    submit(self, *arguments)
+    half.wait()
+checkpoint.CheckpointWriter.submit = submit_and_train_on
+real, steps = Steps.take, 0
+def step(self, *arguments):
+    global steps
+    steps += half.is_set()
+    if steps == 3:
+        die()
+    return real(self, *arguments)
+Steps.take = step
 """
 
 IN_VALIDATION = """
@@ -67,15 +108,33 @@ def evaluate(self, name):
 loop.Training._evaluate = evaluate
 """
 
+BETWEEN_BEST_WEIGHTS_AND_LOG = """
+real = loop.Training._keep_best_weights
+def keep(self):
+    real(self)
+    die()
+loop.Training._keep_best_weights = keep
+"""
+
+NO_STEP = """
+from lmconsole.lm.steps import Steps
+Steps.take = None
+"""
+
 DEATHS = [
     IN_A_STEP.format(steps=3),
     WHILE_A_CHECKPOINT_IS_WRITTEN,
+    TWO_STEPS_INTO_A_WRITE,
     IN_A_STEP.format(steps=9),
+    BEFORE_A_CHECKPOINT_IS_ON_THE_DISK,
     WHILE_A_CHECKPOINT_IS_REPLACED,
     IN_VALIDATION.format(split="validation"),
     BETWEEN_LOG_AND_CHECKPOINT,
     IN_VALIDATION.format(split="test"),
+    BETWEEN_BEST_WEIGHTS_AND_LOG,
 ]
+LEFT = {"run.json", "events.jsonl", "best-weights.safetensors", "lock"}
+"""Files of a finished run that no runner started."""
 
 
 def metrics(run: Run) -> list[tuple[object, ...]]:
@@ -125,6 +184,33 @@ def test_a_run_killed_again_and_again_ends_like_one_left_alone(
     assert steps == sorted(set(steps))
     log = killed.paths.events.read_bytes()
     assert log.count(b'"kind":"resumed"') == len(deaths)
+    assert {path.name for path in killed.paths.folder.iterdir()} == LEFT
+    best = [load_file(run.paths.best_weights) for run in (killed, alone)]
+    assert best[0].keys() == best[1].keys()
+    assert all(best[0][name].equal(best[1][name]) for name in best[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("death", [IN_VALIDATION.format(split="test"), BETWEEN_BEST_WEIGHTS_AND_LOG])
+def test_killed_in_its_tests_a_run_resumes_there_and_takes_no_step(tmp_path: Path, death: str) -> None:
+    alone = left_alone(tmp_path / "alone")
+    run = tiny.queue_tiny(tmp_path / "killed")
+    assert tiny.worker(run, tmp_path / "killed", EAGER + death).returncode == -9
+    tiny.queue_tiny(tmp_path / "killed")
+    done = tiny.worker(run, tmp_path / "killed", NO_STEP)
+    assert done.returncode == 0, done.stderr
+    run.refresh()
+    assert metrics(run) == metrics(alone)
+
+
+@pytest.mark.slow
+def test_killed_before_its_checkpoints_are_removed_a_run_is_finished(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    assert tiny.worker(run, tmp_path, EAGER + "checkpoint.remove = lambda paths: die()").returncode == -9
+    run.refresh()
+    assert run.status is Status.FINISHED
+    assert run.paths.best_weights.exists()
+    assert run.paths.checkpoint.exists()
 
 
 @pytest.mark.slow

@@ -298,7 +298,8 @@ def test_whatever_goes_wrong_is_recorded_with_what_to_do(tmp_path: Path, prelude
 
 def test_a_full_disk_fails_the_run_and_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path)
-    limit = "import resource\nfrom lmconsole.lm import checkpoint\nreal, n = checkpoint.save, 0\n"
+    limit = "import resource\nfrom lmconsole.lm import checkpoint, loop\nreal, n = checkpoint.save, 0\n"
+    limit += "loop.TICK_S, checkpoint.save_interval_s = 0.0, lambda write_s: 0.0\n"
     limit += "def save(*a):\n    global n\n    n += 1\n"
     limit += "    if n == 2:\n        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n    real(*a)\n"
     limit += "checkpoint.save = save\n"

@@ -1,22 +1,27 @@
 """The training loop: what it computes, against plain formulas, and what it writes down."""
 
+import itertools
 import math
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors import safe_open
 from torch.nn import functional as F
 
 from lmconsole.data.corpus import load_corpus
-from lmconsole.lm import checkpoint, loop
+from lmconsole.errors import TrainingError
+from lmconsole.lm import bench, checkpoint, device, loop
 from lmconsole.lm.batches import WindowedSplit
+from lmconsole.lm.checkpoint import CheckpointWriter
 from lmconsole.lm.loop import Job, Training, parameters_of, train
-from lmconsole.lm.model import build_model
+from lmconsole.lm.model import LanguageModel, build_model
 from lmconsole.lm.optimizers import build_optimizer
 from lmconsole.lm.steps import Steps
 from lmconsole.runs.events import EventLog, EventReader, Progress, number, perplexity
@@ -116,7 +121,11 @@ def test_an_epoch_is_what_a_plain_loop_computes(tmp_path: Path, model: str, opti
 
 
 def test_validation_falls_and_the_best_weights_are_tested(tmp_path: Path) -> None:
-    run = trained(tmp_path, "gpt1", epochs=40, learning_rate=0.05)
+    run = tiny.queue_tiny(tmp_path, "gpt1", epochs=40, learning_rate=0.05)
+    torch.set_num_threads(1)
+    training = Training(job(run, tmp_path))
+    training.run()
+    run.refresh()
     state = run.state
     best, finished = state.best_epoch, state.finished
     assert best is not None
@@ -128,18 +137,19 @@ def test_validation_falls_and_the_best_weights_are_tested(tmp_path: Path) -> Non
     assert best.epoch < 40, "the test needs a run that overfits"
     assert finished.test_ppl_best != finished.test_ppl_final
 
-    found = checkpoint.load(run.paths, run.info.same_run)
-    assert found is not None
-    (cursor, parts), again = found, Training(job(run, tmp_path))
-
-    def ppl(weights: dict[str, torch.Tensor] | None, split: str) -> float:
-        assert weights is not None
-        again.model.load_state_dict(weights)
-        return perplexity(again._evaluate(split))
-
-    assert ppl(cursor.best_weights, "validation") == best.valid_ppl
-    assert ppl(cursor.best_weights, "test") == finished.test_ppl_best
-    assert ppl(parts["model"], "test") == finished.test_ppl_final
+    assert perplexity(training._evaluate("test")) == finished.test_ppl_final
+    with safe_open(run.paths.best_weights, "pt") as file:
+        metadata, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    training.model.load_state_dict(weights)
+    assert perplexity(training._evaluate("validation")) == best.valid_ppl
+    assert perplexity(training._evaluate("test")) == finished.test_ppl_best
+    assert metadata == {
+        "run": run.run,
+        "experiment": "GPT-1 1L Adam",
+        "epoch": str(best.epoch),
+        "valid_loss_nats": str(best.valid_loss_nats),
+        "config_hash": run.info.same_run,
+    }
 
 
 def test_progress_adds_up_to_the_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +172,7 @@ def test_the_clock_counts_training_and_nothing_else(tmp_path: Path, monkeypatch:
     """Time passes only in the functions named here, in binary fractions of a second, so that sums are exact."""
     clock = Clock()
     monkeypatch.setattr(loop, "time", clock)
-    monkeypatch.setattr(loop, "CHECKPOINT_S", 2.0)
+    monkeypatch.setattr(checkpoint, "save_interval_s", lambda write_s: 2.0)
     clock.passes_in(monkeypatch, loop, "build_model", 1000.0)
     clock.passes_in(monkeypatch, Steps, "take", 0.25)  # two of them make a tick
     clock.passes_in(monkeypatch, Training, "_report", 2**-10)
@@ -266,3 +276,332 @@ def test_the_first_progress_comes_with_the_first_epoch_at_the_latest(tmp_path: P
     run = trained(tmp_path, epochs=1)
     assert isinstance(run.state.progress[-1], Progress)
     assert run.state.progress[-1].step == run.state.progress[-1].steps
+
+
+def test_a_short_run_saves_once_before_its_tests_and_keeps_its_best_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many epochs it has."""
+    happened: list[str] = []
+
+    def noted(owner: object, name: str) -> None:
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, **k: (happened.append(name), real(*a, **k))[1])
+
+    noted(EventLog, "sync")
+    noted(CheckpointWriter, "submit")
+    noted(Training, "_test")
+    noted(checkpoint, "save_best_weights")
+    run = trained(tmp_path, epochs=3)
+    assert happened == ["sync", "submit", "_test", "save_best_weights"]
+    assert run.status == "finished"
+    left = {path.name for path in run.paths.folder.iterdir()}
+    assert left == {"run.json", "events.jsonl", "best-weights.safetensors"}
+
+
+def test_a_checkpoint_follows_ten_seconds_of_training_after_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock stands still but in steps, four a second; the loop looks every other step."""
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    clock.passes_in(monkeypatch, Steps, "take", 0.25)
+    saved_at: list[float] = []
+    real = CheckpointWriter.submit
+
+    def submit(self: CheckpointWriter, *arguments: object) -> None:
+        saved_at.append(clock.now_s)
+        real(self, *arguments)
+        self.join()  # so that the next look finds it written
+
+    monkeypatch.setattr(CheckpointWriter, "submit", submit)
+    run = tiny.queue_tiny(tmp_path, epochs=4)
+    train(replace(job(run, tmp_path), began=0.0))
+    assert len(saved_at) > 2
+    gaps = [later - earlier for earlier, later in itertools.pairwise([0.0, *saved_at[:-1]])]
+    assert all(10.0 <= gap <= 11.0 for gap in gaps), gaps
+    assert saved_at[-1] == clock.now_s, "the last is that of the end"
+
+
+@pytest.fixture
+def saving_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each write is over before the next step."""
+    monkeypatch.setattr(loop, "TICK_S", 0.0)
+    monkeypatch.setattr(checkpoint, "save_interval_s", lambda write_s: 0.0)
+    real = CheckpointWriter.submit
+    monkeypatch.setattr(CheckpointWriter, "submit", lambda self, *arguments: (real(self, *arguments), self.join())[1])
+
+
+@pytest.mark.usefixtures("saving_at_every_step")
+def test_a_failed_write_ends_training_at_the_next_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes, real = [], checkpoint.save
+
+    def save(*arguments: object) -> None:
+        writes.append(arguments)
+        if len(writes) == 3:
+            raise TrainingError("disk-full", "no room")
+        real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    run = tiny.queue_tiny(tmp_path)
+    with pytest.raises(TrainingError, match="no room"):
+        train(job(run, tmp_path))
+    run.refresh()
+    assert run.state.progress[-1].step == 4
+    found = checkpoint.load(run.paths, run.info.same_run)
+    assert found is not None
+    assert found[0].step == 2
+
+
+@pytest.mark.usefixtures("saving_at_every_step")
+def test_a_write_that_fails_in_the_tests_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise TrainingError("disk-full", "no room")
+
+    evaluate = Training._evaluate
+
+    def evaluated(self: Training, name: str) -> float:
+        monkeypatch.setattr(checkpoint, "save", full if name == "test" else checkpoint.save)
+        if name == "test":
+            self._save()
+        return evaluate(self, name)
+
+    monkeypatch.setattr(Training, "_evaluate", evaluated)
+    run = tiny.queue_tiny(tmp_path)
+    with pytest.raises(TrainingError, match="no room"):
+        train(job(run, tmp_path))
+    run.refresh()
+    assert run.state.finished is None
+
+
+def test_training_that_fails_leaves_the_checkpoint_that_was_being_written_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write goes on only once it is waited for."""
+    monkeypatch.setattr(loop, "TICK_S", 0.0)
+    monkeypatch.setattr(checkpoint, "save_interval_s", lambda write_s: 0.0)
+    waited, steps = threading.Event(), 0
+    save, join, take = checkpoint.save, CheckpointWriter.join, Steps.take
+
+    def slow(*arguments: object) -> None:
+        waited.wait()
+        save(*arguments)  # type: ignore[arg-type]
+
+    def noticed(self: CheckpointWriter) -> None:
+        if self.busy:
+            waited.set()
+        join(self)
+
+    def failing(self: Steps, learning_rate: float | None) -> int:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            raise RuntimeError("a step fails")
+        return take(self, learning_rate)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    monkeypatch.setattr(CheckpointWriter, "join", noticed)
+    monkeypatch.setattr(Steps, "take", failing)
+    run = tiny.queue_tiny(tmp_path)
+    try:
+        with pytest.raises(RuntimeError, match="a step fails"):
+            train(job(run, tmp_path))
+        found = checkpoint.load(run.paths, run.info.same_run)
+    finally:
+        waited.set()
+    assert found is not None
+    assert found[0].step == 1
+
+
+def test_a_disk_that_is_full_at_the_end_fails_the_run_which_resumes_at_its_tests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    real = checkpoint._replace_file
+
+    def full(path: Path, *arguments: object, **more: object) -> None:
+        if path == run.paths.best_weights:
+            raise TrainingError("disk-full", "no room")
+        real(path, *arguments, **more)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "_replace_file", full)
+        with pytest.raises(TrainingError, match="no room"):
+            train(job(run, tmp_path))
+    run.refresh()
+    assert run.state.finished is None
+    found = checkpoint.load(run.paths, run.info.same_run)
+    assert found is not None
+    assert (found[0].epoch, found[0].step) == (3, 0)
+
+    monkeypatch.setattr(Steps, "take", None)
+    again = job(run, tmp_path)
+    again.history.attempt = 1
+    train(again)
+    run.refresh()
+    assert run.state.finished is not None
+    assert run.paths.best_weights.exists()
+    assert not run.paths.checkpoint.exists()
+
+
+def test_a_run_that_never_had_a_finite_validation_loss_keeps_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = Training._evaluate
+    monkeypatch.setattr(Training, "_evaluate", lambda self, name: evaluate(self, name) * math.nan)
+    run = trained(tmp_path)
+    assert run.state.finished is not None
+    assert run.state.finished.diverged
+    assert run.state.finished.best_epoch is None
+    assert not run.paths.best_weights.exists()
+
+
+class InstantGpu:
+    """Stands in for a GPU: a launch returns at once and adds ``launch_s`` to a queue, which markers and losses wait
+    for. Time is that of ``clock``; each launch takes 20 µs of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, clock: Clock, launch_s: float) -> None:
+        self.clock, self.launch_s = clock, launch_s
+        self.done_s: list[float] = []
+        """When each launch is, or will be, done."""
+        self.deepest = 0
+        """Most launches that were outstanding."""
+        item = torch.Tensor.item
+
+        def take(steps: Steps, _: float | None) -> int:
+            self.launch()
+            return steps.batch_size * len(steps.split._offsets)
+
+        def loss_sum(*_: object) -> torch.Tensor:
+            self.launch()
+            return torch.zeros(())
+
+        def waiting_item(tensor: torch.Tensor) -> float:
+            self.drain()
+            return item(tensor)
+
+        monkeypatch.setattr(Steps, "take", take)
+        monkeypatch.setattr(LanguageModel, "loss_sum", loss_sum)
+        monkeypatch.setattr(torch.Tensor, "item", waiting_item)
+        monkeypatch.setattr(device, "mark", lambda _: InstantMarker(self, self.done_s[-1]), raising=False)
+
+    def launch(self) -> None:
+        self.clock.now_s += 20e-6
+        start = max(self.clock.now_s, self.done_s[-1] if self.done_s else 0.0)
+        self.done_s.append(start + self.launch_s)
+        oldest = len(self.done_s)
+        while oldest and self.done_s[oldest - 1] > self.clock.now_s:
+            oldest -= 1
+        self.deepest = max(self.deepest, len(self.done_s) - oldest)
+
+    def drain(self) -> None:
+        self.clock.now_s = max(self.clock.now_s, self.done_s[-1] if self.done_s else 0.0)
+
+
+@dataclass(frozen=True)
+class InstantMarker:
+    gpu: InstantGpu
+    at_s: float
+
+    def synchronize(self) -> None:
+        self.gpu.clock.now_s = max(self.gpu.clock.now_s, self.at_s)
+
+    def elapsed_time(self, later: "InstantMarker") -> float:
+        assert max(self.at_s, later.at_s) <= self.gpu.clock.now_s, "CUDA refuses while one is not reached"
+        return (later.at_s - self.at_s) * 1000
+
+
+@dataclass
+class Simulated:
+    """What a run on an ``InstantGpu`` did, and when."""
+
+    gpu: InstantGpu
+    reports: list[tuple[int, int, float]] = field(default_factory=list)
+    """Epoch, step and time of each progress event."""
+    epochs_began: list[float] = field(default_factory=list)
+    saved: list[float] = field(default_factory=list)
+    """When the GPU had nothing left to do, so that a checkpoint's state could be copied."""
+
+    def gaps(self) -> Iterator[float]:
+        """Seconds between progress events of an epoch, and from its start to the first."""
+        for i, began in enumerate(self.epochs_began, 1):
+            times = [began, *(t for epoch, _, t in self.reports if epoch == i)]
+            yield from (later - earlier for earlier, later in itertools.pairwise(times))
+
+
+def simulate(
+    run: Run, root: Path, monkeypatch: pytest.MonkeyPatch, launch_s: float, stop_s: float = math.inf
+) -> Simulated:
+    """Train ``run`` from the start on an ``InstantGpu``, and ask it to stop ``stop_s`` after its first step."""
+    clock = Clock()
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "time", clock)
+        simulated = Simulated(InstantGpu(patched, clock, launch_s))
+        report = Training._report
+
+        def reported(self: Training, *arguments: float) -> None:
+            simulated.reports.append((self.cursor.epoch, self.cursor.step, clock.now_s))
+            report(self, *arguments)
+
+        def saved(_: Training) -> None:
+            simulated.gpu.drain()  # as copying the state from a GPU would
+            simulated.saved.append(clock.now_s)
+
+        def entered(phase: str, _: int | None) -> None:
+            if phase == "train":
+                simulated.epochs_began.append(clock.now_s)
+
+        patched.setattr(Training, "_report", reported)
+        patched.setattr(Training, "_save", saved)
+        asked = job(run, root, stop=lambda: clock.now_s >= stop_s)
+        train(replace(asked, began=0.0, enter_phase=entered))
+    run.refresh()
+    return simulated
+
+
+def queue_long(root: Path) -> Run:
+    """Two epochs of some 400 steps, and evaluations of some 50 batches."""
+    return tiny.queue_tiny(root, epochs=2, batch_size=1, window_tokens=2)
+
+
+@pytest.mark.parametrize("launch_s", [0.0001, 0.002, 0.005, 0.030])
+def test_however_soon_a_launch_returns_progress_comes_twice_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch_s: float
+) -> None:
+    simulated = simulate(queue_long(tmp_path), tmp_path, monkeypatch, launch_s)
+    assert simulated.gpu.deepest <= device.AHEAD
+    assert max(simulated.gaps()) <= 0.7
+    last = max(step for _, step, _ in simulated.reports)
+    ticks = [t for _, step, t in simulated.reports if step != last]
+    assert all(later - earlier >= loop.TICK_S for earlier, later in itertools.pairwise(ticks))
+
+
+@pytest.mark.parametrize("launch_s", [0.005, 0.030])
+def test_however_soon_a_launch_returns_a_stop_is_noticed_within_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch_s: float
+) -> None:
+    run = queue_long(tmp_path)
+    whole = simulate(run, tmp_path, monkeypatch, launch_s)
+    lasts_s = whole.gpu.done_s[-1]
+    for i in range(1, 60):
+        stop_s = i / 61 * lasts_s
+        stopped = simulate(run, tmp_path, monkeypatch, launch_s, stop_s)
+        if run.status == "stopped":
+            assert stopped.saved[-1] - stop_s <= 1.0
+    assert run.status == "finished", "the last comes too late"
+
+
+@pytest.mark.parametrize("launch_s", [0.005, 0.030])
+def test_the_pace_of_a_gpu_whose_launches_return_at_once_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch_s: float
+) -> None:
+    settings = tiny.queue_tiny(tmp_path).info.settings
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(bench, "time", clock)
+    InstantGpu(monkeypatch, clock, launch_s)
+    pace = bench.measure_pace(settings, 300, "cpu", for_s=2.0, at_most_s=60.0)
+    assert pace is not None
+    tokens = settings.batch_size * settings.window_tokens
+    assert pace.tokens_per_s == pytest.approx(tokens / launch_s, rel=0.05)
+    assert clock.now_s <= 4.0

@@ -1,0 +1,244 @@
+"""Checkpoints: copied at one moment, written next to training, one at a time, and never torn."""
+
+import errno
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from lmconsole.errors import TrainingError
+from lmconsole.lm import checkpoint
+from lmconsole.lm.checkpoint import CheckpointWriter, Cursor, save_interval_s
+from lmconsole.runs.paths import RunPaths
+
+CURSOR_OF_0_1_0 = {
+    "epoch": 2,
+    "step": 7,
+    "permutation": torch.arange(3),
+    "epoch_nll": 1.5,
+    "epoch_targets": 28,
+    "epoch_train_s": 0.5,
+    "elapsed_train_s": 2.5,
+    "setup_s": 0.25,
+    "wall_s": 4.0,
+    "best_epoch": 1,
+    "best_valid_loss_nats": 5.5,
+    "best_weights": {"w": torch.ones(2)},
+    "diverged": False,
+    "torch_peak_mib": None,
+    "rss_peak_mib": 300.0,
+    "seq": 12,
+}
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RunPaths:
+    return RunPaths(tmp_path)
+
+
+def writer(paths: RunPaths) -> CheckpointWriter:
+    return CheckpointWriter(paths, "hash", 0.0)
+
+
+def parts(value: float) -> dict[str, Any]:
+    weight = torch.full((4,), value)
+    return {"model": {"w": weight}, "optimizer": {"state": {0: {"m": weight}}, "param_groups": [{"lr": weight}]}}
+
+
+class Gate:
+    """Holds up every write until it is opened, and records which have begun and ended."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.order: list[str] = []
+        self.cursors: list[Cursor] = []
+        self._open = threading.Event()
+        real = checkpoint.save
+
+        def save(paths: RunPaths, cursor: Cursor, parts: dict[str, Any], same_run: str) -> None:
+            self.order.append(f"begin {cursor.step}")
+            self.cursors.append(cursor)
+            self._open.wait()
+            real(paths, cursor, parts, same_run)
+            self.order.append(f"end {cursor.step}")
+
+        monkeypatch.setattr(checkpoint, "save", save)
+
+    def open(self) -> None:
+        self._open.set()
+
+    def open_when_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = CheckpointWriter.join
+
+        def join(writer: CheckpointWriter) -> None:
+            if writer.busy:
+                self.open()
+            real(writer)
+
+        monkeypatch.setattr(CheckpointWriter, "join", join)
+
+
+@pytest.mark.parametrize(("write_s", "interval_s"), [(0.0, 10.0), (0.2, 10.0), (1.0, 10.0), (1.5, 15.0), (60.0, 600.0)])
+def test_checkpoints_are_ten_seconds_apart_or_ten_times_a_write(write_s: float, interval_s: float) -> None:
+    assert save_interval_s(write_s) == interval_s
+
+
+def test_the_next_one_is_due_when_training_has_gone_on_for_long_enough_after_a_write(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, one = Gate(monkeypatch), CheckpointWriter(paths, "hash", 100.0)
+    assert not one.due(109.5)
+    assert one.due(110.0)
+    one.submit(Cursor(elapsed_train_s=110.0), parts(1.0))
+    try:
+        assert not one.due(130.0), "one is being written"
+    finally:
+        gate.open()
+    one.wait()
+    assert not one.due(130.5), "from here on, since here it is seen to be written"
+    assert not one.due(140.0)
+    assert one.due(140.5)
+
+
+def test_what_a_write_takes_decides_when_the_next_is_due(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        now_s = 0.0
+
+        def monotonic(self) -> float:
+            return self.now_s
+
+    clock, real = Clock(), checkpoint.save
+
+    def save(*arguments: Any) -> None:
+        real(*arguments)
+        clock.now_s += 2.5
+
+    monkeypatch.setattr(checkpoint, "time", clock)
+    monkeypatch.setattr(checkpoint, "save", save)
+    one = writer(paths)
+    one.submit(Cursor(), parts(1.0))
+    one.wait()
+    assert one.write_s == 2.5
+    assert not one.due(0.0)
+    assert not one.due(24.5)
+    assert one.due(25.0)
+
+
+def test_a_checkpoint_is_that_of_one_moment_however_training_goes_on(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, one, state, cursor = Gate(monkeypatch), writer(paths), parts(1.0), Cursor(step=1)
+    one.submit(cursor, state)
+    cursor.step = 2
+    state["model"]["w"].fill_(2.0)  # the optimizer's state shares it here
+    state["optimizer"]["param_groups"][0]["lr"] = 3.0
+    gate.open()
+    one.wait()
+    found = checkpoint.load(paths, "hash")
+    assert found is not None
+    read_cursor, read = found
+    assert read_cursor.step == 1
+    expected = torch.ones(4)
+    assert read["model"]["w"].equal(expected)
+    assert read["optimizer"]["state"][0]["m"].equal(expected)
+    assert read["optimizer"]["param_groups"][0]["lr"].equal(expected)
+
+
+def test_the_best_weights_are_not_copied_for_a_checkpoint(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, one = Gate(monkeypatch), writer(paths)
+    gate.open()
+    weights = {"w": torch.ones(2)}
+    one.submit(Cursor(best_weights=weights), parts(1.0))
+    one.wait()
+    assert gate.cursors[0].best_weights is weights
+
+
+def test_a_second_write_waits_for_the_first(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, one = Gate(monkeypatch), writer(paths)
+    gate.open_when_waited_for(monkeypatch)
+    try:
+        one.submit(Cursor(step=1), parts(1.0))
+        assert one.busy
+        one.submit(Cursor(step=2), parts(2.0))
+        assert gate.order[:2] == ["begin 1", "end 1"]
+        one.wait()
+    finally:
+        gate.open()
+    assert gate.order == ["begin 1", "end 1", "begin 2", "end 2"]
+    assert not one.busy
+    older, newer = (torch.load(path, weights_only=True) for path in (paths.previous_checkpoint, paths.checkpoint))
+    assert (older["cursor"]["step"], newer["cursor"]["step"]) == (1, 2)
+
+
+def test_a_failed_write_raises_its_error_at_every_later_call(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    one = writer(paths)
+    one.submit(Cursor(), parts(1.0))
+    one.join()
+    monkeypatch.undo()
+    for ask in (one.check, one.wait, lambda: one.due(0.0), lambda: one.submit(Cursor(), parts(1.0))):
+        with pytest.raises(TrainingError, match="No space left") as raised:
+            ask()
+        assert raised.value.kind == "disk-full"
+    assert not list(paths.folder.iterdir())
+
+
+def test_an_error_of_any_kind_reaches_the_training_thread(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(checkpoint, "save", broken)
+    one = writer(paths)
+    one.submit(Cursor(), parts(1.0))
+    with pytest.raises(MemoryError):
+        one.wait()
+
+
+def test_a_process_that_ends_finishes_its_write(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, one = Gate(monkeypatch), writer(paths)
+    one.submit(Cursor(), parts(1.0))
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
+    gate.open()
+    assert not thread.daemon
+    one.wait()
+
+
+def test_a_checkpoint_of_version_0_1_0_is_read(paths: RunPaths) -> None:
+    torch.save({"schema": 1, "same_run": "hash", "cursor": CURSOR_OF_0_1_0, **parts(1.0)}, paths.checkpoint)
+    found = checkpoint.load(paths, "hash")
+    assert found is not None
+    cursor, rest = found
+    assert (cursor.epoch, cursor.step, cursor.elapsed_train_s, cursor.seq) == (2, 7, 2.5, 12)
+    assert rest["model"]["w"].equal(torch.ones(4))
+
+
+def test_best_weights_are_replaced_whole_or_not_at_all(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save_best_weights(paths, {"body.w": torch.ones(2, 3).T}, {"epoch": "1"})
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(TrainingError, match=r"best-weights\.safetensors: .*No space left"):
+        checkpoint.save_best_weights(paths, {"body.w": torch.zeros(3, 2)}, {"epoch": "2"})
+    assert list(paths.folder.iterdir()) == [paths.best_weights]
+    with safe_open(paths.best_weights, "pt") as file:
+        assert file.metadata() == {"epoch": "1"}
+        assert file.get_tensor("body.w").equal(torch.ones(3, 2))
+
+
+def test_removing_checkpoints_fails_nothing(paths: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    paths.checkpoint.mkdir()
+    paths.previous_checkpoint.write_bytes(b"a checkpoint")
+    checkpoint.remove(paths)
+    assert "checkpoint.pt is no longer needed and cannot be removed" in capsys.readouterr().out
+    assert not paths.previous_checkpoint.exists()
+    paths.checkpoint.rmdir()
+    checkpoint.remove(paths)
+    assert not list(paths.folder.iterdir())
