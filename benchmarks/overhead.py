@@ -239,7 +239,6 @@ def _train(shape: Shape, folder: Path, *, steps: int, epochs: int) -> list[Block
         device=chosen.device,
         corpus=corpus,
         tables=None,
-        began=time.monotonic(),
         stop_requested=meter.stop_requested,
         enter_phase=meter.enter,
         end_telemetry=meter.close,

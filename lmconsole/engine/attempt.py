@@ -5,15 +5,17 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from lmconsole import __version__
 from lmconsole.data.corpus import Corpus, load_corpus
 from lmconsole.engine.estimate import measured_ceiling
 from lmconsole.engine.sampler import Sampler
+from lmconsole.engine.shared_data import Arrays, load_shared
 from lmconsole.errors import LmconsoleError, TrainingError, printable
 from lmconsole.lm import device
-from lmconsole.lm.embedding import Tables, read_tables
-from lmconsole.lm.loop import Job, parameters_of, train
+from lmconsole.lm.embedding import Tables, arrays_of, read_tables, tables_from
+from lmconsole.lm.loop import Job, Training, parameters_of
 from lmconsole.runs.events import EventLog, Failed, Started
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.paths import RunPaths
@@ -22,85 +24,141 @@ from lmconsole.telemetry.gpu import Gpus
 from lmconsole.telemetry.host import host_memory, host_name, rss_mib
 
 
-def run_attempt(
-    info: RunInfo,
-    paths: RunPaths,
-    log: EventLog,
-    history: RunState,
-    *,
-    where: str,
-    siblings: Sequence[int],
-    began: float,
-    stop_requested: Callable[[], bool],
-) -> None:
-    """Train ``info`` on the device ``where``, from its last checkpoint if it has been tried before.
+class Attempt:
+    """One attempt at a run: prepared at once, or step by step while another run has the device, and then run."""
 
-    ``siblings`` are the pids of workers of the same store, so that only strangers count as other users of a GPU.
-    ``began`` is ``time.monotonic()`` at the start of the process. Raises whatever goes wrong: see ``explain``.
-    """
-    device.set_threads(info.threads or 1)
-    device.keep_freed_memory(where)
-    chosen = device.describe_device(where)
-    device.use(where)
-    log.append(_started(info, history.attempt + 1, chosen, siblings), sync=True)
-    sampler = Sampler(log, chosen.uuid, lambda: device.memory_mib(where))
-    sampler.start()
-    try:
+    def __init__(
+        self,
+        info: RunInfo,
+        paths: RunPaths,
+        log: EventLog,
+        history: RunState,
+        *,
+        device_name: str,
+        shared: Path | None,
+        stop_requested: Callable[[], bool],
+    ) -> None:
+        """``device_name`` is torch's, ``shared`` the folder of the data that the workers of one queue share."""
+        self._info, self._paths, self._log, self._history = info, paths, log, history
+        self._device, self._shared, self._stop_requested = device_name, shared, stop_requested
+        self._sampler: Sampler | None = None
+        self._training: Training | None = None
+        self._on_device = False
+
+    def prepare_on_host(self) -> None:
+        """Read the data and build the model, without touching a GPU. Raises whatever goes wrong: see ``explain``."""
+        device.set_threads(self._info.threads or 1)
+        device.keep_freed_memory(self._device)
         job = Job(
-            info=info,
-            paths=paths,
-            log=log,
-            history=history,
-            device=where,
-            corpus=load_the_corpus(info),
-            tables=load_the_tables(info),
-            began=began,
-            stop_requested=stop_requested,
-            enter_phase=sampler.enter,
-            end_telemetry=sampler.close,
+            info=self._info,
+            paths=self._paths,
+            log=self._log,
+            history=self._history,
+            device=self._device,
+            corpus=load_the_corpus(self._info, self._shared),
+            tables=load_the_tables(self._info, self._shared),
+            stop_requested=self._stop_requested,
+            enter_phase=lambda phase, epoch: self._sampler.enter(phase, epoch) if self._sampler else None,
+            end_telemetry=lambda: self._sampler.close() if self._sampler else None,
         )
-        train(job)
-    finally:
-        sampler.close()
+        self._training = Training(job)
+
+    def prepare_on_device(self) -> None:
+        """Do the rest of the set-up. Raises whatever goes wrong."""
+        if self._training is None:
+            self.prepare_on_host()
+        assert self._training is not None
+        device.use(self._device)
+        self._training.prepare_on_device()
+        self._on_device = True
+
+    def discard(self) -> None:
+        """Forget what has been prepared, after an error: ``run`` prepares again."""
+        self._training, self._on_device = None, False
+        device.give_back_memory(self._device)
+
+    def run(self, siblings: Sequence[int], began: float) -> None:
+        """Train on the device, from the last checkpoint if the run has been tried before.
+
+        ``siblings`` are the pids of workers of the same store, which do not count as other users of a GPU. ``began`` is
+        ``time.monotonic()`` when the attempt began. Raises whatever goes wrong: see ``explain``.
+        """
+        chosen = device.describe_device(self._device)
+        device.use(self._device)
+        self._log.append(_started(self._info, self._history.attempt + 1, chosen, siblings), sync=True)
+        self._sampler = Sampler(self._log, chosen.uuid, lambda: device.memory_mib(self._device))
+        self._sampler.start()
+        try:
+            if not self._on_device:
+                self.prepare_on_device()
+            assert self._training is not None
+            self._training.run(began)
+        finally:
+            self._sampler.close()
 
 
-def load_the_corpus(info: RunInfo) -> Corpus:
-    """The corpus the run was queued with. Raises TrainingError if the files hold something else by now."""
+def load_the_corpus(info: RunInfo, shared: Path | None = None) -> Corpus:
+    """Return the corpus the run was queued with, out of the folder ``shared`` if another run of the queue has read it.
+
+    Raises TrainingError if the files hold something else by now.
+    """
     asked = info.corpus
-    corpus = load_corpus(
-        "demo" if asked.kind == "demo" else "tokens",
-        None if asked.path is None else Path(asked.path),
-        vocabulary=info.settings.vocabulary,
+
+    def read() -> Arrays:
+        corpus = load_corpus(
+            "demo" if asked.kind == "demo" else "tokens",
+            None if asked.path is None else Path(asked.path),
+            vocabulary=info.settings.vocabulary,
+            max_tokens=asked.max_tokens,
+        )
+        if corpus.sha256 != asked.sha256:
+            raise TrainingError(
+                "corpus-changed",
+                f"{asked.path or corpus.name}: the corpus is not the one this run was queued with "
+                f"(fingerprint {corpus.sha256[:12]}, expected {asked.sha256[:12]})",
+                hint="Put the old files back, or train on the new ones as a new run: lmconsole run ID --fresh.",
+            )
+        return corpus.splits
+
+    return Corpus(
+        name=asked.name,
+        kind=cast(Any, asked.kind),
+        path=None if asked.path is None else Path(asked.path),
+        vocabulary=asked.vocabulary,
+        tokenizer=asked.tokenizer,
+        splits=dict(load_shared(shared, f"corpus-{asked.sha256}-{asked.max_tokens or 'all'}", read)),
+        sha256=asked.sha256,
         max_tokens=asked.max_tokens,
     )
-    if corpus.sha256 != asked.sha256:
-        raise TrainingError(
-            "corpus-changed",
-            f"{asked.path or corpus.name}: the corpus is not the one this run was queued with "
-            f"(fingerprint {corpus.sha256[:12]}, expected {asked.sha256[:12]})",
-            hint="Put the old files back, or run the experiment anew on the new ones: lmconsole run ID --fresh.",
-        )
-    return corpus
 
 
-def load_the_tables(info: RunInfo) -> Tables | None:
-    """The frozen tables the run was queued with. Raises TrainingError if the file holds others by now."""
-    if info.embeddings is None:
+def load_the_tables(info: RunInfo, shared: Path | None = None) -> Tables | None:
+    """Return the frozen tables the run was queued with, out of the folder ``shared`` if another run has read them.
+
+    Raises TrainingError if the file holds others by now.
+    """
+    asked = info.embeddings
+    if asked is None:
         return None
-    settings = info.settings
-    tables = read_tables(
-        Path(info.embeddings.path),
-        vocabulary=info.corpus.vocabulary,
-        channels=settings.channels,
-        window_tokens=settings.window_tokens,
-    )
-    if tables.sha256 != info.embeddings.sha256:
-        raise TrainingError(
-            "embeddings-changed",
-            f"{info.embeddings.path}: the tables are not those this run was queued with",
-            hint="Put the old file back, or run the experiment anew with the new one: lmconsole run ID --fresh.",
+    path, sha256 = Path(asked.path), asked.sha256
+
+    def read() -> Arrays:
+        settings = info.settings
+        tables = read_tables(
+            path,
+            vocabulary=info.corpus.vocabulary,
+            channels=settings.channels,
+            window_tokens=settings.window_tokens,
         )
-    return tables
+        if tables.sha256 != sha256:
+            raise TrainingError(
+                "embeddings-changed",
+                f"{path}: the tables are not those this run was queued with",
+                hint="Put the old file back, or train on the new one as a new run: lmconsole run ID --fresh.",
+            )
+        return arrays_of(tables)
+
+    return tables_from(load_shared(shared, f"tables-{sha256}", read), sha256=sha256, path=path)
 
 
 def _started(info: RunInfo, attempt: int, chosen: device.Device, siblings: Sequence[int]) -> Started:

@@ -10,16 +10,19 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from lmconsole.engine import worker
 from lmconsole.engine.local import last_line, python, start_program
-from lmconsole.engine.worker import EXIT_NOT_MINE
+from lmconsole.engine.shared_data import shared_folder
+from lmconsole.engine.worker import EXIT_NOT_MINE, Turn
 from lmconsole.errors import StoreError
 from lmconsole.runs import lock
-from lmconsole.runs.events import EventLog, EventReader, Failed, Stopped, utc_now
+from lmconsole.runs.events import EventLog, EventReader, Failed, Queued, Stopped, utc_now
 from lmconsole.runs.state import RunState, Status
 from lmconsole.runs.store import Run, Store
 
@@ -40,7 +43,8 @@ def main(root: Path) -> int:
         mine = lock.acquire(store.runner_lock)
         if mine is None:
             return 0
-        runner.serve()
+        with shared_folder(store.root) as runner.shared:
+            runner.serve()
         mine.release()
         # whoever queued after the last look and saw this runner still at work did not start another
         if not runner.has_work():
@@ -52,9 +56,14 @@ class Runner:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.shared: Path | None = None
+        """Folder of the data that workers share; None: each reads for itself."""
         self._children: dict[str, _Child] = {}
+        self._waiting: dict[str, _Waiting] = {}
         self._served: dict[str, Run] = {}
         self._hopeless: set[str] = set()
+        self._not_ahead: set[str] = set()
+        """Runs that are not prepared ahead, since their waiting worker died."""
 
     def serve(self) -> None:
         """Start what is queued and see to what ends, until nothing is queued or running; then finish up."""
@@ -66,14 +75,17 @@ class Runner:
             waiting = [run for run in runs if self._waits(run) and run.run not in busy]
             for run in waiting:
                 self._served[run.run] = run
+                if run.run in self._waiting and run.stop_requested:
+                    continue  # its worker writes that itself
                 if run.stop_requested:
                     epoch, step = run.state.position
                     self._append(run, Stopped(epoch=epoch, step=step), after=run.state.queued_seq)
                 else:
                     self._start(run, busy)
-            if not waiting and not busy and not self._children:
+            self._prepare_ahead(waiting, busy, runs)
+            if not waiting and not busy and not self._children and not self._waiting:
                 break
-            time.sleep(POLL_S)
+            self._pause()
         self._finish()
 
     def has_work(self) -> bool:
@@ -83,9 +95,28 @@ class Runner:
     def _waits(self, run: Run) -> bool:
         return run.status is Status.QUEUED and not run.problem and run.run not in self._hopeless
 
+    def _pause(self) -> None:
+        """Wait until it is time to look again: at once when a worker ends, since its device is free then."""
+        # The sentinel of one whose fork server has gone would always be ready, whatever the worker does.
+        ends = [child.process.sentinel for child in self._children.values() if child.process.exitcode is None]
+        if ends:
+            wait(ends, POLL_S)
+        else:
+            time.sleep(POLL_S)
+
     def _reap(self, runs: list[Run]) -> None:
         """Forget the workers that have ended; write ``failed`` for one that could not do so itself."""
         by_name = {run.run: run for run in runs}
+        for name, ahead in list(self._waiting.items()):
+            code = ahead.process.exitcode
+            run = by_name.get(name)
+            if code is None or (code == FORK_SERVER_GONE and run and self._worker_pid(run) is not None):
+                continue
+            ahead.turns.close()
+            del self._waiting[name]
+            if code:
+                self._not_ahead.add(name)
+                _say(f"{name}: its worker ended before its turn (exit code {code}); it is started when its turn comes")
         for name, child in list(self._children.items()):
             code = child.process.exitcode
             run = by_name.get(name)
@@ -102,6 +133,8 @@ class Runner:
             queued = run.state.queued
             if queued is None:
                 continue
+            if run.run in self._waiting:
+                continue
             if run.run in self._children:
                 busy[run.run] = {self._children[run.run].device}, queued.jobs
             elif self._worker_pid(run) is not None:
@@ -115,19 +148,74 @@ class Runner:
         assert queued is not None
         for device in sorted(queued.devices, key=lambda each: sum(each in on for on, _ in busy.values())):
             others = [jobs for on, jobs in busy.values() if device in on]
+            ahead = self._waiting.get(run.run)
+            if ahead is not None and (ahead.device not in (None, device) or ahead.queued_seq != queued.seq):
+                continue
             if len(others) < min([queued.jobs, *others]):
+                siblings = [pid for pid in map(self._worker_pid, self._active(busy)) if pid]
                 try:
-                    process = worker.start(
-                        run, device, [pid for pid in map(self._worker_pid, self._active(busy)) if pid]
-                    )
+                    process = self._start_on(run, device, siblings)
                 except OSError as error:
                     self._append(run, _cannot_start(run, error), after=queued.seq)
                     return
+                if process is None:
+                    break
                 self._children[run.run] = _Child(process, device, queued.seq)
                 busy[run.run] = {device}, queued.jobs
                 _say(f"{run.run}: started on {device}, pid {process.pid}")
                 return
         busy[f"waiting {run.run}"] = set(queued.devices), 0
+
+    def _start_on(self, run: Run, device: str, siblings: Sequence[int]) -> BaseProcess | None:
+        """Start a worker, or tell the one that waits that it is its turn; None if that one has just ended. Raises
+        OSError if none can be started."""
+        ahead = self._waiting.get(run.run)
+        if ahead is None:
+            return worker.start(run, device, siblings, self.shared)
+        if not ahead.tell(Turn(go=True, variables=worker.visible(device), siblings=tuple(siblings))):
+            return None
+        ahead.turns.close()
+        del self._waiting[run.run]
+        return ahead.process
+
+    def _prepare_ahead(self, waiting: list[Run], busy: dict[str, tuple[set[str], int]], runs: list[Run]) -> None:
+        """See that for each GPU that trains one run the next one is being prepared: on the host, and on the device as
+        soon as the other only has its tests left, so that what is measured of a run that trains is its own."""
+        by_name = {run.run: run for run in runs}
+        trains = {
+            device: by_name[name]
+            for name, (on, jobs) in busy.items()
+            for device in on
+            if jobs == 1 and prepares_ahead(device) and name in by_name and by_name[name].status is Status.RUNNING
+        }
+        for run in waiting:
+            queued = run.state.queued
+            if queued is None or queued.jobs != 1 or run.run in busy or run.stop_requested:
+                continue
+            others = {device: trains[device] for device in queued.devices if device in trains}
+            if run.run not in self._waiting and others and len(self._waiting) < len(trains):
+                self._start_waiting(run, queued)
+            if run.run in self._waiting:
+                self._let_use_device(self._waiting[run.run], others)
+
+    def _start_waiting(self, run: Run, queued: Queued) -> None:
+        if run.run in self._not_ahead:
+            return
+        try:
+            process, turns = worker.start_waiting(run, queued.devices[0], self.shared)
+        except OSError as error:
+            self._not_ahead.add(run.run)
+            _say(f"{run.run}: cannot be prepared before its turn: {error}")
+        else:
+            self._waiting[run.run] = _Waiting(process, turns, queued.seq)
+
+    def _let_use_device(self, ahead: "_Waiting", others: Mapping[str, Run]) -> None:
+        """Let a waiting worker set up the first device on which the run that trains only has its tests left."""
+        taken = {each.device for each in self._waiting.values()}
+        for device, other in others.items():
+            if ahead.device is None and device not in taken and _only_tests(other):
+                ahead.device = device
+                ahead.tell(Turn(go=False, variables=worker.visible(device), siblings=()))
 
     def _active(self, busy: dict[str, tuple[set[str], int]]) -> list[Run]:
         return [self._served[name] for name in busy if name in self._served]
@@ -187,6 +275,38 @@ class _Child:
     process: BaseProcess
     device: str
     queued_seq: int
+
+
+@dataclass
+class _Waiting:
+    """A worker that prepares its run and waits for its turn, for which ``queued`` event; ``device`` once it may use
+    that one."""
+
+    process: BaseProcess
+    turns: Connection
+    queued_seq: int
+    device: str | None = None
+
+    def tell(self, turn: Turn) -> bool:
+        """Whether the worker was there to be told."""
+        try:
+            self.turns.send(turn)
+        except OSError:
+            return False
+        return True
+
+
+def prepares_ahead(device: str) -> bool:
+    """Whether the next run is prepared while another has this device: a CPU has no room for both."""
+    return worker.has_uuid(device)
+
+
+def _only_tests(run: Run) -> bool:
+    """Whether training is over and the tests are under way, or about to be."""
+    state = run.state
+    started, last = state.started, state.telemetry[-1] if state.telemetry else None
+    testing = last is not None and started is not None and last.seq > started.seq and last.phase == "test"
+    return testing or len(state.epochs) >= run.info.settings.epochs
 
 
 def _obituary(run: Run, code: int) -> Failed:

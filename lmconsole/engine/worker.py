@@ -2,43 +2,95 @@
 outcome before it exits."""
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from multiprocessing import get_context
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from lmconsole import __version__
 from lmconsole.errors import printable
 from lmconsole.runs import lock
-from lmconsole.runs.events import EventLog, EventReader, Failed
+from lmconsole.runs.events import EventLog, EventReader, Failed, Stopped
 from lmconsole.runs.info import read_info
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState, Status
 from lmconsole.runs.store import Run
 
+if TYPE_CHECKING:
+    from lmconsole.engine.attempt import Attempt
+
 LOCK_TIMEOUT_S = 5.0
+WAIT_POLL_S = 0.2
+"""How often a waiting worker looks whether its run is to stop."""
 EXIT_FAILED = 1
 EXIT_NOT_MINE = 75
 """Somebody else has the run, or nobody queued it: nothing was written."""
 
 
-def start(run: Run, device: str, siblings: Sequence[int]) -> BaseProcess:
+class Turn(NamedTuple):
+    """What the runner tells a worker that waits while another run has the device."""
+
+    go: bool
+    """Train now; False: the other run only has its tests left, so the device may be prepared."""
+    variables: Mapping[str, str]
+    """For the environment: they decide which GPU the worker sees."""
+    siblings: tuple[int, ...]
+
+
+def start(run: Run, device: str, siblings: Sequence[int], shared: Path | None = None) -> BaseProcess:
     """Start the worker of a queued run on ``device``, ``cpu`` or a GPU's UUID, which is then the only one it sees.
 
-    On Linux it is forked from a process that has imported torch before, once for all runs. Elsewhere, and where that
-    process cannot be had, it starts anew: macOS's own libraries do not survive a fork. Raises OSError if it cannot be
-    started.
+    ``shared`` is the folder of the data that workers share. On Linux the worker is forked from a process that has
+    imported torch before, once for all runs. Elsewhere, and where that process cannot be had, it starts as a program of
+    its own: macOS's own libraries do not survive a fork. Raises OSError if it cannot be started.
     """
-    by_uuid = device.startswith(("GPU-", "MIG-"))
-    arguments = [str(run.paths.folder), "--device", "cuda:0" if by_uuid else device]
-    variables = {"CUDA_VISIBLE_DEVICES": device} if by_uuid else {}
-    run.paths.worker_log.open("ab").close()  # what is wrong with it is told here, where somebody listens
-    every = [*arguments, "--siblings", *map(str, siblings)], str(run.paths.worker_log), variables
+    arguments = [*_arguments(run, device, shared), "--siblings", *map(str, siblings)]
+    return _start(run, arguments, visible(device), None)
+
+
+def start_waiting(run: Run, device: str, shared: Path | None) -> tuple[BaseProcess, Connection]:
+    """Start the worker of a queued run that prepares on the host and then waits for each ``Turn`` sent to it.
+
+    ``device`` may be any GPU of the run. The worker ends, and the run stays queued, when the connection is closed.
+    Raises OSError if it cannot be started.
+    """
+    receiver, sender = Pipe(duplex=False)
+    try:
+        process = _start(run, _arguments(run, device, shared), {}, receiver)
+    except BaseException:
+        sender.close()
+        raise
+    finally:
+        receiver.close()
+    return process, sender
+
+
+def visible(device: str) -> dict[str, str]:
+    """Return the environment that makes the GPU with the UUID ``device`` the only one a worker sees."""
+    return {"CUDA_VISIBLE_DEVICES": device} if has_uuid(device) else {}
+
+
+def has_uuid(device: str) -> bool:
+    """Whether the queue's name of a device is a UUID, as those of NVIDIA's GPUs are."""
+    return device.startswith(("GPU-", "MIG-"))
+
+
+def _arguments(run: Run, device: str, shared: Path | None) -> list[str]:
+    more = [] if shared is None else ["--shared", str(shared)]
+    return [str(run.paths.folder), "--device", "cuda:0" if has_uuid(device) else device, *more]
+
+
+def _start(run: Run, arguments: list[str], variables: Mapping[str, str], turns: Connection | None) -> BaseProcess:
+    run.paths.worker_log.open("ab").close()  # an error of this file belongs to the runner, which can report it
+    every = arguments, str(run.paths.worker_log), variables, turns
     process: BaseProcess
     if sys.platform.startswith("linux"):
         forking = get_context("forkserver")
@@ -54,7 +106,7 @@ def start(run: Run, device: str, siblings: Sequence[int]) -> BaseProcess:
     return process
 
 
-def enter(arguments: list[str], log: str, variables: Mapping[str, str]) -> None:
+def enter(arguments: list[str], log: str, variables: Mapping[str, str], turns: Connection | None) -> None:
     """``main`` in a process that the runner has just made: in a session of its own, so that a hang-up or an interrupt
     of a terminal does not reach it, printing into the file ``log``, with ``variables`` in its environment."""
     os.setsid()
@@ -67,16 +119,22 @@ def enter(arguments: list[str], log: str, variables: Mapping[str, str]) -> None:
         from lmconsole.lm.device import lost_in_fork
 
         if lost_in_fork():
+            if turns is not None:
+                sys.exit(EXIT_NOT_MINE)  # a new program cannot wait; the run is started when its turn comes
             os.execv(sys.executable, [sys.executable, "-P", "-m", "lmconsole.engine.worker", *arguments])
-    sys.exit(main(arguments))
+    sys.exit(main(arguments, turns))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Train the run in the folder given; the exit code is 0 for finished or stopped."""
+def main(arguments: list[str] | None = None, turns: Connection | None = None) -> int:
+    """Train the run in the folder given; the exit code is 0 for finished or stopped.
+
+    With ``turns`` the worker prepares the run and trains it when it is told to; its clock starts then.
+    """
     began = time.monotonic()
     parser = argparse.ArgumentParser(prog="lmconsole-worker", description="Trains one queued run.")
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--device", required=True, help="cpu, cuda:0, …")
+    parser.add_argument("--shared", type=Path, help="folder of data that workers share")
     parser.add_argument("--siblings", type=int, nargs="*", default=[], help="pids of our other workers")
     asked = parser.parse_args(arguments)
     paths = RunPaths(asked.run.absolute())
@@ -88,26 +146,71 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_NOT_MINE
     stopping = _heed_signals()
     log = EventLog(paths.events)
+
+    def stop_requested() -> bool:
+        return bool(stopping) or paths.stop.exists()
+
     try:
         info = read_info(paths.info)
         os.environ["OMP_NUM_THREADS"] = str(info.threads)
-        from lmconsole.engine.attempt import run_attempt
+        from lmconsole.engine.attempt import Attempt
 
-        run_attempt(
-            info,
-            paths,
-            log,
-            history,
-            where=asked.device,
-            siblings=asked.siblings,
-            began=began,
-            stop_requested=lambda: bool(stopping) or paths.stop.exists(),
+        attempt = Attempt(
+            info, paths, log, history, device_name=asked.device, shared=asked.shared, stop_requested=stop_requested
         )
+        siblings: Sequence[int] = asked.siblings
+        if turns is not None:
+            turn = _wait(attempt, turns, stop_requested)
+            if turn is None:
+                epoch, step = history.position
+                log.append(Stopped(epoch=epoch, step=step), sync=True)
+                return 0
+            siblings, began = turn.siblings, time.monotonic()
+        attempt.run(siblings, began)
+    except _RunnerGone:
+        return EXIT_NOT_MINE
     except BaseException as error:
         traceback.print_exc()
         log.append(_failure(error, paths, asked.device), sync=True)
         return EXIT_FAILED
     return 0
+
+
+class _RunnerGone(Exception):
+    """The runner of a waiting worker has ended; the next one starts the run."""
+
+
+def _wait(attempt: "Attempt", turns: Connection, stop_requested: Callable[[], bool]) -> Turn | None:
+    """Prepare ``attempt`` as far as the other run leaves room for it, and return the turn to train; None for a stop.
+
+    What goes wrong here is printed, and done again when the turn has come: memory may be short while two runs hold it.
+    Raises _RunnerGone.
+    """
+    _try_to_prepare(attempt, attempt.prepare_on_host)
+    while not stop_requested():
+        if not turns.poll(WAIT_POLL_S):
+            continue
+        try:
+            turn: Turn = turns.recv()
+        except (EOFError, OSError):
+            raise _RunnerGone from None
+        os.environ.update(turn.variables)
+        if turn.go:
+            return turn
+        _try_to_prepare(attempt, attempt.prepare_on_device)
+    return None
+
+
+def _try_to_prepare(attempt: "Attempt", prepare: Callable[[], None]) -> None:
+    try:
+        prepare()
+    except Exception:
+        print(
+            "Preparing while another run had the device failed; it is done again when that one has ended:", flush=True
+        )
+        traceback.print_exc()
+        with contextlib.suppress(Exception):  # whatever state the device is in, ``run`` tells
+            attempt.discard()
 
 
 def _heed_signals() -> list[int]:

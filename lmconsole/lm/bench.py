@@ -115,7 +115,7 @@ def measure_pace(settings: Settings, vocabulary: int, where: str, *, for_s: floa
             return False
 
         try:
-            train(_job(settings, vocabulary, where, paths, log, look))
+            train(_job(settings, vocabulary, where, paths, log, look), began)
         except _Enough:
             pass
         finally:
@@ -185,7 +185,6 @@ def _job(
         device=where,
         corpus=corpus,
         tables=_tables(vocabulary, settings.channels, settings.window_tokens) if frozen else None,
-        began=time.monotonic(),
         stop_requested=look,
         enter_phase=lambda phase, epoch: None,
         end_telemetry=lambda: None,

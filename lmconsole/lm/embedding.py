@@ -3,12 +3,14 @@
 import hashlib
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -28,6 +30,17 @@ class Tables:
     sha256: str
     """Of shapes and values, so that the same tables from another kind of file have the same one."""
     path: Path
+
+
+def arrays_of(tables: Tables) -> dict[str, NDArray[np.float32]]:
+    """Return the two tables as arrays that share their memory."""
+    return {_TOKENS: tables.tokens.numpy(), _POSITION: tables.position.numpy()}
+
+
+def tables_from(arrays: Mapping[str, NDArray[Any]], *, sha256: str, path: Path) -> Tables:
+    """Return the tables in arrays of ``arrays_of``, whose memory they share; the fingerprint is believed."""
+    tokens, position = (torch.from_numpy(arrays[name]) for name in (_TOKENS, _POSITION))
+    return Tables(tokens=tokens, position=position, sha256=sha256, path=path)
 
 
 def read_tables(path: Path, *, vocabulary: int, channels: int, window_tokens: int) -> Tables:

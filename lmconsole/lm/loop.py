@@ -57,8 +57,6 @@ class Job:
     device: str
     corpus: Corpus
     tables: Tables | None
-    began: float
-    """``time.monotonic()`` when the attempt began."""
     stop_requested: Callable[[], bool]
     enter_phase: Callable[[Phase, int | None], None]
     """Told which phase and epoch follow, for the telemetry."""
@@ -66,46 +64,67 @@ class Job:
     """Called before the outcome is written, which is to be the last event."""
 
 
-def train(job: Job) -> None:
+def train(job: Job, began: float | None = None) -> None:
     """Train, or go on training, until the run is finished or stopped, and write that into its log.
+
+    ``began`` is ``time.monotonic()`` when the attempt began; None: now.
 
     Raises:
         TrainingError: a checkpoint or the best weights cannot be written.
         OSError: the log cannot be written.
     """
-    Training(job).run()
+    began = time.monotonic() if began is None else began
+    training = Training(job)
+    training.prepare_on_device()
+    training.run(began)
 
 
 class Training:
-    """One attempt at one run. ``cursor``, the weights and the optimizer are all that a checkpoint needs to hold."""
+    """One attempt at one run: prepared on the host, then on the device, and run.
+
+    ``cursor``, the weights and the optimizer are all that a checkpoint needs to hold.
+    """
 
     def __init__(self, job: Job) -> None:
+        """Prepare what needs no device: fresh weights, or those of the checkpoint that the attempt continues from."""
         self.job = job
         self.settings = job.info.settings
         self.precision = cast(Precision, self.settings.precision)
         device.apply_precision(self.precision)
         torch.manual_seed(job.info.seed)
-        self.model = build_model(self.settings, vocabulary=job.corpus.vocabulary, tables=job.tables).to(job.device)
-        self.optimizer = build_optimizer(self.settings, self.model.parameters())
+        self.model = build_model(self.settings, vocabulary=job.corpus.vocabulary, tables=job.tables)
         self.shuffle = torch.Generator().manual_seed(job.info.seed)
+        self.cursor = Cursor()
+        self._checkpoint: dict[str, Any] | None = None
+        if job.history.attempt:
+            found = checkpoint.load(job.paths, job.info.same_run, self._fits)
+            if found is not None:
+                self.cursor, self._checkpoint = found
+
+    def prepare_on_device(self) -> None:
+        """Move weights, optimizer and data to the device, and compile and capture the step where it is a GPU."""
+        job = self.job
+        self.model.to(job.device)
+        self.optimizer = build_optimizer(self.settings, self.model.parameters())
         self.splits = {
             split: WindowedSplit(job.corpus.splits[split], self.settings.window_tokens, job.device) for split in SPLITS
         }
         self.steps = math.ceil(len(self.splits["train"]) / self.settings.batch_size)
-        self.cursor = Cursor()
         self._restore()
         self.writer = CheckpointWriter(job.paths, job.info.same_run, self.cursor.elapsed_train_s)
         self.training = prepare_steps(
             self.model, self.optimizer, self.splits["train"], self.settings, self.precision, job.device
         )
-        self._wall_before_s = self.cursor.wall_s
-        self._next_tick = time.monotonic() + TICK_S
-
-    def run(self) -> None:
-        """The whole story of an attempt."""
-        job, cursor = self.job, self.cursor
         device.synchronize(job.device)
-        cursor.setup_s += time.monotonic() - job.began
+
+    def run(self, began: float) -> None:
+        """Train to the end, or until a stop. ``began`` is ``time.monotonic()`` when the attempt began."""
+        job, cursor = self.job, self.cursor
+        if job.history.attempt:
+            job.log.append(Resumed(epoch=cursor.epoch, step=cursor.step), sync=True)
+        self._began, self._wall_before_s = began, cursor.wall_s
+        self._next_tick = time.monotonic() + TICK_S
+        cursor.setup_s += time.monotonic() - began
         try:
             while not self._training_is_over():
                 job.enter_phase("train", cursor.epoch)
@@ -305,7 +324,7 @@ class Training:
             raise StopRequested
 
     def _wall_s(self) -> float:
-        return self._wall_before_s + time.monotonic() - self.job.began
+        return self._wall_before_s + time.monotonic() - self._began
 
     def _save_if_due(self) -> None:
         if self.writer.due(self.cursor.elapsed_train_s):
@@ -335,19 +354,16 @@ class Training:
             cursor.torch_peak_mib = max(cursor.torch_peak_mib or 0.0, allocated)
 
     def _restore(self) -> None:
-        """Go on from the newest checkpoint, and say in the log what of it counts no longer."""
-        if not self.job.history.attempt:
+        """Continue from the checkpoint, if there is one."""
+        parts, self._checkpoint = self._checkpoint, None
+        if parts is None:
             return
-        found = checkpoint.load(self.job.paths, self.job.info.same_run, self._fits)
-        if found is not None:
-            self.cursor, parts = found
-            self.model.load_state_dict(parts["model"])
-            self.optimizer.load_state_dict(parts["optimizer"])
-            self.shuffle.set_state(parts["shuffle"])
-            torch.set_rng_state(parts["random"])
-            if self.job.device != "cpu" and "random_cuda" in parts:
-                torch.cuda.set_rng_state(parts["random_cuda"], self.job.device)
-        self.job.log.append(Resumed(epoch=self.cursor.epoch, step=self.cursor.step), sync=True)
+        self.model.load_state_dict(parts["model"])
+        self.optimizer.load_state_dict(parts["optimizer"])
+        self.shuffle.set_state(parts["shuffle"])
+        torch.set_rng_state(parts["random"])
+        if self.job.device != "cpu" and "random_cuda" in parts:
+            torch.cuda.set_rng_state(parts["random_cuda"], self.job.device)
 
     def _fits(self, cursor: Cursor) -> bool:
         """Whether the log has every epoch that the checkpoint counts as done."""

@@ -114,7 +114,7 @@ def test_a_full_store_refuses_to_queue_and_leaves_no_half_run(tmp_path: Path, mo
 def test_a_gpu_is_named_by_its_uuid_so_that_every_process_means_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[tuple[list[str], str, dict[str, str]]] = []
+    started: list[tuple[object, ...]] = []
 
     class Context:
         def __init__(self, method: str) -> None:
@@ -123,7 +123,7 @@ def test_a_gpu_is_named_by_its_uuid_so_that_every_process_means_the_same(
         def set_forkserver_preload(self, modules: list[str]) -> None:
             assert all(importlib.util.find_spec(module) for module in modules)
 
-        def Process(self, target: object, args: tuple[list[str], str, dict[str, str]]) -> Dead:  # noqa: N802
+        def Process(self, target: object, args: tuple[object, ...]) -> Dead:  # noqa: N802
             assert target is worker.enter
             started.append(args)
             return Dead(0)
@@ -134,8 +134,8 @@ def test_a_gpu_is_named_by_its_uuid_so_that_every_process_means_the_same(
     worker.start(run, "cpu", [])
     folder, log = str(run.paths.folder), str(run.paths.worker_log)
     assert started == [
-        ([folder, "--device", "cuda:0", "--siblings", "7"], log, {"CUDA_VISIBLE_DEVICES": "GPU-aaaa"}),
-        ([folder, "--device", "cpu", "--siblings"], log, {}),
+        ([folder, "--device", "cuda:0", "--siblings", "7"], log, {"CUDA_VISIBLE_DEVICES": "GPU-aaaa"}, None),
+        ([folder, "--device", "cpu", "--siblings"], log, {}, None),
     ]
 
 

@@ -41,7 +41,6 @@ def job(run: Run, root: Path, *, stop: Callable[[], bool] = lambda: False) -> Jo
         device="cpu",
         corpus=corpus,
         tables=None,
-        began=time.monotonic(),
         stop_requested=stop,
         enter_phase=lambda phase, epoch: None,
         end_telemetry=lambda: None,
@@ -124,7 +123,8 @@ def test_validation_falls_and_the_best_weights_are_tested(tmp_path: Path) -> Non
     run = tiny.queue_tiny(tmp_path, "gpt1", epochs=40, learning_rate=0.05)
     torch.set_num_threads(1)
     training = Training(job(run, tmp_path))
-    training.run()
+    training.prepare_on_device()
+    training.run(time.monotonic())
     run.refresh()
     state = run.state
     best, finished = state.best_epoch, state.finished
@@ -179,7 +179,7 @@ def test_the_clock_counts_training_and_nothing_else(tmp_path: Path, monkeypatch:
     clock.passes_in(monkeypatch, Training, "_save", 100.0)
     clock.passes_in(monkeypatch, Training, "_evaluate", 32.0)
     run = tiny.queue_tiny(tmp_path, epochs=2)
-    train(replace(job(run, tmp_path), began=clock.monotonic()))
+    train(job(run, tmp_path), clock.monotonic())
     run.refresh()
     train_s = 0.25 * run.state.progress[-1].steps
     assert train_s > 2.0, "the test needs a checkpoint within an epoch"
@@ -316,7 +316,7 @@ def test_a_checkpoint_follows_ten_seconds_of_training_after_the_last(
 
     monkeypatch.setattr(CheckpointWriter, "submit", submit)
     run = tiny.queue_tiny(tmp_path, epochs=4)
-    train(replace(job(run, tmp_path), began=0.0))
+    train(job(run, tmp_path), 0.0)
     assert len(saved_at) > 2
     gaps = [later - earlier for earlier, later in itertools.pairwise([0.0, *saved_at[:-1]])]
     assert all(10.0 <= gap <= 11.0 for gap in gaps), gaps
@@ -554,7 +554,7 @@ def simulate(
         patched.setattr(Training, "_report", reported)
         patched.setattr(Training, "_save", saved)
         asked = job(run, root, stop=lambda: clock.now_s >= stop_s)
-        train(replace(asked, began=0.0, enter_phase=entered))
+        train(replace(asked, enter_phase=entered), 0.0)
     run.refresh()
     return simulated
 

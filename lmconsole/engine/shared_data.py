@@ -1,0 +1,92 @@
+"""Corpora and tables that are read and verified once for all runs of a queue, and mapped into memory by each.
+
+They are kept in a private folder that the runner makes for its workers and removes when the queue is empty. Entries are
+named by the fingerprint of what they hold, so an entry that exists is the data a run was queued with.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lmconsole.runs import lock
+
+LOCK_TIMEOUT_S = 60.0
+Arrays = Mapping[str, Any]
+"""NumPy arrays by name. The runner, which makes the folder, imports no numpy."""
+
+
+@contextlib.contextmanager
+def shared_folder(store: Path) -> Iterator[Path | None]:
+    """Make a private folder for the workers of the store at ``store``, and remove it in the end.
+
+    Folders that a killed runner of the same store left behind are removed first: a store has one runner at a time.
+    Where no folder can be made None is given, and each worker reads for itself.
+    """
+    folder = None
+    with contextlib.suppress(OSError):
+        prefix = _prefix(store)
+        for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+            if left.lstat().st_uid == os.getuid():
+                shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        yield folder
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)  # what workers have mapped stays theirs
+
+
+def _prefix(store: Path) -> str:
+    """Return the beginning of the folder's name, the same for every runner of this store, whatever its path."""
+    found = store.stat()
+    identity = f"{os.getuid()} {found.st_dev} {found.st_ino}"
+    return f"lmconsole-{hashlib.sha256(identity.encode()).hexdigest()[:16]}-"
+
+
+def load_shared(folder: Path | None, key: str, read: Callable[[], Arrays]) -> Arrays:
+    """Return the arrays of entry ``key``, mapped into memory; where there is none ``read`` them, and keep them.
+
+    ``read`` verifies what it returns and may raise. One worker reads at a time, so that of several that start together
+    one does the work. Pages are private: whatever is written into an array stays in this process.
+    """
+    with contextlib.ExitStack() as reading:
+        mine = None
+        if folder is not None:
+            with contextlib.suppress(OSError):  # the folder has gone with its runner
+                mine = reading.enter_context(lock.held(folder / f"{key}.lock", LOCK_TIMEOUT_S))
+        known = None if folder is None else _map(folder / key)
+        if known is not None:
+            return known
+        found = read()
+        if folder is not None and mine is not None:
+            _keep(folder / key, found)
+        return found
+
+
+def _map(entry: Path) -> Arrays | None:
+    """Return the arrays of an entry; None if there is none."""
+    import numpy as np
+
+    try:
+        return {file.stem: np.load(file, mmap_mode="c") for file in sorted(entry.iterdir())}
+    except (OSError, ValueError):
+        return None
+
+
+def _keep(entry: Path, arrays: Arrays) -> None:
+    """Write ``arrays`` as an entry that appears whole; where there is no room for it there is none."""
+    import numpy as np
+
+    temporary = entry.with_suffix(".tmp")
+    try:
+        temporary.mkdir()
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+        temporary.rename(entry)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,350 @@
+"""The next run's worker, prepared while another run trains. A GPU is played by the CPU: the runner is told that it
+prepares ahead there."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+
+from lmconsole.engine import runner, worker
+from lmconsole.engine.runner import Runner
+from lmconsole.engine.worker import Turn
+from lmconsole.runs.events import Epoch, EventLog, Queued, Started, Stopped, Telemetry
+from lmconsole.runs.lock import Owner
+from lmconsole.runs.state import Status
+from lmconsole.runs.store import Run, Store
+
+LONG = 100_000
+AHEAD = "from lmconsole.engine import runner\nrunner.prepares_ahead = lambda device: True\n"
+
+
+def start_runner(root: Path, prelude: str = AHEAD) -> "subprocess.Popen[bytes]":
+    code = f"{prelude}import sys\nfrom pathlib import Path\nsys.exit(runner.main(Path(sys.argv[1])))"
+    with (root / "runner-output").open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, str(root / "runs")],
+            env=tiny.environment(root),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def status(run: Run) -> Status:
+    run.refresh()
+    return run.status
+
+
+def trains(run: Run) -> bool:
+    run.refresh()
+    return bool(run.state.epochs) and run.status is Status.RUNNING
+
+
+def holder(run: Run) -> int | None:
+    owner = run.worker()
+    return None if owner is None else owner.pid
+
+
+@pytest.mark.slow
+def test_the_next_run_waits_prepared_and_its_clock_starts_with_its_turn(tmp_path: Path) -> None:
+    first = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG)
+    second, third = (tiny.queue_tiny(tmp_path, seed=seed) for seed in (2, 3))
+    alone = tiny.queue_tiny(tmp_path / "alone", seed=2)
+    assert tiny.worker(alone, tmp_path / "alone").returncode == 0
+    serving = start_runner(tmp_path)
+    wait_for(lambda: trains(first) and holder(second))
+    waiting = holder(second)
+    time.sleep(1.5)  # a clock that ran while waiting would show it
+    assert holder(third) is None, "one at a time"
+    assert (status(second), second.state.started, second.state.telemetry.maxlen) == (Status.QUEUED, None, None)
+    assert second.paths.events.read_bytes().count(b"\n") == 1, "nothing is written before the turn"
+    first.request_stop()
+    assert serving.wait(60) == 0
+    assert [status(run) for run in (first, second, third)] == [Status.STOPPED, Status.FINISHED, Status.FINISHED]
+    alone.refresh()
+    started, finished, same = second.state.started, second.state.finished, alone.state.finished
+    assert started is not None
+    assert finished is not None
+    assert same is not None
+    assert (started.pid, started.attempt) == (waiting, 1)
+    assert first.state.last_t < started.t, "one run trains at a time"
+    assert finished.wall_s is not None
+    assert finished.wall_s < 1.4
+    assert (finished.test_ppl_final, finished.best_valid_ppl) == (same.test_ppl_final, same.best_valid_ppl)
+
+
+@pytest.mark.slow
+def test_a_waiting_run_that_is_stopped_says_so_and_makes_room_for_the_next(tmp_path: Path) -> None:
+    runs = [tiny.queue_tiny(tmp_path, seed=seed, epochs=LONG) for seed in (1, 2, 3)]
+    serving = start_runner(tmp_path)
+    wait_for(lambda: trains(runs[0]) and holder(runs[1]))
+    runs[1].request_stop()
+    wait_for(lambda: status(runs[1]) is Status.STOPPED)
+    assert runs[1].state.started is None
+    wait_for(lambda: holder(runs[2]))
+    assert status(runs[0]) is Status.RUNNING
+    for run in runs:
+        run.request_stop()
+    assert serving.wait(60) == 0
+    assert [status(run) for run in runs] == [Status.STOPPED] * 3
+    again = tiny.queue_tiny(tmp_path, seed=2, epochs=LONG)
+    assert again.run == runs[1].run
+
+
+@pytest.mark.slow
+def test_a_waiting_worker_ends_with_its_runner_and_the_next_runner_starts_the_run(tmp_path: Path) -> None:
+    first, second = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
+    killed = start_runner(tmp_path)
+    wait_for(lambda: trains(first) and holder(second))
+    killed.kill()
+    killed.wait()
+    wait_for(lambda: holder(second) is None)
+    assert status(second) is Status.QUEUED
+    assert holder(first) is not None, "the run that trains goes on"
+    serving = start_runner(tmp_path)
+    wait_for(lambda: holder(second) is not None)
+    first.request_stop()
+    assert serving.wait(60) == 0
+    assert (status(first), status(second)) == (Status.STOPPED, Status.FINISHED)
+    assert second.state.attempt == 1
+
+
+@pytest.mark.slow
+def test_a_run_whose_waiting_worker_is_killed_is_started_when_its_turn_comes(tmp_path: Path) -> None:
+    first, second = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
+    serving = start_runner(tmp_path)
+    wait_for(lambda: trains(first) and holder(second))
+    pid = holder(second)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: "before its turn" in (tmp_path / "runner-output").read_text())
+    assert status(second) is Status.QUEUED
+    first.request_stop()
+    assert serving.wait(60) == 0
+    assert (status(first), status(second)) == (Status.STOPPED, Status.FINISHED)
+
+
+@pytest.mark.slow
+def test_what_fails_while_waiting_is_done_again_and_recorded_in_its_turn(tmp_path: Path) -> None:
+    first, second = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
+    info = second.paths.info
+    info.write_text(info.read_text().replace(second.info.corpus.sha256, "0" * 64))
+    serving = start_runner(tmp_path)
+    wait_for(lambda: trains(first) and holder(second))
+    wait_for(lambda: "done again when that one has ended" in second.paths.worker_log.read_text())
+    assert status(second) is Status.QUEUED
+    first.request_stop()
+    assert serving.wait(60) == 0
+    assert (status(first), status(second)) == (Status.STOPPED, Status.FAILED)
+    assert second.state.started is not None
+    assert second.state.failed is not None
+    assert second.state.failed.error == "corpus-changed"
+
+
+@pytest.mark.slow
+def test_data_is_read_once_for_all_runs_of_a_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The corpus goes, with the cache of its tokens, while the first run trains; what comes after it has it still."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    first, second = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
+    serving = start_runner(tmp_path, AHEAD.replace("True", "False"))
+    wait_for(lambda: trains(first))
+    (folder,) = (tmp_path / "temporary").glob("lmconsole-*")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    (entry,) = folder.glob("corpus-*-all")
+    assert sorted(file.name for file in entry.iterdir()) == ["test.npy", "train.npy", "validation.npy"]
+    for file in (tmp_path / "data").iterdir():
+        file.unlink()
+    first.request_stop()
+    assert serving.wait(60) == 0
+    assert status(second) is Status.FINISHED
+    assert not folder.exists()
+
+
+# ---- what the runner tells whom, and when
+
+
+def running(run: Run, *events: Epoch | Telemetry, device: str) -> None:
+    """Write into the log of ``run`` that it trains on ``device``, then ``events``."""
+    log = EventLog(run.paths.events)
+    log.append(
+        Started(
+            attempt=1, pid=1, host="h", device="cuda:0", device_name="GPU", device_uuid=device, versions={}, threads=1,
+            precision="fp32", parameters_total=1, parameters_trainable=1,
+        )
+    )  # fmt: skip
+    for event in events:
+        log.append(event)
+    log.close()
+
+
+def epoch(number: int) -> Epoch:
+    nothing = dict.fromkeys(("train_loss_nats", "train_ppl", "valid_loss_nats", "valid_ppl", "train_s", "valid_s"))
+    return Epoch(epoch=number, elapsed_train_s=None, **nothing)
+
+
+class Played:
+    """A runner whose workers are names in a list, and what each was told."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.store = Store(root / "runs")
+        self.runner = Runner(self.store)
+        self.started: list[tuple[str, str]] = []
+        self.told: dict[str, list[Turn]] = {}
+        monkeypatch.setattr(worker, "start", self.start)
+        monkeypatch.setattr(worker, "start_waiting", self.start_waiting)
+        monkeypatch.setattr(Run, "worker", lambda run: self.owner(run))
+
+    def start(self, run: Run, device: str, *_: object) -> Any:
+        self.started.append((run.run, device))
+        return SimpleNamespace(pid=0, exitcode=None, sentinel=0)
+
+    def owner(self, run: Run) -> Owner | None:
+        """A worker holds its lock from its start on."""
+        return Owner(1) if run.run in self.runner._children or run.run in self.runner._waiting else None
+
+    def start_waiting(self, run: Run, *_: object) -> Any:
+        told = self.told.setdefault(run.run, [])
+        return SimpleNamespace(pid=0, exitcode=None, sentinel=0), SimpleNamespace(send=told.append, close=lambda: None)
+
+    def look(self) -> None:
+        """What ``serve`` does each time."""
+        runs = self.store.runs()
+        busy = self.runner._busy(runs)
+        waiting = [run for run in runs if self.runner._waits(run) and run.run not in busy]
+        for run in waiting:
+            self.runner._start(run, busy)
+        self.runner._prepare_ahead(waiting, busy, runs)
+
+
+def queued_on(root: Path, devices: tuple[str, ...], *, seeds: int, jobs: int = 1) -> list[Run]:
+    runs = [tiny.queue_tiny(root, seed=seed) for seed in range(seeds)]
+    for run in runs:
+        lines = run.paths.events.read_bytes()
+        run.paths.events.write_bytes(b"")
+        log = EventLog(run.paths.events)
+        log.append(Queued(devices=devices, jobs=jobs))
+        log.close()
+        assert lines != run.paths.events.read_bytes()
+    return runs
+
+
+def test_the_device_is_left_alone_until_the_other_run_only_has_its_tests_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = queued_on(tmp_path, ("GPU-a",), seeds=3)
+    played = Played(tmp_path, monkeypatch)
+    played.look()
+    assert played.started == [(first.run, "GPU-a")]
+    assert not played.told, "nothing is prepared before the other is known to train"
+    running(first, device="GPU-a")
+    played.look()
+    assert played.told == {second.run: []}
+    log = EventLog(first.paths.events)
+    log.append(Telemetry(phase="train", epoch=1))
+    log.append(epoch(1))
+    played.look()
+    assert played.told == {second.run: []}
+    log.append(epoch(2))  # its last
+    log.close()
+    for _ in range(3):
+        played.look()
+    assert played.told == {second.run: [Turn(go=False, variables={"CUDA_VISIBLE_DEVICES": "GPU-a"}, siblings=())]}
+    assert third.run not in played.told, "one is prepared for a GPU"
+    del played.runner._children[first.run]
+    end(first)
+    played.look()
+    assert [turn.go for turn in played.told[second.run]] == [False, True]
+    assert played.started == [(first.run, "GPU-a")], "the worker that waited is the one that trains"
+    assert played.runner._children[second.run].device == "GPU-a"
+
+
+def end(run: Run) -> None:
+    log = EventLog(run.paths.events)
+    log.append(Stopped(epoch=1, step=0))
+    log.close()
+
+
+def test_tests_that_come_early_are_seen_by_the_telemetry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that diverges or stops early has fewer epochs."""
+    first, second = queued_on(tmp_path, ("GPU-a",), seeds=2)
+    played = Played(tmp_path, monkeypatch)
+    played.look()
+    running(first, epoch(1), Telemetry(phase="test"), device="GPU-a")
+    played.look()
+    assert [turn.go for turn in played.told[second.run]] == [False]
+
+
+def test_one_run_is_prepared_for_each_gpu_and_takes_whichever_is_free_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c, d, _ = queued_on(tmp_path, ("GPU-a", "GPU-b"), seeds=5)
+    played = Played(tmp_path, monkeypatch)
+    played.look()
+    assert {run for run, _ in played.started} == {a.run, b.run}
+    for run, device in ((a, "GPU-a"), (b, "GPU-b")):
+        running(run, device=device)
+    played.look()
+    assert played.told == {c.run: [], d.run: []}
+    free = played.runner._children.pop(b.run).device
+    end(b)
+    played.look()
+    assert [turn.variables for turn in played.told[c.run]] == [{"CUDA_VISIBLE_DEVICES": free}]
+    assert played.told[d.run] == []
+
+
+@pytest.mark.parametrize(("devices", "jobs"), [(("cpu",), 1), (("GPU-a",), 2)])
+def test_nothing_is_prepared_on_a_cpu_or_where_several_runs_share_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: tuple[str, ...], jobs: int
+) -> None:
+    runs = queued_on(tmp_path, devices, seeds=4, jobs=jobs)
+    played = Played(tmp_path, monkeypatch)
+    played.look()
+    for run in runs[:jobs]:
+        running(run, device=devices[0])
+    played.look()
+    assert len(played.started) == jobs
+    assert not played.told
+
+
+@pytest.mark.slow
+def test_preparing_on_the_host_leaves_gpus_alone(tmp_path: Path) -> None:
+    """CUDA that is touched takes memory of the device that another run is measured on."""
+    run = tiny.queue_tiny(tmp_path)
+    code = (
+        "import sys, torch\nfrom pathlib import Path\n"
+        "from lmconsole.engine.attempt import Attempt\n"
+        "from lmconsole.runs.events import EventLog\nfrom lmconsole.runs.state import RunState\n"
+        "from lmconsole.runs.info import read_info\nfrom lmconsole.runs.paths import RunPaths\n"
+        "def used(*_, **__):\n    raise SystemExit('CUDA was used')\n"
+        "for name in ('is_available', 'device_count', '_lazy_init', 'get_device_properties', 'synchronize'):\n"
+        "    setattr(torch.cuda, name, used)\n"
+        "paths = RunPaths(Path(sys.argv[1]))\n"
+        "log = EventLog(paths.events)\n"
+        "attempt = Attempt(read_info(paths.info), paths, log, RunState(), device_name='cuda:0', shared=None,\n"
+        "                  stop_requested=lambda: False)\n"
+        "attempt.prepare_on_host()\nprint('prepared')"
+    )
+    command = [sys.executable, "-c", code, str(run.paths.folder)]
+    done = subprocess.run(
+        command, env=tiny.environment(tmp_path), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout == "prepared\n", done.stderr
+    assert runner.prepares_ahead("GPU-a")
+    assert not runner.prepares_ahead("cpu")
