@@ -27,6 +27,8 @@ from lmconsole.runs.store import Run
 if TYPE_CHECKING:
     from lmconsole.engine.attempt import Attempt
 
+PRELOAD = ("lmconsole.engine.preload",)
+"""Modules that workers are forked with."""
 LOCK_TIMEOUT_S = 5.0
 WAIT_POLL_S = 0.2
 """How often a waiting worker looks whether its run is to stop."""
@@ -94,7 +96,7 @@ def _start(run: Run, arguments: list[str], variables: Mapping[str, str], turns: 
     process: BaseProcess
     if sys.platform.startswith("linux"):
         forking = get_context("forkserver")
-        forking.set_forkserver_preload(["lmconsole.engine.preload"])
+        forking.set_forkserver_preload(list(PRELOAD))
         process = forking.Process(target=enter, args=every)
         try:
             process.start()
