@@ -23,8 +23,9 @@ from lmconsole.telemetry.host import cores, free_disk_mib, host_memory
 
 Verdict = Literal["ok", "note", "problem"]
 STYLES: dict[Verdict, str] = {"ok": "green", "note": "yellow", "problem": "bold red"}
-LOW_DISK_MIB = 5 * 1024
-"""Twelve paper-size runs keep about this much in checkpoints."""
+LOW_DISK_MIB = 2 * 1024
+"""Twelve paper-size runs, one at a time, need somewhat less: 0.4 GiB for their best weights, and 1.3 GiB for the
+checkpoints of the largest one in training, of which there are three while the next is being written."""
 
 TORCH_PROBE = """
 import json, torch
@@ -172,7 +173,9 @@ def _disk(runs: Path) -> Finding:
         what="disk",
         verdict="note" if low else "ok",
         found=f"{formatting.mib(free)} free for the store",
-        advice=f"Twelve paper-size runs take about {formatting.mib(LOW_DISK_MIB)} of checkpoints." if low else "",
+        advice=f"Twelve paper-size runs need up to {formatting.mib(LOW_DISK_MIB)} for checkpoints and weights."
+        if low
+        else "",
     )
 
 

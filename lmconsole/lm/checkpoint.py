@@ -89,8 +89,10 @@ class CheckpointWriter:
         return self._thread is not None and self._thread.is_alive()
 
     def due(self, trained_s: float) -> bool:
-        """Whether the next checkpoint is due, ``trained_s`` seconds of training into the run. Raises what a failed write
-        raised."""
+        """Whether the next checkpoint is due, ``trained_s`` seconds of training into the run.
+
+        Raises what a failed write raised.
+        """
         if self.busy:
             return False
         self.check()
@@ -104,7 +106,7 @@ class CheckpointWriter:
         Raises what a failed write raised.
         """
         self.wait()
-        copies = replace(cursor), _host_copy(parts)
+        copies = replace(cursor), host_copy(parts)
         self._idle_since_s = None
         self._thread = threading.Thread(target=self._write, args=copies, name="checkpoint")
         self._thread.start()
@@ -133,14 +135,14 @@ class CheckpointWriter:
         self.write_s = time.monotonic() - start
 
 
-def _host_copy(value: Any) -> Any:
+def host_copy(value: Any) -> Any:
     """A copy of nested dicts and lists, with every tensor in it copied to host memory."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: _host_copy(each) for key, each in value.items()}
+        return {key: host_copy(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_host_copy(each) for each in value]
+        return [host_copy(each) for each in value]
     return value
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -194,7 +194,7 @@ class Marker(Protocol):
     def synchronize(self) -> None:
         """Return when the GPU has reached it."""
 
-    def elapsed_time(self, later: "Marker") -> float:
+    def elapsed_time(self, later: Any, /) -> float:
         """Milliseconds from here to a later one, both reached."""
 
 

@@ -161,7 +161,7 @@ class Training:
         return patience > 0 and cursor.step == 0 and since_best >= patience
 
     def _train_epoch(self) -> None:
-        """Train on the windows of the epoch that are left. Only twice a second does the host wait for the device."""
+        """Train on the windows of the epoch that are left. Only twice a second does the host wait for all steps."""
         cursor = self.cursor
         if cursor.permutation is None:
             cursor.permutation = torch.randperm(len(self.splits["train"]), generator=self.shuffle)
@@ -211,7 +211,7 @@ class Training:
         best = cursor.best_valid_loss_nats
         if math.isfinite(valid_loss) and (best is None or valid_loss < best):
             cursor.best_epoch, cursor.best_valid_loss_nats = cursor.epoch, valid_loss
-            cursor.best_weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+            cursor.best_weights = checkpoint.host_copy(self.model.state_dict())
         cursor.diverged = not (math.isfinite(train_loss) and math.isfinite(valid_loss))
         self.job.log.append(
             measured(
@@ -240,7 +240,7 @@ class Training:
         if cursor.best_weights is None:
             best = math.nan
         elif cursor.best_epoch != cursor.epoch - 1:
-            last = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+            last = checkpoint.host_copy(self.model.state_dict())
             self.model.load_state_dict(cursor.best_weights)
             try:
                 best = self._evaluate("test")

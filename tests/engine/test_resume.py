@@ -6,7 +6,7 @@ import pytest
 import tiny
 from safetensors.torch import load_file
 
-from lmconsole.runs.events import Epoch, Finished
+from lmconsole.runs.events import Epoch, EventReader, Finished, Resumed
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 
@@ -255,6 +255,8 @@ def test_stopped_in_the_middle_and_resumed_it_ends_the_same(tmp_path: Path) -> N
     assert tiny.worker(run, tmp_path / "stopped").returncode == 0
     run.refresh()
     assert metrics(run) == metrics(alone)
+    resumed = [event for event in EventReader(run.paths.events).read_new() if isinstance(event, Resumed)]
+    assert [(event.epoch, event.step) for event in resumed] == [(1, 4)]
 
 
 @pytest.mark.slow

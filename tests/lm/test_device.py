@@ -289,3 +289,26 @@ def test_a_real_gpu_is_described_and_measured() -> None:
     assert allocated is not None
     assert reserved is not None
     assert held.nbytes / 2**20 <= allocated <= reserved <= found.total_mib
+
+
+def test_a_cpu_is_never_waited_for() -> None:
+    assert d.mark("cpu") is None
+    d.LaunchBound("cpu").launched()
+
+
+@pytest.mark.parametrize(("launch_s", "ahead"), [(0.0, 16), (0.0023, 16), (0.02, 5), (0.03, 3), (0.2, 2)])
+def test_slow_launches_are_let_ahead_a_tenth_of_a_second_and_two_at_least(launch_s: float, ahead: int) -> None:
+    assert d.launches_ahead(launch_s) == ahead
+
+
+@pytest.mark.gpu
+def test_a_gpu_has_at_most_sixteen_launches_before_it() -> None:
+    x, marks = torch.randn(2048, 2048, device="cuda:0"), []
+    bound = d.LaunchBound("cuda:0")
+    for _ in range(100):
+        x = torch.mm(x, x).clamp(-1.0, 1.0)
+        marks.append(torch.cuda.Event())
+        marks[-1].record()
+        assert sum(not mark.query() for mark in marks) <= d.AHEAD
+        bound.launched()
+    assert bound._allowed > 2
