@@ -22,24 +22,22 @@ EXPORT_TIMEOUT_S = 600.0
 
 def parse(options: ConsoleOptions, ids: Sequence[int], words: dict[str, str]) -> RunOptions:
     """The words of the form as `lmconsole run` takes them. Raises LmconsoleError with all that is wrong."""
-    numbers: dict[str, int | None] = {"epochs": None, "jobs": 1}
-    for name in numbers:
-        text = words.get(name, "")
-        if text:
-            try:
-                numbers[name] = int(text)
-            except ValueError:
-                raise LmconsoleError(f"{name} {text!r}: expected a whole number") from None
+    epochs = None
+    if text := words.get("epochs"):
+        try:
+            epochs = int(text)
+        except ValueError:
+            raise LmconsoleError(f"epochs {text!r}: expected a whole number") from None
     parsed = run_options(
         ids=[str(number) for number in ids],
         everything=False,  # the ids are named
         preset=words.get("preset") or options.preset,
-        epochs=numbers["epochs"],
+        epochs=epochs,
         seeds=words.get("seeds") or None,
         max_tokens=None,
         device=words.get("device") or "auto",
         precision=words.get("precision") or None,
-        jobs=numbers["jobs"] or 1,
+        jobs=words.get("jobs") or "auto",
         data=options.data,
         embeddings=options.embeddings,
         experiments=options.experiments,
@@ -49,7 +47,8 @@ def parse(options: ConsoleOptions, ids: Sequence[int], words: dict[str, str]) ->
         on_finish=None,
         json=False,
     )
-    return msgspec.structs.replace(parsed, everything=True)  # those under way are no reason to refuse the others
+    # Runs under way are no reason to refuse the others, and rows that were selected are in no order.
+    return msgspec.structs.replace(parsed, everything=True, typed_order=False)
 
 
 class Started(NamedTuple):
