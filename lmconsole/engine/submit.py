@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from lmconsole.engine.local import disown, start_runner
 from lmconsole.engine.options import RunOptions
 from lmconsole.engine.probe import ProbeAnswer
-from lmconsole.engine.queue import Decision, Wanted, decide, enqueue, requeue, wanted_runs
+from lmconsole.engine.queue import Decision, Wanted, decide, enqueue, jobs_at_once, requeue, wanted_runs
 from lmconsole.errors import StoreError
+from lmconsole.plan.presets import ranges
 from lmconsole.runs.events import Queued
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
@@ -34,6 +35,24 @@ def preview(runs: Iterable[Run], answer: ProbeAnswer, options: RunOptions) -> li
 
 def _wanted(answer: ProbeAnswer, options: RunOptions) -> list[Wanted]:
     return wanted_runs(answer, options.seeds, typed_order=options.typed_order)
+
+
+def sharing_words(answer: ProbeAnswer, options: RunOptions) -> str:
+    """How new runs share a device, such as ``2 at once, 1 thread each (auto)``; by experiment where they differ."""
+    queued = queued_as(answer, options)
+    found: dict[str, list[int]] = {}
+    for prepared in answer.prepared:
+        threads = options.threads or prepared.threads
+        words = f"{jobs_at_once(threads, queued)} at once, {thread_words(threads)} each"
+        found.setdefault(words, []).append(prepared.experiment.id)
+    several = len(found) > 1
+    text = "; ".join(f"{words} for {ranges(ids)}" if several else words for words, ids in found.items())
+    return f"{text} (auto)" if options.jobs is None else text
+
+
+def thread_words(threads: int) -> str:
+    """``1 thread``, ``2 threads``."""
+    return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 def submit(store: Store, answer: ProbeAnswer, options: RunOptions) -> list[Decision]:

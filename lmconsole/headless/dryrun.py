@@ -12,11 +12,10 @@ from lmconsole import formatting
 from lmconsole.engine.estimate import Estimate, estimates, makespan_s
 from lmconsole.engine.options import RunOptions
 from lmconsole.engine.probe import ProbeAnswer, ask
-from lmconsole.engine.queue import Action, Decision, jobs_at_once
-from lmconsole.engine.submit import preview, queued_as
+from lmconsole.engine.queue import Action, Decision
+from lmconsole.engine.submit import preview, sharing_words, thread_words
 from lmconsole.errors import ExitCode, printable
 from lmconsole.headless.listing import console
-from lmconsole.plan.presets import ranges
 from lmconsole.runs.store import Store
 from lmconsole.telemetry.host import free_disk_mib
 
@@ -53,7 +52,7 @@ def overview(answer: ProbeAnswer, options: RunOptions) -> list[tuple[str, str]]:
     precisions = dict.fromkeys(prepared.settings.precision for prepared in answer.prepared)
     rows = [
         ("preset", f"{answer.preset} ({answer.reason})"),
-        ("device", f"{devices}, {_sharing_words(answer, options)}"),
+        ("device", f"{devices}, {sharing_words(answer, options)}"),
         ("precision", ", ".join(precisions)),
         ("corpus", f"{first.corpus.name}, vocabulary {first.corpus.vocabulary:,}"),
         ("", f"{tokens} tokens"),
@@ -64,30 +63,6 @@ def overview(answer: ProbeAnswer, options: RunOptions) -> list[tuple[str, str]]:
     if first.embeddings:
         rows.insert(6, ("embeddings", first.embeddings.path))
     return [(name, printable(value)) for name, value in rows]
-
-
-def _sharing(answer: ProbeAnswer, options: RunOptions) -> dict[tuple[int, int], list[int]]:
-    """Experiments by how new runs of them share a device: runs at once, and CPU threads of each."""
-    queued = queued_as(answer, options)
-    found: dict[tuple[int, int], list[int]] = {}
-    for prepared in answer.prepared:
-        threads = options.threads or prepared.threads
-        found.setdefault((jobs_at_once(threads, queued), threads), []).append(prepared.experiment.id)
-    return found
-
-
-def _sharing_words(answer: ProbeAnswer, options: RunOptions) -> str:
-    found = {
-        f"{jobs} at once, {_thread_words(threads)} each": ids
-        for (jobs, threads), ids in _sharing(answer, options).items()
-    }
-    if len(found) == 1:
-        return f"{next(iter(found))}{' (auto)' if options.jobs is None else ''}"
-    return f"auto: {'; '.join(f'{words} for {ranges(ids)}' for words, ids in found.items())}"
-
-
-def _thread_words(threads: int) -> str:
-    return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 def time_expected(
@@ -129,7 +104,7 @@ def _decision_line(decision: Decision, estimate: Estimate | None, options: RunOp
             return f"{text}new{time_left}"
         case Action.RESUME:
             usual = options.threads or decision.wanted.prepared.threads
-            kept = f" with {_thread_words(decision.threads)} as before" if decision.threads != usual else ""
+            kept = f" with {thread_words(decision.threads)} as before" if decision.threads != usual else ""
             return f"{text}resume {decision.run} in epoch {decision.epoch}{kept}{time_left}"
         case Action.FINISHED:
             return f"{text}skip, finished: {decision.run}"

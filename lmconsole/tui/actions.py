@@ -12,7 +12,7 @@ from lmconsole.engine.local import python
 from lmconsole.engine.options import RunOptions, run_options
 from lmconsole.engine.probe import ask
 from lmconsole.engine.queue import Action
-from lmconsole.engine.submit import submit, wake_runner
+from lmconsole.engine.submit import sharing_words, submit, wake_runner
 from lmconsole.errors import LmconsoleError
 from lmconsole.runs.store import Store
 from lmconsole.tui.options import ConsoleOptions
@@ -74,7 +74,9 @@ def start(options: RunOptions) -> Started:
     }
     done = ", ".join(f"{counts[action]} {words[action]}" for action in words if counts[action])
     devices = ", ".join(answer.device_names)
-    return Started(answer.preset, f"Preset {answer.preset} ({answer.reason}), {devices}: {done}.", answer.warnings)
+    sharing = f" New runs: {sharing_words(answer, options)}." if counts[Action.NEW] else ""
+    said = f"Preset {answer.preset} ({answer.reason}), {devices}: {done}.{sharing}"
+    return Started(answer.preset, said, answer.warnings)
 
 
 def export(options: ConsoleOptions) -> tuple[list[Path], str]:

@@ -142,7 +142,7 @@ def test_the_text_of_a_dry_run_says_who_shares_the_device_in_the_order_of_the_qu
     assert f"{cores()} at once, 1 thread each (auto)" in said("1", "3-4")
     every = said("--all")
     if cores() > 1:
-        assert f"auto: {cores()} at once, 1 thread each for 1 3-4; 1 at once, {threads} for 2" in every
+        assert f"{cores()} at once, 1 thread each for 1 3-4; 1 at once, {threads} for 2 (auto)" in every
     assert f", 1 at once, {threads}\n" in said("1", "--jobs", "1"), "not chosen by us"
     lines = [int(number) for number in re.findall(r"^ +(\d) .* seed 42 +new$", every, re.MULTILINE)]
     assert lines == [2, 4, 3, 1], "the longest first"

@@ -52,7 +52,7 @@ async def test_r_queues_what_is_selected_with_the_preset_and_says_what_it_has_do
     async with stage.console(**small) as pilot:
         await pilot.press("space", "down", "space", "r")
         await shows(pilot, "Looking at data and devices")
-        await shows(pilot, "Preset tiny", "2 queued.", seconds=LONG_S)
+        await shows(pilot, "Preset tiny", "2 queued.", "at once", seconds=LONG_S)
         await shows(pilot, "2 selected, 2 queued")
         one, two = sorted(runs(stage), key=lambda run: run.info.experiment.id)
         assert [run.info.experiment.id for run in (one, two)] == [1, 2]
