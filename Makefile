@@ -39,7 +39,7 @@ help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 15
 
 demo: install ## train all twelve experiments on a small text and print the results (minutes)
-	$(BIN)/lmconsole run --all --preset demo --jobs 2 --headless
+	$(BIN)/lmconsole run --all --preset demo --headless
 
 test: install ## lint, types and tests: what CI runs
 	$(BIN)/ruff check --quiet

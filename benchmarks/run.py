@@ -29,7 +29,7 @@ from table import CPU_GOALS, PAPER_BATCH
 
 from lmconsole import __version__
 
-NAMES = ("startup", "store", "console", "export", "overhead", "step")
+NAMES = ("startup", "store", "console", "export", "overhead", "jobs", "step")
 SCHEMA = 1
 PACKAGES = ("torch", "numpy", "pandas", "matplotlib", "msgspec", "typer", "rich")
 """What the timings depend on."""

@@ -96,7 +96,9 @@ def run(
     max_tokens: Annotated[int | None, typer.Option(help="First N tokens only.", metavar="N")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0,cuda:1 or all.", metavar="NAME")] = "auto",
     precision: Annotated[str | None, typer.Option(help="auto, fp32, tf32 or bf16.", metavar="NAME")] = None,
-    jobs: Annotated[int, typer.Option(help="Runs at once on one device.", metavar="N")] = 1,
+    jobs: Annotated[
+        str, typer.Option(help="Runs at once on one device; auto suits the size of each.", metavar="N")
+    ] = "auto",
     data: Data = None,
     embeddings: Embeddings = None,
     experiments: Experiments = None,

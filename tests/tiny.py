@@ -82,18 +82,35 @@ def queue_tiny(
     root: Path,
     model: str = "lstm",
     *,
-    number: int = 1,
-    seed: int = 42,
     jobs: int = 1,
     threads: int = 1,
+    auto: bool = False,
     fresh: bool = False,
+    **more: object,
+) -> Run:
+    """Queue one tiny run in the store ``root / "runs"``, without a runner. ``more``: see ``wanted_tiny``. With ``auto``
+    ``threads`` are what the probe answered and ``jobs`` the most at once."""
+    wanted = wanted_tiny(root, model, threads=threads, **more)  # type: ignore[arg-type]
+    store = Store(root / "runs")
+    queued = Queued(devices=("cpu",), jobs=jobs)
+    (decision,) = enqueue(store, [wanted], queued, fresh=fresh, refuse_active=True, threads=None if auto else threads)
+    return store.find(str(decision.run))
+
+
+def wanted_tiny(
+    root: Path,
+    model: str = "lstm",
+    *,
+    number: int = 1,
+    seed: int = 42,
+    threads: int = 1,
     optimizer: str = "adam",
     layers: int = 1,
     name: str = "",
     repeats: int = 8,
     **settings: object,
-) -> Run:
-    """Queue one tiny run in the store ``root / "runs"``, without a runner. ``settings`` override the preset's."""
+) -> Wanted:
+    """One tiny run as asked for. ``settings`` override the preset's."""
     (root / "experiments").mkdir(parents=True, exist_ok=True)
     more = f"name = {json.dumps(name, ensure_ascii=False)}" if name else ""
     file = write_experiments(root / "experiments" / f"{number}.toml", row(number, model, layers, optimizer, more))
@@ -108,13 +125,9 @@ def queue_tiny(
         origins=resolved.origins,
         corpus=msgspec.convert(describe(corpus), CorpusInfo),
         embeddings=None,
+        threads=threads,
     )
-    wanted = Wanted(prepared=prepared, preset="tiny", seed=seed, same_run=fingerprint(prepared, seed))
-    store = Store(root / "runs")
-    (decision,) = enqueue(
-        store, [wanted], Queued(devices=("cpu",), jobs=jobs), fresh=fresh, refuse_active=True, threads=threads
-    )
-    return store.find(str(decision.run))
+    return Wanted(prepared=prepared, preset="tiny", seed=seed, same_run=fingerprint(prepared, seed))
 
 
 def environment(root: Path) -> dict[str, str]:

@@ -2,11 +2,10 @@
 
 import contextlib
 import hashlib
-import heapq
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -42,25 +41,29 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     source: str
 
 
-def estimates(
-    answer: ProbeAnswer, jobs: int, decisions: Sequence[Decision], runs: Sequence[Run]
-) -> list[Estimate | None]:
+def estimates(answer: ProbeAnswer, decisions: Sequence[Decision], runs: Sequence[Run]) -> list[Estimate | None]:
     """For each decision what is left of its run; None where nothing is to be done, or nothing is known, as where the
     devices are not all alike."""
     if len(set(answer.device_names)) != 1:
         return [None] * len(decisions)
-    name, threads = answer.device_names[0], threads_per_run(jobs)
-    trained = [pace for run in reversed(runs) if (pace := _pace_of(run, name, jobs, threads))]
-    measured = list(_measured(name, jobs))
+    name = answer.device_names[0]
+    trained: dict[tuple[int, int], list[Pace]] = {}
+    for run in reversed(runs):
+        if (pace := _pace_of(run, name)) and run.state.queued and run.info.threads:
+            trained.setdefault((run.state.queued.jobs, run.info.threads), []).append(pace)
+    measured = {jobs: _measured(name, jobs) for jobs in {decision.jobs for decision in decisions}}
     known = {run.run: run for run in runs}
-    return [_estimate(decision, trained, measured, known) for decision in decisions]
+    return [
+        _estimate(decision, trained.get((decision.jobs, decision.threads), []), measured[decision.jobs], known)
+        for decision in decisions
+    ]
 
 
-def _pace_of(run: Run, device_name: str, jobs: int, threads: int) -> Pace | None:
+def _pace_of(run: Run, device_name: str) -> Pace | None:
     state, info = run.state, run.info
-    if state.finished is None or state.started is None or state.queued is None or not state.finished.wall_s:
+    if state.finished is None or state.started is None or not state.finished.wall_s:
         return None
-    here = state.started.device_name == device_name and state.queued.jobs == jobs and info.threads == threads
+    here = state.started.device_name == device_name
     if not here or not state.epochs or not info.corpus.tokens.keys() >= {"train", "validation", "test"}:
         return None
     done = msgspec.structs.replace(info.settings, epochs=len(state.epochs))
@@ -73,13 +76,15 @@ def _pace_of(run: Run, device_name: str, jobs: int, threads: int) -> Pace | None
     )
 
 
-def _measured(device_name: str, jobs: int) -> Iterator[Pace]:
+def _measured(device_name: str, jobs: int) -> list[Pace]:
     """What one run alone was measured to reach; ``jobs`` at once are taken to share it."""
     source = "`lmconsole bench`" if jobs == 1 else f"`lmconsole bench`, its speed shared by {jobs} at once"
-    for result in remembered():
-        if (result.device_name, result.threads) == (device_name, threads_per_run(1)):
-            for shape in result.shapes:
-                yield Pace(settings=shape.settings, flops_per_s=shape.gflops * 1e9 / jobs, setup_s=0.0, source=source)
+    return [
+        Pace(settings=shape.settings, flops_per_s=shape.gflops * 1e9 / jobs, setup_s=0.0, source=source)
+        for result in remembered()
+        if (result.device_name, result.threads) == (device_name, threads_per_run(1))
+        for shape in result.shapes
+    ]
 
 
 def _estimate(
@@ -115,12 +120,28 @@ def _lengthless(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, epochs=1)
 
 
-def together_s(seconds: Iterable[float], slots: int) -> float:
-    """When the last of these is done, each starting, in order, as soon as one of ``slots`` is free."""
-    free = [0.0] * slots
-    for each in seconds:
-        heapq.heapreplace(free, free[0] + each)
-    return max(free)
+def makespan_s(runs: Iterable[tuple[float, int]], devices: int = 1) -> float:
+    """When the last of these runs ends, each given by its seconds and its ``jobs``.
+
+    They start as the runner starts them: in order, each on the device with the fewest runs among those with room for
+    it, and none before those ahead of it. A device has room while no run on it, old or new, would be one of more than
+    its ``jobs``.
+    """
+    running: list[list[tuple[float, int]]] = [[] for _ in range(devices)]
+    now = 0.0
+    for seconds, jobs in runs:
+        while (device := _with_room(running, jobs)) is None:
+            now = min(end for on in running for end, _ in on)
+            running = [[run for run in on if run[0] > now] for on in running]
+        device.append((now + seconds, jobs))
+    return max((end for on in running for end, _ in on), default=0.0)
+
+
+def _with_room(running: list[list[tuple[float, int]]], jobs: int) -> list[tuple[float, int]] | None:
+    for on in sorted(running, key=len):
+        if len(on) < min([jobs, *(others for _, others in on)]):
+            return on
+    return None
 
 
 def default_folder() -> Path | None:

@@ -28,13 +28,21 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     probe: ProbeRequest
     store: Path
     seeds: tuple[int, ...] | None
-    jobs: int
+    jobs: int | None
+    """Runs at once on one device; None, ``auto``: as many as suits the size of each."""
+    typed_order: bool
+    """The ids were typed one by one: runs keep their order."""
     fresh: bool
     everything: bool
     """``--all``: an active run is waited for instead of refused."""
     exports: Path | None
     on_finish: tuple[str, ...]
     json: bool
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads of each new run; None if its size decides."""
+        return None if self.jobs is None else threads_per_run(self.jobs)
 
 
 def threads_per_run(jobs: int) -> int:
@@ -52,7 +60,7 @@ def run_options(
     max_tokens: int | None,
     device: str,
     precision: str | None,
-    jobs: int,
+    jobs: str,
     data: Path | None,
     embeddings: Path | None,
     experiments: Path | None,
@@ -76,8 +84,7 @@ def run_options(
         problems.append(unknown("preset", preset, [AUTO, *plan.presets]))
     overrides = _overrides(epochs=epochs, precision=precision, problems=problems)
     parsed_seeds = None if seeds is None else parse_seeds(seeds, problems)
-    if not 1 <= jobs <= MAX_JOBS:
-        problems.append(f"--jobs {jobs}: expected 1 to {MAX_JOBS:,}")
+    parsed_jobs = _parse_jobs(jobs, problems)
     if max_tokens is not None and not 1 <= max_tokens <= MAX_TOKENS:
         problems.append(f"--max-tokens {max_tokens}: expected 1 to {MAX_TOKENS:,}")
     program = _program(on_finish, problems)
@@ -104,7 +111,8 @@ def run_options(
         ),
         store=runs,
         seeds=parsed_seeds,
-        jobs=jobs,
+        jobs=parsed_jobs,
+        typed_order=bool(ids) and not any("-" in word for word in ids),
         fresh=fresh,
         everything=everything,
         exports=exports,
@@ -137,6 +145,17 @@ def parse_ids(words: Iterable[str], plan: Plan, problems: list[str]) -> list[int
             problems.append(f"no experiment {word}; {plan.source} has {ranges(known)}")
         chosen.update(dict.fromkeys(inside))
     return list(chosen)
+
+
+def _parse_jobs(text: str, problems: list[str]) -> int | None:
+    """``auto`` as None, or a number of runs; what is wrong goes into ``problems``."""
+    word = text.strip().lower()
+    if word == "auto":
+        return None
+    jobs = int(word) if re.fullmatch(r"[0-9]{1,6}", word) else 0
+    if not 1 <= jobs <= MAX_JOBS:
+        problems.append(f"--jobs {text}: expected auto, or 1 to {MAX_JOBS:,}")
+    return jobs
 
 
 def parse_seeds(text: str, problems: list[str]) -> tuple[int, ...]:

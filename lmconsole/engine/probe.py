@@ -16,16 +16,23 @@ import msgspec
 
 from lmconsole.engine.local import python, training_environment
 from lmconsole.errors import CorpusError, DeviceError, EmbeddingsError, ExitCode, LmconsoleError
+from lmconsole.plan.arithmetic import step_flops
 from lmconsole.plan.experiment import Experiment, Settings
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import AUTO, Plan, Resolved
 from lmconsole.runs.info import CorpusInfo, EmbeddingsInfo
+from lmconsole.telemetry.host import cores
 
 if TYPE_CHECKING:
     from lmconsole.lm.device import Device
 
 TIMEOUT_S = 1800.0
 """Long enough to tokenize a large text for the first time."""
+
+ONE_THREAD_FLOPS = 50e9
+"""A training step with fewer floating-point operations than this is computed by one thread, and as many runs as there
+are cores train at once: together they are faster than one after the other with all threads, because threads that share
+a small step mostly wait for each other. Measured by benchmarks/jobs.py; docs/performance.md has the numbers."""
 
 
 class ProbeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +61,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     origins: dict[str, str]
     corpus: CorpusInfo
     embeddings: EmbeddingsInfo | None
+    threads: int
+    """CPU threads that suit the size of its steps, unless ``--jobs`` says otherwise."""
 
 
 class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True, tag="answer"):
@@ -152,6 +161,15 @@ def probe(request: ProbeRequest, environ: Mapping[str, str], cwd: Path) -> Probe
     )
 
 
+def threads_for(flops: float, cores: int) -> int:
+    """CPU threads for training steps of ``flops`` floating-point operations on a machine with so many ``cores``.
+
+    Nothing else counts, above all not how many runs are queued: the number of threads decides the last bits of a run's
+    results, and a run queued alone is to give the same as one among many.
+    """
+    return 1 if flops < ONE_THREAD_FLOPS else cores
+
+
 def choose_preset(given: list[str], data: Path | None, embeddings: Path | None, *, cuda: bool) -> tuple[str, str]:
     """What ``auto`` means here, and why. ``given`` names how the person pointed at data, if at all: then a missing part
     is an error instead of a reason for the demo. Raises CorpusError or EmbeddingsError."""
@@ -209,6 +227,7 @@ class _Preparation:
             )
         settings = msgspec.structs.replace(resolved.settings, precision=precisions.pop())
         corpus = self._corpus(settings)
+        on_cpu = all(each.device == "cpu" for each in chosen)
         return Prepared(
             experiment=experiment,
             settings=settings,
@@ -216,6 +235,7 @@ class _Preparation:
             origins=self._origins(resolved),
             corpus=corpus,
             embeddings=self._embeddings(settings, corpus) if settings.embeddings == "frozen" else None,
+            threads=threads_for(step_flops(settings, corpus.vocabulary), cores()) if on_cpu else cores(),
         )
 
     def _origins(self, resolved: Resolved) -> dict[str, str]:

@@ -2,24 +2,29 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Literal
 
 import msgspec
 
 from lmconsole import __version__
+from lmconsole.engine.options import threads_per_run
 from lmconsole.engine.probe import Prepared, ProbeAnswer
 from lmconsole.errors import RunActiveError, StoreError
+from lmconsole.plan.arithmetic import run_flops
 from lmconsole.runs import lock
 from lmconsole.runs.events import EventLog, Queued, utc_now
 from lmconsole.runs.info import SCHEMA, RunInfo, write_info
 from lmconsole.runs.paths import RunPaths, sync_folder
 from lmconsole.runs.state import Status
-from lmconsole.runs.store import Run, Store
+from lmconsole.runs.store import Run, Store, queue_order
+from lmconsole.telemetry.host import cores
 
 LOCK_TIMEOUT_S = 60.0
 
@@ -59,17 +64,31 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     wanted: Wanted
     action: Action
     run: str | None
+    threads: int
+    """CPU threads of the run, old or new."""
+    jobs: int
+    """Runs at once on its device, this one among them."""
     epoch: int | None = None
     """Epoch from which a run resumes."""
 
 
-def wanted_runs(answer: ProbeAnswer, seeds: Sequence[int] | None) -> list[Wanted]:
-    """Every experiment of the answer with each of the seeds, or with its own."""
+def wanted_runs(answer: ProbeAnswer, seeds: Sequence[int] | None, *, typed_order: bool = False) -> list[Wanted]:
+    """Every experiment of the answer with each of the seeds, or with its own, in the order in which they are to be
+    trained: seed by seed, so that results of all experiments come first, and within a seed the longest first, so that
+    the end of the queue leaves few cores idle. With ``typed_order`` experiments keep the order of the answer."""
+    prepared = list(answer.prepared)
+    if not typed_order:
+        prepared.sort(key=lambda each: (-_run_flops(each), each.experiment.id))
+    rounds = [[(each, seed) for each in prepared] for seed in seeds] if seeds else [[(p, p.seed) for p in prepared]]
     return [
-        Wanted(prepared=prepared, preset=answer.preset, seed=seed, same_run=fingerprint(prepared, seed))
-        for prepared in answer.prepared
-        for seed in (seeds or [prepared.seed])
+        Wanted(prepared=each, preset=answer.preset, seed=seed, same_run=fingerprint(each, seed))
+        for pairs in rounds
+        for each, seed in pairs
     ]
+
+
+def _run_flops(prepared: Prepared) -> float:
+    return run_flops(prepared.settings, prepared.corpus.vocabulary, prepared.corpus.tokens)
 
 
 def fingerprint(prepared: Prepared, seed: int) -> str:
@@ -85,26 +104,49 @@ def fingerprint(prepared: Prepared, seed: int) -> str:
     return hashlib.sha256(msgspec.json.encode(identity, order="deterministic")).hexdigest()
 
 
-def decide(runs: Iterable[Run], wanted: Iterable[Wanted], *, fresh: bool) -> list[Decision]:
-    """What queuing ``wanted`` would do beside ``runs`` (oldest first), of which unreadable ones do not count. With
-    ``fresh`` every run is new."""
+def jobs_at_once(threads: int, queued: Queued) -> int:
+    """Runs that a device may train at once while one of them has so many ``threads``: ``queued.jobs``, but on a CPU no
+    more than the cores have room for."""
+    if queued.devices != ("cpu",) or threads <= threads_per_run(queued.jobs):
+        return queued.jobs
+    return max(1, cores() // threads)
+
+
+def decide(
+    runs: Iterable[Run], wanted: Iterable[Wanted], queued: Queued, *, fresh: bool, threads: int | None = None
+) -> list[Decision]:
+    """What queuing ``wanted`` would do, given the ``runs`` there are (oldest first), of which unreadable ones do not
+    count. With ``fresh`` every run is new. For ``queued`` and ``threads`` see ``enqueue``."""
     same: dict[str, list[Run]] = {}
     for run in runs:
         if not run.problem:
             same.setdefault(run.info.same_run, []).append(run)
-    return [_decide_one([] if fresh else same.get(each.same_run, []), each) for each in wanted]
+    decisions = []
+    for each in wanted:
+        action, found = _decide_one([] if fresh else same.get(each.same_run, []))
+        its_threads = (found and found.info.threads) or threads or each.prepared.threads
+        decisions.append(
+            Decision(
+                wanted=each,
+                action=action,
+                run=found.run if found else None,
+                threads=its_threads,
+                jobs=jobs_at_once(its_threads, queued),
+                epoch=found.state.position[0] if found and action is Action.RESUME else None,
+            )
+        )
+    return decisions
 
 
-def _decide_one(same: list[Run], wanted: Wanted) -> Decision:
+def _decide_one(same: list[Run]) -> tuple[Action, Run | None]:
+    """What is done about a run of which there are these, oldest first, and which of them it concerns."""
     for run in reversed(same):
         if run.status.active or (run.status is not Status.FINISHED and run.worker() is not None):
-            return Decision(wanted=wanted, action=Action.ACTIVE, run=run.run)
+            return Action.ACTIVE, run
     for run in reversed(same):
         if run.status is Status.FINISHED:
-            return Decision(wanted=wanted, action=Action.FINISHED, run=run.run)
-    for run in reversed(same):
-        return Decision(wanted=wanted, action=Action.RESUME, run=run.run, epoch=run.state.position[0])
-    return Decision(wanted=wanted, action=Action.NEW, run=None)
+            return Action.FINISHED, run
+    return (Action.RESUME, same[-1]) if same else (Action.NEW, None)
 
 
 def enqueue(
@@ -114,10 +156,15 @@ def enqueue(
     *,
     fresh: bool,
     refuse_active: bool,
-    threads: int,
+    threads: int | None = None,
 ) -> list[Decision]:
-    """Make or requeue a run directory for all of ``wanted``, under the store's queue lock, so that two commands at once
-    never make the same run twice. Every decision that is returned names its run.
+    """Make or requeue a run directory for all of ``wanted``, which take their places in the queue in this order, under
+    the store's queue lock, so that two commands at once never make the same run twice. Every decision that is returned
+    names its run.
+
+    ``queued`` says how they are to be started; its ``jobs`` is the most at once for any of them, and ``place`` is
+    filled in. ``threads``: CPU threads of new runs; None, as with ``--jobs auto``: what suits the size of each. A run
+    that is resumed keeps its own.
 
     Raises:
         RunActiveError: with ``refuse_active``, if one of them is active; then nothing has been queued.
@@ -125,7 +172,7 @@ def enqueue(
     """
     with _queue_lock(store):
         runs = store.runs()
-        decisions = decide(runs, wanted, fresh=fresh)
+        decisions = decide(runs, wanted, queued, fresh=fresh, threads=threads)
         active = [decision.run for decision in decisions if decision.action is Action.ACTIVE]
         if active and refuse_active:
             raise RunActiveError(
@@ -133,33 +180,42 @@ def enqueue(
                 hint="`lmconsole watch RUN` follows it, `lmconsole stop RUN` stops it; `run --all` waits for it.",
             )
         by_name = {run.run: run for run in runs}
+        places = _places(runs)
         done = []
         for decision in decisions:
-            if decision.action is Action.NEW:
-                name = _make(store, decision.wanted, queued, threads)
-                decision = msgspec.structs.replace(decision, run=name)
-            elif decision.action is Action.RESUME:
-                _requeue(by_name[str(decision.run)], queued)
+            if decision.action in (Action.NEW, Action.RESUME):
+                event = msgspec.structs.replace(queued, jobs=decision.jobs, place=next(places))
+                if decision.run is None:
+                    name = _make(store, decision, event, "auto" if threads is None else queued.jobs)
+                    decision = msgspec.structs.replace(decision, run=name)
+                else:
+                    _requeue(by_name[decision.run], event)
             done.append(decision)
         return done
 
 
 def requeue(store: Store, names: Iterable[str]) -> list[str]:
-    """Queue runs that ended before their time again, each as it was last queued, and name those that were; finished
-    and active ones are left alone. Raises StoreError if the store cannot be written."""
+    """Queue runs that ended before their time again, each as it was last queued and in the order of that time, and name
+    those that were; finished and active ones are left alone. Raises StoreError if the store cannot be written."""
     with _queue_lock(store):
-        by_name = {run.run: run for run in store.runs()}
+        runs, chosen = store.runs(), set(names)
+        places = _places(runs)
         done = []
-        for name in names:
-            run = by_name.get(name)
-            if run is None or run.problem or run.status.active or run.status is Status.FINISHED:
+        for run in sorted(runs, key=lambda run: queue_order(run.info, run.state.queued)):
+            if run.run not in chosen or run.problem or run.status.active or run.status is Status.FINISHED:
                 continue
-            if run.info.origin == "imported":
+            last = run.state.queued
+            if run.info.origin == "imported" or last is None or run.worker() is not None:
                 continue
-            if run.state.queued is not None and run.worker() is None:
-                _requeue(run, run.state.queued)
-                done.append(name)
+            jobs = jobs_at_once(run.info.threads or 1, last)
+            _requeue(run, msgspec.structs.replace(last, jobs=jobs, place=next(places)))
+            done.append(run.run)
         return done
+
+
+def _places(runs: Iterable[Run]) -> Iterator[int]:
+    """The next places in the queue, behind all that was ever queued. To be taken under the queue lock."""
+    return itertools.count(1 + max((run.state.queued.place for run in runs if run.state.queued), default=0))
 
 
 @contextlib.contextmanager
@@ -178,7 +234,9 @@ def _queue_lock(store: Store) -> Iterator[None]:
         ) from None
 
 
-def _make(store: Store, wanted: Wanted, queued: Queued, threads: int) -> str:
+def _make(store: Store, decision: Decision, queued: Queued, jobs: int | Literal["auto"]) -> str:
+    """Make the directory of a new run and name it. ``jobs``: as asked for."""
+    wanted = decision.wanted
     now = datetime.now(UTC)
     stem = f"{wanted.stem}-{now:%Y%m%dT%H%M%SZ}"
     run, number = stem, 1
@@ -198,7 +256,8 @@ def _make(store: Store, wanted: Wanted, queued: Queued, threads: int) -> str:
         same_run=wanted.same_run,
         corpus=prepared.corpus,
         embeddings=prepared.embeddings,
-        threads=threads,
+        threads=decision.threads,
+        jobs=jobs,
         command=tuple(sys.argv),
         cwd=os.getcwd(),
         version=__version__,

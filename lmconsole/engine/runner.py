@@ -1,4 +1,4 @@
-"""The detached process that starts queued runs, oldest first, as many at once as their devices may take.
+"""The detached process that starts queued runs in the order of the queue, as many at once as their devices may take.
 
 It owns nothing but the start: workers outlive it, and the next runner finds them by their locks.
 """
@@ -24,7 +24,7 @@ from lmconsole.errors import StoreError
 from lmconsole.runs import lock
 from lmconsole.runs.events import EventLog, EventReader, Failed, Queued, Stopped, utc_now
 from lmconsole.runs.state import RunState, Status
-from lmconsole.runs.store import Run, Store
+from lmconsole.runs.store import Run, Store, queue_order
 
 POLL_S = 0.2
 EXPORT_TIMEOUT_S = 900.0
@@ -73,6 +73,7 @@ class Runner:
             busy = self._busy(runs)
             self._served |= {run.run: run for run in runs if run.run in busy}
             waiting = [run for run in runs if self._waits(run) and run.run not in busy]
+            waiting.sort(key=lambda run: queue_order(run.info, run.state.queued))
             for run in waiting:
                 self._served[run.run] = run
                 if run.run in self._waiting and run.stop_requested:
@@ -143,7 +144,7 @@ class Runner:
         return busy
 
     def _start(self, run: Run, busy: dict[str, tuple[set[str], int]]) -> None:
-        """Start ``run`` on a device with room for it; where there is none, it blocks those devices for younger runs."""
+        """Start ``run`` on a device with room for it; where there is none, it blocks those devices for later runs."""
         queued = run.state.queued
         assert queued is not None
         for device in sorted(queued.devices, key=lambda each: sum(each in on for on, _ in busy.values())):

@@ -2,16 +2,57 @@
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lmconsole.engine.local import disown, start_runner
-from lmconsole.engine.options import RunOptions, threads_per_run
+from lmconsole.engine.options import RunOptions
 from lmconsole.engine.probe import ProbeAnswer
-from lmconsole.engine.queue import Decision, enqueue, requeue, wanted_runs
+from lmconsole.engine.queue import Decision, Wanted, decide, enqueue, jobs_at_once, requeue, wanted_runs
 from lmconsole.errors import StoreError
+from lmconsole.plan.presets import ranges
 from lmconsole.runs.events import Queued
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
+from lmconsole.telemetry.host import cores
+
+
+def queued_as(answer: ProbeAnswer, options: RunOptions) -> Queued:
+    """How runs are to be started; ``jobs`` is the most at once for any of them."""
+    return Queued(
+        devices=answer.device_keys,
+        jobs=options.jobs or (cores() if answer.device_keys == ("cpu",) else 1),
+        exports=None if options.exports is None else str(options.exports),
+        on_finish=options.on_finish,
+        cwd=os.getcwd(),
+    )
+
+
+def preview(runs: Iterable[Run], answer: ProbeAnswer, options: RunOptions) -> list[Decision]:
+    """What ``submit`` would do, given the ``runs`` there are (oldest first), in the order of the queue."""
+    queued = queued_as(answer, options)
+    return decide(runs, _wanted(answer, options), queued, fresh=options.fresh, threads=options.threads)
+
+
+def _wanted(answer: ProbeAnswer, options: RunOptions) -> list[Wanted]:
+    return wanted_runs(answer, options.seeds, typed_order=options.typed_order)
+
+
+def sharing_words(answer: ProbeAnswer, options: RunOptions) -> str:
+    """How new runs share a device, such as ``2 at once, 1 thread each (auto)``; by experiment where they differ."""
+    queued = queued_as(answer, options)
+    found: dict[str, list[int]] = {}
+    for prepared in answer.prepared:
+        threads = options.threads or prepared.threads
+        words = f"{jobs_at_once(threads, queued)} at once, {thread_words(threads)} each"
+        found.setdefault(words, []).append(prepared.experiment.id)
+    several = len(found) > 1
+    text = "; ".join(f"{words} for {ranges(ids)}" if several else words for words, ids in found.items())
+    return f"{text} (auto)" if options.jobs is None else text
+
+
+def thread_words(threads: int) -> str:
+    """``1 thread``, ``2 threads``."""
+    return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 def submit(store: Store, answer: ProbeAnswer, options: RunOptions) -> list[Decision]:
@@ -21,21 +62,14 @@ def submit(store: Store, answer: ProbeAnswer, options: RunOptions) -> list[Decis
         RunActiveError: unless ``options.everything``, if one of the runs is active; then nothing has been queued.
         StoreError: the store cannot be written.
     """
-    queued = Queued(
-        devices=answer.device_keys,
-        jobs=options.jobs,
-        exports=None if options.exports is None else str(options.exports),
-        on_finish=options.on_finish,
-        cwd=os.getcwd(),
-    )
     try:
         return enqueue(
             store,
-            wanted_runs(answer, options.seeds),
-            queued,
+            _wanted(answer, options),
+            queued_as(answer, options),
             fresh=options.fresh,
             refuse_active=not options.everything,
-            threads=threads_per_run(options.jobs),
+            threads=options.threads,
         )
     except BaseException:
         with contextlib.suppress(StoreError):

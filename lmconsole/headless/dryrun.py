@@ -9,10 +9,11 @@ import msgspec
 from rich.text import Text
 
 from lmconsole import formatting
-from lmconsole.engine.estimate import Estimate, estimates, together_s
-from lmconsole.engine.options import RunOptions, threads_per_run
+from lmconsole.engine.estimate import Estimate, estimates, makespan_s
+from lmconsole.engine.options import RunOptions
 from lmconsole.engine.probe import ProbeAnswer, ask
-from lmconsole.engine.queue import Action, Decision, decide, wanted_runs
+from lmconsole.engine.queue import Action, Decision
+from lmconsole.engine.submit import preview, sharing_words, thread_words
 from lmconsole.errors import ExitCode, printable
 from lmconsole.headless.listing import console
 from lmconsole.runs.store import Store
@@ -24,8 +25,8 @@ def dry_run(options: RunOptions) -> ExitCode:
     answer = ask(options.probe)
     store = Store(options.store)
     runs = store.runs()
-    decisions = decide(runs, wanted_runs(answer, options.seeds), fresh=options.fresh)
-    expected = estimates(answer, options.jobs, decisions, runs)
+    decisions = preview(runs, answer, options)
+    expected = estimates(answer, decisions, runs)
     out = console()
     if options.json:
         plan = _plan_as_dict(answer, decisions, expected, options)
@@ -37,7 +38,7 @@ def dry_run(options: RunOptions) -> ExitCode:
         console(stderr=True).print(Text(f"warning: {warning}", style="yellow"))
     out.print()
     for decision, estimate in zip(decisions, expected, strict=True):
-        out.print(printable(_decision_line(decision, estimate, waits=options.everything)))
+        out.print(printable(_decision_line(decision, estimate, options)))
     out.print()
     _print_settings(answer)
     return ExitCode.OK
@@ -48,11 +49,10 @@ def overview(answer: ProbeAnswer, options: RunOptions) -> list[tuple[str, str]]:
     tokens = ", ".join(f"{count:,} {split}" for split, count in first.corpus.tokens.items())
     free = free_disk_mib(options.store)
     devices = ", ".join(f"{d} ({n})" for d, n in zip(answer.devices, answer.device_names, strict=True))
-    threads = threads_per_run(options.jobs)
     precisions = dict.fromkeys(prepared.settings.precision for prepared in answer.prepared)
     rows = [
         ("preset", f"{answer.preset} ({answer.reason})"),
-        ("device", f"{devices}, {options.jobs} at once, {threads} thread{'s' if threads > 1 else ''} each"),
+        ("device", f"{devices}, {sharing_words(answer, options)}"),
         ("precision", ", ".join(precisions)),
         ("corpus", f"{first.corpus.name}, vocabulary {first.corpus.vocabulary:,}"),
         ("", f"{tokens} tokens"),
@@ -75,7 +75,8 @@ def time_expected(
         return []
     if not known:
         return [("time", printable(f"unknown; `{_bench_command(answer, options)}` would tell, in a minute"))]
-    total_s = together_s((estimate.seconds for estimate in known), options.jobs * len(answer.devices))
+    each = [(found.seconds, decision.jobs) for found, decision in zip(expected, decisions, strict=True) if found]
+    total_s = makespan_s(each, len(answer.devices))
     of = f"{len(known)} of {count}" if len(known) < count else str(count)
     sources = " and ".join(dict.fromkeys(estimate.source for estimate in known))
     return [("time", f"about {formatting.about(total_s)} for {of} run{'s' if count > 1 else ''}, from {sources}")]
@@ -94,7 +95,7 @@ def _bench_command(answer: ProbeAnswer, options: RunOptions) -> str:
     return shlex.join(words)
 
 
-def _decision_line(decision: Decision, estimate: Estimate | None, *, waits: bool) -> str:
+def _decision_line(decision: Decision, estimate: Estimate | None, options: RunOptions) -> str:
     experiment = decision.wanted.prepared.experiment
     text = f"{experiment.id:>3} {experiment.label:<18} seed {decision.wanted.seed:<6} "
     time_left = f", about {formatting.about(estimate.seconds)}" if estimate else ""
@@ -102,11 +103,13 @@ def _decision_line(decision: Decision, estimate: Estimate | None, *, waits: bool
         case Action.NEW:
             return f"{text}new{time_left}"
         case Action.RESUME:
-            return f"{text}resume {decision.run} in epoch {decision.epoch}{time_left}"
+            usual = options.threads or decision.wanted.prepared.threads
+            kept = f" with {thread_words(decision.threads)} as before" if decision.threads != usual else ""
+            return f"{text}resume {decision.run} in epoch {decision.epoch}{kept}{time_left}"
         case Action.FINISHED:
             return f"{text}skip, finished: {decision.run}"
         case Action.ACTIVE:
-            return f"{text}{'wait for' if waits else 'refuse: under way as'} {decision.run}"
+            return f"{text}{'wait for' if options.everything else 'refuse: under way as'} {decision.run}"
 
 
 def _print_settings(answer: ProbeAnswer) -> None:
@@ -132,11 +135,13 @@ def _print_settings(answer: ProbeAnswer) -> None:
 def _plan_as_dict(
     answer: ProbeAnswer, decisions: Sequence[Decision], expected: Sequence[Estimate | None], options: RunOptions
 ) -> dict[str, Any]:
+    todo = [decision for decision in decisions if decision.action in (Action.NEW, Action.RESUME)]
+    jobs = {decision.jobs for decision in todo or decisions}
     return {
         "preset": answer.preset,
         "reason": answer.reason,
         "devices": answer.devices,
-        "jobs": options.jobs,
+        "jobs": jobs.pop() if len(jobs) == 1 else None,
         "warnings": answer.warnings,
         "store": str(options.store.absolute()),
         "runs": [
@@ -145,6 +150,8 @@ def _plan_as_dict(
                 "seed": decision.wanted.seed,
                 "action": decision.action.value,
                 "run": decision.run,
+                "threads": decision.threads,
+                "jobs": decision.jobs,
                 "expected_s": estimate.seconds if estimate else None,
                 "same_run": decision.wanted.same_run,
                 "settings": msgspec.to_builtins(decision.wanted.prepared.settings),

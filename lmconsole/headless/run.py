@@ -34,14 +34,17 @@ def run_headless(options: RunOptions) -> ExitCode:
                 display.say(f"warning: {warning}")
             interrupts.hold()
             decisions = submit(store, answer, options)
+            several_seeds = len({decision.wanted.seed for decision in decisions}) > 1
             for decision in decisions:
-                display.say(_announcement(decision))
-            expected = estimates(answer, options.jobs, decisions, store.runs())
+                display.say(_announcement(decision, several_seeds=several_seeds))
+            expected = estimates(answer, decisions, store.runs())
             for name, value in time_expected(answer, decisions, expected, options):
                 display.say(f"{name:<10} {value}")
             mine = frozenset(str(d.run) for d in decisions if d.action in (Action.NEW, Action.RESUME))
             known = frozenset(str(d.run) for d in decisions if d.action is Action.FINISHED)
-            names = [str(decision.run) for decision in decisions]
+            ids = [prepared.experiment.id for prepared in answer.prepared]
+            by_experiment = sorted(decisions, key=lambda each: ids.index(each.wanted.prepared.experiment.id))
+            names = [str(decision.run) for decision in by_experiment]
             follower = Follower(store, names, display, interrupts, mine=mine, known=known)
             try:
                 code = follower.follow()
@@ -53,8 +56,10 @@ def run_headless(options: RunOptions) -> ExitCode:
     return code
 
 
-def _announcement(decision: Decision) -> str:
+def _announcement(decision: Decision, *, several_seeds: bool) -> str:
     name = f"{decision.wanted.prepared.experiment.id:>2} {decision.wanted.prepared.experiment.label}"
+    if several_seeds:
+        name += f"  seed {decision.wanted.seed}"
     match decision.action:
         case Action.FINISHED:
             return f"{name}  finished before; --fresh trains it anew"

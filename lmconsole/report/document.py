@@ -132,7 +132,10 @@ def _provenance(group: Group) -> list[Block]:
         )
     )
     lines = [f"Software: {words}." for words in versions if words]
-    lines += [f"Device: {', '.join(group.devices)}; {info.threads} CPU threads a run."] if group.devices else []
+    if group.devices:
+        threads = sorted({run.info.threads for run in group.runs if run.info.threads})
+        words = f"{' or '.join(map(str, threads))} CPU thread{'' if threads == [1] else 's'} a run"
+        lines.append(f"Device: {', '.join(group.devices)}; {words}.")
     if info.corpus.sha256:
         lines.append(f"Corpus: {info.corpus.name}, SHA-256 {info.corpus.sha256}.")
     if info.embeddings is not None:
@@ -186,10 +189,16 @@ def reproduce(group: Group) -> str:
         words += ["--embeddings", info.embeddings.path]
     if (file := _option(info, "--experiments")) is not None:
         words += ["--experiments", file]
-    jobs = max((run.state.queued.jobs for run in group.runs if run.state.queued), default=1)
-    if jobs > 1:
-        words += ["--jobs", str(jobs)]
+    jobs = [run.info.jobs or (run.state.queued.jobs if run.state.queued else 1) for run in group.runs]
+    asked = max((each for each in jobs if isinstance(each, int)), default=None)
+    if asked is not None and (asked > 1 or not _on_gpu(group)):  # the number of threads decides a CPU's last bits
+        words += ["--jobs", str(asked)]
     return shlex.join([*words, "--headless"])
+
+
+def _on_gpu(group: Group) -> bool:
+    """Whether its runs were trained on GPUs, which ``--jobs auto`` gives one run at a time."""
+    return all(run.state.started.device != "cpu" for run in group.runs if run.state.started)
 
 
 def _option(info: RunInfo, name: str) -> str | None:

@@ -32,7 +32,9 @@ class Queued(Event, frozen=True, kw_only=True, gc=False, tag="queued"):
     devices: tuple[str, ...]
     """The run may be put on any one of them: ``cpu``, or GPUs by their UUIDs, which mean the same in every process."""
     jobs: int
-    """Runs at once on one device."""
+    """Runs at once on one device, this one among them."""
+    place: int = 0
+    """Waiting runs are started in this order. It counts up over all that is queued in a store; 0 in logs of 0.1.0."""
     exports: str | None = None
     """Folder for the exports when the queue drains; None for none."""
     on_finish: tuple[str, ...] = ()

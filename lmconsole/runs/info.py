@@ -54,6 +54,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     embeddings: EmbeddingsInfo | None
     threads: int | None
     """CPU threads of every attempt; another number changes the last bits of the results. None if imported."""
+    jobs: int | Literal["auto"] | None = None
+    """What ``--jobs`` asked for when ``threads`` was decided. None if imported, and in runs of 0.1.0."""
     command: tuple[str, ...]
     cwd: str
     version: str

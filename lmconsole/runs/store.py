@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lmconsole.errors import RunNotFoundError, StoreError
 from lmconsole.runs import lock
-from lmconsole.runs.events import AnyEvent, EventReader
+from lmconsole.runs.events import AnyEvent, EventReader, Queued
 from lmconsole.runs.info import RunInfo, read_info
 from lmconsole.runs.paths import QUEUE_LOCK, RUNNER_LOCK, RUNNER_LOG, TEMPORARY, RunPaths
 from lmconsole.runs.state import RunState, Status
@@ -196,6 +196,12 @@ def _owner(path: Path) -> lock.Owner | None:
         return lock.owner(path)
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def queue_order(info: RunInfo, queued: Queued | None) -> tuple[int, tuple[bool, str, str]]:
+    """Sort key of waiting runs: the first is started next. ``queued`` is the run's last ``queued`` event, so that a run
+    that is queued again takes its new place."""
+    return queued.place if queued else 0, info.age
 
 
 def latest_by_experiment(runs: Iterable[Run]) -> dict[int, Run]:

@@ -12,7 +12,7 @@ from lmconsole.engine.local import python
 from lmconsole.engine.options import RunOptions, run_options
 from lmconsole.engine.probe import ask
 from lmconsole.engine.queue import Action
-from lmconsole.engine.submit import submit, wake_runner
+from lmconsole.engine.submit import sharing_words, submit, wake_runner
 from lmconsole.errors import LmconsoleError
 from lmconsole.runs.store import Store
 from lmconsole.tui.options import ConsoleOptions
@@ -22,24 +22,22 @@ EXPORT_TIMEOUT_S = 600.0
 
 def parse(options: ConsoleOptions, ids: Sequence[int], words: dict[str, str]) -> RunOptions:
     """The words of the form as `lmconsole run` takes them. Raises LmconsoleError with all that is wrong."""
-    numbers: dict[str, int | None] = {"epochs": None, "jobs": 1}
-    for name in numbers:
-        text = words.get(name, "")
-        if text:
-            try:
-                numbers[name] = int(text)
-            except ValueError:
-                raise LmconsoleError(f"{name} {text!r}: expected a whole number") from None
+    epochs = None
+    if text := words.get("epochs"):
+        try:
+            epochs = int(text)
+        except ValueError:
+            raise LmconsoleError(f"epochs {text!r}: expected a whole number") from None
     parsed = run_options(
         ids=[str(number) for number in ids],
         everything=False,  # the ids are named
         preset=words.get("preset") or options.preset,
-        epochs=numbers["epochs"],
+        epochs=epochs,
         seeds=words.get("seeds") or None,
         max_tokens=None,
         device=words.get("device") or "auto",
         precision=words.get("precision") or None,
-        jobs=numbers["jobs"] or 1,
+        jobs=words.get("jobs") or "auto",
         data=options.data,
         embeddings=options.embeddings,
         experiments=options.experiments,
@@ -49,7 +47,8 @@ def parse(options: ConsoleOptions, ids: Sequence[int], words: dict[str, str]) ->
         on_finish=None,
         json=False,
     )
-    return msgspec.structs.replace(parsed, everything=True)  # those under way are no reason to refuse the others
+    # Runs under way are no reason to refuse the others, and rows that were selected are in no order.
+    return msgspec.structs.replace(parsed, everything=True, typed_order=False)
 
 
 class Started(NamedTuple):
@@ -75,7 +74,9 @@ def start(options: RunOptions) -> Started:
     }
     done = ", ".join(f"{counts[action]} {words[action]}" for action in words if counts[action])
     devices = ", ".join(answer.device_names)
-    return Started(answer.preset, f"Preset {answer.preset} ({answer.reason}), {devices}: {done}.", answer.warnings)
+    sharing = f" New runs: {sharing_words(answer, options)}." if counts[Action.NEW] else ""
+    said = f"Preset {answer.preset} ({answer.reason}), {devices}: {done}.{sharing}"
+    return Started(answer.preset, said, answer.warnings)
 
 
 def export(options: ConsoleOptions) -> tuple[list[Path], str]:

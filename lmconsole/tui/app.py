@@ -68,7 +68,7 @@ class Console(App[str]):
         self._active_before: frozenset[str] = frozenset()
         self._said_before = 0
         self._trashed: list[list[str]] = []
-        self._form_words = {"preset": options.preset, "device": "auto", "jobs": "1"}
+        self._form_words = {"preset": options.preset, "device": "auto", "jobs": "auto"}
         self._slow_ticks = 0
 
     @property

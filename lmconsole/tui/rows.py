@@ -9,6 +9,7 @@ from lmconsole.formatting import UNKNOWN, perplexity, seconds
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES, Experiment
 from lmconsole.runs.events import number
 from lmconsole.runs.state import Status
+from lmconsole.runs.store import queue_order
 from lmconsole.tui.feed import STUCK, RunView
 from lmconsole.tui.glyphs import Glyphs, sparkline
 
@@ -70,14 +71,25 @@ def build_rows(
         unread.pop(view.run, None)
         by_experiment.setdefault(view.info.experiment.id, []).append(view)
         known.setdefault(view.info.experiment.id, view.info.experiment)
+    waiting = [
+        view
+        for views in by_experiment.values()
+        for view in views
+        if view.status is Status.QUEUED and not view.problem and view.run not in problems
+    ]
+    waiting.sort(key=lambda view: queue_order(view.info, view.queued))
+    places = {view.run: place for place, view in enumerate(waiting, 1)}
     rows = []
     for experiment in known.values():
         its = by_experiment.get(experiment.id, [])
         key = f"e{experiment.id}"
         fold = "" if len(its) < 2 else glyphs.unfolded if key in unfolded else glyphs.folded
-        rows.append(_experiment_row(key, experiment, its, fold, key in checked, wide, glyphs, problems))
+        rows.append(_experiment_row(key, experiment, its, fold, key in checked, wide, glyphs, problems, places))
         if key in unfolded and len(its) > 1:
-            rows += [_run_row(experiment, view, view.run in checked, wide, glyphs, problems) for view in reversed(its)]
+            rows += [
+                _run_row(experiment, view, view.run in checked, wide, glyphs, problems, places)
+                for view in reversed(its)
+            ]
     return rows + [_unreadable_row(name, problems[name]) for name in unread]
 
 
@@ -90,6 +102,7 @@ def _experiment_row(
     wide: bool,
     glyphs: Glyphs,
     problems: dict[str, str],
+    places: dict[str, int],
 ) -> Row:
     newest = runs[-1] if runs else None
     group = group_of(runs)
@@ -110,14 +123,22 @@ def _experiment_row(
     )
     if newest is None:
         return Row(key, experiment, None, False, (*front, UNKNOWN, *[""] * 4), "", (*order, *[(math.inf, "")] * 5))
-    status = describe(newest, wide, problems) if len(group) == 1 else _several(group, wide, problems)
+    one = len(group) == 1
+    status = describe(newest, wide, problems, places) if one else _several(group, wide, problems, places)
     cells, back = _numbers(group, newest, glyphs)
     mood = "problem" if newest.problem or newest.run in problems else _mood(min(group, key=_rank))
-    return Row(key, experiment, newest, False, (*front, status, *cells), mood, (*order, (_rank(newest), status), *back))
+    rank = _rank(newest) + places.get(newest.run, 0) / (len(places) + 1)  # those that wait, in the order of the queue
+    return Row(key, experiment, newest, False, (*front, status, *cells), mood, (*order, (rank, status), *back))
 
 
 def _run_row(
-    experiment: Experiment, view: RunView, checked: bool, wide: bool, glyphs: Glyphs, problems: dict[str, str]
+    experiment: Experiment,
+    view: RunView,
+    checked: bool,
+    wide: bool,
+    glyphs: Glyphs,
+    problems: dict[str, str],
+    places: dict[str, int],
 ) -> Row:
     front = (
         f"{glyphs.child}{glyphs.checked if checked else glyphs.unchecked}",
@@ -129,9 +150,8 @@ def _run_row(
     cells, back = _numbers([view], view, glyphs)
     mood = "problem" if view.problem or view.run in problems else _mood(view)
     order = ((0.0, ""),) * 6
-    return Row(
-        view.run, experiment, view, True, (*front, describe(view, wide, problems), *cells), mood, (*order, *back)
-    )
+    status = describe(view, wide, problems, places)
+    return Row(view.run, experiment, view, True, (*front, status, *cells), mood, (*order, *back))
 
 
 def _unreadable_row(name: str, why: str) -> Row:
@@ -148,20 +168,24 @@ def _mood(view: RunView) -> str:
     return "diverged" if view.finished and view.finished.diverged else view.status.value
 
 
-def _several(group: Sequence[RunView], wide: bool, problems: dict[str, str]) -> str:
+def _several(group: Sequence[RunView], wide: bool, problems: dict[str, str], places: dict[str, int]) -> str:
     """How the seeds stand: the one that is running, and how many are over."""
     running = [view for view in group if view.status is Status.RUNNING]
     over = sum(view.status is Status.FINISHED for view in group)
     count = f"{over}/{len(group)} seeds"
     if running:
-        return f"{count}, {describe(running[0], False, problems)}" if wide else f"{count}, running"
+        return f"{count}, {describe(running[0], False, problems, places)}" if wide else f"{count}, running"
     if over == len(group):
         return f"finished, {len(group)} seeds" if wide else count
-    return f"{count}, {min(group, key=_rank).status.value}"
+    foremost = min(group, key=lambda view: (_rank(view), places.get(view.run, 0)))
+    if wide and foremost.run in places:
+        return f"{count}, {describe(foremost, False, problems, places)}"
+    return f"{count}, {foremost.status.value}"
 
 
-def describe(view: RunView, wide: bool, problems: dict[str, str]) -> str:
-    """How a run stands, in about 16 characters, or twice as many if there is room."""
+def describe(view: RunView, wide: bool, problems: dict[str, str], places: dict[str, int]) -> str:
+    """How a run stands, in about 16 characters, or twice as many if there is room. ``places``: of the runs that wait,
+    from 1, in the order in which they will be started."""
     epochs, (epoch, step) = view.info.settings.epochs, view.position
     if view.problem:
         return "unreadable"
@@ -188,6 +212,9 @@ def describe(view: RunView, wide: bool, problems: dict[str, str]) -> str:
         return f"epoch {epoch}/{epochs}{steps}, {left} left"
     if view.info.origin == "imported":
         return f"imported, {len(view.epochs)}/{epochs}"
+    if view.run in places:
+        place = places[view.run]
+        return f"queued, {place} of {len(places)}" if wide else f"queued {place}"
     if view.status in (Status.STOPPED, Status.LOST):
         return f"{view.status.value} in {min(epoch, epochs)}/{epochs}"
     return view.status.value

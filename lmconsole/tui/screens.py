@@ -66,7 +66,7 @@ class RunForm(ModalScreen[dict[str, str] | None]):
         "seeds": "1,2,3 or 1..10; empty: the preset's",
         "device": "auto, cpu, cuda, cuda:0,cuda:1 or all",
         "precision": "auto, fp32, tf32 or bf16; empty: the preset's",
-        "jobs": "runs at once on one device",
+        "jobs": "auto, or runs at once on one device",
     }
 
     def __init__(self, title: str, words: dict[str, str], check: Callable[[dict[str, str]], object]) -> None:

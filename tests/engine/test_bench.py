@@ -1,6 +1,5 @@
 """What `lmconsole bench` measures, and what it makes of it."""
 
-import math
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -139,10 +138,3 @@ def test_a_damaged_memory_is_passed_over_and_one_that_cannot_be_written_is_no_er
     estimate.remember(made_up())
     (folder / "torn.json").write_bytes(b'{"schema": 1, "lmc')
     assert estimate.remembered() == [made_up()]
-
-
-def test_runs_side_by_side_end_with_the_last_of_them() -> None:
-    assert estimate.together_s([3.0, 1.0, 1.0, 4.0], 1) == 9.0
-    assert estimate.together_s([3.0, 1.0, 1.0, 4.0], 2) == 6.0
-    assert estimate.together_s([3.0, 1.0, 1.0, 4.0], 9) == 4.0
-    assert math.isclose(estimate.together_s([], 2), 0.0)

@@ -8,12 +8,12 @@ import tiny
 
 from lmconsole.engine import estimate
 from lmconsole.engine.bench import SCHEMA, BenchResult, Shape
-from lmconsole.engine.estimate import Estimate, estimates
+from lmconsole.engine.estimate import Estimate, estimates, makespan_s
 from lmconsole.engine.options import threads_per_run
 from lmconsole.engine.probe import Prepared, ProbeAnswer
 from lmconsole.engine.queue import decide, wanted_runs
 from lmconsole.plan.arithmetic import run_flops
-from lmconsole.runs.events import Epoch, EventLog, Finished, Started
+from lmconsole.runs.events import Epoch, EventLog, Finished, Queued, Started
 from lmconsole.runs.store import Run, Store
 
 DEVICE = "a CPU of ours"
@@ -24,9 +24,11 @@ def bench_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "default_folder", lambda: tmp_path / "bench")
 
 
-def recorded(root: Path, model: str = "lstm", *, wall_s: float = 60.0, device: str = DEVICE, **more: object) -> Run:
+def recorded(
+    root: Path, model: str = "lstm", *, wall_s: float = 60.0, device: str = DEVICE, jobs: int = 1, **more: object
+) -> Run:
     """A run whose log says that it trained all its epochs in ``wall_s``; one that goes on, if that is 0."""
-    run = tiny.queue_tiny(root, model, threads=threads_per_run(1), fresh=True, **more)  # type: ignore[arg-type]
+    run = tiny.queue_tiny(root, model, jobs=jobs, threads=threads_per_run(jobs), fresh=True, **more)  # type: ignore[arg-type]
     log = EventLog(run.paths.events)
     started = {"attempt": 1, "pid": 1, "host": "", "device": "cpu", "device_name": device, "device_uuid": None}
     started |= {"versions": {}, "threads": 1, "precision": "fp32", "parameters_total": 1, "parameters_trainable": 1}
@@ -53,11 +55,14 @@ def expected(root: Path, like: Run, *, jobs: int = 1, fresh: bool = True, **sett
         origins={},
         corpus=info.corpus,
         embeddings=None,
+        threads=1,
     )
     values = {"preset": "tiny", "reason": "", "devices": ("cpu",), "device_names": (DEVICE,), "device_keys": ("cpu",)}
     answer = ProbeAnswer(prepared=(prepared,), **values)  # type: ignore[arg-type]
     runs = Store(root / "runs").runs()
-    (found,) = estimates(answer, jobs, decide(runs, wanted_runs(answer, None), fresh=fresh), runs)
+    queued, threads = Queued(devices=("cpu",), jobs=jobs), threads_per_run(jobs)
+    decisions = decide(runs, wanted_runs(answer, None), queued, fresh=fresh, threads=threads)
+    (found,) = estimates(answer, decisions, runs)
     return found
 
 
@@ -100,6 +105,32 @@ def test_of_a_run_that_goes_on_only_the_rest_counts_and_a_finished_one_takes_no_
     assert found.seconds == pytest.approx(1 + 59 / 2)
     done = recorded(tmp_path, wall_s=60.0, seed=3)
     assert expected(tmp_path, done, fresh=False) is None
+
+
+def test_each_run_is_estimated_by_runs_that_shared_the_device_as_it_will(tmp_path: Path) -> None:
+    like = recorded(tmp_path, wall_s=60.0)
+    recorded(tmp_path, wall_s=90.0, jobs=64)
+    alone, shared = expected(tmp_path, like), expected(tmp_path, like, jobs=64)
+    assert alone is not None
+    assert shared is not None
+    assert (alone.seconds, shared.seconds) == (pytest.approx(60.0), pytest.approx(90.0))
+
+
+def test_a_queue_takes_as_long_as_its_runs_start_as_the_runner_starts_them() -> None:
+    assert makespan_s([]) == 0.0
+    one_at_a_time = [(seconds, 1) for seconds in (3.0, 1.0, 1.0, 4.0)]
+    assert makespan_s(one_at_a_time) == 9.0
+    assert makespan_s(one_at_a_time, devices=2) == 6.0
+    assert makespan_s([(seconds, 2) for seconds, _ in one_at_a_time]) == 6.0
+    assert makespan_s([(seconds, 9) for seconds, _ in one_at_a_time]) == 4.0
+
+
+def test_in_a_mixed_queue_the_strictest_run_decides_and_nobody_overtakes() -> None:
+    alone, shared = (2.0, 1), (5.0, 2)
+    assert makespan_s([shared, alone, shared]) == 12.0, "the last could start at once, but waits for its turn"
+    assert makespan_s([alone, shared, shared]) == 7.0
+    assert makespan_s([alone, shared, shared], devices=2) == 5.0, "both are put on the other device"
+    assert makespan_s([(4.0, 3), (1.0, 2), (4.0, 3)]) == 5.0, "the third waits for the second, which allows two"
 
 
 @pytest.mark.parametrize("jobs", [1, 4])

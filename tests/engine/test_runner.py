@@ -13,6 +13,8 @@ import psutil
 import pytest
 import tiny
 
+from lmconsole.engine import options, queue
+from lmconsole.runs.events import EventLog, Queued, Stopped
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 
@@ -316,3 +318,45 @@ def test_a_full_disk_fails_the_run_and_leaves_the_last_checkpoint_whole(tmp_path
     again.refresh()
     assert b'"kind":"resumed","seq"' in again.paths.events.read_bytes()
     assert [epoch.epoch for epoch in again.state.epochs] == [1, 2]
+
+
+def test_a_resumed_run_with_all_threads_shares_the_cores_with_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (options, queue):
+        monkeypatch.setattr(module, "cores", lambda: 2)
+    large = tiny.queue_tiny(tmp_path, seed=9, epochs=30, threads=2)
+    log = EventLog(large.paths.events)
+    log.append(Stopped(epoch=1, step=0))
+    log.close()
+    before = [tiny.queue_tiny(tmp_path, seed=seed, epochs=30, jobs=2, auto=True) for seed in (1, 2)]
+    assert tiny.queue_tiny(tmp_path, seed=9, epochs=30, jobs=2, auto=True).run == large.run
+    after = [tiny.queue_tiny(tmp_path, seed=seed, epochs=30, jobs=2, auto=True) for seed in (3, 4)]
+    runner = start_runner(tmp_path)
+    most = most_with_large = 0
+    while runner.poll() is None:
+        active = [run for run in [*before, large, *after] if run.worker() is not None]
+        most = max(most, len(active))
+        if large in active:
+            most_with_large = max(most_with_large, len(active))
+        time.sleep(0.02)
+    assert all(status(run) is Status.FINISHED for run in [*before, large, *after])
+    assert (most, most_with_large) == (2, 1)
+    assert large.state.started is not None
+    assert large.state.started.threads == 2
+
+
+def test_runs_are_started_in_the_order_of_the_queue_whatever_their_age_and_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "utc_now", lambda: "2026-01-01T00:00:00.000Z")
+    old = tiny.queue_tiny(tmp_path, seed=8)
+    log = EventLog(old.paths.events)
+    log.append(Stopped(epoch=1, step=0))
+    log.close()
+    wanted = [tiny.wanted_tiny(tmp_path, seed=seed) for seed in (7, 8, 3, 5)]
+    store, queued = Store(tmp_path / "runs"), Queued(devices=("cpu",), jobs=1)
+    queue.enqueue(store, wanted, queued, fresh=False, refuse_active=True, threads=1)
+    assert start_runner(tmp_path).wait(120) == 0
+    started = {run.info.seed: run.state.started.t for run in store.runs() if run.state.started}
+    assert sorted(started, key=lambda seed: started[seed]) == [7, 8, 3, 5]

@@ -125,6 +125,39 @@ def test_the_command_that_reproduces_trains_the_same_runs(tmp_path: Path) -> Non
     assert words[-1] == "--headless"
 
 
+@pytest.mark.parametrize(
+    ("jobs", "device", "expected"),
+    [
+        (["auto", "auto"], "cpu", []),
+        ([1, 1], "cpu", ["--jobs", "1"]),
+        ([1, 1], "cuda:0", []),
+        ([4, 4], "cuda:0", ["--jobs", "4"]),
+        ([None, None], "cpu", ["--jobs", "2"]),
+        (["auto", 3], "cpu", ["--jobs", "3"]),
+    ],
+    ids=["auto", "one as asked", "one on a GPU", "four on a GPU", "of 0.1.0", "both"],
+)
+def test_the_command_that_reproduces_gives_the_same_threads(
+    tmp_path: Path, jobs: list[int | str | None], device: str, expected: list[str]
+) -> None:
+    for seed, asked in enumerate(jobs):
+        run = record(tmp_path, 1, "lstm", [(5.0, 4.5)], seed=seed, jobs=2, device=device)
+        found = json.loads(run.paths.info.read_text())
+        run.paths.info.write_text(json.dumps(found | {"jobs": asked}))
+    group = choose_group(Store(tmp_path / "runs").runs())
+    assert reproduce(group).split()[-1 - len(expected) :] == [*expected, "--headless"]
+    assert reproduce(group).count("--jobs") == bool(expected)
+
+
+def test_the_report_names_every_number_of_threads_and_what_that_does_to_times(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(5.0, 4.5)], jobs=4, threads=1)
+    record(tmp_path, 2, "lstm", [(5.0, 4.5)], jobs=1, threads=2)
+    export(Store(tmp_path / "runs"), tmp_path / "out", ExportOptions(form="markdown"))
+    text = (tmp_path / "out/report.md").read_text()
+    assert "Device: CPU; 1 or 2 CPU threads a run." in text
+    assert "different numbers of runs shared the device (1, 4); the runs used different numbers of threads" in text
+
+
 @pytest.mark.slow
 def test_it_really_does(tmp_path: Path) -> None:
     """The command of the report, in another folder, gives the same table."""

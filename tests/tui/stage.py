@@ -152,6 +152,7 @@ class Stage:
             origins=resolved.origins,
             corpus=corpus,
             embeddings=None,
+            threads=1,
         )
         wanted = Wanted(prepared=prepared, preset=preset, seed=seed, same_run=fingerprint(prepared, seed))
         queued = Queued(devices=("cpu",), jobs=1)

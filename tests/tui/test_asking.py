@@ -11,6 +11,7 @@ from lmconsole.plan.load import load_plan
 from lmconsole.runs.events import EventReader, Queued, Stopped
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
+from lmconsole.telemetry.host import cores
 
 LONG_S = 40.0
 """More than a child process that imports torch or pandas takes on a busy machine."""
@@ -51,18 +52,19 @@ async def test_r_queues_what_is_selected_with_the_preset_and_says_what_it_has_do
     async with stage.console(**small) as pilot:
         await pilot.press("space", "down", "space", "r")
         await shows(pilot, "Looking at data and devices")
-        await shows(pilot, "Preset tiny", "2 queued.", seconds=LONG_S)
+        await shows(pilot, "Preset tiny", "2 queued.", "at once", seconds=LONG_S)
         await shows(pilot, "2 selected, 2 queued")
-        one, two = runs(stage)
+        one, two = sorted(runs(stage), key=lambda run: run.info.experiment.id)
         assert [run.info.experiment.id for run in (one, two)] == [1, 2]
         assert {run.info.preset for run in (one, two)} == {"tiny"}
         assert {run.info.settings.epochs for run in (one, two)} == {2}
         queued = one.state.queued
         assert queued is not None
-        assert (queued.devices, queued.jobs, queued.exports) == (("cpu",), 1, str(stage.root / "exports"))
+        assert (queued.devices, queued.jobs, queued.exports) == (("cpu",), cores(), str(stage.root / "exports"))
+        assert (one.info.threads, one.info.jobs) == (1, "auto")
         await pilot.press("escape", "down", "space", "up", "space", "r")
         await shows(pilot, "1 already", seconds=LONG_S)
-        assert [run.info.experiment.id for run in runs(stage)] == [1, 2, 3]
+        assert sorted(run.info.experiment.id for run in runs(stage)) == [1, 2, 3]
 
 
 @pytest.mark.slow
@@ -114,7 +116,8 @@ async def test_the_form_queues_with_the_words_that_were_typed_and_remembers_them
 @pytest.mark.parametrize(
     ("field", "typed", "words"),
     [
-        ("jobs", "x", "jobs 'x': expected a whole number"),
+        ("jobs", "x", "--jobs x: expected auto, or 1 to"),
+        ("epochs", "x", "epochs 'x': expected a whole number"),
         ("epochs", "0", "--epochs 0"),
         ("seeds", "4..1", "--seeds '4..1'"),
         ("preset", "tinyy", "unknown preset 'tinyy'; did you mean 'tiny'?"),
@@ -159,7 +162,7 @@ async def test_all_fields_of_the_form_can_be_reached_on_a_small_screen(stage: St
     async with stage.console(size=size) as pilot:
         await pilot.press("R")
         await pilot.press(*["tab"] * 5)
-        await shows(pilot, "jobs")
+        await shows(pilot, "jobs         auto")
         await pilot.press("tab", "tab")
         await shows(pilot, "Cancel", "Run (ctrl+s)")
 

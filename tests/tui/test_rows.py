@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from tui.stage import STARTED, STEPS, Stage, epoch, epoch_events, finished, following, picture, progress
 
+from lmconsole.engine.queue import requeue
 from lmconsole.plan.experiment import Experiment
 from lmconsole.runs.events import Finished, Stopped
 from lmconsole.tui.glyphs import ASCII, UNICODE
@@ -58,7 +59,7 @@ def test_a_finished_run_shows_its_best_epoch_its_time_and_its_trend(stage: Stage
 @pytest.mark.parametrize(
     ("given", "narrow", "wide"),
     [
-        ("queued", "queued", "queued"),
+        ("queued", "queued 1", "queued, 1 of 1"),
         ("running", "5/6 8.0 s left", "epoch 5/6 step 4/8, 8.0 s left"),
         ("stopped", "stopped in 5/6", "stopped in 5/6"),
         ("lost", "lost in 5/6", "lost in 5/6"),
@@ -87,6 +88,32 @@ def test_a_run_under_way_goes_through_starting_and_testing(stage: Stage) -> None
     assert status(stage) == "testing"
     run.end(finished([6.0]))
     assert status(stage) == "finished"
+
+
+def test_runs_that_wait_say_when_their_turn_is_and_sort_by_it(stage: Stage) -> None:
+    for number in (5, 2, 9):
+        stage.queue(number)
+    stage.record(1, "running")
+    again = stage.record(3, "stopped")
+    requeue(stage.store, [again.run])
+    stage.queue(12)
+    made = rows(stage)
+    assert [cell(made[n - 1], "Status") for n in (5, 2, 9, 3, 12)] == [f"queued {place}" for place in range(1, 6)]
+    assert status(stage, 3, wide=True) == "queued, 4 of 5"
+    assert {made[n - 1].mood for n in (5, 2, 9, 3, 12)} == {"queued"}
+    by_status = sorted(made, key=lambda row: row.order[COLUMNS.index("Status")])
+    assert [row.experiment.id for row in by_status][:6] == [1, 5, 2, 9, 3, 12]
+
+
+def test_of_seeds_that_wait_the_next_says_when_its_turn_is(stage: Stage) -> None:
+    stage.record(4, seed=1, epochs=6)
+    stage.queue(8, epochs=6)
+    for seed in (3, 2):
+        stage.queue(4, seed=seed, epochs=6)
+    made = rows(stage, wide=True, unfolded=frozenset({"e4"}))
+    assert cell(made[3], "Status") == "1/3 seeds, queued 2"
+    assert [cell(row, "Status") for row in made[4:7]] == ["queued, 3 of 3", "queued, 2 of 3", "finished"]
+    assert status(stage, 4) == "1/3 seeds, queued"
 
 
 def test_a_run_that_is_asked_to_stop_says_so(stage: Stage) -> None:
