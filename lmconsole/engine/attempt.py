@@ -14,7 +14,7 @@ from lmconsole.errors import LmconsoleError, TrainingError, printable
 from lmconsole.lm import device
 from lmconsole.lm.embedding import Tables, read_tables
 from lmconsole.lm.loop import Job, parameters_of, train
-from lmconsole.runs.events import EventLog, Failed, Started
+from lmconsole.runs.events import EventLog, Failed, Queued, Started
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState
@@ -42,7 +42,7 @@ def run_attempt(
     device.keep_freed_memory(where)
     chosen = device.describe_device(where)
     device.use(where)
-    log.append(_started(info, history.attempt + 1, chosen, siblings), sync=True)
+    started = log.append(_started(info, history.attempt + 1, chosen, siblings), sync=True)
     sampler = Sampler(log, chosen.uuid, lambda: device.memory_mib(where))
     sampler.start()
     try:
@@ -58,10 +58,19 @@ def run_attempt(
             stop_requested=stop_requested,
             enter_phase=sampler.enter,
             end_telemetry=sampler.close,
+            read_energy_j=sampler.total_energy_j if has_board_alone(started, history.queued) else lambda: None,
         )
         train(job)
     finally:
         sampler.close()
+
+
+def has_board_alone(started: Started, queued: Queued | None) -> bool:
+    """Return whether the energy of the GPU's board is this run's: it has one counter for all processes and MIG slices.
+
+    A GPU on which the driver hides processes, as in containers, counts as the run's own."""
+    uuid, jobs = started.device_uuid, queued.jobs if queued else 1
+    return uuid is not None and not uuid.startswith("MIG-") and started.shared_gpu is not True and jobs == 1
 
 
 def load_the_corpus(info: RunInfo) -> Corpus:
