@@ -205,6 +205,22 @@ def test_table_2_gives_the_boards_energy_as_a_mean_over_seeds_that_all_know_it(t
     assert [row["energy_j"] for row in read] == ["", "33333.0", "", "12300.0"]
 
 
+def test_table_2_in_latex_has_units_under_the_names_and_in_markdown_a_rule_that_readers_know(tmp_path: Path) -> None:
+    """A cell ``:`` alone in the rule would make it no table, and headers with units would make it wider than a page."""
+    record(tmp_path, 1, "lstm", [(5.0, 4.0)], device="cuda:0", samples=5, energy_j=12_345.0)
+    document = memory_document(choose_group(Store(tmp_path / "runs").runs()))
+    assert (
+        "    \\toprule\n"
+        "    Architecture & Layers & Optimizer & Memory & Peak allocated & GPU & n & Energy & Config \\\\\n"
+        "     &  &  & (MiB) & (MiB) & (\\%) &  & (kJ) &  \\\\\n"
+        "    \\midrule\n"
+        "    LSTM & 1 & Adam & 1,000*/80,000 & 512 & 50 & 5 & 12.3 & 1 \\\\\n"
+    ) in document.render("latex")
+    assert " & {(kJ)} & " in document.render("latex", siunitx=True)
+    rule = next(line for line in document.render("markdown").splitlines() if line.startswith("| -"))
+    assert all(re.fullmatch("-+:?", cell.strip()) for cell in rule.strip("|").split("|"))
+
+
 def test_table_2_explains_no_dash_that_is_not_there(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(5.0, 4.0)], device="cuda:0", energy_j=960.0)
     document = memory_document(choose_group(Store(tmp_path / "runs").runs()))
