@@ -60,3 +60,12 @@ def mib(value: float | None) -> str:
     if value is None:
         return UNKNOWN
     return f"{value:,.0f} MiB" if value < 10 * 1024 else f"{value / 1024:,.1f} GiB"
+
+
+def energy(joules: float | None) -> str:
+    """``950 J``, ``12.3 kJ``, ``1.2 MJ``."""
+    if joules is None:
+        return UNKNOWN
+    if joules < 999.5:
+        return f"{joules:.0f} J"
+    return f"{joules / 1e3:.1f} kJ" if joules < 999_950 else f"{joules / 1e6:.1f} MJ"

@@ -6,11 +6,14 @@
  *   FAKE_NVML_MIG        if set, GPU 0 is split into two slices, numbered 0 and 2
  *   FAKE_NVML_PROCESSES  "PID:MIB,PID:MIB" on every GPU; PID may be "self", MIB may be "unavailable"
  *   FAKE_NVML_FAIL       "function=code,function=code": these fail; code 13 is "no such function in this driver"
+ *   FAKE_NVML_POWER_W    power of every GPU (default 123.456); its energy counter is that times the monotonic clock
+ *   FAKE_NVML_ENERGY_MJ  the energy counter of every GPU instead, in millijoules
  *   FAKE_NVML_LOST_AFTER every question about a device fails with "GPU is lost" after that many
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, GPU_IS_LOST = 15 };
@@ -53,6 +56,11 @@ static int device_failure(const char *function) {
 static int gpu_count(void) {
     const char *count = getenv("FAKE_NVML_GPUS");
     return count ? atoi(count) : 2;
+}
+
+static double power_w(void) {
+    const char *watts = getenv("FAKE_NVML_POWER_W");
+    return watts ? atof(watts) : 123.456;
 }
 
 static unsigned long long used(const Device *device) { return (1000ULL + 100ULL * device->gpu) * MIB; }
@@ -124,7 +132,18 @@ int nvmlDeviceGetUtilizationRates(Device *device, Utilization *rates) {
 int nvmlDeviceGetPowerUsage(Device *device, unsigned int *milliwatts) {
     DEVICE_MAY_FAIL();
     if (device->slice >= 0) return NOT_SUPPORTED;
-    *milliwatts = 123456;
+    *milliwatts = (unsigned int)(power_w() * 1000 + 0.5);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetTotalEnergyConsumption(Device *device, unsigned long long *millijoules) {
+    const char *fixed = getenv("FAKE_NVML_ENERGY_MJ");
+    struct timespec now;
+    DEVICE_MAY_FAIL();
+    if (device->slice >= 0) return NOT_SUPPORTED;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (fixed) *millijoules = strtoull(fixed, NULL, 10);
+    else *millijoules = (unsigned long long)(power_w() * ((double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6));
     return SUCCESS;
 }
 

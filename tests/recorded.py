@@ -24,9 +24,11 @@ def record(
     name: str = "",
     seconds: float = 1.0,
     jobs: int = 1,
+    energy_j: float | None = None,
     **settings: object,
 ) -> Run:
-    """A run whose log says that it trained with these (train, validation) losses in nats, an epoch each."""
+    """A run whose log says that it trained with these (train, validation) losses in nats, an epoch each, and used
+    ``energy_j`` in all, the same in each epoch."""
     run = tiny.queue_tiny(
         root, model, number=number, optimizer=optimizer, seed=seed, layers=layers, name=name, jobs=jobs, **settings
     )
@@ -50,6 +52,7 @@ def record(
             measured(
                 Epoch, epoch=epoch, train_loss_nats=train, train_ppl=perplexity(train), valid_loss_nats=valid,
                 valid_ppl=perplexity(valid), train_s=seconds, valid_s=0.1, elapsed_train_s=seconds * epoch,
+                energy_j=None if energy_j is None else energy_j / len(losses),
             )
         )  # fmt: skip
     if finish:
@@ -58,6 +61,7 @@ def record(
             Finished(
                 test_ppl_final=1.0, test_ppl_best=1.0, best_epoch=1, best_valid_ppl=1.0, setup_s=0.0, wall_s=1.0,
                 diverged=last != last, rss_peak_mib=123.4, torch_peak_mib=None if device == "cpu" else 512.0,
+                energy_j=energy_j,
             )
         )  # fmt: skip
     log.close()

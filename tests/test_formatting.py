@@ -2,7 +2,7 @@
 
 import pytest
 
-from lmconsole.formatting import UNKNOWN, about
+from lmconsole.formatting import UNKNOWN, about, energy
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,19 @@ from lmconsole.formatting import UNKNOWN, about
 )
 def test_a_rough_time_is_given_in_two_units_at_most(seconds: float | None, words: str) -> None:
     assert about(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("joules", "words"),
+    [
+        (None, UNKNOWN),
+        (0.0, "0 J"),
+        (950.4, "950 J"),
+        (999.7, "1.0 kJ"),
+        (12_340.0, "12.3 kJ"),
+        (999_949.0, "999.9 kJ"),
+        (999_960.0, "1.0 MJ"),
+    ],
+)
+def test_energy_is_given_in_the_unit_that_fits(joules: float | None, words: str) -> None:
+    assert energy(joules) == words

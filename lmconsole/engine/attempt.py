@@ -16,7 +16,7 @@ from lmconsole.errors import LmconsoleError, TrainingError, printable
 from lmconsole.lm import device
 from lmconsole.lm.embedding import Tables, arrays_of, read_tables, tables_from
 from lmconsole.lm.loop import Job, Training, parameters_of
-from lmconsole.runs.events import EventLog, Failed, Started
+from lmconsole.runs.events import EventLog, Failed, Queued, Started
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState
@@ -44,6 +44,7 @@ class Attempt:
         self._sampler: Sampler | None = None
         self._training: Training | None = None
         self._on_device = False
+        self._read_energy_j: Callable[[], float | None] = lambda: None
 
     def prepare_on_host(self) -> None:
         """Read the data and build the model, without touching a GPU. Raises whatever goes wrong: see ``explain``."""
@@ -60,6 +61,7 @@ class Attempt:
             stop_requested=self._stop_requested,
             enter_phase=lambda phase, epoch: self._sampler.enter(phase, epoch) if self._sampler else None,
             end_telemetry=lambda: self._sampler.close() if self._sampler else None,
+            read_energy_j=lambda: self._read_energy_j(),
         )
         self._training = Training(job)
 
@@ -85,8 +87,10 @@ class Attempt:
         """
         chosen = device.describe_device(self._device)
         device.use(self._device)
-        self._log.append(_started(self._info, self._history.attempt + 1, chosen, siblings), sync=True)
+        started = self._log.append(_started(self._info, self._history.attempt + 1, chosen, siblings), sync=True)
         self._sampler = Sampler(self._log, chosen.uuid, lambda: device.memory_mib(self._device))
+        if has_board_alone(started, self._history.queued):
+            self._read_energy_j = self._sampler.total_energy_j
         self._sampler.start()
         try:
             if not self._on_device:
@@ -95,6 +99,14 @@ class Attempt:
             self._training.run(began)
         finally:
             self._sampler.close()
+
+
+def has_board_alone(started: Started, queued: Queued | None) -> bool:
+    """Return whether the energy of the GPU's board is this run's: it has one counter for all processes and MIG slices.
+
+    A GPU on which the driver hides processes, as in containers, counts as the run's own."""
+    uuid, jobs = started.device_uuid, queued.jobs if queued else 1
+    return uuid is not None and not uuid.startswith("MIG-") and started.shared_gpu is not True and jobs == 1
 
 
 def load_the_corpus(info: RunInfo, shared: Path | None = None) -> Corpus:

@@ -66,6 +66,10 @@ class Sampler:
             except OSError:  # the disk is full: the training thread meets the same and reports it
                 return
 
+    def total_energy_j(self) -> float | None:
+        """The counter of the GPU's board in joules; None without a GPU, and where the driver does not tell."""
+        return self._gpus.total_energy_j(self._uuid) if self._gpus and self._uuid else None
+
     def sample(self) -> Telemetry:
         """The machine now."""
         phase, epoch = self._phase

@@ -172,6 +172,7 @@ def run_as_dict(run: Run) -> dict[str, Any]:
         "test_ppl_final": _json_number(number(finished, "test_ppl_final") if finished else None),
         "diverged": finished.diverged if finished else None,
         "elapsed_train_s": state.elapsed_train_s,
+        "energy_j": finished.energy_j if finished else None,
         "device": state.started.device if state.started else None,
         "precision": info.settings.precision,
         "error": {k: getattr(state.failed, k) for k in ("error", "message", "hint")} if state.failed else None,

@@ -58,6 +58,10 @@ class Cursor:
     """Most memory that tensors held on the GPU at once."""
     rss_peak_mib: float = 0.0
     """Most host memory that the process held."""
+    energy_j: float | None = None
+    """Joules of the GPU's board in all epochs, this one included; None is unknown, as in a checkpoint of 0.1.0."""
+    epoch_energy_j: float | None = None
+    """Joules of the GPU's board in this epoch so far; None is unknown."""
     seq: int = 0
     """Last event of the log when the checkpoint was made."""
 

@@ -16,6 +16,7 @@ from lmconsole.lm import checkpoint, device
 from lmconsole.lm.batches import WindowedSplit
 from lmconsole.lm.checkpoint import CheckpointWriter, Cursor
 from lmconsole.lm.embedding import Tables
+from lmconsole.lm.energy import EnergyMeter
 from lmconsole.lm.model import build_model, count_parameters
 from lmconsole.lm.optimizers import build_optimizer, learning_rate_at
 from lmconsole.lm.steps import prepare_steps
@@ -62,6 +63,8 @@ class Job:
     """Told which phase and epoch follow, for the telemetry."""
     end_telemetry: Callable[[], None]
     """Called before the outcome is written, which is to be the last event."""
+    read_energy_j: Callable[[], float | None] = lambda: None
+    """Reads the device's energy counter in joules, whose zero is arbitrary; None where its rise is not this run's."""
 
 
 def train(job: Job, began: float | None = None) -> None:
@@ -112,6 +115,7 @@ class Training:
         self.steps = math.ceil(len(self.splits["train"]) / self.settings.batch_size)
         self._restore()
         self.writer = CheckpointWriter(job.paths, job.info.same_run, self.cursor.elapsed_train_s)
+        self.energy = EnergyMeter(job.read_energy_j, self.cursor)
         self.training = prepare_steps(
             self.model, self.optimizer, self.splits["train"], self.settings, self.precision, job.device
         )
@@ -169,6 +173,7 @@ class Training:
         self.model.train()
 
         device.synchronize(self.job.device)
+        self.energy.start_epoch()
         bound = device.LaunchBound(self.job.device)
         clock = last_look = time.monotonic()
         nll_seen, targets_seen = cursor.epoch_nll, cursor.epoch_targets
@@ -207,6 +212,7 @@ class Training:
         began = time.monotonic()
         valid_loss = self._evaluate("validation")
         valid_s = time.monotonic() - began
+        self.energy.update()
         train_loss = cursor.epoch_nll / cursor.epoch_targets
         best = cursor.best_valid_loss_nats
         if math.isfinite(valid_loss) and (best is None or valid_loss < best):
@@ -224,6 +230,7 @@ class Training:
                 train_s=cursor.epoch_train_s,
                 valid_s=valid_s,
                 elapsed_train_s=cursor.elapsed_train_s,
+                energy_j=self.energy.epoch_j(cursor.epoch_train_s + valid_s),
             ),
             sync=True,
         )
@@ -276,6 +283,7 @@ class Training:
             stopped_early=cursor.epoch <= self.settings.epochs and not cursor.diverged,
             torch_peak_mib=cursor.torch_peak_mib,
             rss_peak_mib=cursor.rss_peak_mib,
+            energy_j=self.energy.run_j(),
         )
 
     def _evaluate(self, name: str) -> float:
@@ -334,6 +342,7 @@ class Training:
         """Start writing a checkpoint of this moment; the log is on the disk before it."""
         self.job.log.sync()
         self._note_peaks()
+        self.energy.update()
         self.cursor.wall_s, self.cursor.seq = self._wall_s(), self.job.log.seq
         parts: dict[str, Any] = {
             "model": self.model.state_dict(),

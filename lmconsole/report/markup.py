@@ -102,7 +102,7 @@ def markdown_grid(document: Document) -> str:
         for row in document.rows
     ]
     table = [[escape_markdown(header) for header in document.headers], *lines]
-    widths = [max(len(row[column]) for row in table) for column in range(len(document.headers))]
+    widths = [max(2, *(len(row[column]) for row in table)) for column in range(len(document.headers))]
     rule = [
         "-" * (width - 1) + ":" if right else "-" * width for width, right in zip(widths, document.numeric, strict=True)
     ]
@@ -134,7 +134,7 @@ def to_latex(document: Document, *, siunitx: bool = False) -> str:
 
 def latex_size(document: Document) -> str:
     """The size of type in which the rows fit a page."""
-    table = [document.headers, *([cell.text for cell in row] for row in document.rows)]
+    table = [*_header_lines(document), *([cell.text for cell in row] for row in document.rows)]
     longest = [max(len(row[column]) for row in table) for column in range(len(document.headers))]
     if longest and longest[-1] > LONG_NAME:
         longest[-1] = LONG_NAME
@@ -156,19 +156,32 @@ def latex_grid(document: Document, *, siunitx: bool = False) -> list[str]:
         if len(row[-1].text) > LONG_NAME:
             cells[-1] = f"{{\\raggedright {cells[-1]}\\par}}"
         rows.append(" & ".join(cells))
-    headers = " & ".join(
-        f"{{{escape_latex(header)}}}" if spec else escape_latex(header)
-        for header, spec in zip(document.headers, formats, strict=True)
-    )
+    headers = [
+        " & ".join(
+            f"{{{escape_latex(header)}}}" if spec else escape_latex(header)
+            for header, spec in zip(line, formats, strict=True)
+        )
+        for line in _header_lines(document)
+    ]
     return [
         f"\\begin{{tabular}}{{{''.join(columns)}}}",
         "  \\toprule",
-        f"  {headers} \\\\",
+        *(f"  {line} \\\\" for line in headers),
         "  \\midrule",
         *(f"  {row} \\\\" for row in rows),
         "  \\bottomrule",
         "\\end{tabular}",
     ]
+
+
+_UNIT = re.compile(r"(.+) (\([^()]+\))")
+
+
+def _header_lines(document: Document) -> list[list[str]]:
+    """The headers, their units in a line of their own: ``Energy (kJ)`` would make its column as wide as itself."""
+    parts = [match.groups() if (match := _UNIT.fullmatch(header)) else (header, "") for header in document.headers]
+    names, units = [name for name, _ in parts], [unit for _, unit in parts]
+    return [names, units] if any(units) else [names]
 
 
 _NUMBER = re.compile(r"(\d+)(\.\d+)(?: ± (\d+)(\.\d+))?([†‡*]?)")

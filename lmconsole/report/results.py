@@ -16,7 +16,8 @@ MIN_SAMPLES = 5
 
 def run_frame(group: Group) -> pd.DataFrame:
     """One row a run, at its epoch with the best validation perplexity. Unknown is NaN. Perplexities are comparable
-    within a ``group``, times also need one ``device`` and one number of ``jobs``."""
+    within a ``group``, times also need one ``device`` and one number of ``jobs``. ``energy_j`` is of all epochs and of
+    the GPU's whole board, by the driver's counter."""
     frame = pd.DataFrame([_run_row(run) for run in group.runs])
     frame["group"] = group.key[:12]
     return frame
@@ -41,6 +42,7 @@ def _run_row(run: Run) -> dict[str, object]:
         "wall_s": finished.wall_s if finished else None,
         "torch_peak_mib": finished.torch_peak_mib if finished else None,
         "rss_peak_mib": finished.rss_peak_mib if finished else None,
+        "energy_j": finished.energy_j if finished else None,
         "parameters_total": started.parameters_total if started else None,
         "parameters_trainable": started.parameters_trainable if started else None,
         "device": started.device_name if started else None,
@@ -74,21 +76,22 @@ def is_complete(run: Run) -> bool:
 
 
 def epoch_frame(group: Group) -> pd.DataFrame:
-    """One row a complete epoch of each run; ``elapsed_train_s`` is cumulated over its epochs. Unknown is NaN, and
-    ``non_finite`` names what was not a finite number, as ``train_ppl=inf``."""
+    """One row a complete epoch of each run; ``elapsed_train_s`` is cumulated over its epochs, ``energy_j`` is of the
+    GPU's whole board by the driver's counter. Unknown is NaN, and ``non_finite`` names what was not a finite number, as
+    ``train_ppl=inf``."""
     rows = []
     for run in group.runs:
         keys = _keys(run)
         for event in run.state.epochs:
             losses = {field: number(event, field) for field in EPOCH_METRICS}
-            times = {field: getattr(event, field) for field in EPOCH_TIMES}
+            costs = {field: getattr(event, field) for field in EPOCH_COSTS}
             odd = " ".join(f"{field}={value}" for field, value in event.non_finite.items())
-            rows.append({**keys, "epoch": event.epoch, **losses, **times, "non_finite": odd})
+            rows.append({**keys, "epoch": event.epoch, **losses, **costs, "non_finite": odd})
     return pd.DataFrame(rows)
 
 
 EPOCH_METRICS = ("train_loss_nats", "train_ppl", "valid_loss_nats", "valid_ppl")
-EPOCH_TIMES = ("train_s", "valid_s", "elapsed_train_s")
+EPOCH_COSTS = ("train_s", "valid_s", "elapsed_train_s", "energy_j")
 
 
 def telemetry_frame(group: Group) -> pd.DataFrame:
@@ -140,7 +143,8 @@ def memory_frame(group: Group) -> pd.DataFrame:
     where there is only one), all seeds together.
 
     ``memory_mib`` is the process's GPU memory where the driver tells it for every sample, else the whole device's
-    (``scope``). ``host_peak_mib`` is the largest resident memory of any of its runs.
+    (``scope``). ``host_peak_mib`` is the largest resident memory of any of its runs. ``energy_j`` is the mean over runs
+    of the board's energy in all epochs, if it is known for each of them.
     """
     rows = []
     by_experiment: dict[int, list[Run]] = {}
@@ -163,6 +167,7 @@ def memory_frame(group: Group) -> pd.DataFrame:
                 "device_total_mib": _mean(samples, "device_total_mib"),
                 "allocated_peak_mib": max((mib for mib in allocated if mib is not None), default=None),
                 "utilization_percent": _mean(samples, "utilization_percent"),
+                "energy_j": _mean_energy_j(runs),
                 "host_peak_mib": _host_peak_mib(runs),
                 "samples": len(samples),
             }
@@ -182,6 +187,12 @@ def _mean(samples: Sequence[Telemetry], field: str) -> float | None:
     if len(values) < MIN_SAMPLES or None in values:
         return None
     return float(sum(values) / len(values))
+
+
+def _mean_energy_j(runs: Sequence[Run]) -> float | None:
+    joules = [run.state.finished.energy_j if run.state.finished else None for run in runs]
+    known = [each for each in joules if each is not None]
+    return sum(known) / len(known) if len(known) == len(joules) else None
 
 
 def _host_peak_mib(runs: Sequence[Run]) -> float | None:

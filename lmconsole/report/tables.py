@@ -55,15 +55,22 @@ def memory_document(group: Group) -> Document:
         device = "*" if row["scope"] == "device" else ""
         used = "/".join((_mib(row["memory_mib"]) + device, _mib(row["device_total_mib"])))
         cells = [row["architecture"], str(row["layers"]), row["optimizer"], used, _mib(row["allocated_peak_mib"])]
-        cells += [_whole(row["utilization_percent"]), str(row["samples"]), _config(row)]
+        cells += [_whole(row["utilization_percent"]), str(row["samples"]), _kilojoules(row["energy_j"]), _config(row)]
         rows.append([Cell(text) for text in cells])
     columns = ["architecture", "layers", "optimizer", "memory_mib", "scope", "device_total_mib", "allocated_peak_mib"]
-    columns += ["utilization_percent", "samples", "experiment", "name"]
+    columns += ["utilization_percent", "samples", "energy_j", "experiment", "name"]
     caption = (
-        "GPU memory and utilization in training. Memory: mean over the samples (n) taken about once a second while "
+        "GPU memory, utilization and energy. Memory: mean over the samples (n) taken about once a second while "
         "training, from the second epoch on where there is one, of the process's memory over the device's total. "
-        f"Fewer than {MIN_SAMPLES} samples make no mean ({DASH}). Peak allocated: the most that tensors held at once."
+        f"Fewer than {MIN_SAMPLES} samples make no mean ({DASH}). Peak allocated: the most that tensors held at once. "
+        "Energy: of the whole board by the driver's counter, training and validation of all epochs"
+        f"{', mean over seeds' if len(group.seeds) > 1 else ''}."
     )
+    if table["energy_j"].isna().any():
+        caption += (
+            f" It is unknown ({DASH}) where the GPU was shared (other processes, several runs at once, MIG slices), "
+            "where training is unfinished or took less than two seconds, and where the driver does not tell."
+        )
     if table["scope"].eq("device").any():
         caption += " *: memory of the whole device, as the driver did not tell the process's."
     return Document(
@@ -78,9 +85,10 @@ def memory_document(group: Group) -> Document:
             "Peak allocated (MiB)",
             "GPU (%)",
             "n",
+            "Energy (kJ)",
             "Config",
         ],
-        numeric=[False, True, False, True, True, True, True, True],
+        numeric=[False, True, False, True, True, True, True, True, True],
         rows=rows,
         data=table[columns].round(1).rename(columns={"experiment": "config"}),
     )
@@ -168,6 +176,10 @@ def _mib(value: Any) -> str:
 
 def _whole(value: Any) -> str:
     return DASH if pd.isna(value) else f"{value:.0f}"
+
+
+def _kilojoules(value: Any) -> str:
+    return DASH if pd.isna(value) else f"{value / 1000:.1f}"
 
 
 DOCUMENTS: dict[str, Callable[[Group], Document]] = {

@@ -94,6 +94,9 @@ class Epoch(Event, frozen=True, kw_only=True, gc=False, tag="epoch"):
     train_s: float | None
     valid_s: float | None
     elapsed_train_s: float | None
+    energy_j: float | None = None
+    """Joules that the whole board of the GPU used in training and validation, by the driver's counter. None on a CPU,
+    for an epoch of less than two seconds, where the GPU was shared, and where the driver does not tell."""
     non_finite: dict[str, str] = {}
 
 
@@ -127,6 +130,10 @@ class Finished(Event, frozen=True, kw_only=True, gc=False, tag="finished"):
     stopped_early: bool = False
     torch_peak_mib: float | None = None
     rss_peak_mib: float | None = None
+    energy_j: float | None = None
+    """Joules that the whole board of the GPU used from the start of the first epoch to the end of the last, over all
+    attempts, by the driver's counter; set-up and tests are left out. None if training took less than two seconds or
+    some reading of the counter is missing."""
     non_finite: dict[str, str] = {}
 
 

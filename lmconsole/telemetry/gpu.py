@@ -46,11 +46,12 @@ class GpuSample(msgspec.Struct, frozen=True, kw_only=True):
 class _Device:
     """A GPU or a MIG slice, with what never changes about it."""
 
-    def __init__(self, handle: Any, index: int, uuid: str | None, name: str | None) -> None:
+    def __init__(self, handle: Any, index: int, uuid: str | None, name: str | None, *, is_slice: bool = False) -> None:
         self.handle = handle  # None if the driver refuses even a handle
         self.index = index
         self.uuid = uuid
         self.name = name
+        self.is_slice = is_slice
         self.memory_v2 = True  # until the driver says it has only the first version
 
 
@@ -97,6 +98,17 @@ class Gpus:
         device = self._find(uuid)
         return None if device is None else self._look(device, pid)
 
+    def total_energy_j(self, uuid: str) -> float | None:
+        """Return the joules that the whole board has used since the driver was loaded, by the driver's own counter.
+
+        None for a MIG slice, as the board has one counter for all its slices; for an unknown GPU; and where the driver
+        does not tell: GPUs have the counter from Volta on."""
+        device = self._find(uuid)
+        if device is None or device.handle is None or device.is_slice:
+            return None
+        millijoules = _number(self._ask("nvmlDeviceGetTotalEnergyConsumption", device.handle))
+        return None if millijoules is None else millijoules / 1000
+
     def other_processes(self, uuid: str, own_pids: Collection[int]) -> int | None:
         """How many computing processes on this GPU are not ours, at least. None is unknown.
 
@@ -142,13 +154,13 @@ class Gpus:
             return []
         numbers = range(self._ask("nvmlDeviceGetMaxMigDeviceCount", gpu) or 0)
         handles = (self._ask("nvmlDeviceGetMigDeviceHandleByIndex", gpu, number) for number in numbers)
-        return [self._describe(handle, index) for handle in handles if handle is not None]
+        return [self._describe(handle, index, is_slice=True) for handle in handles if handle is not None]
 
-    def _describe(self, handle: Any, index: int) -> _Device:
+    def _describe(self, handle: Any, index: int, *, is_slice: bool = False) -> _Device:
         if handle is None:
             return _Device(None, index, None, None)
         uuid = _text(self._ask("nvmlDeviceGetUUID", handle))
-        return _Device(handle, index, uuid, _text(self._ask("nvmlDeviceGetName", handle)))
+        return _Device(handle, index, uuid, _text(self._ask("nvmlDeviceGetName", handle)), is_slice=is_slice)
 
     def _find(self, uuid: str) -> _Device | None:
         wanted = _bare(uuid)

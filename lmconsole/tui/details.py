@@ -166,6 +166,8 @@ def _state(view: RunView) -> tuple[str, Table]:
         rows += [("test ppl", f"{tests[0]} with the best weights, {tests[1]} with the last")]
         if not imported:
             rows += [("set-up, whole run", f"{formatting.seconds(done.setup_s)}, {formatting.seconds(done.wall_s)}")]
+        if done.energy_j is not None:
+            rows += [("energy", f"{formatting.energy(done.energy_j)} in all epochs (board, driver's counter)")]
     if view.started:
         start = view.started
         versions = ", ".join(f"{name} {version}" for name, version in start.versions.items() if version)

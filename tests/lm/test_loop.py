@@ -1,5 +1,6 @@
 """The training loop: what it computes, against plain formulas, and what it writes down."""
 
+import contextlib
 import itertools
 import math
 import threading
@@ -24,7 +25,7 @@ from lmconsole.lm.loop import Job, Training, parameters_of, train
 from lmconsole.lm.model import LanguageModel, build_model
 from lmconsole.lm.optimizers import build_optimizer
 from lmconsole.lm.steps import Steps
-from lmconsole.runs.events import EventLog, EventReader, Progress, number, perplexity
+from lmconsole.runs.events import EventLog, EventReader, Progress, Started, number, perplexity
 from lmconsole.runs.state import RunState
 from lmconsole.runs.store import Run
 
@@ -45,6 +46,20 @@ def job(run: Run, root: Path, *, stop: Callable[[], bool] = lambda: False) -> Jo
         enter_phase=lambda phase, epoch: None,
         end_telemetry=lambda: None,
     )
+
+
+def again(run: Run, root: Path, *, stop: Callable[[], bool] = lambda: False) -> Job:
+    """One more attempt at ``run``, begun in its log as a worker does."""
+    run.refresh()
+    log = EventLog(run.paths.events)
+    log.append(
+        Started(
+            attempt=run.state.attempt + 1, pid=1, host="h", device="cpu", device_name="CPU", device_uuid=None,
+            versions={}, threads=1, precision="fp32", parameters_total=1, parameters_trainable=1,
+        )
+    )  # fmt: skip
+    log.close()
+    return job(run, root, stop=stop)
 
 
 def trained(root: Path, model: str = "lstm", **settings: object) -> Run:
@@ -193,6 +208,174 @@ def test_the_clock_counts_training_and_nothing_else(tmp_path: Path, monkeypatch:
     assert finished.wall_s == clock.now_s
 
 
+class Board:
+    """The energy counter of a GPU's board that draws 64 W by a clock."""
+
+    WATTS = 64.0
+
+    def __init__(self, clock: Clock, zero_j: float = 2.0**20) -> None:
+        self._clock, self._zero_j = clock, zero_j
+
+    def read_j(self) -> float:
+        return self._zero_j + self.WATTS * self._clock.now_s
+
+
+def test_energy_is_of_epochs_and_not_of_set_up_and_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(loop, "CHECKPOINT_S", 2.0)
+    clock.passes_in(monkeypatch, loop, "build_model", 1000.0)
+    clock.passes_in(monkeypatch, loop, "prepare_steps", 1000.0)
+    clock.passes_in(monkeypatch, Steps, "take", 0.25)
+    clock.passes_in(monkeypatch, Training, "_save", 128.0)
+    clock.passes_in(monkeypatch, Training, "_evaluate", 32.0)
+    saves: list[int] = []
+    real_save = Training._save
+    monkeypatch.setattr(Training, "_save", lambda self: (saves.append(self.cursor.step), real_save(self)))
+    run = tiny.queue_tiny(tmp_path, epochs=2)
+    train(replace(job(run, tmp_path), read_energy_j=Board(clock).read_j))
+    run.refresh()
+    train_s = 0.25 * run.state.progress[-1].steps
+    first = saves.index(0)
+    within = (first, len(saves) - first - 2)  # the others are at the ends of the two epochs
+    assert min(within) > 0, "the test needs checkpoints within the epochs"
+    epochs_j = [Board.WATTS * (train_s + 128.0 * count + 32.0) for count in within]
+    assert [epoch.energy_j for epoch in run.state.epochs] == epochs_j
+    assert run.state.finished is not None
+    assert run.state.finished.energy_j == sum(epochs_j) + Board.WATTS * 128.0, "a checkpoint between epochs counts too"
+
+
+@pytest.mark.parametrize(
+    ("epochs", "step_s", "valid_s", "epoch_is_known", "run_is_known"),
+    [
+        (2, 2**-5, 0.0, False, False),  # 0.8 s each, 1.6 s in all
+        (3, 2**-5, 0.0, False, True),
+        (3, 2**-5, 1.25, True, True),
+        (1, 2**-3, 0.0, True, True),
+    ],
+)
+def test_energy_over_less_than_two_seconds_is_unknown(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    epochs: int,
+    step_s: float,
+    valid_s: float,
+    epoch_is_known: bool,
+    run_is_known: bool,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    clock.passes_in(monkeypatch, Steps, "take", step_s)
+    clock.passes_in(monkeypatch, Training, "_evaluate", valid_s)
+    run = tiny.queue_tiny(tmp_path, epochs=epochs)
+    train(replace(job(run, tmp_path), read_energy_j=Board(clock).read_j))
+    run.refresh()
+    epoch_j = Board.WATTS * (step_s * run.state.progress[-1].steps + valid_s)
+    assert [epoch.energy_j for epoch in run.state.epochs] == [epoch_j if epoch_is_known else None] * epochs
+    assert run.state.finished is not None
+    assert run.state.finished.energy_j == (epochs * epoch_j if run_is_known else None)
+
+
+@pytest.mark.parametrize(
+    ("readings", "epochs_j", "run_j"),
+    [
+        ([0.0, 100.0, 110.0, 210.0, 220.0, 320.0], [100.0, 100.0, 100.0], 320.0),
+        ([0.0, 100.0, 110.0, None, 220.0, 320.0], [100.0, None, 100.0], None),
+        ([None, 100.0, 110.0, 210.0, 220.0, 320.0], [None, 100.0, 100.0], None),
+        ([50.0, 100.0, 110.0, 20.0, 30.0, 130.0], [50.0, None, 100.0], None),  # reloaded within an epoch
+        ([50.0, 100.0, 10.0, 110.0, 120.0, 220.0], [50.0, 100.0, 100.0], None),  # and between two
+        ([None] * 6, [None] * 3, None),
+    ],
+)
+def test_a_counter_that_is_silent_or_goes_back_makes_energy_unknown_and_never_negative(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    readings: list[float | None],
+    epochs_j: list[float | None],
+    run_j: float | None,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    clock.passes_in(monkeypatch, Steps, "take", 0.25)
+    run = tiny.queue_tiny(tmp_path, epochs=3)
+    left = iter(readings)
+    train(replace(job(run, tmp_path), read_energy_j=lambda: next(left)))
+    run.refresh()
+    assert next(left, "none left") == "none left"
+    assert [epoch.energy_j for epoch in run.state.epochs] == epochs_j
+    assert run.state.finished is not None
+    assert run.state.finished.energy_j == run_j
+
+
+class Killed(BaseException):
+    """Stands in for SIGKILL: nothing is written after it."""
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_energy_of_a_resumed_run_is_that_of_the_steps_that_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Interrupted twice in its second epoch, and each time the counter starts from another zero. A killed run trains
+    again what lies beyond its last checkpoint, which does not count twice."""
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(loop, "CHECKPOINT_S", 2.0)
+    clock.passes_in(monkeypatch, Training, "_evaluate", 32.0)
+    clock.passes_in(monkeypatch, Steps, "take", 0.25)
+    run = tiny.queue_tiny(tmp_path, epochs=3)
+    per_epoch = Training(job(run, tmp_path)).steps
+    assert per_epoch > 20, "the test needs epochs with room for two interruptions"
+    taken, death = 0, 0
+    real_take = Steps.take
+
+    def take(self: Steps, learning_rate: float | None) -> int:
+        nonlocal taken
+        taken += 1
+        if how == "killed" and taken == death:
+            raise Killed
+        return real_take(self, learning_rate)
+
+    monkeypatch.setattr(Steps, "take", take)
+    for death, zero_j in ((per_epoch + 14, 0.0), (per_epoch + 19, 2.0**30)):
+        attempt = again(run, tmp_path, stop=lambda death=death: how == "stopped" and taken >= death)
+        with contextlib.suppress(Killed):
+            train(replace(attempt, read_energy_j=Board(clock, zero_j).read_j))
+        run.refresh()
+        assert run.status == ("stopped" if how == "stopped" else "lost")
+        assert len(run.state.epochs) == 1
+        clock.now_s += 1000.0
+    train(replace(again(run, tmp_path), read_energy_j=Board(clock).read_j))
+    run.refresh()
+    assert (taken > 3 * per_epoch) == (how == "killed"), "only a killed run trains some steps again"
+    epoch_j = Board.WATTS * (0.25 * per_epoch + 32.0)
+    assert [epoch.energy_j for epoch in run.state.epochs] == [epoch_j] * 3
+    assert run.state.finished is not None
+    assert run.state.finished.energy_j == 3 * epoch_j
+
+
+def test_a_run_begun_without_a_meter_has_no_total_and_is_metered_from_its_next_epoch_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose checkpoint version 0.1.0 wrote: it has no fields for energy."""
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    clock.passes_in(monkeypatch, Steps, "take", 0.25)
+    run = tiny.queue_tiny(tmp_path, epochs=3)
+    train(again(run, tmp_path, stop=lambda: clock.now_s > 8.0))
+    run.refresh()
+    assert run.status == "stopped"
+    assert run.state.position[0] == 2
+    parts = torch.load(run.paths.checkpoint, weights_only=True)
+    del parts["cursor"]["energy_j"], parts["cursor"]["epoch_energy_j"]
+    torch.save(parts, run.paths.checkpoint)
+    train(replace(again(run, tmp_path), read_energy_j=Board(clock).read_j))
+    run.refresh()
+    epoch_j = Board.WATTS * 0.25 * run.state.progress[-1].steps
+    assert [epoch.energy_j for epoch in run.state.epochs] == [None, None, epoch_j]
+    assert run.state.finished is not None
+    assert run.state.finished.energy_j is None
+
+
 def test_a_run_that_diverges_ends_finished_and_says_so(tmp_path: Path) -> None:
     run = trained(tmp_path, "lstm", optimizer="sgd", learning_rate=1000.0, epochs=9, weight_decay=900.0)
     finished = run.state.finished
@@ -294,7 +477,7 @@ def test_a_short_run_saves_once_before_its_tests_and_keeps_its_best_weights(
     noted(Training, "_test")
     noted(checkpoint, "save_best_weights")
     run = tiny.queue_tiny(tmp_path, epochs=3)
-    train(replace(job(run, tmp_path), began=0.0))
+    train(job(run, tmp_path), 0.0)
     run.refresh()
     assert happened == ["sync", "submit", "_test", "save_best_weights"]
     assert run.status == "finished"

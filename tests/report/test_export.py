@@ -81,6 +81,36 @@ def test_the_frames_are_the_same_in_every_format(store: Store, tmp_path: Path) -
     assert runs["test_ppl_best"].tolist() == [1.0, 1.0]
 
 
+def test_energy_is_in_the_frames_and_empty_where_it_is_unknown(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(5.0, 4.5), (4.0, 4.75)], device="cuda:0", energy_j=9_000.5)
+    record(tmp_path, 5, "gpt1", [(6.0, 6.0), (5.5, 5.25)], device="cuda:0")
+    store = Store(tmp_path / "runs")
+    export(store, tmp_path / "csv", ExportOptions(form="csv"))
+    export(store, tmp_path / "json", ExportOptions(form="json"))
+    for name, joules in (("runs", [None, 9_000.5]), ("epochs", [None, None, 4_500.25, 4_500.25])):
+        rows = json.loads((tmp_path / f"json/data/{name}.json").read_text())
+        assert [row["energy_j"] for row in rows] == joules
+        assert [
+            None if value != value else value for value in pd.read_csv(tmp_path / f"csv/data/{name}.csv").energy_j
+        ] == (joules)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_a_store_that_knows_no_energy_opens_and_exports_as_one_where_it_is_unknown(tmp_path: Path, device: str) -> None:
+    """Version 0.1.0 wrote events without that field."""
+    run = record(tmp_path, 1, "lstm", [(5.0, 4.5), (4.0, 4.75)], device=device, samples=5)
+    export(Store(tmp_path / "runs"), tmp_path / "now", ExportOptions(form="csv"))
+    text = run.paths.events.read_text()
+    assert text.count(',"energy_j":null') == 3
+    run.paths.events.write_text(text.replace(',"energy_j":null', ""))
+    store = Store(tmp_path / "runs")
+    (old,) = store.runs()
+    assert (old.state.damaged, old.status) == (0, "finished")
+    export(store, tmp_path / "before", ExportOptions(form="csv"))
+    for path in written(tmp_path / "now"):
+        assert (tmp_path / "now" / path).read_bytes() == (tmp_path / "before" / path).read_bytes()
+
+
 def test_a_number_that_is_not_finite_is_named_in_every_format(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(5.0, 4.0), (NAN, float("inf"))])
     store = Store(tmp_path / "runs")

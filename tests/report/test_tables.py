@@ -172,11 +172,67 @@ def test_table_2_takes_the_process_from_the_second_epoch_on(tmp_path: Path) -> N
     record(tmp_path, 6, "gpt1", [(5.0, 4.0), (4.0, 3.0)], device="cuda:0", samples=4, optimizer="adamw")
     document = memory_document(choose_group(Store(tmp_path / "runs").runs()))
     assert rows(document.render("markdown")) == [
-        ["GPT-1", "1", "Adam", "2,000\\*/80,000", "512", "50", "5", "5"],
-        ["GPT-1", "1", "AdamW", "–/–", "512", "–", "4", "6"],
-        ["LSTM", "1", "Adam", "700/80,000", "512", "50", "5", "1"],
+        ["GPT-1", "1", "Adam", "2,000\\*/80,000", "512", "50", "5", "–", "5"],
+        ["GPT-1", "1", "AdamW", "–/–", "512", "–", "4", "–", "6"],
+        ["LSTM", "1", "Adam", "700/80,000", "512", "50", "5", "–", "1"],
     ]
     assert "memory of the whole device" in document.caption
+
+
+def test_table_2_gives_the_boards_energy_as_a_mean_over_seeds_that_all_know_it(tmp_path: Path) -> None:
+    losses = [(5.0, 4.0), (4.0, 3.0)]
+    for seed, energy_j in ((1, 10_000.0), (2, 14_600.0)):
+        record(tmp_path, 1, "lstm", losses, device="cuda:0", seed=seed, energy_j=energy_j)
+    for seed, energy_j in ((1, 20_000.0), (2, None)):
+        record(tmp_path, 5, "gpt1", losses, device="cuda:0", seed=seed, energy_j=energy_j)
+    for seed in (1, 2):
+        record(tmp_path, 6, "gpt1", losses, device="cuda:0", seed=seed, optimizer="adamw", energy_j=33_333.0)
+    record(tmp_path, 7, "gpt1", losses, device="cuda:0", seed=1, optimizer="sgd", finish=False, energy_j=33_333.0)
+    document = memory_document(choose_group(Store(tmp_path / "runs").runs()))
+    assert document.headers[-2] == "Energy (kJ)"
+    found = [(row[2], row[0], row[-2]) for row in rows(document.render("markdown"))]
+    assert found == [
+        ("Adam", "GPT-1", "–"),
+        ("AdamW", "GPT-1", "33.3"),
+        ("SGD", "GPT-1", "–"),
+        ("Adam", "LSTM", "12.3"),
+    ]
+    assert "Energy: of the whole board by the driver's counter, training and validation of all epochs" in (
+        document.caption
+    )
+    assert "mean over seeds. It is unknown (–) where the GPU was shared" in document.caption
+    read = list(csv.DictReader(io.StringIO(document.render("csv"))))
+    assert [row["energy_j"] for row in read] == ["", "33333.0", "", "12300.0"]
+
+
+def test_table_2_in_latex_has_units_under_the_names_and_in_markdown_a_rule_that_readers_know(tmp_path: Path) -> None:
+    """A cell ``:`` alone in the rule would make it no table, and headers with units would make it wider than a page."""
+    record(tmp_path, 1, "lstm", [(5.0, 4.0)], device="cuda:0", samples=5, energy_j=12_345.0)
+    document = memory_document(choose_group(Store(tmp_path / "runs").runs()))
+    assert (
+        "    \\toprule\n"
+        "    Architecture & Layers & Optimizer & Memory & Peak allocated & GPU & n & Energy & Config \\\\\n"
+        "     &  &  & (MiB) & (MiB) & (\\%) &  & (kJ) &  \\\\\n"
+        "    \\midrule\n"
+        "    LSTM & 1 & Adam & 1,000*/80,000 & 512 & 50 & 5 & 12.3 & 1 \\\\\n"
+    ) in document.render("latex")
+    assert " & {(kJ)} & " in document.render("latex", siunitx=True)
+    rule = next(line for line in document.render("markdown").splitlines() if line.startswith("| -"))
+    assert all(re.fullmatch("-+:?", cell.strip()) for cell in rule.strip("|").split("|"))
+
+
+def test_table_2_explains_no_dash_that_is_not_there(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(5.0, 4.0)], device="cuda:0", energy_j=960.0)
+    document = memory_document(choose_group(Store(tmp_path / "runs").runs()))
+    assert rows(document.render("markdown"))[0][-2] == "1.0"
+    assert "It is unknown" not in document.caption
+    assert "mean over seeds" not in document.caption
+
+
+def test_table_2_has_no_energy_where_no_gpu_was_used(store: Store) -> None:
+    document = memory_document(choose_group(store.runs()))
+    assert "Energy" not in document.render("markdown") + document.render("latex")
+    assert "energy" not in document.render("csv")
 
 
 def test_names_full_of_markup_stay_text(tmp_path: Path) -> None:

@@ -264,9 +264,63 @@ def test_slices_of_a_gpu_stand_in_its_place(ask: Ask) -> None:
     assert sample["process_used_mib"] == 300.0
 
 
+def test_energy_is_the_rise_of_the_boards_counter_in_joules(ask: Ask) -> None:
+    """The counter of the stand-in is power times the monotonic clock."""
+    script = f"""
+import time
+g = Gpus.open()
+for _ in range(2):
+    before = time.monotonic()
+    joules = g.total_energy_j({GPU_1!r})
+    say([before, joules, time.monotonic()])
+    time.sleep(0.05)
+"""
+    (t0, first, t1), (t2, second, t3) = ask(script, power_w=250)
+    assert 250 * t0 - 0.001 <= first <= 250 * t1
+    assert 250 * (t2 - t1) - 0.001 <= second - first <= 250 * (t3 - t0) + 0.001
+
+
+def test_a_large_energy_counter_keeps_every_millijoule(ask: Ask) -> None:
+    assert ask(f"say(Gpus.open().total_energy_j({GPU_0!r}))", energy_mj=987_654_321_012) == 987_654_321.012
+
+
+@pytest.mark.parametrize("code", [3, 4, 13, 999])
+def test_energy_is_unknown_where_the_driver_does_not_tell(ask: Ask, code: int) -> None:
+    energy, power = ask(
+        f"g = Gpus.open(); say(g.total_energy_j({GPU_0!r})); say(g.sample({GPU_0!r}).power_w)",
+        fail=f"nvmlDeviceGetTotalEnergyConsumption={code}",
+    )
+    assert (energy, power) == (None, 123.456)
+
+
+def test_energy_is_unknown_of_gpus_lost_or_never_there(ask: Ask) -> None:
+    script = f"""
+g = Gpus.open()
+say(g.total_energy_j('GPU-ffffffff-0000-0000-0000-000000000000'))
+os.environ["FAKE_NVML_LOST_AFTER"] = "0"
+say(g.total_energy_j({GPU_0!r}))
+"""
+    assert ask(script) == [None, None]
+
+
+def test_a_slice_has_no_energy_even_where_the_driver_gives_it_the_boards(ask: Ask) -> None:
+    script = """
+g = Gpus.open()
+energies = lambda: say([g.total_energy_j(each.uuid) for each in g.devices()])
+energies()
+import pynvml
+pynvml.nvmlDeviceGetTotalEnergyConsumption = lambda handle: 5_000
+energies()
+"""
+    assert ask(script, mig=1, energy_mj=7_000) == [[None, None, 7.0], [None, None, 5.0]]
+
+
 def test_after_closing_there_is_nothing_and_no_error(ask: Ask) -> None:
-    script = f"g = Gpus.open(); g.close(); g.close(); say([g.available, g.reason, g.devices(), g.sample({GPU_0!r})])"
-    assert ask(script) == [False, "closed", [], None]
+    script = f"""
+g = Gpus.open(); g.close(); g.close()
+say([g.available, g.reason, g.devices(), g.sample({GPU_0!r}), g.total_energy_j({GPU_0!r})])
+"""
+    assert ask(script) == [False, "closed", [], None, None]
 
 
 def test_importing_the_module_loads_no_bindings() -> None:

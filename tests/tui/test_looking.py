@@ -16,6 +16,7 @@ from tui.stage import (
     epoch_events,
     eventually,
     experiment,
+    finished,
     line_with,
     no_driver,
     progress,
@@ -368,6 +369,18 @@ async def test_enter_opens_the_details_of_a_run_with_four_pages(stage: Stage) ->
         await shows(pilot, "a word of the worker")
         await pilot.press("escape")
         await shows_no_more(pilot, "Worker log")
+
+
+async def test_details_give_the_energy_of_a_run_on_a_gpu_and_no_dash_without_one(stage: Stage) -> None:
+    stage.record(1)
+    run = stage.record(2, valid=(6.0, 5.0))
+    run.append(msgspec.structs.replace(finished((6.0, 5.0)), energy_j=12_340.0))
+    async with stage.console() as pilot:
+        await pilot.press("enter")
+        await shows(pilot, "test ppl")
+        assert "driver's counter" not in screen(pilot)
+        await pilot.press("escape", "down", "enter")
+        await shows(pilot, "12.3 kJ in all epochs (board, driver's counter)")
 
 
 async def test_details_of_a_failed_run_say_what_happened_and_what_to_do(stage: Stage) -> None:

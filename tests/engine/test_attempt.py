@@ -1,0 +1,103 @@
+"""What an attempt hands to the training loop."""
+
+import json
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import tiny
+from fake_nvml import build_fake_nvml
+
+from lmconsole.engine.attempt import has_board_alone
+from lmconsole.runs.events import Queued, Started
+from lmconsole.runs.store import Run
+
+GPU_0 = "GPU-abcdef00-0000-4000-8000-000000000000"
+STARTED = Started(
+    attempt=1, pid=1, host="h", device="cuda:0", device_name="H100", device_uuid=GPU_0, versions={}, threads=1,
+    precision="fp32", parameters_total=1, parameters_trainable=1, shared_gpu=False,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("uuid", "shared", "jobs", "alone"),
+    [
+        (GPU_0, False, 1, True),
+        (GPU_0, None, 1, True),  # the driver hides processes
+        (GPU_0, True, 1, False),
+        (GPU_0, False, 2, False),
+        (GPU_0, True, 2, False),
+        (GPU_0.replace("GPU", "MIG"), False, 1, False),
+        (None, None, 1, False),  # a CPU
+    ],
+)
+def test_the_boards_energy_is_a_runs_own_where_nothing_else_uses_the_board(
+    uuid: str | None, shared: bool | None, jobs: int, alone: bool
+) -> None:
+    started = msgspec.structs.replace(STARTED, device_uuid=uuid, shared_gpu=shared)
+    assert has_board_alone(started, Queued(devices=("cpu",), jobs=jobs)) is alone
+
+
+ON_A_BOARD = f"""
+import dataclasses
+from lmconsole.lm import device, energy
+energy.MIN_S = 0.0
+describe = device.describe_device
+device.describe_device = lambda name: dataclasses.replace(describe(name), uuid="{GPU_0}")
+"""
+"""The CPU as the GPU that the stand-in for the driver shows, and epochs as short as those of a tiny run metered."""
+
+
+def trained_on_a_board(
+    root: Path, monkeypatch: pytest.MonkeyPatch, *, jobs: int = 1, **environment: str
+) -> tuple[Run, dict[str, object]]:
+    if sys.platform != "linux":
+        pytest.skip("NVML is loaded by its Linux name")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(build_fake_nvml(root)))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    run = tiny.queue_tiny(root, jobs=jobs, epochs=2)
+    done = tiny.worker(run, root, ON_A_BOARD)
+    assert done.returncode == 0, done.stderr
+    run.refresh()
+    lines = [json.loads(line) for line in run.paths.events.read_bytes().splitlines()]
+    return run, lines[-1]
+
+
+@pytest.mark.slow
+def test_a_run_records_the_joules_of_the_gpu_it_trains_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, last = trained_on_a_board(tmp_path, monkeypatch, FAKE_NVML_POWER_W="1000", FAKE_NVML_PROCESSES="self:300")
+    assert run.state.started is not None
+    assert run.state.started.shared_gpu is False
+    epochs_j = 0.0
+    for epoch in run.state.epochs:
+        assert epoch.train_s is not None
+        assert epoch.valid_s is not None
+        assert epoch.energy_j is not None
+        assert epoch.energy_j >= 1000 * (epoch.train_s + epoch.valid_s) - 0.002
+        epochs_j += epoch.energy_j
+    assert run.state.finished is not None
+    assert run.state.finished.wall_s is not None
+    assert last["kind"] == "finished"
+    assert isinstance(last["energy_j"], float)
+    assert epochs_j <= last["energy_j"] <= 1000 * run.state.finished.wall_s
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("jobs", "environment"),
+    [
+        (2, {"FAKE_NVML_PROCESSES": "self:300"}),
+        (1, {"FAKE_NVML_PROCESSES": "self:300,1:50"}),
+        (1, {"FAKE_NVML_FAIL": "nvmlDeviceGetTotalEnergyConsumption=3"}),
+    ],
+    ids=["several-jobs", "shared-gpu", "old-gpu"],
+)
+def test_a_run_whose_own_joules_cannot_be_known_records_null(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, environment: dict[str, str]
+) -> None:
+    run, last = trained_on_a_board(tmp_path, monkeypatch, jobs=jobs, **environment)
+    assert [epoch.energy_j for epoch in run.state.epochs] == [None, None]
+    assert last["energy_j"] is None
+    assert any(sample.power_w for sample in run.state.telemetry), "the driver answered other questions"
