@@ -223,26 +223,32 @@ class Board:
 def test_energy_is_of_epochs_and_not_of_set_up_and_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(loop, "time", clock)
-    monkeypatch.setattr(loop, "CHECKPOINT_S", 2.0)
+    monkeypatch.setattr(checkpoint, "save_interval_s", lambda write_s: 2.0)
     clock.passes_in(monkeypatch, loop, "build_model", 1000.0)
     clock.passes_in(monkeypatch, loop, "prepare_steps", 1000.0)
     clock.passes_in(monkeypatch, Steps, "take", 0.25)
     clock.passes_in(monkeypatch, Training, "_save", 128.0)
     clock.passes_in(monkeypatch, Training, "_evaluate", 32.0)
-    saves: list[int] = []
+    saves: list[tuple[int, int]] = []
     real_save = Training._save
-    monkeypatch.setattr(Training, "_save", lambda self: (saves.append(self.cursor.step), real_save(self)))
+
+    def save(self: Training) -> None:
+        saves.append((self.cursor.epoch, self.cursor.step))
+        real_save(self)
+
+    monkeypatch.setattr(Training, "_save", save)
     run = tiny.queue_tiny(tmp_path, epochs=2)
     train(replace(job(run, tmp_path), read_energy_j=Board(clock).read_j))
     run.refresh()
     train_s = 0.25 * run.state.progress[-1].steps
-    first = saves.index(0)
-    within = (first, len(saves) - first - 2)  # the others are at the ends of the two epochs
+    within = [sum(epoch == number and step > 0 for epoch, step in saves) for number in (1, 2)]
     assert min(within) > 0, "the test needs checkpoints within the epochs"
     epochs_j = [Board.WATTS * (train_s + 128.0 * count + 32.0) for count in within]
     assert [epoch.energy_j for epoch in run.state.epochs] == epochs_j
     assert run.state.finished is not None
-    assert run.state.finished.energy_j == sum(epochs_j) + Board.WATTS * 128.0, "a checkpoint between epochs counts too"
+    between_j = Board.WATTS * 128.0 * saves.count((2, 0))
+    assert run.state.finished.energy_j == sum(epochs_j) + between_j, "a checkpoint between epochs counts too"
+    assert saves[-1] == (3, 0), "the last one, before the tests, does not"
 
 
 @pytest.mark.parametrize(
@@ -296,6 +302,7 @@ def test_a_counter_that_is_silent_or_goes_back_makes_energy_unknown_and_never_ne
 ) -> None:
     clock = Clock()
     monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(checkpoint, "save_interval_s", lambda write_s: math.inf)  # a checkpoint reads it too
     clock.passes_in(monkeypatch, Steps, "take", 0.25)
     run = tiny.queue_tiny(tmp_path, epochs=3)
     left = iter(readings)
@@ -319,7 +326,7 @@ def test_energy_of_a_resumed_run_is_that_of_the_steps_that_count(
     again what lies beyond its last checkpoint, which does not count twice."""
     clock = Clock()
     monkeypatch.setattr(loop, "time", clock)
-    monkeypatch.setattr(loop, "CHECKPOINT_S", 2.0)
+    monkeypatch.setattr(checkpoint, "save_interval_s", lambda write_s: 2.0)
     clock.passes_in(monkeypatch, Training, "_evaluate", 32.0)
     clock.passes_in(monkeypatch, Steps, "take", 0.25)
     run = tiny.queue_tiny(tmp_path, epochs=3)
