@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import tiny
 
+from lmconsole.engine.attempt import has_board_alone
+from lmconsole.lm.energy import MIN_S
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
@@ -30,7 +32,7 @@ def test_a_run_on_the_gpu_gives_the_numbers_of_the_cpu(tmp_path: Path, model: st
         assert ours.valid_loss_nats == pytest.approx(theirs.valid_loss_nats, rel=2e-3)
 
 
-def test_memory_of_the_gpu_is_measured(tmp_path: Path) -> None:
+def test_memory_and_energy_of_the_gpu_are_measured(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path, "gpt1", epochs=200)
     assert on_gpu(run, tmp_path) == 0
     run.refresh()
@@ -41,6 +43,12 @@ def test_memory_of_the_gpu_is_measured(tmp_path: Path) -> None:
     assert all(sample.device_used_mib and sample.torch_allocated_mib for sample in training)
     assert run.state.finished is not None
     assert run.state.finished.torch_peak_mib
+    train_s, wall_s = run.state.elapsed_train_s, run.state.finished.wall_s
+    assert train_s is not None
+    assert wall_s is not None
+    if train_s >= MIN_S and has_board_alone(run.state.started, run.state.queued):
+        assert run.state.finished.energy_j is not None
+        assert 5 * train_s < run.state.finished.energy_j < 1_500 * wall_s, "no board draws so little or so much"
 
 
 def test_a_run_too_large_for_the_gpu_fails_with_the_memory_picture(tmp_path: Path) -> None:
