@@ -330,7 +330,9 @@ def test_energy_of_a_resumed_run_is_that_of_the_steps_that_count(
     clock.passes_in(monkeypatch, Training, "_evaluate", 32.0)
     clock.passes_in(monkeypatch, Steps, "take", 0.25)
     run = tiny.queue_tiny(tmp_path, epochs=3)
-    per_epoch = Training(job(run, tmp_path)).steps
+    first = Training(job(run, tmp_path))
+    first.prepare_on_device()
+    per_epoch = first.steps
     assert per_epoch > 20, "the test needs epochs with room for two interruptions"
     taken, death = 0, 0
     real_take = Steps.take
