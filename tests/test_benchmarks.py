@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lmconsole.engine.probe import ONE_THREAD_FLOPS
 from lmconsole.plan.load import load_plan
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -214,6 +215,35 @@ def test_the_multi_process_service_is_started_for_several_jobs_and_ended(
         assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path / "mps")
     assert told.read_text() == f"{tmp_path / 'mps'} -d\n{tmp_path / 'mps'} \nquit\n"
     assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
+
+
+def test_a_threshold_is_where_the_gain_is_gone_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    crossing = importlib.import_module("jobs").crossing
+    assert crossing([(1e9, 2.0), (1e11, 1.0)], 1.5) == pytest.approx(1e10), "half of the way, over logarithms"
+    assert crossing([(1e9, 2.0), (2e9, 0.9), (4e9, 1.6), (8e9, 0.9), (16e9, 0.9)], 0.9 + 1e-9) == pytest.approx(8e9)
+    assert crossing([(1e9, 2.0), (2e9, 1.2)], 1.1) is None, "it always pays"
+    assert crossing([(1e9, 0.9), (2e9, 0.8)], 1.0) == 1e9, "it never does"
+    assert crossing([], 1.0) is None
+
+
+def test_runs_together_are_compared_with_one_that_has_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    jobs = importlib.import_module("jobs")
+    monkeypatch.setattr(jobs, "cores", lambda: 2)
+    monkeypatch.setattr(jobs, "QUICK", ("demo LSTM 1L",))
+    monkeypatch.setattr(jobs, "WATCH_S", 0.2)
+    found = jobs.measure(quick=True)
+    (size,) = found["sizes"]
+    assert size["flops"] == pytest.approx(1.5e9, rel=0.01)
+    assert size["ratio"] == pytest.approx(size["together_tokens_per_s"][0] / size["alone_tokens_per_s"][0])
+    one, threshold = jobs.rows(found)
+    assert one["what"].startswith("2 runs at once, demo LSTM 1L")
+    assert one["met"] is (size["ratio"] >= 1)
+    assert f"set: {ONE_THREAD_FLOPS / 1e9:g} GFLOP" in threshold["measured"]
+    monkeypatch.setattr(jobs, "cores", lambda: 1)
+    (line,) = jobs.rows(jobs.measure(quick=True))
+    assert line["measured"] == "one core: nothing to compare"
 
 
 def test_without_a_gpu_one_line_says_so() -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import tiny
 
-from lmconsole.engine import options, queue
+from lmconsole.engine import options, queue, submit
 from lmconsole.engine.probe import ONE_THREAD_FLOPS, Prepared, ProbeAnswer, threads_for
 from lmconsole.engine.queue import enqueue, jobs_at_once, requeue, wanted_runs
 from lmconsole.plan.arithmetic import step_flops
@@ -22,7 +22,7 @@ from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store, queue_order
 from lmconsole.telemetry.host import cores
 
-LARGE = "hidden = 8192"
+LARGE = "hidden = 65536"
 """For an LSTM of the tiny preset: a step of more than the threshold."""
 
 
@@ -98,6 +98,32 @@ def test_as_many_runs_as_the_cores_have_room_for(
     monkeypatch.setattr(options, "cores", lambda: 8)
     monkeypatch.setattr(queue, "cores", lambda: 8)
     assert jobs_at_once(threads, Queued(devices=(device,), jobs=jobs)) == at_once
+
+
+@pytest.mark.parametrize(
+    ("jobs", "device", "threads", "said"),
+    [
+        ("auto", "cpu", 1, "8 at once, 1 thread each (auto)"),
+        ("auto", "cpu", 8, "1 at once, 8 threads each (auto)"),
+        ("auto", "GPU-1", 8, "1 at once, 8 threads each (auto)"),
+        ("3", "cpu", 1, "3 at once, 2 threads each"),
+        (" 4 ", "GPU-1", 8, "4 at once, 2 threads each"),
+    ],
+)
+def test_a_device_is_shared_as_its_runs_allow_or_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: str, device: str, threads: int, said: str
+) -> None:
+    for module in (options, queue, submit):
+        monkeypatch.setattr(module, "cores", lambda: 8)
+    asked = options.run_options(
+        ids=["1-12"], everything=False, preset="demo", epochs=None, seeds=None, max_tokens=None, device="auto",
+        precision=None, jobs=jobs, data=None, embeddings=None, experiments=None, runs=tmp_path, fresh=False,
+        exports=None, on_finish=None, json=False,
+    )  # fmt: skip
+    given = answer("demo")
+    prepared = tuple(msgspec.structs.replace(each, threads=threads) for each in given.prepared)
+    given = msgspec.structs.replace(given, prepared=prepared, device_keys=(device,))
+    assert submit.sharing_words(given, asked) == said
 
 
 def dry(root: Path, *arguments: str) -> dict[str, Any]:
