@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 from lmconsole import __version__
 from lmconsole.data.corpus import Corpus, load_corpus
@@ -14,6 +15,8 @@ from lmconsole.errors import LmconsoleError, TrainingError, printable
 from lmconsole.lm import device
 from lmconsole.lm.embedding import Tables, read_tables
 from lmconsole.lm.loop import Job, parameters_of, train
+from lmconsole.lm.model import attention_of
+from lmconsole.plan.experiment import Precision
 from lmconsole.runs.events import EventLog, Failed, Started
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.paths import RunPaths
@@ -126,6 +129,7 @@ def _started(info: RunInfo, attempt: int, chosen: device.Device, siblings: Seque
         parameters_trainable=trainable,
         shared_gpu=None if others is None else others > 0,
         ceiling_gflops=measured_ceiling(chosen.name, info.settings.precision),
+        attention=attention_of(info.settings, cast(Precision, info.settings.precision), chosen.device),
     )
     if gpus:
         gpus.close()
