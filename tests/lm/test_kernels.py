@@ -102,7 +102,7 @@ GROWS_IN = [{0}, {0, 1, 2, 3}, {0, 2}, {0, 3}, {0, 1}, {0, 1, 3}]
 
 
 def logits_that_grow(tiles: int = TILES) -> Tensor:
-    """Logits (R, 64 · tiles) whose maximum over a row grows in the tiles of ``GROWS_IN``, and is met again elsewhere."""
+    """Logits (R, 64 · tiles) whose maximum over a row grows in the tiles of ``GROWS_IN`` and comes again in others."""
     logits = torch.randn(len(GROWS_IN), 64 * tiles, generator=torch.Generator().manual_seed(3)).clamp_(-3, 3)
     for row, grows in enumerate(GROWS_IN):
         for tile in range(tiles):
