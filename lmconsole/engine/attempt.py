@@ -16,6 +16,8 @@ from lmconsole.errors import LmconsoleError, TrainingError, printable
 from lmconsole.lm import device
 from lmconsole.lm.embedding import Tables, arrays_of, read_tables, tables_from
 from lmconsole.lm.loop import Job, Training, parameters_of
+from lmconsole.lm.model import attention_of
+from lmconsole.plan.experiment import Precision
 from lmconsole.runs.events import EventLog, Failed, Queued, Started
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.paths import RunPaths
@@ -196,6 +198,7 @@ def _started(info: RunInfo, attempt: int, chosen: device.Device, siblings: Seque
         parameters_trainable=trainable,
         shared_gpu=None if others is None else others > 0,
         ceiling_gflops=measured_ceiling(chosen.name, info.settings.precision),
+        attention=attention_of(info.settings, cast(Precision, info.settings.precision), chosen.device),
     )
     if gpus:
         gpus.close()

@@ -66,6 +66,11 @@ def describe_device(name: str) -> Device:
     return _describe_gpu(index)
 
 
+def compute_capability(device: torch.device) -> tuple[int, int] | None:
+    """A GPU's compute capability, (9, 0) for Hopper; None for a CPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
 def use(name: str) -> None:
     """Makes ``name`` the GPU that calls mean which name none."""
     if name.startswith("cuda"):

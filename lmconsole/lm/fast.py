@@ -2,6 +2,7 @@
 
 import math
 import os
+import traceback
 from collections.abc import Sequence
 
 import torch
@@ -38,6 +39,7 @@ def choose(model: LanguageModel, split: WindowedSplit, settings: Settings, preci
         try:
             reason = _how_they_differ(model, split, settings.batch_size, precision)
         except Exception as error:  # Triton compiles here, with whatever compiler the machine has, or has not
+            print_traceback()
             reason = printable(f"{type(error).__name__}: {error}".partition("\n")[0])
     model.take_fast_ways(reason is None)
     return reason
@@ -75,6 +77,12 @@ def _loss_and_gradients(
 def _mean_loss(model: LanguageModel, split: WindowedSplit, windows: Tensor, precision: Precision) -> Tensor:
     """As in training: how large gradients are decides what of them float16 can hold."""
     return model.loss_sum(*split.batch(windows), precision) / split.targets_in(windows)
+
+
+def print_traceback() -> None:
+    """Prints the exception being handled, and those that led to it: only the worker's log tells why a fast path
+    failed."""
+    print(printable(traceback.format_exc()), end="", flush=True)
 
 
 def norm(tensors: Sequence[Tensor]) -> float:

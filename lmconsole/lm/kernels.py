@@ -51,17 +51,22 @@ def _absorb(  # type: ignore[no-untyped-def]
     if with_powers:
         tl.store(place, powers.to(tile.dtype.element_ty), mask=inside)
     if with_mean:
-        channel = tl.arange(0, deep)
-        known = channel < channels
-        entry = mean + row * channels + channel
-        tl.store(entry, tl.load(entry, mask=known) * shrink, mask=known)
+        # Before the first tile the mean is not initialized, and where the maximum has not grown the factor is 1. Only
+        # the other rows pay for reading and writing their mean.
+        grew = (first > 0) & (after > before)
+        if grew:
+            channel = tl.arange(0, deep)
+            known = channel < channels
+            entry = mean + row * channels + channel
+            tl.store(entry, tl.load(entry, mask=known) * shrink, mask=known)
 
 
 def absorb(tile: Tensor, seen: "Seen", target: Tensor, first: int, unit: float, need_powers: bool) -> None:
     """One tile's part of an online softmax, one row a program: what ``loss.Tiles._absorb`` does, its plain twin.
 
     ``tile`` (R, n) holds logits of ids ``first`` and up, at most 16,384 of them, since a program holds its row in
-    registers; rows may be apart. ``target`` (R, 1) are ids.
+    registers; rows may be apart. ``target`` (R, 1) are ids. ``seen.mean`` is not touched by the first tile, nor in rows
+    whose largest logit is not in this one.
     """
     R, n = tile.shape
     columns, C = triton.next_power_of_2(n), 0 if seen.mean is None else seen.mean.shape[1]

@@ -93,7 +93,7 @@ class Seen:
     largest: Tensor  # (R, 1) largest logit
     summed: Tensor  # (R, 1) sum of exp(logit - largest)
     target: Tensor  # (R, 1) the target's logit; NaN until its tile comes by
-    mean: Tensor | None  # (R, C) sum of exp(logit - largest) W_v
+    mean: Tensor | None  # (R, C) sum of exp(logit - largest) W_v; uninitialized before the first tile
     kept: list[tuple[slice, Tensor, Tensor]]  # a tile's place, its exp(logit - largest), and what largest was then
 
 
@@ -144,7 +144,7 @@ class Tiles:
         """Passes the rows ``x`` (R, C) by the whole vocabulary."""
         R, C = x.shape
         column = x.new_zeros(R, 1, dtype=torch.float32)
-        mean = x.new_zeros(R, C, dtype=torch.float32) if need_mean else None
+        mean = x.new_empty(R, C, dtype=torch.float32) if need_mean else None
         seen = Seen(column - math.inf, column.clone(), column + math.nan, mean, [])
         x = (x.float() * _LOG2_E if self.unit == 1.0 else x).to(self.w.dtype)
         for start in range(0, len(self.w), self.width):
@@ -166,7 +166,7 @@ class Tiles:
         if self.keep:
             seen.kept.append((place, tile, seen.largest.clone()))
         if seen.mean is not None:
-            self._add_product(seen.mean, tile, w)
+            self._add_product(seen.mean, tile, w, overwrite=place.start == 0)
 
     def _absorb(self, tile: Tensor, seen: Seen, target: Tensor, first: int, unit: float, need_powers: bool) -> None:
         """Brings ``seen`` up to date with the logits in ``tile`` (R, n), but for what the tile adds to the mean; leaves
@@ -183,7 +183,7 @@ class Tiles:
         torch.add(largest * -unit, powers, alpha=unit, out=powers).exp2_()
         seen.largest.copy_(largest)
         seen.summed.mul_(shrink).add_(powers.sum(1, keepdim=True))
-        if seen.mean is not None:
+        if seen.mean is not None and first > 0:
             seen.mean.mul_(shrink)
         if need_powers and powers is not tile:
             tile.copy_(powers)
@@ -196,12 +196,15 @@ class Tiles:
             self._add_product(gradient[place], powers.t(), (x * scale).to(powers.dtype))
         gradient.index_add_(0, target.squeeze(1), x.masked_fill(ignored, 0.0), alpha=-1)
 
-    def _add_product(self, total: Tensor, a: Tensor, b: Tensor) -> None:
-        """total += a @ b, in place; ``total`` is float32 whatever the factors are."""
+    def _add_product(self, total: Tensor, a: Tensor, b: Tensor, *, overwrite: bool = False) -> None:
+        """total += a @ b, in place; ``total`` is float32 whatever the factors are. With ``overwrite``, total = a @ b,
+        whatever is in it."""
         if a.dtype == torch.float32:
-            total.addmm_(a, b)
+            total.addmm_(a, b, beta=0 if overwrite else 1)
         elif self.own_kernels and _WIDENING_PRODUCTS:
-            torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+            torch.addmm(total, a, b, beta=0 if overwrite else 1, out_dtype=torch.float32, out=total)
+        elif overwrite:
+            total.copy_(a @ b)
         else:
             total.add_((a @ b).float())  # widened apart: arithmetic on two types at once is slow on CPUs
 

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lmconsole.errors import EmbeddingsError
-from lmconsole.lm.device import autocast, compute_dtype
+from lmconsole.lm.device import autocast, compute_capability, compute_dtype
 from lmconsole.lm.embedding import Tables
-from lmconsole.lm.gpt1 import Gpt1
+from lmconsole.lm.gpt1 import AttentionBackend, Gpt1, attention_backend
 from lmconsole.lm.loss import head_loss_sum
 from lmconsole.lm.lstm import Lstm
 from lmconsole.plan.experiment import Precision, Settings
@@ -114,6 +114,20 @@ def build_model(settings: Settings, *, vocabulary: int, tables: Tables | None) -
             dropout=settings.dropout,
         )
     return LanguageModel(body, tokens, position, frozen=settings.embeddings == "frozen")
+
+
+def attention_of(settings: Settings, precision: Precision, device: str) -> AttentionBackend | None:
+    """How the model computes attention on ``device``; None for the LSTM, which has none."""
+    if settings.model == "lstm":
+        return None
+    assert settings.heads is not None
+    where = torch.device(device)
+    return attention_backend(
+        where.type,
+        compute_dtype(precision),
+        head_channels=settings.channels // settings.heads,
+        capability=compute_capability(where),
+    )
 
 
 def count_parameters(model: LanguageModel) -> tuple[int, int]:

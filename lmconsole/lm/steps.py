@@ -2,7 +2,8 @@
 
 import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +23,24 @@ _CHECKED_STEPS = 2
 _WARM_UP_STEPS = 3
 """Steps before capturing, in which libraries choose their kernels and the optimizer makes its state."""
 _LOSS_MAY_DIFFER = {"fp32": 1e-5, "tf32": 1e-4, "bf16": 1e-3}
-_UPDATE_MAY_DIFFER = {"fp32": 0.02, "tf32": 0.05, "bf16": 0.05}
-"""Relative to the plain steps. Adam's first updates are signs of gradients, and the tiniest of those may flip."""
+_GRADIENT_MAY_DIFFER = {"fp32": 0.02, "tf32": 0.05, "bf16": 0.05}
+"""Root mean square of the difference, relative to that of the plain steps."""
+_NOISE_FLOOR = 0.1
+"""A parameter's gradients may be noise and nothing else, as those of attention's key biases are. So they are compared
+with this part of all parameters' root mean square where that is more than their own."""
+_ABOVE_NOISE = 10.0
+"""How many times the difference, as a root mean square, an entry's gradient has to be for its update to be compared."""
+_UPDATES_MAY_DIFFER = 0.05
+_OFF_SHARE = 0.25
+"""Share of a parameter's compared entries whose updates may differ by more. A fault changes nearly all of them, a sign
+that flips one."""
+_DECAY_MAY_DIFFER = 0.1
+_STANDARD_ERRORS = 6.0
+"""How far a difference in weight decay has to stand above chance."""
+_STILL = 0.1
+"""A parameter that moves by less than this part of what it should is not updated."""
+_PIECE = 2**20
+"""Entries compared at once, so that comparing takes less memory than a step does."""
 
 
 class Steps:
@@ -109,6 +126,7 @@ class CapturedSteps(Steps):
         self._order = torch.zeros(room, dtype=torch.int64, device=where)
         self._at = torch.zeros((), dtype=torch.int64, device=where)
         self._lanes = torch.arange(self.batch_size, device=where)
+        self._settings = settings
         self._replay: Callable[[], object] | None = None
         self._rate: Tensor | None = None
         # Comparing takes plain steps, and so does the short batch at each epoch's end.
@@ -123,6 +141,8 @@ class CapturedSteps(Steps):
                     group["capturable"] = True
             model.train()
             self._compare(record, kept)
+            if self._rate is not None:
+                self._rate.fill_(settings.learning_rate)
         except BaseException:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
@@ -156,26 +176,122 @@ class CapturedSteps(Steps):
         self._at += 1
 
     def _compare(self, record: Record, kept: "_Kept") -> None:
-        """Records the step, and raises RuntimeError unless two of it do what two plain ones do."""
-        plain_loss, plain = self._two_steps(kept)
+        """Records the step, and raises RuntimeError unless it does what plain ones do. Each replayed step starts from
+        what the plain one before it left, so that what noise made of one does not reach the next."""
+        losses, states = [], [kept]
+        for step in range(_CHECKED_STEPS):
+            losses.append(self._step_from(states[step], step))
+            states.append(_Kept(self.trained, self.optimizer))
         self._replay = record(self._recorded)
-        loss, replayed = self._two_steps(kept)
-        off = abs(loss - plain_loss) / max(abs(plain_loss), 1e-300)
-        change, size = fast.distance(replayed, plain), fast.distance(plain, kept.weights)
-        loss_fits = off <= _LOSS_MAY_DIFFER[self.precision]
-        if not (loss_fits and change <= _UPDATE_MAY_DIFFER[self.precision] * size):
-            raise RuntimeError(
-                f"replayed, it does something else: loss {loss:g} instead of {plain_loss:g}, "
-                f"weights {change / max(size, 1e-300):.1%} of an update apart"
-            )
+        for step in range(_CHECKED_STEPS):
+            loss = self._step_from(states[step], step)
+            if not abs(loss - losses[step]) <= _LOSS_MAY_DIFFER[self.precision] * abs(losses[step]):
+                fault: str | None = f"loss {loss:g} instead of {losses[step]:g}"
+            else:
+                fault = self._difference(states[step], states[step + 1])
+            if fault:
+                raise RuntimeError(f"replayed, it does something else: {fault}")
 
-    def _two_steps(self, kept: "_Kept") -> tuple[float, list[Tensor]]:
-        """Loss and weights after the first steps over the windows in their own order."""
-        kept.put_back()
-        self.begin(torch.arange(len(self.split)), 0, 0.0)
-        for _ in range(_CHECKED_STEPS):
-            self.take(None)
-        return self.nll.item(), [p.detach().cpu().clone() for p in self.trained]
+    def _step_from(self, state: "_Kept", step: int) -> float:
+        """Take a step from ``state`` over the windows in their own order, and return the loss so far. If the learning
+        rate may change, it does."""
+        state.put_back()
+        if step == 0:
+            self.begin(torch.arange(len(self.split)), 0, 0.0)
+        self.take(None if self._rate is None else self._settings.learning_rate / (1 + step))
+        return self.nll.item()
+
+    def _difference(self, before: "_Kept", plain: "_Kept") -> str | None:
+        """How what a step made of the state ``before`` differs beyond noise from ``plain``; None if it does not.
+
+        Adam's first updates are signs of gradients, whatever their size, and those of gradients around zero differ from
+        one computation to the next. So what is linear in the gradients is compared as a whole, and updates only where
+        a gradient stands well above the noise. A weight decay is too small to be seen in any entry, but it moves all of
+        them along the weights.
+        """
+        expected = [
+            _gradient(new, old, plain.state.get(id(parameter), {}))
+            for parameter, new, old in zip(self.trained, plain.weights, before.weights, strict=True)
+        ]
+        comparison = _Comparison(_GRADIENT_MAY_DIFFER[self.precision], floor=_NOISE_FLOOR * _rms(expected))
+        names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        compared = zip(names, self.trained, before.weights, plain.weights, expected, strict=True)
+        for name, parameter, old, plain_new, plain_gradient in compared:
+            new = parameter.detach()
+            gradient = _gradient(new, old.to(new.device), self.optimizer.state.get(parameter, {}))
+            every = (new, old, plain_new, gradient, plain_gradient)
+            for piece in zip(*(each.flatten().split(_PIECE) for each in every), strict=True):
+                if fault := comparison.fault(*(each.to(new.device) for each in piece)):
+                    return f"{name}: {fault}"
+        lr, decay = self._settings.learning_rate, self._settings.weight_decay
+        new_gradient = 1 - (self._settings.beta1 or 0)  # how much of a gradient a first moment takes at once
+        slopes = (comparison.along_weights, lr * decay), (comparison.gradients_along_weights, new_gradient * decay)
+        if any(slope.beyond(most) for slope, most in slopes):
+            return "weights decay differently"
+        return None
+
+
+def _gradient(new: Tensor, old: Tensor, state: Mapping[str, Any]) -> Tensor:
+    """What of a step is linear in its gradient: the optimizer's first moment, or the update where it keeps none."""
+    moment = state.get("exp_avg", state.get("momentum_buffer"))
+    return new - old if moment is None else moment
+
+
+class _Comparison:
+    """Compares what two ways of taking the same step made of parameters, piece by piece."""
+
+    def __init__(self, gradients_may_differ: float, *, floor: float) -> None:
+        self._may_differ, self._floor = gradients_may_differ, floor
+        self.along_weights, self.gradients_along_weights = _Slope(), _Slope()
+
+    def fault(
+        self, new: Tensor, old: Tensor, plain_new: Tensor, gradient: Tensor, plain_gradient: Tensor
+    ) -> str | None:
+        """How ``new`` weights and ``gradient`` differ from the plain ones, ``old`` being the weights before; None if by
+        noise alone. Each is flat and on the same device."""
+        noise = gradient - plain_gradient
+        apart, size = _rms([noise]), _rms([plain_gradient])
+        if not apart <= self._may_differ * max(size, self._floor):
+            return f"gradients {apart / max(size, 1e-300):.1%} apart"
+        plain_update = plain_new - old
+        if not _rms([new - old]) >= _STILL * _rms([plain_update]):
+            return "not updated"
+        clear = plain_gradient.abs() > _ABOVE_NOISE * apart
+        difference = new - plain_new
+        rounding = 4 * torch.finfo(new.dtype).eps * plain_new.abs()
+        off = clear & (difference.abs() > _UPDATES_MAY_DIFFER * plain_update.abs() + rounding)
+        compared, differing = int(clear.sum()), int(off.sum())
+        if differing > _OFF_SHARE * compared:
+            return f"{differing:,} of {compared:,} updates differ"
+        self.along_weights.add(difference, old, clear & ~off)
+        self.gradients_along_weights.add(noise, old)
+        return None
+
+
+class _Slope:
+    """Least squares of ``difference = slope · weight``, with a standard error that large differences do not distort."""
+
+    def __init__(self) -> None:
+        self._products = self._squared_products = self._squared_weights = 0.0
+
+    def add(self, difference: Tensor, weight: Tensor, where: Tensor | None = None) -> None:
+        if where is not None:
+            difference, weight = difference[where], weight[where]
+        products = difference.double() * weight
+        self._products += float(products.sum())
+        self._squared_products += float(products.square_().sum())
+        self._squared_weights += float(weight.double().square_().sum())
+
+    def beyond(self, expected: float) -> bool:
+        """Whether the slope is more than a tenth of ``expected``, the weight decay, and cannot be chance."""
+        most = _DECAY_MAY_DIFFER * expected * self._squared_weights
+        return expected > 0 and abs(self._products) > max(most, _STANDARD_ERRORS * self._squared_products**0.5)
+
+
+def _rms(tensors: Sequence[Tensor]) -> float:
+    """Root mean square of all entries."""
+    squares = sum(float(torch.linalg.vector_norm(each)) ** 2 for each in tensors)
+    return (squares / max(sum(each.numel() for each in tensors), 1)) ** 0.5
 
 
 class _Kept:
@@ -185,14 +301,16 @@ class _Kept:
     def __init__(self, trained: list[Parameter], optimizer: torch.optim.Optimizer) -> None:
         self.trained, self.optimizer = trained, optimizer
         self.weights = [p.detach().cpu().clone() for p in trained]
-        self.state = {(id(p), name): t.cpu().clone() for p, name, t in self._tensors()}
+        self.state: dict[int, dict[str, Tensor]] = {}
+        for p, name, t in self._tensors():
+            self.state.setdefault(id(p), {})[name] = t.cpu().clone()
 
     def put_back(self) -> None:
         with torch.no_grad():
             for parameter, weight in zip(self.trained, self.weights, strict=True):
                 parameter.copy_(weight)
             for owner, name, tensor in self._tensors():
-                before = self.state.get((id(owner), name))
+                before = self.state.get(id(owner), {}).get(name)
                 tensor.zero_() if before is None else tensor.copy_(before)
 
     def _tensors(self) -> list[tuple[Tensor, str, Tensor]]:
@@ -209,8 +327,8 @@ def prepare_steps(
     where: str,
     record: Record | None = None,
 ) -> Steps:
-    """Captured steps that compute in fast ways on a GPU, plain ones elsewhere. What does not work is left, with a line
-    that says why. ``record`` is how to record; by default as a CUDA graph, where there is CUDA."""
+    """Captured steps that compute in fast ways on a GPU, plain ones elsewhere. What does not work is left, with its
+    traceback and a line that says why. ``record`` is how to record; by default as a CUDA graph, where there is CUDA."""
     plain = Steps(model, optimizer, split, settings, precision, where)
     if record is None and where.startswith("cuda"):
         record = record_graph
@@ -225,6 +343,7 @@ def prepare_steps(
         try:
             return CapturedSteps(model, optimizer, split, settings, precision, where, record)
         except Exception as error:  # libraries may refuse in words of their own
+            fast.print_traceback()
             reason = printable(str(_first_cause(error)).partition("\n")[0])
         finally:
             device.give_back_memory(where)

@@ -1,4 +1,4 @@
-"""What an attempt hands to the training loop."""
+"""What an attempt writes down, and what it hands to the training loop."""
 
 import json
 import sys
@@ -101,3 +101,18 @@ def test_a_run_whose_own_joules_cannot_be_known_records_null(
     assert [epoch.energy_j for epoch in run.state.epochs] == [None, None]
     assert last["energy_j"] is None
     assert any(sample.power_w for sample in run.state.telemetry), "the driver answered other questions"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "precision", "attention"),
+    [("lstm", "fp32", None), ("gpt1", "fp32", "fused"), ("gpt1", "bf16", "written out")],
+)
+def test_started_says_how_attention_is_computed(
+    tmp_path: Path, model: str, precision: str, attention: str | None
+) -> None:
+    run = tiny.queue_tiny(tmp_path, model, epochs=1, precision=precision)
+    assert tiny.worker(run, tmp_path).returncode == 0
+    run.refresh()
+    assert run.state.started is not None
+    assert run.state.started.attention == attention
