@@ -70,8 +70,8 @@ LIMITS_S = {
 """The stages in the order of their value, and how long each may last."""
 ALIASES = {"twins": "reference", "twins32": "reference32", "ceilings": "peaks"}
 PREPARE_S = 120.0
-END_S = 2.0
-"""Left of the budget for the table."""
+END_S = 5.0
+"""Left of the budget for the table, and for deleting what the suites wrote."""
 LEAST_S = 3.0
 """A stage with less time than this is not begun."""
 
@@ -111,16 +111,21 @@ class Benchmark:
         smoke_failed = False
         try:
             for name in self.asked.stages:
-                smoke_failed = not self.stage(name)
-                if smoke_failed:
-                    say(f"{name} failed, and the rest would measure the wrong thing: its traces are in {self.file}")
+                if smoke_failed := not self.stage(name):
+                    say(f"{name} failed, and the rest would measure the wrong thing{self.traces()}")
                     break
         except BudgetSpentError:
             say("the budget is spent")
+        except KeyboardInterrupt:
+            say("interrupted")
         from gpu_table import table
 
         print(table(self.document, None if self.file is None else str(self.file)), flush=True)
         return 1 if smoke_failed or self.document["correct"] is False else 0
+
+    def traces(self) -> str:
+        """Where the traces of a failure are, for the end of a sentence."""
+        return "" if self.file is None else f": the traces are in {self.file}"
 
     def begin(self, prepared: dict[str, Any]) -> None:
         """Start the document, with the stages that an earlier call left."""

@@ -31,7 +31,7 @@ from lmconsole.telemetry.gpu import Gpus
 MIB = 2**20
 SMI_FIELDS = ("memory.used", "power.draw", "temperature.gpu", "utilization.gpu", "clocks.sm", "driver_version")
 PACKAGES = ("torch", "triton", "numpy", "msgspec", "typer", "rich", "psutil", "safetensors", "nvidia-ml-py")
-SHELL_S = 20.0
+SHELL_S = 30.0
 LOAD_S = 1.5
 """How long the card is kept busy before its gauges are read: they average over up to a second."""
 PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16")

@@ -9,6 +9,7 @@ import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -166,7 +167,8 @@ def _time_attention(settings: Settings, batches: dict[int, bool], where: str) ->
     forward_s, backward_s = {}, {}
     for windows, trains in batches.items():
         qkv = _attention_inputs(settings, windows, where)
-        y, forward_s[windows] = _clocked(functools.partial(_attend, qkv), where)
+        with nullcontext() if trains else torch.inference_mode():  # plans differ, too
+            y, forward_s[windows] = _clocked(functools.partial(_attend, qkv), where)
         if trains:
             back = functools.partial(torch.autograd.grad, y, qkv, torch.ones_like(y))
             _, backward_s[windows] = _clocked(back, where)
@@ -216,7 +218,7 @@ def attention_verdict(found: dict[str, Any]) -> str:
         choice = f"use {best[0]}"
     else:
         pairs = zip(best, found["depths"], strict=True)
-        choice = "use " + ", ".join(f"{name} with {layers} layers" for name, layers in pairs)
+        choice = "use " + ", ".join(f"{name} with {layers}" for name, layers in pairs) + " layers"
     depths = " / ".join(map(str, found["depths"]))
     reasons = (
         f"{name} takes {each['first_calls_s']:.2f} s for its first calls, then {each['ms']:.3f} ms a layer, in all "
