@@ -30,6 +30,7 @@ from lmconsole.engine.local import last_line, python
 from lmconsole.engine.options import threads_per_run
 from lmconsole.engine.probe import Prepared, ProbeRequest, ask
 from lmconsole.engine.queue import Wanted, enqueue, fingerprint
+from lmconsole.errors import printable
 from lmconsole.lm import device as devices
 from lmconsole.lm.model import build_model
 from lmconsole.plan.arithmetic import step_flops
@@ -295,8 +296,14 @@ class Bench:
         }
         if not any(each["train_s"] for each in runs.values()):
             stage.report(found)
-            raise RuntimeError(f"no run trained an epoch, exit code {code}: {last_line(stage.log)}")
+            raise RuntimeError(f"no run trained an epoch, exit code {code}: {_last_words(stage.log)}")
         return found
+
+
+def _last_words(log: Path) -> str:
+    """The last line that a command printed for people, which mostly says why it ended."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return next((printable(line) for line in reversed(lines) if not line.startswith("{")), "it printed nothing")
 
 
 def _changed(prepared: Prepared, precision: Precision, epochs: int, max_tokens: int | None) -> Prepared:

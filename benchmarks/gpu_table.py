@@ -154,9 +154,10 @@ def _suite(results: Results, document: dict[str, Any]) -> Iterator[str]:
         return
     of = len(document["labels"])
     short = "" if found["complete"] else ", CUT OFF"
+    planned = of * found["epochs"] * found["steps_per_epoch"]
     yield (
-        f"All {of}, {found['epochs']} epochs, bf16, by {found['command']}: {found['whole_s']:.0f} s, "
-        f"{found['finished']} finished{short}; {found['trained_steps']:,} steps, every one trained"
+        f"All {of}, {found['epochs']} epochs, bf16, by {found['command']}: {found['whole_s']:.0f} s, {found['finished']} "
+        f"finished{short}; {found['trained_steps']:,} of {planned:,} steps trained, none extrapolated"
     )
     line = "{:>3} {:18}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>10}{:>10}"
     heads = ("train s", "valid s", "set-up s", "other s", "wall s", "kJ", "torch MiB", "proc. MiB")
@@ -179,12 +180,12 @@ def _suite(results: Results, document: dict[str, Any]) -> Iterator[str]:
         )
         if run["status"] != "finished" or run["message"]:
             yield f"    {run['status']}: {_cut(run['message'] or '–')}"
-    runs = found["runs"].values()
-    sums = [sum(sum(x or 0 for x in run[field]) for run in runs) for field in ("train_s", "valid_s")]
-    sums += [sum(run[field] or 0 for run in runs) for field in ("setup_s", "wall_s")]
-    trained, validated, set_up, wall = sums
-    other = wall - trained - validated - set_up
-    yield line.format("", "all", *(f"{x:.1f}" for x in (trained, validated, set_up, other, wall)), "", "", "").rstrip()
+    if found["complete"]:
+        runs = found["runs"].values()
+        train_s, valid_s = (sum(sum(x or 0 for x in run[field]) for run in runs) for field in ("train_s", "valid_s"))
+        setup_s, wall_s = (sum(run[field] for run in runs) for field in ("setup_s", "wall_s"))
+        sums = (train_s, valid_s, setup_s, wall_s - setup_s - train_s - valid_s, wall_s)
+        yield line.format("", "all", *(f"{seconds:.1f}" for seconds in sums), "", "", "").rstrip()
 
 
 def _steps(results: Results) -> Iterator[str]:

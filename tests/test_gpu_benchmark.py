@@ -1,5 +1,6 @@
 """The benchmark for a GPU, rehearsed on the CPU of a machine that has PyTorch and what was carried there, no more."""
 
+import copy
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import psutil
 import pytest
+from fake_nvml import build_fake_nvml
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -191,6 +193,27 @@ def test_the_table_comes_last_is_short_and_says_what_is_extrapolated(rehearsal: 
         assert ("extrapolated" in goal["measured"]) == ("plain PyTorch in" in goal["what"])
 
 
+def test_the_table_of_twelve_runs_and_every_kernel_is_short_enough(rehearsal: Rehearsal, gpu_module: Any) -> None:
+    document = copy.deepcopy(rehearsal.second)
+    results = {name: entry["result"] for name, entry in document["stages"].items() if "result" in entry}
+    for name, part, count in (
+        ("suite", "runs", 12),
+        ("smoke", "shapes", 6),
+        ("smoke32", "shapes", 6),
+        ("steps", "experiments", 6),
+        ("kernels", "lstm_ms", 15),
+        ("kernels", "head_ms", 18),
+    ):
+        _, like = next(iter(results[name][part].items()))
+        results[name][part] = {str(number): like for number in range(count)}
+    for run in results["suite"]["runs"].values():
+        run["message"] = "The training step is not captured as a CUDA graph: " + "some long reason " * 20
+    results["gang"]["together"] *= 6
+    text = gpu_module("gpu_table").table(document, "benchmarks/results/nvidia-h100-80gb-hbm3.json")
+    assert 8_000 < len(text) <= 12_000
+    assert "left out here" not in text
+
+
 def test_every_estimate_stands_next_to_its_measured_value(rehearsal: Rehearsal) -> None:
     measured = {each["what"]: each["measured"] for each in rehearsal.second["estimates"]}
     assert len(measured) == len(rehearsal.second["estimates"]) >= 20
@@ -284,6 +307,49 @@ def test_unknown_stages_are_refused_with_the_known_ones(bare: Bare) -> None:
     done = bare.run("--stages", "look,smok")
     assert done.returncode == 2
     assert "no stage smok; there are look, gauge, smoke, suite" in done.stderr
+
+
+GAUGE = """\
+import itertools, json, sys, types
+sys.path.insert(0, sys.argv[1])
+import gpu_device, gpu_table, torch
+uuid = "GPU-abcdef00-0000-4000-8000-000000000000"
+gpu_device.devices.describe_device = lambda where: types.SimpleNamespace(uuid=uuid)
+gpu_device._multiply = lambda size, where, seconds: None
+gpu_device.Gpus.total_energy_j = lambda self, uuid, counter=itertools.count(7_000.0, 450.0): next(counter)
+torch.cuda.memory_reserved = lambda where: 3 * 2**20
+found = gpu_device.gauge("cuda:0", 8)
+print(json.dumps(found))
+print("\\n".join(gpu_table._gauge({"gauge": found})))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="NVML is loaded by its Linux name")
+def test_our_gauge_is_read_next_to_nvidia_smi(tmp_path: Path) -> None:
+    """The driver is played by a library, nvidia-smi by a program."""
+    library, program = build_fake_nvml(tmp_path), tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 4321, 98.70, 41, 7, 1980, 580.1\n")
+    program.chmod(0o755)
+    found = {"LD_LIBRARY_PATH": str(library), "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        [sys.executable, "-c", GAUGE, str(BENCHMARKS)],
+        env=os.environ | found,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, *table = done.stdout.splitlines()
+    load = json.loads(first)["states"]["load"]
+    assert load["ours"]["device_used_mib"] > 0
+    assert (load["nvidia_smi"]["memory.used"], load["nvidia_smi"]["clocks.sm"]) == ("4321", "1980")
+    assert load["energy_j"] == 450
+    assert any(
+        line.startswith("memory used, MiB") and f"{load['ours']['device_used_mib']:,.1f} / 4321" in line
+        for line in table
+    )
+    assert table[-1].startswith("energy under load, by the driver's counter: 450 J in")
 
 
 def test_the_attention_backend_is_chosen_by_first_calls_and_steps_together(gpu_module: Any) -> None:
