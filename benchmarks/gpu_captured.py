@@ -123,7 +123,7 @@ def _time_captured(capturing: Capturing, number: int, precision: Precision, entr
 
 def _in_short(entry: dict[str, Any]) -> str:
     if "trace" in entry:
-        return entry["trace"].strip().splitlines()[-1]
+        return str(entry["trace"]).strip().splitlines()[-1]
     if entry["fast_refused"] is not None:
         return f"the fast paths are refused: {entry['fast_refused']}"
     return f"{entry['step_ms']:.2f} ms a step" + ("" if entry["loss_is_finite"] else ", and the loss is not finite")

@@ -57,7 +57,7 @@ def _suite_sum(results: Results, *fields: str) -> float | None:
 
 def _suite_s(results: Results) -> float | None:
     suite = _whole_suite(results)
-    return suite and suite["whole_s"]
+    return None if suite is None else suite["whole_s"]
 
 
 def _outside_runs_s(results: Results) -> float | None:

@@ -31,7 +31,7 @@ class Results(dict[str, Any]):
 def correct(stages: dict[str, Any]) -> bool | None:
     """Whether what was checked is right; None if nothing was checked, or not to its end. A check that
     broke is not right, nor is a suite with a run that failed."""
-    found = []
+    found: list[bool | None] = []
     for name in CHECKS:
         entry = stages.get(name, {})
         if entry.get("failed"):

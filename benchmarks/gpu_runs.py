@@ -47,7 +47,7 @@ REFERENCE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 3e-3}
 """How far the losses of the fast paths may be from the reference's, relative."""
 PLAIN = {"LMCONSOLE_PLAIN": "1"}
 """Environment of a worker that is to compute by the reference implementation alone."""
-BASELINES: dict[str, tuple[Precision, Precision]] = {"fp32": ("fp32", "fp32"), "bf16": ("tf32", "bf16")}
+BASELINES: dict[Precision, tuple[Precision, Precision]] = {"fp32": ("fp32", "fp32"), "bf16": ("tf32", "bf16")}
 """Plain PyTorch as it comes, without TF32, and with TF32 and bf16 autocast: switches, and autocast."""
 SEED = 42
 STOP_S = 6.0
@@ -130,7 +130,10 @@ class Bench:
         self.lstm = next(each for each in self.settings.values() if each.model == "lstm")
         found = None if data is None else find_data(data, environ={}, cwd=Path.cwd())
         tables = find_embeddings(None, found)
-        self.described = {"tokens": "random" if found is None else "given", "tables": "given" if tables else "random"}
+        self.described: dict[str, Any] = {
+            "tokens": "random" if found is None else "given",
+            "tables": "given" if tables else "random",
+        }
         self.data = self._random_tokens() if found is None else found
         self.tables = tables or self._random_tables()
         self.answer = ask(
@@ -413,7 +416,7 @@ def _outcome(run: Run) -> dict[str, Any]:
 # ---- steps of one experiment
 
 
-def time_steps(where: str, steps: int, runs: dict[str, Run]) -> dict[str, Any]:
+def time_steps(where: str, steps: int, runs: dict[Precision, Run]) -> dict[str, Any]:
     """Plain PyTorch's steps, then those of the queued run, for each precision; medians without the first ones."""
     info = runs["fp32"].info
     corpus, tables = attempt.load_the_corpus(info), attempt.load_the_tables(info)

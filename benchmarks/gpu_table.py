@@ -8,6 +8,7 @@ from gpu_goals import CHECKS, PAPER_EPOCHS, Results, extrapolated
 
 MOST_CHARACTERS = 12_000
 MOST_MESSAGE = 160
+MOST_MESSAGES = 5
 GAUGES = (
     ("memory used, MiB", "device_used_mib", "memory.used"),
     ("power, W", "power_w", "power.draw"),
@@ -55,7 +56,7 @@ def _heading(document: dict[str, Any], file: str | None) -> Iterator[str]:
     if document["rehearsal"]:
         yield "A REHEARSAL on the CPU in tiny sizes: nothing here is a measurement."
     given = data["tokens"] == data["tables"] == "given"
-    meaning = "" if given else " (times are right, perplexities mean nothing)"
+    meaning = "" if given else " (perplexities mean nothing)"
     yield f"Tokens: {data['tokens']}; tables: {data['tables']}{meaning}."
     if file is not None:
         yield f"Every number: {file}"
@@ -155,9 +156,10 @@ def _suite(results: Results, document: dict[str, Any]) -> Iterator[str]:
     of = len(document["labels"])
     short = "" if found["complete"] else ", CUT OFF"
     planned = of * found["epochs"] * found["steps_per_epoch"]
+    steps = f"{found['trained_steps']:,} of {planned:,} steps trained, none extrapolated"
     yield (
-        f"All {of}, {found['epochs']} epochs, bf16, by {found['command']}: {found['whole_s']:.0f} s, {found['finished']} "
-        f"finished{short}; {found['trained_steps']:,} of {planned:,} steps trained, none extrapolated"
+        f"All {of}, {found['epochs']} epochs, bf16, by {found['command']}: {found['whole_s']:.0f} s, "
+        f"{found['finished']} finished{short}; {steps}"
     )
     line = "{:>3} {:18}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>10}{:>10}"
     heads = ("train s", "valid s", "set-up s", "other s", "wall s", "kJ", "torch MiB", "proc. MiB")
@@ -178,14 +180,18 @@ def _suite(results: Results, document: dict[str, Any]) -> Iterator[str]:
             _number(run["torch_reserved_mib"], 0),
             _number(run["process_used_mib"], 0),
         )
-        if run["status"] != "finished" or run["message"]:
-            yield f"    {run['status']}: {_cut(run['message'] or '–')}"
     if found["complete"]:
         runs = found["runs"].values()
         train_s, valid_s = (sum(sum(x or 0 for x in run[field]) for run in runs) for field in ("train_s", "valid_s"))
         setup_s, wall_s = (sum(run[field] for run in runs) for field in ("setup_s", "wall_s"))
         sums = (train_s, valid_s, setup_s, wall_s - setup_s - train_s - valid_s, wall_s)
         yield line.format("", "all", *(f"{seconds:.1f}" for seconds in sums), "", "", "").rstrip()
+    messages: dict[str, list[str]] = {}
+    for number, run in found["runs"].items():
+        if run["status"] != "finished" or run["message"]:
+            messages.setdefault(f"{run['status']}: {_cut(run['message'])}", []).append(number)
+    for message, numbers in itertools.islice(messages.items(), MOST_MESSAGES):
+        yield f"run {', '.join(numbers)} {message}"
 
 
 def _steps(results: Results) -> Iterator[str]:
@@ -232,8 +238,8 @@ def _attention(results: Results) -> Iterator[str]:
 
 def _side_by_side(results: Results) -> Iterator[str]:
     if found := results.get("gang"):
-        gains = (f"{'+'.join(map(str, each['experiments']))} {each['gain']:.2f} ×" for each in found["together"])
-        yield f"Runs side by side on streams of one process, gain over one after the other: {', '.join(gains) or '–'}"
+        gains = (f"{'+'.join(map(str, each['experiments']))}: {each['gain']:.2f} ×" for each in found["together"])
+        yield f"Experiments side by side in one process, times as fast as in turns: {', '.join(gains) or '–'}"
     if found := results.get("jobs"):
         with_mps = "with" if found["mps"] else "without"
         yield (
@@ -252,7 +258,7 @@ def _kernels(results: Results) -> Iterator[str]:
             f"{name:{width}}{'' if ms is None else f'{ms:9.3f}':9}" for (name, ms), width in ((left, 36), (right, 38))
         )
         yield "   ".join(cells).rstrip()
-    for name, reason in itertools.islice(found["failed"].items(), 6):
+    for name, reason in itertools.islice(found["failed"].items(), MOST_MESSAGES):
         yield f"{name}: {_cut(reason)}"
     yield f"In bf16 training uses 'fp16, by layer', and tiles of {found['tile_values'] / 2**20:g} M logits."
 
