@@ -257,8 +257,9 @@ def test_make_gpu_finds_carried_packages_and_says_that_there_is_no_gpu(bare: Bar
         check=False,
     )
     assert done.returncode == 2
-    assert "packages are missing" not in done.stderr
-    assert "nothing was measured: PyTorch finds no CUDA device" in done.stderr
+    said = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert said[-1].startswith("benchmarks/gpu.py: nothing was measured: PyTorch finds no CUDA device")
+    assert len(said) <= 2, "at most one more, about what could be carried, too"
 
 
 def test_a_smoke_test_that_fails_ends_the_call(bare: Bare, tmp_path: Path) -> None:
@@ -275,10 +276,10 @@ def test_a_smoke_test_that_fails_ends_the_call(bare: Bare, tmp_path: Path) -> No
 
 def test_a_stage_that_hangs_is_killed_with_all_it_started_and_the_budget_holds(bare: Bare, tmp_path: Path) -> None:
     """nvidia-smi is played by a program that never answers and leaves a process of another session."""
-    programs, file = tmp_path / "bin", tmp_path / "card.json"
+    programs, file, seconds = tmp_path / "bin", tmp_path / "card.json", str(100_000 + os.getpid())
     programs.mkdir()
     program = programs / "nvidia-smi"
-    program.write_text("#!/bin/sh\nsetsid sleep 8765 &\nsleep 8765\n")
+    program.write_text(f"#!/bin/sh\nsetsid sleep {seconds} &\nsleep {seconds}\n")
     program.chmod(0o755)
     began = time.monotonic()
     done = bare.run(
@@ -292,15 +293,7 @@ def test_a_stage_that_hangs_is_killed_with_all_it_started_and_the_budget_holds(b
     assert "in look\n" in stages["look"]["trace"], "where it hung"
     assert stages["gauge"]["reason"] == stages["smoke"]["reason"] == "no time was left"
     assert "Result: nothing was checked." in done.stdout
-    assert not [p.pid for p in psutil.process_iter(["cmdline"]) if "8765" in (p.info["cmdline"] or ())]
-
-
-def test_without_a_gpu_one_line_says_so(bare: Bare) -> None:
-    done = bare.run(CUDA_VISIBLE_DEVICES="")
-    assert (done.returncode, done.stdout) == (2, "")
-    *_, last = done.stderr.splitlines()
-    assert "no CUDA device" in last
-    assert "Traceback" not in done.stderr
+    assert not [p.pid for p in psutil.process_iter(["cmdline"]) if seconds in (p.info["cmdline"] or ())]
 
 
 def test_unknown_stages_are_refused_with_the_known_ones(bare: Bare) -> None:
