@@ -143,6 +143,7 @@ class Benchmark:
             "rehearsal": self.asked.rehearsal,
             "code": code(),
             "budget_s": self.asked.budget_s,
+            "prepare_s": time.monotonic() - self.asked.began,
             **prepared,
             "stages": {},
         }

@@ -222,7 +222,7 @@ def attention_verdict(found: dict[str, Any]) -> str:
     depths = " / ".join(map(str, found["depths"]))
     reasons = (
         f"{name} takes {each['first_calls_s']:.2f} s for its first calls, then {each['ms']:.3f} ms a layer, in all "
-        f"{' / '.join(f'{seconds:.1f}' for seconds in each['run_s'])} s with {depths} layers"
+        f"{' / '.join(f'{seconds:.1f}' for seconds in each['run_s'])} s with {depths} layer{'s' * (depths != '1')}"
         for name, each in works.items()
     )
     return f"{choice}. Over {found['steps']:,} steps {'; '.join(reasons)}"

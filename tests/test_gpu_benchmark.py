@@ -274,8 +274,11 @@ def test_a_smoke_test_that_fails_ends_the_call(bare: Bare, tmp_path: Path) -> No
     assert "the rest would measure the wrong thing" in done.stderr
 
 
-def test_a_stage_that_hangs_is_killed_with_all_it_started_and_the_budget_holds(bare: Bare, tmp_path: Path) -> None:
+def test_a_stage_that_hangs_is_killed_with_all_it_started_and_the_budget_holds(
+    bare: Bare, rehearsal: Rehearsal, tmp_path: Path
+) -> None:
     """nvidia-smi is played by a program that never answers and leaves a process of another session."""
+    budget_s = 19 + 2 * rehearsal.second["prepare_s"]  # others may keep the processors busy
     programs, file, seconds = tmp_path / "bin", tmp_path / "card.json", str(100_000 + os.getpid())
     programs.mkdir()
     program = programs / "nvidia-smi"
@@ -283,10 +286,10 @@ def test_a_stage_that_hangs_is_killed_with_all_it_started_and_the_budget_holds(b
     program.chmod(0o755)
     began = time.monotonic()
     done = bare.run(
-        *("--rehearsal", "--budget-s", "34", "--stages", "look,gauge,smoke", "--json", file),
+        *("--rehearsal", "--budget-s", str(budget_s), "--stages", "look,gauge,smoke", "--json", file),
         PATH=f"{programs}{os.pathsep}{os.environ['PATH']}",
     )
-    assert time.monotonic() - began < 34
+    assert time.monotonic() - began < budget_s
     assert done.returncode == 0, done.stdout + done.stderr
     stages = json.loads(file.read_text(encoding="utf-8"))["stages"]
     assert re.fullmatch(r"killed after \d+ s", stages["look"]["reason"])
