@@ -1,286 +1,326 @@
-"""One GPU, measured in ten minutes: correctness first, then steps, then all twelve experiments.
+"""One NVIDIA GPU in ten minutes: the most valuable first, each stage on disk before the next begins.
 
-    python benchmarks/gpu.py [--data DIR] [--budget-s 540] [--only PART ...] [--json FILE] [--cpu-rehearsal]
+    python benchmarks/gpu.py [--stages a,b,...] [--budget-s 545] [--suite-s 400] [--data DIR] [--json FILE | --out DIR]
 
-It needs torch, numpy, msgspec, safetensors and psutil; nvidia-ml-py, typer and rich are used where they are. Parts, in
-order:
+Stages, in the order of their value:
 
-    head      the chunked loss of the head and its gradients beside whole logits in float64
-    twins     all twelve with every fast path and with none: the losses of short runs by real workers
-    ceilings  a copy on the device, and matrix products
-    kernels   the LSTM's recurrence by type of number, the head by kernel and size of tile: which way is fastest
-    steps     step times and memory of each shape beside the textbook's, in turns
-    bf16      all twelve one after the other, as one whole command
-    fp32      the same in fp32
-    jobs      the same in bf16, four at a time
+    look         the machine: driver, tools, disk, versions, the price of a CUDA context
+    gauge        our readings of NVML next to nvidia-smi's, idle and under load
+    smoke        each shape captured, timed and profiled in bf16; if one fails, the program ends with exit code 1
+    suite        all twelve in bf16, ten epochs, one after the other, as one whole command; every step is trained
+    head         the head's chunked loss and its gradients, compared with whole logits in float64
+    steps        step times and memory of each shape, compared with plain PyTorch
+    reference    short runs of all twelve by the fast paths and by the reference implementation, in bf16
+    sdpa         which attention backend is faster over a run, flash or cuDNN
+    peaks        a copy on the device, and peak matmul throughput
+    gang         runs side by side on streams of one process
+    kernels      the LSTM's recurrence by type of number, the head by kernel and size of tile
+    split        the head's logits in fp32, as one product and as several of shorter numbers
+    jobs         all twelve in bf16, four at a time
+    smoke32, reference32, suite32    the same in fp32; suite32 trains as many epochs as fit into --suite-s
+    tests        the tests that need a GPU, where pytest and hypothesis are installed
 
-A part that fails, or for which no time is left, is recorded with the reason, and the others go on. The file is written
-after every part. ``--only`` keeps what the file holds of other parts, so that a short lease can be spent in portions.
-Without --data (or LMCONSOLE_DATA) tokens and tables are random, and perplexities mean nothing. The exit code is 1 if
-something is wrong, 2 without a CUDA device, else 0. ``--cpu-rehearsal`` goes through all of it in tiny sizes on the
-CPU: it tests this program and measures nothing.
+A stage is a process of its own. At its time limit, or when the budget is spent, it is killed with everything that it
+started. The file keeps the stages of earlier calls that are not measured again, if card, versions and data are the
+same, so that two short calls fill one file. The exit code is 1 if something is wrong, 2 if nothing can be measured
+here, else 0.
 """
 
 import argparse
+import contextlib
+import hashlib
 import json
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # an installed lmconsole comes first
+from gpu_packages import CARRIED, IMAGE, USEFUL, explain, missing
 
-import torch
-from gpu_device import ceilings, check_head, machine, multi_process_service
-from gpu_goals import PAPER_EPOCHS, goals, shape, show, textbook_s
-from gpu_kernels import compare_kernels
-from gpu_runs import PAPER, REHEARSAL, Bench, verdict
+SCHEMA = 2
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+SUITES = ("suite", "suite32")
+"""Stages that last ``--suite-s`` seconds at most."""
+LIMITS_S = {
+    "look": 60.0,
+    "gauge": 40.0,
+    "smoke": 120.0,
+    "suite": 0.0,
+    "head": 60.0,
+    "steps": 150.0,
+    "reference": 120.0,
+    "sdpa": 60.0,
+    "peaks": 30.0,
+    "gang": 70.0,
+    "kernels": 90.0,
+    "split": 40.0,
+    "jobs": 200.0,
+    "smoke32": 120.0,
+    "reference32": 120.0,
+    "suite32": 0.0,
+    "tests": 240.0,
+}
+"""The stages in the order of their value, and how long each may last."""
+ALIASES = {"twins": "reference", "twins32": "reference32", "ceilings": "peaks"}
+PREPARE_S = 120.0
+END_S = 5.0
+"""Left of the budget for the table, and for deleting what the suites wrote."""
+LEAST_S = 3.0
+"""A stage with less time than this is not begun."""
 
-import lmconsole
-from lmconsole.lm import device as devices
 
-SCHEMA = 1
-RESULTS = Path(__file__).resolve().parent / "results"
-PARTS = ("head", "twins", "ceilings", "kernels", "steps", "bf16", "fp32", "jobs")
-CORRECTNESS = ("head", "twins")
-SUITES = {"bf16": 0.5, "fp32": 0.3, "jobs": 0.2}
-"""How the time that is left is shared out among the suites that are still to come."""
-JOBS = 4
-SPARE_S = 15.0
-"""Left of the budget for the end."""
-SETUP_S = 10.0
-"""Of one run, until a suite has told."""
-EVALUATION = 0.07
-"""Of the training time of an epoch, when the length of a suite is foreseen."""
+class BudgetSpentError(Exception):
+    """The budget is spent, and this program itself was still waiting for something."""
 
 
-class NotMeasured(Exception):
-    """Why a part has no result."""
+class Benchmark:
+    """One call: its stages, the time they have, and the document they end up in."""
 
-
-class Measurement:
-    """The parts of one call, the time they have, and the file they end up in."""
-
-    def __init__(self, asked: argparse.Namespace, bench: Bench, document: dict[str, Any], file: Path | None) -> None:
-        self.asked, self.bench, self.document, self.file = asked, bench, document, file
-        self.sizes, self.where = bench.sizes, bench.where
-        self.parts: dict[str, Any] = document["parts"]
+    def __init__(self, asked: argparse.Namespace, folder: Path) -> None:
+        self.asked, self.folder = asked, folder
+        self.ends = asked.began + asked.budget_s - END_S
+        self.document: dict[str, Any] = {}
+        self.file: Path | None = None
 
     @property
     def left_s(self) -> float:
-        """Seconds of the budget."""
-        return float(self.asked.budget_s - (time.monotonic() - self.asked.began) - SPARE_S)
+        """Seconds that a stage may be told to last, its grace left out."""
+        from gpu_process import GRACE_S
 
-    def run(self) -> None:
-        """Every part asked for, each guarded and each written down when it is over."""
-        settings = self.bench.any
-        work: dict[str, Callable[[], dict[str, Any]]] = {
-            "head": lambda: check_head(settings.vocabulary, settings.channels, self.sizes.head_rows, self.where),
-            "twins": self.twins,
-            "ceilings": lambda: ceilings(self.sizes.copy_mib, self.sizes.product, self.where),
-            "kernels": self.kernels,
-            "steps": self.steps,
-            "bf16": lambda: self.suite("bf16", "bf16", 1),
-            "fp32": lambda: self.suite("fp32", "fp32", 1),
-            "jobs": lambda: self.suite("jobs", "bf16", JOBS),
-        }
-        for name in self.asked.only:
-            self.part(name, work[name])
+        return float(self.ends - time.monotonic() - GRACE_S)
 
-    def part(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
-        """One part, whatever becomes of it."""
-        print(f"{name} … ({max(self.left_s, 0):.0f} s left)", file=sys.stderr, flush=True)
-        began = time.monotonic()
-        entry: dict[str, Any] = {"date": _now()}
+    def run(self) -> int:
+        """Measure every stage asked for, and print the table. Returns the exit code."""
         try:
-            if self.left_s <= 0:
-                raise NotMeasured("no time was left")
-            entry["result"] = work()
-        except NotMeasured as error:
-            entry["reason"] = str(error)
-        except Exception as error:  # whatever broke here, the other parts go on
-            entry["reason"] = f"{type(error).__name__}: {error}"
-            entry["failed"] = True
-        if "reason" in entry:
-            print(f"{name}: {entry['reason']}", file=sys.stderr, flush=True)
-        devices.give_back_memory(self.where)  # the card belongs to the workers now
-        self.parts[name] = entry | {"seconds": time.monotonic() - began}
+            prepared = self.measure("prepare", PREPARE_S)
+        except BudgetSpentError:
+            prepared = {"reason": "the budget is spent"}
+        if "result" not in prepared:
+            say(f"benchmarks/gpu.py: nothing was measured: {prepared['reason']}")
+            if prepared.get("failed"):
+                say(prepared["trace"] if "trace" in prepared else prepared.get("log", ""))
+            return 2
+        self.begin(prepared["result"])
+        smoke_failed = False
+        try:
+            for name in self.asked.stages:
+                if smoke_failed := not self.stage(name):
+                    say(f"{name} failed, and the rest would measure the wrong thing{self.traces()}")
+                    break
+        except BudgetSpentError:
+            say("the budget is spent")
+        except KeyboardInterrupt:
+            say("interrupted")
+        from gpu_table import table
+
+        print(table(self.document, None if self.file is None else str(self.file)), flush=True)
+        return 1 if smoke_failed or self.document["correct"] is False else 0
+
+    def traces(self) -> str:
+        """Where the traces of a failure are, for the end of a sentence."""
+        return "" if self.file is None else f": the traces are in {self.file}"
+
+    def begin(self, prepared: dict[str, Any]) -> None:
+        """Start the document, with the stages that an earlier call left."""
+        card = prepared["machine"]["card"]
+        places = [self.asked.json]
+        if self.asked.out is not None:
+            places = [self.asked.out / f"{slug(card)}.json", RESULTS / f"{slug(card)}.json"]
+        elif self.asked.json is None:
+            places = [None if self.asked.rehearsal else RESULTS / f"{slug(card)}.json"]
+        self.file = places[0]
+        self.document = {
+            "schema": SCHEMA,
+            "date": now(),
+            "benchmark": "gpu",
+            "rehearsal": self.asked.rehearsal,
+            "code": code(),
+            "budget_s": self.asked.budget_s,
+            "prepare_s": time.monotonic() - self.asked.began,
+            **prepared,
+            "stages": {},
+        }
+        earlier = next((place for place in places if place is not None and place.exists()), None)
+        if earlier is not None:
+            before = json.loads(earlier.read_text(encoding="utf-8"))
+            if comparable(before, self.document):
+                self.document["stages"] = before["stages"]
+                say(f"kept from {earlier}: {', '.join(before['stages'])}")
         self.write()
 
+    def stage(self, name: str) -> bool:
+        """Measure one stage and write it down. Returns False if it is a smoke test that failed: the rest would measure
+        the wrong thing."""
+        if self.left_s < LEAST_S:
+            self.document["stages"].setdefault(name, self.entry({"reason": "no time was left"}, 0.0))
+            say(f"{name}: no time was left")
+            self.write()
+            return True
+        began, asked_s = time.monotonic(), self.asked.suite_s if name in SUITES else LIMITS_S[name]
+        limit_s = min(asked_s, self.left_s)
+        say(f"{name} … ({limit_s:.0f} s at most, {self.ends - began:.0f} s left in all)")
+        answer = self.measure(name, limit_s)
+        if answer.get("reason", "").startswith("killed") and limit_s == asked_s:
+            answer["failed"] = True  # it had all its time
+        entry = self.document["stages"][name] = self.entry(answer, time.monotonic() - began)
+        say(f"{name}: {entry.get('reason', 'done')}, {entry['seconds']:.1f} s")
+        self.write()
+        return name not in ("smoke", "smoke32") or ("reason" not in entry and entry["result"]["ok"])
+
+    def measure(self, name: str, limit_s: float) -> dict[str, Any]:
+        """The answer of a stage that may last ``limit_s`` seconds."""
+        from gpu_process import Stage, run_apart
+
+        epochs = self.asked.epochs
+        if name == "suite32":
+            epochs = self.suite32_epochs(limit_s)
+        if not epochs:
+            return {"reason": f"one epoch would not fit into {limit_s:.0f} s, or the stage 'steps' is missing"}
+        stage = Stage(
+            name=name,
+            folder=self.folder,
+            deadline=time.monotonic() + limit_s,
+            epochs=epochs,
+            data=self.asked.data,
+            rehearsal=self.asked.rehearsal,
+        )
+        return run_apart(stage, f"gpu_stages:{name}")
+
+    def suite32_epochs(self, limit_s: float) -> int:
+        """As many epochs in fp32 as fit; 0 if none does, or if that cannot be known."""
+        from gpu_goals import epochs_that_fit
+
+        per_epoch = self.document["data"]["steps_per_epoch"]
+        fit = epochs_that_fit(self.document["stages"], self.document["labels"], per_epoch, limit_s)
+        return max(min(fit or 0, self.asked.epochs), 0)
+
+    def entry(self, answer: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """What the document says of a stage."""
+        return {"date": now(), "code": self.document["code"], **answer, "seconds": seconds}
+
     def write(self) -> None:
-        """The file, whole at every moment."""
-        self.document["correct"] = correct(self.parts)
-        self.document["goals"] = goals(self.document)
+        """Write the document, whole at every moment."""
+        from gpu_estimates import estimates
+        from gpu_goals import correct, extrapolated, goals
+
+        stages = self.document["stages"]
+        self.document |= {
+            "correct": correct(stages),
+            "goals": goals(self.document),
+            "estimates": estimates(stages),
+            "extrapolated": extrapolated(stages),
+        }
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             temporary = self.file.with_suffix(".tmp")
             temporary.write_text(json.dumps(self.document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             os.replace(temporary, self.file)
 
-    def twins(self) -> dict[str, Any]:
-        """fp32, then bf16; both together may take 40 % of what is left."""
-        deadline = time.monotonic() + 0.4 * self.left_s
-        found = {precision: self.bench.twins(precision, deadline) for precision in ("fp32", "bf16")}
-        return {**found, "ok": verdict(each["ok"] for each in found.values())}
 
-    def kernels(self) -> dict[str, Any]:
-        """In a process of its own, since a capture that was broken off leaves torch in disorder."""
-        with get_context("spawn").Pool(1) as pool:
-            asked = pool.apply_async(compare_kernels, (self.bench.lstm, self.bench.any.vocabulary, self.where))
-            return asked.get(max(self.left_s, 1))
-
-    def steps(self) -> dict[str, Any]:
-        """One experiment of each shape; then the other optimizers while there is plenty of time."""
-        suites = any(name in self.asked.only for name in SUITES)
-        deadline = time.monotonic() + (0.4 if suites else 1.0) * self.left_s
-        found: dict[str, Any] = {}
-        skipped: dict[str, str] = {}
-        longest_s = 0.0
-        for number in self.sizes.numbers:
-            began = time.monotonic()
-            if began + longest_s > deadline:
-                skipped[str(number)] = "no time was left"
-                continue
-            try:
-                found[str(number)] = self.bench.steps(number, deadline)
-            except Exception as error:  # one shape that fails is no reason to lose the others
-                skipped[str(number)] = f"{type(error).__name__}: {error}"
-            longest_s = max(longest_s, time.monotonic() - began)
-        if not found:
-            raise RuntimeError(f"no experiment could be timed: {skipped}")
-        return {"experiments": found, "skipped": skipped}
-
-    def suite(self, name: str, precision: Any, jobs: int) -> dict[str, Any]:
-        """All twelve, for as many epochs as are foreseen to fit, ten at most."""
-        to_come = [each for each in SUITES if each in self.asked.only[self.asked.only.index(name) :]]
-        share_s = self.left_s * SUITES[name] / sum(SUITES[each] for each in to_come)
-        epoch_s, rest_s = self.foreseen(precision)
-        if jobs > 1 and (alone := self.parts.get(precision, {}).get("result")):
-            epochs = min(alone["epochs"], int((share_s - rest_s) / epoch_s))  # the same, to compare whole commands
-        else:
-            epochs = min(PAPER_EPOCHS, int((share_s - rest_s) / epoch_s))
-        if epochs < 1:
-            raise NotMeasured(
-                f"one epoch of all twelve would take about {epoch_s + rest_s:.0f} s and {share_s:.0f} s were left: "
-                f"--only {name} gives it all the time"
-            )
-        deadline = time.monotonic() + self.left_s
-        with multi_process_service(self.bench.folder / "mps") if jobs > 1 else nullcontext(False) as mps:
-            found = self.bench.suite(name, precision, epochs=epochs, jobs=jobs, deadline=deadline)
-        return {
-            **found,
-            "mps": mps,
-            "foreseen_s": epochs * epoch_s + rest_s,
-            "textbook_s": textbook_s(self.parts, found),
-        }
-
-    def foreseen(self, precision: str) -> tuple[float, float]:
-        """Seconds of one epoch of all twelve, and of everything that does not grow with the epochs."""
-        measured = self.parts.get("steps", {}).get("result", {}).get("experiments")
-        if not measured:
-            raise NotMeasured("how long it takes cannot be foreseen without the part 'steps'")
-        shapes = {shape(each["label"]): each[f"ours_{precision}_s"] for each in measured.values()}
-        if missing := {shape(label) for label in self.bench.labels.values()} - shapes.keys():
-            raise NotMeasured(f"how long it takes cannot be foreseen: no step time of {', '.join(sorted(missing))}")
-        steps_s = sum(shapes[shape(label)] for label in self.bench.labels.values())
-        epoch_s = steps_s * self.bench.steps_per_epoch * (1 + EVALUATION)
-        known = [
-            run["setup_s"]
-            for name in SUITES
-            for run in self.parts.get(name, {}).get("result", {}).get("runs", {}).values()
-            if run["setup_s"] is not None
-        ]
-        setup_s = 1.3 * sum(known) / len(known) if known else SETUP_S
-        return epoch_s, len(self.bench.labels) * setup_s + 2 * EVALUATION * epoch_s
-
-
-def correct(parts: dict[str, Any]) -> bool | None:
-    """Whether what was checked is right; None if something was not checked. A check
-    that broke is not right."""
-    found = (parts.get(name, {}) for name in CORRECTNESS)
-    return verdict(
-        entry["result"]["ok"] if "result" in entry else False if "failed" in entry else None for entry in found
-    )
+def comparable(before: dict[str, Any], document: dict[str, Any]) -> bool:
+    """Whether stages of an earlier document belong to the same card, versions and data."""
+    if before.get("schema") != SCHEMA or before["rehearsal"] != document["rehearsal"]:
+        return False
+    same = ("card", "torch", "lmconsole", "driver", "python")
+    return before["data"] == document["data"] and all(before["machine"][k] == document["machine"][k] for k in same)
 
 
 def slug(card: str) -> str:
-    """A card's name as a file's: ``NVIDIA H100 80GB HBM3`` is ``nvidia-h100-80gb-hbm3``."""
+    """Return a card's name as a file's: ``NVIDIA H100 80GB HBM3`` is ``nvidia-h100-80gb-hbm3``."""
     return re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-")
 
 
-def begin(asked: argparse.Namespace, card: dict[str, Any], data: dict[str, Any], file: Path | None) -> dict[str, Any]:
-    """A new document, with the parts that an earlier call left in ``file`` and that are not asked for now, if card,
-    versions and kind of data are the same."""
-    document: dict[str, Any] = {
-        "schema": SCHEMA,
-        "date": _now(),
-        "benchmark": "gpu",
-        "rehearsal": asked.cpu_rehearsal,
-        "budget_s": asked.budget_s,
-        "machine": card,
-        "data": data,
-        "correct": None,
-        "goals": [],
-        "parts": {},
-    }
-    if file is not None and file.exists() and tuple(asked.only) != PARTS:
-        before = json.loads(file.read_text(encoding="utf-8"))
-        same = ("card", "torch", "lmconsole", "driver")
-        alike = all(before["machine"][key] == card[key] for key in same)
-        if before["schema"] == SCHEMA and before["data"] == data and alike:
-            document["parts"] = {k: v for k, v in before["parts"].items() if k not in asked.only}
-    return document
+def code() -> str:
+    """Return a fingerprint of the package as it is measured: a checkout may have changed without a new version."""
+    found = hashlib.sha256()
+    for file in sorted((HERE.parent / "lmconsole").rglob("*.py")):
+        found.update(file.read_bytes())
+    return found.hexdigest()[:12]
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the time, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def say(text: str) -> None:
+    """Print a line that is not the table."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def ending_at(when: float) -> Iterator[None]:
+    """End with BudgetSpentError at ``when``, whatever hangs, and with SystemExit on a request to terminate."""
+
+    def spent(*_: object) -> None:
+        raise BudgetSpentError
+
+    def terminated(number: int, *_: object) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGALRM, spent)
+    signal.signal(signal.SIGTERM, terminated)
+    signal.setitimer(signal.ITIMER_REAL, max(when - time.monotonic(), 0.1))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def stages(text: str) -> list[str]:
+    """Return the stages named in ``text``, separated by commas, in that order."""
+    names = [ALIASES.get(name.strip(), name.strip()) for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in LIMITS_S]:
+        raise argparse.ArgumentTypeError(f"no stage {', '.join(unknown)}; there are {', '.join(LIMITS_S)}")
+    return list(dict.fromkeys(names))
+
+
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(description="Measure lmconsole on one NVIDIA GPU.")
+    parser.add_argument(
+        "--stages", type=stages, metavar="A,B,...", default=list(LIMITS_S), help=f"in order: {','.join(LIMITS_S)}"
+    )
+    parser.add_argument("--budget-s", type=float, default=545.0, metavar="S", help="seconds for everything (545)")
+    parser.add_argument("--suite-s", type=float, default=400.0, metavar="S", help="of these for a suite (400)")
+    parser.add_argument("--epochs", type=int, default=10, metavar="N", help="epochs of the suite (10)")
     parser.add_argument("--data", type=Path, metavar="DIR", default=os.environ.get("LMCONSOLE_DATA") or None)
-    parser.add_argument("--budget-s", type=float, default=540.0, metavar="S", help="seconds for everything (540)")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="instead of benchmarks/results/CARD.json")
-    parser.add_argument("--cpu-rehearsal", action="store_true", help="tiny, on the CPU: tests this program")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--json", type=Path, metavar="FILE", help="instead of benchmarks/results/CARD.json")
+    place.add_argument("--out", type=Path, metavar="DIR", help="write DIR/CARD.json")
+    parser.add_argument("--rehearsal", action="store_true", help="tiny, on the CPU: tests this program")
     asked = parser.parse_args()
-    asked.only = [part for part in PARTS if part in asked.only]
-    asked.data = None if asked.data is None else Path(asked.data)
+    for name in ("data", "json", "out"):
+        if (path := getattr(asked, name)) is not None:
+            setattr(asked, name, Path(path).absolute())
     asked.began = time.monotonic()
     return asked
 
 
 def main() -> int:
-    """Everything asked for; 0 unless something is wrong."""
+    """Measure everything asked for."""
     asked = parse()
-    if not asked.cpu_rehearsal and not torch.cuda.is_available():
-        print("benchmarks/gpu.py: PyTorch finds no CUDA device; --cpu-rehearsal tests the program", file=sys.stderr)
+    if lacking := missing(IMAGE | CARRIED):
+        say(explain(lacking))
         return 2
-    where, sizes = ("cpu", REHEARSAL) if asked.cpu_rehearsal else ("cuda:0", PAPER)
-    if asked.cpu_rehearsal:
+    if lacking := missing(USEFUL):
+        say(f"without {', '.join(lacking)} there are no readings of memory, power and energy from the driver")
+    # Stages and all they start measure this checkout, and find what was carried here.
+    places = [str(HERE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(place).absolute()) for place in places if place)
+    if asked.rehearsal:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that wait for each other are no hurry here
-    # Children find the lmconsole that this process has found.
-    os.environ["PYTHONPATH"] = str(Path(lmconsole.__file__).resolve().parents[1])
-    card = machine(where)
-    file: Path | None = asked.json
-    if file is None and not asked.cpu_rehearsal:
-        file = RESULTS / f"{slug(card['card'])}.json"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        bench = Bench(Path(folder), sizes, where, asked.data)
-        document = begin(asked, card, bench.described, file)
-        Measurement(asked, bench, document, file).run()
-    show(document)
-    if file is not None:
-        print(f"\nEvery number: {file}", file=sys.stderr)
-    return 1 if document["correct"] is False else 0
+        benchmark = Benchmark(asked, Path(folder))
+        with ending_at(benchmark.ends + END_S / 2):
+            return benchmark.run()
 
 
 if __name__ == "__main__":

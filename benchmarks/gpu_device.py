@@ -1,6 +1,7 @@
-"""What a GPU is, whether the head's loss is right on it, and how fast it copies and multiplies."""
+"""What a GPU is, what its gauges read, whether the head's loss is right on it, and its peak rates."""
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import itertools
 import math
@@ -10,11 +11,13 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,8 +26,14 @@ from lmconsole import __version__
 from lmconsole.lm import device as devices
 from lmconsole.lm.loss import IGNORE, head_loss_sum
 from lmconsole.plan.experiment import Precision
+from lmconsole.telemetry.gpu import Gpus
 
 MIB = 2**20
+SMI_FIELDS = ("memory.used", "power.draw", "temperature.gpu", "utilization.gpu", "clocks.sm", "driver_version")
+PACKAGES = ("torch", "triton", "numpy", "msgspec", "typer", "rich", "psutil", "safetensors", "nvidia-ml-py")
+SHELL_S = 30.0
+LOAD_S = 1.5
+"""How long the card is kept busy before its gauges are read: they average over up to a second."""
 PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
 LOSS_TOLERANCE = {"fp32": 1e-5, "tf32": 1e-3, "bf16": 2e-3}
 """Relative; the reference is computed in float64."""
@@ -41,7 +50,6 @@ def machine(where: str) -> dict[str, Any]:
         "free_mib": found.free_mib,
         "bf16_native": found.bf16_native,
         "driver": _driver(),
-        "context_mib": None if where == "cpu" else _context_mib(where),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_1min": os.getloadavg()[0],
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -65,12 +73,116 @@ def _driver() -> str | None:
         return None
 
 
+def look(where: str, disk_mib: int) -> dict[str, Any]:
+    """The machine around the card: driver, tools, disk, packages, and what a process pays to open a CUDA context."""
+    found: dict[str, Any] = {
+        "nvidia_smi": shell("nvidia-smi -L; nvidia-smi --format=csv,noheader --query-gpu=" + ",".join(SMI_FIELDS)),
+        "tools": {name: shutil.which(name) for name in ("nvidia-cuda-mps-control", "nvcc", "gcc", "ncu", "make")},
+        "disks": shell("df -h . /tmp /dev/shm"),
+        "disk_write_mb_per_s": _disk_write_mb_per_s(disk_mib),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "context_mib": None,
+    }
+    if where != "cpu":
+        began = time.perf_counter()
+        found["context_mib"] = _context_mib(where)
+        found["import_and_context_s"] = time.perf_counter() - began
+    return found
+
+
+def shell(command: str) -> str:
+    """Return what ``command`` prints, or why it printed nothing."""
+    try:
+        done = subprocess.run(
+            command, shell=True, capture_output=True, text=True, timeout=SHELL_S, check=False, stdin=subprocess.DEVNULL
+        )
+        return (done.stdout + done.stderr).strip()[-3_000:]
+    except subprocess.TimeoutExpired:
+        return f"no answer within {SHELL_S:.0f} s"
+
+
+def _disk_write_mb_per_s(mib: int) -> float:
+    """How fast a file of random bytes reaches the disk of temporary files, fsync included: checkpoints pay that."""
+    with tempfile.NamedTemporaryFile() as file:
+        block = os.urandom(MIB)
+        began = time.perf_counter()
+        for _ in range(mib):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        return mib * MIB / 1e6 / (time.perf_counter() - began)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _context_mib(where: str) -> float:
     """Memory that a process takes on the card by merely opening it: what is free before and while one does."""
     ask = f"import torch; torch.zeros(1, device={where!r}); print(torch.cuda.mem_get_info({where!r})[0])"
     before = torch.cuda.mem_get_info(where)[0]
     done = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True, timeout=60)
     return (before - int(done.stdout)) / MIB - 2  # the tensor's own block
+
+
+# ---- gauges
+
+
+def gauge(where: str, size: int) -> dict[str, Any]:
+    """What our gauge reads next to what nvidia-smi reads, idle and under load."""
+    uuid = devices.describe_device(where).uuid
+    gpus = Gpus.open()
+    found: dict[str, Any] = {"available": gpus.available, "reason": gpus.reason, "uuid": uuid, "states": {}}
+    if uuid is None or not gpus.available:
+        return found | {"nvidia_smi": shell("nvidia-smi")}
+    for state, seconds in (("idle", 0.0), ("load", LOAD_S)):
+        began, before_j = time.perf_counter(), total_energy_j(gpus, uuid)
+        _multiply(size, where, seconds)
+        after_j, elapsed_s = total_energy_j(gpus, uuid), time.perf_counter() - began
+        began = time.perf_counter()
+        sample = gpus.sample(uuid, os.getpid())
+        took_ms = 1000 * (time.perf_counter() - began)
+        found["states"][state] = {
+            "ours": None if sample is None else msgspec.structs.asdict(sample),
+            "took_ms": took_ms,
+            "other_processes": gpus.other_processes(uuid, {os.getpid()}),
+            "torch_reserved_mib": torch.cuda.memory_reserved(where) / MIB,
+            "nvidia_smi": _smi_readings(uuid),
+            "energy_j": None if before_j is None or after_j is None else after_j - before_j,
+            "elapsed_s": elapsed_s,
+        }
+    gpus.close()
+    return found
+
+
+def total_energy_j(gpus: Gpus, uuid: str) -> float | None:
+    """The driver's own counter of the board's energy, where this version of ``Gpus`` reads it."""
+    read = getattr(gpus, "total_energy_j", None)
+    return None if read is None else read(uuid)
+
+
+def _multiply(size: int, where: str, seconds: float) -> None:
+    """Keep the card busy for so long."""
+    a = torch.randn(size, size, device=where, dtype=torch.bfloat16)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for _ in range(20):
+            a @ a
+        devices.synchronize(where)
+
+
+def _smi_readings(uuid: str) -> dict[str, str]:
+    """nvidia-smi's readings of one card, and the processes it lists on it."""
+    query = f"nvidia-smi -i {uuid} --format=csv,noheader,nounits"
+    values = shell(f"{query} --query-gpu={','.join(SMI_FIELDS)}").split(", ")
+    processes = shell(f"{query} --query-compute-apps=pid,used_memory")
+    return {**dict(zip(SMI_FIELDS, values, strict=False)), "processes": processes}
+
+
+# ---- NVIDIA's Multi-Process Service
 
 
 @contextlib.contextmanager
@@ -119,7 +231,7 @@ def _succeeds(command: Sequence[str], words: str = "") -> bool:
 
 
 def check_head(vocabulary: int, channels: int, sizes: tuple[int, ...], where: str) -> dict[str, Any]:
-    """Loss and gradients of the chunked head beside whole logits in float64, on inputs drawn anew each time."""
+    """Loss and gradients of the chunked head compared with whole logits in float64, on fresh random inputs."""
     cases = []
     own = (False, True) if where != "cpu" and importlib.util.find_spec("triton") else (False,)
     for precision, learned, rows, own_kernels in itertools.product(PRECISIONS, (False, True), sizes, own):
@@ -207,12 +319,12 @@ def _distance(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b).norm() / b.norm())
 
 
-# ---- ceilings
+# ---- peak rates
 
 
-def ceilings(copy_mib: int, size: int, where: str) -> dict[str, Any]:
-    """Bytes read and written per second by a copy on the device, and operations per second of a square product, both on
-    random data, medians."""
+def peak_rates(copy_mib: int, size: int, where: str) -> dict[str, Any]:
+    """Bytes read and written per second by a copy on the device, and peak matmul throughput by a square product, both
+    on random data, medians."""
     source = torch.rand(copy_mib * MIB // 4, device=where)
     target = torch.empty_like(source)
     found: dict[str, Any] = {

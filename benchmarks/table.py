@@ -23,7 +23,7 @@ HEAD = "| where | what | measured | goal |\n|---|---|---|---|\n"
 NOTHING = "not measured yet"
 NAMES = {"lstm": "LSTM", "gpt1": "GPT-1"}
 CPU_GOALS = {("lstm", "fp32"): 1.3, ("lstm", "bf16"): 3.5, ("gpt1", "fp32"): 1.2, ("gpt1", "bf16"): 3.8}
-"""Times the speed of the textbook's step in fp32."""
+"""Times the speed of plain PyTorch's step in fp32."""
 
 
 def table(results: Path) -> str:
@@ -36,7 +36,7 @@ def table(results: Path) -> str:
     lines = [line for found, date in steps for line in _cpu_lines(found, date)]
     lines += [line for card in cards for line in _card_lines(card)]
     if not steps:
-        lines.append(("CPU", "a training step, times as fast as the textbook's", NOTHING, ""))
+        lines.append(("CPU", "a training step, times as fast as plain PyTorch", NOTHING, ""))
     if not cards:
         lines.append(("GPU", "all twelve, ten epochs, bf16", NOTHING, "under 300 s"))
     for i in range(len(lines) - 1, 0, -1):  # where something was measured is said once
@@ -60,7 +60,7 @@ def _cpu_lines(found: dict[str, Any], date: str) -> list[tuple[str, str, str, st
         for way in figures["ways"]:
             if way["way"] != "ours":
                 continue
-            what = f"{NAMES[model]}, one layer, {way['precision']}: a step, times as fast as the textbook's fp32"
+            what = f"{NAMES[model]}, one layer, {way['precision']}: a step, times as fast as plain PyTorch's fp32"
             measured = (
                 f"{way['speedup_over_textbook_fp32']:.2f} ×, {way['step_memory_of_textbook']:.0%} of its memory, "
                 f"{way['share_of_ceiling']:.0%} of the ceiling"
@@ -76,10 +76,10 @@ def _card_lines(card: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     where = f"{card['machine']['card']}, {card['date'][:10]}"
     words = {True: "", False: " (not met)", None: ""}
     lines = [(where, goal["what"], goal["measured"] + words[goal["met"]], goal["goal"]) for goal in card["goals"]]
-    steps = card["parts"].get("steps", {}).get("result", {}).get("experiments", {})
+    steps = card["stages"].get("steps", {}).get("result", {}).get("experiments", {})
     for each in steps.values():
-        fp32, bf16 = (each["textbook_fp32_s"] / each[f"ours_{precision}_s"] for precision in ("fp32", "bf16"))
-        what = f"{each['label']}: a step in fp32 and in bf16, times as fast as the textbook's fp32"
+        fp32, bf16 = (each["baseline_fp32_s"] / each[f"ours_{precision}_s"] for precision in ("fp32", "bf16"))
+        what = f"{each['label']}: a step in fp32 and in bf16, times as fast as plain PyTorch's fp32"
         lines.append((where, what, f"{fp32:.1f} × and {bf16:.1f} ×", ""))
     return lines
 

@@ -119,57 +119,6 @@ def benchmark(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[
     )
 
 
-def test_a_rehearsal_goes_through_every_part_for_a_gpu(tmp_path: Path) -> None:
-    file = tmp_path / "new" / "card.json"
-    done = benchmark("gpu.py", "--cpu-rehearsal", "--budget-s", "240", "--json", file)
-    assert done.returncode == 0, done.stdout + done.stderr
-    document, printed = json.loads(file.read_text(encoding="utf-8")), done.stdout
-    assert document["rehearsal"] is True
-    assert document["correct"] is True
-    assert {name: entry.get("reason") for name, entry in document["parts"].items()} == dict.fromkeys(
-        ("head", "twins", "ceilings", "kernels", "steps", "bf16", "fp32", "jobs")
-    )
-    results = {name: entry["result"] for name, entry in document["parts"].items()}
-    for case in results["head"]["cases"]:
-        assert 0 < case["loss_off_by"] + sum(case["gradients_off_by"]) < 0.1
-        assert case["nan_shows"] is True
-    for precision in ("fp32", "bf16"):
-        for twin in results["twins"][precision]["experiments"].values():
-            assert len(twin["fast"]) == len(twin["plain"]) == 4
-            assert twin["ok"] is True
-    assert results["kernels"]["failed"] == {}
-    assert len(results["kernels"]["lstm_ms"]) == 3 * 3, "three depths; TF32 and cuDNN in float16 are for GPUs"
-    for product in results["kernels"]["products"].values():
-        assert 0 < product["off_by"] < 1e-6
-    assert min(*results["kernels"]["lstm_ms"].values(), *results["kernels"]["head_ms"].values()) > 0
-    for each in results["steps"]["experiments"].values():
-        assert len(each["textbook_s"]["fp32"]) == 6
-        assert min(*each["textbook_s"]["fp32"], *each["ours_s"]["bf16"]) > 0
-    for name, jobs in (("bf16", 1), ("fp32", 1), ("jobs", 4)):
-        suite = results[name]
-        assert suite["complete"] is True
-        assert suite["jobs"] == jobs
-        assert suite["exit_code"] == 0
-        assert suite["whole_s"] > max(run["wall_s"] for run in suite["runs"].values())
-        assert all(len(run["valid_ppl"]) == suite["epochs"] for run in suite["runs"].values())
-    assert "A REHEARSAL" in printed
-    for goal in document["goals"]:
-        assert goal["met"] is None
-        assert goal["what"] in printed
-
-
-def test_a_part_measured_again_keeps_the_others(tmp_path: Path) -> None:
-    file = tmp_path / "card.json"
-    parts = []
-    for only, budget_s in (("head", 60), ("ceilings", 60), ("bf16", 1)):
-        done = benchmark("gpu.py", "--cpu-rehearsal", "--only", only, "--budget-s", str(budget_s), "--json", file)
-        assert done.returncode == 0, done.stdout + done.stderr
-        parts.append(json.loads(file.read_text(encoding="utf-8"))["parts"])
-    assert parts[2]["head"] == parts[1]["head"] == parts[0]["head"]
-    assert parts[2]["ceilings"] == parts[1]["ceilings"]
-    assert parts[2]["bf16"]["reason"] == "no time was left"
-
-
 def test_precisions_are_compared_seed_by_seed_and_in_their_means(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,29 +141,6 @@ def test_precisions_are_compared_seed_by_seed_and_in_their_means(
     assert out.splitlines()[2].split() == ["Some", "+2.00%", "+0.20%", "-0.33%", "+0.00%", "+0.00%", "–"]
     assert "bf16: 0 of 1" in out
     assert "nudged: 1 of 1" in out
-
-
-def test_the_multi_process_service_is_started_for_several_jobs_and_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Played by a program of its name."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    service = importlib.import_module("gpu_device").multi_process_service
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with service(tmp_path / "none") as started:
-        assert started is False
-    program, told = tmp_path / "nvidia-cuda-mps-control", tmp_path / "told"
-    program.write_text(f'#!/bin/sh\necho "$CUDA_MPS_PIPE_DIRECTORY $*" >>{told}\n[ "$1" ] || /bin/cat >>{told}\n')
-    program.chmod(0o755)
-    with service(tmp_path / "mps", ["/bin/false"]) as started:
-        assert started is False, "nobody could use it"
-        assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
-    told.unlink()
-    with service(tmp_path / "mps", ["/bin/true"]) as started:
-        assert started is True
-        assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path / "mps")
-    assert told.read_text() == f"{tmp_path / 'mps'} -d\n{tmp_path / 'mps'} \nquit\n"
-    assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
 
 
 def test_a_threshold_is_where_the_gain_is_gone_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,45 +172,6 @@ def test_runs_together_are_compared_with_one_that_has_all_cores(monkeypatch: pyt
     assert line["measured"] == "one core: nothing to compare"
 
 
-def test_without_a_gpu_one_line_says_so() -> None:
-    done = benchmark("gpu.py")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1
-    assert "no CUDA device" in done.stderr
-
-
 def test_the_table_in_the_readme_is_what_the_results_say() -> None:
     done = benchmark("table.py", "--check")
     assert done.returncode == 0, done.stderr
-
-
-def test_a_card_is_judged_by_what_was_measured_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    goals, table = importlib.import_module("gpu_goals").goals, importlib.import_module("table").table
-    suite: dict[str, Any] = {"complete": True, "runs": {}}
-    document: dict[str, Any] = {
-        "benchmark": "gpu",
-        "rehearsal": True,
-        "date": "2026-01-02T03:04:05+00:00",
-        "machine": {"card": "Some card", "context_mib": None},
-        "data": {"tokens": "random", "tables": "random"},
-        "parts": {"bf16": {"result": suite}},
-    }
-
-    def in_the_readme() -> str:
-        (tmp_path / "card.json").write_text(json.dumps(document | {"goals": goals(document)}), encoding="utf-8")
-        return str(table(tmp_path))
-
-    for epochs, whole_s, met in ((10, 299, True), (10, 301, False), (9, 100, None)):
-        suite |= {"epochs": epochs, "whole_s": whole_s, "textbook_s": {"fp32": 8 * whole_s, "bf16": whole_s}}
-        document["rehearsal"] = True
-        assert {goal["met"] for goal in goals(document)} == {None}
-        assert "| GPU | all twelve, ten epochs, bf16 | not measured yet |" in in_the_readme()
-        document["rehearsal"] = False
-        whole, fp32, bf16, *_ = goals(document)
-        assert (whole["met"], fp32["met"]) == (met, True)
-        assert bf16["met"] is (False if epochs == 10 else None)
-        assert f"| Some card, 2026-01-02 | all twelve, ten epochs, bf16, whole command | {whole_s} s" in in_the_readme()
-        assert "| GPU |" not in in_the_readme()
-    suite["complete"] = False
-    assert {goal["measured"] for goal in goals(document)} == {"not measured"}

@@ -1,0 +1,145 @@
+"""What was expected of an H100 before one was measured: each estimate next to its measured value.
+
+They were made from the sources and from kernels compiled for it (torch 2.11, cuDNN 9.19), for 3.0 TB/s and 798 TFLOP/s
+in bf16. They stay as they were made; what is measured is what counts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gpu_goals import PAPER_EPOCHS, Results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A quantity foreseen to lie between ``low`` and ``high``, and where its measured value is found."""
+
+    what: str
+    unit: str
+    low: float
+    high: float
+    measured: Callable[[Results], float | None]
+
+
+def estimates(stages: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every estimate with its measured value, None where there is none."""
+    results = Results(stages)
+    return [
+        {"what": e.what, "unit": e.unit, "low": e.low, "high": e.high, "measured": e.measured(results)}
+        for e in ESTIMATES
+    ]
+
+
+def _shape(results: Results, stage: str, number: int, field: str) -> float | None:
+    found: float | None = results.get(stage, {}).get("shapes", {}).get(str(number), {}).get(field)
+    return found
+
+
+def _run_train_s(results: Results, number: int) -> float | None:
+    """Training of one run of the suite, if it trained all epochs."""
+    train_s = results.get("suite", {}).get("runs", {}).get(str(number), {}).get("train_s", [])
+    return sum(train_s) if len(train_s) == PAPER_EPOCHS and None not in train_s else None
+
+
+def _whole_suite(results: Results) -> dict[str, Any] | None:
+    suite: dict[str, Any] | None = results.get("suite")
+    return suite if suite and suite["complete"] and suite["epochs"] == PAPER_EPOCHS else None
+
+
+def _suite_sum(results: Results, *fields: str) -> float | None:
+    """Seconds of all runs of the suite, without what is not known."""
+    if (suite := _whole_suite(results)) is None:
+        return None
+    values = [run[field] for run in suite["runs"].values() for field in fields]
+    return sum(sum(x or 0 for x in value) if isinstance(value, list) else value or 0 for value in values)
+
+
+def _suite_s(results: Results) -> float | None:
+    suite = _whole_suite(results)
+    return None if suite is None else suite["whole_s"]
+
+
+def _outside_runs_s(results: Results) -> float | None:
+    """Starts, polls and exits: what the command took beyond the wall time of its runs."""
+    whole_s, wall_s = _suite_s(results), _suite_sum(results, "wall_s")
+    return None if whole_s is None or wall_s is None else whole_s - wall_s
+
+
+def _other_s(results: Results) -> float | None:
+    """What runs took that is neither set-up nor training nor validation."""
+    wall_s, known_s = _suite_sum(results, "wall_s"), _suite_sum(results, "setup_s", "train_s", "valid_s")
+    return None if wall_s is None or known_s is None else wall_s - known_s
+
+
+def _first_call_s(results: Results, direction: str) -> float | None:
+    """The slowest first call of cuDNN's attention."""
+    cudnn = results.get("sdpa", {}).get("backends", {}).get("cuDNN", {})
+    return max(cudnn.get(f"first_{direction}_s", {}).values(), default=None)
+
+
+def _product_ms(results: Results, name: str) -> float | None:
+    found: float | None = results.get("split", {}).get(name, {}).get("ms")
+    return found
+
+
+def _gain(results: Results) -> float | None:
+    return max((each["gain"] for each in results.get("gang", {}).get("together", [])), default=None)
+
+
+def _reading_s(results: Results) -> float | None:
+    smoke = results.get("smoke")
+    return None if smoke is None else smoke["corpus_s"] + smoke["tables_s"]
+
+
+def _of_shape(number: int, label: str, step_ms: float, ten_epochs_s: float) -> tuple[Estimate, Estimate]:
+    return (
+        Estimate(
+            what=f"{label}, bf16: a captured step",
+            unit="ms",
+            low=step_ms,
+            high=step_ms,
+            measured=lambda results: _shape(results, "smoke", number, "step_ms"),
+        ),
+        Estimate(
+            what=f"{label}, bf16: training for ten epochs",
+            unit="s",
+            low=ten_epochs_s,
+            high=ten_epochs_s,
+            measured=lambda results: _run_train_s(results, number),
+        ),
+    )
+
+
+def _one(what: str, unit: str, low: float, high: float, measured: Callable[[Results], float | None]) -> Estimate:
+    return Estimate(what=what, unit=unit, low=low, high=high, measured=measured)
+
+
+ESTIMATES: tuple[Estimate, ...] = (
+    *_of_shape(2, "LSTM-1", 2.8, 16),
+    *_of_shape(9, "LSTM-2", 4.0, 23),
+    *_of_shape(10, "LSTM-4", 6.6, 38),
+    *_of_shape(6, "GPT-1-1", 2.3, 13),
+    *_of_shape(11, "GPT-1-2", 3.2, 18),
+    *_of_shape(12, "GPT-1-4", 4.9, 28),
+    _one("suite: training of all twelve", "s", 224, 224, lambda r: _suite_sum(r, "train_s")),
+    _one("suite: evaluation (measured: validation alone)", "s", 12, 18, lambda r: _suite_sum(r, "valid_s")),
+    _one("suite: set-up of all twelve", "s", 50, 50, lambda r: _suite_sum(r, "setup_s")),
+    _one("suite: checkpoints (measured: with tests)", "s", 14, 58, _other_s),
+    _one("suite: polls, exits and starts", "s", 20, 20, _outside_runs_s),
+    _one("suite: the whole command", "s", 320, 370, _suite_s),
+    _one("corpus and tables, read and checked", "s", 0.5, 0.5, _reading_s),
+    _one("GPT-1-2: reserved memory", "MiB", 1_126, 1_331, lambda r: _shape(r, "smoke", 11, "reserved_mib")),
+    _one("GPT-1-4: reserved memory", "MiB", 1_434, 1_843, lambda r: _shape(r, "smoke", 12, "reserved_mib")),
+    _one("cuDNN attention: first call forward", "s", 0.4, 0.4, lambda r: _first_call_s(r, "forward")),
+    _one("cuDNN attention: first call backward", "s", 0.55, 0.55, lambda r: _first_call_s(r, "backward")),
+    _one("logits in fp32: one product", "ms", 10, 10, lambda r: _product_ms(r, "one, fp32")),
+    _one(
+        "logits in fp32: one float16 product, three times as deep",
+        "ms",
+        3.5,
+        3.5,
+        lambda r: _product_ms(r, "one, float16, three times as deep"),
+    ),
+    _one("runs side by side in one process: largest gain", "×", 1.0, 1.6, _gain),
+)
