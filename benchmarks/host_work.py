@@ -46,7 +46,7 @@ def stub() -> None:
         layers = model.body.lstm.num_layers if kind == "lstm" else len(model.body.blocks)
         return STEP_MS[kind, layers] / 1000
 
-    def take(self: Any, rows: slice, targets: int) -> None:
+    def take(self: Any, _rows: slice, targets: int) -> None:
         if not hasattr(self, "_due"):  # a checkpoint is as large as it would be
             for parameter in self.trained:
                 parameter.grad = parameter.detach() * 0
@@ -57,7 +57,7 @@ def stub() -> None:
         self._due = max(due, time.monotonic() - 0.05)  # what the host did meanwhile is not made up for by later steps
         time.sleep(max(self._due - time.monotonic(), 0.0))
 
-    def evaluate(self: Any, name: str) -> float:
+    def evaluate(self: Any, _name: str) -> float:
         time.sleep(EVALUATION_STEPS * step_s(self.model))
         return 5.0 + abs(self.cursor.epoch - self.settings.epochs + 1)  # the last epoch but one is the best
 
