@@ -77,9 +77,10 @@ class Attempt:
         self._on_device = True
 
     def discard(self) -> None:
-        """Forget what has been prepared, after an error: ``run`` prepares again."""
+        """Forget what has been prepared, after an error: ``run`` prepares again. A GPU not used so far stays unused."""
         self._training, self._on_device = None, False
-        device.give_back_memory(self._device)
+        if device.in_use():
+            device.give_back_memory(self._device)
 
     def run(self, siblings: Sequence[int], began: float) -> None:
         """Train on the device, from the last checkpoint if the run has been tried before.

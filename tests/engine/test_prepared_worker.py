@@ -339,12 +339,12 @@ def test_preparing_on_the_host_leaves_gpus_alone(tmp_path: Path) -> None:
         "log = EventLog(paths.events)\n"
         "attempt = Attempt(read_info(paths.info), paths, log, RunState(), device_name='cuda:0', shared=None,\n"
         "                  stop_requested=lambda: False)\n"
-        "attempt.prepare_on_host()\nprint('prepared')"
+        "attempt.prepare_on_host()\nprint('prepared')\nattempt.discard()\nprint('discarded')"
     )
     command = [sys.executable, "-c", code, str(run.paths.folder)]
     done = subprocess.run(
         command, env=tiny.environment(tmp_path), capture_output=True, text=True, timeout=120, check=False
     )
-    assert done.stdout == "prepared\n", done.stderr
+    assert done.stdout == "prepared\ndiscarded\n", done.stderr
     assert runner.prepares_ahead("GPU-a")
     assert not runner.prepares_ahead("cpu")
