@@ -12,7 +12,6 @@ and the first results come sooner.
 
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from lmconsole.engine.local import training_environment
 from lmconsole.engine.probe import ONE_THREAD_FLOPS
 from lmconsole.plan.arithmetic import step_flops
 from lmconsole.plan.experiment import Settings
@@ -64,7 +64,7 @@ class Trainer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env={**training_environment(), "OMP_NUM_THREADS": str(threads)},
         )
         self.settings = self.answer()
         """Of every size, with ``precision`` resolved."""

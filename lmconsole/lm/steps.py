@@ -223,10 +223,7 @@ class CapturedSteps(Steps):
             for piece in zip(*(each.flatten().split(_PIECE) for each in every), strict=True):
                 if fault := comparison.fault(*(each.to(new.device) for each in piece)):
                     return f"{name}: {fault}"
-        lr, decay = self._settings.learning_rate, self._settings.weight_decay
-        new_gradient = 1 - (self._settings.beta1 or 0)  # how much of a gradient a first moment takes at once
-        slopes = (comparison.along_weights, lr * decay), (comparison.gradients_along_weights, new_gradient * decay)
-        if any(slope.beyond(most) for slope, most in slopes):
+        if comparison.along_weights.beyond(self._settings.learning_rate * self._settings.weight_decay):
             return "weights decay differently"
         return None
 
@@ -242,7 +239,7 @@ class _Comparison:
 
     def __init__(self, gradients_may_differ: float, *, floor: float) -> None:
         self._may_differ, self._floor = gradients_may_differ, floor
-        self.along_weights, self.gradients_along_weights = _Slope(), _Slope()
+        self.along_weights = _Slope()
 
     def fault(
         self, new: Tensor, old: Tensor, plain_new: Tensor, gradient: Tensor, plain_gradient: Tensor
@@ -263,8 +260,8 @@ class _Comparison:
         compared, differing = int(clear.sum()), int(off.sum())
         if differing > _OFF_SHARE * compared:
             return f"{differing:,} of {compared:,} updates differ"
-        self.along_weights.add(difference, old, clear & ~off)
-        self.gradients_along_weights.add(noise, old)
+        like = clear & ~off
+        self.along_weights.add(difference[like], old[like])
         return None
 
 
@@ -274,9 +271,7 @@ class _Slope:
     def __init__(self) -> None:
         self._products = self._squared_products = self._squared_weights = 0.0
 
-    def add(self, difference: Tensor, weight: Tensor, where: Tensor | None = None) -> None:
-        if where is not None:
-            difference, weight = difference[where], weight[where]
+    def add(self, difference: Tensor, weight: Tensor) -> None:
         products = difference.double() * weight
         self._products += float(products.sum())
         self._squared_products += float(products.square_().sum())
