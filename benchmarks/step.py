@@ -27,6 +27,7 @@ import torch
 from textbook import textbook_steps
 from torch import Tensor
 
+from lmconsole.engine.local import training_environment
 from lmconsole.lm import device as devices
 from lmconsole.lm.batches import WindowedSplit
 from lmconsole.lm.embedding import Tables
@@ -162,8 +163,9 @@ class Taker:
 
     def __init__(self, model: str, way: tuple[str, Precision], quick: bool) -> None:
         command = [sys.executable, __file__, "--way", ",".join((model, *way)), *(["--quick"] if quick else [])]
+        environment = training_environment() if way[0] == "ours" else None  # as a worker has it
         self.process: subprocess.Popen[str] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def step(self) -> dict[str, float]:

@@ -76,6 +76,11 @@ class Attempt:
         self._training.prepare_on_device()
         self._on_device = True
 
+    @property
+    def fell_back(self) -> bool:
+        """Whether a fast path failed when the device was prepared."""
+        return self._training is not None and self._on_device and self._training.training.fell_back
+
     def discard(self) -> None:
         """Forget what has been prepared, after an error: ``run`` prepares again. A GPU not used so far stays unused."""
         self._training, self._on_device = None, False

@@ -204,15 +204,18 @@ def _wait(attempt: "Attempt", turns: Connection, stop_requested: Callable[[], bo
 
 
 def _try_to_prepare(attempt: "Attempt", prepare: Callable[[], None]) -> None:
+    """Prepare, and forget it if that failed or left a fast path out: memory may be short only as long as the other run
+    holds it, and runs are to take the same kernels whatever ran before them."""
     try:
         prepare()
     except Exception:
-        print(
-            "Preparing while another run had the device failed; it is done again when that one has ended:", flush=True
-        )
         traceback.print_exc()
-        with contextlib.suppress(Exception):  # whatever state the device is in, ``run`` tells
-            attempt.discard()
+    else:
+        if not attempt.fell_back:
+            return
+    print("Preparing failed while another run had the device; it is done again when that one has ended.", flush=True)
+    with contextlib.suppress(Exception):  # whatever state the device is in, ``run`` tells
+        attempt.discard()
 
 
 def _heed_signals() -> list[int]:

@@ -58,6 +58,8 @@ class Steps:
         self.model, self.optimizer, self.split, self.precision = model, optimizer, split, precision
         self.batch_size, self.clip_norm = settings.batch_size, settings.gradient_clip_norm
         self.device = where
+        self.fell_back = False
+        """Whether a fast path that nothing ruled out failed, for instance because another run held the memory."""
         self.trained: list[Parameter] = [p for p in model.parameters() if p.requires_grad]
         self.nll = torch.zeros((), dtype=torch.float64, device=where)
         self._order = torch.empty(0, dtype=torch.int64)
@@ -331,13 +333,17 @@ def prepare_steps(
         return plain
     if reason := fast.choose(model, split, settings, precision):
         print(f"The fast ways of this GPU are not taken: {reason}", flush=True)
+        plain.fell_back = fast.why_plain(settings) is None
     device.give_back_memory(where)
     device.forget_peaks(where)
     reason = _why_not_captured(split, settings)
     if reason is None:
         try:
-            return CapturedSteps(model, optimizer, split, settings, precision, where, record)
+            captured = CapturedSteps(model, optimizer, split, settings, precision, where, record)
+            captured.fell_back = plain.fell_back
+            return captured
         except Exception as error:  # libraries may refuse in words of their own
+            plain.fell_back = True
             fast.print_traceback()
             reason = printable(str(_first_cause(error)).partition("\n")[0])
         finally:

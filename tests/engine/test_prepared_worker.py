@@ -147,7 +147,7 @@ def test_what_fails_while_waiting_is_done_again_and_recorded_in_its_turn(tmp_pat
     info.write_text(info.read_text().replace(second.info.corpus.sha256, "0" * 64))
     serving = start_runner(tmp_path)
     wait_for(lambda: trains(first) and holder(second))
-    wait_for(lambda: "done again when that one has ended" in second.paths.worker_log.read_text())
+    wait_for(lambda: "Preparing failed while another run had the device" in second.paths.worker_log.read_text())
     assert status(second) is Status.QUEUED
     first.request_stop()
     assert serving.wait(60) == 0
@@ -175,6 +175,18 @@ def test_data_is_read_once_for_all_runs_of_a_queue(tmp_path: Path, monkeypatch: 
     assert serving.wait(60) == 0
     assert status(second) is Status.FINISHED
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(("fell_back", "kept"), [(False, True), (True, False)])
+def test_a_fast_path_that_fails_while_waiting_is_tried_again(
+    fell_back: bool, kept: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether the other run leaves enough memory is not to decide which kernels this one takes."""
+    discarded: list[bool] = []
+    attempt: Any = SimpleNamespace(fell_back=fell_back, discard=lambda: discarded.append(True))
+    worker._try_to_prepare(attempt, lambda: None)
+    assert discarded == ([] if kept else [True])
+    assert ("done again" in capsys.readouterr().out) is not kept
 
 
 # ---- what the runner tells whom, and when

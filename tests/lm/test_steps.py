@@ -148,6 +148,7 @@ def test_a_recording_that_is_wrong_is_dropped_with_a_line(
     settings = settings_of(2, learning_rate_decay="cosine")
     taken = prepare_steps(*parts(settings), settings, "fp32", "cpu", record)
     assert type(taken) is Steps
+    assert taken.fell_back
     *trace, last = capsys.readouterr().out.splitlines()
     assert last.startswith("The training step is not captured as a CUDA graph: ")
     assert said in last
@@ -355,7 +356,9 @@ def test_a_learning_rate_is_put_back_after_comparing() -> None:
 
 @pytest.mark.parametrize("settings", [settings_of(1, dropout=0.1), settings_of(1, batch_size=12)])
 def test_what_is_not_recorded(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    assert type(prepare_steps(*parts(settings), settings, "fp32", "cpu", repeat)) is Steps
+    taken = prepare_steps(*parts(settings), settings, "fp32", "cpu", repeat)
+    assert type(taken) is Steps
+    assert not taken.fell_back, "nothing failed"
     assert "not captured" in capsys.readouterr().out
 
 
