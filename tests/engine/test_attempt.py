@@ -41,8 +41,9 @@ def test_the_boards_energy_is_a_runs_own_where_nothing_else_uses_the_board(
 
 ON_A_BOARD = f"""
 import dataclasses
+from lmconsole.engine import sampler
 from lmconsole.lm import device, energy
-energy.MIN_S = 0.0
+energy.MIN_S, sampler.INTERVAL_S = 0.0, 0.04
 describe = device.describe_device
 device.describe_device = lambda name: dataclasses.replace(describe(name), uuid="{GPU_0}")
 """

@@ -82,7 +82,8 @@ def test_an_lstm_takes_what_torch_counts(layers: int, embeddings: str) -> None:
 @pytest.mark.parametrize("embeddings", ["frozen", "learned"])
 @pytest.mark.parametrize("layers", [1, 2, 4])
 def test_a_gpt_takes_what_torch_counts(monkeypatch: pytest.MonkeyPatch, layers: int, embeddings: str) -> None:
-    monkeypatch.setattr(gpt1, "_plain_is_faster", lambda q: True)  # all scores, by products that torch counts
+    # All scores, by products that torch counts.
+    monkeypatch.setattr(gpt1, "attention_backend", lambda *_, **__: "written out")
     settings = tiny("gpt1", layers, embeddings)
     C, T = settings.channels, settings.window_tokens
     tokens = settings.batch_size * T
