@@ -314,7 +314,7 @@ def test_a_stage_that_hangs_is_killed_with_all_it_started(tmp_path: Path) -> Non
 
 def test_a_budget_that_is_spent_ends_the_call_in_time(bare: Bare, tmp_path: Path) -> None:
     """The stages ask for far more than there is; what has no time is said to have none."""
-    file, budget_s = tmp_path / "card.json", 40.0
+    file, budget_s = tmp_path / "card.json", 28.0
     began = time.monotonic()
     done = bare.run(
         *("--rehearsal", "--budget-s", str(budget_s), "--epochs", "1000"),
