@@ -51,7 +51,7 @@ bench: install ## measure speed and memory, into benchmarks/results/local.json
 	PYTHONSAFEPATH= $(BIN)/python benchmarks/run.py --json benchmarks/results/local.json
 
 # Packages that were carried to a machine without a network are found through PYTHONPATH, which only this target keeps.
-gpu: ## check and measure on one NVIDIA GPU, into benchmarks/results (nine minutes)
+gpu: ## measure on one NVIDIA GPU, most valuable first, into benchmarks/results (nine minutes)
 	@python="$(BIN)/python"; [ -x "$$python" ] || python=python3; \
 	PYTHONPATH="$(PYTHONPATH)" PYTHONSAFEPATH= exec "$$python" benchmarks/gpu.py
 

@@ -13,7 +13,7 @@ from gpu_goals import PAPER_EPOCHS, Results
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A quantity foreseen to lie between ``low`` and ``high``, and where its measured value is found."""
+    """The expected range of a quantity, and how to find its measured value."""
 
     what: str
     unit: str

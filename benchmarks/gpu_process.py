@@ -36,12 +36,12 @@ class Stage:
 
     name: str
     folder: Path
-    """Of the benchmark, shared by all stages."""
+    """The benchmark's working folder, shared by all stages."""
     deadline: float
     """By ``time.monotonic()``, which all processes of a machine share."""
     epochs: int = 10
     data: Path | None = None
-    """Folder of tokens; random ones stand in for none."""
+    """Folder of tokens; None: random tokens are used."""
     rehearsal: bool = False
     terminal: int = 2
     began: float = field(default_factory=time.monotonic)

@@ -278,13 +278,17 @@ HANGING = """\
 import json, subprocess, sys, time
 from pathlib import Path
 from gpu_process import Stage, run_apart
-stage = Stage(name="hanging", folder=Path(sys.argv[1]), deadline=time.monotonic() + 3)
+folder = Path(sys.argv[1])
+run_apart(Stage(name="first", folder=folder, deadline=time.monotonic() + 90), "hanging:nothing")  # imports torch
+stage = Stage(name="hanging", folder=folder, deadline=time.monotonic() + 3)
 began = time.monotonic()
 answer = run_apart(stage, "hanging:hang")
 print(json.dumps(answer | {"lasted_s": time.monotonic() - began}))
 """
 HANG = """\
 import subprocess, time
+def nothing(stage):
+    return {}
 def hang(stage):
     stage.report({"half": 1})
     subprocess.Popen(["sleep", "%s"], start_new_session=True)
@@ -308,13 +312,13 @@ def test_a_stage_that_hangs_is_killed_with_all_it_started(tmp_path: Path) -> Non
     assert re.fullmatch(r"killed after \d+ s", answer["reason"])
     assert "in hang\n" in answer["trace"], "where it hung"
     assert answer["result"] == {"half": 1}, "what was measured before is kept"
-    assert answer["lasted_s"] < 20
+    assert answer["lasted_s"] < 30
     assert not [p.pid for p in psutil.process_iter(["cmdline"]) if seconds in (p.info["cmdline"] or ())]
 
 
-def test_a_budget_that_is_spent_ends_the_call_in_time(bare: Bare, tmp_path: Path) -> None:
+def test_a_budget_that_is_spent_ends_the_call_in_time(bare: Bare, rehearsal: Rehearsal, tmp_path: Path) -> None:
     """The stages ask for far more than there is; what has no time is said to have none."""
-    file, budget_s = tmp_path / "card.json", 28.0
+    file, budget_s = tmp_path / "card.json", 20.0 + 2 * rehearsal.second["prepare_s"]  # others may keep the cores busy
     began = time.monotonic()
     done = bare.run(
         *("--rehearsal", "--budget-s", str(budget_s), "--epochs", "1000"),

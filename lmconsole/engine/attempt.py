@@ -120,7 +120,7 @@ def has_board_alone(started: Started, queued: Queued | None) -> bool:
 def load_the_corpus(info: RunInfo, shared: Path | None = None) -> Corpus:
     """Return the corpus the run was queued with, out of the folder ``shared`` if another run of the queue has read it.
 
-    Raises TrainingError if the files hold something else by now.
+    Raises TrainingError if it is read and the files hold something else by now.
     """
     asked = info.corpus
 
@@ -155,7 +155,7 @@ def load_the_corpus(info: RunInfo, shared: Path | None = None) -> Corpus:
 def load_the_tables(info: RunInfo, shared: Path | None = None) -> Tables | None:
     """Return the frozen tables the run was queued with, out of the folder ``shared`` if another run has read them.
 
-    Raises TrainingError if the file holds others by now.
+    Raises TrainingError if they are read and the file holds others by now.
     """
     asked = info.embeddings
     if asked is None:

@@ -17,7 +17,7 @@ from lmconsole.engine.probe import ProbeAnswer
 from lmconsole.engine.queue import Action, Decision
 from lmconsole.plan.arithmetic import run_flops, step_flops
 from lmconsole.plan.experiment import Settings
-from lmconsole.runs.store import Run
+from lmconsole.runs.store import Run, has_room
 
 ALIKE = 4.0
 """The rate of a shape tells nothing of one with more than so many times its arithmetic in a step, or less than that."""
@@ -124,8 +124,7 @@ def makespan_s(runs: Iterable[tuple[float, int]], devices: int = 1) -> float:
     """When the last of these runs ends, each given by its seconds and its ``jobs``.
 
     They start as the runner starts them: in order, each on the device with the fewest runs among those with room for
-    it, and none before those ahead of it. A device has room while no run on it, old or new, would be one of more than
-    its ``jobs``.
+    it, and none before those ahead of it.
     """
     running: list[list[tuple[float, int]]] = [[] for _ in range(devices)]
     now = 0.0
@@ -139,7 +138,7 @@ def makespan_s(runs: Iterable[tuple[float, int]], devices: int = 1) -> float:
 
 def _with_room(running: list[list[tuple[float, int]]], jobs: int) -> list[tuple[float, int]] | None:
     for on in sorted(running, key=len):
-        if len(on) < min([jobs, *(others for _, others in on)]):
+        if has_room(jobs, (others for _, others in on)):
             return on
     return None
 

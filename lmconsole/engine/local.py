@@ -39,7 +39,8 @@ def disown(process: "subprocess.Popen[bytes]") -> None:
 
 def start_program(command: Sequence[str], cwd: str, log: Path) -> None:
     """Start what a person wants run when the queue has drained, and do not wait for it. Raises OSError."""
-    disown(_detached(list(command), log, cwd or None))
+    environment = {k: v for k, v in os.environ.items() if (k, v) != ("GOMP_SPINCOUNT", str(SPIN_COUNT))}
+    disown(_detached(list(command), log, cwd or None, environment))
 
 
 def training_environment() -> dict[str, str]:

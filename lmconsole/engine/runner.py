@@ -24,7 +24,7 @@ from lmconsole.errors import StoreError
 from lmconsole.runs import lock
 from lmconsole.runs.events import EventLog, EventReader, Failed, Queued, Stopped, utc_now
 from lmconsole.runs.state import RunState, Status
-from lmconsole.runs.store import Run, Store, queue_order
+from lmconsole.runs.store import Run, Store, has_room, queue_order
 
 POLL_S = 0.2
 EXPORT_TIMEOUT_S = 900.0
@@ -117,7 +117,7 @@ class Runner:
             del self._waiting[name]
             if code:
                 self._not_ahead.add(name)
-                _say(f"{name}: its worker ended before its turn (exit code {code}); it is started when its turn comes")
+                _say(f"{name}: its worker ended before its turn (exit code {code}); the run will start at its turn")
         for name, child in list(self._children.items()):
             code = child.process.exitcode
             run = by_name.get(name)
@@ -152,7 +152,7 @@ class Runner:
             ahead = self._waiting.get(run.run)
             if ahead is not None and (ahead.device not in (None, device) or ahead.queued_seq != queued.seq):
                 continue
-            if len(others) < min([queued.jobs, *others]):
+            if has_room(queued.jobs, others):
                 siblings = [pid for pid in map(self._worker_pid, self._active(busy)) if pid]
                 try:
                     process = self._start_on(run, device, siblings)
@@ -289,7 +289,7 @@ class _Waiting:
     device: str | None = None
 
     def tell(self, turn: Turn) -> bool:
-        """Whether the worker was there to be told."""
+        """Send the turn; return False if the worker has ended."""
         try:
             self.turns.send(turn)
         except OSError:

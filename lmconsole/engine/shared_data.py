@@ -32,7 +32,9 @@ def shared_folder(store: Path) -> Iterator[Path | None]:
         prefix = _prefix(store)
         for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
             if left.lstat().st_uid == os.getuid():
-                shutil.rmtree(left, ignore_errors=True)
+                gone = left.with_name(f"{left.name}-old")
+                left.rename(gone)  # at once, so that no worker left behind finds half of an entry
+                shutil.rmtree(gone, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=prefix))
     try:
         yield folder

@@ -38,7 +38,7 @@ EXIT_NOT_MINE = 75
 
 
 class Turn(NamedTuple):
-    """What the runner tells a worker that waits while another run has the device."""
+    """A message of the runner to a worker that waits while another run has the device."""
 
     go: bool
     """Train now; False: the other run only has its tests left, so the device may be prepared."""
@@ -130,7 +130,7 @@ def enter(arguments: list[str], log: str, variables: Mapping[str, str], turns: C
 def main(arguments: list[str] | None = None, turns: Connection | None = None) -> int:
     """Train the run in the folder given; the exit code is 0 for finished or stopped.
 
-    With ``turns`` the worker prepares the run and trains it when it is told to; its clock starts then.
+    With ``turns`` the worker prepares the run and trains it when its turn comes; its clock starts then.
     """
     began = time.monotonic()
     parser = argparse.ArgumentParser(prog="lmconsole-worker", description="Trains one queued run.")
@@ -213,7 +213,7 @@ def _try_to_prepare(attempt: "Attempt", prepare: Callable[[], None]) -> None:
     else:
         if not attempt.fell_back:
             return
-    print("Preparing failed while another run had the device; it is done again when that one has ended.", flush=True)
+    print("Preparing did not succeed while another run used the device; it is repeated when that run ends.", flush=True)
     with contextlib.suppress(Exception):  # whatever state the device is in, ``run`` tells
         attempt.discard()
 

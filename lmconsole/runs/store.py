@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 from lmconsole.errors import RunNotFoundError, StoreError
@@ -202,6 +203,16 @@ def queue_order(info: RunInfo, queued: Queued | None) -> tuple[int, tuple[bool, 
     """Sort key of waiting runs: the first is started next. ``queued`` is the run's last ``queued`` event, so that a run
     that is queued again takes its new place."""
     return queued.place if queued else 0, info.age
+
+
+def has_room(jobs: int, others: Iterable[int]) -> bool:
+    """Whether a device on which runs with ``others`` as their ``jobs`` train has room for one with ``jobs``.
+
+    A run takes one part in ``jobs`` of a device: one that is to run alone takes all of it, and one that resumes with
+    four threads on eight cores half.
+    """
+    every = [jobs, *others]
+    return 0 not in every and sum(Fraction(1, each) for each in every) <= 1
 
 
 def latest_by_experiment(runs: Iterable[Run]) -> dict[int, Run]:

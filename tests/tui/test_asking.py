@@ -70,7 +70,7 @@ async def test_r_queues_what_is_selected_with_the_preset_and_says_what_it_has_do
 @pytest.mark.slow
 async def test_from_r_to_the_exports_a_queue_is_seen_through(stage: Stage, small: dict[str, Any]) -> None:
     file = small["experiments"]
-    file.write_text(file.read_text().replace("epochs = 2", "epochs = 60"))  # long enough to be seen running
+    file.write_text(file.read_text().replace("epochs = 2", "epochs = 200"))  # long enough to be seen running
     async with stage.console(**small) as pilot:
         await pilot.press("down", "r")
         await shows(pilot, "1 running", seconds=LONG_S)
