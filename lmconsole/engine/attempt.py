@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from lmconsole import __version__
-from lmconsole.data.corpus import Corpus, load_corpus
+from lmconsole.data.corpus import SPLITS, Corpus, load_corpus
 from lmconsole.engine.estimate import measured_ceiling
 from lmconsole.engine.sampler import Sampler
 from lmconsole.engine.shared_data import Arrays, load_shared
 from lmconsole.errors import LmconsoleError, TrainingError, printable
 from lmconsole.lm import device
-from lmconsole.lm.embedding import Tables, arrays_of, read_tables, tables_from
+from lmconsole.lm.embedding import TABLES, Tables, arrays_of, read_tables, tables_from
 from lmconsole.lm.loop import Job, Training, parameters_of
 from lmconsole.lm.model import attention_of
 from lmconsole.plan.experiment import Precision
@@ -81,12 +81,6 @@ class Attempt:
         """Whether a fast path failed when the device was prepared."""
         return self._training is not None and self._on_device and self._training.training.fell_back
 
-    def discard(self) -> None:
-        """Forget what has been prepared, after an error: ``run`` prepares again. A GPU not used so far stays unused."""
-        self._training, self._on_device = None, False
-        if device.in_use():
-            device.give_back_memory(self._device)
-
     def run(self, siblings: Sequence[int], began: float) -> None:
         """Train on the device, from the last checkpoint if the run has been tried before.
 
@@ -146,7 +140,7 @@ def load_the_corpus(info: RunInfo, shared: Path | None = None) -> Corpus:
         path=None if asked.path is None else Path(asked.path),
         vocabulary=asked.vocabulary,
         tokenizer=asked.tokenizer,
-        splits=dict(load_shared(shared, f"corpus-{asked.sha256}-{asked.max_tokens or 'all'}", read)),
+        splits=dict(load_shared(shared, f"corpus-{asked.sha256}-{asked.max_tokens or 'all'}", SPLITS, read)),
         sha256=asked.sha256,
         max_tokens=asked.max_tokens,
     )
@@ -178,7 +172,7 @@ def load_the_tables(info: RunInfo, shared: Path | None = None) -> Tables | None:
             )
         return arrays_of(tables)
 
-    return tables_from(load_shared(shared, f"tables-{sha256}", read), sha256=sha256, path=path)
+    return tables_from(load_shared(shared, f"tables-{sha256}", TABLES, read), sha256=sha256, path=path)
 
 
 def _started(info: RunInfo, attempt: int, chosen: device.Device, siblings: Sequence[int]) -> Started:

@@ -9,8 +9,8 @@ from pathlib import Path
 from lmconsole.errors import StoreError, printable
 from lmconsole.runs.store import Store
 
-SPIN_COUNT = 10_000
-"""How often an OpenMP thread looks for work before it sleeps: some 0.2 ms, against GNU's own 300,000 times. Waiting
+SPIN_COUNT = 30_000
+"""How often an OpenMP thread looks for work before it sleeps: some 0.5 ms, against 300,000 times by default. Waiting
 longer gains nothing on a quiet machine, and next to other busy processes a thread that spins keeps the one it waits for
 from running (docs/performance.md has the curve)."""
 _OWN_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")

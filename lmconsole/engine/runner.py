@@ -112,10 +112,13 @@ class Runner:
             code = ahead.process.exitcode
             run = by_name.get(name)
             if code is None or (code == FORK_SERVER_GONE and run and self._worker_pid(run) is not None):
+                if run is None or not self._waits(run):
+                    ahead.turns.close()  # the run has gone, and its worker ends
                 continue
+            dismissed = ahead.turns.closed
             ahead.turns.close()
             del self._waiting[name]
-            if code:
+            if code and not dismissed:
                 self._not_ahead.add(name)
                 _say(f"{name}: its worker ended before its turn (exit code {code}); the run will start at its turn")
         for name, child in list(self._children.items()):
@@ -165,15 +168,19 @@ class Runner:
                 busy[run.run] = {device}, queued.jobs
                 _say(f"{run.run}: started on {device}, pid {process.pid}")
                 return
-        busy[f"waiting {run.run}"] = set(queued.devices), 0
+        ahead = self._waiting.get(run.run)
+        busy[f"waiting {run.run}"] = {ahead.device} if ahead and ahead.device else set(queued.devices), 0
 
     def _start_on(self, run: Run, device: str, siblings: Sequence[int]) -> BaseProcess | None:
         """Start a worker, or tell the one that waits that it is its turn; None if that one has just ended. Raises
         OSError if none can be started."""
+        for name, other in self._waiting.items():
+            if name != run.run and other.device == device:
+                other.turns.close()  # it ends, so that the device is this run's alone, and its run stays queued
         ahead = self._waiting.get(run.run)
         if ahead is None:
             return worker.start(run, device, siblings, self.shared)
-        if not ahead.tell(Turn(go=True, variables=worker.visible(device), siblings=tuple(siblings))):
+        if not ahead.tell(_turn(device, go=True, siblings=siblings)):
             return None
         ahead.turns.close()
         del self._waiting[run.run]
@@ -189,9 +196,9 @@ class Runner:
             for device in on
             if jobs == 1 and prepares_ahead(device) and name in by_name and by_name[name].status is Status.RUNNING
         }
-        for run in waiting:
+        for run in [run for run in waiting if run.run not in busy][: len(trains)]:  # those that are next, and no others
             queued = run.state.queued
-            if queued is None or queued.jobs != 1 or run.run in busy or run.stop_requested:
+            if queued is None or queued.jobs != 1 or run.stop_requested:
                 continue
             others = {device: trains[device] for device in queued.devices if device in trains}
             if run.run not in self._waiting and others and len(self._waiting) < len(trains):
@@ -214,9 +221,9 @@ class Runner:
         """Let a waiting worker set up the first device on which the run that trains only has its tests left."""
         taken = {each.device for each in self._waiting.values()}
         for device, other in others.items():
-            if ahead.device is None and device not in taken and _only_tests(other):
+            if ahead.device is None and device not in taken and _only_tests(other) and _leaves_memory(other):
                 ahead.device = device
-                ahead.tell(Turn(go=False, variables=worker.visible(device), siblings=()))
+                ahead.tell(_turn(device, go=False))
 
     def _active(self, busy: dict[str, tuple[set[str], int]]) -> list[Run]:
         return [self._served[name] for name in busy if name in self._served]
@@ -302,12 +309,27 @@ def prepares_ahead(device: str) -> bool:
     return worker.has_uuid(device)
 
 
+def _turn(device: str, *, go: bool, siblings: Sequence[int] = ()) -> Turn:
+    return Turn(go=go, variables=worker.visible(device), siblings=tuple(siblings), began=time.monotonic())
+
+
 def _only_tests(run: Run) -> bool:
-    """Whether training is over and the tests are under way, or about to be."""
+    """Whether this attempt has finished training and the tests are under way, or about to be."""
     state = run.state
-    started, last = state.started, state.telemetry[-1] if state.telemetry else None
-    testing = last is not None and started is not None and last.seq > started.seq and last.phase == "test"
-    return testing or len(state.epochs) >= run.info.settings.epochs
+    if state.started is None:
+        return False
+    sample, epoch = state.telemetry[-1] if state.telemetry else None, state.last_epoch
+    testing = sample is not None and sample.seq > state.started.seq and sample.phase == "test"
+    trained = epoch is not None and epoch.seq > state.started.seq and len(state.epochs) >= run.info.settings.epochs
+    return testing or trained
+
+
+def _leaves_memory(run: Run) -> bool:
+    """Whether a run leaves as much memory of its device free as it holds itself; True where that is unknown."""
+    sample = run.state.telemetry[-1] if run.state.telemetry else None
+    if sample is None or sample.device_total_mib is None or sample.device_used_mib is None:
+        return True
+    return sample.device_total_mib - sample.device_used_mib >= (sample.torch_reserved_mib or 0.0)
 
 
 def _obituary(run: Run, code: int) -> Failed:

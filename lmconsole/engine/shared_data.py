@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,9 @@ def _prefix(store: Path) -> str:
     return f"lmconsole-{hashlib.sha256(identity.encode()).hexdigest()[:16]}-"
 
 
-def load_shared(folder: Path | None, key: str, read: Callable[[], Arrays]) -> Arrays:
-    """Return the arrays of entry ``key``, mapped into memory; where there is none ``read`` them, and keep them.
+def load_shared(folder: Path | None, key: str, names: Sequence[str], read: Callable[[], Arrays]) -> Arrays:
+    """Return the arrays ``names`` of entry ``key``, mapped into memory; where they are not all there ``read`` them, and
+    keep them.
 
     ``read`` verifies what it returns and may raise. One worker reads at a time, so that of several that start together
     one does the work. Pages are private: whatever is written into an array stays in this process.
@@ -61,7 +62,7 @@ def load_shared(folder: Path | None, key: str, read: Callable[[], Arrays]) -> Ar
         if folder is not None:
             with contextlib.suppress(OSError):  # the folder has gone with its runner
                 mine = reading.enter_context(lock.held(folder / f"{key}.lock", LOCK_TIMEOUT_S))
-        known = None if folder is None else _map(folder / key)
+        known = None if folder is None else _map(folder / key, names)
         if known is not None:
             return known
         found = read()
@@ -70,12 +71,12 @@ def load_shared(folder: Path | None, key: str, read: Callable[[], Arrays]) -> Ar
         return found
 
 
-def _map(entry: Path) -> Arrays | None:
-    """Return the arrays of an entry; None if there is none."""
+def _map(entry: Path, names: Sequence[str]) -> Arrays | None:
+    """Return the arrays of an entry; None if one of them is missing."""
     import numpy as np
 
     try:
-        return {file.stem: np.load(file, mmap_mode="c") for file in sorted(entry.iterdir())}
+        return {name: np.load(entry / f"{name}.npy", mmap_mode="c") for name in names}
     except (OSError, ValueError):
         return None
 

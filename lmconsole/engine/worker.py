@@ -2,7 +2,6 @@
 outcome before it exits."""
 
 import argparse
-import contextlib
 import os
 import signal
 import sys
@@ -45,6 +44,8 @@ class Turn(NamedTuple):
     variables: Mapping[str, str]
     """For the environment: they decide which GPU the worker sees."""
     siblings: tuple[int, ...]
+    began: float
+    """``time.monotonic()`` when this was sent: the clock of the run starts then."""
 
 
 def start(run: Run, device: str, siblings: Sequence[int], shared: Path | None = None) -> BaseProcess:
@@ -122,7 +123,7 @@ def enter(arguments: list[str], log: str, variables: Mapping[str, str], turns: C
 
         if lost_in_fork():
             if turns is not None:
-                sys.exit(EXIT_NOT_MINE)  # a new program cannot wait; the run is started when its turn comes
+                sys.exit(EXIT_NOT_MINE)  # a new program cannot wait; the run starts at its turn
             os.execv(sys.executable, [sys.executable, "-P", "-m", "lmconsole.engine.worker", *arguments])
     sys.exit(main(arguments, turns))
 
@@ -162,15 +163,20 @@ def main(arguments: list[str] | None = None, turns: Connection | None = None) ->
         )
         siblings: Sequence[int] = asked.siblings
         if turns is not None:
-            turn = _wait(attempt, turns, stop_requested)
+            try:
+                turn = _wait(attempt, turns, stop_requested)
+            except _RunnerGone:
+                return EXIT_NOT_MINE
+            except Exception:
+                traceback.print_exc()
+                print("The run was not prepared while another one used the device; it starts at its turn.", flush=True)
+                return EXIT_NOT_MINE
             if turn is None:
                 epoch, step = history.position
                 log.append(Stopped(epoch=epoch, step=step), sync=True)
                 return 0
-            siblings, began = turn.siblings, time.monotonic()
+            siblings, began = turn.siblings, turn.began
         attempt.run(siblings, began)
-    except _RunnerGone:
-        return EXIT_NOT_MINE
     except BaseException as error:
         traceback.print_exc()
         log.append(_failure(error, paths, asked.device), sync=True)
@@ -185,10 +191,10 @@ class _RunnerGone(Exception):
 def _wait(attempt: "Attempt", turns: Connection, stop_requested: Callable[[], bool]) -> Turn | None:
     """Prepare ``attempt`` as far as the other run leaves room for it, and return the turn to train; None for a stop.
 
-    What goes wrong here is printed, and done again when the turn has come: memory may be short while two runs hold it.
-    Raises _RunnerGone.
+    Raises _RunnerGone, and whatever goes wrong. That decides nothing: memory may have been short because two runs held
+    it, and a process in which CUDA failed may be no good for another try, so the runner starts the run in a new one.
     """
-    _try_to_prepare(attempt, attempt.prepare_on_host)
+    attempt.prepare_on_host()
     while not stop_requested():
         if not turns.poll(WAIT_POLL_S):
             continue
@@ -199,23 +205,10 @@ def _wait(attempt: "Attempt", turns: Connection, stop_requested: Callable[[], bo
         os.environ.update(turn.variables)
         if turn.go:
             return turn
-        _try_to_prepare(attempt, attempt.prepare_on_device)
+        attempt.prepare_on_device()
+        if attempt.fell_back:
+            raise RuntimeError("a fast path failed; runs are to take the same kernels whatever ran before them")
     return None
-
-
-def _try_to_prepare(attempt: "Attempt", prepare: Callable[[], None]) -> None:
-    """Prepare, and forget it if that failed or left a fast path out: memory may be short only as long as the other run
-    holds it, and runs are to take the same kernels whatever ran before them."""
-    try:
-        prepare()
-    except Exception:
-        traceback.print_exc()
-    else:
-        if not attempt.fell_back:
-            return
-    print("Preparing did not succeed while another run used the device; it is repeated when that run ends.", flush=True)
-    with contextlib.suppress(Exception):  # whatever state the device is in, ``run`` tells
-        attempt.discard()
 
 
 def _heed_signals() -> list[int]:

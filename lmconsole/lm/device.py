@@ -77,11 +77,6 @@ def use(name: str) -> None:
         torch.cuda.set_device(name)
 
 
-def in_use() -> bool:
-    """Whether this process has used a GPU."""
-    return torch.cuda.is_initialized()
-
-
 def lost_in_fork() -> bool:
     """Whether CUDA was used before this process was forked off: it does not work in such a child, but would in a
     program begun anew."""

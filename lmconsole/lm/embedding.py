@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lmconsole.errors import EmbeddingsError
 
-_TOKENS, _POSITION = "tokens", "position"
+_TOKENS, _POSITION = TABLES = "tokens", "position"
 _HUB_NAMES = {_TOKENS: "tokens_embed.weight", _POSITION: "positions_embed.weight"}
 _HUB_PREFIX = "transformer."
 
@@ -121,7 +121,8 @@ def _read_npz(source: _Source) -> tuple[Tensor, Tensor]:
                     source.check(name, shape, dtype.name, rows=rows, or_more=or_more)
                 with archive.open(f"{name}.npy") as member:
                     values = np.lib.format.read_array(member, allow_pickle=False)
-                tables.append(torch.from_numpy(np.ascontiguousarray(values[:rows], dtype=np.float32)))
+                # Aligned as torch and mapped files are, which may decide the last bits of a product.
+                tables.append(torch.from_numpy(np.ascontiguousarray(values[:rows], dtype=np.float32)).clone())
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
         source.fail(f"is not a readable .npz file, or only part of one ({error})")
     return tables[0], tables[1]

@@ -171,7 +171,7 @@ def test_where_cuda_was_used_before_the_fork_a_worker_begins_anew(tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
-    ("own", "spin"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, None)]
+    ("own", "spin"), [({}, "30000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, None)]
 )
 def test_threads_of_a_worker_soon_sleep_unless_its_user_says_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: dict[str, str], spin: str | None

@@ -1,7 +1,9 @@
 """The next run's worker, prepared while another run trains. The CPU stands in for a GPU: the runner is
 made to prepare ahead there."""
 
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import tiny
 
@@ -143,15 +146,14 @@ def test_a_run_whose_waiting_worker_is_killed_is_started_when_its_turn_comes(tmp
 
 
 @pytest.mark.slow
-def test_what_fails_while_waiting_is_done_again_and_recorded_in_its_turn(tmp_path: Path) -> None:
+def test_what_fails_while_waiting_is_tried_again_and_recorded_at_its_turn(tmp_path: Path) -> None:
     first, second = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
     info = second.paths.info
     info.write_text(info.read_text().replace(second.info.corpus.sha256, "0" * 64))
     serving = start_runner(tmp_path)
-    wait_for(lambda: trains(first) and holder(second))
-    wait_for(
-        lambda: "Preparing did not succeed while another run used the device" in second.paths.worker_log.read_text()
-    )
+    wait_for(lambda: trains(first) and second.paths.worker_log.exists())
+    wait_for(lambda: "it starts at its turn" in second.paths.worker_log.read_text())
+    wait_for(lambda: holder(second) is None)
     assert status(second) is Status.QUEUED
     first.request_stop()
     assert serving.wait(60) == 0
@@ -181,16 +183,42 @@ def test_data_is_read_once_for_all_runs_of_a_queue(tmp_path: Path, monkeypatch: 
     assert not folder.exists()
 
 
-@pytest.mark.parametrize(("fell_back", "kept"), [(False, True), (True, False)])
-def test_a_fast_path_that_fails_while_waiting_is_tried_again(
-    fell_back: bool, kept: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fast_path_that_fails_while_waiting_leaves_the_run_to_another_process() -> None:
     """Whether the other run leaves enough memory is not to decide which kernels this one takes."""
-    discarded: list[bool] = []
-    attempt: Any = SimpleNamespace(fell_back=fell_back, discard=lambda: discarded.append(True))
-    worker._try_to_prepare(attempt, lambda: None)
-    assert discarded == ([] if kept else [True])
-    assert ("it is repeated" in capsys.readouterr().out) is not kept
+    steps: list[str] = []
+    attempt: Any = SimpleNamespace(
+        fell_back=True,
+        prepare_on_host=lambda: steps.append("host"),
+        prepare_on_device=lambda: steps.append("device"),
+    )
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    sender.send(Turn(go=False, variables={}, siblings=(), began=0.0))
+    with pytest.raises(RuntimeError, match="fast path"):
+        worker._wait(attempt, receiver, lambda: False)
+    assert steps == ["host", "device"]
+    attempt.fell_back = False
+    for go in (False, True):
+        sender.send(Turn(go=go, variables={}, siblings=(7,), began=3.0))
+    turn = worker._wait(attempt, receiver, lambda: False)
+    assert turn is not None
+    assert (turn.siblings, turn.began) == ((7,), 3.0)
+    assert worker._wait(attempt, receiver, lambda: True) is None, "stopped"
+    sender.close()
+    with pytest.raises(worker._RunnerGone):
+        worker._wait(attempt, receiver, lambda: False)
+
+
+@pytest.mark.slow
+def test_a_waiting_worker_ends_when_its_run_is_removed(tmp_path: Path) -> None:
+    first, second = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
+    serving = start_runner(tmp_path)
+    wait_for(lambda: trains(first) and holder(second))
+    pid = holder(second)
+    assert pid is not None
+    shutil.rmtree(second.paths.folder)
+    wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    first.request_stop()
+    assert serving.wait(60) == 0
 
 
 # ---- what the runner tells whom, and when
@@ -281,7 +309,9 @@ def test_the_device_is_left_alone_until_the_other_run_only_has_its_tests_left(
     log.close()
     for _ in range(3):
         played.look()
-    assert played.told == {second.run: [Turn(go=False, variables={"CUDA_VISIBLE_DEVICES": "GPU-a"}, siblings=())]}
+    (turn,) = played.told[second.run]
+    assert (turn.go, turn.variables, turn.siblings) == (False, {"CUDA_VISIBLE_DEVICES": "GPU-a"}, ())
+    assert list(played.told) == [second.run]
     assert third.run not in played.told, "one is prepared for a GPU"
     del played.runner._children[first.run]
     end(first)
@@ -305,6 +335,61 @@ def test_tests_that_come_early_are_seen_by_the_telemetry(tmp_path: Path, monkeyp
     running(first, epoch(1), Telemetry(phase="test"), device="GPU-a")
     played.look()
     assert [turn.go for turn in played.told[second.run]] == [False]
+
+
+def test_epochs_of_an_earlier_attempt_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose last attempt ended before its checkpoint was whole trains its last epoch again."""
+    first, second = queued_on(tmp_path, ("GPU-a",), seeds=2)
+    played = Played(tmp_path, monkeypatch)
+    played.look()
+    running(first, epoch(1), epoch(2), device="GPU-a")
+    running(first, Telemetry(phase="setup"), device="GPU-a")
+    played.look()
+    assert played.told == {second.run: []}
+
+
+def test_a_device_without_memory_for_two_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = queued_on(tmp_path, ("GPU-a",), seeds=2)
+    played = Played(tmp_path, monkeypatch)
+    played.look()
+    sample = Telemetry(phase="test", device_total_mib=8_000.0, device_used_mib=5_000.0, torch_reserved_mib=4_000.0)
+    running(first, sample, device="GPU-a")
+    played.look()
+    assert played.told == {second.run: []}
+
+
+def test_a_run_that_cannot_be_prepared_is_not_overtaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later one would hold the device while this one trains."""
+    first, second, third = queued_on(tmp_path, ("GPU-a",), seeds=3)
+    played = Played(tmp_path, monkeypatch)
+    played.look()
+    running(first, epoch(1), epoch(2), device="GPU-a")
+    played.runner._not_ahead.add(second.run)
+    played.look()
+    assert third.run not in played.told
+
+
+def test_a_worker_that_waits_on_a_device_makes_way_for_the_run_that_is_started_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c, d = queued_on(tmp_path, ("GPU-a", "GPU-b"), seeds=4)
+    played = Played(tmp_path, monkeypatch)
+    played.look()
+    for run, device in ((a, "GPU-a"), (b, "GPU-b")):
+        running(run, epoch(1), epoch(2), device=device)
+    played.look()
+    assert {played.runner._waiting[run.run].device for run in (c, d)} == {"GPU-a", "GPU-b"}
+    free = played.runner._waiting[d.run].device
+    ended = next(run for run in (a, b) if played.runner._children[run.run].device == free)
+    del played.runner._children[ended.run]
+    end(ended)
+    played.look()
+    assert [turn.go for turn in played.told[d.run]] == [False, True], "the one prepared there goes first"
+    assert [turn.go for turn in played.told[c.run]] == [False]
+    del played.runner._waiting[c.run]  # it dies
+    played.runner._not_ahead.add(c.run)
+    played.look()
+    assert len(played.started) == 2, "no device is free"
 
 
 def test_one_run_is_prepared_for_each_gpu_and_takes_whichever_is_free_first(
@@ -355,12 +440,12 @@ def test_preparing_on_the_host_leaves_gpus_alone(tmp_path: Path) -> None:
         "log = EventLog(paths.events)\n"
         "attempt = Attempt(read_info(paths.info), paths, log, RunState(), device_name='cuda:0', shared=None,\n"
         "                  stop_requested=lambda: False)\n"
-        "attempt.prepare_on_host()\nprint('prepared')\nattempt.discard()\nprint('discarded')"
+        "attempt.prepare_on_host()\nprint('prepared')"
     )
     command = [sys.executable, "-c", code, str(run.paths.folder)]
     done = subprocess.run(
         command, env=tiny.environment(tmp_path), capture_output=True, text=True, timeout=120, check=False
     )
-    assert done.stdout == "prepared\ndiscarded\n", done.stderr
+    assert done.stdout == "prepared\n", done.stderr
     assert runner.prepares_ahead("GPU-a")
     assert not runner.prepares_ahead("cpu")

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import tiny
 
-from lmconsole.engine.attempt import Attempt, load_the_tables
+from lmconsole.engine.attempt import load_the_tables
 from lmconsole.engine.shared_data import Arrays, load_shared, shared_folder
 from lmconsole.lm.embedding import fingerprint, read_tables
-from lmconsole.runs.events import EventLog
 from lmconsole.runs.info import EmbeddingsInfo, RunInfo
-from lmconsole.runs.state import RunState
-from lmconsole.runs.store import Run
+
+NAMES = ("a", "b")
 
 
 class Reading:
@@ -34,14 +33,23 @@ class Reading:
 
 def test_the_second_worker_maps_what_the_first_has_read(tmp_path: Path) -> None:
     read = Reading()
-    first, second = (load_shared(tmp_path, "key", read) for _ in range(2))
+    first, second = (load_shared(tmp_path, "key", NAMES, read) for _ in range(2))
     assert read.times == 1
     for name, array in first.items():
         assert np.array_equal(second[name], array)
         assert second[name].dtype == array.dtype
     second["a"][0] = 99
-    assert load_shared(tmp_path, "key", read)["a"][0] == 0, "pages are private"
-    assert load_shared(tmp_path, "other", read) is not None
+    assert load_shared(tmp_path, "key", NAMES, read)["a"][0] == 0, "pages are private"
+    assert load_shared(tmp_path, "other", NAMES, read) is not None
+    assert read.times == 2
+
+
+def test_an_entry_of_which_a_part_is_missing_is_not_believed(tmp_path: Path) -> None:
+    """As where the system has removed old temporary files."""
+    read = Reading()
+    load_shared(tmp_path, "key", NAMES, read)
+    (tmp_path / "key" / "b.npy").unlink()
+    assert load_shared(tmp_path, "key", NAMES, read).keys() == {"a", "b"}
     assert read.times == 2
 
 
@@ -58,7 +66,7 @@ def test_where_nothing_can_be_kept_each_reads_for_itself(
         (tmp_path / folder).mkdir()
         monkeypatch.setattr(np, "save", full)
     for _ in range(2):
-        assert load_shared(place, "key", read)["a"].tolist() == [0, 1, 2, 3, 4]
+        assert load_shared(place, "key", NAMES, read)["a"].tolist() == [0, 1, 2, 3, 4]
     assert read.times == 2
     assert not list(tmp_path.glob("full/*.tmp")), "half an entry does not stay"
 
@@ -67,7 +75,7 @@ def test_data_that_does_not_verify_is_not_kept(tmp_path: Path) -> None:
     read = Reading(ValueError("another corpus"))
     for _ in range(2):
         with pytest.raises(ValueError, match="another corpus"):
-            load_shared(tmp_path, "key", read)
+            load_shared(tmp_path, "key", NAMES, read)
     assert read.times == 2
 
 
@@ -80,7 +88,7 @@ def read():
     print("read", flush=True)
     time.sleep(0.5)
     return {"a": np.arange(3)}
-print(load_shared(Path(sys.argv[1]), "key", read)["a"].sum())
+print(load_shared(Path(sys.argv[1]), "key", ["a"], read)["a"].sum())
 """
 
 
@@ -132,27 +140,3 @@ def test_frozen_tables_are_shared_as_they_were_read(tmp_path: Path) -> None:
         assert tables is not None
         assert (tables.sha256, tables.path) == (read.sha256, file)
         assert fingerprint(tables.tokens, tables.position) == read.sha256
-
-
-@pytest.mark.slow
-def test_a_run_that_was_prepared_twice_has_the_bits_of_one_prepared_once(tmp_path: Path) -> None:
-    """As where preparing failed while it waited."""
-
-    def trained(root: Path, *, again: bool) -> Run:
-        run = tiny.queue_tiny(root, "gpt1", dropout=0.1)
-        log = EventLog(run.paths.events)
-        attempt = Attempt(
-            run.info, run.paths, log, RunState(), device_name="cpu", shared=None, stop_requested=lambda: False
-        )
-        if again:
-            attempt.prepare_on_host()
-            attempt.prepare_on_device()
-            attempt.discard()
-        attempt.run([], 0.0)
-        log.close()
-        run.refresh()
-        return run
-
-    once, twice = trained(tmp_path / "once", again=False), trained(tmp_path / "twice", again=True)
-    losses = [[(epoch.train_loss_nats, epoch.valid_loss_nats) for epoch in run.state.epochs] for run in (once, twice)]
-    assert losses[0] == losses[1] != []
