@@ -33,7 +33,7 @@ from lmconsole.telemetry.host import cores
 LEAST_GAIN = 1.1
 """Times the speed of one run with all threads that several at once must reach to be worth it."""
 WATCH_S = 3.0
-"""Of training that counts, per measurement."""
+"""Seconds of training that count, per measurement."""
 AT_MOST_S = 60.0
 """For one measurement; a size that takes longer is left out."""
 BUDGET_S = 170.0
@@ -67,7 +67,7 @@ class Trainer:
             env={**training_environment(), "OMP_NUM_THREADS": str(threads)},
         )
         self.settings = self.answer()
-        """Of every size, with ``precision`` resolved."""
+        """Settings of every size, with ``precision`` resolved."""
 
     def ask(self, question: dict[str, Any]) -> None:
         """Have it train."""
