@@ -368,9 +368,7 @@ def test_a_run_that_cannot_be_prepared_is_not_overtaken(tmp_path: Path, monkeypa
     assert third.run not in played.told
 
 
-def test_a_worker_that_waits_on_a_device_makes_way_for_the_run_that_is_started_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_run_that_is_prepared_on_a_device_goes_first_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b, c, d = queued_on(tmp_path, ("GPU-a", "GPU-b"), seeds=4)
     played = Played(tmp_path, monkeypatch)
     played.look()
@@ -383,12 +381,28 @@ def test_a_worker_that_waits_on_a_device_makes_way_for_the_run_that_is_started_t
     del played.runner._children[ended.run]
     end(ended)
     played.look()
-    assert [turn.go for turn in played.told[d.run]] == [False, True], "the one prepared there goes first"
-    assert [turn.go for turn in played.told[c.run]] == [False]
-    del played.runner._waiting[c.run]  # it dies
-    played.runner._not_ahead.add(c.run)
+    assert [turn.go for turn in played.told[d.run]] == [False, True]
+    assert [turn.go for turn in played.told[c.run]] == [False], "its device is not free"
+
+
+def test_a_worker_that_waits_on_a_device_ends_when_another_run_is_started_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise what it holds of the device would be measured as that run's."""
+    first, later = queued_on(tmp_path, ("GPU-a",), seeds=2)
+    played = Played(tmp_path, monkeypatch)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process: Any = SimpleNamespace(pid=0, exitcode=None, sentinel=0)
+    played.runner._waiting[later.run] = runner._Waiting(process, sender, later.state.queued_seq, "GPU-a")
     played.look()
-    assert len(played.started) == 2, "no device is free"
+    assert played.started == [(first.run, "GPU-a")]
+    with pytest.raises(EOFError):
+        receiver.recv()
+    receiver.close()
+    process.exitcode = worker.EXIT_NOT_MINE
+    played.runner._reap(played.store.runs())
+    assert later.run not in played.runner._waiting
+    assert later.run not in played.runner._not_ahead, "it may be prepared again"
 
 
 def test_one_run_is_prepared_for_each_gpu_and_takes_whichever_is_free_first(

@@ -12,7 +12,7 @@ import tiny
 from lmconsole.errors import RunNotFoundError, StoreError
 from lmconsole.runs.events import EventLog, Progress, Started
 from lmconsole.runs.state import Status
-from lmconsole.runs.store import Store
+from lmconsole.runs.store import Store, has_room
 
 STARTED = Started(
     attempt=1, pid=1, host="h", device="cpu", device_name="CPU", device_uuid=None, versions={}, threads=1,
@@ -139,3 +139,22 @@ def test_a_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "runs").create()
     with pytest.raises(StoreError, match="cannot be read"):
         Store(tmp_path / "runs").runs()
+
+
+@pytest.mark.parametrize(
+    ("jobs", "others", "room"),
+    [
+        (1, [], True),
+        (1, [1], False),
+        (2, [1], False),
+        (1, [2], False),
+        (2, [2], True),
+        (2, [2, 2], False),
+        (3, [3, 3], True),
+        (8, [2, 8, 8, 8], True),  # one resumed with four threads of eight, and four with one
+        (8, [2, 8, 8, 8, 8], False),
+        (2, [0], False),  # one that comes first waits for the device
+    ],
+)
+def test_a_run_takes_one_part_in_its_jobs_of_a_device(jobs: int, others: list[int], room: bool) -> None:
+    assert has_room(jobs, others) is room
