@@ -16,7 +16,7 @@ from gpu_runs import Bench
 
 from lmconsole.data.corpus import load_corpus
 from lmconsole.lm import device as devices
-from lmconsole.lm import fast
+from lmconsole.lm import fast_paths as fast
 from lmconsole.lm.batches import WindowedSplit
 from lmconsole.lm.embedding import read_tables
 from lmconsole.lm.model import build_model

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from lmconsole import __version__
 from lmconsole.lm import device as devices
-from lmconsole.lm.loss import IGNORE, head_loss_sum
+from lmconsole.lm.linear_cross_entropy import IGNORE, head_loss_sum
 from lmconsole.plan.experiment import Precision
 from lmconsole.telemetry.gpu import Gpus
 

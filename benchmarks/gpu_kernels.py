@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lmconsole.lm import device as devices
-from lmconsole.lm import loss
+from lmconsole.lm import linear_cross_entropy as loss
 from lmconsole.lm.lstm import Lstm
 from lmconsole.lm.steps import record_graph
 from lmconsole.plan.experiment import Precision, Settings

@@ -26,15 +26,15 @@ from textbook import textbook_steps
 
 from lmconsole.data.corpus import SPLITS, find_data, find_embeddings
 from lmconsole.engine import attempt, worker
-from lmconsole.engine.local import last_line, python
-from lmconsole.engine.options import threads_per_run
 from lmconsole.engine.probe import Prepared, ProbeRequest, ask
+from lmconsole.engine.processes import last_line, python
 from lmconsole.engine.queue import Wanted, enqueue, fingerprint
-from lmconsole.errors import printable
+from lmconsole.engine.run_options import threads_per_run
+from lmconsole.errors import escape_control_characters
 from lmconsole.lm import device as devices
 from lmconsole.lm.model import build_model
-from lmconsole.plan.arithmetic import step_flops
 from lmconsole.plan.experiment import Precision
+from lmconsole.plan.flops import step_flops
 from lmconsole.plan.load import load_plan
 from lmconsole.runs.events import EventReader, Queued
 from lmconsole.runs.paths import RunPaths
@@ -207,7 +207,7 @@ class Bench:
         chosen = [each for each in self.answer.prepared if each.experiment.id in numbers]
         prepared = [_changed(each, precision, epochs, max_tokens) for each in chosen]
         wanted = [
-            Wanted(prepared=each, preset="paper", seed=SEED, same_run=fingerprint(each, SEED)) for each in prepared
+            Wanted(prepared=each, preset="paper", seed=SEED, config_hash=fingerprint(each, SEED)) for each in prepared
         ]
         queued = Queued(devices=self.answer.device_keys, jobs=jobs)
         enqueue(store, wanted, queued, fresh=True, refuse_active=False, threads=threads_per_run(jobs))
@@ -306,7 +306,9 @@ class Bench:
 def _last_words(log: Path) -> str:
     """The last line that a command printed for people, which mostly says why it ended."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return next((printable(line) for line in reversed(lines) if not line.startswith("{")), "it printed nothing")
+    return next(
+        (escape_control_characters(line) for line in reversed(lines) if not line.startswith("{")), "it printed nothing"
+    )
 
 
 def _changed(prepared: Prepared, precision: Precision, epochs: int, max_tokens: int | None) -> Prepared:

@@ -23,10 +23,10 @@ from typing import Any
 
 import msgspec
 
-from lmconsole.engine.local import training_environment
 from lmconsole.engine.probe import ONE_THREAD_FLOPS
-from lmconsole.plan.arithmetic import step_flops
+from lmconsole.engine.processes import training_environment
 from lmconsole.plan.experiment import Settings
+from lmconsole.plan.flops import step_flops
 from lmconsole.plan.load import builtin_file, load_plan
 from lmconsole.telemetry.host import cores
 
@@ -205,7 +205,7 @@ def _gflop(flops: float | None) -> str:
 def train(threads: int) -> None:
     """Answer questions from standard input: tokens per second of a size, null if a step takes too long."""
     from lmconsole.lm import device
-    from lmconsole.lm.bench import measure_pace
+    from lmconsole.lm.throughput import measure_pace
 
     device.set_threads(threads)
     device.keep_freed_memory("cpu")

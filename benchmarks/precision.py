@@ -21,7 +21,7 @@ from typing import Any
 
 from run import machine
 
-from lmconsole.engine.local import python
+from lmconsole.engine.processes import python
 from lmconsole.plan.load import builtin_file, load_plan
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Store

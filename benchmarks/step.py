@@ -27,14 +27,14 @@ import torch
 from textbook import textbook_steps
 from torch import Tensor
 
-from lmconsole.engine.local import training_environment
+from lmconsole.engine.processes import training_environment
 from lmconsole.lm import device as devices
 from lmconsole.lm.batches import WindowedSplit
 from lmconsole.lm.embedding import Tables
 from lmconsole.lm.model import build_model
 from lmconsole.lm.optimizers import build_optimizer
-from lmconsole.plan.arithmetic import step_flops
 from lmconsole.plan.experiment import Precision, Settings
+from lmconsole.plan.flops import step_flops
 from lmconsole.plan.load import builtin_file, load_plan
 
 EXPERIMENTS = {"lstm": 2, "gpt1": 6}

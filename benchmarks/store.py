@@ -68,7 +68,7 @@ def run_info(number: int, preset: str, corpus: CorpusInfo, *, run: str, **overri
         settings=resolved.settings,
         origins=resolved.origins,
         seed=resolved.seed,
-        same_run=hashlib.sha256(run.encode()).hexdigest(),
+        config_hash=hashlib.sha256(run.encode()).hexdigest(),
         corpus=corpus,
         embeddings=None,
         threads=2,
@@ -200,8 +200,8 @@ def make_store(root: Path, runs: int, events: int = EVENTS) -> None:
         minute = f"{i // 60 % 24:02d}{i % 60:02d}"
         paths = RunPaths(root / f"{number:02d}-benchmark-s42-202601{1 + i // 1440:02d}T{minute}00Z")
         paths.folder.mkdir()
-        same_run = hashlib.sha256(paths.run.encode()).hexdigest()
-        text = re.sub(r'"same_run": "\w+"', f'"same_run": "{same_run}"', infos[number].replace("NAME", paths.run))
+        config_hash = hashlib.sha256(paths.run.encode()).hexdigest()
+        text = re.sub(r'"same_run": "\w+"', f'"same_run": "{config_hash}"', infos[number].replace("NAME", paths.run))
         paths.info.write_text(text, encoding="utf-8")
         paths.events.write_bytes(logs[number, ending])
         paths.lock.touch()

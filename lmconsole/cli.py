@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from lmconsole import __version__
-from lmconsole.errors import ExitCode, LmconsoleError, printable
-from lmconsole.headless.interrupts import Interrupted, interrupted
+from lmconsole.commands.interrupts import Interrupted, interrupted
+from lmconsole.errors import ExitCode, LmconsoleError, escape_control_characters
 
 if TYPE_CHECKING:
     from lmconsole.runs.store import Store
@@ -73,7 +73,7 @@ def _root(
 @app.command("list")
 def list_experiments(experiments: Experiments = None, runs: Runs = STORE, json: Json = False) -> None:
     """List the experiments and how their latest runs stand."""
-    from lmconsole.headless.listing import console, experiments_as_dicts, experiments_table
+    from lmconsole.commands.listing import console, experiments_as_dicts, experiments_table
     from lmconsole.plan.load import load_plan
     from lmconsole.runs.store import Store, latest_by_experiment
 
@@ -112,7 +112,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Train experiments and print the results."""
-    from lmconsole.engine.options import run_options
+    from lmconsole.engine.run_options import run_options
 
     options = run_options(
         ids=ids or [],
@@ -134,7 +134,7 @@ def run(
         json=json,
     )
     if dry:
-        from lmconsole.headless.dryrun import dry_run
+        from lmconsole.commands.dry_run import dry_run
 
         raise typer.Exit(dry_run(options))
     if not headless and not json:
@@ -145,7 +145,7 @@ def run(
             console = (preset, runs, experiments, data, embeddings, None)
             raise typer.Exit(open_console(*console, submit=options))
         typer.echo(f"{problem}: running as with --headless.", err=True)
-    from lmconsole.headless.run import run_headless
+    from lmconsole.commands.run import run_headless
 
     raise typer.Exit(run_headless(options))
 
@@ -153,7 +153,7 @@ def run(
 @app.command()
 def status(runs: Runs = STORE, json: Json = False) -> None:
     """Show the runs in the store."""
-    from lmconsole.headless.listing import console, run_as_dict, status_table
+    from lmconsole.commands.listing import console, run_as_dict, status_table
 
     store = _store(runs)
     found = store.runs()
@@ -196,7 +196,7 @@ def watch(
 
     Without a name, all active ones. An interrupt leaves them running.
     """
-    from lmconsole.headless.run import watch as watch_runs
+    from lmconsole.commands.run import watch as watch_runs
 
     store = _store(runs)
     chosen = _find(store, wanted) if wanted else [run for run in store.runs() if run.status.active]
@@ -270,16 +270,16 @@ def import_(
     Each is a folder with args.json and valid_ppl.txt, a number per epoch, or rows of a CSV. docs/importing.md lists
     what they may hold. What cannot be read is reported, and the rest imported.
     """
+    from lmconsole.importing.import_runs import import_runs
     from lmconsole.plan.load import load_plan
-    from lmconsole.runs.imports import import_runs
 
     report = import_runs(_store(runs), source, load_plan(experiments))
     for place, run in report.made.items():
-        typer.echo(f"{run}: imported from {printable(place)}")
+        typer.echo(f"{run}: imported from {escape_control_characters(place)}")
     for place, run in report.known.items():
-        typer.echo(f"{run}: imported before, from {printable(place)}")
+        typer.echo(f"{run}: imported before, from {escape_control_characters(place)}")
     for problem in report.problems:
-        typer.echo(f"{printable(problem)}: not imported", err=True)
+        typer.echo(f"{escape_control_characters(problem)}: not imported", err=True)
     if report.problems:
         raise typer.Exit(ExitCode.RUN_FAILED if report.made or report.known else ExitCode.USAGE)
 
@@ -293,7 +293,7 @@ def data_info(
     json: Json = False,
 ) -> None:
     """Say which corpus and embeddings would be used, and what is in them."""
-    from lmconsole.headless.datainfo import data_report
+    from lmconsole.commands.data_info import data_report
 
     report, lines = data_report(data, embeddings, preset, experiments)
     if json:
@@ -309,7 +309,7 @@ def doctor(data: Data = None, embeddings: Embeddings = None, runs: Runs = STORE,
 
     Looks at GPU, PyTorch, data, embeddings, locale and disk.
     """
-    from lmconsole.headless.doctor import examine, print_findings
+    from lmconsole.commands.doctor import examine, print_findings
 
     findings = examine(data=data, embeddings=embeddings, runs=runs)
     if json:
@@ -337,7 +337,7 @@ def bench(
     Needs no data. Tokens per second, share of what plain matrix products reach, memory, and how long all runs would
     take; `run` estimates its time from it.
     """
-    from lmconsole.headless.bench import measure, print_result
+    from lmconsole.commands.bench import measure, print_result
 
     result = measure(preset, device, precision, experiments)
     if json:
@@ -389,7 +389,7 @@ def _warn_about(store: "Store") -> None:
 
 def _talk(message: str) -> None:
     """Words for a person, on standard error; nothing in them can steer the terminal."""
-    typer.echo(printable(message), err=True)
+    typer.echo(escape_control_characters(message), err=True)
 
 
 def _print_json(value: Any) -> None:

@@ -26,7 +26,7 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
-def printable(text: object) -> str:
+def escape_control_characters(text: object) -> str:
     """``text`` with every control or formatting character written as an escape, so that names from files cannot steer
     a terminal. Line feeds are kept."""
     return "".join(
@@ -42,8 +42,8 @@ class LmconsoleError(Exception):
     exit_code = ExitCode.USAGE
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        self.message = printable(message)
-        self.hint = printable(hint) if hint else None
+        self.message = escape_control_characters(message)
+        self.hint = escape_control_characters(hint) if hint else None
         super().__init__(self.message)
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class PlanError(LmconsoleError):
     kind = "plan"
 
     def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = tuple(printable(problem) for problem in problems)
+        self.problems = tuple(escape_control_characters(problem) for problem in problems)
         super().__init__("\n".join(self.problems))
 
 

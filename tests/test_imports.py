@@ -20,11 +20,11 @@ FLOORS = [
     {"telemetry"},
     {"plan"},
     {"runs"},
-    {"data"},
+    {"data", "importing"},
     {"lm"},
     {"engine"},
     {"report"},
-    {"headless", "tui"},
+    {"commands", "tui"},
     {"cli"},
     {"__main__"},
 ]
@@ -127,7 +127,8 @@ def test_help_loads_nothing_heavy() -> None:
         ("data", [], HEAVY),
         # The worker takes its run's lock before it loads attempt.py, and with it torch. What it is forked from has.
         ("engine", ["attempt", "preload"], HEAVY),
-        ("headless", [], HEAVY),
+        ("commands", [], HEAVY),
+        ("importing", [], HEAVY),
     ],
 )
 def test_every_module_of_a_room_stays_light(room: str, but: list[str], never: list[str]) -> None:

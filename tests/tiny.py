@@ -127,7 +127,7 @@ def wanted_tiny(
         embeddings=None,
         threads=threads,
     )
-    return Wanted(prepared=prepared, preset="tiny", seed=seed, same_run=fingerprint(prepared, seed))
+    return Wanted(prepared=prepared, preset="tiny", seed=seed, config_hash=fingerprint(prepared, seed))
 
 
 def environment(root: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ from lmconsole.data.cache import SPLITS, TokenizedText, cached, entry_name, fing
 from lmconsole.data.demo import DEMO_NAME, demo_texts
 from lmconsole.data.files import id_type, list_folder, read_bytes, read_text, read_tokens
 from lmconsole.data.tokenizer import ENCODER_FILE, MERGES_FILE, gpt1_tokenizer, train_byte_bpe
-from lmconsole.errors import CorpusError, EmbeddingsError, printable
+from lmconsole.errors import CorpusError, EmbeddingsError, escape_control_characters
 
 __all__ = ["SPLITS", "Corpus", "describe", "find_data", "find_embeddings", "load_corpus"]
 
@@ -111,7 +111,7 @@ def load_corpus(
         tokenized = TokenizedText(vocabulary, splits), "ids as found in the files"
     else:
         tokenized = _text_tokens(folder, names, files, vocabulary, cache)
-    name = printable(folder.name).replace("\n", " ").strip() or "corpus"
+    name = escape_control_characters(folder.name).replace("\n", " ").strip() or "corpus"
     return _corpus(name, layout, folder, tokenized, {s: str(path) for s, path in files.items()}, max_tokens)
 
 

@@ -12,7 +12,7 @@ from lmconsole.data.corpus import SPLITS, Corpus, load_corpus
 from lmconsole.engine.estimate import measured_ceiling
 from lmconsole.engine.sampler import Sampler
 from lmconsole.engine.shared_data import Arrays, load_shared
-from lmconsole.errors import LmconsoleError, TrainingError, printable
+from lmconsole.errors import LmconsoleError, TrainingError, escape_control_characters
 from lmconsole.lm import device
 from lmconsole.lm.embedding import TABLES, Tables, arrays_of, read_tables, tables_from
 from lmconsole.lm.loop import Job, Training, parameters_of
@@ -229,7 +229,7 @@ def explain(error: BaseException, paths: RunPaths, where: str) -> Failed:
         )
     return Failed(
         error="crash",
-        message=printable(f"{type(error).__name__}: {str(error) or 'no message'}"),
+        message=escape_control_characters(f"{type(error).__name__}: {str(error) or 'no message'}"),
         hint=f"The trace is in {paths.worker_log}. Running the experiment again resumes from its last checkpoint.",
     )
 

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from lmconsole import __version__
-from lmconsole.engine.options import threads_per_run
 from lmconsole.engine.probe import ProbeError, ask_child
+from lmconsole.engine.run_options import threads_per_run
 from lmconsole.errors import DeviceError, ExitCode, LmconsoleError
-from lmconsole.plan.arithmetic import run_flops, step_flops
 from lmconsole.plan.experiment import MODEL_NAMES, Experiment, Precision, Settings
+from lmconsole.plan.flops import run_flops, step_flops
 from lmconsole.plan.load import load_plan
 
 if TYPE_CHECKING:
-    from lmconsole.lm.bench import Pace
+    from lmconsole.lm.throughput import Pace
 
 SCHEMA = 1
 BUDGET_S = 40.0
@@ -128,7 +128,7 @@ class _Group:
 def measure(request: BenchRequest) -> BenchResult:
     """Measure in this process, which loads torch. Raises LmconsoleError."""
     from lmconsole.lm import device
-    from lmconsole.lm.bench import ceiling_gflops
+    from lmconsole.lm.throughput import ceiling_gflops
 
     began, load_1min = time.monotonic(), os.getloadavg()[0]
     everything = device.describe_devices()
@@ -217,8 +217,8 @@ def _measure_all(
     groups: Sequence[_Group], where: str, batch_size: int, request: BenchRequest, began: float
 ) -> "dict[str, Pace]":
     """What was measured, by label; the first is measured in any case, the others while time is left for them."""
-    from lmconsole.lm.bench import measure_pace
     from lmconsole.lm.device import out_of_memory
+    from lmconsole.lm.throughput import measure_pace
 
     paces: dict[str, Pace] = {}
     for group in groups:

@@ -12,11 +12,11 @@ import msgspec
 
 from lmconsole import __version__
 from lmconsole.engine.bench import BenchResult
-from lmconsole.engine.options import threads_per_run
 from lmconsole.engine.probe import ProbeAnswer
 from lmconsole.engine.queue import Action, Decision
-from lmconsole.plan.arithmetic import run_flops, step_flops
+from lmconsole.engine.run_options import threads_per_run
 from lmconsole.plan.experiment import Settings
+from lmconsole.plan.flops import run_flops, step_flops
 from lmconsole.runs.store import Run, has_room
 
 ALIKE = 4.0

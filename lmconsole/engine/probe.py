@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from lmconsole.engine.local import python, training_environment
+from lmconsole.engine.processes import python, training_environment
 from lmconsole.errors import CorpusError, DeviceError, EmbeddingsError, ExitCode, LmconsoleError
-from lmconsole.plan.arithmetic import step_flops
 from lmconsole.plan.experiment import Experiment, Settings
+from lmconsole.plan.flops import step_flops
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import AUTO, Plan, Resolved
 from lmconsole.runs.info import CorpusInfo, EmbeddingsInfo

@@ -14,10 +14,10 @@ from typing import Literal
 import msgspec
 
 from lmconsole import __version__
-from lmconsole.engine.options import threads_per_run
 from lmconsole.engine.probe import Prepared, ProbeAnswer
+from lmconsole.engine.run_options import threads_per_run
 from lmconsole.errors import RunActiveError, StoreError
-from lmconsole.plan.arithmetic import run_flops
+from lmconsole.plan.flops import run_flops
 from lmconsole.runs import lock
 from lmconsole.runs.events import EventLog, Queued, utc_now
 from lmconsole.runs.info import SCHEMA, RunInfo, write_info
@@ -46,7 +46,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     prepared: Prepared
     preset: str
     seed: int
-    same_run: str
+    config_hash: str
 
     @property
     def stem(self) -> str:
@@ -81,7 +81,7 @@ def wanted_runs(answer: ProbeAnswer, seeds: Sequence[int] | None, *, typed_order
         prepared.sort(key=lambda each: (-_run_flops(each), each.experiment.id))
     rounds = [[(each, seed) for each in prepared] for seed in seeds] if seeds else [[(p, p.seed) for p in prepared]]
     return [
-        Wanted(prepared=each, preset=answer.preset, seed=seed, same_run=fingerprint(each, seed))
+        Wanted(prepared=each, preset=answer.preset, seed=seed, config_hash=fingerprint(each, seed))
         for pairs in rounds
         for each, seed in pairs
     ]
@@ -120,10 +120,10 @@ def decide(
     same: dict[str, list[Run]] = {}
     for run in runs:
         if not run.problem:
-            same.setdefault(run.info.same_run, []).append(run)
+            same.setdefault(run.info.config_hash, []).append(run)
     decisions = []
     for each in wanted:
-        action, found = _decide_one([] if fresh else same.get(each.same_run, []))
+        action, found = _decide_one([] if fresh else same.get(each.config_hash, []))
         its_threads = (found and found.info.threads) or threads or each.prepared.threads
         decisions.append(
             Decision(
@@ -253,7 +253,7 @@ def _make(store: Store, decision: Decision, queued: Queued, jobs: int | Literal[
         settings=prepared.settings,
         origins=prepared.origins,
         seed=wanted.seed,
-        same_run=wanted.same_run,
+        config_hash=wanted.config_hash,
         corpus=prepared.corpus,
         embeddings=prepared.embeddings,
         threads=decision.threads,

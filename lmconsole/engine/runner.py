@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from lmconsole.engine import worker
-from lmconsole.engine.local import last_line, python, start_program
+from lmconsole.engine.processes import last_line, python, start_program
 from lmconsole.engine.shared_data import shared_folder
 from lmconsole.engine.worker import EXIT_NOT_MINE, Turn
 from lmconsole.errors import StoreError

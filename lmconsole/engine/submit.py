@@ -4,10 +4,10 @@ import contextlib
 import os
 from collections.abc import Iterable, Sequence
 
-from lmconsole.engine.local import disown, start_runner
-from lmconsole.engine.options import RunOptions
 from lmconsole.engine.probe import ProbeAnswer
+from lmconsole.engine.processes import disown, start_runner
 from lmconsole.engine.queue import Decision, Wanted, decide, enqueue, jobs_at_once, requeue, wanted_runs
+from lmconsole.engine.run_options import RunOptions
 from lmconsole.errors import StoreError
 from lmconsole.plan.presets import ranges
 from lmconsole.runs.events import Queued

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lmconsole import __version__
-from lmconsole.errors import printable
+from lmconsole.errors import escape_control_characters
 from lmconsole.runs import lock
 from lmconsole.runs.events import EventLog, EventReader, Failed, Stopped
 from lmconsole.runs.info import read_info
@@ -103,7 +103,7 @@ def _start(run: Run, arguments: list[str], variables: Mapping[str, str], turns: 
             process.start()
             return process
         except (OSError, EOFError) as error:  # it has ended, or its socket's name in a long TMPDIR is too long
-            print(f"workers start anew instead of forked: {printable(str(error))}", flush=True)
+            print(f"workers start anew instead of forked: {escape_control_characters(str(error))}", flush=True)
     process = get_context("spawn").Process(target=enter, args=every)
     process.start()
     return process
@@ -228,7 +228,7 @@ def _failure(error: BaseException, paths: RunPaths, where: str) -> Failed:
     except Exception:  # whatever is broken here, the outcome must be recorded
         return Failed(
             error="crash",
-            message=printable(f"lmconsole {__version__} on {where}: {type(error).__name__}: {error}"),
+            message=escape_control_characters(f"lmconsole {__version__} on {where}: {type(error).__name__}: {error}"),
             hint=f"`lmconsole doctor` checks the installation; the trace is in {paths.worker_log}.",
         )
 

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmconsole.data.windows import cut_windows
-from lmconsole.lm.loss import IGNORE
+from lmconsole.lm.linear_cross_entropy import IGNORE
 
 PADDING = 0
 

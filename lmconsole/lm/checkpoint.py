@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lmconsole.errors import TrainingError, printable
+from lmconsole.errors import TrainingError, escape_control_characters
 from lmconsole.runs.paths import RunPaths, sync_folder
 
 SCHEMA = 1
@@ -78,9 +78,9 @@ class CheckpointWriter:
     The thread is no daemon, so that a process which ends by itself finishes the write first.
     """
 
-    def __init__(self, paths: RunPaths, same_run: str, trained_s: float) -> None:
+    def __init__(self, paths: RunPaths, config_hash: str, trained_s: float) -> None:
         """``trained_s``: seconds of training before this attempt, which the checkpoint it started from holds."""
-        self._paths, self._same_run = paths, same_run
+        self._paths, self._same_run = paths, config_hash
         self._idle_since_s: float | None = trained_s
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -150,7 +150,7 @@ def host_copy(value: Any) -> Any:
     return value
 
 
-def save(paths: RunPaths, cursor: Cursor, parts: dict[str, Any], same_run: str) -> None:
+def save(paths: RunPaths, cursor: Cursor, parts: dict[str, Any], config_hash: str) -> None:
     """Make ``cursor`` and ``parts`` (tensors and plain values only) the run's newest checkpoint.
 
     The one before is kept. A crash at any moment leaves at least one of them whole.
@@ -159,7 +159,7 @@ def save(paths: RunPaths, cursor: Cursor, parts: dict[str, Any], same_run: str) 
         TrainingError: the disk is full or cannot be written; the older checkpoints are untouched.
     """
     data = {field.name: getattr(cursor, field.name) for field in fields(cursor)}
-    everything = {"schema": SCHEMA, "same_run": same_run, "cursor": data, **parts}
+    everything = {"schema": SCHEMA, "same_run": config_hash, "cursor": data, **parts}
     older = paths.previous_checkpoint
     _replace_file(paths.checkpoint, lambda file: torch.save(everything, file), what="checkpoint", previous=older)
 
@@ -203,7 +203,7 @@ def _replace_file(path: Path, write: Callable[[IO[bytes]], object], *, what: str
 
 
 def load(
-    paths: RunPaths, same_run: str, fits: Callable[[Cursor], bool] = lambda cursor: True
+    paths: RunPaths, config_hash: str, fits: Callable[[Cursor], bool] = lambda cursor: True
 ) -> tuple[Cursor, dict[str, Any]] | None:
     """The newest checkpoint that is whole and ``fits``, as the cursor and the other parts on the CPU; None if there is
     none: then the run starts over.
@@ -217,7 +217,7 @@ def load(
     for path in (paths.checkpoint, paths.previous_checkpoint):
         try:
             parts = torch.load(path, map_location="cpu", weights_only=True)
-            if parts.pop("schema") != SCHEMA or parts.pop("same_run") != same_run:
+            if parts.pop("schema") != SCHEMA or parts.pop("same_run") != config_hash:
                 raise ValueError("it belongs to another run, or another version of lmconsole")
             cursor = Cursor(**parts.pop("cursor"))
             if not fits(cursor):
@@ -232,7 +232,9 @@ def load(
                     f"{path}: the checkpoint cannot be read: {getattr(error, 'strerror', None) or 'not enough memory'}",
                     hint="When that is mended, run the experiment again: it resumes there. --fresh starts a new run.",
                 ) from error
-            print(f"{path.name} cannot be used: {printable(str(error).partition(chr(10))[0])}", flush=True)
+            print(
+                f"{path.name} cannot be used: {escape_control_characters(str(error).partition(chr(10))[0])}", flush=True
+            )
             with contextlib.suppress(OSError):
                 path.rename(path.with_name(f"{path.name}.damaged"))
     return None

@@ -100,7 +100,7 @@ class Training:
         self.cursor = Cursor()
         self._checkpoint: dict[str, Any] | None = None
         if job.history.attempt:
-            found = checkpoint.load(job.paths, job.info.same_run, self._fits)
+            found = checkpoint.load(job.paths, job.info.config_hash, self._fits)
             if found is not None:
                 self.cursor, self._checkpoint = found
 
@@ -114,7 +114,7 @@ class Training:
         }
         self.steps = math.ceil(len(self.splits["train"]) / self.settings.batch_size)
         self._restore()
-        self.writer = CheckpointWriter(job.paths, job.info.same_run, self.cursor.elapsed_train_s)
+        self.writer = CheckpointWriter(job.paths, job.info.config_hash, self.cursor.elapsed_train_s)
         self.energy = EnergyMeter(job.read_energy_j, self.cursor)
         self.training = prepare_steps(
             self.model, self.optimizer, self.splits["train"], self.settings, self.precision, job.device
@@ -264,7 +264,7 @@ class Training:
             "experiment": info.experiment.label,
             "epoch": str(cursor.best_epoch),
             "valid_loss_nats": repr(cursor.best_valid_loss_nats),
-            "config_hash": info.same_run,
+            "config_hash": info.config_hash,
         }
         checkpoint.save_best_weights(self.job.paths, cursor.best_weights, metadata)
 

@@ -8,7 +8,7 @@ from lmconsole.errors import EmbeddingsError
 from lmconsole.lm.device import autocast, compute_capability, compute_dtype
 from lmconsole.lm.embedding import Tables
 from lmconsole.lm.gpt1 import AttentionBackend, Gpt1, attention_backend
-from lmconsole.lm.loss import head_loss_sum
+from lmconsole.lm.linear_cross_entropy import head_loss_sum
 from lmconsole.lm.lstm import Lstm
 from lmconsole.plan.experiment import Precision, Settings
 

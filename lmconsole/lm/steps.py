@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from lmconsole.errors import printable
-from lmconsole.lm import device, fast
+from lmconsole.errors import escape_control_characters
+from lmconsole.lm import device
+from lmconsole.lm import fast_paths as fast
 from lmconsole.lm.batches import WindowedSplit
 from lmconsole.lm.model import LanguageModel
 from lmconsole.plan.experiment import Precision, Settings
@@ -345,7 +346,7 @@ def prepare_steps(
         except Exception as error:  # libraries may refuse in words of their own
             plain.fell_back = True
             fast.print_traceback()
-            reason = printable(str(_first_cause(error)).partition("\n")[0])
+            reason = escape_control_characters(str(_first_cause(error)).partition("\n")[0])
         finally:
             device.give_back_memory(where)
     print(f"The training step is not captured as a CUDA graph: {reason}", flush=True)

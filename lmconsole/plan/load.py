@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from lmconsole.errors import PlanError, printable
+from lmconsole.errors import PlanError, escape_control_characters
 from lmconsole.plan.experiment import APPLIES_TO, Experiment
 from lmconsole.plan.presets import AUTO, IDENTITY, SECTIONS, TYPES, Layer, Plan, unknown
 
@@ -205,7 +205,9 @@ def _experiment(row: dict[str, Any], number: int, shown: str, report: Report) ->
             before.append(f"{place}: {key}: {_problem(key, kind, row[key], error)}")
     name = identity.get("name", "")
     if isinstance(name, str) and _unfit_name(name):
-        before.append(f"{place}: name: expected one line of at most {MAX_NAME} printable characters, got {_show(name)}")
+        before.append(
+            f"{place}: name: expected one line of at most {MAX_NAME} escape_control_characters characters, got {_show(name)}"
+        )
     for problem in before:
         report(problem)
     owners = tuple(str(identity[key]) for key in ("model", "optimizer") if key in identity)
@@ -219,7 +221,7 @@ def _experiment(row: dict[str, Any], number: int, shown: str, report: Report) ->
 
 
 def _unfit_name(name: str) -> bool:
-    unprintable = printable(name) != name or "\n" in name
+    unprintable = escape_control_characters(name) != name or "\n" in name
     return unprintable or len(name) > MAX_NAME or name != name.strip()
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES, Experiment
-from lmconsole.report.groups import Group, describe
 from lmconsole.report.markup import DASH, Cell, Document, decimals
 from lmconsole.report.reference import PADDED_SHARE, PUBLISHED_CORPUS, published
+from lmconsole.report.selection import Group, describe
 from lmconsole.runs.events import number
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.store import Run

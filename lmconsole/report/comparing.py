@@ -8,9 +8,9 @@ from enum import Enum
 
 import msgspec
 
-from lmconsole.report.groups import OWN, Group
 from lmconsole.report.markup import decimals
 from lmconsole.report.results import is_complete
+from lmconsole.report.selection import OWN, Group
 from lmconsole.report.targets import best_valid_ppl
 from lmconsole.runs.events import Epoch, number
 from lmconsole.runs.store import Run

@@ -7,12 +7,12 @@ from typing import Literal
 
 import msgspec
 
+from lmconsole.importing.import_runs import STATED
 from lmconsole.plan.presets import ranges
 from lmconsole.report.figures import Illustration, unfinished
-from lmconsole.report.groups import Group, describe
 from lmconsole.report.markup import Cell, Document, escape_latex, escape_markdown, latex_grid, latex_size, markdown_grid
 from lmconsole.report.questions.answer import Finding
-from lmconsole.runs.imports import STATED
+from lmconsole.report.selection import Group, describe
 from lmconsole.runs.info import RunInfo
 
 

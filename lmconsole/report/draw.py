@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
-from lmconsole.errors import printable
+from lmconsole.errors import escape_control_characters
 from lmconsole.report.markup import Picture, spelled
 
 SINGLE_IN, DOUBLE_IN = 3.4, 7.0
@@ -226,7 +226,7 @@ def encoded(figure: Figure, form: Picture) -> bytes:
 def shown(text: str) -> str:
     """``text`` with what the figures' font lacks spelled out."""
     font = get_font(findfont(FontProperties(family="DejaVu Sans")))
-    return spelled(printable(text).replace("\n", " "), lambda c: bool(font.get_char_index(ord(c))))
+    return spelled(escape_control_characters(text).replace("\n", " "), lambda c: bool(font.get_char_index(ord(c))))
 
 
 def _cut(text: str, most: int) -> str:

@@ -18,10 +18,10 @@ from lmconsole.report import document
 from lmconsole.report.against import against_document, group_results, published_results
 from lmconsole.report.figures import illustrations
 from lmconsole.report.findings import findings
-from lmconsole.report.groups import Group, choose_group
 from lmconsole.report.markup import SUFFIXES, Document, Form, Picture, frame_to_csv
+from lmconsole.report.result_tables import DOCUMENTS, results_document
 from lmconsole.report.results import FRAMES
-from lmconsole.report.tables import DOCUMENTS, results_document
+from lmconsole.report.selection import Group, choose_group
 from lmconsole.runs.store import Store
 
 Format = Literal["markdown", "latex", "csv", "json", "parquet", "all"]

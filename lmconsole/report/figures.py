@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from lmconsole import formatting
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
 from lmconsole.plan.presets import ranges
-from lmconsole.report.groups import Group, clock_note, describe_briefly
+from lmconsole.report.result_tables import denominator, host_memory_words
 from lmconsole.report.results import is_complete, memory_frame, uses_gpu
-from lmconsole.report.tables import denominator, host_memory_words
+from lmconsole.report.selection import Group, clock_note, describe_briefly
 from lmconsole.report.targets import SLACK, TARGETS, common_target, performance_profile, reached
 from lmconsole.runs.events import Epoch, number
 from lmconsole.runs.state import Status

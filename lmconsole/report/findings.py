@@ -4,12 +4,12 @@ interpretation that the measurement chooses.
 An interpretation claims no more than seeds and data carry; see ``comparing.RULE``.
 """
 
-from lmconsole.report.groups import Group
 from lmconsole.report.questions.answer import Finding, Suite
 from lmconsole.report.questions.choice import choice
 from lmconsole.report.questions.footprint import footprint
 from lmconsole.report.questions.models import architectures, depth, overfitting
 from lmconsole.report.questions.optimizers import optimizers
+from lmconsole.report.selection import Group
 
 
 def findings(group: Group) -> list[Finding]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import pandas as pd
 
-from lmconsole.errors import printable
+from lmconsole.errors import escape_control_characters
 
 Form = Literal["markdown", "latex", "csv"]
 Picture = Literal["png", "pdf", "svg"]
@@ -231,14 +231,14 @@ def decimals(ppl: float) -> str:
 
 def escape_markdown(text: str) -> str:
     """``text`` so that no markdown or HTML reader takes any of it for markup."""
-    one_line = printable(text).replace("\n", " ")
+    one_line = escape_control_characters(text).replace("\n", " ")
     return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", one_line)
 
 
 def escape_latex(text: str) -> str:
     """``text`` as ``pdflatex`` prints it without any package: Latin and Greek letters as they are, other characters by
     their names in brackets."""
-    one_line = printable(text).replace("\n", " ")
+    one_line = escape_control_characters(text).replace("\n", " ")
     one_line = spelled(one_line, lambda c: c in _LATEX or bool(_letter(c)))
     apart = re.sub(r"(?<=([-',]))(?=\1)", "\0", one_line)  # or TeX would join them
     return "".join(_LATEX.get(c) or _letter(c) for c in apart)

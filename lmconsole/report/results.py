@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
-from lmconsole.report.groups import Group
+from lmconsole.report.selection import Group
 from lmconsole.runs.events import Telemetry, number
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmconsole.plan.experiment import OPTIMIZER_NAMES
-from lmconsole.report.groups import Group
+from lmconsole.report.selection import Group
 from lmconsole.runs.events import number
 from lmconsole.runs.store import Run
 

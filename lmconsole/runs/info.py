@@ -48,7 +48,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     origins: dict[str, str]
     """Where each setting came from."""
     seed: int
-    same_run: str
+    config_hash: str = msgspec.field(name="same_run")
     """Equal for runs that would compute the same thing."""
     corpus: CorpusInfo
     embeddings: EmbeddingsInfo | None
@@ -66,7 +66,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What its losses are means over: targets alone, or the padding of the last window too (docs/protocol.md)."""
 
     @property
-    def age(self) -> tuple[bool, str, str]:
+    def sort_key(self) -> tuple[bool, str, str]:
         """What runs are ordered by, oldest first. Imported ones come before those trained here, so that the latest run
         of an experiment is one of our own if there is any."""
         return self.origin == "trained", self.queued_t, self.run

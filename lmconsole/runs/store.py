@@ -144,7 +144,7 @@ class Store:
         self.problems = {}
         for name in names:
             self._refresh(name)
-        return sorted(self._runs.values(), key=lambda run: run.info.age)
+        return sorted(self._runs.values(), key=lambda run: run.info.sort_key)
 
     def _refresh(self, name: str) -> None:
         run = self._runs.get(name)
@@ -202,7 +202,7 @@ def _owner(path: Path) -> lock.Owner | None:
 def queue_order(info: RunInfo, queued: Queued | None) -> tuple[int, tuple[bool, str, str]]:
     """Sort key of waiting runs: the first is started next. ``queued`` is the run's last ``queued`` event, so that a run
     that is queued again takes its new place."""
-    return queued.place if queued else 0, info.age
+    return queued.place if queued else 0, info.sort_key
 
 
 def has_room(jobs: int, others: Iterable[int]) -> bool:

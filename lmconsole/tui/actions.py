@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from lmconsole.engine.local import python
-from lmconsole.engine.options import RunOptions, run_options
 from lmconsole.engine.probe import ask
+from lmconsole.engine.processes import python
 from lmconsole.engine.queue import Action
+from lmconsole.engine.run_options import RunOptions, run_options
 from lmconsole.engine.submit import sharing_words, submit, wake_runner
 from lmconsole.errors import LmconsoleError
 from lmconsole.runs.store import Store

@@ -13,20 +13,20 @@ from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
-from lmconsole.engine.options import RunOptions
+from lmconsole.engine.run_options import RunOptions
 from lmconsole.engine.submit import resume_runs, stop_runs
-from lmconsole.errors import LmconsoleError, printable
+from lmconsole.errors import LmconsoleError, escape_control_characters
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Store
 from lmconsole.runs.trash import discard, restore
 from lmconsole.tui import actions
 from lmconsole.tui.feed import Feed, Picture
-from lmconsole.tui.glyphs import ASCII, UNICODE, PlainCharacters, locale_is_utf8
-from lmconsole.tui.main import MainScreen, actions_of
 from lmconsole.tui.options import ConsoleOptions
+from lmconsole.tui.plot.glyphs import ASCII, UNICODE, PlainCharacters, locale_is_utf8
+from lmconsole.tui.screens.main import MainScreen, actions_of
 from lmconsole.tui.settings import Remembered, recall, remember
-from lmconsole.tui.table import ExperimentTable
 from lmconsole.tui.themes import DARK, LIGHT
+from lmconsole.tui.widgets.experiment_table import ExperimentTable
 
 TICK_S = 0.5
 SLOW_TICK_S = 2.0
@@ -148,7 +148,7 @@ class Console(App[str]):
         that is shown: what was seen running is told to be over."""
         active = frozenset(view.run for view in picture.runs.values() if view.status.active)
         for line in picture.said[self._said_before :]:
-            self.notify(printable(line[0].upper() + line[1:]), timeout=20, markup=False)
+            self.notify(escape_control_characters(line[0].upper() + line[1:]), timeout=20, markup=False)
         self._said_before = len(picture.said)
         if self._active_before and not active:
             over = [picture.runs[name] for name in self._active_before if name in picture.runs]
@@ -191,7 +191,7 @@ class Console(App[str]):
                 self._form_words = words
                 self._start(actions.parse(self.options, ids, words))
 
-        from lmconsole.tui.screens import RunForm
+        from lmconsole.tui.screens.dialogs import RunForm
 
         title = f"Run experiment{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))} with"
         self.push_screen(RunForm(title, self._form_words, partial(actions.parse, self.options, ids)), accepted)
@@ -206,9 +206,11 @@ class Console(App[str]):
             return
         self.feed.look_now()
         self.preset = started.preset
-        self.call_from_thread(self.notify, printable(started.words), timeout=8, markup=False)
+        self.call_from_thread(self.notify, escape_control_characters(started.words), timeout=8, markup=False)
         for warning in started.warnings:
-            self.call_from_thread(self.notify, printable(warning), severity="warning", timeout=12, markup=False)
+            self.call_from_thread(
+                self.notify, escape_control_characters(warning), severity="warning", timeout=12, markup=False
+            )
 
     def action_stop(self) -> None:
         """Stop the chosen runs, after a question."""
@@ -260,10 +262,10 @@ class Console(App[str]):
         self._do("Brought back", lambda store: restore(store, names))
 
     def _ask(self, title: str, lines: list[str], note: str, yes: str, do: Callable[[], object]) -> None:
-        from lmconsole.tui.screens import Question
+        from lmconsole.tui.screens.dialogs import Question
 
         more = [f"and {len(lines) - MOST_NAMED} more"] if len(lines) > MOST_NAMED else []
-        shown = [printable(line) for line in lines[:MOST_NAMED]] + more + [note]
+        shown = [escape_control_characters(line) for line in lines[:MOST_NAMED]] + more + [note]
 
         def answered(answer: bool | None) -> None:
             if answer:
@@ -288,14 +290,14 @@ class Console(App[str]):
         self.call_from_thread(self.notify, "Writing the exports …", timeout=3)
         from rich.text import Text
 
-        from lmconsole.tui.pictures import figures_in
-        from lmconsole.tui.screens import Exported, Page
+        from lmconsole.tui.screens.dialogs import Exported, Page
+        from lmconsole.tui.screens.pictures import figures_in
 
         page: Page
         try:
             page = Exported(*actions.export(self.options), figures_in(self.options.exports))
         except LmconsoleError as error:
-            page = Page("Nothing was exported", Text(printable(str(error))))
+            page = Page("Nothing was exported", Text(escape_control_characters(str(error))))
         self.call_from_thread(self.push_screen, page)
 
     @work(thread=True, group="export", exclusive=True)
@@ -311,13 +313,13 @@ class Console(App[str]):
         self.call_from_thread(self.notify, f"Results table as {name} copied: {lines} lines.", timeout=4)
 
     def _complain(self, error: LmconsoleError) -> None:
-        self.notify(printable(str(error)), severity="error", timeout=15, markup=False)
+        self.notify(escape_control_characters(str(error)), severity="error", timeout=15, markup=False)
 
     # ---- finding one's way
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Every action, for the command palette."""
-        from lmconsole.tui.screens import key_name
+        from lmconsole.tui.screens.dialogs import key_name
 
         yield from (c for c in super().get_system_commands(screen) if c.title in ("Theme", "Screenshot"))
         for binding in actions_of([*MainScreen.BINDINGS, *ExperimentTable.BINDINGS]):

@@ -18,7 +18,7 @@ from typing import TypeAlias, TypeVar
 import msgspec
 
 from lmconsole.errors import StoreError
-from lmconsole.plan.arithmetic import share_of_ceiling
+from lmconsole.plan.flops import share_of_ceiling
 from lmconsole.runs.events import (
     AnyEvent,
     Epoch,
@@ -36,7 +36,7 @@ from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 from lmconsole.telemetry.gpu import Gpus, GpuSample
 from lmconsole.telemetry.host import HostMemory, host_memory
-from lmconsole.tui.curve import Curve
+from lmconsole.tui.plot.series import Curve
 
 POLL_S = 0.5
 IDLE_POLL_S = 2.0
@@ -209,7 +209,7 @@ class Feed:
             followed = self._followed.get(name)
             if followed and followed.view:
                 views[name] = followed.view
-        ordered = dict(sorted(views.items(), key=lambda item: item[1].info.age))
+        ordered = dict(sorted(views.items(), key=lambda item: item[1].info.sort_key))
         old = self.picture
         said = old.said + self._said()
         new = Picture(old.number + 1, ordered, problems, error, *machine, said)

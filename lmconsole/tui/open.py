@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmconsole.engine.options import RunOptions
+from lmconsole.engine.run_options import RunOptions
 from lmconsole.errors import ExitCode, LmconsoleError
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import AUTO, unknown
@@ -82,7 +82,7 @@ def open_console(
 def _driver() -> "type[Driver] | None":
     if os.environ.get(DRIVER):
         return None
-    from lmconsole.tui.driver import MeasuredDriver
+    from lmconsole.tui.terminal.driver import MeasuredDriver
 
     return MeasuredDriver
 

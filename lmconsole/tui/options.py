@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmconsole.engine.options import RunOptions
+from lmconsole.engine.run_options import RunOptions
 from lmconsole.plan.presets import Plan
 
 

@@ -4,14 +4,14 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from lmconsole.errors import printable
+from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import UNKNOWN, perplexity, seconds
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES, Experiment
 from lmconsole.runs.events import number
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import queue_order
 from lmconsole.tui.feed import STUCK, RunView
-from lmconsole.tui.glyphs import Glyphs, sparkline
+from lmconsole.tui.plot.glyphs import Glyphs, sparkline
 
 SPARK_WIDTH = 10
 COLUMNS = ("", "ID", "Model", "L", "Optimizer", "Status", "Train", "Valid", "Time", "Trend")
@@ -106,7 +106,7 @@ def _experiment_row(
 ) -> Row:
     newest = runs[-1] if runs else None
     group = group_of(runs)
-    named = printable(experiment.name) or OPTIMIZER_NAMES[experiment.optimizer]
+    named = escape_control_characters(experiment.name) or OPTIMIZER_NAMES[experiment.optimizer]
     front = (
         (glyphs.checked if checked else glyphs.unchecked) + fold,
         str(experiment.id),
@@ -143,7 +143,7 @@ def _run_row(
     front = (
         f"{glyphs.child}{glyphs.checked if checked else glyphs.unchecked}",
         "",
-        "import" if view.info.origin == "imported" else printable(view.info.preset)[:7],
+        "import" if view.info.origin == "imported" else escape_control_characters(view.info.preset)[:7],
         "",
         f"seed {view.info.seed}",
     )
@@ -156,7 +156,7 @@ def _run_row(
 
 def _unreadable_row(name: str, why: str) -> Row:
     what = "not answering" if why == STUCK else "unreadable"
-    cells = ("", "?", "", "", "", f"{what}: {printable(name)}", "", "", "", "")
+    cells = ("", "?", "", "", "", f"{what}: {escape_control_characters(name)}", "", "", "", "")
     return Row(name, None, None, True, cells, "problem", ((math.inf, ""),) * len(COLUMNS))
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from lmconsole.errors import printable
+from lmconsole.errors import escape_control_characters
 from lmconsole.plan.experiment import Experiment
 from lmconsole.report.reference import published
 from lmconsole.tui.feed import Picture, RunView
-from lmconsole.tui.plot import Series
+from lmconsole.tui.plot.chart import Series
 from lmconsole.tui.rows import Row, group_of
 
 
@@ -66,7 +66,7 @@ def series_of(picture: Picture, views: Iterable[RunView], *, reference: bool) ->
         made.append(
             Series(
                 run=view.run,
-                label=printable(f"{info.experiment.id} {info.experiment.label}{seed}"),
+                label=escape_control_characters(f"{info.experiment.id} {info.experiment.label}{seed}"),
                 slot=slot,
                 train=view.curve,
                 epochs=view.epochs,

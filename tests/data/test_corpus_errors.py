@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from lmconsole.data.corpus import load_corpus
 from lmconsole.data.files import read_tokens
 from lmconsole.data.tokenizer import ENCODER_FILE, MERGES_FILE
-from lmconsole.errors import CorpusError, printable
+from lmconsole.errors import CorpusError, escape_control_characters
 
 
 def refusal(folder: Path | None, cache: Path | None = None, vocabulary: int = 400) -> CorpusError:
     """The error that loading ``folder`` ends in. It names the folder or a file in it, and is fit for a terminal."""
     with pytest.raises(CorpusError) as caught:
         load_corpus("tokens", folder, vocabulary=vocabulary, cache=cache)
-    assert folder is None or printable(folder.name) in caught.value.message
+    assert folder is None or escape_control_characters(folder.name) in caught.value.message
     assert "\x1b" not in str(caught.value)
     assert "Traceback" not in str(caught.value)
     return caught.value

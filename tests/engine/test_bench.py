@@ -12,10 +12,10 @@ from lmconsole.engine import bench as engine
 from lmconsole.engine import estimate
 from lmconsole.engine.bench import BenchRequest, BenchResult, affordable_batch, bench
 from lmconsole.errors import LmconsoleError
-from lmconsole.lm import bench as lm_bench
 from lmconsole.lm import device
-from lmconsole.lm.bench import Pace
-from lmconsole.plan.arithmetic import run_flops, step_flops
+from lmconsole.lm import throughput as lm_bench
+from lmconsole.lm.throughput import Pace
+from lmconsole.plan.flops import run_flops, step_flops
 from lmconsole.plan.load import builtin_file, load_plan
 
 

@@ -9,10 +9,10 @@ import tiny
 from lmconsole.engine import estimate
 from lmconsole.engine.bench import SCHEMA, BenchResult, Shape
 from lmconsole.engine.estimate import Estimate, estimates, makespan_s
-from lmconsole.engine.options import threads_per_run
 from lmconsole.engine.probe import Prepared, ProbeAnswer
 from lmconsole.engine.queue import decide, wanted_runs
-from lmconsole.plan.arithmetic import run_flops
+from lmconsole.engine.run_options import threads_per_run
+from lmconsole.plan.flops import run_flops
 from lmconsole.runs.events import Epoch, EventLog, Finished, Queued, Started
 from lmconsole.runs.store import Run, Store
 

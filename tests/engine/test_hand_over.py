@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import tiny
 
-from lmconsole.engine import local, runner, worker
+from lmconsole.engine import processes as local
+from lmconsole.engine import runner, worker
 from lmconsole.engine.runner import Runner
 from lmconsole.runs.events import EventLog, Queued, Started, Stopped
 from lmconsole.runs.state import Status

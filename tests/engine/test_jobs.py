@@ -11,10 +11,11 @@ import msgspec
 import pytest
 import tiny
 
-from lmconsole.engine import options, queue, submit
+from lmconsole.engine import queue, submit
+from lmconsole.engine import run_options as options
 from lmconsole.engine.probe import ONE_THREAD_FLOPS, Prepared, ProbeAnswer, threads_for
 from lmconsole.engine.queue import enqueue, jobs_at_once, requeue, wanted_runs
-from lmconsole.plan.arithmetic import step_flops
+from lmconsole.plan.flops import step_flops
 from lmconsole.plan.load import builtin_file, load_plan
 from lmconsole.runs.events import EventLog, Queued, Stopped
 from lmconsole.runs.info import CorpusInfo

@@ -24,7 +24,7 @@ def end(run: Run, event: Finished | Stopped | Failed) -> None:
 
 
 def test_what_decides_the_numbers_decides_whether_runs_are_the_same(tmp_path: Path) -> None:
-    base = tiny.queue_tiny(tmp_path).info.same_run
+    base = tiny.queue_tiny(tmp_path).info.config_hash
     others = [
         tiny.queue_tiny(tmp_path, seed=1),
         tiny.queue_tiny(tmp_path, epochs=3),
@@ -34,9 +34,9 @@ def test_what_decides_the_numbers_decides_whether_runs_are_the_same(tmp_path: Pa
         tiny.queue_tiny(tmp_path, model="gpt1"),
     ]
     others.append(tiny.queue_tiny(tmp_path / "elsewhere", repeats=9))
-    assert len({base, *(run.info.same_run for run in others)}) == 8
+    assert len({base, *(run.info.config_hash for run in others)}) == 8
     scheduled_otherwise = tiny.queue_tiny(tmp_path / "third", threads=2, jobs=3)
-    assert scheduled_otherwise.info.same_run == base
+    assert scheduled_otherwise.info.config_hash == base
 
 
 def test_an_active_run_is_refused_and_nothing_is_queued(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import psutil
 import pytest
 import tiny
 
-from lmconsole.engine import options, queue
+from lmconsole.engine import queue
+from lmconsole.engine import run_options as options
 from lmconsole.runs.events import EventLog, Queued, Stopped
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store

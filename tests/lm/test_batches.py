@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmconsole.lm.batches import WindowedSplit
-from lmconsole.lm.loss import IGNORE
+from lmconsole.lm.linear_cross_entropy import IGNORE
 
 
 @given(tokens=st.integers(3, 60), window=st.integers(1, 12), batch=st.integers(1, 5))

@@ -59,11 +59,11 @@ class Gate:
         self._open = threading.Event()
         real = checkpoint.save
 
-        def save(paths: RunPaths, cursor: Cursor, parts: dict[str, Any], same_run: str) -> None:
+        def save(paths: RunPaths, cursor: Cursor, parts: dict[str, Any], config_hash: str) -> None:
             self.order.append(f"begin {cursor.step}")
             self.cursors.append(cursor)
             self._open.wait()
-            real(paths, cursor, parts, same_run)
+            real(paths, cursor, parts, config_hash)
             self.order.append(f"end {cursor.step}")
 
         monkeypatch.setattr(checkpoint, "save", save)

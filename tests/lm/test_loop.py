@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from lmconsole.data.corpus import load_corpus
 from lmconsole.errors import TrainingError
-from lmconsole.lm import bench, checkpoint, device, loop
+from lmconsole.lm import checkpoint, device, loop
+from lmconsole.lm import throughput as bench
 from lmconsole.lm.batches import WindowedSplit
 from lmconsole.lm.checkpoint import CheckpointWriter
 from lmconsole.lm.loop import Job, Training, parameters_of, train
@@ -164,7 +165,7 @@ def test_validation_falls_and_the_best_weights_are_tested(tmp_path: Path) -> Non
         "experiment": "GPT-1 1L Adam",
         "epoch": str(best.epoch),
         "valid_loss_nats": str(best.valid_loss_nats),
-        "config_hash": run.info.same_run,
+        "config_hash": run.info.config_hash,
     }
 
 
@@ -557,7 +558,7 @@ def test_a_failed_write_ends_training_at_the_next_look(tmp_path: Path, monkeypat
         train(job(run, tmp_path))
     run.refresh()
     assert run.state.progress[-1].step == 4
-    found = checkpoint.load(run.paths, run.info.same_run)
+    found = checkpoint.load(run.paths, run.info.config_hash)
     assert found is not None
     assert found[0].step == 2
 
@@ -653,7 +654,7 @@ def test_training_that_fails_leaves_the_checkpoint_that_was_being_written_whole(
     try:
         with pytest.raises(RuntimeError, match="a step fails"):
             train(job(run, tmp_path))
-        found = checkpoint.load(run.paths, run.info.same_run)
+        found = checkpoint.load(run.paths, run.info.config_hash)
     finally:
         waited.set()
     assert found is not None
@@ -670,7 +671,7 @@ def test_a_disk_that_is_full_at_the_end_fails_the_run_which_resumes_at_its_tests
             train(job(run, tmp_path))
     run.refresh()
     assert run.state.finished is None
-    found = checkpoint.load(run.paths, run.info.same_run)
+    found = checkpoint.load(run.paths, run.info.config_hash)
     assert found is not None
     assert (found[0].epoch, found[0].step) == (3, 0)
 

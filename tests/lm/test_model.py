@@ -7,7 +7,7 @@ import torch
 
 from lmconsole.errors import EmbeddingsError
 from lmconsole.lm.embedding import Tables
-from lmconsole.lm.loss import IGNORE
+from lmconsole.lm.linear_cross_entropy import IGNORE
 from lmconsole.lm.model import LanguageModel, build_model, count_parameters
 from lmconsole.lm.optimizers import build_optimizer
 from lmconsole.plan.experiment import Precision, Settings

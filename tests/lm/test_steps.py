@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from lmconsole.lm import device, fast, steps
+from lmconsole.lm import device, steps
+from lmconsole.lm import fast_paths as fast
 from lmconsole.lm.batches import WindowedSplit
-from lmconsole.lm.fast import PLAIN
+from lmconsole.lm.fast_paths import PLAIN
 from lmconsole.lm.model import LanguageModel, build_model
 from lmconsole.lm.optimizers import build_optimizer
 from lmconsole.lm.steps import CapturedSteps, Steps, prepare_steps

@@ -11,8 +11,8 @@ from recorded import record
 from lmconsole.errors import ExportError
 from lmconsole.report.against import against_document, per_target, published_results
 from lmconsole.report.export import ExportOptions, export, print_table
-from lmconsole.report.groups import Group, choose_group
 from lmconsole.report.reference import PADDED_SHARE, PUBLISHED_CORPUS, published
+from lmconsole.report.selection import Group, choose_group
 from lmconsole.runs.info import read_info
 from lmconsole.runs.store import Run, Store
 

@@ -17,7 +17,7 @@ from lmconsole.errors import ExportError
 from lmconsole.report import export as exporting
 from lmconsole.report.document import reproduce
 from lmconsole.report.export import ExportOptions, export, export_automatically, keep_current, print_table
-from lmconsole.report.groups import choose_group
+from lmconsole.report.selection import choose_group
 from lmconsole.runs.events import Epoch, EventLog, Stopped
 from lmconsole.runs.store import Store
 

@@ -13,7 +13,7 @@ from recorded import record
 
 from lmconsole.report.draw import LARGEST_PPL, encoded, log_ticks, shown
 from lmconsole.report.figures import illustrations, time_unit
-from lmconsole.report.groups import choose_group
+from lmconsole.report.selection import choose_group
 from lmconsole.runs.store import Store
 
 NAN, INF = float("nan"), float("inf")

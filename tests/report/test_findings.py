@@ -11,7 +11,7 @@ from recorded import record
 
 from lmconsole.report.comparing import NEGLIGIBLE, Verdict, compare, measure
 from lmconsole.report.findings import Finding, findings
-from lmconsole.report.groups import Group, choose_group
+from lmconsole.report.selection import Group, choose_group
 from lmconsole.report.targets import SLACK, best_valid_ppl, common_target, performance_profile, reached, time_to
 from lmconsole.runs.info import read_info
 from lmconsole.runs.store import Store

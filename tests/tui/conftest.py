@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tui.stage import Stage
 
-from lmconsole.tui import glyphs
+from lmconsole.tui.plot import glyphs
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -154,7 +154,7 @@ class Stage:
             embeddings=None,
             threads=1,
         )
-        wanted = Wanted(prepared=prepared, preset=preset, seed=seed, same_run=fingerprint(prepared, seed))
+        wanted = Wanted(prepared=prepared, preset=preset, seed=seed, config_hash=fingerprint(prepared, seed))
         queued = Queued(devices=("cpu",), jobs=1)
         (made,) = enqueue(self.store, [wanted], queued, fresh=True, refuse_active=False, threads=1)
         return Recorded(self.store.root / str(made.run))

@@ -6,7 +6,7 @@ import pytest
 from textual.pilot import Pilot
 from tui.stage import Stage, experiment, line_with, listed, screen, sees, selected, shows, shows_no_more
 
-from lmconsole.tui.main import MainScreen
+from lmconsole.tui.screens.main import MainScreen
 
 
 def headline(pilot: Pilot[str]) -> str:

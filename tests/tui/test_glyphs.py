@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.segment import Segment
 from textual.color import Color
 
-from lmconsole.tui.glyphs import (
+from lmconsole.tui.plot.glyphs import (
     ANSI_PALETTE,
     ASCII,
     DARK_PALETTE,
@@ -47,7 +47,7 @@ def test_the_first_of_three_variables_that_says_anything_decides(environment: Ma
 SAY = """
 import os
 os.environ["LC_ALL"] = "C.UTF-8"
-from lmconsole.tui.glyphs import locale_is_utf8
+from lmconsole.tui.plot.glyphs import locale_is_utf8
 print(locale_is_utf8())
 """
 

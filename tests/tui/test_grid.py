@@ -10,7 +10,7 @@ from textual.geometry import Region
 from textual.pilot import Pilot
 from tui.stage import eventually, screen
 
-from lmconsole.tui.grid import Grid, text_cells
+from lmconsole.tui.widgets.grid import Grid, text_cells
 
 SIZE = (40, 5)
 BOLD = Style(bold=True)

@@ -27,12 +27,12 @@ from tui.stage import (
     telemetry,
 )
 
-from lmconsole.plan.arithmetic import training_flops
+from lmconsole.importing.import_runs import import_runs
+from lmconsole.plan.flops import training_flops
 from lmconsole.plan.load import builtin_file, load_plan
 from lmconsole.runs.events import Failed
-from lmconsole.runs.imports import import_runs
 from lmconsole.runs.info import CorpusInfo, read_info
-from lmconsole.tui.glyphs import UNICODE
+from lmconsole.tui.plot.glyphs import UNICODE
 
 PAPER = CorpusInfo(
     name="WikiText-2", kind="tokens", path="/data", vocabulary=40_479, tokenizer="GPT-1 BPE",

@@ -11,7 +11,7 @@ from tui.stage import STARTED, STEPS, Stage, epoch, epoch_events, finished, foll
 from lmconsole.engine.queue import requeue
 from lmconsole.plan.experiment import Experiment
 from lmconsole.runs.events import Finished, Stopped
-from lmconsole.tui.glyphs import ASCII, UNICODE
+from lmconsole.tui.plot.glyphs import ASCII, UNICODE
 from lmconsole.tui.rows import COLUMNS, Row, build_rows, matches
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lmconsole.tui.tail import FIRST_BYTES, MOST_BYTES, Tail
+from lmconsole.tui.screens.tail import FIRST_BYTES, MOST_BYTES, Tail
 
 
 def everything_new(tail: Tail) -> list[str]:

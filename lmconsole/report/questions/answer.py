@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lmconsole.report.comparing import Comparison, Measured, Verdict, compare, measure
-from lmconsole.report.groups import Group
 from lmconsole.report.markup import Document
+from lmconsole.report.selection import Group
 
 EQUAL_NATS = 0.02
 """Gaps that differ by no more than this count as equal."""

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from lmconsole import formatting
 from lmconsole.report.comparing import Measured, Verdict, compare
-from lmconsole.report.groups import clock_note
 from lmconsole.report.markup import DASH, Cell, Document, decimals
 from lmconsole.report.questions.answer import EQUAL_NATS, Answer, Finding, Suite
+from lmconsole.report.selection import clock_note
 from lmconsole.report.targets import SLACK, common_target, reached
 
 

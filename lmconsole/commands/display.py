@@ -1,0 +1,188 @@
+"""Three ways to show runs as they go on: a live table on a terminal, plain lines in a pipe, JSON lines on request."""
+
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+from rich.console import Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from lmconsole import formatting
+from lmconsole.commands.listing import console
+from lmconsole.errors import escape_control_characters
+from lmconsole.runs.events import AnyEvent, Epoch, Failed, Finished, Progress, Started, Stopped, number, perplexity
+from lmconsole.runs.state import Status
+from lmconsole.runs.store import Run
+
+
+class Display(Protocol):
+    """Shows runs as their events come. Used as a context manager."""
+
+    def __enter__(self) -> "Display": ...
+    def __exit__(self, *_: object) -> None: ...
+
+    def show(self, run: Run, events: Sequence[AnyEvent]) -> None:
+        """``events`` of ``run`` are new."""
+
+    def say(self, message: str) -> None:
+        """A sentence for the person."""
+
+    def refresh(self, runs: Sequence[Run]) -> None:
+        """A fraction of a second has passed."""
+
+
+def choose_display(*, json: bool) -> Display:
+    """The display for where standard error goes, or JSON lines on standard output."""
+    if json:
+        return JsonDisplay()
+    return LiveDisplay() if sys.stderr.isatty() else PlainDisplay()
+
+
+def label(run: Run) -> str:
+    """Experiment number and name, for a line."""
+    return escape_control_characters(f"{run.info.experiment.id:>2} {run.info.experiment.label}")
+
+
+def sentence(run: Run, event: AnyEvent) -> str | None:
+    """What a person wants to read about ``event``; None if nothing."""
+    epochs = run.info.settings.epochs
+    match event:
+        case Started():
+            again = f", attempt {event.attempt}" if event.attempt > 1 else ""
+            return f"started on {event.device} ({event.device_name}), {event.precision}{again}"
+        case Epoch():
+            pace = run.info.corpus.tokens["train"] / event.train_s if event.train_s else None
+            return (
+                f"epoch {event.epoch}/{epochs}  train ppl {formatting.perplexity(number(event, 'train_ppl'))}  "
+                f"valid ppl {formatting.perplexity(number(event, 'valid_ppl'))}  {formatting.rate(pace)} tokens/s  "
+                f"{formatting.seconds(event.elapsed_train_s)}"
+            )
+        case Finished():
+            best = formatting.perplexity(number(event, "best_valid_ppl"))
+            note = " (diverged)" if event.diverged else " (stopped early)" if event.stopped_early else ""
+            return (
+                f"finished{note}  best valid ppl {best} in epoch {event.best_epoch or formatting.UNKNOWN}  "
+                f"test ppl {formatting.perplexity(number(event, 'test_ppl_best'))}"
+            )
+        case Stopped():
+            where = f"in epoch {event.epoch}, step {event.step}" if event.epoch <= epochs else "in the test at the end"
+            return f"stopped {where}; running it again resumes there"
+        case Failed():
+            return f"failed: {event.message}\n   {event.hint}"
+        case _:
+            return None
+
+
+class PlainDisplay:
+    """Lines on standard error, without control codes."""
+
+    def __init__(self) -> None:
+        self._console = console(stderr=True)
+
+    def __enter__(self) -> "PlainDisplay":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, run: Run, events: Sequence[AnyEvent]) -> None:
+        for event in events:
+            text = sentence(run, event)
+            if text:
+                self.say(f"{label(run)}  {text}")
+
+    def say(self, message: str) -> None:
+        print(escape_control_characters(message), file=sys.stderr, flush=True)
+
+    def refresh(self, runs: Sequence[Run]) -> None:
+        pass
+
+
+class JsonDisplay(PlainDisplay):
+    """Every event as one JSON object a line on standard output, each with ``run``; talk goes to standard error."""
+
+    def show(self, run: Run, events: Sequence[AnyEvent]) -> None:
+        for event in events:
+            line = {"run": run.run, **msgspec.to_builtins(event)}
+            sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
+        if events:
+            sys.stdout.flush()
+
+
+class LiveDisplay:
+    """A table of active runs and a bar for all of them, redrawn in place on standard error; what is over scrolls up."""
+
+    def __init__(self) -> None:
+        self._console = console(stderr=True)
+        self._live = Live(console=self._console, refresh_per_second=4, transient=True, auto_refresh=False)
+
+    def __enter__(self) -> "LiveDisplay":
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *arguments: object) -> None:
+        self._live.__exit__(None, None, None)
+
+    def show(self, run: Run, events: Sequence[AnyEvent]) -> None:
+        for event in events:
+            text = sentence(run, event) if isinstance(event, Finished | Stopped | Failed) else None
+            if text:
+                style = "red" if isinstance(event, Failed) else "yellow" if isinstance(event, Stopped) else "green"
+                self._live.console.print(Text(f"{label(run)}  ").append(escape_control_characters(text), style=style))
+
+    def say(self, message: str) -> None:
+        self._live.console.print(Text(escape_control_characters(message)))
+
+    def refresh(self, runs: Sequence[Run]) -> None:
+        self._live.update(Group(active_table(runs), total_line(runs)), refresh=True)
+
+
+def active_table(runs: Sequence[Run]) -> Table | Text:
+    """One line per run under way."""
+    if not any(run.status is Status.RUNNING for run in runs):
+        return Text("starting the next run …" if any(run.status.active for run in runs) else "", style="dim")
+    table = Table(box=None, pad_edge=False, header_style="dim", show_edge=False)
+    table.add_column("")
+    for name in ("Epoch", "Step", "Tokens/s", "Train PPL", "Valid PPL", "Left"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for run in runs:
+        if run.status is Status.RUNNING:
+            table.add_row(*_active_row(run))
+    return table
+
+
+def _active_row(run: Run) -> list[str]:
+    state, epochs = run.state, run.info.settings.epochs
+    epoch, step = state.position
+    now: Progress | None = state.progress[-1] if state.progress else None
+    last = state.last_epoch
+    what = f"{min(epoch, epochs)}/{epochs}"
+    if epoch > epochs:
+        what = "test"
+    loss = number(now, "train_loss_nats") if now else None
+    return [
+        f"{label(run)}{' (stopping)' if run.stop_requested else ''}",
+        what,
+        f"{step}/{now.steps}" if now else formatting.UNKNOWN,
+        formatting.rate(now.tokens_per_s if now else None),
+        formatting.perplexity(None if loss is None else perplexity(loss)),
+        formatting.perplexity(number(last, "valid_ppl") if last else None),
+        formatting.seconds(state.seconds_left(epochs)),
+    ]
+
+
+def total_line(runs: Sequence[Run]) -> Table:
+    """How many runs are over, and a bar that counts the parts of those under way."""
+    over = sum(not run.status.active for run in runs)
+    done = sum(1.0 if not run.status.active else run.state.done(run.info.settings.epochs) for run in runs)
+    line = Table.grid(padding=(0, 1))
+    line.add_row(
+        f"{over}/{len(runs)} runs",
+        ProgressBar(total=float(len(runs)), completed=done, width=40),
+        f"{100 * done / max(len(runs), 1):.0f} %",
+    )
+    return line

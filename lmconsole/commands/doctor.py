@@ -1,0 +1,204 @@
+"""`lmconsole doctor`: is this machine ready, and if not, what to do about it."""
+
+import locale
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from rich.table import Table
+from rich.text import Text
+
+from lmconsole import __version__, formatting
+from lmconsole.commands.listing import console
+from lmconsole.data.corpus import find_data, find_embeddings
+from lmconsole.errors import LmconsoleError, escape_control_characters
+from lmconsole.runs.store import Store
+from lmconsole.telemetry.gpu import Gpus
+from lmconsole.telemetry.host import cores, free_disk_mib, host_memory
+
+Verdict = Literal["ok", "note", "problem"]
+STYLES: dict[Verdict, str] = {"ok": "green", "note": "yellow", "problem": "bold red"}
+LOW_DISK_MIB = 2 * 1024
+"""Twelve paper-size runs, one at a time, need somewhat less: 0.4 GiB for their best weights, and 1.3 GiB for the
+checkpoints of the largest one in training, of which there are three while the next is being written."""
+
+TORCH_PROBE = """
+import json, torch
+from lmconsole.lm.device import describe_devices
+devices = describe_devices()
+print(json.dumps({"torch": str(torch.__version__), "cuda": torch.version.cuda,
+                  "devices": [[d.device, d.name, d.bf16_native] for d in devices]}))
+"""
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing looked at. ``note`` limits what can be done; a ``problem`` stops it."""
+
+    what: str
+    verdict: Verdict
+    found: str
+    advice: str = ""
+
+
+class _Torch(msgspec.Struct, frozen=True):
+    torch: str
+    cuda: str | None
+    devices: list[tuple[str, str, bool]]
+
+
+def examine(*, data: Path | None, embeddings: Path | None, runs: Path) -> list[Finding]:
+    """Look at everything a run needs. Nothing is changed, and nothing raises."""
+    return [
+        Finding(what="lmconsole", verdict="ok", found=f"{__version__}, Python {platform.python_version()}"),
+        *_torch_and_gpu(),
+        _host(),
+        *_data(data, embeddings),
+        _store(runs),
+        _disk(runs),
+        _locale(),
+    ]
+
+
+def _torch_and_gpu() -> Iterator[Finding]:
+    """PyTorch in a process of its own, and what it makes of the driver."""
+    gpus = Gpus.open()
+    seen = [f"{gpu.name or 'GPU'}, {formatting.mib(gpu.device_total_mib)}" for gpu in gpus.devices()]
+    reason, driver = gpus.reason, gpus.driver_version
+    gpus.close()
+    done = subprocess.run([sys.executable, "-c", TORCH_PROBE], capture_output=True, text=True, check=False)
+    try:
+        torch = msgspec.json.decode(done.stdout.strip().rpartition("\n")[2], type=_Torch)
+    except msgspec.MsgspecError:
+        last = done.stderr.strip().rpartition("\n")[2]
+        yield Finding(
+            what="PyTorch",
+            verdict="problem",
+            found=f"cannot be loaded: {last}",
+            advice="Install it anew: https://pytorch.org/get-started",
+        )
+        return
+    native = {device: bf16 for device, _, bf16 in torch.devices}
+    yield Finding(what="PyTorch", verdict="ok", found=f"{torch.torch}, CUDA {torch.cuda or 'not built in'}")
+    cuda = [f"{device} {name}" for device, name, _ in torch.devices if device != "cpu"]
+    if cuda:
+        yield Finding(what="GPU", verdict="ok", found=f"{', '.join(cuda)}; driver {driver or 'unknown'}")
+    elif seen and torch.cuda is None:
+        yield Finding(
+            what="GPU",
+            verdict="problem",
+            found=f"{'; '.join(seen)}: there, but this PyTorch is a CPU build",
+            advice="Install a CUDA build of PyTorch: https://pytorch.org/get-started",
+        )
+    elif seen:
+        yield Finding(
+            what="GPU",
+            verdict="problem",
+            found=f"{'; '.join(seen)}, driver {driver}: PyTorch for CUDA {torch.cuda} cannot use it",
+            advice="Look at CUDA_VISIBLE_DEVICES; update the driver, or install PyTorch for an older CUDA.",
+        )
+    else:
+        yield Finding(what="GPU", verdict="note", found=f"none ({reason})", advice="Runs train on the CPU.")
+    fast = [device for device, bf16 in native.items() if bf16]
+    yield Finding(
+        what="precision",
+        verdict="ok" if fast else "note",
+        found=f"bf16 is native on {', '.join(fast)}" if fast else "bf16 is native nowhere: auto means fp32",
+    )
+
+
+def _host() -> Finding:
+    memory = host_memory()
+    found = f"{cores()} cores, {formatting.mib(memory.available_mib)} of {formatting.mib(memory.total_mib)} free"
+    return Finding(what="host", verdict="ok", found=found)
+
+
+def _data(data: Path | None, embeddings: Path | None) -> Iterator[Finding]:
+    folder = None
+    try:
+        folder = find_data(data, environ=os.environ, cwd=Path.cwd())
+        if folder:
+            yield Finding(what="data", verdict="ok", found=str(folder))
+        else:
+            yield Finding(
+                what="data",
+                verdict="note",
+                found="none in LMCONSOLE_DATA, ./data or the user data folder",
+                advice="The demo preset needs none; for the others name a folder with --data.",
+            )
+    except LmconsoleError as error:
+        yield Finding(what="data", verdict="problem", found=error.message, advice=error.hint or "")
+    try:
+        tables = find_embeddings(embeddings, folder)
+        yield Finding(
+            what="embeddings",
+            verdict="ok" if tables else "note",
+            found=str(tables) if tables else "none",
+            advice=""
+            if tables
+            else "Only the paper preset needs them: see `lmconsole run 1 --preset paper --dry-run`.",
+        )
+    except LmconsoleError as error:
+        yield Finding(what="embeddings", verdict="problem", found=error.message, advice=error.hint or "")
+
+
+def _store(runs: Path) -> Finding:
+    store = Store(runs)
+    try:
+        found = store.runs()
+    except LmconsoleError as error:
+        return Finding(what="store", verdict="problem", found=error.message, advice=error.hint or "")
+    place = store.root if store.root.exists() else store.root.parent
+    if not os.access(place, os.W_OK):
+        return Finding(
+            what="store",
+            verdict="problem",
+            found=f"{place}: cannot be written",
+            advice="Correct its permissions, or name another store with --runs.",
+        )
+    if store.problems:
+        names = ", ".join(store.problems)
+        return Finding(what="store", verdict="note", found=f"{store.root}: {len(found)} runs; unreadable: {names}")
+    return Finding(what="store", verdict="ok", found=f"{store.root}: {len(found)} runs")
+
+
+def _disk(runs: Path) -> Finding:
+    free = free_disk_mib(runs)
+    low = free is not None and free < LOW_DISK_MIB
+    return Finding(
+        what="disk",
+        verdict="note" if low else "ok",
+        found=f"{formatting.mib(free)} free for the store",
+        advice=f"Twelve paper-size runs need up to {formatting.mib(LOW_DISK_MIB)} for checkpoints and weights."
+        if low
+        else "",
+    )
+
+
+def _locale() -> Finding:
+    encoding = locale.getpreferredencoding(False)
+    utf8 = encoding.lower().replace("-", "") == "utf8"
+    return Finding(
+        what="locale",
+        verdict="ok" if utf8 else "note",
+        found=f"{encoding}, terminal {os.environ.get('TERM', 'unknown')}",
+        advice="" if utf8 else "Curves are drawn in ASCII; LANG=C.UTF-8 gives finer ones.",
+    )
+
+
+def print_findings(findings: list[Finding]) -> None:
+    """A line for each, and below it what to do."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(style="bold")
+    table.add_column()
+    for finding in findings:
+        text = Text(escape_control_characters(finding.found))
+        if finding.advice:
+            text.append(f"\n{escape_control_characters(finding.advice)}", style="dim")
+        table.add_row(Text(finding.verdict, style=STYLES[finding.verdict]), finding.what, text)
+    console().print(table)

@@ -1,0 +1,147 @@
+"""What people see while runs go on: a live table on a terminal, plain lines elsewhere."""
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+from lmconsole import formatting
+from lmconsole.commands.display import active_table, sentence
+from lmconsole.commands.listing import console, results_table
+from lmconsole.runs.events import Epoch, EventLog, Failed, Finished, Progress, Started
+from lmconsole.runs.store import Run
+
+STARTED = Started(
+    attempt=1, pid=1, host="h", device="cpu", device_name="CPU", device_uuid=None, versions={}, threads=1,
+    precision="fp32", parameters_total=1, parameters_trainable=1,
+)  # fmt: skip
+
+
+def epoch(n: int) -> Epoch:
+    return Epoch(
+        epoch=n, train_loss_nats=5.0, train_ppl=148.4, valid_loss_nats=5.5, valid_ppl=244.7, train_s=10.0, valid_s=2.0,
+        elapsed_train_s=10.0 * n,
+    )  # fmt: skip
+
+
+def run_with(root: Path, *events: object) -> Run:
+    run = tiny.queue_tiny(root, epochs=4)
+    log = EventLog(run.paths.events)
+    for event in events:
+        log.append(event)  # type: ignore[type-var]
+    log.close()
+    run.refresh()
+    run._lost = False
+    return run
+
+
+PROGRESS = Progress(epoch=2, step=5, steps=10, train_loss_nats=5.0, tokens_per_s=12_345.0, elapsed_train_s=15.0)
+
+
+def test_a_line_of_the_live_table_has_all_that_was_asked_for(tmp_path: Path) -> None:
+    run = run_with(tmp_path, STARTED, epoch(1), PROGRESS)
+    out = console()
+    out.width = 80
+    with out.capture() as captured:
+        out.print(active_table([run]))
+    line = captured.get().splitlines()[1].split()
+    assert line == ["1", "LSTM", "1L", "Adam", "2/4", "5/10", "12.3k", "148.4", "244.7", "31", "s"]
+
+
+def test_the_time_left_is_reckoned_from_the_runs_own_pace_with_validation(tmp_path: Path) -> None:
+    run = run_with(tmp_path, STARTED, epoch(1), PROGRESS)
+    assert run.state.seconds_left(run.info.settings.epochs) == pytest.approx(10.0 * 2.5 + 2.0 * 3)
+    assert run_with(tmp_path / "new", STARTED).state.seconds_left(6) is None
+
+
+def test_sentences_say_what_happened_and_what_to_do(tmp_path: Path) -> None:
+    run = run_with(tmp_path, STARTED, epoch(1), PROGRESS)
+    assert sentence(run, epoch(1)) == "epoch 1/4  train ppl 148.4  valid ppl 244.7  79 tokens/s  10 s"
+    failed = sentence(run, Failed(error="x", message="it broke", hint="mend it"))
+    assert failed == "failed: it broke\n   mend it"
+    diverged = Finished(
+        test_ppl_final=None, test_ppl_best=None, best_epoch=None, best_valid_ppl=None, setup_s=0.0, wall_s=0.0,
+        diverged=True, non_finite={"test_ppl_final": "nan"},
+    )  # fmt: skip
+    assert sentence(run, diverged) == "finished (diverged)  best valid ppl – in epoch –  test ppl –"
+    assert sentence(run, PROGRESS) is None
+
+
+def test_names_from_files_are_shown_as_text(tmp_path: Path) -> None:
+    file = tiny.write_experiments(tmp_path / "mine.toml", tiny.row(1, more='name = "[red]x[/red] ../ \\"y\\""'))
+    out = tiny.lmconsole("list", "--experiments", str(file), cwd=tmp_path, check=0).stdout
+    assert '[red]x[/red] ../ "y"' in out
+
+
+def test_the_results_fit_eighty_columns(tmp_path: Path) -> None:
+    run = run_with(tmp_path, STARTED, epoch(1), PROGRESS)
+    out = console()
+    out.width = 80
+    with out.capture() as captured:
+        out.print(results_table([run, run]))
+    assert "…" not in captured.get()
+    assert max(map(len, captured.get().splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (3.14159, "3.1"), (999.94, "999.9"), (2048.4, "2,048"), (1e12, "1.0e+12"), (float("inf"), "inf")],
+)
+def test_perplexities(value: float | None, text: str) -> None:
+    assert formatting.perplexity(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0.04, "0.0 s"), (9.96, "10 s"), (59.4, "59 s"), (59.6, "1:00 min"), (3599, "59:59 min"),
+     (3600, "1:00:00 h"), (90_061, "1 d 01 h"), (float("inf"), "–")],
+)  # fmt: skip
+def test_durations(value: float | None, text: str) -> None:
+    assert formatting.seconds(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "–"), (12.3, "12"), (1_500, "1.5k"), (250_000, "250k"), (2e6, "2.0M")]
+)
+def test_rates(value: float | None, text: str) -> None:
+    assert formatting.rate(value) == text
+
+
+@pytest.mark.slow
+def test_on_a_terminal_progress_is_drawn_in_place_and_the_terminal_left_as_it_was(tmp_path: Path) -> None:
+    file = tiny.write_experiments(tmp_path / "mine.toml", tiny.row(1, more="epochs = 60"))
+    data = tiny.write_corpus(tmp_path / "data")
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmconsole", "run", "1", "--headless", "--preset", "tiny", "--experiments", str(file),
+         "--data", str(data), "--no-export", "--jobs", "2"],
+        cwd=tmp_path, env=tiny.environment(tmp_path) | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"},
+        stdin=follower, stdout=follower, stderr=follower, start_new_session=True,
+    )  # fmt: skip
+    os.close(follower)
+    shown = b""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if select.select([leader], [], [], 0.5)[0]:
+            try:
+                chunk = os.read(leader, 65536)
+            except OSError:
+                break
+            if not chunk:
+                break
+            shown += chunk
+    os.close(leader)
+    assert process.wait(30) == 0
+    text = shown.decode()
+    assert "Tokens/s" in text
+    assert "0/1 runs" in text
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1, "the cursor is hidden once and shown again"
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    assert re.search(r" 1  LSTM 1L Adam +finished ", plain)

@@ -1,0 +1,296 @@
+"""Tables 1 and 2 on recorded logs: golden texts, what is bold, what is marked, what is left out."""
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from pylatexenc.latex2text import LatexNodes2Text
+from recorded import record
+
+from lmconsole.errors import ExportError
+from lmconsole.report.export import ExportOptions, export, export_automatically
+from lmconsole.report.markup import escape_latex, escape_markdown
+from lmconsole.report.result_tables import memory_document, results_document
+from lmconsole.report.selection import choose_group
+from lmconsole.runs.events import perplexity
+from lmconsole.runs.store import Store
+
+CAPTION = (
+    "Preset tiny: data, 794 train, 116 validation and 84 test tokens, vocabulary 300 (byte-level BPE of 300 trained on "
+    "the train split); learned embedding tables; 2 epochs, batches of 4 windows of 8 tokens, learning rate 0.01; "
+    "precision fp32. Trained on CPU."
+)
+
+
+def rows(markdown: str) -> list[list[str]]:
+    table = [line for line in markdown.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    record(tmp_path, 3, "lstm", [(5.0, 5.5), (4.0, 5.0)], optimizer="sgd")
+    record(tmp_path, 1, "lstm", [(5.0, 4.5), (4.0, 4.75)])
+    record(tmp_path, 5, "gpt1", [(6.0, 6.0), (5.5, 5.25)])
+    record(tmp_path, 7, "gpt1", [(6.0, 3.0)], optimizer="momentum", finish=False)
+    record(tmp_path, 8, "gpt1", [(6.0, 5.0), (float("nan"), float("nan"))], optimizer="sgd")
+    return Store(tmp_path / "runs")
+
+
+def test_table_1_in_markdown(store: Store) -> None:
+    text = results_document(choose_group(store.runs())).render("markdown")
+    assert text == (
+        "**Table 1.** Perplexity (PPL) per target token of each experiment, at its epoch with the best validation "
+        "PPL. Train PPL is that of the epoch's own training passes. Config: number of the experiment. Bold: "
+        "lowest validation perplexity of its architecture. †: not finished, or diverged; never bold. ‡: depends on the "
+        "initialisation of the attention's projections, which the published protocol leaves open (here "
+        f"Xavier-uniform, zero biases). {CAPTION} Seed 42.\n"
+        "\n"
+        "| Architecture | Layers | Optimizer |   Train PPL | Validation PPL | Epoch | Config |\n"
+        "| ------------ | -----: | --------- | ----------: | -------------: | ----: | -----: |\n"
+        "| **GPT-1**    |  **1** | **Adam**  | **244.692** |    **190.566** | **2** |  **5** |\n"
+        "| GPT-1        |      1 | Momentum  |     403.429 |        20.086† |     1 |     7‡ |\n"
+        "| GPT-1        |      1 | SGD       |     403.429 |       148.413† |     1 |     8‡ |\n"
+        "| **LSTM**     |  **1** | **Adam**  | **148.413** |     **90.017** | **1** |  **1** |\n"
+        "| LSTM         |      1 | SGD       |      54.598 |        148.413 |     2 |      3 |\n"
+    )
+
+
+def test_table_1_in_latex(store: Store) -> None:
+    text = results_document(choose_group(store.runs())).render("latex")
+    body = text[text.index("  \\begin{tabular}") :]
+    assert text.startswith(
+        "% needs \\usepackage{booktabs}\n\\begin{table}[htbp]\n  \\centering\n  \\caption{Perplexity (PPL)"
+    )
+    assert body == (
+        "  \\begin{tabular}{lrlrrrr}\n"
+        "    \\toprule\n"
+        "    Architecture & Layers & Optimizer & Train PPL & Validation PPL & Epoch & Config \\\\\n"
+        "    \\midrule\n"
+        "    \\textbf{GPT-1} & \\textbf{1} & \\textbf{Adam} & \\textbf{244.692} & \\textbf{190.566} & \\textbf{2} & "
+        "\\textbf{5} \\\\\n"
+        "    GPT-1 & 1 & Momentum & 403.429 & 20.086$^\\dagger$ & 1 & 7$^\\ddagger$ \\\\\n"
+        "    GPT-1 & 1 & SGD & 403.429 & 148.413$^\\dagger$ & 1 & 8$^\\ddagger$ \\\\\n"
+        "    \\textbf{LSTM} & \\textbf{1} & \\textbf{Adam} & \\textbf{148.413} & \\textbf{90.017} & \\textbf{1} & "
+        "\\textbf{1} \\\\\n"
+        "    LSTM & 1 & SGD & 54.598 & 148.413 & 2 & 3 \\\\\n"
+        "    \\bottomrule\n"
+        "  \\end{tabular}\n"
+        "\\end{table}\n"
+    )
+
+
+def test_table_1_in_csv_holds_plain_numbers(store: Store) -> None:
+    assert results_document(choose_group(store.runs())).render("csv") == (
+        "architecture,layers,optimizer,train_ppl,train_ppl_sd,valid_ppl,valid_ppl_sd,epoch,config,name,seeds,complete,best\n"
+        "GPT-1,1,Adam,244.692,,190.566,,2,5,,1,True,True\n"
+        "GPT-1,1,Momentum,403.429,,20.086,,1,7,,1,False,False\n"
+        "GPT-1,1,SGD,403.429,,148.413,,1,8,,1,False,False\n"
+        "LSTM,1,Adam,148.413,,90.017,,1,1,,1,True,True\n"
+        "LSTM,1,SGD,54.598,,148.413,,2,3,,1,True,False\n"
+    )
+
+
+def test_seeds_give_mean_and_standard_deviation_of_each_seeds_best_epoch(tmp_path: Path) -> None:
+    for seed, valid in ((1, 4.0), (2, 4.2), (3, 4.4)):
+        record(tmp_path, 1, "lstm", [(5.0, 5.0), (3.0, valid)], seed=seed)
+    record(tmp_path, 3, "lstm", [(5.0, 3.9), (3.0, 4.5)], seed=1, optimizer="sgd")
+    document = results_document(choose_group(Store(tmp_path / "runs").runs()))
+    ppls = [perplexity(loss) for loss in (4.0, 4.2, 4.4)]
+    mean = sum(ppls) / 3
+    sd = (sum((ppl - mean) ** 2 for ppl in ppls) / 2) ** 0.5
+    first, second = rows(document.render("markdown"))
+    assert first[3:6] == [f"{perplexity(3.0):.3f} ± 0.000", f"{mean:.3f} ± {sd:.3f}", "2"]
+    assert second[3:6] == [f"**{perplexity(5.0):.3f}**", f"**{perplexity(3.9):.3f}**", "**1**"]
+    assert "over seeds (1, 2, 3)" in document.caption
+    assert "Seeds per experiment: 1: 3; 3: 1." in document.caption
+    read = list(csv.DictReader(io.StringIO(document.render("csv"))))
+    assert float(read[0]["valid_ppl"]) == pytest.approx(mean, abs=5e-4)
+    assert float(read[0]["valid_ppl_sd"]) == pytest.approx(sd, abs=5e-4)
+    assert read[1]["valid_ppl_sd"] == ""
+
+
+def test_ties_are_all_bold(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(5.0, 4.0)])
+    record(tmp_path, 3, "lstm", [(4.0, 4.0)], optimizer="sgd")
+    table = rows(results_document(choose_group(Store(tmp_path / "runs").runs())).render("markdown"))
+    assert all(row[0] == "**LSTM**" for row in table)
+
+
+def test_the_latest_finished_run_counts_and_repeats_are_not_averaged(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(5.0, 4.0)])
+    record(tmp_path, 1, "lstm", [(5.0, 4.5)], fresh=True)
+    record(tmp_path, 1, "lstm", [(5.0, 1.0)], fresh=True, finish=False)
+    document = results_document(choose_group(Store(tmp_path / "runs").runs()))
+    assert [row[4] for row in rows(document.render("markdown"))] == ["**90.017**"]
+    assert "Left out: 2 repeated." in document.caption
+
+
+def test_runs_of_another_precision_preset_length_or_corpus_are_another_group(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(5.0, 4.0)], epochs=5)
+    record(tmp_path, 2, "lstm", [(5.0, 4.0)], precision="bf16")
+    other = record(tmp_path, 3, "lstm", [(5.0, 4.0)], batch_size=2)
+    record(tmp_path, 5, "gpt1", [(5.0, 4.0)])
+    newest = record(tmp_path, 4, "lstm", [(5.0, 3.5)])
+    runs = Store(tmp_path / "runs").runs()
+    assert [run.info.experiment.id for run in choose_group(runs).runs] == [5, 4]
+    assert choose_group(runs).reference.run == newest.run
+    assert [run.run for run in choose_group(runs, run=other.run).runs] == [other.run]
+    with pytest.raises(ExportError, match="no run of preset 'paper'; the store has tiny"):
+        choose_group(runs, preset="paper")
+
+
+def test_a_group_that_exports_show_is_not_overwritten_by_another_unasked(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(5.0, 4.0)])
+    store, out = Store(tmp_path / "runs"), tmp_path / "exports"
+    assert export_automatically(store, out)[0].parent == out
+    before = (out / "table-1-results.md").read_bytes()
+    assert export_automatically(store, out)[0].parent == out
+    assert (out / "table-1-results.md").read_bytes() == before
+    record(tmp_path, 1, "lstm", [(5.0, 3.0)], epochs=7)
+    assert export_automatically(store, out)[0].parent == out / "tiny"
+    assert (out / "table-1-results.md").read_bytes() == before
+    export(store, out, ExportOptions(form="markdown"))
+    assert (out / "table-1-results.md").read_bytes() != before
+    assert not list(out.glob(".export-*"))
+
+
+def test_table_2_on_a_cpu_is_about_host_memory_and_says_so(store: Store) -> None:
+    document = memory_document(choose_group(store.runs()))
+    assert document.caption.startswith("Peak host memory")
+    assert rows(document.render("markdown"))[0] == ["GPT-1", "1", "Adam", "123", "5"]
+
+
+def test_table_2_takes_the_process_from_the_second_epoch_on(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(5.0, 4.0), (4.0, 3.0)], device="cuda:0", samples=5, process_mib=700.0)
+    record(tmp_path, 5, "gpt1", [(5.0, 4.0), (4.0, 3.0)], device="cuda:0", samples=5)
+    record(tmp_path, 6, "gpt1", [(5.0, 4.0), (4.0, 3.0)], device="cuda:0", samples=4, optimizer="adamw")
+    document = memory_document(choose_group(Store(tmp_path / "runs").runs()))
+    assert rows(document.render("markdown")) == [
+        ["GPT-1", "1", "Adam", "2,000\\*/80,000", "512", "50", "5", "–", "5"],
+        ["GPT-1", "1", "AdamW", "–/–", "512", "–", "4", "–", "6"],
+        ["LSTM", "1", "Adam", "700/80,000", "512", "50", "5", "–", "1"],
+    ]
+    assert "memory of the whole device" in document.caption
+
+
+def test_table_2_gives_the_boards_energy_as_a_mean_over_seeds_that_all_know_it(tmp_path: Path) -> None:
+    losses = [(5.0, 4.0), (4.0, 3.0)]
+    for seed, energy_j in ((1, 10_000.0), (2, 14_600.0)):
+        record(tmp_path, 1, "lstm", losses, device="cuda:0", seed=seed, energy_j=energy_j)
+    for seed, energy_j in ((1, 20_000.0), (2, None)):
+        record(tmp_path, 5, "gpt1", losses, device="cuda:0", seed=seed, energy_j=energy_j)
+    for seed in (1, 2):
+        record(tmp_path, 6, "gpt1", losses, device="cuda:0", seed=seed, optimizer="adamw", energy_j=33_333.0)
+    record(tmp_path, 7, "gpt1", losses, device="cuda:0", seed=1, optimizer="sgd", finish=False, energy_j=33_333.0)
+    document = memory_document(choose_group(Store(tmp_path / "runs").runs()))
+    assert document.headers[-2] == "Energy (kJ)"
+    found = [(row[2], row[0], row[-2]) for row in rows(document.render("markdown"))]
+    assert found == [
+        ("Adam", "GPT-1", "–"),
+        ("AdamW", "GPT-1", "33.3"),
+        ("SGD", "GPT-1", "–"),
+        ("Adam", "LSTM", "12.3"),
+    ]
+    assert "Energy: of the whole board by the driver's counter, training and validation of all epochs" in (
+        document.caption
+    )
+    assert "mean over seeds. It is unknown (–) where the GPU was shared" in document.caption
+    read = list(csv.DictReader(io.StringIO(document.render("csv"))))
+    assert [row["energy_j"] for row in read] == ["", "33333.0", "", "12300.0"]
+
+
+def test_table_2_in_latex_has_units_under_the_names_and_in_markdown_a_rule_that_readers_know(tmp_path: Path) -> None:
+    """A cell ``:`` alone in the rule would make it no table, and headers with units would make it wider than a page."""
+    record(tmp_path, 1, "lstm", [(5.0, 4.0)], device="cuda:0", samples=5, energy_j=12_345.0)
+    document = memory_document(choose_group(Store(tmp_path / "runs").runs()))
+    assert (
+        "    \\toprule\n"
+        "    Architecture & Layers & Optimizer & Memory & Peak allocated & GPU & n & Energy & Config \\\\\n"
+        "     &  &  & (MiB) & (MiB) & (\\%) &  & (kJ) &  \\\\\n"
+        "    \\midrule\n"
+        "    LSTM & 1 & Adam & 1,000*/80,000 & 512 & 50 & 5 & 12.3 & 1 \\\\\n"
+    ) in document.render("latex")
+    assert " & {(kJ)} & " in document.render("latex", siunitx=True)
+    rule = next(line for line in document.render("markdown").splitlines() if line.startswith("| -"))
+    assert all(re.fullmatch("-+:?", cell.strip()) for cell in rule.strip("|").split("|"))
+
+
+def test_table_2_explains_no_dash_that_is_not_there(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(5.0, 4.0)], device="cuda:0", energy_j=960.0)
+    document = memory_document(choose_group(Store(tmp_path / "runs").runs()))
+    assert rows(document.render("markdown"))[0][-2] == "1.0"
+    assert "It is unknown" not in document.caption
+    assert "mean over seeds" not in document.caption
+
+
+def test_table_2_has_no_energy_where_no_gpu_was_used(store: Store) -> None:
+    document = memory_document(choose_group(store.runs()))
+    assert "Energy" not in document.render("markdown") + document.render("latex")
+    assert "energy" not in document.render("csv")
+
+
+def test_names_full_of_markup_stay_text(tmp_path: Path) -> None:
+    name = r"&%$#_{}~^\ | <b> [red] *x* `y` 🎉"
+    markdown, latex = escape_markdown(name), escape_latex(name)
+    assert re.sub(r"\\([\\`*_{}\[\]<>#|~&$])", r"\1", markdown) == name
+    assert latex.startswith(r"\&\%\$\#\_\{\}\textasciitilde{}\textasciicircum{}\textbackslash{} \textbar{} ")
+    assert tmp_path.exists()
+
+
+@given(st.text())
+def test_no_text_breaks_out_of_its_cell(text: str) -> None:
+    markdown, latex = escape_markdown(text), escape_latex(text)
+    assert "\n" not in markdown + latex
+    unescaped = re.sub(r"\\.", "", markdown)
+    assert not set(unescaped) & set("|<>*`$")
+    assert latex.isascii()
+    assert latex.count("{") - latex.count(r"\{") == latex.count("}") - latex.count(r"\}")
+    plain = re.sub(r"\$(\\[a-z]+|\^\\d?dagger|\^\d|-)\$|\\([a-zA-Z]+|[^a-zA-Z])", "", latex)
+    assert not set(plain.replace("~", "")) & set("&%$#_^\\")
+    assert "--" not in text or "-{}-" in latex
+
+
+@given(st.text(alphabet=st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="'`\"|<>^~")))
+def test_another_reader_of_latex_reads_the_same_text(text: str) -> None:
+    read = LatexNodes2Text(strict_latex_spaces=True).latex_to_text(escape_latex(text))
+    assert read == text
+
+
+def test_what_tex_cannot_print_is_named() -> None:
+    assert escape_latex("λ = 0.5, café, 🚀, ą") == (
+        r"\ensuremath{\lambda} = 0.5, caf\'e, [rocket], [latin small letter a with ogonek]"
+    )
+
+
+def test_nothing_to_export_says_why(tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    with pytest.raises(ExportError, match="the store has no runs"):
+        choose_group(store.runs())
+    tiny.queue_tiny(tmp_path)
+    with pytest.raises(ExportError, match="none of 1 runs has completed an epoch"):
+        choose_group(store.runs())
+
+
+def test_the_same_data_gives_the_same_bytes(store: Store, tmp_path: Path) -> None:
+    first = {path.name: path.read_bytes() for path in export(store, tmp_path / "a", ExportOptions(against="published"))}
+    second = {
+        path.name: path.read_bytes()
+        for path in export(Store(store.root), tmp_path / "b", ExportOptions(against="published"))
+    }
+    assert first == second
+    assert len(first) == 27
+    assert all(str(tmp_path).encode() not in data for name, data in first.items() if not name.startswith("report."))
+
+
+def test_perplexities_that_are_out_of_all_bounds_stay_short(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(300.0, 400.0)])
+    assert rows(results_document(choose_group(Store(tmp_path / "runs").runs())).render("markdown"))[0][3:5] == [
+        "**1.942e+130**",
+        "**5.221e+173**",
+    ]
