@@ -205,9 +205,7 @@ def _experiment(row: dict[str, Any], number: int, shown: str, report: Report) ->
             before.append(f"{place}: {key}: {_problem(key, kind, row[key], error)}")
     name = identity.get("name", "")
     if isinstance(name, str) and _unfit_name(name):
-        before.append(
-            f"{place}: name: expected one line of at most {MAX_NAME} escape_control_characters characters, got {_show(name)}"
-        )
+        before.append(f"{place}: name: expected one line of at most {MAX_NAME} printable characters, got {_show(name)}")
     for problem in before:
         report(problem)
     owners = tuple(str(identity[key]) for key in ("model", "optimizer") if key in identity)
