@@ -166,7 +166,7 @@ def test_a_wrong_value_says_what_was_expected(tmp_path: Path, line: str, expecte
         ("[defaults]\nheads = 3\n[[experiment]]\n" + ROW, "put it in [defaults.gpt1]"),
         ("[defaults.lstm]\nheads = 3\n[[experiment]]\n" + ROW, "only for gpt1"),
         ("[[experiment]]\n" + ROW + "[[experiment]]\n" + ROW, "used twice"),
-        ("[[experiment]]\n" + ROW + 'name = "\\u001b[31mred"', "escape_control_characters characters"),
+        ("[[experiment]]\n" + ROW + 'name = "\\u001b[31mred"', "printable characters"),
         ("[[experiment]]\n" + ROW.replace("layers = 1\n", ""), "layers: missing"),
         ("a = " + "[" * 5_000, "not valid TOML"),
     ],
