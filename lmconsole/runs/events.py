@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from lmconsole.errors import StoreError
+from lmconsole.files import LineTail
 
 MAX_LOSS_NATS = 700.0
 """exp() of more than this counts as infinite."""
@@ -253,36 +254,36 @@ def _seq(line: bytes) -> int:
 
 
 class EventReader:
-    """The reading end: gives the events that have come since it was last asked.
+    """The reading end: returns the events that were appended since the last call.
 
     A torn last line waits for its rest; a damaged line is skipped and counted; unknown kinds are passed over.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._offset = 0
+        # A log that became shorter must not be read from the start: its events have been folded into a state already.
+        self._tail = LineTail(path, restart=False)
         self.damaged = 0
 
     def read_new(self) -> Sequence[AnyEvent]:
-        """New events in order. Raises StoreError if the log cannot be read, and FileNotFoundError if it is gone."""
+        """Return the new events in order.
+
+        Raises:
+            FileNotFoundError: there is no log.
+            StoreError: it cannot be read.
+        """
         try:
-            if os.stat(self._path).st_size <= self._offset:
-                return ()
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
+            data = self._tail.read_new()
         except FileNotFoundError:
             raise
         except OSError as error:
             raise StoreError(f"{self._path}: cannot be read: {error.strerror}") from None
-        complete = data.rfind(b"\n") + 1
-        if not complete:
+        if not data:
             return ()
-        self._offset += complete
         try:
-            return _decoder.decode_lines(data[:complete])
+            return _decoder.decode_lines(data)
         except DAMAGED:
-            return self._one_by_one(data[:complete])
+            return self._one_by_one(data)
 
     def _one_by_one(self, data: bytes) -> list[AnyEvent]:
         events: list[AnyEvent] = []
