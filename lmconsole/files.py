@@ -106,7 +106,7 @@ class LineTail:
             self._skipping = self._offset > 0
         if size <= self._offset:
             return b""
-        with open(self._path, "rb") as file:
+        with open(self._path, "rb", buffering=0) as file:
             file.seek(self._offset)
             data = file.read(self._limit)
         if self._skipping:

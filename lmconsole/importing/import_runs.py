@@ -16,7 +16,7 @@ from lmconsole.importing.sources import Numbers, OddSourceError, Source, sources
 from lmconsole.plan.experiment import Experiment
 from lmconsole.plan.presets import Plan, applies
 from lmconsole.runs.create import create_run
-from lmconsole.runs.events import Epoch, Event, Finished, Queued, Stopped, measured, perplexity, utc_now
+from lmconsole.runs.events import Epoch, Event, Finished, Queued, Stopped, name_non_finite, perplexity, utc_now
 from lmconsole.runs.info import SCHEMA, CorpusInfo, RunInfo
 from lmconsole.runs.store import Run, Store
 
@@ -114,7 +114,8 @@ def _interpret(source: Source, plan: Plan, there: Sequence[Run]) -> tuple[RunInf
     number = _number(seed, "seed", int) if seed is not None else 0
     if not 0 <= number < 2**63:
         raise OddSourceError(f"seed: {number} is not between 0 and 2^63 - 1")
-    told = [model, layers, optimizer, number, denominator, stated, [event.valid_ppl for event in epochs], epochs]
+    events = [name_non_finite(event) for event in epochs]
+    told = [model, layers, optimizer, number, denominator, stated, [event.valid_ppl for event in epochs], events]
     info = RunInfo(
         schema=SCHEMA,
         run="",
@@ -197,8 +198,7 @@ def _epochs(numbers: Sequence[Numbers]) -> list[Epoch]:
                 raise OddSourceError(f"epoch {epoch}: {name}: {seconds} is not a time in seconds")
         elapsed = None if elapsed is None or each.train_s is None else elapsed + each.train_s
         events.append(
-            measured(
-                Epoch,
+            Epoch(
                 epoch=epoch,
                 train_loss_nats=train[0],
                 train_ppl=train[1],
@@ -236,14 +236,15 @@ def _make(store: Store, info: RunInfo, epochs: Sequence[Epoch], source: Source) 
 def _events(info: RunInfo, epochs: Sequence[Epoch], test_ppl: float | None) -> Iterator[Event]:
     yield Queued(devices=(), jobs=1)
     yield from epochs
-    diverged = any(field in event.non_finite for event in epochs for field in ("train_ppl", "valid_ppl"))
+    ppls = (ppl for event in epochs for ppl in (event.train_ppl, event.valid_ppl) if ppl is not None)
+    diverged = not all(map(math.isfinite, ppls))
     if len(epochs) < info.settings.epochs and not diverged:
         yield Stopped(epoch=len(epochs) + 1, step=0)
         return
-    finite = [(event.valid_loss_nats, event) for event in epochs if event.valid_loss_nats is not None]
+    losses = ((event.valid_loss_nats, event) for event in epochs)
+    finite = [(loss, event) for loss, event in losses if loss is not None and math.isfinite(loss)]
     best = min(finite, key=lambda pair: pair[0])[1] if finite else None
-    yield measured(
-        Finished,
+    yield Finished(
         test_ppl_final=test_ppl,
         test_ppl_best=None,
         best_epoch=best.epoch if best else None,
