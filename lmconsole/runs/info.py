@@ -72,6 +72,14 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
         return self.origin == "trained", self.queued_t, self.run
 
 
+class _Header(msgspec.Struct, frozen=True):
+    schema: int
+
+
+_header_decoder = msgspec.json.Decoder(_Header)
+_decoder = msgspec.json.Decoder(RunInfo)
+
+
 def read_info(path: Path) -> RunInfo:
     """The run.json at ``path``. Raises StoreError if it is damaged, or newer than this version understands."""
     try:
@@ -79,14 +87,13 @@ def read_info(path: Path) -> RunInfo:
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        found = msgspec.json.decode(data)
-        schema = found.get("schema") if isinstance(found, dict) else None
-        if isinstance(schema, int) and schema > SCHEMA:
+        found = _header_decoder.decode(data)
+        if found.schema > SCHEMA:
             raise StoreError(
-                f"{path}: schema {schema}; this lmconsole reads schema {SCHEMA}",
+                f"{path}: schema {found.schema}; this lmconsole reads schema {SCHEMA}",
                 hint="A newer lmconsole wrote it: use that one to read this store.",
             )
-        return msgspec.json.decode(data, type=RunInfo)
+        return _decoder.decode(data)
     except DAMAGED as error:
         raise StoreError(f"{path}: not a run.json of lmconsole: {error}") from None
 
