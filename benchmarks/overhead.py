@@ -253,7 +253,16 @@ def _corpus(vocabulary: int, targets: int) -> Corpus:
     random = np.random.default_rng(0)
     sizes = {"train": targets + 1, "validation": 8, "test": 8}
     splits = {split: random.integers(0, vocabulary, sizes[split], dtype=np.int32) for split in SPLITS}
-    return Corpus("random", "npz", None, vocabulary, "none", dict(splits), "0" * 64, None)
+    return Corpus(
+        name="random",
+        kind="npz",
+        path=None,
+        vocabulary=vocabulary,
+        tokenizer="none",
+        splits=dict(splits),
+        sha256="0" * 64,
+        max_tokens=None,
+    )
 
 
 def _corpus_info(corpus: Corpus) -> CorpusInfo:

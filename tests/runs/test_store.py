@@ -26,7 +26,7 @@ def test_runs_are_found_by_id_by_a_unique_beginning_and_by_experiment(tmp_path: 
     assert store.find(first.run).run == first.run
     assert store.find("02-").run == second.run
     assert store.find("1").run == newest.run
-    with pytest.raises(RunNotFoundError, match="begins the names of 2 runs"):
+    with pytest.raises(RunNotFoundError, match="is the beginning of 2 run ids"):
         store.find("01-")
     with pytest.raises(RunNotFoundError, match="experiment 12 has no run"):
         store.find("12")
@@ -116,7 +116,7 @@ def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path, ordinary_user
 
 def test_a_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
-    with pytest.raises(StoreError, match="cannot be made"):
+    with pytest.raises(StoreError, match="cannot be created"):
         Store(tmp_path / "runs").create()
     with pytest.raises(StoreError, match="cannot be read"):
         Store(tmp_path / "runs").runs()
