@@ -118,4 +118,4 @@ def test_free_disk_space_below_a_file_is_that_of_its_folder(tmp_path: Path) -> N
 
 
 def test_the_machine_has_a_name() -> None:
-    assert host.host_name()
+    assert host.host_name() == os.uname().nodename
