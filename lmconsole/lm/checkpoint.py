@@ -5,20 +5,20 @@ A finished run keeps only its best weights.
 
 import contextlib
 import errno
-import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from lmconsole.errors import TrainingError, escape_control_characters
-from lmconsole.runs.paths import RunPaths, sync_folder
+from lmconsole.files import atomic_write, sync_folder
+from lmconsole.runs.paths import RunPaths
 
 SCHEMA = 1
 CHECKPOINT_S = 10.0
@@ -193,22 +193,14 @@ def remove(paths: RunPaths) -> None:
             print(f"{path.name} is no longer needed but cannot be removed: {error.strerror}", flush=True)
 
 
-def _replace_file(path: Path, write: Callable[[IO[bytes]], object], *, what: str, previous: Path | None = None) -> None:
+def _replace_file(path: Path, write: Callable[[BinaryIO], object], *, what: str, previous: Path | None = None) -> None:
     """Write a file, flush it to the disk and rename it to ``path``. An existing file is renamed to ``previous``."""
     temporary = path.with_name(f".{path.stem}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with atomic_write(path, sync=True, temporary=temporary, keep_as=previous) as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(path, previous)
-        os.replace(temporary, path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise _write_error(path, what, error) from error
 
 

@@ -30,7 +30,6 @@ from lmconsole.runs.events import (
     Progress,
     Resumed,
     Stopped,
-    measured,
     perplexity,
 )
 from lmconsole.runs.info import RunInfo
@@ -221,8 +220,7 @@ class Training:
             state.best_weights = checkpoint.host_copy(self.model.state_dict())
         state.diverged = not (math.isfinite(train_loss) and math.isfinite(valid_loss))
         self.context.log.append(
-            measured(
-                Epoch,
+            Epoch(
                 epoch=state.epoch,
                 train_loss_nats=train_loss,
                 train_ppl=perplexity(train_loss),
@@ -272,8 +270,7 @@ class Training:
     def _finished_event(self, final: float, best: float) -> Finished:
         state = self.state
         best_valid = state.best_valid_loss_nats
-        return measured(
-            Finished,
+        return Finished(
             test_ppl_final=perplexity(final),
             test_ppl_best=perplexity(best),
             best_epoch=state.best_epoch,
@@ -313,8 +310,7 @@ class Training:
     def _report(self, loss: float, tokens_per_s: float) -> None:
         state = self.state
         self.context.log.append(
-            measured(
-                Progress,
+            Progress(
                 epoch=state.epoch,
                 step=state.step,
                 steps=self.steps_per_epoch,

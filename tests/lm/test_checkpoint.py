@@ -177,7 +177,7 @@ def test_a_failed_write_raises_its_error_at_every_later_call(paths: RunPaths, mo
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     one = writer(paths)
     one.submit(TrainState(), parts(1.0))
     one.join()
@@ -224,7 +224,7 @@ def test_best_weights_are_replaced_atomically(paths: RunPaths, monkeypatch: pyte
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(TrainingError, match=r"best-weights\.safetensors: .*No space left"):
         checkpoint.save_best_weights(paths, {"body.w": torch.zeros(3, 2)}, {"epoch": "2"})
     assert list(paths.folder.iterdir()) == [paths.best_weights]
