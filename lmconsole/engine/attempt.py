@@ -15,7 +15,8 @@ from lmconsole.engine.shared_data import Arrays, load_shared
 from lmconsole.errors import LmconsoleError, TrainingError, escape_control_characters
 from lmconsole.lm import device
 from lmconsole.lm.embedding import TABLES, Tables, arrays_of, read_tables, tables_from
-from lmconsole.lm.loop import Job, Training, parameters_of
+from lmconsole.lm.loop import Training, TrainingContext, parameters_of
+from lmconsole.lm.memory import allocator_mib, is_out_of_memory, keep_freed_memory
 from lmconsole.lm.model import attention_of
 from lmconsole.plan.experiment import Precision
 from lmconsole.runs.events import EventLog, Failed, Queued, Started
@@ -51,8 +52,8 @@ class Attempt:
     def prepare_on_host(self) -> None:
         """Read the data and build the model, without touching a GPU. Raises whatever goes wrong: see ``explain``."""
         device.set_threads(self._info.threads or 1)
-        device.keep_freed_memory(self._device)
-        job = Job(
+        keep_freed_memory(self._device)
+        context = TrainingContext(
             info=self._info,
             paths=self._paths,
             log=self._log,
@@ -65,21 +66,21 @@ class Attempt:
             end_telemetry=lambda: self._sampler.close() if self._sampler else None,
             read_energy_j=lambda: self._read_energy_j(),
         )
-        self._training = Training(job)
+        self._training = Training(context)
 
     def prepare_on_device(self) -> None:
         """Do the rest of the set-up. Raises whatever goes wrong."""
         if self._training is None:
             self.prepare_on_host()
         assert self._training is not None
-        device.use(self._device)
+        device.set_device(self._device)
         self._training.prepare_on_device()
         self._on_device = True
 
     @property
     def fell_back(self) -> bool:
         """Whether a fast path failed when the device was prepared."""
-        return self._training is not None and self._on_device and self._training.training.fell_back
+        return self._training is not None and self._on_device and self._training.steps.fell_back
 
     def run(self, siblings: Sequence[int], began: float) -> None:
         """Train on the device, from the last checkpoint if the run has been tried before.
@@ -88,9 +89,9 @@ class Attempt:
         ``time.monotonic()`` when the attempt began. Raises whatever goes wrong: see ``explain``.
         """
         chosen = device.describe_device(self._device)
-        device.use(self._device)
+        device.set_device(self._device)
         started = self._log.append(_started(self._info, self._history.attempt + 1, chosen, siblings), sync=True)
-        self._sampler = Sampler(self._log, chosen.uuid, lambda: device.memory_mib(self._device))
+        self._sampler = Sampler(self._log, chosen.uuid, lambda: allocator_mib(self._device))
         if has_board_alone(started, self._history.queued):
             self._read_energy_j = self._sampler.total_energy_j
         self._sampler.start()
@@ -210,7 +211,7 @@ def explain(error: BaseException, paths: RunPaths, where: str) -> Failed:
     if isinstance(error, LmconsoleError):
         hint = error.hint or f"The trace is in {paths.worker_log}."
         return Failed(error=error.kind, message=error.message, hint=hint)
-    if device.out_of_memory(error):
+    if is_out_of_memory(error):
         try:
             picture = memory_picture(where)
         except Exception:  # a GPU in that state may refuse to answer
@@ -236,7 +237,7 @@ def explain(error: BaseException, paths: RunPaths, where: str) -> Failed:
 
 def memory_picture(where: str) -> str:
     """Who holds how much of the device's memory, as far as that is known."""
-    allocated, reserved = device.memory_mib(where)
+    allocated, reserved = allocator_mib(where)
     parts = []
     if where == "cpu":
         memory = host_memory()

@@ -25,7 +25,7 @@ from lmconsole.plan.flops import run_flops, step_flops
 from lmconsole.plan.load import load_plan
 
 if TYPE_CHECKING:
-    from lmconsole.lm.throughput import Pace
+    from lmconsole.lm.throughput import Throughput
 
 SCHEMA = 1
 BUDGET_S = 40.0
@@ -128,7 +128,8 @@ class _Group:
 def measure(request: BenchRequest) -> BenchResult:
     """Measure in this process, which loads torch. Raises LmconsoleError."""
     from lmconsole.lm import device
-    from lmconsole.lm.throughput import ceiling_gflops
+    from lmconsole.lm.memory import keep_freed_memory
+    from lmconsole.lm.throughput import peak_matmul_gflops
 
     began, load_1min = time.monotonic(), os.getloadavg()[0]
     everything = device.describe_devices()
@@ -136,16 +137,16 @@ def measure(request: BenchRequest) -> BenchResult:
     if len(names) > 1:
         raise DeviceError(f"--device {request.device}: one device is measured at a time", hint="Name one of them.")
     (chosen,) = (each for each in everything if each.device == names[0])
-    device.use(chosen.device)
+    device.set_device(chosen.device)
     device.set_threads(threads_per_run(1))
-    device.keep_freed_memory(chosen.device)
+    keep_freed_memory(chosen.device)
     groups = _groups(request, lambda wanted: device.resolve_precision(wanted, chosen))
     first = groups[0].settings
     tokens = _tokens(first)
-    ceiling = ceiling_gflops(first, first.vocabulary, chosen.device)
+    ceiling = peak_matmul_gflops(first, first.vocabulary, chosen.device)
     batch_size = affordable_batch([group.settings for group in groups], ceiling, request.budget_s)
     paces = _measure_all(groups, chosen.device, batch_size, request, began)
-    ceiling = max(ceiling, ceiling_gflops(first, first.vocabulary, chosen.device))
+    ceiling = max(ceiling, peak_matmul_gflops(first, first.vocabulary, chosen.device))
     shapes = tuple(_shape(group, groups, paces, ceiling, tokens) for group in groups)
     return BenchResult(
         schema=SCHEMA,
@@ -215,12 +216,12 @@ def affordable_batch(settings: Sequence[Settings], ceiling_gflops: float, budget
 
 def _measure_all(
     groups: Sequence[_Group], where: str, batch_size: int, request: BenchRequest, began: float
-) -> "dict[str, Pace]":
+) -> "dict[str, Throughput]":
     """What was measured, by label; the first is measured in any case, the others while time is left for them."""
-    from lmconsole.lm.device import out_of_memory
-    from lmconsole.lm.throughput import measure_pace
+    from lmconsole.lm.memory import is_out_of_memory
+    from lmconsole.lm.throughput import measure_throughput
 
-    paces: dict[str, Pace] = {}
+    paces: dict[str, Throughput] = {}
     for group in groups:
         left_s = request.budget_s - (time.monotonic() - began)
         if paces:
@@ -230,9 +231,11 @@ def _measure_all(
                 break
         settings = msgspec.structs.replace(group.settings, batch_size=batch_size)
         try:
-            pace = measure_pace(settings, settings.vocabulary, where, for_s=request.watch_s, at_most_s=max(left_s, 1.0))
+            pace = measure_throughput(
+                settings, settings.vocabulary, where, for_s=request.watch_s, at_most_s=max(left_s, 1.0)
+            )
         except (RuntimeError, OSError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise DeviceError(
                 f"{where} ran out of memory while measuring {group.label}",
@@ -250,7 +253,11 @@ def _measure_all(
 
 
 def _shape(
-    group: _Group, groups: Sequence[_Group], paces: "Mapping[str, Pace]", ceiling: float, tokens: Mapping[str, int]
+    group: _Group,
+    groups: Sequence[_Group],
+    paces: "Mapping[str, Throughput]",
+    ceiling: float,
+    tokens: Mapping[str, int],
 ) -> Shape:
     """The group's own pace, or the arithmetic rate of the measured group most like it."""
     like = min(

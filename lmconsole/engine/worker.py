@@ -119,9 +119,9 @@ def enter(arguments: list[str], log: str, variables: Mapping[str, str], turns: C
     os.close(output)
     os.environ.update(variables)
     if "torch" in sys.modules:  # else this process was not forked off, or whatever is wrong with torch shows later
-        from lmconsole.lm.device import lost_in_fork
+        from lmconsole.lm.device import cuda_broken_by_fork
 
-        if lost_in_fork():
+        if cuda_broken_by_fork():
             if turns is not None:
                 sys.exit(EXIT_NOT_MINE)  # a new program cannot wait; the run starts at its turn
             os.execv(sys.executable, [sys.executable, "-P", "-m", "lmconsole.engine.worker", *arguments])

@@ -14,7 +14,7 @@ from lmconsole.engine.bench import BenchRequest, BenchResult, affordable_batch, 
 from lmconsole.errors import LmconsoleError
 from lmconsole.lm import device
 from lmconsole.lm import throughput as lm_bench
-from lmconsole.lm.throughput import Pace
+from lmconsole.lm.throughput import Throughput
 from lmconsole.plan.flops import run_flops, step_flops
 from lmconsole.plan.load import builtin_file, load_plan
 
@@ -65,7 +65,7 @@ def test_a_batch_is_halved_until_all_can_be_measured() -> None:
 def measuring(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module that measures, without its hold on this process: threads stay, and the ceiling is 100 GFLOP/s."""
     monkeypatch.setattr(device, "set_threads", lambda _: None)
-    monkeypatch.setattr(lm_bench, "ceiling_gflops", lambda *_, **__: 100.0)
+    monkeypatch.setattr(lm_bench, "peak_matmul_gflops", lambda *_, **__: 100.0)
     return lm_bench
 
 
@@ -73,7 +73,7 @@ def test_what_there_was_no_time_for_is_estimated_from_its_arithmetic(
     monkeypatch: pytest.MonkeyPatch, measuring: ModuleType
 ) -> None:
     # Two steps done at a pace at which no other shape fits into the time.
-    monkeypatch.setattr(measuring, "measure_pace", lambda *_, **__: Pace(tokens_per_s=1.0, peak_mib=500.0))
+    monkeypatch.setattr(measuring, "measure_throughput", lambda *_, **__: Throughput(tokens_per_s=1.0, peak_mib=500.0))
     result = engine.measure(request(budget_s=30.0))
     assert [shape.label for shape in result.shapes if not shape.estimated] == ["LSTM 1L"]
     first = result.shapes[0]
@@ -85,7 +85,7 @@ def test_what_there_was_no_time_for_is_estimated_from_its_arithmetic(
 
 
 def test_a_machine_too_slow_to_measure_is_told(monkeypatch: pytest.MonkeyPatch, measuring: ModuleType) -> None:
-    monkeypatch.setattr(measuring, "measure_pace", lambda *_, **__: None)
+    monkeypatch.setattr(measuring, "measure_throughput", lambda *_, **__: None)
     with pytest.raises(LmconsoleError, match="not two steps of LSTM 1L were done within 5 s") as caught:
         engine.measure(request(budget_s=5.0))
     assert "--preset demo" in str(caught.value.hint)
