@@ -191,7 +191,7 @@ class Console(App[str]):
                 self._form_words = words
                 self._start(actions.parse(self.options, ids, words))
 
-        from lmconsole.tui.screens.dialogs import RunForm
+        from lmconsole.tui.screens.run_form import RunForm
 
         title = f"Run experiment{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))} with"
         self.push_screen(RunForm(title, self._form_words, partial(actions.parse, self.options, ids)), accepted)
