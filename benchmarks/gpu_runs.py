@@ -29,7 +29,6 @@ from lmconsole.engine import attempt, worker
 from lmconsole.engine.probe import Prepared, ProbeRequest, ask
 from lmconsole.engine.processes import last_line, python
 from lmconsole.engine.queue import Wanted, enqueue, fingerprint
-from lmconsole.engine.run_options import threads_per_run
 from lmconsole.errors import escape_control_characters
 from lmconsole.lm import device as devices
 from lmconsole.lm.model import build_model
@@ -40,6 +39,7 @@ from lmconsole.runs.events import EventReader, Queued
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState, Status
 from lmconsole.runs.store import Run, Store
+from lmconsole.telemetry.host import threads_per_run
 
 ADAMW_FIRST = (2, 6, 9, 11, 10, 12, 1, 3, 4, 5, 7, 8)
 """The twelve, one of each shape before the others."""

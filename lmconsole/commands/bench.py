@@ -9,8 +9,8 @@ from rich.text import Text
 
 from lmconsole import formatting
 from lmconsole.commands.listing import console
-from lmconsole.engine.bench import BUDGET_S, WATCH_S, BenchRequest, BenchResult, Shape, bench
-from lmconsole.engine.estimate import remember
+from lmconsole.engine.bench import BUDGET_S, WATCH_S, BenchRequest, bench
+from lmconsole.engine.bench_cache import BenchResult, Shape, save_result
 from lmconsole.errors import LmconsoleError, escape_control_characters
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import AUTO, unknown
@@ -48,7 +48,7 @@ def measure(
             watch_s=watch_s,
         )
     )
-    remember(result)
+    save_result(result)
     return result
 
 
@@ -58,7 +58,7 @@ def print_result(result: BenchResult) -> None:
     for name, value in (
         ("device", f"{result.device} ({result.device_name}), {result.threads} threads, torch {result.torch}"),
         ("preset", f"{result.preset}, {result.precision}"),
-        ("ceiling", f"{result.ceiling_gflops:,.0f} GFLOP/s in plain matrix products of these sizes"),
+        ("ceiling", f"{result.peak_matmul_gflops:,.0f} GFLOP/s in plain matrix products of these sizes"),
     ):
         out.print(Text(f"{name:<8} ", style="bold").append(escape_control_characters(value), style="not bold"))
     out.print()
@@ -92,7 +92,7 @@ def _row(shape: Shape) -> list[str]:
         " ".join(map(str, shape.experiments)),
         formatting.rate(shape.tokens_per_s),
         step,
-        f"{shape.share_of_ceiling:.0%}",
+        f"{shape.share_of_peak:.0%}",
         formatting.mib(shape.peak_mib),
         formatting.about(shape.run_s),
     ]

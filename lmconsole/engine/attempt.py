@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from lmconsole import __version__
 from lmconsole.data.corpus import SPLITS, Corpus, load_corpus
-from lmconsole.engine.estimate import measured_ceiling
+from lmconsole.engine.bench_cache import measured_peak_gflops
 from lmconsole.engine.sampler import Sampler
 from lmconsole.engine.shared_data import Arrays, load_shared
 from lmconsole.errors import LmconsoleError, TrainingError, escape_control_characters
@@ -197,7 +197,7 @@ def _started(info: RunInfo, attempt: int, chosen: device.Device, siblings: Seque
         parameters_total=total,
         parameters_trainable=trainable,
         shared_gpu=None if others is None else others > 0,
-        ceiling_gflops=measured_ceiling(chosen.name, info.settings.precision),
+        peak_matmul_gflops=measured_peak_gflops(chosen.name, info.settings.precision),
         attention=attention_of(info.settings, cast(Precision, info.settings.precision), chosen.device),
     )
     if gpus:

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from lmconsole import __version__
-from lmconsole.engine.probe import ProbeError, ask_child
-from lmconsole.engine.run_options import threads_per_run
-from lmconsole.errors import DeviceError, ExitCode, LmconsoleError
+from lmconsole.engine.bench_cache import SCHEMA, BenchResult, Shape
+from lmconsole.engine.child import answer_parent, ask_child
+from lmconsole.errors import DeviceError
 from lmconsole.plan.experiment import MODEL_NAMES, Experiment, Precision, Settings
 from lmconsole.plan.flops import run_flops, step_flops
 from lmconsole.plan.load import load_plan
+from lmconsole.telemetry.host import threads_per_run
 
 if TYPE_CHECKING:
     from lmconsole.lm.throughput import Pace
 
-SCHEMA = 1
 BUDGET_S = 40.0
 """For measuring; loading PyTorch comes on top."""
 GRACE_S = 260.0
@@ -59,55 +59,6 @@ class BenchRequest(msgspec.Struct, frozen=True, kw_only=True):
     watch_s: float = WATCH_S
 
 
-class Shape(msgspec.Struct, frozen=True, kw_only=True):
-    """Experiments that differ in nothing but their optimizers, and how fast they train."""
-
-    label: str
-    experiments: tuple[int, ...]
-    settings: Settings
-    """Of one of them, with ``precision`` resolved."""
-    estimated: bool
-    """Not measured, but worked out from the rate of another shape."""
-    tokens_per_s: float
-    step_s: float
-    """A step on the batch that ``settings`` ask for."""
-    gflops: float
-    """GFLOP/s in matrix products."""
-    share_of_ceiling: float
-    peak_mib: float | None
-    """GPU: what tensors held at most. CPU: what the process held. None if estimated."""
-    run_s: float
-    """ESTIMATE of one run, set-up left out."""
-
-
-class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that was found, as `--json` prints it."""
-
-    schema: int
-    lmconsole: str
-    torch: str | None
-    date: str
-    """UTC, ISO 8601."""
-    device: str
-    device_name: str
-    precision: str
-    threads: int
-    preset: str
-    batch_size: int
-    """Of the batches measured; the preset's, or fewer where those would have taken too long."""
-    ceiling_gflops: float
-    """Best rate of plain matrix products of these sizes."""
-    tokens: dict[str, int]
-    """In the splits of the corpus that ``run_s`` refers to."""
-    shapes: tuple[Shape, ...]
-    all_runs: int
-    all_runs_s: float
-    """ESTIMATE of all runs, one after the other."""
-    load_1min: float
-    """What kept the cores busy when measuring began, in processes."""
-    measured_s: float
-
-
 def bench(request: BenchRequest) -> BenchResult:
     """Measure in a child process. Raises LmconsoleError with what is wrong with the request or the machine."""
     return ask_child("lmconsole.engine.bench", request, BenchResult, request.budget_s + GRACE_S)
@@ -128,7 +79,7 @@ class _Group:
 def measure(request: BenchRequest) -> BenchResult:
     """Measure in this process, which loads torch. Raises LmconsoleError."""
     from lmconsole.lm import device
-    from lmconsole.lm.throughput import ceiling_gflops
+    from lmconsole.lm.throughput import ceiling_gflops as peak_matmul_gflops
 
     began, load_1min = time.monotonic(), os.getloadavg()[0]
     everything = device.describe_devices()
@@ -142,11 +93,11 @@ def measure(request: BenchRequest) -> BenchResult:
     groups = _groups(request, lambda wanted: device.resolve_precision(wanted, chosen))
     first = groups[0].settings
     tokens = _tokens(first)
-    ceiling = ceiling_gflops(first, first.vocabulary, chosen.device)
-    batch_size = affordable_batch([group.settings for group in groups], ceiling, request.budget_s)
+    peak_gflops = peak_matmul_gflops(first, first.vocabulary, chosen.device)
+    batch_size = affordable_batch([group.settings for group in groups], peak_gflops, request.budget_s)
     paces = _measure_all(groups, chosen.device, batch_size, request, began)
-    ceiling = max(ceiling, ceiling_gflops(first, first.vocabulary, chosen.device))
-    shapes = tuple(_shape(group, groups, paces, ceiling, tokens) for group in groups)
+    peak_gflops = max(peak_gflops, peak_matmul_gflops(first, first.vocabulary, chosen.device))
+    shapes = tuple(_shape(group, groups, paces, peak_gflops, tokens) for group in groups)
     return BenchResult(
         schema=SCHEMA,
         lmconsole=__version__,
@@ -158,7 +109,7 @@ def measure(request: BenchRequest) -> BenchResult:
         threads=threads_per_run(1),
         preset=request.preset,
         batch_size=batch_size,
-        ceiling_gflops=ceiling,
+        peak_matmul_gflops=peak_gflops,
         tokens=tokens,
         shapes=shapes,
         all_runs=sum(len(group.members) for group in groups),
@@ -198,15 +149,11 @@ def _tokens(settings: Settings) -> dict[str, int]:
     return load_corpus("demo", None, vocabulary=settings.vocabulary, max_tokens=None).counts()
 
 
-def affordable_batch(settings: Sequence[Settings], ceiling_gflops: float, budget_s: float) -> int:
+def affordable_batch(settings: Sequence[Settings], peak_gflops: float, budget_s: float) -> int:
     """The largest batch, halving from what is asked for, on which all of ``settings`` can likely be measured."""
     batch_size = settings[0].batch_size
     while batch_size > 1 and budget_s < sum(
-        REPORTS
-        * step_flops(each, each.vocabulary)
-        * batch_size
-        / each.batch_size
-        / (LIKELY_SHARE * ceiling_gflops * 1e9)
+        REPORTS * step_flops(each, each.vocabulary) * batch_size / each.batch_size / (LIKELY_SHARE * peak_gflops * 1e9)
         for each in settings
     ):
         batch_size //= 2
@@ -250,7 +197,7 @@ def _measure_all(
 
 
 def _shape(
-    group: _Group, groups: Sequence[_Group], paces: "Mapping[str, Pace]", ceiling: float, tokens: Mapping[str, int]
+    group: _Group, groups: Sequence[_Group], paces: "Mapping[str, Pace]", peak_gflops: float, tokens: Mapping[str, int]
 ) -> Shape:
     """The group's own pace, or the arithmetic rate of the measured group most like it."""
     like = min(
@@ -267,24 +214,12 @@ def _shape(
         tokens_per_s=gflops * 1e9 * group.tokens / group.flops,
         step_s=group.flops / gflops / 1e9,
         gflops=gflops,
-        share_of_ceiling=gflops / ceiling,
+        share_of_peak=gflops / peak_gflops,
         peak_mib=pace.peak_mib if like is group else None,
         run_s=run_flops(group.settings, group.settings.vocabulary, tokens) / gflops / 1e9,
     )
 
 
-def main() -> int:
-    """The first argument to standard output."""
-    os.environ["OMP_NUM_THREADS"] = str(threads_per_run(1))
-    request = msgspec.json.decode(sys.argv[1], type=BenchRequest)
-    answer: BenchResult | ProbeError
-    try:
-        answer = measure(request)
-    except LmconsoleError as error:
-        answer = ProbeError(message=error.message, hint=error.hint)
-    sys.stdout.buffer.write(msgspec.json.encode(answer))
-    return ExitCode.USAGE if isinstance(answer, ProbeError) else ExitCode.OK
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    os.environ["OMP_NUM_THREADS"] = str(threads_per_run(1))
+    sys.exit(answer_parent(BenchRequest, measure))

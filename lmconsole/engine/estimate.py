@@ -1,23 +1,17 @@
 """How long runs will take, before they start: from runs that finished here, or from what `lmconsole bench` found."""
 
-import contextlib
-import hashlib
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import msgspec
 
-from lmconsole import __version__
-from lmconsole.engine.bench import BenchResult
+from lmconsole.engine.bench_cache import load_results
 from lmconsole.engine.probe import ProbeAnswer
 from lmconsole.engine.queue import Action, Decision
-from lmconsole.engine.run_options import threads_per_run
 from lmconsole.plan.experiment import Settings
 from lmconsole.plan.flops import run_flops, step_flops
 from lmconsole.runs.store import Run, has_room
+from lmconsole.telemetry.host import threads_per_run
 
 ALIKE = 4.0
 """The rate of a shape tells nothing of one with more than so many times its arithmetic in a step, or less than that."""
@@ -81,7 +75,7 @@ def _measured(device_name: str, jobs: int) -> list[Pace]:
     source = "`lmconsole bench`" if jobs == 1 else f"`lmconsole bench`, its speed shared by {jobs} at once"
     return [
         Pace(settings=shape.settings, flops_per_s=shape.gflops * 1e9 / jobs, setup_s=0.0, source=source)
-        for result in remembered()
+        for result in load_results()
         if (result.device_name, result.threads) == (device_name, threads_per_run(1))
         for shape in result.shapes
     ]
@@ -141,50 +135,3 @@ def _with_room(running: list[list[tuple[float, int]]], jobs: int) -> list[tuple[
         if has_room(jobs, (others for _, others in on)):
             return on
     return None
-
-
-def default_folder() -> Path | None:
-    """Where measurements are kept for this user; None where the user has no home."""
-    import platformdirs
-
-    folder = platformdirs.user_cache_path("lmconsole", appauthor=False) / "bench"
-    return folder if folder.is_absolute() else None
-
-
-def remember(result: BenchResult) -> None:
-    """Keep the latest result for each device, precision, number of threads, preset and version. Where that cannot be
-    written, it is not."""
-    folder = default_folder()
-    if folder is None:
-        return
-    key = (result.device_name, result.precision, result.threads, result.preset, result.lmconsole)
-    path = folder / f"{hashlib.sha256(msgspec.json.encode(key)).hexdigest()[:40]}.json"
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(msgspec.json.encode(result))
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-
-
-def remembered() -> list[BenchResult]:
-    """What this version has measured on this machine, newest first; damaged files are passed over."""
-    folder = default_folder()
-    found = []
-    with contextlib.suppress(OSError):
-        for path in sorted(folder.glob("*.json")) if folder else []:
-            with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
-                found.append(msgspec.json.decode(path.read_bytes(), type=BenchResult))
-    mine = [result for result in found if result.lmconsole == __version__]
-    return sorted(mine, key=lambda result: result.date, reverse=True)
-
-
-def measured_ceiling(device_name: str, precision: str) -> float | None:
-    """GFLOP/s of plain matrix products there, as last measured with most threads; None if never."""
-    found = [each for each in remembered() if (each.device_name, each.precision) == (device_name, precision)]
-    return max(found, key=lambda each: each.threads).ceiling_gflops if found else None

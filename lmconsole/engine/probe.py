@@ -4,18 +4,16 @@ It imports torch, so that the processes people look at need not. A request goes 
 argument, and an answer or an error comes out as JSON on standard output.
 """
 
-import contextlib
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from lmconsole.engine.processes import python, training_environment
-from lmconsole.errors import CorpusError, DeviceError, EmbeddingsError, ExitCode, LmconsoleError
+from lmconsole.engine.child import answer_parent, ask_child
+from lmconsole.errors import CorpusError, DeviceError, EmbeddingsError
 from lmconsole.plan.experiment import Experiment, Settings
 from lmconsole.plan.flops import step_flops
 from lmconsole.plan.load import load_plan
@@ -80,46 +78,9 @@ class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True, tag="answer"):
     warnings: tuple[str, ...] = ()
 
 
-class ProbeError(msgspec.Struct, frozen=True, kw_only=True, tag="error"):
-    """Why nothing can be done."""
-
-    message: str
-    hint: str | None
-
-
-A = TypeVar("A", bound=msgspec.Struct)
-"""What a child process answers."""
-
-
 def ask(request: ProbeRequest) -> ProbeAnswer:
     """The answer of a probe process. Raises LmconsoleError with what is wrong with the request or the machine."""
     return ask_child("lmconsole.engine.probe", request, ProbeAnswer, TIMEOUT_S)
-
-
-def ask_child(module: str, request: msgspec.Struct, kind: type[A], timeout_s: float) -> A:
-    """What a process that runs ``module`` answers to ``request``. Raises LmconsoleError with what it says is wrong, or
-    if it says nothing."""
-    try:
-        done = subprocess.run(
-            python(module, msgspec.json.encode(request).decode()),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env=training_environment(),
-            timeout=timeout_s,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise DeviceError(f"data and devices cannot be looked at: {error}", hint="Try `lmconsole doctor`.") from None
-    with contextlib.suppress(msgspec.MsgspecError):
-        refusal = msgspec.json.decode(done.stdout, type=ProbeError)
-        raise LmconsoleError(refusal.message, hint=refusal.hint)
-    with contextlib.suppress(msgspec.MsgspecError):
-        return msgspec.json.decode(done.stdout, type=kind)
-    last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-    raise DeviceError(
-        f"PyTorch cannot be used here: {last or f'the process ended with exit code {done.returncode}'}",
-        hint="`lmconsole doctor` checks the installation.",
-    )
 
 
 def probe(request: ProbeRequest, environ: Mapping[str, str], cwd: Path) -> ProbeAnswer:
@@ -301,17 +262,5 @@ def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
 
 
-def main() -> int:
-    """The first argument to standard output."""
-    request = msgspec.json.decode(sys.argv[1], type=ProbeRequest)
-    answer: ProbeAnswer | ProbeError
-    try:
-        answer = probe(request, os.environ, Path.cwd())
-    except LmconsoleError as error:
-        answer = ProbeError(message=error.message, hint=error.hint)
-    sys.stdout.buffer.write(msgspec.json.encode(answer))
-    return ExitCode.USAGE if isinstance(answer, ProbeError) else ExitCode.OK
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer_parent(ProbeRequest, lambda request: probe(request, os.environ, Path.cwd())))

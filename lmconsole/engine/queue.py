@@ -15,7 +15,6 @@ import msgspec
 
 from lmconsole import __version__
 from lmconsole.engine.probe import Prepared, ProbeAnswer
-from lmconsole.engine.run_options import threads_per_run
 from lmconsole.errors import RunActiveError, StoreError
 from lmconsole.plan.flops import run_flops
 from lmconsole.runs import lock
@@ -24,7 +23,7 @@ from lmconsole.runs.info import SCHEMA, RunInfo, write_info
 from lmconsole.runs.paths import RunPaths, sync_folder
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store, queue_order
-from lmconsole.telemetry.host import cores
+from lmconsole.telemetry.host import cores, threads_per_run
 
 LOCK_TIMEOUT_S = 60.0
 

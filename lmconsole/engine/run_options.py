@@ -15,7 +15,7 @@ from lmconsole.plan.experiment import Seed
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import AUTO, TYPES, Plan, ranges, unknown
 from lmconsole.runs.store import Store
-from lmconsole.telemetry.host import cores
+from lmconsole.telemetry.host import threads_per_run
 
 MAX_SEEDS = 10_000
 MAX_JOBS = 1_024
@@ -43,11 +43,6 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     def threads(self) -> int | None:
         """CPU threads of each new run; None if its size decides."""
         return None if self.jobs is None else threads_per_run(self.jobs)
-
-
-def threads_per_run(jobs: int) -> int:
-    """CPU threads for each of ``jobs`` runs at once."""
-    return max(1, cores() // jobs)
 
 
 def run_options(

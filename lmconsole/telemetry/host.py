@@ -44,6 +44,11 @@ def cores(proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup"
     return max(1, allowed if quota >= allowed else int(quota))
 
 
+def threads_per_run(jobs: int) -> int:
+    """CPU threads for each of ``jobs`` runs at once."""
+    return max(1, cores() // jobs)
+
+
 def host_name() -> str:
     """The name this machine has for itself."""
     return socket.gethostname()

@@ -9,8 +9,9 @@ import pytest
 import tiny
 
 from lmconsole.engine import bench as engine
-from lmconsole.engine import estimate
-from lmconsole.engine.bench import BenchRequest, BenchResult, affordable_batch, bench
+from lmconsole.engine import bench_cache
+from lmconsole.engine.bench import BenchRequest, affordable_batch, bench
+from lmconsole.engine.bench_cache import BenchResult, Shape, load_results, save_result
 from lmconsole.errors import LmconsoleError
 from lmconsole.lm import device
 from lmconsole.lm import throughput as lm_bench
@@ -37,7 +38,7 @@ def test_a_child_process_measures_each_shape(tmp_path: Path) -> None:
     assert [shape.experiments for shape in result.shapes] == [(2, 4), (3,), (1,)], "smallest of each model first"
     assert result.shapes[0].settings.optimizer == "adamw"
     assert result.all_runs == 4
-    assert result.ceiling_gflops > 0
+    assert result.peak_matmul_gflops > 0
     for shape in result.shapes:
         assert not shape.estimated
         assert shape.peak_mib
@@ -45,7 +46,7 @@ def test_a_child_process_measures_each_shape(tmp_path: Path) -> None:
         flops = step_flops(shape.settings, 300)
         assert shape.step_s == pytest.approx(4 * 8 / shape.tokens_per_s)
         assert shape.gflops == pytest.approx(flops / shape.step_s / 1e9)
-        assert shape.share_of_ceiling == pytest.approx(shape.gflops / result.ceiling_gflops)
+        assert shape.share_of_peak == pytest.approx(shape.gflops / result.peak_matmul_gflops)
         assert shape.run_s == pytest.approx(run_flops(shape.settings, 300, engine.WIKITEXT_2) / shape.gflops / 1e9)
     two, gpt, deep = (shape.run_s for shape in result.shapes)
     assert result.all_runs_s == pytest.approx(2 * two + gpt + deep)
@@ -105,7 +106,7 @@ def made_up(**changes: object) -> BenchResult:
         settings = plan.resolve(plan.experiment(number), "demo", {"precision": "fp32"}).settings
         shape = {"label": "", "experiments": (number,), "settings": settings, "estimated": False, "tokens_per_s": 1.0}
         shape |= {"step_s": 1.0, "gflops": 10.0, "share_of_ceiling": 0.5, "peak_mib": None, "run_s": 1.0}
-        shapes.append(msgspec.convert(shape, engine.Shape))
+        shapes.append(msgspec.convert(shape, Shape))
     values: dict[str, object] = {"schema": 1, "lmconsole": engine.__version__, "torch": "2", "date": "2026-01-01"}
     values |= {"device": "cpu", "device_name": "a CPU", "precision": "fp32", "threads": 2, "preset": "demo"}
     values |= {"batch_size": 16, "ceiling_gflops": 20.0, "tokens": engine.WIKITEXT_2, "shapes": tuple(shapes)}
@@ -115,26 +116,26 @@ def made_up(**changes: object) -> BenchResult:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(estimate, "default_folder", lambda: tmp_path / "cache" / "bench")
+    monkeypatch.setattr(bench_cache, "default_folder", lambda: tmp_path / "cache" / "bench")
     return tmp_path / "cache" / "bench"
 
 
 def test_the_latest_result_of_each_kind_is_remembered(folder: Path) -> None:
     assert not folder.exists()
-    assert estimate.remembered() == []
+    assert load_results() == []
     old, new, other = made_up(), made_up(date="2026-01-02"), made_up(threads=1, date="2026-01-03")
     for result in (old, new, other, made_up(lmconsole="0.0.0")):
-        estimate.remember(result)
-    assert estimate.remembered() == [other, new]
-    assert all(a.date > b.date for a, b in pairwise(estimate.remembered()))
+        save_result(result)
+    assert load_results() == [other, new]
+    assert all(a.date > b.date for a, b in pairwise(load_results()))
 
 
 def test_a_damaged_memory_is_passed_over_and_one_that_cannot_be_written_is_no_error(folder: Path) -> None:
     folder.parent.mkdir()
     folder.write_text("in the way")
-    estimate.remember(made_up())
-    assert estimate.remembered() == []
+    save_result(made_up())
+    assert load_results() == []
     folder.unlink()
-    estimate.remember(made_up())
+    save_result(made_up())
     (folder / "torn.json").write_bytes(b'{"schema": 1, "lmc')
-    assert estimate.remembered() == [made_up()]
+    assert load_results() == [made_up()]

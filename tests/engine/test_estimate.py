@@ -6,22 +6,23 @@ import msgspec
 import pytest
 import tiny
 
-from lmconsole.engine import estimate
-from lmconsole.engine.bench import SCHEMA, BenchResult, Shape
+from lmconsole import __version__
+from lmconsole.engine import bench_cache
+from lmconsole.engine.bench_cache import SCHEMA, BenchResult, Shape, save_result
 from lmconsole.engine.estimate import Estimate, estimates, makespan_s
 from lmconsole.engine.probe import Prepared, ProbeAnswer
 from lmconsole.engine.queue import decide, wanted_runs
-from lmconsole.engine.run_options import threads_per_run
 from lmconsole.plan.flops import run_flops
 from lmconsole.runs.events import Epoch, EventLog, Finished, Queued, Started
 from lmconsole.runs.store import Run, Store
+from lmconsole.telemetry.host import threads_per_run
 
 DEVICE = "a CPU of ours"
 
 
 @pytest.fixture(autouse=True)
 def bench_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "default_folder", lambda: tmp_path / "bench")
+    monkeypatch.setattr(bench_cache, "default_folder", lambda: tmp_path / "bench")
 
 
 def recorded(
@@ -139,11 +140,11 @@ def test_without_such_runs_a_measurement_tells(tmp_path: Path, jobs: int) -> Non
     settings = run.info.settings
     shape = {"label": "", "experiments": (1,), "settings": settings, "estimated": False, "tokens_per_s": 1.0}
     shape |= {"step_s": 1.0, "gflops": 2.0, "share_of_ceiling": 0.5, "peak_mib": None, "run_s": 1.0}
-    values = {"schema": SCHEMA, "lmconsole": estimate.__version__, "torch": "2", "date": "2026-01-01", "device": "cpu"}
+    values = {"schema": SCHEMA, "lmconsole": __version__, "torch": "2", "date": "2026-01-01", "device": "cpu"}
     values |= {"device_name": DEVICE, "precision": "fp32", "threads": threads_per_run(1), "preset": "tiny"}
     values |= {"batch_size": 4, "ceiling_gflops": 4.0, "tokens": {}, "shapes": (msgspec.convert(shape, Shape),)}
     values |= {"all_runs": 1, "all_runs_s": 1.0, "load_1min": 0.0, "measured_s": 1.0}
-    estimate.remember(msgspec.convert(values, BenchResult))
+    save_result(msgspec.convert(values, BenchResult))
     found = expected(tmp_path, run, jobs=jobs)
     assert found is not None
     assert found.seconds == pytest.approx(jobs * run_flops(settings, 300, run.info.corpus.tokens) / 2e9)

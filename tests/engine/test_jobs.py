@@ -21,6 +21,7 @@ from lmconsole.runs.events import EventLog, Queued, Stopped
 from lmconsole.runs.info import CorpusInfo
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store, queue_order
+from lmconsole.telemetry import host
 from lmconsole.telemetry.host import cores
 
 LARGE = "hidden = 65536"
@@ -96,7 +97,7 @@ def test_all_of_the_demo_is_small_and_all_of_the_paper_large() -> None:
 def test_as_many_runs_as_the_cores_have_room_for(
     monkeypatch: pytest.MonkeyPatch, threads: int, jobs: int, device: str, at_once: int
 ) -> None:
-    monkeypatch.setattr(options, "cores", lambda: 8)
+    monkeypatch.setattr(host, "cores", lambda: 8)
     monkeypatch.setattr(queue, "cores", lambda: 8)
     assert jobs_at_once(threads, Queued(devices=(device,), jobs=jobs)) == at_once
 
@@ -114,7 +115,7 @@ def test_as_many_runs_as_the_cores_have_room_for(
 def test_a_device_is_shared_as_its_runs_allow_or_as_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: str, device: str, threads: int, said: str
 ) -> None:
-    for module in (options, queue, submit):
+    for module in (host, queue, submit):
         monkeypatch.setattr(module, "cores", lambda: 8)
     asked = options.run_options(
         ids=["1-12"], everything=False, preset="demo", epochs=None, seeds=None, max_tokens=None, device="auto",
@@ -261,7 +262,7 @@ def test_runs_of_the_first_version_come_before_later_ones_by_age(tmp_path: Path)
 
 
 def test_threads_and_what_was_asked_for_are_kept_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "cores", lambda: 4)
+    monkeypatch.setattr(host, "cores", lambda: 4)
     monkeypatch.setattr(queue, "cores", lambda: 4)
     small, large = (tiny.queue_tiny(tmp_path, seed=n, threads=n, jobs=4, auto=True) for n in (1, 4))
     asked = tiny.queue_tiny(tmp_path, seed=9, threads=2, jobs=2)
@@ -271,7 +272,7 @@ def test_threads_and_what_was_asked_for_are_kept_with_the_run(tmp_path: Path, mo
 
 
 def test_a_resumed_run_keeps_its_threads_and_takes_their_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "cores", lambda: 4)
+    monkeypatch.setattr(host, "cores", lambda: 4)
     monkeypatch.setattr(queue, "cores", lambda: 4)
     run = tiny.queue_tiny(tmp_path, threads=4, jobs=1)
     stop(run)
@@ -282,7 +283,7 @@ def test_a_resumed_run_keeps_its_threads_and_takes_their_room(tmp_path: Path, mo
     assert again.state.queued.jobs == 1
     stop(again)
     monkeypatch.setattr(queue, "cores", lambda: 8)
-    monkeypatch.setattr(options, "cores", lambda: 8)
+    monkeypatch.setattr(host, "cores", lambda: 8)
     tiny.queue_tiny(tmp_path, threads=1, jobs=8, auto=True)
     again.refresh()
     assert again.state.queued is not None

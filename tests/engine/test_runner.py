@@ -14,10 +14,10 @@ import pytest
 import tiny
 
 from lmconsole.engine import queue
-from lmconsole.engine import run_options as options
 from lmconsole.runs.events import EventLog, Queued, Stopped
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
+from lmconsole.telemetry import host
 
 pytestmark = pytest.mark.slow
 
@@ -329,7 +329,7 @@ def test_a_full_disk_fails_the_run_and_leaves_the_last_checkpoint_whole(tmp_path
 def test_a_resumed_run_with_all_threads_shares_the_cores_with_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (options, queue):
+    for module in (host, queue):
         monkeypatch.setattr(module, "cores", lambda: 2)
     large = tiny.queue_tiny(tmp_path, seed=9, epochs=10, threads=2)
     log = EventLog(large.paths.events)

@@ -1,0 +1,110 @@
+"""Results of `lmconsole bench`, kept in the user's cache folder for estimates and for `started` events."""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from lmconsole import __version__
+from lmconsole.plan.experiment import Settings
+
+SCHEMA = 1
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True):
+    """Experiments that differ in nothing but their optimizers, and how fast they train."""
+
+    label: str
+    experiments: tuple[int, ...]
+    settings: Settings
+    """Of one of them, with ``precision`` resolved."""
+    estimated: bool
+    """Not measured, but worked out from the rate of another shape."""
+    tokens_per_s: float
+    step_s: float
+    """A step on the batch that ``settings`` ask for."""
+    gflops: float
+    """GFLOP/s in matrix products."""
+    share_of_peak: float = msgspec.field(name="share_of_ceiling")
+    peak_mib: float | None
+    """GPU: what tensors held at most. CPU: what the process held. None if estimated."""
+    run_s: float
+    """ESTIMATE of one run, set-up left out."""
+
+
+class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that was found, as `--json` prints it."""
+
+    schema: int
+    lmconsole: str
+    torch: str | None
+    date: str
+    """UTC, ISO 8601."""
+    device: str
+    device_name: str
+    precision: str
+    threads: int
+    preset: str
+    batch_size: int
+    """Of the batches measured; the preset's, or fewer where those would have taken too long."""
+    peak_matmul_gflops: float = msgspec.field(name="ceiling_gflops")
+    """Best rate of plain matrix products of these sizes."""
+    tokens: dict[str, int]
+    """In the splits of the corpus that ``run_s`` refers to."""
+    shapes: tuple[Shape, ...]
+    all_runs: int
+    all_runs_s: float
+    """ESTIMATE of all runs, one after the other."""
+    load_1min: float
+    """What kept the cores busy when measuring began, in processes."""
+    measured_s: float
+
+
+def default_folder() -> Path | None:
+    """Where measurements are kept for this user; None where the user has no home."""
+    import platformdirs
+
+    folder = platformdirs.user_cache_path("lmconsole", appauthor=False) / "bench"
+    return folder if folder.is_absolute() else None
+
+
+def save_result(result: BenchResult) -> None:
+    """Keep the latest result for each device, precision, number of threads, preset and version. Where that cannot be
+    written, it is not."""
+    folder = default_folder()
+    if folder is None:
+        return
+    key = (result.device_name, result.precision, result.threads, result.preset, result.lmconsole)
+    path = folder / f"{hashlib.sha256(msgspec.json.encode(key)).hexdigest()[:40]}.json"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(msgspec.json.encode(result))
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+def load_results() -> list[BenchResult]:
+    """What this version has measured on this machine, newest first; damaged files are passed over."""
+    folder = default_folder()
+    found = []
+    with contextlib.suppress(OSError):
+        for path in sorted(folder.glob("*.json")) if folder else []:
+            with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
+                found.append(msgspec.json.decode(path.read_bytes(), type=BenchResult))
+    mine = [result for result in found if result.lmconsole == __version__]
+    return sorted(mine, key=lambda result: result.date, reverse=True)
+
+
+def measured_peak_gflops(device_name: str, precision: str) -> float | None:
+    """GFLOP/s of plain matrix products there, as last measured with most threads; None if never."""
+    found = [each for each in load_results() if (each.device_name, each.precision) == (device_name, precision)]
+    return max(found, key=lambda each: each.threads).peak_matmul_gflops if found else None
