@@ -1,15 +1,18 @@
 """The front door: parse, call one function, turn errors into exit codes. Everything heavy is imported late."""
 
 import io
+import os
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.completion import completion_init
 
 from lmconsole import __version__
 from lmconsole.commands.interrupts import Interrupted, interrupted
+from lmconsole.commands.run_parameters import parameter, takes_run_request
 from lmconsole.errors import ExitCode, LmconsoleError, escape_control_characters
 
 if TYPE_CHECKING:
@@ -27,20 +30,18 @@ app = typer.Typer(
 data_app = typer.Typer(help="Corpora and embeddings.", rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-Runs = Annotated[Path, typer.Option("--runs", envvar="LMCONSOLE_RUNS", help="Run store.", metavar="DIR")]
-Experiments = Annotated[
-    Path | None, typer.Option("--experiments", help="experiments.toml to use.", metavar="FILE", show_default="built in")
-]
-Data = Annotated[Path | None, typer.Option("--data", help="Folder of token or text files.", metavar="DIR")]
-Embeddings = Annotated[Path | None, typer.Option("--embeddings", help="File of embedding tables.", metavar="FILE")]
-Preset = Annotated[
-    str, typer.Option("--preset", help="auto, paper, scratch, demo, or one of your own.", metavar="NAME")
-]
+Runs = Annotated[Path, parameter("runs")]
+Experiments = Annotated[Path | None, parameter("experiments")]
+Data = Annotated[Path | None, parameter("data")]
+Embeddings = Annotated[Path | None, parameter("embeddings")]
+Preset = Annotated[str, parameter("preset")]
 Theme = Annotated[str | None, typer.Option("--theme", help="Colours of the app; remembered.", metavar="NAME")]
 Slow = Annotated[bool, typer.Option("--slow", help="For a slow line: draw less often, in fewer colours.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+Json = Annotated[bool, parameter("json")]
 
 STORE = Path("runs")
+COMPLETE = "_LMCONSOLE_COMPLETE"
+"""Set by a shell that asks for completions: ``eval "$(_LMCONSOLE_COMPLETE=source_bash lmconsole)"`` turns them on."""
 EXPORTS = Path("exports")
 
 
@@ -86,68 +87,30 @@ def list_experiments(experiments: Experiments = None, runs: Runs = STORE, json: 
 
 
 @app.command()
-def run(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Experiments, such as 5 or 1-4.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All experiments; wait for those under way.")] = False,
-    headless: Annotated[bool, typer.Option("--headless", help="Show progress here instead of the app.")] = False,
-    preset: Preset = "auto",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the train split.", metavar="N")] = None,
-    seeds: Annotated[str | None, typer.Option(help="1,2,3 or 1..10.", metavar="LIST")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="First N tokens only.", metavar="N")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0,cuda:1 or all.", metavar="NAME")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="auto, fp32, tf32 or bf16.", metavar="NAME")] = None,
-    jobs: Annotated[
-        str, typer.Option(help="Runs at once on one device; auto suits the size of each.", metavar="N")
-    ] = "auto",
-    data: Data = None,
-    embeddings: Embeddings = None,
-    experiments: Experiments = None,
-    runs: Runs = STORE,
-    fresh: Annotated[bool, typer.Option("--fresh", help="New runs, even where finished ones exist.")] = False,
-    dry: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
-    no_export: Annotated[bool, typer.Option("--no-export", help="No exports when the queue drains.")] = False,
-    on_finish: Annotated[
-        str | None, typer.Option(help="Program to run when the queue drains (no shell).", metavar="CMD")
-    ] = None,
-    json: Json = False,
-) -> None:
+@takes_run_request
+def run(**given: object) -> None:
     """Train experiments and print the results."""
-    from lmconsole.engine.run_options import run_options
+    from lmconsole.engine.run_options import parse_request
 
-    options = run_options(
-        ids=ids or [],
-        everything=everything,
-        preset=preset,
-        epochs=epochs,
-        seeds=seeds,
-        max_tokens=max_tokens,
-        device=device,
-        precision=precision,
-        jobs=jobs,
-        data=data,
-        embeddings=embeddings,
-        experiments=experiments,
-        runs=runs,
-        fresh=fresh,
-        exports=None if no_export else Path(EXPORTS).absolute(),
-        on_finish=on_finish,
-        json=json,
-    )
-    if dry:
+    request = parse_request(given)
+    if request.dry_run:
         from lmconsole.commands.dry_run import dry_run
 
-        raise typer.Exit(dry_run(options))
-    if not headless and not json:
+        raise typer.Exit(dry_run(request))
+    if not request.headless and not request.json:
         from lmconsole.tui.open import open_console, terminal_problem
 
         problem = terminal_problem()
         if problem is None:
-            console = (preset, runs, experiments, data, embeddings, None)
-            raise typer.Exit(open_console(*console, submit=options))
+            raise typer.Exit(
+                open_console(
+                    request.preset, request.runs, request.experiments, request.data, request.embeddings, submit=request
+                )
+            )
         typer.echo(f"{problem}: running as with --headless.", err=True)
     from lmconsole.commands.run import run_headless
 
-    raise typer.Exit(run_headless(options))
+    raise typer.Exit(run_headless(request))
 
 
 @app.command()
@@ -405,6 +368,8 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="replace")  # a terminal without our characters shows ? in their place
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever read our output has gone, as head does: end as cat would
     signal.signal(signal.SIGINT, interrupted)
+    if COMPLETE in os.environ:
+        completion_init()
     try:
         app(arguments)
     except LmconsoleError as error:

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from lmconsole.data.corpus import describe, load_corpus
-from lmconsole.engine.probe import Prepared
-from lmconsole.engine.queue import Wanted, enqueue, fingerprint
+from lmconsole.engine.probe import ResolvedRun
+from lmconsole.engine.queue import enqueue
 from lmconsole.plan.load import load_plan
 from lmconsole.runs.events import Queued
 from lmconsole.runs.info import CorpusInfo
@@ -88,16 +88,16 @@ def queue_tiny(
     fresh: bool = False,
     **more: object,
 ) -> Run:
-    """Queue one tiny run in the store ``root / "runs"``, without a runner. ``more``: see ``wanted_tiny``. With ``auto``
-    ``threads`` are what the probe answered and ``jobs`` the most at once."""
-    wanted = wanted_tiny(root, model, threads=threads, **more)  # type: ignore[arg-type]
+    """Queue one tiny run in the store ``root / "runs"``, without a runner. With ``auto``, ``threads`` is what the
+    probe answered and ``jobs`` the most at once. ``more`` goes to ``resolved_tiny``."""
+    resolved = resolved_tiny(root, model, threads=threads, **more)  # type: ignore[arg-type]
     store = Store(root / "runs")
     queued = Queued(devices=("cpu",), jobs=jobs)
-    (decision,) = enqueue(store, [wanted], queued, fresh=fresh, refuse_active=True, threads=None if auto else threads)
+    (decision,) = enqueue(store, [resolved], queued, fresh=fresh, refuse_active=True, threads=None if auto else threads)
     return store.find(str(decision.run))
 
 
-def wanted_tiny(
+def resolved_tiny(
     root: Path,
     model: str = "lstm",
     *,
@@ -109,7 +109,7 @@ def wanted_tiny(
     name: str = "",
     repeats: int = 8,
     **settings: object,
-) -> Wanted:
+) -> ResolvedRun:
     """One tiny run as asked for. ``settings`` override the preset's."""
     (root / "experiments").mkdir(parents=True, exist_ok=True)
     more = f"name = {json.dumps(name, ensure_ascii=False)}" if name else ""
@@ -118,8 +118,9 @@ def wanted_tiny(
     plan = load_plan(file)
     resolved = plan.resolve(plan.experiment(number), "tiny", settings)
     corpus = load_corpus("tokens", data, vocabulary=resolved.settings.vocabulary, cache=root / "cache")
-    prepared = Prepared(
+    return ResolvedRun(
         experiment=plan.experiment(number),
+        preset="tiny",
         settings=resolved.settings,
         seed=seed,
         origins=resolved.origins,
@@ -127,7 +128,6 @@ def wanted_tiny(
         embeddings=None,
         threads=threads,
     )
-    return Wanted(prepared=prepared, preset="tiny", seed=seed, config_hash=fingerprint(prepared, seed))
 
 
 def environment(root: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ import msgspec
 
 from lmconsole.engine.bench_cache import load_results
 from lmconsole.engine.probe import ProbeAnswer
-from lmconsole.engine.queue import Action, Decision
+from lmconsole.engine.queue import Action, QueueDecision
 from lmconsole.plan.experiment import Settings
 from lmconsole.plan.flops import run_flops, step_flops
 from lmconsole.runs.store import Run, has_room
@@ -35,7 +35,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     source: str
 
 
-def estimates(answer: ProbeAnswer, decisions: Sequence[Decision], runs: Sequence[Run]) -> list[Estimate | None]:
+def estimates(answer: ProbeAnswer, decisions: Sequence[QueueDecision], runs: Sequence[Run]) -> list[Estimate | None]:
     """For each decision what is left of its run; None where nothing is to be done, or nothing is known, as where the
     devices are not all alike."""
     if len(set(answer.device_names)) != 1:
@@ -82,17 +82,18 @@ def _measured(device_name: str, jobs: int) -> list[Pace]:
 
 
 def _estimate(
-    decision: Decision, trained: Sequence[Pace], measured: Sequence[Pace], known: Mapping[str, Run]
+    decision: QueueDecision, trained: Sequence[Pace], measured: Sequence[Pace], known: Mapping[str, Run]
 ) -> Estimate | None:
     if decision.action not in (Action.NEW, Action.RESUME):
         return None
-    settings, corpus = decision.wanted.prepared.settings, decision.wanted.prepared.corpus
-    pace = _closest(settings, corpus.vocabulary, trained) or _closest(settings, corpus.vocabulary, measured)
+    resolved = decision.resolved
+    settings, vocabulary = resolved.settings, resolved.corpus.vocabulary
+    pace = _closest(settings, vocabulary, trained) or _closest(settings, vocabulary, measured)
     if pace is None:
         return None
     run = known.get(decision.run or "")
     left = 1.0 - run.state.done(settings.epochs) if run else 1.0
-    whole_s = run_flops(settings, corpus.vocabulary, corpus.tokens) / pace.flops_per_s
+    whole_s = resolved.flops / pace.flops_per_s
     return Estimate(seconds=whole_s * left + pace.setup_s, source=pace.source)
 
 

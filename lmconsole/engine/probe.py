@@ -4,18 +4,20 @@ It imports torch, so that the processes people look at need not. A request goes 
 argument, and an answer or an error comes out as JSON on standard output.
 """
 
+import hashlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from lmconsole.engine.child import answer_parent, ask_child
+from lmconsole.engine.run_options import RunRequest
 from lmconsole.errors import CorpusError, DeviceError, EmbeddingsError
 from lmconsole.plan.experiment import Experiment, Settings
-from lmconsole.plan.flops import step_flops
+from lmconsole.plan.flops import run_flops, step_flops
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import AUTO, Plan, Resolved
 from lmconsole.runs.info import CorpusInfo, EmbeddingsInfo
@@ -34,26 +36,11 @@ a small step mostly wait for each other. benchmarks/jobs.py measures it: on two 
 up to 14 GFLOP, and little from 33 GFLOP on (docs/performance.md)."""
 
 
-class ProbeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a person asked for, unresolved."""
-
-    experiments_file: str | None
-    experiments: tuple[int, ...]
-    preset: str
-    data: str | None
-    embeddings: str | None
-    device: str
-    max_tokens: int | None
-    overrides: dict[str, object] = {}
-    """Settings given on the command line."""
-    own_pids: tuple[int, ...] = ()
-    """Workers of the same store, which are no strangers on a GPU."""
-
-
-class Prepared(msgspec.Struct, frozen=True, kw_only=True):
-    """One experiment, ready to be queued."""
+class ResolvedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """One run with every setting resolved, whether or not it exists."""
 
     experiment: Experiment
+    preset: str
     settings: Settings
     """With ``precision`` resolved."""
     seed: int
@@ -61,11 +48,38 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     corpus: CorpusInfo
     embeddings: EmbeddingsInfo | None
     threads: int
-    """CPU threads that suit the size of its steps, unless ``--jobs`` says otherwise."""
+    """CPU threads that suit the size of its steps, unless ``--jobs`` decides."""
+
+    @property
+    def config_hash(self) -> str:
+        """Hash of everything that decides the run's numbers: runs with equal hashes are the same run."""
+        identity = {
+            "experiment": self.experiment.id,
+            "settings": self.settings,
+            "seed": self.seed,
+            "corpus": self.corpus.sha256,
+            "embeddings": self.embeddings.sha256 if self.embeddings else None,
+            "max_tokens": self.corpus.max_tokens,
+        }
+        return hashlib.sha256(msgspec.json.encode(identity, order="deterministic")).hexdigest()
+
+    @property
+    def stem(self) -> str:
+        """Beginning of the run's id, without the time."""
+        experiment = self.experiment
+        return (
+            f"{experiment.id:02d}-{experiment.model}-{experiment.layers}l-{experiment.optimizer}"
+            f"-{self.preset}-s{self.seed}"
+        )
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of the whole run."""
+        return run_flops(self.settings, self.corpus.vocabulary, self.corpus.tokens)
 
 
 class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True, tag="answer"):
-    """What will be done."""
+    """A request resolved on this machine."""
 
     preset: str
     reason: str
@@ -73,31 +87,33 @@ class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True, tag="answer"):
     devices: tuple[str, ...]
     device_names: tuple[str, ...]
     device_keys: tuple[str, ...]
-    """What the queue calls the devices: ``cpu``, or UUIDs."""
-    prepared: tuple[Prepared, ...]
+    """Device keys in the queue: ``cpu``, or UUIDs."""
+    runs: tuple[ResolvedRun, ...]
+    """One for each experiment, with the seed of the plan."""
     warnings: tuple[str, ...] = ()
 
 
-def ask(request: ProbeRequest) -> ProbeAnswer:
-    """The answer of a probe process. Raises LmconsoleError with what is wrong with the request or the machine."""
+def ask(request: RunRequest) -> ProbeAnswer:
+    """Resolve ``request`` in a child process, which imports torch. Raises LmconsoleError with what is wrong with the
+    request or the machine."""
     return ask_child("lmconsole.engine.probe", request, ProbeAnswer, TIMEOUT_S)
 
 
-def probe(request: ProbeRequest, environ: Mapping[str, str], cwd: Path) -> ProbeAnswer:
+def probe(request: RunRequest, environ: Mapping[str, str], cwd: Path) -> ProbeAnswer:
     """Resolve ``request`` on this machine. Raises LmconsoleError."""
     from lmconsole.data.corpus import find_data, find_embeddings
     from lmconsole.lm import device
 
-    plan = load_plan(None if request.experiments_file is None else Path(request.experiments_file))
-    experiments = [plan.experiment(number) for number in request.experiments]
+    plan = load_plan(request.experiments)
+    experiments = [plan.experiment(number) for number in request.ids]
     everything = device.describe_devices()
     names = device.resolve_devices(request.device, everything)
     chosen = [each for each in everything if each.device in names]
     wants_data = request.preset == AUTO or any(
         plan.resolve(each, request.preset, request.overrides).settings.corpus == "tokens" for each in experiments
     )
-    data = find_data(_path(request.data), environ=environ, cwd=cwd) if wants_data else None
-    embeddings = find_embeddings(_path(request.embeddings), data) if wants_data else None
+    data = find_data(request.data, environ=environ, cwd=cwd) if wants_data else None
+    embeddings = find_embeddings(request.embeddings, data) if wants_data else None
     preset, reason = request.preset, "asked for"
     if preset == AUTO:
         given = [
@@ -110,16 +126,15 @@ def probe(request: ProbeRequest, environ: Mapping[str, str], cwd: Path) -> Probe
             if value
         ]
         preset, reason = choose_preset(given, data, embeddings, cuda=any(each.uuid for each in everything))
-    prepare = _Preparation(plan, preset, request, data, embeddings)
-    prepared = tuple(prepare(experiment, chosen) for experiment in experiments)
+    resolver = _Resolver(plan, preset, request, data, embeddings)
     return ProbeAnswer(
         preset=preset,
         reason=reason,
         devices=tuple(names),
         device_names=tuple(each.name for each in chosen),
         device_keys=tuple(each.uuid or each.device for each in chosen),
-        prepared=prepared,
-        warnings=tuple(_strangers(chosen, request.own_pids)),
+        runs=tuple(resolver.resolve(experiment, chosen) for experiment in experiments),
+        warnings=tuple(_busy_gpu_warnings(chosen, request.runs)),
     )
 
 
@@ -166,18 +181,19 @@ and name it with --embeddings, or put it beside the tokens. An .npz with float32
 padding) and `position` (T x C), called embeddings.npz, does as well."""
 
 
-class _Preparation:
-    """Experiments to what is queued; each corpus and each table is read once."""
+class _Resolver:
+    """Resolves experiments, and reads each corpus and each embedding table once."""
 
     def __init__(
-        self, plan: Plan, preset: str, request: ProbeRequest, data: Path | None, embeddings: Path | None
+        self, plan: Plan, preset: str, request: RunRequest, data: Path | None, embeddings: Path | None
     ) -> None:
         self._plan, self._preset, self._request = plan, preset, request
         self._data, self._tables_file = data, embeddings
         self._corpora: dict[tuple[str, int], CorpusInfo] = {}
         self._tables: dict[tuple[int, int, int], EmbeddingsInfo] = {}
 
-    def __call__(self, experiment: Experiment, chosen: list["Device"]) -> Prepared:
+    def resolve(self, experiment: Experiment, chosen: list["Device"]) -> ResolvedRun:
+        """Resolve one experiment for the devices ``chosen``. Raises LmconsoleError."""
         from lmconsole.lm import device
 
         resolved = self._plan.resolve(experiment, self._preset, self._request.overrides)
@@ -190,8 +206,9 @@ class _Preparation:
         settings = msgspec.structs.replace(resolved.settings, precision=precisions.pop())
         corpus = self._corpus(settings)
         on_cpu = all(each.device == "cpu" for each in chosen)
-        return Prepared(
+        return ResolvedRun(
             experiment=experiment,
+            preset=self._preset,
             settings=settings,
             seed=resolved.seed,
             origins=self._origins(resolved),
@@ -240,27 +257,24 @@ class _Preparation:
         return self._tables[key]
 
 
-def _strangers(chosen: list["Device"], own_pids: tuple[int, ...]) -> list[str]:
-    """A warning for each GPU that somebody else computes on."""
+def _busy_gpu_warnings(chosen: list["Device"], store: Path) -> Iterator[str]:
+    """Yield a warning for each GPU that processes other than the workers of the ``store`` are using."""
+    if not any(each.uuid for each in chosen):
+        return
+    from lmconsole.runs.store import Store
     from lmconsole.telemetry.gpu import Gpus
 
-    warnings = []
-    gpus = Gpus.open() if any(each.uuid for each in chosen) else None
+    workers = [owner.pid for run in Store(store).runs() if run.status.active and (owner := run.worker())]
+    gpus = Gpus.open()
     for each in chosen:
-        others = gpus.other_processes(each.uuid, {*own_pids, os.getpid()}) if gpus and each.uuid else None
+        others = gpus.other_processes(each.uuid, {*filter(None, workers), os.getpid()}) if each.uuid else None
         if others:
-            warnings.append(
+            yield (
                 f"{each.device} ({each.name}) is in use by {others} other process{'es' if others > 1 else ''}: timings "
-                "and memory will not be this run's alone"
+                "and memory will include theirs"
             )
-    if gpus:
-        gpus.close()
-    return warnings
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
+    gpus.close()
 
 
 if __name__ == "__main__":
-    sys.exit(answer_parent(ProbeRequest, lambda request: probe(request, os.environ, Path.cwd())))
+    sys.exit(answer_parent(RunRequest, lambda request: probe(request, os.environ, Path.cwd())))

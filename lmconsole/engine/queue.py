@@ -1,7 +1,6 @@
 """Putting runs into the queue: a run directory appears whole, or an unfinished run is queued again."""
 
 import contextlib
-import hashlib
 import itertools
 import os
 import shutil
@@ -14,9 +13,8 @@ from typing import Literal
 import msgspec
 
 from lmconsole import __version__
-from lmconsole.engine.probe import Prepared, ProbeAnswer
+from lmconsole.engine.probe import ResolvedRun
 from lmconsole.errors import RunActiveError, StoreError
-from lmconsole.plan.flops import run_flops
 from lmconsole.runs import lock
 from lmconsole.runs.events import EventLog, Queued, utc_now
 from lmconsole.runs.info import SCHEMA, RunInfo, write_info
@@ -39,30 +37,13 @@ class Action(StrEnum):
     """Queued or running already."""
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """A run as asked for, whether or not it exists."""
+class QueueDecision(msgspec.Struct, frozen=True, kw_only=True):
+    """What queuing does about one resolved run."""
 
-    prepared: Prepared
-    preset: str
-    seed: int
-    config_hash: str
-
-    @property
-    def stem(self) -> str:
-        """Beginning of the run's id, all but the time."""
-        experiment = self.prepared.experiment
-        return (
-            f"{experiment.id:02d}-{experiment.model}-{experiment.layers}l-{experiment.optimizer}"
-            f"-{self.preset}-s{self.seed}"
-        )
-
-
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What is done about a wanted run. ``run`` is the run directory's name, None for one that is still to be made."""
-
-    wanted: Wanted
+    resolved: ResolvedRun
     action: Action
     run: str | None
+    """Name of the run directory; None for one that is still to be made."""
     threads: int
     """CPU threads of the run, old or new."""
     jobs: int
@@ -71,36 +52,20 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """Epoch from which a run resumes."""
 
 
-def wanted_runs(answer: ProbeAnswer, seeds: Sequence[int] | None, *, typed_order: bool = False) -> list[Wanted]:
-    """Every experiment of the answer with each of the seeds, or with its own, in the order in which they are to be
-    trained: seed by seed, so that results of all experiments come first, and within a seed the longest first, so that
-    the end of the queue leaves few cores idle. With ``typed_order`` experiments keep the order of the answer."""
-    prepared = list(answer.prepared)
+def training_order(
+    runs: Iterable[ResolvedRun], seeds: Sequence[int] | None, *, typed_order: bool = False
+) -> list[ResolvedRun]:
+    """Return every run with each of the ``seeds``, or with its own, in the order of training.
+
+    Seeds come one after the other, so that results of all experiments come first. Within a seed the longest run is
+    first, so that the end of the queue leaves few cores idle; with ``typed_order`` runs keep the order given.
+    """
+    ordered = list(runs)
     if not typed_order:
-        prepared.sort(key=lambda each: (-_run_flops(each), each.experiment.id))
-    rounds = [[(each, seed) for each in prepared] for seed in seeds] if seeds else [[(p, p.seed) for p in prepared]]
-    return [
-        Wanted(prepared=each, preset=answer.preset, seed=seed, config_hash=fingerprint(each, seed))
-        for pairs in rounds
-        for each, seed in pairs
-    ]
-
-
-def _run_flops(prepared: Prepared) -> float:
-    return run_flops(prepared.settings, prepared.corpus.vocabulary, prepared.corpus.tokens)
-
-
-def fingerprint(prepared: Prepared, seed: int) -> str:
-    """One hash over all that decides a run's numbers: equal hashes, same run."""
-    identity = {
-        "experiment": prepared.experiment.id,
-        "settings": prepared.settings,
-        "seed": seed,
-        "corpus": prepared.corpus.sha256,
-        "embeddings": prepared.embeddings.sha256 if prepared.embeddings else None,
-        "max_tokens": prepared.corpus.max_tokens,
-    }
-    return hashlib.sha256(msgspec.json.encode(identity, order="deterministic")).hexdigest()
+        ordered.sort(key=lambda run: (-run.flops, run.experiment.id))
+    if not seeds:
+        return ordered
+    return [msgspec.structs.replace(run, seed=seed) for seed in seeds for run in ordered]
 
 
 def jobs_at_once(threads: int, queued: Queued) -> int:
@@ -112,25 +77,25 @@ def jobs_at_once(threads: int, queued: Queued) -> int:
 
 
 def decide(
-    runs: Iterable[Run], wanted: Iterable[Wanted], queued: Queued, *, fresh: bool, threads: int | None = None
-) -> list[Decision]:
-    """What queuing ``wanted`` would do, given the ``runs`` there are (oldest first), of which unreadable ones do not
+    known: Iterable[Run], wanted: Iterable[ResolvedRun], queued: Queued, *, fresh: bool, threads: int | None = None
+) -> list[QueueDecision]:
+    """Decide what queuing ``wanted`` does, given the ``known`` runs of the store, oldest first; unreadable ones do not
     count. With ``fresh`` every run is new. For ``queued`` and ``threads`` see ``enqueue``."""
     same: dict[str, list[Run]] = {}
-    for run in runs:
+    for run in known:
         if not run.problem:
             same.setdefault(run.info.config_hash, []).append(run)
     decisions = []
-    for each in wanted:
-        action, found = _decide_one([] if fresh else same.get(each.config_hash, []))
-        its_threads = (found and found.info.threads) or threads or each.prepared.threads
+    for resolved in wanted:
+        action, found = _decide_one([] if fresh else same.get(resolved.config_hash, []))
+        own_threads = (found and found.info.threads) or threads or resolved.threads
         decisions.append(
-            Decision(
-                wanted=each,
+            QueueDecision(
+                resolved=resolved,
                 action=action,
                 run=found.run if found else None,
-                threads=its_threads,
-                jobs=jobs_at_once(its_threads, queued),
+                threads=own_threads,
+                jobs=jobs_at_once(own_threads, queued),
                 epoch=found.state.position[0] if found and action is Action.RESUME else None,
             )
         )
@@ -150,13 +115,13 @@ def _decide_one(same: list[Run]) -> tuple[Action, Run | None]:
 
 def enqueue(
     store: Store,
-    wanted: Sequence[Wanted],
+    wanted: Sequence[ResolvedRun],
     queued: Queued,
     *,
     fresh: bool,
     refuse_active: bool,
     threads: int | None = None,
-) -> list[Decision]:
+) -> list[QueueDecision]:
     """Make or requeue a run directory for all of ``wanted``, which take their places in the queue in this order, under
     the store's queue lock, so that two commands at once never make the same run twice. Every decision that is returned
     names its run.
@@ -233,28 +198,27 @@ def _queue_lock(store: Store) -> Iterator[None]:
         ) from None
 
 
-def _make(store: Store, decision: Decision, queued: Queued, jobs: int | Literal["auto"]) -> str:
+def _make(store: Store, decision: QueueDecision, queued: Queued, jobs: int | Literal["auto"]) -> str:
     """Make the directory of a new run and name it. ``jobs``: as asked for."""
-    wanted = decision.wanted
+    resolved = decision.resolved
     now = datetime.now(UTC)
-    stem = f"{wanted.stem}-{now:%Y%m%dT%H%M%SZ}"
+    stem = f"{resolved.stem}-{now:%Y%m%dT%H%M%SZ}"
     run, number = stem, 1
     while (store.root / run).exists():
         number += 1
         run = f"{stem}-{number}"
-    prepared = wanted.prepared
     info = RunInfo(
         schema=SCHEMA,
         run=run,
         queued_t=utc_now(),
-        experiment=prepared.experiment,
-        preset=wanted.preset,
-        settings=prepared.settings,
-        origins=prepared.origins,
-        seed=wanted.seed,
-        config_hash=wanted.config_hash,
-        corpus=prepared.corpus,
-        embeddings=prepared.embeddings,
+        experiment=resolved.experiment,
+        preset=resolved.preset,
+        settings=resolved.settings,
+        origins=resolved.origins,
+        seed=resolved.seed,
+        config_hash=resolved.config_hash,
+        corpus=resolved.corpus,
+        embeddings=resolved.embeddings,
         threads=decision.threads,
         jobs=jobs,
         command=tuple(sys.argv),

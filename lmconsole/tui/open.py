@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmconsole.engine.run_options import RunOptions
+from lmconsole.engine.run_options import RunRequest
 from lmconsole.errors import ExitCode, LmconsoleError
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import AUTO, unknown
@@ -38,10 +38,10 @@ def open_console(
     experiments: Path | None,
     data: Path | None,
     embeddings: Path | None,
-    theme: str | None,
+    theme: str | None = None,
     *,
     slow: bool = False,
-    submit: RunOptions | None = None,
+    submit: RunRequest | None = None,
 ) -> ExitCode:
     """Open the app and wait until it is closed. Raises LmconsoleError for what is wrong with the words or the files, or
     if there is no terminal."""

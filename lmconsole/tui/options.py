@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmconsole.engine.run_options import RunOptions
+from lmconsole.engine.run_options import RunRequest
 from lmconsole.plan.presets import Plan
 
 
@@ -22,5 +22,5 @@ class ConsoleOptions:
     """None: the one last used."""
     slow: bool = False
     """Draw seldom and in few colours, for a slow line."""
-    submit: RunOptions | None = None
+    submit: RunRequest | None = None
     """Runs to queue at once, as `lmconsole run` asks."""

@@ -10,8 +10,8 @@ from lmconsole import __version__
 from lmconsole.engine import bench_cache
 from lmconsole.engine.bench_cache import SCHEMA, BenchResult, Shape, save_result
 from lmconsole.engine.estimate import Estimate, estimates, makespan_s
-from lmconsole.engine.probe import Prepared, ProbeAnswer
-from lmconsole.engine.queue import decide, wanted_runs
+from lmconsole.engine.probe import ProbeAnswer, ResolvedRun
+from lmconsole.engine.queue import decide
 from lmconsole.plan.flops import run_flops
 from lmconsole.runs.events import Epoch, EventLog, Finished, Queued, Started
 from lmconsole.runs.store import Run, Store
@@ -49,8 +49,9 @@ def recorded(
 def expected(root: Path, like: Run, *, jobs: int = 1, fresh: bool = True, **settings: object) -> Estimate | None:
     """The estimate for one more run like ``like``, with other ``settings``."""
     info = like.info
-    prepared = Prepared(
+    resolved = ResolvedRun(
         experiment=info.experiment,
+        preset="tiny",
         settings=msgspec.structs.replace(info.settings, **settings),
         seed=info.seed,
         origins={},
@@ -59,10 +60,10 @@ def expected(root: Path, like: Run, *, jobs: int = 1, fresh: bool = True, **sett
         threads=1,
     )
     values = {"preset": "tiny", "reason": "", "devices": ("cpu",), "device_names": (DEVICE,), "device_keys": ("cpu",)}
-    answer = ProbeAnswer(prepared=(prepared,), **values)  # type: ignore[arg-type]
+    answer = ProbeAnswer(runs=(resolved,), **values)  # type: ignore[arg-type]
     runs = Store(root / "runs").runs()
     queued, threads = Queued(devices=("cpu",), jobs=jobs), threads_per_run(jobs)
-    decisions = decide(runs, wanted_runs(answer, None), queued, fresh=fresh, threads=threads)
+    decisions = decide(runs, answer.runs, queued, fresh=fresh, threads=threads)
     (found,) = estimates(answer, decisions, runs)
     return found
 

@@ -12,9 +12,9 @@ import pytest
 import tiny
 
 from lmconsole.engine import queue, submit
-from lmconsole.engine import run_options as options
-from lmconsole.engine.probe import ONE_THREAD_FLOPS, Prepared, ProbeAnswer, threads_for
-from lmconsole.engine.queue import enqueue, jobs_at_once, requeue, wanted_runs
+from lmconsole.engine.probe import ONE_THREAD_FLOPS, ProbeAnswer, ResolvedRun, threads_for
+from lmconsole.engine.queue import enqueue, jobs_at_once, requeue, training_order
+from lmconsole.engine.run_options import parse_request
 from lmconsole.plan.flops import step_flops
 from lmconsole.plan.load import builtin_file, load_plan
 from lmconsole.runs.events import EventLog, Queued, Stopped
@@ -38,27 +38,28 @@ def answer(preset: str) -> ProbeAnswer:
     """The built-in twelve, prepared for a corpus of the demo's size."""
     plan = load_plan(builtin_file())
     tokens = {"train": 103_000, "validation": 12_900, "test": 12_900}
-    prepared = []
+    runs = []
     for experiment in plan.experiments:
         settings = plan.resolve(experiment, preset, {}).settings
         corpus = CorpusInfo(
             name="", kind="demo", path=None, vocabulary=settings.vocabulary, tokenizer="", tokens=tokens, sha256="",
             max_tokens=None,
         )  # fmt: skip
-        prepared.append(
-            Prepared(
-                experiment=experiment, settings=settings, seed=42, origins={}, corpus=corpus, embeddings=None, threads=1
+        runs.append(
+            ResolvedRun(
+                experiment=experiment, preset=preset, settings=settings, seed=42, origins={}, corpus=corpus,
+                embeddings=None, threads=1,
             )
-        )
+        )  # fmt: skip
     return ProbeAnswer(
         preset=preset, reason="", devices=("cpu",), device_names=("a CPU",), device_keys=("cpu",),
-        prepared=tuple(prepared),
+        runs=tuple(runs),
     )  # fmt: skip
 
 
-def order(found: Sequence[queue.Wanted]) -> list[tuple[int, int]]:
+def order(found: Sequence[ResolvedRun]) -> list[tuple[int, int]]:
     """Experiment and seed."""
-    return [(each.prepared.experiment.id, each.seed) for each in found]
+    return [(each.experiment.id, each.seed) for each in found]
 
 
 # ---- threads
@@ -72,7 +73,7 @@ def test_a_small_step_gets_one_thread_and_a_large_one_all_of_them() -> None:
 
 def test_all_of_the_demo_is_small_and_all_of_the_paper_large() -> None:
     for preset, wanted in (("demo", 1), ("paper", 8)):
-        for each in answer(preset).prepared:
+        for each in answer(preset).runs:
             assert threads_for(step_flops(each.settings, each.corpus.vocabulary), 8) == wanted
 
 
@@ -117,14 +118,10 @@ def test_a_device_is_shared_as_its_runs_allow_or_as_asked(
 ) -> None:
     for module in (host, queue, submit):
         monkeypatch.setattr(module, "cores", lambda: 8)
-    asked = options.run_options(
-        ids=["1-12"], everything=False, preset="demo", epochs=None, seeds=None, max_tokens=None, device="auto",
-        precision=None, jobs=jobs, data=None, embeddings=None, experiments=None, runs=tmp_path, fresh=False,
-        exports=None, on_finish=None, json=False,
-    )  # fmt: skip
+    asked = parse_request({"ids": ["1-12"], "preset": "demo", "jobs": jobs, "runs": tmp_path})
     given = answer("demo")
-    prepared = tuple(msgspec.structs.replace(each, threads=threads) for each in given.prepared)
-    given = msgspec.structs.replace(given, prepared=prepared, device_keys=(device,))
+    runs = tuple(msgspec.structs.replace(each, threads=threads) for each in given.runs)
+    given = msgspec.structs.replace(given, runs=runs, device_keys=(device,))
     assert submit.sharing_words(given, asked) == said
 
 
@@ -180,7 +177,7 @@ def test_the_text_of_a_dry_run_says_who_shares_the_device_in_the_order_of_the_qu
 
 
 def test_seed_by_seed_and_within_a_seed_the_longest_first() -> None:
-    found = order(wanted_runs(answer("demo"), (7, 3)))
+    found = order(training_order(answer("demo").runs, (7, 3)))
     assert [seed for _, seed in found] == [7] * 12 + [3] * 12
     numbers = [number for number, _ in found]
     assert numbers[:12] == numbers[12:] == [12, 11, 10, 5, 6, 7, 8, 9, 1, 2, 3, 4]
@@ -188,11 +185,11 @@ def test_seed_by_seed_and_within_a_seed_the_longest_first() -> None:
 
 def test_ids_typed_one_by_one_keep_their_order_seed_by_seed() -> None:
     given = answer("demo")
-    given = msgspec.structs.replace(given, prepared=tuple(given.prepared[i] for i in (2, 11, 0)))
-    found = order(wanted_runs(given, (7, 8), typed_order=True))
+    given = msgspec.structs.replace(given, runs=tuple(given.runs[i] for i in (2, 11, 0)))
+    found = order(training_order(given.runs, (7, 8), typed_order=True))
     assert found == [(3, 7), (12, 7), (1, 7), (3, 8), (12, 8), (1, 8)]
-    assert order(wanted_runs(given, None, typed_order=True)) == [(3, 42), (12, 42), (1, 42)]
-    assert order(wanted_runs(given, None)) == [(12, 42), (1, 42), (3, 42)]
+    assert order(training_order(given.runs, None, typed_order=True)) == [(3, 42), (12, 42), (1, 42)]
+    assert order(training_order(given.runs, None)) == [(12, 42), (1, 42), (3, 42)]
 
 
 @pytest.mark.slow
@@ -210,7 +207,7 @@ def test_only_single_ids_on_the_command_line_are_an_order(tmp_path: Path) -> Non
 def queued_at_once(root: Path, monkeypatch: pytest.MonkeyPatch, seeds: Sequence[int], **more: Any) -> list[Run]:
     """Runs queued by one command, all in the same millisecond."""
     monkeypatch.setattr(queue, "utc_now", lambda: "2026-01-01T00:00:00.000Z")
-    wanted = [tiny.wanted_tiny(root, seed=seed, **more) for seed in seeds]
+    wanted = [tiny.resolved_tiny(root, seed=seed, **more) for seed in seeds]
     store = Store(root / "runs")
     made = enqueue(store, wanted, Queued(devices=("cpu",), jobs=1), fresh=False, refuse_active=True, threads=1)
     return [store.find(str(decision.run)) for decision in made]

@@ -362,7 +362,7 @@ def test_runs_are_started_in_the_order_of_the_queue_whatever_their_age_and_names
     log = EventLog(old.paths.events)
     log.append(Stopped(epoch=1, step=0))
     log.close()
-    wanted = [tiny.wanted_tiny(tmp_path, seed=seed) for seed in (7, 8, 3, 5)]
+    wanted = [tiny.resolved_tiny(tmp_path, seed=seed) for seed in (7, 8, 3, 5)]
     store, queued = Store(tmp_path / "runs"), Queued(devices=("cpu",), jobs=1)
     queue.enqueue(store, wanted, queued, fresh=False, refuse_active=True, threads=1)
     assert start_runner(tmp_path).wait(120) == 0

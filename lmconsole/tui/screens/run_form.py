@@ -9,6 +9,7 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Label
 
+from lmconsole.engine.run_options import OPTIONS, Option
 from lmconsole.errors import LmconsoleError
 
 
@@ -19,14 +20,7 @@ class RunForm(ModalScreen[dict[str, str] | None]):
         Binding("escape", "leave", "Cancel"),
         Binding("ctrl+s", "accept", "Run", priority=True),
     ]
-    FIELDS: ClassVar[dict[str, str]] = {
-        "preset": "auto, paper, scratch, demo, or your own",
-        "epochs": "passes over the train split; empty: the preset's",
-        "seeds": "1,2,3 or 1..10; empty: the preset's",
-        "device": "auto, cpu, cuda, cuda:0,cuda:1 or all",
-        "precision": "auto, fp32, tf32 or bf16; empty: the preset's",
-        "jobs": "auto, or runs at once on one device",
-    }
+    FIELDS: ClassVar[dict[str, Option]] = {name: option for name, option in OPTIONS.items() if option.hint}
 
     def __init__(self, title: str, words: dict[str, str], check: Callable[[dict[str, str]], object]) -> None:
         super().__init__()
@@ -36,10 +30,16 @@ class RunForm(ModalScreen[dict[str, str] | None]):
         """A line for each setting."""
         with VerticalScroll(classes="box", can_focus=False):
             yield Label(self._title, classes="title", markup=False)
-            for name, hint in self.FIELDS.items():
+            for name, option in self.FIELDS.items():
                 with Horizontal(classes="row"):
-                    yield Label(name)
-                    yield Input(self._words.get(name, ""), placeholder=hint, id=name, compact=True)
+                    yield Label(name.replace("_", " "))
+                    yield Input(
+                        self._words.get(name, ""),
+                        placeholder=option.hint or "",
+                        id=name,
+                        tooltip=option.help,
+                        compact=True,
+                    )
             yield Label("Finished runs with the same settings are not repeated.", classes="note")
             yield Label("", classes="problem", id="problem", markup=False)
             with Horizontal(classes="buttons"):
