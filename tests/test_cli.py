@@ -193,7 +193,7 @@ def test_a_dry_run_says_everything_and_makes_nothing(tmp_path: Path) -> None:
         assert words in out
     words = " ".join(out.split())
     assert "time unknown; `lmconsole bench --preset tiny --experiments" in words
-    assert "would tell, in a minute" in words
+    assert "measures it in a minute" in words
     assert not (tmp_path / "runs").exists()
     plan = json.loads(
         tiny.lmconsole("run", "2", *tiny_arguments(tmp_path), "--dry-run", "--json", cwd=tmp_path, check=0).stdout

@@ -1,4 +1,4 @@
-"""`lmconsole run --dry-run`: what would be done, and with which settings from where."""
+"""`lmconsole run --dry-run`: show what would be done, and where each setting comes from."""
 
 import shlex
 import sys
@@ -9,7 +9,7 @@ import msgspec
 from rich.text import Text
 
 from lmconsole import formatting
-from lmconsole.commands.listing import console
+from lmconsole.commands.output import console
 from lmconsole.engine.estimate import Estimate, estimates, makespan_s
 from lmconsole.engine.probe import ProbeAnswer, ask
 from lmconsole.engine.queue import Action, QueueDecision
@@ -21,17 +21,17 @@ from lmconsole.telemetry.host import free_disk_mib
 
 
 def dry_run(request: RunRequest) -> ExitCode:
-    """Print what `run` would do, and do nothing."""
+    """Print what `run` would do, without doing it. Raises LmconsoleError."""
     answer = ask(request)
     store = Store(request.runs)
     runs = store.runs()
     decisions = preview(runs, answer, request)
     expected = estimates(answer, decisions, runs)
-    out = console()
     if request.json:
         plan = _plan_as_dict(answer, decisions, expected, request)
         sys.stdout.write(msgspec.json.encode(plan).decode() + "\n")
         return ExitCode.OK
+    out = console()
     for name, value in [*overview(answer, request), *time_expected(answer, decisions, expected, request)]:
         out.print(Text(f"{name:<12}", style="bold").append(value, style="not bold"))
     for warning in answer.warnings:
@@ -45,6 +45,8 @@ def dry_run(request: RunRequest) -> ExitCode:
 
 
 def overview(answer: ProbeAnswer, request: RunRequest) -> list[tuple[str, str]]:
+    """Return names and values that describe a request: preset, device, corpus, folders. A row without a name continues
+    the one above."""
     first = answer.runs[0]
     tokens = ", ".join(f"{count:,} {split}" for split, count in first.corpus.tokens.items())
     free = free_disk_mib(request.runs)
@@ -68,14 +70,14 @@ def overview(answer: ProbeAnswer, request: RunRequest) -> list[tuple[str, str]]:
 def time_expected(
     answer: ProbeAnswer, decisions: Sequence[QueueDecision], expected: Sequence[Estimate | None], request: RunRequest
 ) -> list[tuple[str, str]]:
-    """A line for how long it all will take, as far as that can be known; none if there is nothing to do."""
+    """Return a row with the time that all runs will take, as far as it is known; no row if there is nothing to do."""
     count = sum(decision.action in (Action.NEW, Action.RESUME) for decision in decisions)
     known = [estimate for estimate in expected if estimate]
     if not count:
         return []
     if not known:
         return [
-            ("time", escape_control_characters(f"unknown; `{_bench_command(answer, request)}` would tell, in a minute"))
+            ("time", escape_control_characters(f"unknown; `{_bench_command(answer, request)}` measures it in a minute"))
         ]
     each = [(found.seconds, decision.jobs) for found, decision in zip(expected, decisions, strict=True) if found]
     total_s = makespan_s(each, len(answer.devices))
@@ -85,7 +87,7 @@ def time_expected(
 
 
 def _bench_command(answer: ProbeAnswer, request: RunRequest) -> str:
-    """What measures this machine for such runs."""
+    """Return the command that measures this machine for such runs."""
     words = ["lmconsole", "bench", "--preset", answer.preset]
     if request.experiments:
         words += ["--experiments", str(request.experiments)]
@@ -111,11 +113,11 @@ def _decision_line(decision: QueueDecision, estimate: Estimate | None, request: 
         case Action.FINISHED:
             return f"{text}skip, finished: {decision.run}"
         case Action.ACTIVE:
-            return f"{text}{'wait for' if request.everything else 'refuse: under way as'} {decision.run}"
+            return f"{text}{'wait for' if request.everything else 'refuse: already active as'} {decision.run}"
 
 
 def _print_settings(answer: ProbeAnswer) -> None:
-    """Every setting, once where all experiments share it; where it came from behind it."""
+    """Print every setting with its origin, once where all experiments share its value."""
     out = console()
     settings = [msgspec.to_builtins(run.settings) for run in answer.runs]
     for key in settings[0]:
@@ -141,8 +143,8 @@ def _print_settings(answer: ProbeAnswer) -> None:
 def _plan_as_dict(
     answer: ProbeAnswer, decisions: Sequence[QueueDecision], expected: Sequence[Estimate | None], request: RunRequest
 ) -> dict[str, Any]:
-    todo = [decision for decision in decisions if decision.action in (Action.NEW, Action.RESUME)]
-    jobs = {decision.jobs for decision in todo or decisions}
+    pending = [decision for decision in decisions if decision.action in (Action.NEW, Action.RESUME)]
+    jobs = {decision.jobs for decision in pending or decisions}
     return {
         "request": msgspec.to_builtins(request, enc_hook=str),
         "preset": answer.preset,

@@ -2,13 +2,12 @@
 
 import contextlib
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
 import msgspec
 
 from lmconsole import __version__
+from lmconsole.files import atomic_write, cache_folder
 from lmconsole.plan.experiment import Settings
 
 SCHEMA = 1
@@ -63,48 +62,38 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     measured_s: float
 
 
-def default_folder() -> Path | None:
-    """Where measurements are kept for this user; None where the user has no home."""
-    import platformdirs
-
-    folder = platformdirs.user_cache_path("lmconsole", appauthor=False) / "bench"
-    return folder if folder.is_absolute() else None
+def bench_folder() -> Path | None:
+    """Return the folder of this user's measurements; None for a user without a home folder."""
+    return cache_folder("bench")
 
 
 def save_result(result: BenchResult) -> None:
-    """Keep the latest result for each device, precision, number of threads, preset and version. Where that cannot be
-    written, it is not."""
-    folder = default_folder()
+    """Save the latest result for each device, precision, number of threads, preset and version. A cache that cannot be
+    written is left alone."""
+    folder = bench_folder()
     if folder is None:
         return
     key = (result.device_name, result.precision, result.threads, result.preset, result.lmconsole)
     path = folder / f"{hashlib.sha256(msgspec.json.encode(key)).hexdigest()[:40]}.json"
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(msgspec.json.encode(result))
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        with atomic_write(path, mode=0o600) as file:
+            file.write(msgspec.json.encode(result))
 
 
 def load_results() -> list[BenchResult]:
-    """What this version has measured on this machine, newest first; damaged files are passed over."""
-    folder = default_folder()
+    """Return the results that this version measured on this machine, newest first. Damaged files are skipped."""
+    folder = bench_folder()
     found = []
     with contextlib.suppress(OSError):
         for path in sorted(folder.glob("*.json")) if folder else []:
             with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
                 found.append(msgspec.json.decode(path.read_bytes(), type=BenchResult))
-    mine = [result for result in found if result.lmconsole == __version__]
-    return sorted(mine, key=lambda result: result.date, reverse=True)
+    own = [result for result in found if result.lmconsole == __version__]
+    return sorted(own, key=lambda result: result.date, reverse=True)
 
 
 def measured_peak_gflops(device_name: str, precision: str) -> float | None:
-    """GFLOP/s of plain matrix products there, as last measured with most threads; None if never."""
+    """Return the peak matmul throughput of a device, GFLOP/s, as last measured with most threads; None if never."""
     found = [each for each in load_results() if (each.device_name, each.precision) == (device_name, precision)]
     return max(found, key=lambda each: each.threads).peak_matmul_gflops if found else None

@@ -64,15 +64,6 @@ class ResolvedRun(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(msgspec.json.encode(identity, order="deterministic")).hexdigest()
 
     @property
-    def stem(self) -> str:
-        """Beginning of the run's id, without the time."""
-        experiment = self.experiment
-        return (
-            f"{experiment.id:02d}-{experiment.model}-{experiment.layers}l-{experiment.optimizer}"
-            f"-{self.preset}-s{self.seed}"
-        )
-
-    @property
     def flops(self) -> float:
         """Floating-point operations of the whole run."""
         return run_flops(self.settings, self.corpus.vocabulary, self.corpus.tokens)

@@ -3,10 +3,8 @@
 import contextlib
 import itertools
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal
 
@@ -16,9 +14,9 @@ from lmconsole import __version__
 from lmconsole.engine.probe import ResolvedRun
 from lmconsole.errors import RunActiveError, StoreError
 from lmconsole.runs import lock
+from lmconsole.runs.create import create_run
 from lmconsole.runs.events import EventLog, Queued, utc_now
-from lmconsole.runs.info import SCHEMA, RunInfo, write_info
-from lmconsole.runs.paths import RunPaths, sync_folder
+from lmconsole.runs.info import SCHEMA, RunInfo
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store, queue_order
 from lmconsole.telemetry.host import cores, threads_per_run
@@ -199,17 +197,11 @@ def _queue_lock(store: Store) -> Iterator[None]:
 
 
 def _make(store: Store, decision: QueueDecision, queued: Queued, jobs: int | Literal["auto"]) -> str:
-    """Make the directory of a new run and name it. ``jobs``: as asked for."""
+    """Create a new run and return its id. ``jobs``: as asked for."""
     resolved = decision.resolved
-    now = datetime.now(UTC)
-    stem = f"{resolved.stem}-{now:%Y%m%dT%H%M%SZ}"
-    run, number = stem, 1
-    while (store.root / run).exists():
-        number += 1
-        run = f"{stem}-{number}"
     info = RunInfo(
         schema=SCHEMA,
-        run=run,
+        run="",
         queued_t=utc_now(),
         experiment=resolved.experiment,
         preset=resolved.preset,
@@ -225,23 +217,7 @@ def _make(store: Store, decision: QueueDecision, queued: Queued, jobs: int | Lit
         cwd=os.getcwd(),
         version=__version__,
     )
-    temporary = store.temporary(run)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        paths = RunPaths(temporary)
-        write_info(paths.info, info)
-        log = EventLog(paths.events)
-        log.append(queued, sync=True)
-        log.close()
-        paths.lock.touch()
-        sync_folder(temporary)
-        os.rename(temporary, store.root / run)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    sync_folder(store.root)
-    return run
+    return create_run(store, info, [queued])
 
 
 def _requeue(run: Run, queued: Queued) -> None:

@@ -14,7 +14,8 @@ import tiny
 
 from lmconsole import formatting
 from lmconsole.commands.display import active_table, sentence
-from lmconsole.commands.listing import console, results_table
+from lmconsole.commands.output import console
+from lmconsole.commands.results import results_table
 from lmconsole.runs.events import Epoch, EventLog, Failed, Finished, Progress, Started
 from lmconsole.runs.store import Run
 

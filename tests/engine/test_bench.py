@@ -116,7 +116,7 @@ def made_up(**changes: object) -> BenchResult:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(bench_cache, "default_folder", lambda: tmp_path / "cache" / "bench")
+    monkeypatch.setattr(bench_cache, "bench_folder", lambda: tmp_path / "cache" / "bench")
     return tmp_path / "cache" / "bench"
 
 

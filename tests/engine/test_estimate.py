@@ -22,7 +22,7 @@ DEVICE = "a CPU of ours"
 
 @pytest.fixture(autouse=True)
 def bench_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_cache, "default_folder", lambda: tmp_path / "bench")
+    monkeypatch.setattr(bench_cache, "bench_folder", lambda: tmp_path / "bench")
 
 
 def recorded(

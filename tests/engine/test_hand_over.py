@@ -249,4 +249,4 @@ def test_a_runner_that_ends_at_once_is_reported_instead_of_waited_for(tmp_path: 
         timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "the runner ends at once: no runner today" in done.stderr
+    assert "the runner fails at once: no runner today" in done.stderr
