@@ -19,23 +19,23 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     label: str
     experiments: tuple[int, ...]
     settings: Settings
-    """Of one of them, with ``precision`` resolved."""
+    """Settings of one of them, with ``precision`` resolved."""
     estimated: bool
-    """Not measured, but worked out from the rate of another shape."""
+    """Whether the numbers are estimated from another shape instead of measured."""
     tokens_per_s: float
     step_s: float
-    """A step on the batch that ``settings`` ask for."""
+    """Time of a step with the batch size in ``settings``."""
     gflops: float
     """GFLOP/s in matrix products."""
     share_of_peak: float = msgspec.field(name="share_of_ceiling")
     peak_mib: float | None
-    """GPU: what tensors held at most. CPU: what the process held. None if estimated."""
+    """Peak memory: of tensors on a GPU, of the process on a CPU. None if estimated."""
     run_s: float
-    """ESTIMATE of one run, set-up left out."""
+    """ESTIMATE of one run, without set-up."""
 
 
 class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that was found, as `--json` prints it."""
+    """All results of one measurement, as `bench --json` prints them."""
 
     schema: int
     lmconsole: str
@@ -48,17 +48,17 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     preset: str
     batch_size: int
-    """Of the batches measured; the preset's, or fewer where those would have taken too long."""
+    """Windows in a measured batch: the preset's number, or fewer where that would have taken too long."""
     peak_matmul_gflops: float = msgspec.field(name="ceiling_gflops")
-    """Best rate of plain matrix products of these sizes."""
+    """Peak matmul throughput: the best rate of matrix products of these sizes."""
     tokens: dict[str, int]
-    """In the splits of the corpus that ``run_s`` refers to."""
+    """Tokens in the splits of the corpus that ``run_s`` refers to."""
     shapes: tuple[Shape, ...]
     all_runs: int
     all_runs_s: float
     """ESTIMATE of all runs, one after the other."""
     load_1min: float
-    """What kept the cores busy when measuring began, in processes."""
+    """Load average before the measurement."""
     measured_s: float
 
 

@@ -1,6 +1,6 @@
-"""Questions to a child process that imports torch, so that the process a person looks at need not.
+"""Requests to a child process that imports torch, so that commands and the console need not.
 
-The request is JSON in the child's first argument; its standard output is JSON too, the answer or an error.
+The request is JSON in the child's first argument. Its standard output is JSON too: the answer or an error.
 """
 
 import contextlib

@@ -1,7 +1,6 @@
-"""A short child process that looks before anything is queued: preset, devices, precision, corpus, embeddings.
+"""Resolution of a request in a short child process, before anything is queued.
 
-It imports torch, so that the processes people look at need not. A request goes in as JSON in the first
-argument, and an answer or an error comes out as JSON on standard output.
+The child, which imports torch, settles preset, devices, precision, corpus, embeddings and threads.
 """
 
 import hashlib
@@ -27,13 +26,13 @@ if TYPE_CHECKING:
     from lmconsole.lm.device import Device
 
 TIMEOUT_S = 1800.0
-"""Long enough to tokenize a large text for the first time."""
+"""Enough time to tokenize a large text for the first time."""
 
 ONE_THREAD_FLOPS = 50e9
-"""A training step with fewer floating-point operations than this is computed by one thread, and as many runs as there
-are cores train at once: together they are faster than one after the other with all threads, because threads that share
-a small step mostly wait for each other. benchmarks/jobs.py measures it: on two cores several runs gain 1.3 to 1.6 times
-up to 14 GFLOP, and little from 33 GFLOP on (docs/performance.md)."""
+"""Floating-point operations of a training step below which it gets one thread, and one run per core trains at once.
+Together they are faster than one after the other with all threads, because threads that share a small step
+mostly wait for each other. benchmarks/jobs.py measures it: on two cores several runs gain 1.3 to 1.6 times up to 14
+GFLOP, and little from 33 GFLOP on (docs/performance.md)."""
 
 
 class ResolvedRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +73,7 @@ class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True, tag="answer"):
 
     preset: str
     reason: str
-    """Why this preset."""
+    """Reason for this preset."""
     devices: tuple[str, ...]
     device_names: tuple[str, ...]
     device_keys: tuple[str, ...]
@@ -85,8 +84,7 @@ class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True, tag="answer"):
 
 
 def ask(request: RunRequest) -> ProbeAnswer:
-    """Resolve ``request`` in a child process, which imports torch. Raises LmconsoleError with what is wrong with the
-    request or the machine."""
+    """Resolve ``request`` in a child process. Raises LmconsoleError if the request or the machine is unsuitable."""
     return ask_child("lmconsole.engine.probe", request, ProbeAnswer, TIMEOUT_S)
 
 
@@ -130,17 +128,18 @@ def probe(request: RunRequest, environ: Mapping[str, str], cwd: Path) -> ProbeAn
 
 
 def threads_for(flops: float, cores: int) -> int:
-    """CPU threads for training steps of ``flops`` floating-point operations on a machine with so many ``cores``.
+    """Return the CPU threads for training steps of ``flops`` floating-point operations on a machine with ``cores``.
 
-    Nothing else counts, above all not how many runs are queued: the number of threads decides the last bits of a run's
-    results, and a run queued alone is to give the same as one among many.
+    Nothing else counts, and in particular not how many runs are queued: the number of threads decides the last bits of
+    a run's results, and a run queued alone must give the same as one among many.
     """
     return 1 if flops < ONE_THREAD_FLOPS else cores
 
 
 def choose_preset(given: list[str], data: Path | None, embeddings: Path | None, *, cuda: bool) -> tuple[str, str]:
-    """What ``auto`` means here, and why. ``given`` names how the person pointed at data, if at all: then a missing part
-    is an error instead of a reason for the demo. Raises CorpusError or EmbeddingsError."""
+    """Return the preset that ``auto`` means here, and the reason. ``given`` holds the options by which the person named
+    data: with any of them, a missing part is an error instead of a reason for the demo. Raises CorpusError or
+    EmbeddingsError."""
     missing = [
         *([] if cuda else ["no CUDA device"]),
         *([] if data else ["no tokens"]),
@@ -152,7 +151,7 @@ def choose_preset(given: list[str], data: Path | None, embeddings: Path | None, 
         if embeddings is None:
             raise EmbeddingsError(
                 f"{given[0]} asks for the paper preset, but there is no embeddings.npz or model.safetensors in {data}",
-                hint=f"{EMBEDDINGS_RECIPE}\nOr train tables of your own: --preset scratch.",
+                hint=f"{EMBEDDINGS_RECIPE}\nOr train your own tables: --preset scratch.",
             )
         return "paper", f"{given[0]} is given"
     if missing:
@@ -162,14 +161,14 @@ def choose_preset(given: list[str], data: Path | None, embeddings: Path | None, 
 
 TOKENS_RECIPE = """\
 Tokens: a folder with wiki.train.npz, wiki.validation.npz and wiki.test.npz (array `tokens`: WikiText-2 as GPT-1 BPE ids
-plus one), or with train.txt, valid.txt and test.txt, and beside them GPT-1's encoder_bpe_40000.json and
-vocab_40000.bpe. Looked for in --data, LMCONSOLE_DATA, ./data and the user data folder, in this order."""
+plus one), or with train.txt, valid.txt and test.txt next to GPT-1's encoder_bpe_40000.json and
+vocab_40000.bpe. Searched in --data, LMCONSOLE_DATA, ./data and the user data folder, in this order."""
 
 EMBEDDINGS_RECIPE = """\
 Embeddings: GPT-1's own tables. Take model.safetensors of the hub model openai-community/openai-gpt, for example with
   hf download openai-community/openai-gpt model.safetensors --local-dir data
-and name it with --embeddings, or put it beside the tokens. An .npz with float32 arrays `tokens` (V x C, row 0 for
-padding) and `position` (T x C), called embeddings.npz, does as well."""
+and name it with --embeddings, or put it next to the tokens. A file embeddings.npz with float32 arrays `tokens` (V x C,
+row 0 for padding) and `position` (T x C) works as well."""
 
 
 class _Resolver:
@@ -191,8 +190,8 @@ class _Resolver:
         precisions = {device.resolve_precision(resolved.settings.precision, each) for each in chosen}
         if len(precisions) > 1:
             raise DeviceError(
-                "--precision auto means different things on the devices asked for",
-                hint="Name the precision: --precision fp32 or --precision bf16.",
+                "--precision auto means a different precision on each of these devices",
+                hint="Name one: --precision fp32 or --precision bf16.",
             )
         settings = msgspec.structs.replace(resolved.settings, precision=precisions.pop())
         corpus = self._corpus(settings)
@@ -222,7 +221,7 @@ class _Resolver:
                 if settings.embeddings == "frozen":
                     hint += f"\n{EMBEDDINGS_RECIPE}"
                 raise CorpusError(
-                    f"preset {self._preset}: no tokens were found", hint=f"{hint}\nNothing at hand? Try --preset demo."
+                    f"preset {self._preset}: no tokens were found", hint=f"{hint}\nNo data yet? Try --preset demo."
                 )
             corpus = load_corpus(
                 settings.corpus,
@@ -239,7 +238,7 @@ class _Resolver:
         if self._tables_file is None:
             raise EmbeddingsError(
                 f"preset {self._preset} needs GPT-1's embedding tables, and there are none in {self._data}",
-                hint=f"{TOKENS_RECIPE}\n{EMBEDDINGS_RECIPE}\nOr train tables of your own: --preset scratch.",
+                hint=f"{TOKENS_RECIPE}\n{EMBEDDINGS_RECIPE}\nOr train your own tables: --preset scratch.",
             )
         key = corpus.vocabulary, settings.channels, settings.window_tokens
         if key not in self._tables:

@@ -1,4 +1,4 @@
-"""Putting runs into the queue: a run directory appears whole, or an unfinished run is queued again."""
+"""The queue: decide what to do about each requested run, create run directories, and queue unfinished runs again."""
 
 import contextlib
 import itertools
@@ -25,18 +25,18 @@ LOCK_TIMEOUT_S = 60.0
 
 
 class Action(StrEnum):
-    """What queuing does about one wanted run."""
+    """Action that queuing takes for one run."""
 
     NEW = "new"
     RESUME = "resume"
     FINISHED = "finished"
-    """Done before; nothing is repeated."""
+    """Finished before; nothing is repeated."""
     ACTIVE = "active"
-    """Queued or running already."""
+    """Already queued or running."""
 
 
 class QueueDecision(msgspec.Struct, frozen=True, kw_only=True):
-    """What queuing does about one resolved run."""
+    """Decision about one resolved run."""
 
     resolved: ResolvedRun
     action: Action
@@ -67,8 +67,8 @@ def training_order(
 
 
 def jobs_at_once(threads: int, queued: Queued) -> int:
-    """Runs that a device may train at once while one of them has so many ``threads``: ``queued.jobs``, but on a CPU no
-    more than the cores have room for."""
+    """Return how many runs a device may train at once while one of them has this many ``threads``: ``queued.jobs``, but
+    on a CPU no more than fit on the cores."""
     if queued.devices != ("cpu",) or threads <= threads_per_run(queued.jobs):
         return queued.jobs
     return max(1, cores() // threads)
@@ -101,7 +101,7 @@ def decide(
 
 
 def _decide_one(same: list[Run]) -> tuple[Action, Run | None]:
-    """What is done about a run of which there are these, oldest first, and which of them it concerns."""
+    """Return the action for a run of which the store has these, oldest first, and the one that it concerns."""
     for run in reversed(same):
         if run.status.active or (run.status is not Status.FINISHED and run.worker() is not None):
             return Action.ACTIVE, run
@@ -120,16 +120,20 @@ def enqueue(
     refuse_active: bool,
     threads: int | None = None,
 ) -> list[QueueDecision]:
-    """Make or requeue a run directory for all of ``wanted``, which take their places in the queue in this order, under
-    the store's queue lock, so that two commands at once never make the same run twice. Every decision that is returned
-    names its run.
+    """Create or requeue a run directory for each of ``wanted``, in this order.
 
-    ``queued`` says how they are to be started; its ``jobs`` is the most at once for any of them, and ``place`` is
-    filled in. ``threads``: CPU threads of new runs; None, as with ``--jobs auto``: what suits the size of each. A run
-    that is resumed keeps its own.
+    The store's queue lock is held, so that two commands at once never create the same run twice. Every decision that is
+    returned names its run.
+
+    Args:
+        queued: how to start the runs. Its ``jobs`` is the most at once for any of them; ``place`` is filled in.
+        fresh: create new runs even where the store has the same ones.
+        refuse_active: raise if one of the runs is active.
+        threads: CPU threads of new runs; None, as with ``--jobs auto``, for the number that suits the size of each. A
+            resumed run keeps its own.
 
     Raises:
-        RunActiveError: with ``refuse_active``, if one of them is active; then nothing has been queued.
+        RunActiveError: one of the runs is active, with ``refuse_active``; nothing has been queued.
         StoreError: the store cannot be written.
     """
     with _queue_lock(store):
@@ -148,7 +152,7 @@ def enqueue(
             if decision.action in (Action.NEW, Action.RESUME):
                 event = msgspec.structs.replace(queued, jobs=decision.jobs, place=next(places))
                 if decision.run is None:
-                    name = _make(store, decision, event, "auto" if threads is None else queued.jobs)
+                    name = _create(store, decision, event, "auto" if threads is None else queued.jobs)
                     decision = msgspec.structs.replace(decision, run=name)
                 else:
                     _requeue(by_name[decision.run], event)
@@ -157,8 +161,8 @@ def enqueue(
 
 
 def requeue(store: Store, names: Iterable[str]) -> list[str]:
-    """Queue runs that ended before their time again, each as it was last queued and in the order of that time, and name
-    those that were; finished and active ones are left alone. Raises StoreError if the store cannot be written."""
+    """Queue runs again that stopped, failed or were lost, each as it was last queued, and return their names.
+    Finished and active runs are left alone. Raises StoreError if the store cannot be written."""
     with _queue_lock(store):
         runs, chosen = store.runs(), set(names)
         places = _places(runs)
@@ -176,27 +180,27 @@ def requeue(store: Store, names: Iterable[str]) -> list[str]:
 
 
 def _places(runs: Iterable[Run]) -> Iterator[int]:
-    """The next places in the queue, behind all that was ever queued. To be taken under the queue lock."""
+    """Count up the places in the queue after all that were ever given. The caller holds the queue lock."""
     return itertools.count(1 + max((run.state.queued.place for run in runs if run.state.queued), default=0))
 
 
 @contextlib.contextmanager
 def _queue_lock(store: Store) -> Iterator[None]:
-    """The store, made if need be, for this process alone as far as queuing goes."""
+    """Create the store if it does not exist, and keep other processes from queuing into it."""
     store.create()
     try:
-        with lock.held(store.queue_lock, LOCK_TIMEOUT_S) as mine:
-            if mine is None:
+        with lock.held(store.queue_lock, LOCK_TIMEOUT_S) as held:
+            if held is None:
                 raise StoreError(f"{store.queue_lock}: another command has been queuing for {LOCK_TIMEOUT_S:.0f} s")
             yield
     except OSError as error:
         raise StoreError(
             f"{error.filename or store.root}: the run store cannot be written: {error.strerror}",
-            hint="Make room or correct its permissions, or name another store with --runs.",
+            hint="Free space or correct its permissions, or name another store with --runs.",
         ) from None
 
 
-def _make(store: Store, decision: QueueDecision, queued: Queued, jobs: int | Literal["auto"]) -> str:
+def _create(store: Store, decision: QueueDecision, queued: Queued, jobs: int | Literal["auto"]) -> str:
     """Create a new run and return its id. ``jobs``: as asked for."""
     resolved = decision.resolved
     info = RunInfo(
@@ -221,10 +225,10 @@ def _make(store: Store, decision: QueueDecision, queued: Queued, jobs: int | Lit
 
 
 def _requeue(run: Run, queued: Queued) -> None:
-    """Append ``queued`` to a run that ended before its time. Its worker is dead, so its lock is free."""
-    with lock.held(run.paths.lock, 1.0) as mine:
-        if mine is None:
-            raise RunActiveError(f"{run.run}: a worker has just taken it", hint="`lmconsole watch RUN` follows it.")
+    """Append ``queued`` to a run that stopped, failed or was lost. Its worker is dead, so its lock is free."""
+    with lock.held(run.paths.lock, 1.0) as held:
+        if held is None:
+            raise RunActiveError(f"{run.run}: a worker has just started it", hint="`lmconsole watch RUN` follows it.")
         with contextlib.suppress(FileNotFoundError):
             run.paths.stop.unlink()
         log = EventLog(run.paths.events)

@@ -29,23 +29,23 @@ MAX_TOKENS = 10**12
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Option:
-    """How a person sets one field of RunRequest."""
+    """Presentation of one field of RunRequest on the command line and in the form."""
 
     help: str
     metavar: str | None = None
     flag: str | None = None
-    """Spelling on the command line, where it is not ``--`` and the field's name."""
+    """Spelling on the command line, if it differs from ``--`` and the field's name."""
     positional: bool = False
     """Arguments on the command line instead of an option; their text is joined by commas."""
     envvar: str | None = None
     shown_default: str | None = None
-    """Default in the help text, where the value itself says nothing."""
+    """Default in the help text, for a value that would not be understood there."""
     choices: tuple[str, ...] = ()
-    """Values for shell completion. Others may be right too."""
+    """Values for shell completion. Others may be valid too."""
     parse: Callable[[str, "Plan"], object] | None = None
-    """Value for a text. Raises ValueError with an argument for each problem. None: the text is the value."""
+    """Converts text to the value, and raises ValueError with one argument per problem. None: the text is the value."""
     setting: bool = False
-    """The option overrides the setting of the same name, whose type and bounds it has."""
+    """Whether the option overrides the setting of the same name, with its type and bounds."""
     hint: str | None = None
     """Placeholder in the console's form; None keeps the option out of the form."""
 
@@ -126,15 +126,15 @@ def parse_program(text: str, _: "Plan") -> tuple[str, ...]:
 
 
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Runs as a person asks for them, on the command line or in the console's form. Fields without an Option follow
-    from the others, or from how the request was made."""
+    """Request for runs, from the command line or the console's form. Fields without an Option follow from the
+    others, or from how the request was made."""
 
     ids: Annotated[
         tuple[int, ...], Option(help="Experiments, such as 5 or 1-4.", metavar="ID", positional=True, parse=parse_ids)
     ] = ()
     typed_order: bool = False
-    """The ids were typed one by one: runs keep their order."""
-    everything: Annotated[bool, Option(help="All experiments; wait for those under way.", flag="--all")] = False
+    """Whether the ids were typed one by one, so that runs keep their order."""
+    everything: Annotated[bool, Option(help="All experiments; wait for active ones.", flag="--all")] = False
     headless: Annotated[bool, Option(help="Show progress here instead of the app.")] = False
     preset: Annotated[
         str,
@@ -207,13 +207,13 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def overrides(self) -> dict[str, object]:
-        """Settings that the request changes, by name."""
+        """Settings that the request overrides, by name."""
         given = {name: getattr(self, name) for name, option in OPTIONS.items() if option.setting}
         return {name: value for name, value in given.items() if value is not None}
 
     @property
     def exports(self) -> Path | None:
-        """Folder that the exports are written into."""
+        """Absolute folder for the exports; None for none."""
         return None if self.no_export else self.export_folder.absolute()
 
 
@@ -275,7 +275,7 @@ def parse_request(given: Mapping[str, object], **settled: Any) -> RunRequest:
 
 
 def _parse(name: str, value: object, plan: "Plan") -> object:
-    """Return the value of one field. Raises ValueError with an argument for each problem."""
+    """Return the value of one field. Raises ValueError with one argument per problem."""
     option = OPTIONS[name]
     if isinstance(value, Path):
         try:

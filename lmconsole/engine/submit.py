@@ -1,4 +1,4 @@
-"""What people do with runs, from a shell or the app: put them into the queue, resume them, ask them to stop."""
+"""Actions on runs, for the command line and the console: queue them, resume them, ask them to stop."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ def threads_asked(request: RunRequest) -> int | None:
 
 
 def queued_as(answer: ProbeAnswer, request: RunRequest) -> Queued:
-    """How runs are to be started; ``jobs`` is the most at once for any of them."""
+    """Return how to start the runs of a request; ``jobs`` is the most at once for any of them."""
     return Queued(
         devices=answer.device_keys,
         jobs=request.jobs if request.jobs != "auto" else cores() if answer.device_keys == ("cpu",) else 1,
@@ -33,7 +33,7 @@ def queued_as(answer: ProbeAnswer, request: RunRequest) -> Queued:
 
 
 def preview(runs: Iterable[Run], answer: ProbeAnswer, request: RunRequest) -> list[QueueDecision]:
-    """What ``submit`` would do, given the ``runs`` there are (oldest first), in the order of the queue."""
+    """Return what ``submit`` would do, given the store's ``runs`` (oldest first), in the order of the queue."""
     queued = queued_as(answer, request)
     return decide(runs, _wanted(answer, request), queued, fresh=request.fresh, threads=threads_asked(request))
 
@@ -43,7 +43,7 @@ def _wanted(answer: ProbeAnswer, request: RunRequest) -> list[ResolvedRun]:
 
 
 def sharing_words(answer: ProbeAnswer, request: RunRequest) -> str:
-    """How new runs share a device, such as ``2 at once, 1 thread each (auto)``; by experiment where they differ."""
+    """Describe how new runs share a device, such as ``2 at once, 1 thread each (auto)``."""
     queued = queued_as(answer, request)
     found: dict[str, list[int]] = {}
     for run in answer.runs:
@@ -56,15 +56,16 @@ def sharing_words(answer: ProbeAnswer, request: RunRequest) -> str:
 
 
 def thread_words(threads: int) -> str:
-    """``1 thread``, ``2 threads``."""
+    """Return ``1 thread`` or ``2 threads``."""
     return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 def submit(store: Store, answer: ProbeAnswer, request: RunRequest) -> list[QueueDecision]:
-    """Queue what is wanted; the caller starts a runner. If it fails half-way, a runner sees to what has been queued.
+    """Queue the runs of a request; the caller starts a runner. If queuing fails half-way, a runner is started for the
+    runs that have been queued.
 
     Raises:
-        RunActiveError: unless ``request.everything``, if one of the runs is active; then nothing has been queued.
+        RunActiveError: one of the runs is active, and not ``request.everything``; nothing has been queued.
         StoreError: the store cannot be written.
     """
     try:
@@ -84,15 +85,15 @@ def submit(store: Store, answer: ProbeAnswer, request: RunRequest) -> list[Queue
 
 
 def wake_runner(store: Store) -> None:
-    """See that a runner is at work, which goes on alone. Raises StoreError if it cannot be started."""
+    """Start a runner unless one is at work; it outlives this process. Raises StoreError if it cannot be started."""
     runner = start_runner(store)
     if runner is not None:
         disown(runner)
 
 
 def resume_runs(store: Store, names: Sequence[str]) -> list[str]:
-    """Queue these runs again as they are, each with the devices and exports it was last queued with, and name those
-    that were: finished and active ones are left alone. Raises StoreError if the store cannot be written."""
+    """Queue these runs again, each with the devices and exports it was last queued with, and return the names of those
+    that were queued. Finished and active runs are left alone. Raises StoreError if the store cannot be written."""
     resumed = requeue(store, names)
     if resumed:
         wake_runner(store)
@@ -100,7 +101,8 @@ def resume_runs(store: Store, names: Sequence[str]) -> list[str]:
 
 
 def stop_runs(store: Store, runs: Sequence[Run]) -> list[str]:
-    """Ask active ``runs`` to stop and see that queued ones are taken out; what was done, a line each."""
+    """Ask active ``runs`` to stop, and make sure that a runner removes queued ones from the queue. Return a line on
+    each."""
     lines = []
     for run in runs:
         if run.status.active:

@@ -1,4 +1,4 @@
-"""What the console asks for, as the command line does it. Every function here may take long and runs in a thread."""
+"""Actions of the console, done as the command line does them. They may take long and run in a thread."""
 
 import subprocess
 from collections import Counter
@@ -64,20 +64,20 @@ def start(request: RunRequest) -> StartResult:
 
 
 def export(options: ConsoleOptions) -> tuple[list[Path], str]:
-    """Write the exports, in a process of its own: what was written, and the results table in markdown. Raises
-    LmconsoleError with what it said."""
+    """Write the exports in a child process, and return their paths and the results table in markdown. Raises
+    LmconsoleError with the message of the child."""
     runs = ["--runs", str(options.store)]
     paths = _lmconsole("export", "--out", str(options.exports), *runs)
     return [Path(line) for line in paths.splitlines()], table(options, "markdown")
 
 
 def table(options: ConsoleOptions, form: str) -> str:
-    """The results table as ``markdown`` or ``latex``. Raises LmconsoleError if there is none."""
+    """Return the results table as ``markdown`` or ``latex``. Raises LmconsoleError if there is none."""
     return _lmconsole("export", "--format", form, "-o", "-", "--runs", str(options.store))
 
 
 def _lmconsole(*arguments: str) -> str:
-    """Standard output of our own command, which never reaches the screen."""
+    """Run the ``lmconsole`` command out of sight and return its standard output."""
     try:
         done = subprocess.run(
             python("lmconsole", *arguments),
@@ -92,6 +92,6 @@ def _lmconsole(*arguments: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LmconsoleError(f"export: {error}") from None
     if done.returncode:
-        said = done.stderr.strip().removeprefix("lmconsole: ")
-        raise LmconsoleError(said or f"export: exit code {done.returncode}")
+        message = done.stderr.strip().removeprefix("lmconsole: ")
+        raise LmconsoleError(message or f"export: exit code {done.returncode}")
     return done.stdout

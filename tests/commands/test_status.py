@@ -1,4 +1,4 @@
-"""Runs as JSON output gives them."""
+"""Runs in JSON output."""
 
 from pathlib import Path
 

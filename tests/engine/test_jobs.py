@@ -1,8 +1,7 @@
-"""Which runs share a device, with how many threads each, and in which order they are started."""
+"""Runs that share a device, their threads, and the order in which they start."""
 
 import json
 import re
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ def stop(run: Run) -> None:
 
 
 def answer(preset: str) -> ProbeAnswer:
-    """The built-in twelve, prepared for a corpus of the demo's size."""
+    """The built-in twelve, resolved for a corpus of the demo's size."""
     plan = load_plan(builtin_file())
     tokens = {"train": 103_000, "validation": 12_900, "test": 12_900}
     runs = []
@@ -104,7 +103,7 @@ def test_as_many_runs_as_the_cores_have_room_for(
 
 
 @pytest.mark.parametrize(
-    ("jobs", "device", "threads", "said"),
+    ("jobs", "device", "threads", "shown"),
     [
         ("auto", "cpu", 1, "8 at once, 1 thread each (auto)"),
         ("auto", "cpu", 8, "1 at once, 8 threads each (auto)"),
@@ -114,7 +113,7 @@ def test_as_many_runs_as_the_cores_have_room_for(
     ],
 )
 def test_a_device_is_shared_as_its_runs_allow_or_as_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: str, device: str, threads: int, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: str, device: str, threads: int, shown: str
 ) -> None:
     for module in (host, queue, submit):
         monkeypatch.setattr(module, "cores", lambda: 8)
@@ -122,11 +121,11 @@ def test_a_device_is_shared_as_its_runs_allow_or_as_asked(
     given = answer("demo")
     runs = tuple(msgspec.structs.replace(each, threads=threads) for each in given.runs)
     given = msgspec.structs.replace(given, runs=runs, device_keys=(device,))
-    assert submit.sharing_words(given, asked) == said
+    assert submit.sharing_words(given, asked) == shown
 
 
 def dry(root: Path, *arguments: str) -> dict[str, Any]:
-    """What a dry run of small and large experiments says."""
+    """Return the JSON of a dry run of small and large experiments."""
     rows = [tiny.row(1), tiny.row(2, more=LARGE), tiny.row(3, "gpt1"), tiny.row(4, layers=2)]
     file, data = tiny.write_experiments(root / "mine.toml", *rows), tiny.write_corpus(root / "data")
     words = ["--preset", "tiny", "--experiments", str(file), "--data", str(data), "--dry-run", "--json"]
@@ -157,18 +156,18 @@ def test_a_number_of_jobs_holds_for_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_text_of_a_dry_run_says_who_shares_the_device_in_the_order_of_the_queue(tmp_path: Path) -> None:
-    def said(*more: str) -> str:
+def test_the_text_of_a_dry_run_shows_the_sharing_and_the_order_of_the_queue(tmp_path: Path) -> None:
+    def shown(*more: str) -> str:
         words = ["--preset", "tiny", "--experiments", "mine.toml", "--data", "data", "--dry-run"]
         return tiny.lmconsole("run", *more, *words, cwd=tmp_path, check=0).stdout
 
     dry(tmp_path, "--all")
     threads = f"{cores()} thread{'s' if cores() > 1 else ''} each"
-    assert f"{cores()} at once, 1 thread each (auto)" in said("1", "3-4")
-    every = said("--all")
+    assert f"{cores()} at once, 1 thread each (auto)" in shown("1", "3-4")
+    every = shown("--all")
     if cores() > 1:
         assert f"{cores()} at once, 1 thread each for 1 3-4; 1 at once, {threads} for 2 (auto)" in every
-    assert f", 1 at once, {threads}\n" in said("1", "--jobs", "1"), "not chosen by us"
+    assert f", 1 at once, {threads}\n" in shown("1", "--jobs", "1"), "not chosen by auto"
     lines = [int(number) for number in re.findall(r"^ +(\d) .* seed 42 +new$", every, re.MULTILINE)]
     assert lines == [2, 4, 3, 1], "the longest first"
 
@@ -205,7 +204,7 @@ def test_only_single_ids_on_the_command_line_are_an_order(tmp_path: Path) -> Non
 
 
 def queued_at_once(root: Path, monkeypatch: pytest.MonkeyPatch, seeds: Sequence[int], **more: Any) -> list[Run]:
-    """Runs queued by one command, all in the same millisecond."""
+    """Queue runs by one command, all in the same millisecond."""
     monkeypatch.setattr(queue, "utc_now", lambda: "2026-01-01T00:00:00.000Z")
     wanted = [tiny.resolved_tiny(root, seed=seed, **more) for seed in seeds]
     store = Store(root / "runs")
@@ -214,7 +213,7 @@ def queued_at_once(root: Path, monkeypatch: pytest.MonkeyPatch, seeds: Sequence[
 
 
 def waiting(root: Path) -> list[int]:
-    """Seeds of the runs that wait, in the order of the queue."""
+    """Return the seeds of the queued runs, in the order of the queue."""
     runs = [run for run in Store(root / "runs").runs() if run.status is Status.QUEUED]
     return [run.info.seed for run in sorted(runs, key=lambda run: queue_order(run.info, run.state.queued))]
 
@@ -223,10 +222,10 @@ def test_runs_queued_within_one_millisecond_have_an_order(tmp_path: Path, monkey
     queued_at_once(tmp_path, monkeypatch, (3, 1, 2))
     assert waiting(tmp_path) == [3, 1, 2]
     queued_at_once(tmp_path, monkeypatch, (9, 0))
-    assert waiting(tmp_path) == [3, 1, 2, 9, 0], "another command's come behind"
+    assert waiting(tmp_path) == [3, 1, 2, 9, 0], "runs of a later command come after them"
 
 
-def test_a_resumed_run_takes_its_place_in_the_new_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_takes_its_place_in_the_new_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, other = queued_at_once(tmp_path, monkeypatch, (5, 6))
     stop(old)
     stop(other)
@@ -244,13 +243,13 @@ def test_runs_queued_again_by_hand_keep_their_order(tmp_path: Path, monkeypatch:
     assert waiting(tmp_path) == [3, 1, 2]
 
 
-def test_runs_of_the_first_version_come_before_later_ones_by_age(tmp_path: Path) -> None:
-    for seed in (8, 7):
+def test_runs_of_version_0_1_come_before_later_ones_by_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for second, seed in enumerate((8, 7)):
+        monkeypatch.setattr(queue, "utc_now", lambda now=second: f"2026-01-01T00:00:0{now}.000Z")
         run = tiny.queue_tiny(tmp_path, seed=seed)
         log = run.paths.events.read_bytes()
         assert b'"place":' in log
         run.paths.events.write_bytes(log.replace(b'"place":', b'"was_not_there":'))
-        time.sleep(0.01)
     tiny.queue_tiny(tmp_path, seed=1)
     assert waiting(tmp_path) == [8, 7, 1]
 
@@ -258,7 +257,7 @@ def test_runs_of_the_first_version_come_before_later_ones_by_age(tmp_path: Path)
 # ---- queued with their threads
 
 
-def test_threads_and_what_was_asked_for_are_kept_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_and_the_requested_jobs_are_saved_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "cores", lambda: 4)
     monkeypatch.setattr(queue, "cores", lambda: 4)
     small, large = (tiny.queue_tiny(tmp_path, seed=n, threads=n, jobs=4, auto=True) for n in (1, 4))
