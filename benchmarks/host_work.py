@@ -67,27 +67,32 @@ def stub() -> None:
 
 def measure(epochs: int, folder: Path) -> dict[str, Any]:
     """Train all twelve with a runner of their own; seconds by what they were spent on."""
-    from lmconsole.engine.probe import ProbeRequest, ask
-    from lmconsole.engine.queue import enqueue, wanted_runs
+    from lmconsole.engine.probe import ask
+    from lmconsole.engine.queue import enqueue, training_order
+    from lmconsole.engine.run_options import RunRequest
     from lmconsole.runs.events import Queued
     from lmconsole.runs.store import Store
 
     data = make_data(folder / "data")
     answer = ask(
-        ProbeRequest(
-            experiments_file=None,
-            experiments=tuple(range(1, 13)),
+        RunRequest(
+            ids=tuple(range(1, 13)),
             preset="paper",
-            data=str(data),
-            embeddings=str(data / "embeddings.npz"),
+            data=data,
+            embeddings=data / "embeddings.npz",
             device="cpu",
-            max_tokens=None,
-            overrides={"epochs": epochs, "precision": "bf16"},
+            epochs=epochs,
+            precision="bf16",
         )
     )
     store = Store(folder / "runs")
     enqueue(
-        store, wanted_runs(answer, None), Queued(devices=("cpu",), jobs=1), fresh=True, refuse_active=False, threads=1
+        store,
+        training_order(answer.runs, None),
+        Queued(devices=("cpu",), jobs=1),
+        fresh=True,
+        refuse_active=False,
+        threads=1,
     )
     command = [sys.executable, str(Path(__file__).resolve()), "--serve", str(store.root)]
     path = os.pathsep.join(filter(None, [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH")]))
