@@ -1,6 +1,8 @@
 """What all tests share. Nothing here imports torch unless a test that needs a GPU is about to run."""
 
+import inspect
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +27,19 @@ def pytest_report_header() -> str:
     import lmconsole
 
     return f"lmconsole {lmconsole.__version__} from {Path(lmconsole.__file__).parent}"
+
+
+STARTS_PROCESSES = re.compile(r"\b(subprocess|multiprocessing)\b|\btiny\.(environment|lmconsole|worker)\(")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as ``quick`` what starts no process and opens no app (tests of the app are coroutines) and is not slow."""
+    starting = {path: bool(STARTS_PROCESSES.search(path.read_text("utf-8"))) for path in {item.path for item in items}}
+    for item in items:
+        opens_app = inspect.iscoroutinefunction(getattr(item, "obj", None))
+        marked = any(item.get_closest_marker(name) for name in ("slow", "gpu"))
+        if not (starting[item.path] or opens_app or marked):
+            item.add_marker("quick")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
