@@ -31,8 +31,8 @@ from store import run_info
 
 from lmconsole.data.corpus import SPLITS, Corpus, describe
 from lmconsole.engine.sampler import Sampler
-from lmconsole.lm import device
-from lmconsole.lm.loop import Job, train
+from lmconsole.lm import device, memory
+from lmconsole.lm.loop import TrainingContext, train
 from lmconsole.plan.experiment import Settings
 from lmconsole.runs.events import E, EventLog, Phase
 from lmconsole.runs.info import CorpusInfo
@@ -148,7 +148,7 @@ class Meter:
         self.log.on = block.on
         self.log.training_s = self.log.sampler_cpu_s = 0.0
         if block.on:
-            self._sampler = Sampler(self.log, self.uuid, lambda: device.memory_mib(self.where))
+            self._sampler = Sampler(self.log, self.uuid, lambda: memory.allocator_mib(self.where))
             self._sampler.enter("train", epoch)
             self._sampler.start()
         self._marks = time.perf_counter(), time.process_time(), self.log.seq
@@ -231,7 +231,7 @@ def _train(shape: Shape, folder: Path, *, steps: int, epochs: int) -> list[Block
     folder.mkdir()
     log = MeteredLog(paths.events)
     meter = Meter(paths, log, chosen.device, chosen.uuid, time.perf_counter() + shape.budget_s)
-    job = Job(
+    context = TrainingContext(
         info=info,
         paths=paths,
         log=log,
@@ -243,7 +243,7 @@ def _train(shape: Shape, folder: Path, *, steps: int, epochs: int) -> list[Block
         enter_phase=meter.enter,
         end_telemetry=meter.close,
     )
-    train(job)
+    train(context)
     log.close()
     return [block for block in meter.blocks if block.wall_s]
 

@@ -1,6 +1,8 @@
 """Fixtures for all tests. torch is imported only for a test that needs a GPU."""
 
+import inspect
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +27,19 @@ def pytest_report_header() -> str:
     import lmconsole
 
     return f"lmconsole {lmconsole.__version__} from {Path(lmconsole.__file__).parent}"
+
+
+STARTS_PROCESSES = re.compile(r"\b(subprocess|multiprocessing)\b|\btiny\.(environment|lmconsole|worker)\(")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests as ``quick`` that start no process, do not open the app (those are coroutines) and are not slow."""
+    starting = {path: bool(STARTS_PROCESSES.search(path.read_text("utf-8"))) for path in {item.path for item in items}}
+    for item in items:
+        opens_app = inspect.iscoroutinefunction(getattr(item, "obj", None))
+        marked = any(item.get_closest_marker(name) for name in ("slow", "gpu"))
+        if not (starting[item.path] or opens_app or marked):
+            item.add_marker("quick")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

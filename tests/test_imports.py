@@ -20,6 +20,7 @@ PACKAGE = Path(lmconsole.__file__).parent
 DRAWING = Path(__file__).parents[1] / "docs" / "architecture.md"
 
 LAYERS = (
+    {"__main__"},
     {"cli"},
     {"commands", "tui"},
     {"report"},
@@ -48,15 +49,8 @@ ONLY_IN = {
 """Third-party packages that only one part of the package may import."""
 HEAVY = ["torch", "textual", "pandas", "matplotlib", "pynvml"]
 
-PENDING: dict[str, set[frozenset[str]]] = {
-    "circles": {
-        frozenset({"lm.linear_cross_entropy", "lm.online_softmax"}),
-        frozenset({"tui.app", "tui.screens.main"}),
-    },
-    "worker": {frozenset({"engine.queue"}), frozenset({"engine.probe"})},
-    "drawing": {frozenset({"docs/architecture.md"})},
-}
-"""Known violations while packages are being rearranged. To be emptied, and then removed."""
+PENDING_CIRCLES = {frozenset({"tui.app", "tui.screens.main"})}
+"""Known violations while packages are being rearranged. To be removed."""
 
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
@@ -114,15 +108,13 @@ def shortest_chain(start: str, end: str) -> list[str] | None:
 
 
 def layer_of(part: str) -> int:
-    """Return the number of a layer, from the bottom; ``lmconsole`` itself is below all, its ``__main__`` above all."""
-    if part in ("", "__main__"):
-        return -1 if part == "" else len(LAYERS)
-    return next(number for number, layer in enumerate(reversed(LAYERS)) if part in layer)
+    """Return the number of a layer, from the bottom; ``lmconsole`` itself is below all of them."""
+    return next((number for number, layer in enumerate(reversed(LAYERS)) if part in layer), -1)
 
 
 def parts() -> set[str]:
     """Return the packages and top-level modules that exist."""
-    return {each.name for each in pkgutil.iter_modules([str(PACKAGE)])} - {"__main__"}
+    return {each.name for each in pkgutil.iter_modules([str(PACKAGE)])}
 
 
 def test_every_package_has_a_layer() -> None:
@@ -146,7 +138,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         chain = shortest_chain(module, module)
         if chain is not None:
             circles[frozenset(chain)] = " → ".join(chain)
-    found = [chain for modules, chain in circles.items() if modules not in PENDING["circles"]]
+    found = [chain for modules, chain in circles.items() if modules not in PENDING_CIRCLES]
     assert not found, "\n".join(found)
 
 
@@ -154,15 +146,13 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 def test_a_worker_imports_neither_the_queue_nor_the_probe(never: str) -> None:
     chains = [shortest_chain(module, never) for module in WORKER]
     found = [" → ".join(chain) for chain in chains if chain is not None]
-    assert not found or frozenset({never}) in PENDING["worker"], "\n".join(found)
+    assert not found, "\n".join(found)
 
 
 def test_the_drawing_of_the_layers_matches_the_imports() -> None:
     if not DRAWING.exists():
         pytest.skip("needs docs/architecture.md of the checkout")
     blocks = re.findall(r"^```layers\n(.*?)^```", DRAWING.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    if not blocks and PENDING["drawing"]:
-        pytest.skip("docs/architecture.md has no drawing yet")
     assert len(blocks) == 1, "docs/architecture.md needs one block ```layers"
     assert [set(line.split()) for line in blocks[0].splitlines() if line.strip()] == list(LAYERS)
 

@@ -47,6 +47,11 @@ def cores(proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup"
     return max(1, allowed if quota >= allowed else int(quota))
 
 
+def threads_per_run(jobs: int) -> int:
+    """Return the number of CPU threads for each of ``jobs`` runs at once."""
+    return max(1, cores() // jobs)
+
+
 def host_name() -> str:
     """Return the host name."""
     return socket.gethostname()
