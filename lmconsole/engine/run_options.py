@@ -3,7 +3,7 @@
 The fields of RunRequest are the table. The command line, its help and completions, the form of the console and the
 request in a dry run's JSON are built from it, so a new option is a new field here and its use where it matters.
 
-The command line imports this module whatever the command is, so modules that take long are imported in functions.
+The command line imports this module whatever the command is, so slow imports are inside functions.
 """
 
 import os
@@ -73,7 +73,7 @@ def parse_ids(text: str, plan: "Plan") -> tuple[int, ...]:
 
 
 def parse_preset(text: str, plan: "Plan") -> str:
-    """Check the name of a preset."""
+    """Return the name of a preset that the plan has."""
     from lmconsole.plan.presets import AUTO, unknown
 
     if text != AUTO and text not in plan.presets:
@@ -227,18 +227,20 @@ OPTIONS: dict[str, Option] = {
 
 
 def flag(name: str) -> str:
-    """Spelling of an option on the command line: ``--max-tokens`` for ``max_tokens``."""
+    """Return the spelling of an option on the command line: ``--max-tokens`` for ``max_tokens``."""
     return OPTIONS[name].flag or f"--{name.replace('_', '-')}"
 
 
 def parse_request(given: Mapping[str, object], **settled: Any) -> RunRequest:
-    """Check everything that can be checked without torch.
+    """Parse a request, and check everything that can be checked without torch.
 
-    ``given`` holds text by field, a list of it for positional arguments; paths and flags are taken as they are, and
-    None is the default. ``settled`` are fields that need no parsing, and win.
+    Args:
+        given: text for each field to be parsed, or a list of it for positional arguments; paths and flags as they are.
+            None means the default.
+        settled: fields that need no parsing. They take precedence.
 
     Raises:
-        LmconsoleError: with all the problems there are.
+        LmconsoleError: fields are wrong; the message lists all problems.
         PlanError: the file of experiments is wrong.
         StoreError: the run store cannot be read.
     """
@@ -251,6 +253,7 @@ def parse_request(given: Mapping[str, object], **settled: Any) -> RunRequest:
         for name in OPTIONS
         if (value := given.get(name)) not in (None, False, [])
     }
+    assert given.keys() <= OPTIONS.keys()
     experiments = texts.get("experiments")
     plan = load_plan(experiments if isinstance(experiments, Path) else None)
     every = tuple(experiment.id for experiment in plan.experiments)
