@@ -32,6 +32,7 @@ from lmconsole.engine.queue import enqueue
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.errors import escape_control_characters
 from lmconsole.lm import device as devices
+from lmconsole.lm import memory
 from lmconsole.lm.model import build_model
 from lmconsole.plan.experiment import Precision
 from lmconsole.plan.flops import step_flops
@@ -474,8 +475,8 @@ def _start_counting(where: str) -> float | None:
     gc.collect()
     if where == "cpu":
         return None
-    devices.give_back_memory(where)
-    devices.forget_peaks(where)
+    memory.empty_cache(where)
+    memory.reset_peak_memory(where)
     return torch.cuda.memory_reserved(where) / 2**20
 
 

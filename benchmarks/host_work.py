@@ -46,7 +46,7 @@ def stub() -> None:
         layers = model.body.lstm.num_layers if kind == "lstm" else len(model.body.blocks)
         return STEP_MS[kind, layers] / 1000
 
-    def take(self: Any, _rows: slice, targets: int) -> None:
+    def launch(self: Any, _rows: slice, targets: int) -> None:
         if not hasattr(self, "_due"):  # a checkpoint is as large as it would be
             for parameter in self.trained:
                 parameter.grad = parameter.detach() * 0
@@ -59,9 +59,9 @@ def stub() -> None:
 
     def evaluate(self: Any, _name: str) -> float:
         time.sleep(EVALUATION_STEPS * step_s(self.model))
-        return 5.0 + abs(self.cursor.epoch - self.settings.epochs + 1)  # the last epoch but one is the best
+        return 5.0 + abs(self.state.epoch - self.settings.epochs + 1)  # the last epoch but one is the best
 
-    Steps._take = take  # type: ignore[method-assign]
+    Steps._launch = launch  # type: ignore[method-assign]
     Training._evaluate = evaluate  # type: ignore[method-assign]
 
 

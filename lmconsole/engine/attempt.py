@@ -15,7 +15,8 @@ from lmconsole.engine.shared_data import Arrays, load_shared
 from lmconsole.errors import LmconsoleError, TrainingError, escape_control_characters
 from lmconsole.lm import device
 from lmconsole.lm.embedding import TABLES, Tables, arrays_of, read_tables, tables_from
-from lmconsole.lm.loop import Job, Training, parameters_of
+from lmconsole.lm.loop import Training, TrainingContext, parameters_of
+from lmconsole.lm.memory import allocator_mib, is_out_of_memory, keep_freed_memory
 from lmconsole.lm.model import attention_of
 from lmconsole.plan.experiment import Precision
 from lmconsole.runs.events import EventLog, Failed, Queued, Started
@@ -55,8 +56,8 @@ class Attempt:
     def prepare_on_host(self) -> None:
         """Read the data and build the model, without touching a GPU. Any exception may be raised: see ``explain``."""
         device.set_threads(self._info.threads or 1)
-        device.keep_freed_memory(self._device)
-        job = Job(
+        keep_freed_memory(self._device)
+        context = TrainingContext(
             info=self._info,
             paths=self._paths,
             log=self._log,
@@ -69,21 +70,21 @@ class Attempt:
             end_telemetry=lambda: self._sampler.close() if self._sampler else None,
             read_energy_j=lambda: self._read_energy_j(),
         )
-        self._training = Training(job)
+        self._training = Training(context)
 
     def prepare_on_device(self) -> None:
         """Do the rest of the set-up. Any exception may be raised."""
         if self._training is None:
             self.prepare_on_host()
         assert self._training is not None
-        device.use(self._device)
+        device.set_device(self._device)
         self._training.prepare_on_device()
         self._on_device = True
 
     @property
     def fell_back(self) -> bool:
         """Whether a fast path failed while the device was prepared."""
-        return self._training is not None and self._on_device and self._training.training.fell_back
+        return self._training is not None and self._on_device and self._training.steps.fell_back
 
     def run(self, siblings: Sequence[int], began: float) -> None:
         """Train on the device, from the last checkpoint if the run has been tried before.
@@ -92,9 +93,9 @@ class Attempt:
         ``time.monotonic()`` when the attempt began. Any exception may be raised: see ``explain``.
         """
         chosen = device.describe_device(self._device)
-        device.use(self._device)
+        device.set_device(self._device)
         started = self._log.append(_started(self._info, self._history.attempt + 1, chosen, siblings), sync=True)
-        self._sampler = Sampler(self._log, chosen.uuid, lambda: device.memory_mib(self._device))
+        self._sampler = Sampler(self._log, chosen.uuid, lambda: allocator_mib(self._device))
         if uses_gpu_alone(started, self._history.queued):
             self._read_energy_j = self._sampler.total_energy_j
         self._sampler.start()
@@ -215,7 +216,7 @@ def explain(error: BaseException, paths: RunPaths, device_name: str) -> Failed:
     if isinstance(error, LmconsoleError):
         hint = error.hint or f"The trace is in {paths.worker_log}."
         return Failed(error=error.kind, message=error.message, hint=hint)
-    if device.out_of_memory(error):
+    if is_out_of_memory(error):
         try:
             summary = memory_summary(device_name)
         except Exception:  # a GPU in that state may refuse to answer
@@ -241,7 +242,7 @@ def explain(error: BaseException, paths: RunPaths, device_name: str) -> Failed:
 
 def memory_summary(device_name: str) -> str:
     """Return how much memory of the device is in use, and by what, as far as that is known."""
-    allocated, reserved = device.memory_mib(device_name)
+    allocated, reserved = allocator_mib(device_name)
     parts = []
     if device_name == "cpu":
         memory = host_memory()

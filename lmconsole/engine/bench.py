@@ -26,7 +26,7 @@ from lmconsole.plan.load import load_plan
 from lmconsole.telemetry.host import threads_per_run
 
 if TYPE_CHECKING:
-    from lmconsole.lm.throughput import Pace
+    from lmconsole.lm.throughput import Throughput
 
 BUDGET_S = 40.0
 """Time for measuring, without loading PyTorch."""
@@ -79,7 +79,8 @@ class _Group:
 def measure(request: BenchRequest) -> BenchResult:
     """Measure in this process, which loads torch. Raises LmconsoleError."""
     from lmconsole.lm import device
-    from lmconsole.lm.throughput import ceiling_gflops as peak_matmul_gflops
+    from lmconsole.lm.memory import keep_freed_memory
+    from lmconsole.lm.throughput import peak_matmul_gflops as peak_matmul_gflops
 
     began, load_1min = time.monotonic(), os.getloadavg()[0]
     everything = device.describe_devices()
@@ -87,9 +88,9 @@ def measure(request: BenchRequest) -> BenchResult:
     if len(names) > 1:
         raise DeviceError(f"--device {request.device}: one device is measured at a time", hint="Name one device.")
     (chosen,) = (each for each in everything if each.device == names[0])
-    device.use(chosen.device)
+    device.set_device(chosen.device)
     device.set_threads(threads_per_run(1))
-    device.keep_freed_memory(chosen.device)
+    keep_freed_memory(chosen.device)
     groups = _groups(request, lambda wanted: device.resolve_precision(wanted, chosen))
     first = groups[0].settings
     tokens = _tokens(first)
@@ -166,12 +167,12 @@ def affordable_batch(settings: Sequence[Settings], peak_gflops: float, budget_s:
 
 def _measure_all(
     groups: Sequence[_Group], device_name: str, batch_size: int, request: BenchRequest, began: float
-) -> "dict[str, Pace]":
+) -> "dict[str, Throughput]":
     """Return measurements by label. The first group is measured in any case, the others while time is left."""
-    from lmconsole.lm.device import out_of_memory
-    from lmconsole.lm.throughput import measure_pace
+    from lmconsole.lm.memory import is_out_of_memory
+    from lmconsole.lm.throughput import measure_throughput
 
-    paces: dict[str, Pace] = {}
+    paces: dict[str, Throughput] = {}
     for group in groups:
         left_s = request.budget_s - (time.monotonic() - began)
         if paces:
@@ -181,11 +182,11 @@ def _measure_all(
                 break
         settings = msgspec.structs.replace(group.settings, batch_size=batch_size)
         try:
-            pace = measure_pace(
+            pace = measure_throughput(
                 settings, settings.vocabulary, device_name, for_s=request.watch_s, at_most_s=max(left_s, 1.0)
             )
         except (RuntimeError, OSError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise DeviceError(
                 f"{device_name} ran out of memory while measuring {group.label}",
@@ -203,7 +204,11 @@ def _measure_all(
 
 
 def _shape(
-    group: _Group, groups: Sequence[_Group], paces: "Mapping[str, Pace]", peak_gflops: float, tokens: Mapping[str, int]
+    group: _Group,
+    groups: Sequence[_Group],
+    paces: "Mapping[str, Throughput]",
+    peak_gflops: float,
+    tokens: Mapping[str, int],
 ) -> Shape:
     """Return the group's own measurement, or an estimate from the most similar group that was measured."""
     nearest = min(

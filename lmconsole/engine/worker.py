@@ -126,9 +126,9 @@ def enter(arguments: list[str], log: str, variables: Mapping[str, str], turns: C
     os.close(output)
     os.environ.update(variables)
     if "torch" in sys.modules:  # otherwise this process was not forked, or torch cannot be imported, which fails later
-        from lmconsole.lm.device import lost_in_fork
+        from lmconsole.lm.device import cuda_broken_by_fork
 
-        if lost_in_fork():
+        if cuda_broken_by_fork():
             if turns is not None:
                 sys.exit(EXIT_NOT_TRAINED)  # a new program cannot receive turns; the run starts at its turn
             os.execv(sys.executable, [sys.executable, "-P", "-m", "lmconsole.engine.worker", *arguments])

@@ -18,7 +18,7 @@ from typing import TypeAlias, TypeVar
 import msgspec
 
 from lmconsole.errors import StoreError
-from lmconsole.plan.flops import share_of_ceiling
+from lmconsole.plan.flops import share_of_peak
 from lmconsole.runs.events import (
     AnyEvent,
     Epoch,
@@ -89,7 +89,7 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
         ceiling = self.started and self.started.peak_matmul_gflops
         if not pace or not math.isfinite(pace) or not ceiling:
             return None
-        return share_of_ceiling(self.info.settings, self.info.corpus.vocabulary, pace, ceiling)
+        return share_of_peak(self.info.settings, self.info.corpus.vocabulary, pace, ceiling)
 
 
 @dataclass(frozen=True)

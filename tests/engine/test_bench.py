@@ -16,7 +16,7 @@ from lmconsole.engine.bench_cache import BenchResult, Shape, load_results, save_
 from lmconsole.errors import LmconsoleError
 from lmconsole.lm import device
 from lmconsole.lm import throughput as lm_bench
-from lmconsole.lm.throughput import Pace
+from lmconsole.lm.throughput import Throughput
 from lmconsole.plan.flops import run_flops, step_flops
 from lmconsole.plan.load import builtin_file, load_plan
 
@@ -67,7 +67,7 @@ def test_a_batch_is_halved_until_all_can_be_measured() -> None:
 def measuring(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module that measures, with this process's threads left alone and a peak of 100 GFLOP/s."""
     monkeypatch.setattr(device, "set_threads", lambda _: None)
-    monkeypatch.setattr(lm_bench, "ceiling_gflops", lambda *_, **__: 100.0)
+    monkeypatch.setattr(lm_bench, "peak_matmul_gflops", lambda *_, **__: 100.0)
     return lm_bench
 
 
@@ -75,7 +75,7 @@ def test_shapes_without_time_to_be_measured_are_estimated_from_their_operations(
     monkeypatch: pytest.MonkeyPatch, measuring: ModuleType
 ) -> None:
     # At this rate the time is too short for a second shape.
-    monkeypatch.setattr(measuring, "measure_pace", lambda *_, **__: Pace(tokens_per_s=1.0, peak_mib=500.0))
+    monkeypatch.setattr(measuring, "measure_throughput", lambda *_, **__: Throughput(tokens_per_s=1.0, peak_mib=500.0))
     result = engine.measure(request(budget_s=30.0))
     assert [shape.label for shape in result.shapes if not shape.estimated] == ["LSTM 1L"]
     first = result.shapes[0]
@@ -87,7 +87,7 @@ def test_shapes_without_time_to_be_measured_are_estimated_from_their_operations(
 
 
 def test_a_machine_too_slow_to_measure_is_an_error(monkeypatch: pytest.MonkeyPatch, measuring: ModuleType) -> None:
-    monkeypatch.setattr(measuring, "measure_pace", lambda *_, **__: None)
+    monkeypatch.setattr(measuring, "measure_throughput", lambda *_, **__: None)
     with pytest.raises(LmconsoleError, match="fewer than two steps of LSTM 1L were completed in 5 s") as caught:
         engine.measure(request(budget_s=5.0))
     assert "--preset demo" in str(caught.value.hint)

@@ -152,7 +152,7 @@ def test_a_worker_restarts_as_a_new_program_if_cuda_was_used_before_the_fork(tmp
     run = tiny.queue_tiny(tmp_path)
     code = (
         "import sys\nfrom lmconsole.engine import attempt, worker\nfrom lmconsole.lm import device\n"
-        "device.lost_in_fork = lambda: True\n"
+        "device.cuda_broken_by_fork = lambda: True\n"
         "worker.main = lambda arguments: sys.exit('not restarted')\n"
         "worker.enter([sys.argv[1], '--device', 'cpu'], sys.argv[2], {'LMCONSOLE_PLAIN': '1'}, None)"
     )

@@ -27,20 +27,20 @@ def die():
 
 IN_A_STEP = """
 from lmconsole.lm.steps import Steps
-real, steps = Steps.take, 0
+real, steps = Steps.step, 0
 def step(self, *arguments):
     global steps
     steps += 1
     if steps == {steps}:
         die()
     return real(self, *arguments)
-Steps.take = step
+Steps.step = step
 """
 
 BETWEEN_LOG_AND_CHECKPOINT = """
 real = loop.Training._save
 def save(self):
-    if self.cursor.step == 0:   # the epoch is in the log, and not yet in a checkpoint
+    if self.state.step == 0:   # the epoch is in the log, and not yet in a checkpoint
         die()
     real(self)
 loop.Training._save = save
@@ -90,14 +90,14 @@ def submit_and_train_on(self, *arguments):
     submit(self, *arguments)
     half.wait()
 checkpoint.CheckpointWriter.submit = submit_and_train_on
-real, steps = Steps.take, 0
+real, steps = Steps.step, 0
 def step(self, *arguments):
     global steps
     steps += half.is_set()
     if steps == 3:
         die()
     return real(self, *arguments)
-Steps.take = step
+Steps.step = step
 """
 
 IN_VALIDATION = """
@@ -110,16 +110,16 @@ loop.Training._evaluate = evaluate
 """
 
 BETWEEN_BEST_WEIGHTS_AND_LOG = """
-real = loop.Training._keep_best_weights
+real = loop.Training._save_best_weights
 def keep(self):
     real(self)
     die()
-loop.Training._keep_best_weights = keep
+loop.Training._save_best_weights = keep
 """
 
 NO_STEP = """
 from lmconsole.lm.steps import Steps
-Steps.take = None
+Steps.step = None
 """
 
 DEATHS = [

@@ -290,7 +290,7 @@ def test_a_run_that_ended_is_not_trained_again_by_a_late_worker(tmp_path: Path) 
 )
 def test_any_failure_is_recorded_with_advice(tmp_path: Path, prelude: str, error: str, words: str) -> None:
     run = tiny.queue_tiny(tmp_path)
-    code = f"from lmconsole.lm import steps\ndef broken(*_):\n    {prelude}\nsteps.Steps.take = broken\n"
+    code = f"from lmconsole.lm import steps\ndef broken(*_):\n    {prelude}\nsteps.Steps.step = broken\n"
     assert tiny.worker(run, tmp_path, code).returncode == 1
     run.refresh()
     failed = run.state.failed
