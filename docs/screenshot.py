@@ -31,7 +31,7 @@ async def draw(asked: argparse.Namespace) -> None:
     app = Console(options)
     columns, rows = map(int, asked.size.split("x"))
     async with app.run_test(size=(columns, rows)) as pilot:
-        while not app.feed.picture.runs:
+        while not app.feed.snapshot.runs:
             await pilot.pause(0.1)
         app.main.checked = {f"e{number}" for number in asked.select}
         await pilot.pause(1.0)

@@ -82,9 +82,9 @@ def open_console(
 def _driver() -> "type[Driver] | None":
     if os.environ.get(DRIVER):
         return None
-    from lmconsole.tui.terminal.driver import MeasuredDriver
+    from lmconsole.tui.terminal.driver import BackpressureDriver
 
-    return MeasuredDriver
+    return BackpressureDriver
 
 
 def _prepare(slow: bool) -> None:

@@ -1,4 +1,4 @@
-"""Following a file that somebody else writes."""
+"""Following a file that another process writes."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ import pytest
 from lmconsole.tui.screens.tail import FIRST_BYTES, MOST_BYTES, Tail
 
 
-def everything_new(tail: Tail) -> list[str]:
-    """What several looks in a row give."""
+def all_new_lines(tail: Tail) -> list[str]:
+    """Return the lines of several reads."""
     return [line for _ in range(5) for line in tail.read_new()]
 
 
 def test_lines_come_once_each_and_in_order(tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     tail = Tail(log)
-    assert tail.read_new() == [], "it is not there yet"
+    assert tail.read_new() == [], "the file does not exist yet"
     log.write_text("one\ntwo\n")
     assert tail.read_new() == ["one", "two"]
     assert tail.read_new() == []
@@ -24,7 +24,7 @@ def test_lines_come_once_each_and_in_order(tmp_path: Path) -> None:
     assert tail.read_new() == ["three"]
 
 
-def test_a_torn_line_waits_for_its_rest(tmp_path: Path) -> None:
+def test_an_incomplete_line_waits_for_its_end(tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     log.write_text("one\nhal")
     tail = Tail(log)
@@ -34,7 +34,7 @@ def test_a_torn_line_waits_for_its_rest(tmp_path: Path) -> None:
     assert tail.read_new() == ["half"]
 
 
-def test_of_a_long_file_only_the_end_is_read_and_it_begins_with_a_whole_line(tmp_path: Path) -> None:
+def test_the_end_of_a_long_file_is_read_from_a_whole_line_on(tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     log.write_text("".join(f"line {i}\n" for i in range(100_000)))
     lines = Tail(log).read_new()
@@ -44,7 +44,7 @@ def test_of_a_long_file_only_the_end_is_read_and_it_begins_with_a_whole_line(tmp
     assert sum(len(line) + 1 for line in lines) <= FIRST_BYTES
 
 
-def test_a_file_that_was_begun_anew_is_read_anew(tmp_path: Path) -> None:
+def test_a_truncated_file_is_read_from_its_start(tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     log.write_text("old and long\n")
     tail = Tail(log)
@@ -53,30 +53,30 @@ def test_a_file_that_was_begun_anew_is_read_anew(tmp_path: Path) -> None:
     assert tail.read_new() == ["new"]
 
 
-def test_what_is_not_text_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
+def test_invalid_utf8_is_replaced(tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     log.write_bytes(b"caf\xe9\n\xff\xfe\n")
     assert Tail(log).read_new() == ["caf\N{REPLACEMENT CHARACTER}", "\N{REPLACEMENT CHARACTER}" * 2]
 
 
-def test_a_line_longer_than_what_is_read_at_once_does_not_hold_up_what_follows(tmp_path: Path) -> None:
+def test_lines_after_one_longer_than_a_read_are_read(tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     log.write_text("before\n")
     tail = Tail(log)
     assert tail.read_new() == ["before"]
     with log.open("a") as file:
         file.write("x" * (MOST_BYTES + 1) + "\nafter\n")
-    assert everything_new(tail)[-1:] == ["after"]
+    assert all_new_lines(tail)[-1:] == ["after"]
 
 
-def test_a_long_line_at_the_end_does_not_hold_up_what_follows(tmp_path: Path) -> None:
+def test_lines_after_a_long_unfinished_one_are_read(tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     log.write_text("x" * (FIRST_BYTES + 1))
     tail = Tail(log)
     tail.read_new()
     with log.open("a") as file:
         file.write("\nafter\n")
-    assert everything_new(tail)[-1:] == ["after"]
+    assert all_new_lines(tail)[-1:] == ["after"]
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:

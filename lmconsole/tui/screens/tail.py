@@ -1,16 +1,16 @@
-"""The newest lines of a file that grows, such as a worker's log."""
+"""Reading the new lines of a growing file, such as a worker's log."""
 
 from pathlib import Path
 
 FIRST_BYTES = 64 * 1024
 MOST_BYTES = 256 * 1024
-"""Read at once."""
+"""Bytes of one read."""
 LONGEST = 1_000
-"""Of a line that is longer than what is read at once, so many characters."""
+"""Characters kept of a line that is longer than one read."""
 
 
 class Tail:
-    """Gives the complete lines that have come since it was last asked; at first those of the last 64 KiB."""
+    """Returns the complete lines written since the last call, at first those of the last 64 KiB."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -18,7 +18,7 @@ class Tail:
         self._inside = False
 
     def read_new(self) -> list[str]:
-        """New lines. Raises OSError if the file cannot be read; one that is not there yet has none."""
+        """Return the new lines; none if the file does not exist yet. Raises OSError if it cannot be read."""
         try:
             size = self._path.stat().st_size
         except FileNotFoundError:
