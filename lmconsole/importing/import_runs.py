@@ -3,10 +3,8 @@ unknown or is marked as assumed."""
 
 import hashlib
 import math
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +15,9 @@ from lmconsole.errors import PlanError, StoreError
 from lmconsole.importing.sources import Numbers, OddSourceError, Source, sources, stated_under
 from lmconsole.plan.experiment import Experiment
 from lmconsole.plan.presets import Plan, applies
-from lmconsole.runs.events import Epoch, EventLog, Finished, Queued, Stopped, measured, perplexity, utc_now
-from lmconsole.runs.info import SCHEMA, CorpusInfo, RunInfo, write_info
-from lmconsole.runs.paths import RunPaths, sync_folder
+from lmconsole.runs.create import create_run
+from lmconsole.runs.events import Epoch, Event, Finished, Queued, Stopped, name_non_finite, perplexity, utc_now
+from lmconsole.runs.info import SCHEMA, CorpusInfo, RunInfo
 from lmconsole.runs.store import Run, Store
 
 STATED, ASSUMED = "stated by the source", "not stated; assumed"
@@ -116,7 +114,8 @@ def _interpret(source: Source, plan: Plan, there: Sequence[Run]) -> tuple[RunInf
     number = _number(seed, "seed", int) if seed is not None else 0
     if not 0 <= number < 2**63:
         raise OddSourceError(f"seed: {number} is not between 0 and 2^63 - 1")
-    told = [model, layers, optimizer, number, denominator, stated, [event.valid_ppl for event in epochs], epochs]
+    events = [name_non_finite(event) for event in epochs]
+    told = [model, layers, optimizer, number, denominator, stated, [event.valid_ppl for event in epochs], events]
     info = RunInfo(
         schema=SCHEMA,
         run="",
@@ -199,8 +198,7 @@ def _epochs(numbers: Sequence[Numbers]) -> list[Epoch]:
                 raise OddSourceError(f"epoch {epoch}: {name}: {seconds} is not a time in seconds")
         elapsed = None if elapsed is None or each.train_s is None else elapsed + each.train_s
         events.append(
-            measured(
-                Epoch,
+            Epoch(
                 epoch=epoch,
                 train_loss_nats=train[0],
                 train_ppl=train[1],
@@ -224,30 +222,10 @@ def _both(loss_nats: float | None, ppl: float | None) -> tuple[float | None, flo
 
 
 def _make(store: Store, info: RunInfo, epochs: Sequence[Epoch], source: Source) -> Run:
-    """A run directory that says what its source said, under a temporary name until it is complete."""
-    experiment = info.experiment
-    stem = (
-        f"{experiment.id:02d}-{experiment.model}-{experiment.layers}l-{experiment.optimizer}-imported-s{info.seed}"
-        f"-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    )
-    name, number = stem, 1
-    while (store.root / name).exists():
-        number += 1
-        name = f"{stem}-{number}"
-    info = msgspec.structs.replace(info, run=name)
-    temporary = store.temporary(name)
+    """Create the run that the source describes."""
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        paths = RunPaths(temporary)
-        write_info(paths.info, info)
-        _write_log(paths.events, info, epochs, source.test_ppl)
-        paths.lock.touch()
-        sync_folder(temporary)
-        temporary.rename(store.root / name)
-        sync_folder(store.root)
+        name = create_run(store, info, _events(info, epochs, source.test_ppl))
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise StoreError(f"{error.filename or store.root}: cannot be written: {error.strerror}") from None
     run = store.open(name)
     assert run is not None
@@ -255,30 +233,23 @@ def _make(store: Store, info: RunInfo, epochs: Sequence[Epoch], source: Source) 
     return run
 
 
-def _write_log(path: Path, info: RunInfo, epochs: Sequence[Epoch], test_ppl: float | None) -> None:
-    log = EventLog(path)
-    try:
-        log.append(Queued(devices=(), jobs=1))
-        for event in epochs:
-            log.append(event)
-        diverged = any(field in event.non_finite for event in epochs for field in ("train_ppl", "valid_ppl"))
-        if len(epochs) < info.settings.epochs and not diverged:
-            log.append(Stopped(epoch=len(epochs) + 1, step=0), sync=True)
-            return
-        finite = [(event.valid_loss_nats, event) for event in epochs if event.valid_loss_nats is not None]
-        best = min(finite, key=lambda pair: pair[0])[1] if finite else None
-        log.append(
-            measured(
-                Finished,
-                test_ppl_final=test_ppl,
-                test_ppl_best=None,
-                best_epoch=best.epoch if best else None,
-                best_valid_ppl=best.valid_ppl if best else None,
-                setup_s=None,
-                wall_s=None,
-                diverged=diverged,
-            ),
-            sync=True,
-        )
-    finally:
-        log.close()
+def _events(info: RunInfo, epochs: Sequence[Epoch], test_ppl: float | None) -> Iterator[Event]:
+    yield Queued(devices=(), jobs=1)
+    yield from epochs
+    ppls = (ppl for event in epochs for ppl in (event.train_ppl, event.valid_ppl) if ppl is not None)
+    diverged = not all(map(math.isfinite, ppls))
+    if len(epochs) < info.settings.epochs and not diverged:
+        yield Stopped(epoch=len(epochs) + 1, step=0)
+        return
+    losses = ((event.valid_loss_nats, event) for event in epochs)
+    finite = [(loss, event) for loss, event in losses if loss is not None and math.isfinite(loss)]
+    best = min(finite, key=lambda pair: pair[0])[1] if finite else None
+    yield Finished(
+        test_ppl_final=test_ppl,
+        test_ppl_best=None,
+        best_epoch=best.epoch if best else None,
+        best_valid_ppl=best.valid_ppl if best else None,
+        setup_s=None,
+        wall_s=None,
+        diverged=diverged,
+    )

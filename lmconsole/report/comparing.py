@@ -12,7 +12,7 @@ from lmconsole.report.markup import decimals
 from lmconsole.report.results import is_complete
 from lmconsole.report.selection import OWN, Group
 from lmconsole.report.targets import best_valid_ppl
-from lmconsole.runs.events import Epoch, number
+from lmconsole.runs.events import Epoch
 from lmconsole.runs.store import Run
 
 ONE_SEED = "This rests on one seed; other seeds may turn it round."
@@ -104,7 +104,7 @@ class Measured:
     @property
     def train_ppl(self) -> float | None:
         """Mean train perplexity at each seed's best epoch."""
-        return _mean([number(run.state.best_epoch, "train_ppl") for run in self.runs if run.state.best_epoch])
+        return _mean([run.state.best_epoch.train_ppl for run in self.runs if run.state.best_epoch])
 
     @property
     def gap_nats(self) -> float | None:
@@ -124,8 +124,10 @@ class Measured:
         rises = []
         for run in self.runs:
             best, last = run.state.best_epoch, run.state.last_epoch
-            if best and last and best.valid_loss_nats is not None and last.valid_loss_nats is not None:
-                rises.append(last.valid_loss_nats - best.valid_loss_nats)
+            lowest = best.valid_loss_nats if best else None
+            final = last.valid_loss_nats if last else None
+            if lowest is not None and final is not None and math.isfinite(final):
+                rises.append(final - lowest)
         return _mean(rises)
 
     @property
@@ -201,7 +203,8 @@ def _also_differ(first: Measured, second: Measured) -> str:
 def _gap(epoch: Epoch) -> float | None:
     if epoch.valid_loss_nats is None or epoch.train_loss_nats is None:
         return None
-    return epoch.valid_loss_nats - epoch.train_loss_nats
+    gap = epoch.valid_loss_nats - epoch.train_loss_nats
+    return gap if math.isfinite(gap) else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

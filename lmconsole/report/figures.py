@@ -13,7 +13,7 @@ from lmconsole.report.result_tables import denominator, host_memory_words
 from lmconsole.report.results import is_complete, memory_frame, uses_gpu
 from lmconsole.report.selection import Group, clock_note, describe_briefly
 from lmconsole.report.targets import SLACK, TARGETS, common_target, performance_profile, reached
-from lmconsole.runs.events import Epoch, number
+from lmconsole.runs.events import Epoch
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
@@ -150,7 +150,7 @@ def _incomplete(slots: Sequence[_Slot], shown: Sequence[Run]) -> list[str]:
     diverged = [run.info.experiment.id for run in shown if run.state.finished and run.state.finished.diverged]
     if diverged:
         words.append(f"Diverged: {ranges(sorted(set(diverged)))}.")
-    if any(_astray(epoch, field) for run in shown for epoch in run.state.epochs for field in FIELDS.values()):
+    if any(_astray(metric(epoch)) for run in shown for epoch in run.state.epochs for metric in METRICS.values()):
         words.append("A cross at the upper edge marks a perplexity that is not finite or too large to draw.")
     return words
 
@@ -159,8 +159,10 @@ def _how_far(run: Run) -> str:
     return f"{run.status.value}, {len(run.state.epochs)} of {run.info.settings.epochs} epochs"
 
 
-FIELDS = {"Train": "train_ppl", "Validation": "valid_ppl"}
-"""The curves of a panel, and what they show."""
+Metric = Callable[[Epoch], float | None]
+
+METRICS: dict[str, Metric] = {"Train": lambda epoch: epoch.train_ppl, "Validation": lambda epoch: epoch.valid_ppl}
+"""Metric of each curve of a panel."""
 
 
 def _draw_curves(slots: Sequence[_Slot], *, over_time: bool, deep: bool, label: str) -> "Figure":
@@ -192,7 +194,7 @@ def _panel(slot: _Slot, seconds: float | None) -> "Panel":
 
     if not slot.runs:
         return Panel(slot.title, note="no run yet")
-    curves = {name: _curve(slot.runs, field, seconds) for name, field in FIELDS.items()}
+    curves = {name: _curve(slot.runs, metric, seconds) for name, metric in METRICS.items()}
     notes = []
     if seconds is not None and all(run.state.elapsed_train_s is None for run in slot.runs):
         return Panel(slot.title, note="times unknown")
@@ -204,7 +206,7 @@ def _panel(slot: _Slot, seconds: float | None) -> "Panel":
     return Panel(slot.title, curves, ", ".join(notes))
 
 
-def _curve(runs: Sequence[Run], field: str, seconds: float | None) -> "Curve":
+def _curve(runs: Sequence[Run], metric: Metric, seconds: float | None) -> "Curve":
     """Mean and range over seeds at each epoch that one of them has completed; over epochs, or over the mean time in
     units of ``seconds``."""
     from lmconsole.report.draw import Curve
@@ -219,8 +221,8 @@ def _curve(runs: Sequence[Run], field: str, seconds: float | None) -> "Curve":
         if seconds is not None and not times:
             continue
         x = float(epoch) if seconds is None else sum(times) / len(times) / seconds
-        values = [value for event in events if (value := _drawable(event, field)) is not None]
-        if any(_astray(event, field) for event in events):
+        values = [value for event in events if (value := _drawable(metric(event))) is not None]
+        if any(_astray(metric(event)) for event in events):
             astray.append(x)
         if values:
             xs.append(x)
@@ -230,15 +232,13 @@ def _curve(runs: Sequence[Run], field: str, seconds: float | None) -> "Curve":
     return Curve(xs, means, lows, highs, astray)
 
 
-def _drawable(event: Epoch, field: str) -> float | None:
-    value = number(event, field)
-    return value if value is not None and not _astray(event, field) else None
+def _drawable(value: float | None) -> float | None:
+    return None if _astray(value) else value
 
 
-def _astray(event: Epoch, field: str) -> bool:
+def _astray(value: float | None) -> bool:
     from lmconsole.report.draw import LARGEST_PPL
 
-    value = number(event, field)
     return value is not None and not (math.isfinite(value) and 0.0 < value <= LARGEST_PPL)
 
 

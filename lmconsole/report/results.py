@@ -6,7 +6,7 @@ import pandas as pd
 
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
 from lmconsole.report.selection import Group
-from lmconsole.runs.events import Telemetry, number
+from lmconsole.runs.events import Telemetry
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
@@ -32,11 +32,11 @@ def _run_row(run: Run) -> dict[str, object]:
         "complete": is_complete(run),
         "diverged": finished.diverged if finished else None,
         "epochs": len(state.epochs),
-        "train_ppl": number(best, "train_ppl") if best else None,
-        "valid_ppl": number(best, "valid_ppl") if best else None,
+        "train_ppl": best.train_ppl if best else None,
+        "valid_ppl": best.valid_ppl if best else None,
         "epoch": best.epoch if best else None,
-        "test_ppl_best": number(finished, "test_ppl_best") if finished else None,
-        "test_ppl_final": number(finished, "test_ppl_final") if finished else None,
+        "test_ppl_best": finished.test_ppl_best if finished else None,
+        "test_ppl_final": finished.test_ppl_final if finished else None,
         "elapsed_train_s": state.elapsed_train_s,
         "setup_s": finished.setup_s if finished else None,
         "wall_s": finished.wall_s if finished else None,
@@ -83,7 +83,7 @@ def epoch_frame(group: Group) -> pd.DataFrame:
     for run in group.runs:
         keys = _keys(run)
         for event in run.state.epochs:
-            losses = {field: number(event, field) for field in EPOCH_METRICS}
+            losses = {field: getattr(event, field) for field in EPOCH_METRICS}
             costs = {field: getattr(event, field) for field in EPOCH_COSTS}
             odd = " ".join(f"{field}={value}" for field, value in event.non_finite.items())
             rows.append({**keys, "epoch": event.epoch, **losses, **costs, "non_finite": odd})

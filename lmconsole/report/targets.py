@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from lmconsole.plan.experiment import OPTIMIZER_NAMES
 from lmconsole.report.selection import Group
-from lmconsole.runs.events import number
 from lmconsole.runs.store import Run
 
 SLACK = 0.05
@@ -33,7 +32,7 @@ class Reached:
 def best_valid_ppl(run: Run) -> float | None:
     """The run's lowest validation perplexity; None before it has a finite one."""
     best = run.state.best_epoch
-    return number(best, "valid_ppl") if best else None
+    return best.valid_ppl if best else None
 
 
 def common_target(group: Group) -> float | None:
@@ -58,7 +57,7 @@ def time_to(run: Run, target_ppl: float) -> float | None:
     """Seconds of training at the end of the first epoch with a validation perplexity of at most ``target_ppl``; None
     if there is none, or if the run does not say when it was."""
     for epoch in run.state.epochs:
-        ppl = number(epoch, "valid_ppl")
+        ppl = epoch.valid_ppl
         if ppl is not None and ppl <= target_ppl:
             return epoch.elapsed_train_s
     return None

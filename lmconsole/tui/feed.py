@@ -18,6 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from lmconsole.errors import StoreError
+from lmconsole.files import LineTail
 from lmconsole.plan.flops import share_of_ceiling
 from lmconsole.runs.events import (
     AnyEvent,
@@ -88,7 +89,7 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
         """Share of the device's measured peak matmul throughput that the run reached last; None if unknown."""
         tokens_per_s = self.progress and self.progress.tokens_per_s
         peak_gflops = self.started and self.started.ceiling_gflops
-        if not tokens_per_s or not peak_gflops:
+        if not tokens_per_s or not math.isfinite(tokens_per_s) or not peak_gflops:
             return None
         return share_of_ceiling(self.info.settings, self.info.corpus.vocabulary, tokens_per_s, peak_gflops)
 
@@ -151,7 +152,7 @@ class Feed:
         self._blocked: dict[str, str] = {}
         self._followed: dict[str, _Followed] = {}
         self._gpus: Gpus | None = None
-        self._log_end = _size(self._store.runner_log)
+        self._runner_log = LineTail(self._store.runner_log, last_bytes=0, restart=False)
 
     def start(self) -> None:
         """Start the thread."""
@@ -270,16 +271,8 @@ class Feed:
 
     def _read_messages(self) -> tuple[str, ...]:
         """Return the new lines of the runner's log that are about exports."""
-        log = self._store.runner_log
-        if _size(log) <= self._log_end:
-            return ()
-        with contextlib.suppress(OSError), log.open("rb") as file:
-            file.seek(self._log_end)
-            data = file.read()
-            complete = data.rfind(b"\n") + 1
-            self._log_end += complete
-            lines = data[:complete].decode(errors="replace").splitlines()
-            return tuple(line for line in lines if line.startswith("exports: "))
+        with contextlib.suppress(OSError):
+            return tuple(line for line in self._runner_log.read_lines() if line.startswith("exports: "))
         return ()
 
 
@@ -323,10 +316,3 @@ def _view(run: Run, curve: Curve, stopping: bool) -> RunView:
         points=len(curve),
         last_t=state.last_t,
     )
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

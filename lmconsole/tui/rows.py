@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import UNKNOWN, perplexity, seconds
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES, Experiment
-from lmconsole.runs.events import number
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import queue_order
 from lmconsole.tui.feed import FILES_BLOCKED, RunView
@@ -276,9 +275,10 @@ def _status_text(view: RunView, context: _Context, *, wide: bool | None = None) 
 def _metrics(group: Sequence[RunView], newest: RunView, glyphs: Glyphs) -> tuple[tuple[str, ...], tuple[SortKey, ...]]:
     """Return texts and sort keys of train and best validation perplexity (means over the seeds), and of training time
     and trend of the newest run."""
-    train = _mean([number(view.best or view.epochs[-1], "train_ppl") for view in group if view.epochs])
-    valid = _mean([number(view.best or view.epochs[-1], "valid_ppl") for view in group if view.epochs])
-    losses = [epoch.valid_loss_nats for epoch in newest.epochs if epoch.valid_loss_nats is not None]
+    train = _mean([(view.best or view.epochs[-1]).train_ppl for view in group if view.epochs])
+    valid = _mean([(view.best or view.epochs[-1]).valid_ppl for view in group if view.epochs])
+    known = (epoch.valid_loss_nats for epoch in newest.epochs)
+    losses = [loss for loss in known if loss is not None and math.isfinite(loss)]
     time_s = newest.elapsed_train_s
     cells = (perplexity(train), perplexity(valid), seconds(time_s), sparkline(losses, SPARK_WIDTH, glyphs))
     values = (train, valid, time_s, losses[-1] - losses[0] if losses else None)

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 from platformdirs import user_config_path
 
+from lmconsole.files import atomic_write
 from lmconsole.runs.events import DAMAGED
 
 
@@ -31,9 +32,8 @@ def save_settings(settings: Settings) -> str | None:
     file = _file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        temporary.write_bytes(msgspec.json.encode(settings) + b"\n")
-        temporary.replace(file)
+        with atomic_write(file) as new:
+            new.write(msgspec.json.encode(settings) + b"\n")
     except OSError as error:
         return f"{file}: {error.strerror}"
     return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple, get_args
 
-from lmconsole.runs.events import MAX_LOSS_NATS, Epoch, number
+from lmconsole.runs.events import MAX_LOSS_NATS, Epoch
 from lmconsole.tui.plot.axes import Limits, XAxis, log_limits, step_above, x_ticks, y_ticks
 from lmconsole.tui.plot.glyphs import Glyphs
 from lmconsole.tui.plot.plotext_internals import new_figure, render
@@ -140,7 +140,7 @@ def traces(series: Sequence[Series], options: ChartOptions) -> list[Trace]:
                 mean = loss_nats if mean is None else options.smoothing * mean + (1 - options.smoothing) * loss_nats
                 trace.train.append((x, _to_y(mean, options.log)))
         for epoch in each.epochs:
-            epoch_x, valid_nats = to_x(epoch.epoch, epoch.elapsed_train_s), number(epoch, "valid_loss_nats")
+            epoch_x, valid_nats = to_x(epoch.epoch, epoch.elapsed_train_s), epoch.valid_loss_nats
             if epoch_x is None or valid_nats is None:
                 continue
             if math.isfinite(valid_nats) and valid_nats <= max_loss_nats:

@@ -7,7 +7,7 @@ from itertools import chain
 
 import msgspec
 
-from lmconsole.runs.events import Progress, number
+from lmconsole.runs.events import Progress
 
 MAX_BUCKETS = 1024
 """More than the dots side by side in the plot of any terminal."""
@@ -44,7 +44,7 @@ class Curve:
 
     def add(self, event: Progress) -> None:
         """Append the train loss of a ``progress`` event, if it has one."""
-        loss_nats = number(event, "train_loss_nats")
+        loss_nats = event.train_loss_nats
         if loss_nats is None:
             return
         epochs = event.epoch - 1 + event.step / event.steps

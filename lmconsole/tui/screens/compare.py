@@ -9,7 +9,6 @@ from rich.text import Text
 
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import perplexity, seconds
-from lmconsole.runs.events import number
 from lmconsole.tui.feed import RunView
 from lmconsole.tui.screens.dialogs import Page
 
@@ -27,11 +26,11 @@ def comparison(views: Sequence[RunView]) -> tuple[list[tuple[str, ...]], str]:
         seed = f" s{view.info.seed}" if several_seeds else ""
         label = f"{view.info.experiment.id:>2} {view.info.experiment.label}{seed}"
         cells = (
-            perplexity(number(best, "valid_ppl")),
+            perplexity(best.valid_ppl),
             str(best.epoch),
             "" if view is ranked[0] else _difference(_valid_ppl(view), _valid_ppl(ranked[0])),
-            perplexity(number(best, "train_ppl")),
-            perplexity(number(view.finished, "test_ppl_best") if view.finished else None),
+            perplexity(best.train_ppl),
+            perplexity(view.finished.test_ppl_best if view.finished else None),
             seconds(view.elapsed_train_s),
         )
         lines.append((escape_control_characters(label), *cells))
@@ -53,7 +52,7 @@ def comparison_page(views: Sequence[RunView]) -> Page:
 
 
 def _valid_ppl(view: RunView) -> float | None:
-    return number(view.best, "valid_ppl") if view.best else None
+    return view.best.valid_ppl if view.best else None
 
 
 def _rank(view: RunView) -> float:

@@ -1,6 +1,7 @@
 """One run in detail: its state, settings, events and worker log."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import ClassVar
 
 import msgspec
@@ -14,14 +15,18 @@ from textual.widgets import Footer, Label, RichLog, Static, TabbedContent, TabPa
 
 from lmconsole import formatting
 from lmconsole.errors import escape_control_characters
-from lmconsole.runs.events import Finished, Started, number
+from lmconsole.files import LineTail
+from lmconsole.runs.events import Finished, Started
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import Status
 from lmconsole.tui.feed import RunView
-from lmconsole.tui.screens.tail import Tail
 
 REFRESH_S = 1.0
 MAX_LINES = 5_000
+FIRST_BYTES = 64 * 1024
+"""Bytes at the end of a file that are shown at first."""
+MAX_BYTES = 256 * 1024
+"""Bytes of one read."""
 TABS = ("state", "settings", "events", "log")
 
 
@@ -39,7 +44,7 @@ class Details(ModalScreen[None]):
         super().__init__()
         self._current, self._view = current, first
         paths = RunPaths(first.folder)
-        self._tails = {"events": Tail(paths.events), "log": Tail(paths.worker_log)}
+        self._tails = {"events": _tail(paths.events), "log": _tail(paths.worker_log)}
         self._reading = False
         self._shown_state = ""
         self._log_is_empty: bool | None = None
@@ -88,7 +93,7 @@ class Details(ModalScreen[None]):
         found: dict[str, list[str]] = {}
         for name, tail in self._tails.items():
             try:
-                found[name] = tail.read_new()
+                found[name] = tail.read_lines()
             except OSError as error:
                 found[name] = [f"cannot be read: {error.strerror}"]
         self.app.call_from_thread(self._append, found)
@@ -120,6 +125,10 @@ class Details(ModalScreen[None]):
             log = self.query_one(f"#{name}-body", RichLog)
             log.auto_scroll = not log.auto_scroll
         self.notify("Following the log." if log.auto_scroll else "Not following the log.", timeout=2)
+
+
+def _tail(path: Path) -> LineTail:
+    return LineTail(path, last_bytes=FIRST_BYTES, limit=MAX_BYTES)
 
 
 def _event(line: str) -> str:
@@ -167,8 +176,8 @@ def _state(view: RunView) -> list[tuple[str, str]]:
         rows += [("speed", speed)]
     if view.best:
         best = view.best
-        ppl = f"{formatting.perplexity(number(best, 'valid_ppl'))} in epoch {best.epoch}"
-        rows += [("best valid ppl", f"{ppl}, train {formatting.perplexity(number(best, 'train_ppl'))}")]
+        ppl = f"{formatting.perplexity(best.valid_ppl)} in epoch {best.epoch}"
+        rows += [("best valid ppl", f"{ppl}, train {formatting.perplexity(best.train_ppl)}")]
     if view.finished:
         rows += _outcome(view.finished, imported)
     if view.started:
@@ -182,7 +191,7 @@ def _state(view: RunView) -> list[tuple[str, str]]:
 
 
 def _outcome(finished: Finished, imported: bool) -> list[tuple[str, str]]:
-    best, final = [formatting.perplexity(number(finished, key)) for key in ("test_ppl_best", "test_ppl_final")]
+    best, final = [formatting.perplexity(ppl) for ppl in (finished.test_ppl_best, finished.test_ppl_final)]
     rows = [("test ppl", f"{best} with the best weights, {final} with the last")]
     if not imported:
         setup, total = formatting.seconds(finished.setup_s), formatting.seconds(finished.wall_s)
