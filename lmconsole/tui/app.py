@@ -72,7 +72,7 @@ class Console(App[str]):
         self._form_words = {"preset": options.preset, "device": "auto", "jobs": "auto"}
 
     @property
-    def themes_there(self) -> set[str]:
+    def theme_names(self) -> set[str]:
         """Names that ``--theme`` accepts."""
         return set(self.available_themes)
 

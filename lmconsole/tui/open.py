@@ -69,8 +69,8 @@ def open_console(
         submit=submit,
     )
     app = Console(options, driver_class=_driver())
-    if theme is not None and theme not in app.themes_there:
-        raise LmconsoleError(unknown("theme", theme, sorted(app.themes_there)))
+    if theme is not None and theme not in app.theme_names:
+        raise LmconsoleError(unknown("theme", theme, sorted(app.theme_names)))
     said = app.run()
     if app.return_code:
         return ExitCode.RUN_FAILED
