@@ -238,8 +238,8 @@ def export(
 
     store = _store(runs)
     options = ExportOptions(
-        form=form,
-        figures=figures,
+        file_format=form,
+        figure_format=figures,
         preset=preset,
         run=store.find(of_run).run if of_run else None,
         imported=imported or None,
@@ -274,14 +274,14 @@ def import_(
     from lmconsole.plan.load import load_plan
 
     report = import_runs(_store(runs), source, load_plan(experiments))
-    for place, run in report.made.items():
+    for place, run in report.imported.items():
         typer.echo(f"{run}: imported from {escape_control_characters(place)}")
-    for place, run in report.known.items():
+    for place, run in report.imported_before.items():
         typer.echo(f"{run}: imported before, from {escape_control_characters(place)}")
     for problem in report.problems:
         typer.echo(f"{escape_control_characters(problem)}: not imported", err=True)
     if report.problems:
-        raise typer.Exit(ExitCode.RUN_FAILED if report.made or report.known else ExitCode.USAGE)
+        raise typer.Exit(ExitCode.RUN_FAILED if report.imported or report.imported_before else ExitCode.USAGE)
 
 
 @data_app.command("info")
