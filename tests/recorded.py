@@ -4,7 +4,7 @@ from pathlib import Path
 
 import tiny
 
-from lmconsole.runs.events import Epoch, EventLog, Finished, Started, Telemetry, measured, perplexity
+from lmconsole.runs.events import Epoch, EventLog, Finished, Started, Telemetry, perplexity
 from lmconsole.runs.store import Run
 
 
@@ -49,8 +49,7 @@ def record(
                 )
             )  # fmt: skip
         log.append(
-            measured(
-                Epoch, epoch=epoch, train_loss_nats=train, train_ppl=perplexity(train), valid_loss_nats=valid,
+            Epoch(epoch=epoch, train_loss_nats=train, train_ppl=perplexity(train), valid_loss_nats=valid,
                 valid_ppl=perplexity(valid), train_s=seconds, valid_s=0.1, elapsed_train_s=seconds * epoch,
                 energy_j=None if energy_j is None else energy_j / len(losses),
             )

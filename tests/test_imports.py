@@ -16,7 +16,7 @@ PACKAGE = Path(lmconsole.__file__).parent
 # From the ground up. A room may import itself, what lies below it, and nothing that stands on the same floor.
 FLOORS = [
     {"__init__"},
-    {"errors", "formatting"},
+    {"errors", "files", "formatting"},
     {"telemetry"},
     {"plan"},
     {"runs"},

@@ -14,7 +14,7 @@ from rich.text import Text
 from lmconsole import formatting
 from lmconsole.commands.listing import console
 from lmconsole.errors import escape_control_characters
-from lmconsole.runs.events import AnyEvent, Epoch, Failed, Finished, Progress, Started, Stopped, number, perplexity
+from lmconsole.runs.events import AnyEvent, Epoch, Failed, Finished, Progress, Started, Stopped, perplexity
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
@@ -57,16 +57,16 @@ def sentence(run: Run, event: AnyEvent) -> str | None:
         case Epoch():
             pace = run.info.corpus.tokens["train"] / event.train_s if event.train_s else None
             return (
-                f"epoch {event.epoch}/{epochs}  train ppl {formatting.perplexity(number(event, 'train_ppl'))}  "
-                f"valid ppl {formatting.perplexity(number(event, 'valid_ppl'))}  {formatting.rate(pace)} tokens/s  "
+                f"epoch {event.epoch}/{epochs}  train ppl {formatting.perplexity(event.train_ppl)}  "
+                f"valid ppl {formatting.perplexity(event.valid_ppl)}  {formatting.rate(pace)} tokens/s  "
                 f"{formatting.seconds(event.elapsed_train_s)}"
             )
         case Finished():
-            best = formatting.perplexity(number(event, "best_valid_ppl"))
+            best = formatting.perplexity(event.best_valid_ppl)
             note = " (diverged)" if event.diverged else " (stopped early)" if event.stopped_early else ""
             return (
                 f"finished{note}  best valid ppl {best} in epoch {event.best_epoch or formatting.UNKNOWN}  "
-                f"test ppl {formatting.perplexity(number(event, 'test_ppl_best'))}"
+                f"test ppl {formatting.perplexity(event.test_ppl_best)}"
             )
         case Stopped():
             where = f"in epoch {event.epoch}, step {event.step}" if event.epoch <= epochs else "in the test at the end"
@@ -163,14 +163,14 @@ def _active_row(run: Run) -> list[str]:
     what = f"{min(epoch, epochs)}/{epochs}"
     if epoch > epochs:
         what = "test"
-    loss = number(now, "train_loss_nats") if now else None
+    loss = now.train_loss_nats if now else None
     return [
         f"{label(run)}{' (stopping)' if run.stop_requested else ''}",
         what,
         f"{step}/{now.steps}" if now else formatting.UNKNOWN,
         formatting.rate(now.tokens_per_s if now else None),
         formatting.perplexity(None if loss is None else perplexity(loss)),
-        formatting.perplexity(number(last, "valid_ppl") if last else None),
+        formatting.perplexity(last.valid_ppl if last else None),
         formatting.seconds(state.seconds_left(epochs)),
     ]
 

@@ -15,7 +15,6 @@ from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import UNKNOWN, perplexity, seconds
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
 from lmconsole.plan.presets import Plan
-from lmconsole.runs.events import number
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
@@ -100,10 +99,10 @@ def _results(run: Run) -> list[str | Text]:
     best = state.best_epoch or state.last_epoch
     return [
         describe_status(run),
-        perplexity(number(best, "train_ppl") if best else None),
-        Text(perplexity(number(best, "valid_ppl") if best else None), style="bold"),
+        perplexity(best.train_ppl if best else None),
+        Text(perplexity(best.valid_ppl if best else None), style="bold"),
         str(best.epoch) if best else UNKNOWN,
-        perplexity(number(state.finished, "test_ppl_best") if state.finished else None),
+        perplexity(state.finished.test_ppl_best if state.finished else None),
         seconds(state.elapsed_train_s),
     ]
 
@@ -166,10 +165,10 @@ def run_as_dict(run: Run) -> dict[str, Any]:
         "step": step,
         "epochs": info.settings.epochs,
         "train_ppl": _json_number(state.train_ppl),
-        "best_valid_ppl": _json_number(number(best, "valid_ppl") if best else None),
+        "best_valid_ppl": _json_number(best.valid_ppl if best else None),
         "best_epoch": best.epoch if best else None,
-        "test_ppl_best": _json_number(number(finished, "test_ppl_best") if finished else None),
-        "test_ppl_final": _json_number(number(finished, "test_ppl_final") if finished else None),
+        "test_ppl_best": _json_number(finished.test_ppl_best if finished else None),
+        "test_ppl_final": _json_number(finished.test_ppl_final if finished else None),
         "diverged": finished.diverged if finished else None,
         "elapsed_train_s": state.elapsed_train_s,
         "energy_j": finished.energy_j if finished else None,

@@ -6,8 +6,6 @@ a file and need no lock.
 """
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 
 from lmconsole.data.files import checked_ids, id_type, read_arrays
 from lmconsole.errors import CorpusError
+from lmconsole.files import atomic_write, cache_folder
 
 SPLITS = ("train", "validation", "test")
 
@@ -56,7 +55,7 @@ def entry_name(*inputs: str | bytes) -> str:
 
 def cached(folder: Path | None, name: str, make: Callable[[], TokenizedText]) -> TokenizedText:
     """The entry ``name`` of ``folder`` (None: the user's cache folder), made by ``make`` where there is none."""
-    folder = default_folder() if folder is None else folder
+    folder = cache_folder("corpora") if folder is None else folder
     if folder is None:
         return make()
     known = _read(folder / name)
@@ -64,14 +63,6 @@ def cached(folder: Path | None, name: str, make: Callable[[], TokenizedText]) ->
         known = make()
         _write(folder / name, known)
     return known
-
-
-def default_folder() -> Path | None:
-    """Where corpora are cached for this user; None where the user has no home."""
-    import platformdirs
-
-    folder = platformdirs.user_cache_path("lmconsole", appauthor=False) / "corpora"
-    return folder if folder.is_absolute() else None
 
 
 def _read(path: Path) -> TokenizedText | None:
@@ -97,14 +88,5 @@ def _write(path: Path, tokenized: TokenizedText) -> None:
     }
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
-        try:
-            with open(descriptor, "wb") as file:
-                np.savez(file, **contents)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
+        with atomic_write(path, sync=True, mode=0o600) as file:
+            np.savez(file, **contents)

@@ -4,10 +4,8 @@ import contextlib
 import hashlib
 import itertools
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal
 
@@ -19,9 +17,9 @@ from lmconsole.engine.run_options import threads_per_run
 from lmconsole.errors import RunActiveError, StoreError
 from lmconsole.plan.flops import run_flops
 from lmconsole.runs import lock
+from lmconsole.runs.create import create_run
 from lmconsole.runs.events import EventLog, Queued, utc_now
-from lmconsole.runs.info import SCHEMA, RunInfo, write_info
-from lmconsole.runs.paths import RunPaths, sync_folder
+from lmconsole.runs.info import SCHEMA, RunInfo
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store, queue_order
 from lmconsole.telemetry.host import cores
@@ -47,15 +45,6 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     preset: str
     seed: int
     config_hash: str
-
-    @property
-    def stem(self) -> str:
-        """Beginning of the run's id, all but the time."""
-        experiment = self.prepared.experiment
-        return (
-            f"{experiment.id:02d}-{experiment.model}-{experiment.layers}l-{experiment.optimizer}"
-            f"-{self.preset}-s{self.seed}"
-        )
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,18 +224,12 @@ def _queue_lock(store: Store) -> Iterator[None]:
 
 
 def _make(store: Store, decision: Decision, queued: Queued, jobs: int | Literal["auto"]) -> str:
-    """Make the directory of a new run and name it. ``jobs``: as asked for."""
+    """Create a new run and return its id. ``jobs``: as asked for."""
     wanted = decision.wanted
-    now = datetime.now(UTC)
-    stem = f"{wanted.stem}-{now:%Y%m%dT%H%M%SZ}"
-    run, number = stem, 1
-    while (store.root / run).exists():
-        number += 1
-        run = f"{stem}-{number}"
     prepared = wanted.prepared
     info = RunInfo(
         schema=SCHEMA,
-        run=run,
+        run="",
         queued_t=utc_now(),
         experiment=prepared.experiment,
         preset=wanted.preset,
@@ -262,23 +245,7 @@ def _make(store: Store, decision: Decision, queued: Queued, jobs: int | Literal[
         cwd=os.getcwd(),
         version=__version__,
     )
-    temporary = store.temporary(run)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        paths = RunPaths(temporary)
-        write_info(paths.info, info)
-        log = EventLog(paths.events)
-        log.append(queued, sync=True)
-        log.close()
-        paths.lock.touch()
-        sync_folder(temporary)
-        os.rename(temporary, store.root / run)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    sync_folder(store.root)
-    return run
+    return create_run(store, info, [queued])
 
 
 def _requeue(run: Run, queued: Queued) -> None:

@@ -4,12 +4,9 @@ Everything that the source states is kept; everything else stays unknown or is m
 """
 
 import hashlib
-import itertools
 import math
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -20,9 +17,9 @@ from lmconsole.errors import PlanError, StoreError
 from lmconsole.importing.sources import EpochNumbers, ImportSourceError, Source, sources, stated_value
 from lmconsole.plan.experiment import Experiment
 from lmconsole.plan.presets import Plan, applies
-from lmconsole.runs.events import Epoch, EventLog, Finished, Queued, Stopped, measured, perplexity, utc_now
-from lmconsole.runs.info import SCHEMA, CorpusInfo, RunInfo, write_info
-from lmconsole.runs.paths import RunPaths, sync_folder
+from lmconsole.runs.create import create_run
+from lmconsole.runs.events import Epoch, Event, Finished, Queued, Stopped, name_non_finite, perplexity, utc_now
+from lmconsole.runs.info import SCHEMA, CorpusInfo, RunInfo
 from lmconsole.runs.store import Run, Store
 
 STATED, ASSUMED = "stated by the source", "not stated; assumed"
@@ -107,7 +104,7 @@ def _interpret(source: Source, plan: Plan, known: Sequence[Run]) -> tuple[RunInf
         denominator,
         stated,
         [event.valid_ppl for event in epochs],
-        epochs,
+        [name_non_finite(event) for event in epochs],
     )
     info = RunInfo(
         schema=SCHEMA,
@@ -230,8 +227,7 @@ def _epoch_events(numbers: Sequence[EpochNumbers]) -> list[Epoch]:
                 raise ImportSourceError(f"epoch {epoch}: {name}: {seconds} is not a time in seconds")
         elapsed_s = None if elapsed_s is None or each.train_s is None else elapsed_s + each.train_s
         events.append(
-            measured(
-                Epoch,
+            Epoch(
                 epoch=epoch,
                 train_loss_nats=train_loss_nats,
                 train_ppl=train_ppl,
@@ -255,28 +251,9 @@ def _loss_and_ppl(loss_nats: float | None, ppl: float | None) -> tuple[float | N
 
 
 def _create_run(store: Store, info: RunInfo, epochs: Sequence[Epoch], source: Source) -> Run:
-    """Create the run directory, under a temporary name until it is complete."""
-    experiment = info.experiment
-    stem = (
-        f"{experiment.id:02d}-{experiment.model}-{experiment.layers}l-{experiment.optimizer}-imported-s{info.seed}"
-        f"-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    )
-    numbered = (f"{stem}-{number}" if number > 1 else stem for number in itertools.count(1))
-    name = next(name for name in numbered if not (store.root / name).exists())
-    info = msgspec.structs.replace(info, run=name)
-    temporary = store.temporary(name)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        paths = RunPaths(temporary)
-        write_info(paths.info, info)
-        _write_log(paths.events, info, epochs, source.test_ppl)
-        paths.lock.touch()
-        sync_folder(temporary)
-        temporary.rename(store.root / name)
-        sync_folder(store.root)
+        name = create_run(store, info, _events(info, epochs, source.test_ppl))
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise StoreError(f"{error.filename or store.root}: cannot be written: {error.strerror}") from None
     run = store.open(name)
     assert run is not None
@@ -284,30 +261,23 @@ def _create_run(store: Store, info: RunInfo, epochs: Sequence[Epoch], source: So
     return run
 
 
-def _write_log(path: Path, info: RunInfo, epochs: Sequence[Epoch], test_ppl: float | None) -> None:
-    log = EventLog(path)
-    try:
-        log.append(Queued(devices=(), jobs=1))
-        for event in epochs:
-            log.append(event)
-        diverged = any(field in event.non_finite for event in epochs for field in ("train_ppl", "valid_ppl"))
-        if len(epochs) < info.settings.epochs and not diverged:
-            log.append(Stopped(epoch=len(epochs) + 1, step=0), sync=True)
-            return
-        finite = [(event.valid_loss_nats, event) for event in epochs if event.valid_loss_nats is not None]
-        best = min(finite, key=lambda pair: pair[0])[1] if finite else None
-        log.append(
-            measured(
-                Finished,
-                test_ppl_final=test_ppl,
-                test_ppl_best=None,
-                best_epoch=best.epoch if best else None,
-                best_valid_ppl=best.valid_ppl if best else None,
-                setup_s=None,
-                wall_s=None,
-                diverged=diverged,
-            ),
-            sync=True,
-        )
-    finally:
-        log.close()
+def _events(info: RunInfo, epochs: Sequence[Epoch], test_ppl: float | None) -> Iterator[Event]:
+    yield Queued(devices=(), jobs=1)
+    yield from epochs
+    ppls = (ppl for event in epochs for ppl in (event.train_ppl, event.valid_ppl) if ppl is not None)
+    diverged = not all(map(math.isfinite, ppls))
+    if len(epochs) < info.settings.epochs and not diverged:
+        yield Stopped(epoch=len(epochs) + 1, step=0)
+        return
+    losses = ((event.valid_loss_nats, event) for event in epochs)
+    finite = [(loss, event) for loss, event in losses if loss is not None and math.isfinite(loss)]
+    best = min(finite, key=lambda pair: pair[0])[1] if finite else None
+    yield Finished(
+        test_ppl_final=test_ppl,
+        test_ppl_best=None,
+        best_epoch=best.epoch if best else None,
+        best_valid_ppl=best.valid_ppl if best else None,
+        setup_s=None,
+        wall_s=None,
+        diverged=diverged,
+    )

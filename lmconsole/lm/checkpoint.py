@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lmconsole.errors import TrainingError, escape_control_characters
-from lmconsole.runs.paths import RunPaths, sync_folder
+from lmconsole.files import sync_folder
+from lmconsole.runs.paths import RunPaths
 
 SCHEMA = 1
 CHECKPOINT_S = 10.0

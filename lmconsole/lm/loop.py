@@ -29,7 +29,6 @@ from lmconsole.runs.events import (
     Progress,
     Resumed,
     Stopped,
-    measured,
     perplexity,
 )
 from lmconsole.runs.info import RunInfo
@@ -220,8 +219,7 @@ class Training:
             cursor.best_weights = checkpoint.host_copy(self.model.state_dict())
         cursor.diverged = not (math.isfinite(train_loss) and math.isfinite(valid_loss))
         self.job.log.append(
-            measured(
-                Epoch,
+            Epoch(
                 epoch=cursor.epoch,
                 train_loss_nats=train_loss,
                 train_ppl=perplexity(train_loss),
@@ -271,8 +269,7 @@ class Training:
     def _finished(self, final: float, best: float) -> Finished:
         cursor = self.cursor
         best_valid = cursor.best_valid_loss_nats
-        return measured(
-            Finished,
+        return Finished(
             test_ppl_final=perplexity(final),
             test_ppl_best=perplexity(best),
             best_epoch=cursor.best_epoch,
@@ -311,8 +308,7 @@ class Training:
     def _report(self, loss: float, tokens_per_s: float) -> None:
         cursor = self.cursor
         self.job.log.append(
-            measured(
-                Progress,
+            Progress(
                 epoch=cursor.epoch,
                 step=cursor.step,
                 steps=self.steps,

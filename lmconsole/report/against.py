@@ -17,7 +17,6 @@ from lmconsole.report.reference import PADDED_SHARE, PUBLISHED_CORPUS, published
 from lmconsole.report.selection import Group
 from lmconsole.report.table import Cell, Column, Table
 from lmconsole.runs.comparable import same_text
-from lmconsole.runs.events import number
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.store import Run
 
@@ -110,7 +109,8 @@ def _perplexities(runs: Sequence[Run]) -> Perplexities:
     given: dict[str, float | None] = {}
     converted: dict[str, float | None] = {}
     for split in SPLITS:
-        found = [number(run.state.best_epoch, f"{split}_ppl") for run in runs if run.state.best_epoch]
+        best = [run.state.best_epoch for run in runs if run.state.best_epoch]
+        found = [epoch.train_ppl if split == "train" else epoch.valid_ppl for epoch in best]
         known = [ppl for ppl in found if ppl is not None]
         given[split] = statistics.fmean(known) if known else None
         denominator = runs[0].info.denominator

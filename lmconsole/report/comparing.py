@@ -13,7 +13,7 @@ from lmconsole.report.results import is_complete
 from lmconsole.report.selection import Group
 from lmconsole.report.targets import best_valid_ppl
 from lmconsole.runs.comparable import EXPERIMENT_SETTINGS
-from lmconsole.runs.events import Epoch, number
+from lmconsole.runs.events import Epoch
 from lmconsole.runs.store import Run
 
 ONE_SEED = "This rests on one seed; other seeds may reverse it."
@@ -104,7 +104,7 @@ class ExperimentResult:
     @property
     def train_ppl(self) -> float | None:
         """Mean train perplexity at the best epoch of each seed."""
-        return _mean([number(run.state.best_epoch, "train_ppl") for run in self.runs if run.state.best_epoch])
+        return _mean([run.state.best_epoch.train_ppl for run in self.runs if run.state.best_epoch])
 
     @property
     def gap_nats(self) -> float | None:
@@ -127,8 +127,10 @@ class ExperimentResult:
         rises = []
         for run in self.runs:
             best, last = run.state.best_epoch, run.state.last_epoch
-            if best and last and best.valid_loss_nats is not None and last.valid_loss_nats is not None:
-                rises.append(last.valid_loss_nats - best.valid_loss_nats)
+            lowest = best.valid_loss_nats if best else None
+            final = last.valid_loss_nats if last else None
+            if lowest is not None and final is not None and math.isfinite(final):
+                rises.append(final - lowest)
         return _mean(rises)
 
     @property
@@ -209,7 +211,8 @@ def _other_differences(first: ExperimentResult, second: ExperimentResult) -> str
 def _gap_nats(epoch: Epoch) -> float | None:
     if epoch.valid_loss_nats is None or epoch.train_loss_nats is None:
         return None
-    return epoch.valid_loss_nats - epoch.train_loss_nats
+    gap = epoch.valid_loss_nats - epoch.train_loss_nats
+    return gap if math.isfinite(gap) else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

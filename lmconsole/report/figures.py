@@ -1,7 +1,7 @@
 """Contents of the figures: their experiments, panels, axes and captions. ``draw`` turns them into images."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
@@ -22,7 +22,7 @@ from lmconsole.report.targets import (
     performance_profile,
     time_to_target,
 )
-from lmconsole.runs.events import Epoch, number
+from lmconsole.runs.events import Epoch
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
@@ -38,7 +38,9 @@ LARGEST_PPL = 1e6
 OPTIMIZER_ORDER = ("adam", "adamw", "sgd", "momentum")
 """Order of the panels in figures 1, 2, 5 and 6."""
 
-CURVES = {"Train": "train_ppl", "Validation": "valid_ppl"}
+Metric = Callable[[Epoch], float | None]
+
+METRICS: Mapping[str, Metric] = {"Train": lambda epoch: epoch.train_ppl, "Validation": lambda epoch: epoch.valid_ppl}
 """Metrics of the curves of a panel, by label."""
 
 
@@ -234,7 +236,7 @@ def _missing_and_incomplete(panels: Sequence[_PanelRuns]) -> list[str]:
     diverged = [run.info.experiment.id for run in runs if run.state.finished and run.state.finished.diverged]
     if diverged:
         sentences.append(f"Diverged: {ranges(sorted(set(diverged)))}.")
-    if any(_off_scale(epoch, metric) for run in runs for epoch in run.state.epochs for metric in CURVES.values()):
+    if any(_off_scale(metric(epoch)) for run in runs for epoch in run.state.epochs for metric in METRICS.values()):
         sentences.append("A cross at the upper edge marks a perplexity that is not finite or too large to draw.")
     return sentences
 
@@ -256,14 +258,14 @@ def _panel(panel: _PanelRuns, unit_s: float | None) -> Panel:
         return Panel(title=panel.title, note="no run yet")
     if unit_s is not None and all(run.state.elapsed_train_s is None for run in runs):
         return Panel(title=panel.title, note="times unknown")
-    curves = {label: _curve(runs, metric, unit_s) for label, metric in CURVES.items()}
+    curves = {label: _curve(runs, metric, unit_s) for label, metric in METRICS.items()}
     notes = sorted({run.status.value for run in runs if run.status is not Status.FINISHED})
     if any(run.state.finished and run.state.finished.diverged for run in runs):
         notes.append("diverged")
     return Panel(title=panel.title, curves=curves, note=", ".join(notes))
 
 
-def _curve(runs: Sequence[Run], metric: str, unit_s: float | None) -> Curve:
+def _curve(runs: Sequence[Run], metric: Metric, unit_s: float | None) -> Curve:
     """Return mean and range over the seeds that have completed an epoch, by epoch or by mean time in ``unit_s``."""
     xs, means, lows, highs, off_scale = [], [], [], [], []
     by_epoch: dict[int, list[Epoch]] = {}
@@ -275,21 +277,19 @@ def _curve(runs: Sequence[Run], metric: str, unit_s: float | None) -> Curve:
         if unit_s is not None and not times:
             continue
         x = float(epoch) if unit_s is None else sum(times) / len(times) / unit_s
-        if any(_off_scale(event, metric) for event in events):
+        values = [value for event in events if (value := metric(event)) is not None]
+        on_scale = [value for value in values if not _off_scale(value)]
+        if len(on_scale) < len(values):
             off_scale.append(x)
-        values = [
-            value for event in events if (value := number(event, metric)) is not None and not _off_scale(event, metric)
-        ]
-        if values:
+        if on_scale:
             xs.append(x)
-            means.append(sum(values) / len(values))
-            lows.append(min(values))
-            highs.append(max(values))
+            means.append(sum(on_scale) / len(on_scale))
+            lows.append(min(on_scale))
+            highs.append(max(on_scale))
     return Curve(x=xs, y=means, low=lows, high=highs, off_scale=off_scale)
 
 
-def _off_scale(event: Epoch, metric: str) -> bool:
-    value = number(event, metric)
+def _off_scale(value: float | None) -> bool:
     return value is not None and not (math.isfinite(value) and 0.0 < value <= LARGEST_PPL)
 
 

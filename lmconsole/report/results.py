@@ -6,7 +6,7 @@ import pandas as pd
 
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
 from lmconsole.report.selection import Group
-from lmconsole.runs.events import Telemetry, number
+from lmconsole.runs.events import Telemetry
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
@@ -34,11 +34,11 @@ def _run_row(run: Run) -> dict[str, object]:
         "complete": is_complete(run),
         "diverged": finished.diverged if finished else None,
         "epochs": len(state.epochs),
-        "train_ppl": number(best, "train_ppl") if best else None,
-        "valid_ppl": number(best, "valid_ppl") if best else None,
+        "train_ppl": best.train_ppl if best else None,
+        "valid_ppl": best.valid_ppl if best else None,
         "epoch": best.epoch if best else None,
-        "test_ppl_best": number(finished, "test_ppl_best") if finished else None,
-        "test_ppl_final": number(finished, "test_ppl_final") if finished else None,
+        "test_ppl_best": finished.test_ppl_best if finished else None,
+        "test_ppl_final": finished.test_ppl_final if finished else None,
         "elapsed_train_s": state.elapsed_train_s,
         "setup_s": finished.setup_s if finished else None,
         "wall_s": finished.wall_s if finished else None,
@@ -87,15 +87,16 @@ def epoch_frame(group: Group) -> pd.DataFrame:
     for run in group.runs:
         identity = _identity(run)
         for event in run.state.epochs:
-            losses = {field: number(event, field) for field in EPOCH_METRICS}
-            costs = {field: getattr(event, field) for field in EPOCH_COSTS}
+            metrics = {field: getattr(event, field) for field in EPOCH_FIELDS}
             non_finite = " ".join(f"{field}={value}" for field, value in event.non_finite.items())
-            rows.append({**identity, "epoch": event.epoch, **losses, **costs, "non_finite": non_finite})
+            rows.append({**identity, "epoch": event.epoch, **metrics, "non_finite": non_finite})
     return pd.DataFrame(rows)
 
 
-EPOCH_METRICS = ("train_loss_nats", "train_ppl", "valid_loss_nats", "valid_ppl")
-EPOCH_COSTS = ("train_s", "valid_s", "elapsed_train_s", "energy_j")
+EPOCH_FIELDS = (
+    *("train_loss_nats", "train_ppl", "valid_loss_nats", "valid_ppl"),
+    *("train_s", "valid_s", "elapsed_train_s", "energy_j"),
+)
 
 
 def telemetry_frame(group: Group) -> pd.DataFrame:

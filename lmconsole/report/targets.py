@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from lmconsole.plan.experiment import OPTIMIZER_NAMES
 from lmconsole.report.selection import Group
-from lmconsole.runs.events import number
 from lmconsole.runs.store import Run
 
 TARGET_MARGIN = 0.05
@@ -33,7 +32,7 @@ class TimeToTarget:
 def best_valid_ppl(run: Run) -> float | None:
     """Return the lowest validation perplexity of a run; None if it has no finite one."""
     best = run.state.best_epoch
-    return number(best, "valid_ppl") if best else None
+    return best.valid_ppl if best else None
 
 
 def common_target(group: Group) -> float | None:
@@ -62,7 +61,7 @@ def seconds_to_target(run: Run, target_ppl: float) -> float | None:
     """Return the seconds of training until a run reached ``target_ppl``; None if it did not, or if its times are
     unknown."""
     for epoch in run.state.epochs:
-        ppl = number(epoch, "valid_ppl")
+        ppl = epoch.valid_ppl
         if ppl is not None and ppl <= target_ppl:
             return epoch.elapsed_train_s
     return None

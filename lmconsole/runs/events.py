@@ -7,16 +7,21 @@ import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
 from lmconsole.errors import StoreError
+from lmconsole.files import LineTail
 
 MAX_LOSS_NATS = 700.0
 """exp() of more than this counts as infinite."""
 
 Phase = Literal["setup", "train", "valid", "test"]
+
+NonFinite = dict[str, Literal["nan", "inf", "-inf"]]
+"""Metrics that are NaN or infinite, by field. JSON has no such numbers: the log has null in their place and names them
+here. The fields of an event that is read back hold the numbers themselves, so that None always means unknown."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind"):
@@ -81,7 +86,7 @@ class Progress(Event, frozen=True, kw_only=True, gc=False, tag="progress"):
     train_loss_nats: float | None
     tokens_per_s: float | None
     elapsed_train_s: float
-    non_finite: dict[str, str] = {}
+    non_finite: NonFinite = {}
 
 
 class Epoch(Event, frozen=True, kw_only=True, gc=False, tag="epoch"):
@@ -99,7 +104,7 @@ class Epoch(Event, frozen=True, kw_only=True, gc=False, tag="epoch"):
     energy_j: float | None = None
     """Joules that the whole board of the GPU used in training and validation, by the driver's counter. None on a CPU,
     for an epoch of less than two seconds, where the GPU was shared, and where the driver does not tell."""
-    non_finite: dict[str, str] = {}
+    non_finite: NonFinite = {}
 
 
 class Telemetry(Event, frozen=True, kw_only=True, gc=False, tag="telemetry"):
@@ -136,7 +141,7 @@ class Finished(Event, frozen=True, kw_only=True, gc=False, tag="finished"):
     """Joules that the whole board of the GPU used from the start of the first epoch to the end of the last, over all
     attempts, by the driver's counter; set-up and tests are left out. None if training took less than two seconds or
     some reading of the counter is missing."""
-    non_finite: dict[str, str] = {}
+    non_finite: NonFinite = {}
 
 
 class Stopped(Event, frozen=True, kw_only=True, gc=False, tag="stopped"):
@@ -164,10 +169,18 @@ class _Header(msgspec.Struct, frozen=True):
     seq: int
 
 
+WithMetrics = Progress | Epoch | Finished
+
 E = TypeVar("E", bound=Event)
 _KNOWN_KINDS = frozenset(str(kind.__struct_config__.tag) for kind in Event.__subclasses__())
 DAMAGED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding bytes that are not ours can raise."""
+
+_METRICS = {
+    kind: frozenset(field.name for field in msgspec.structs.fields(kind) if field.type == float | None)
+    for kind in (Progress, Epoch, Finished)
+}
+"""Fields that may hold NaN or infinity."""
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(AnyEvent)
@@ -179,21 +192,23 @@ def perplexity(loss_nats: float) -> float:
     return math.inf if loss_nats > MAX_LOSS_NATS else math.exp(loss_nats)
 
 
-def measured(kind: type[E], **fields: Any) -> E:
-    """``kind(**fields)`` in which a number that is not finite becomes None and is named in ``non_finite``."""
-    odd = {k: str(v) for k, v in fields.items() if isinstance(v, float) and not math.isfinite(v)}
-    fields |= dict.fromkeys(odd)
-    if odd:
-        fields["non_finite"] = odd
-    return kind(**fields)
+def name_non_finite(event: E) -> E:
+    """Return ``event`` as it goes to the log, with ``non_finite`` filled in."""
+    if not isinstance(event, WithMetrics):
+        return event
+    values = ((name, getattr(event, name)) for name in event.__struct_fields__)
+    non_finite = {name: str(x) for name, x in values if isinstance(x, float) and not math.isfinite(x)}
+    return msgspec.structs.replace(event, non_finite=non_finite) if non_finite else event
 
 
-def number(event: Epoch | Progress | Finished, field: str) -> float | None:
-    """The metric ``field`` as a float, NaN and infinity included; None if it was never known."""
-    if field in event.non_finite:
-        return float(event.non_finite[field])
-    value = getattr(event, field)
-    return None if value is None else float(value)
+def _restore_non_finite(events: Sequence[AnyEvent]) -> None:
+    """Replace None by the number that ``non_finite`` names, in events just decoded and seen by nobody else."""
+    # Most events have nothing to restore and there are a million of them in a large store: no call for each.
+    for event in [event for event in events if type(event) in _METRICS and event.non_finite]:  # type: ignore[union-attr]
+        assert isinstance(event, WithMetrics)
+        for name, value in event.non_finite.items():
+            if name in _METRICS[type(event)]:
+                msgspec.structs.force_setattr(event, name, float(value))
 
 
 def utc_now() -> str:
@@ -221,7 +236,7 @@ class EventLog:
         Raises OSError on a full disk; the log then ends at its last complete line.
         """
         with self._mutex:
-            event = msgspec.structs.replace(event, seq=self.seq + 1, t=utc_now())
+            event = name_non_finite(msgspec.structs.replace(event, seq=self.seq + 1, t=utc_now()))
             line = _encoder.encode(event) + b"\n"
             size = os.fstat(self._descriptor).st_size
             try:
@@ -253,36 +268,38 @@ def _seq(line: bytes) -> int:
 
 
 class EventReader:
-    """The reading end: gives the events that have come since it was last asked.
+    """The reading end: returns the events that were appended since the last call.
 
     A torn last line waits for its rest; a damaged line is skipped and counted; unknown kinds are passed over.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._offset = 0
+        # A log that became shorter must not be read from the start: its events have been folded into a state already.
+        self._tail = LineTail(path, restart=False)
         self.damaged = 0
 
     def read_new(self) -> Sequence[AnyEvent]:
-        """New events in order. Raises StoreError if the log cannot be read, and FileNotFoundError if it is gone."""
+        """Return the new events in order.
+
+        Raises:
+            FileNotFoundError: there is no log.
+            StoreError: it cannot be read.
+        """
         try:
-            if os.stat(self._path).st_size <= self._offset:
-                return ()
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
+            data = self._tail.read_new()
         except FileNotFoundError:
             raise
         except OSError as error:
             raise StoreError(f"{self._path}: cannot be read: {error.strerror}") from None
-        complete = data.rfind(b"\n") + 1
-        if not complete:
+        if not data:
             return ()
-        self._offset += complete
         try:
-            return _decoder.decode_lines(data[:complete])
+            events = _decoder.decode_lines(data)
         except DAMAGED:
-            return self._one_by_one(data[:complete])
+            events = self._one_by_one(data)
+        _restore_non_finite(events)
+        return events
 
     def _one_by_one(self, data: bytes) -> list[AnyEvent]:
         events: list[AnyEvent] = []

@@ -1,6 +1,5 @@
 """Every file of a run, and of the store around it, named in one place."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,12 +62,3 @@ class RunPaths:
     def stop(self) -> Path:
         """Exists once somebody has asked the run to stop."""
         return self.folder / "stop"
-
-
-def sync_folder(folder: Path) -> None:
-    """Force the names in ``folder`` to the disk: syncing a file keeps what is in it, not what it is called."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,5 +1,6 @@
 """A run's log folded into what it says now: one history, whatever was interrupted and repeated."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from enum import StrEnum
@@ -16,7 +17,6 @@ from lmconsole.runs.events import (
     Started,
     Stopped,
     Telemetry,
-    number,
 )
 
 
@@ -115,7 +115,8 @@ class RunState:
     @property
     def best_epoch(self) -> Epoch | None:
         """The epoch with the lowest finite validation loss, the first of equals."""
-        finite = [(epoch.valid_loss_nats, epoch.epoch) for epoch in self.epochs if epoch.valid_loss_nats is not None]
+        losses = ((epoch.valid_loss_nats, epoch.epoch) for epoch in self.epochs)
+        finite = [(loss, number) for loss, number in losses if loss is not None and math.isfinite(loss)]
         return self.epochs[min(finite)[1] - self.epochs[0].epoch] if finite else None
 
     @property
@@ -160,4 +161,4 @@ class RunState:
     @property
     def train_ppl(self) -> float | None:
         """Train perplexity of the newest complete epoch, not finite if it diverged."""
-        return number(self.epochs[-1], "train_ppl") if self.epochs else None
+        return self.epochs[-1].train_ppl if self.epochs else None

@@ -87,7 +87,7 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
         """Of the device's measured rate of matrix products, what the run used at last; None if either is unknown."""
         pace = self.progress and self.progress.tokens_per_s
         ceiling = self.started and self.started.ceiling_gflops
-        if not pace or not ceiling:
+        if not pace or not math.isfinite(pace) or not ceiling:
             return None
         return share_of_ceiling(self.info.settings, self.info.corpus.vocabulary, pace, ceiling)
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import UNKNOWN, perplexity, seconds
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES, Experiment
-from lmconsole.runs.events import number
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import queue_order
 from lmconsole.tui.feed import STUCK, RunView
@@ -224,9 +223,10 @@ def _numbers(
     group: Sequence[RunView], newest: RunView, glyphs: Glyphs
 ) -> tuple[tuple[str, ...], tuple[tuple[float, str], ...]]:
     """Train and best validation perplexity (means over several seeds), training time of the newest run, trend."""
-    train = _mean([number(view.best or view.epochs[-1], "train_ppl") for view in group if view.epochs])
-    valid = _mean([number(view.best or view.epochs[-1], "valid_ppl") for view in group if view.epochs])
-    losses = [epoch.valid_loss_nats for epoch in newest.epochs if epoch.valid_loss_nats is not None]
+    train = _mean([(view.best or view.epochs[-1]).train_ppl for view in group if view.epochs])
+    valid = _mean([(view.best or view.epochs[-1]).valid_ppl for view in group if view.epochs])
+    known = (epoch.valid_loss_nats for epoch in newest.epochs)
+    losses = [loss for loss in known if loss is not None and math.isfinite(loss)]
     time = newest.elapsed_train_s
     cells = (perplexity(train), perplexity(valid), seconds(time), sparkline(losses, SPARK_WIDTH, glyphs))
     order = [(value if value is not None and not math.isnan(value) else math.inf, "") for value in (train, valid, time)]

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -15,13 +16,12 @@ from lmconsole.runs.events import (
     Epoch,
     EventLog,
     EventReader,
+    Finished,
     Progress,
     Queued,
     Resumed,
     Stopped,
     Telemetry,
-    measured,
-    number,
     perplexity,
 )
 
@@ -29,8 +29,7 @@ QUEUED = Queued(devices=("cpu",), jobs=1)
 
 
 def epoch(n: int, valid_ppl: float = 100.0) -> Epoch:
-    return measured(
-        Epoch,
+    return Epoch(
         epoch=n,
         train_loss_nats=5.0,
         train_ppl=math.exp(5.0),
@@ -143,24 +142,66 @@ def test_no_bytes_at_all_make_a_reader_stumble(junk: bytes) -> None:
         assert EventReader(path).read_new()[-1].seq == 9
 
 
-def test_a_number_that_is_not_finite_is_null_and_named(tmp_path: Path) -> None:
+def test_a_metric_that_is_not_finite_is_null_in_the_log_and_named(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     log = EventLog(path)
     log.append(epoch(1, valid_ppl=math.inf))
+    log.append(Progress(epoch=1, step=1, steps=2, train_loss_nats=-math.inf, tokens_per_s=None, elapsed_train_s=1.0))
     log.append(
-        measured(Progress, epoch=1, step=1, steps=2, train_loss_nats=math.nan, tokens_per_s=1.0, elapsed_train_s=1.0)
-    )
+        Finished(
+            test_ppl_final=math.nan, test_ppl_best=1.0, best_epoch=None, best_valid_ppl=None, setup_s=0.0, wall_s=1.0,
+            diverged=True,
+        )
+    )  # fmt: skip
     log.close()
-    first, second = lines(path)
-    assert first["valid_ppl"] is None
-    assert first["non_finite"] == {"valid_loss_nats": "inf", "valid_ppl": "inf"}
-    assert second["non_finite"] == {"train_loss_nats": "nan"}
-    read_epoch, read_progress = EventReader(path).read_new()
-    assert isinstance(read_epoch, Epoch)
-    assert isinstance(read_progress, Progress)
-    assert number(read_epoch, "valid_ppl") == math.inf
-    assert math.isnan(number(read_progress, "train_loss_nats") or 0.0)
-    assert number(read_progress, "tokens_per_s") == 1.0
+    written = [re.sub(r',"t":"[^"]+"', "", line) for line in path.read_text().splitlines()]
+    assert written == [
+        (
+            '{"kind":"epoch","seq":1,"epoch":1,"train_loss_nats":5.0,"train_ppl":148.4131591025766,'
+            '"valid_loss_nats":null,"valid_ppl":null,"train_s":1.0,"valid_s":0.1,"elapsed_train_s":1.0,"energy_j":null,'
+            '"non_finite":{"valid_loss_nats":"inf","valid_ppl":"inf"}}'
+        ),
+        (
+            '{"kind":"progress","seq":2,"epoch":1,"step":1,"steps":2,"train_loss_nats":null,"tokens_per_s":null,'
+            '"elapsed_train_s":1.0,"non_finite":{"train_loss_nats":"-inf"}}'
+        ),
+        (
+            '{"kind":"finished","seq":3,"test_ppl_final":null,"test_ppl_best":1.0,"best_epoch":null,"best_valid_ppl":null,'
+            '"setup_s":0.0,"wall_s":1.0,"diverged":true,"stopped_early":false,"torch_peak_mib":null,"rss_peak_mib":null,'
+            '"energy_j":null,"non_finite":{"test_ppl_final":"nan"}}'
+        ),
+    ]
+
+
+def test_a_metric_that_is_not_finite_is_read_as_the_number_it_was_and_unknown_as_none(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    log.append(epoch(1, valid_ppl=math.inf))
+    log.append(Progress(epoch=1, step=1, steps=2, train_loss_nats=math.nan, tokens_per_s=None, elapsed_train_s=1.0))
+    log.append(epoch(2, valid_ppl=100.0))
+    log.close()
+    first, progress, second = EventReader(path).read_new()
+    assert isinstance(first, Epoch)
+    assert isinstance(progress, Progress)
+    assert isinstance(second, Epoch)
+    assert (first.train_loss_nats, first.valid_loss_nats, first.valid_ppl) == (5.0, math.inf, math.inf)
+    assert first.energy_j is None
+    assert progress.train_loss_nats is not None
+    assert math.isnan(progress.train_loss_nats)
+    assert progress.tokens_per_s is None
+    assert (second.valid_ppl, second.non_finite) == (100.0, {})
+
+
+@pytest.mark.parametrize("non_finite", ['{"epoch":"nan","colour":"inf"}', '{"kind":"nan"}'])
+def test_only_metrics_are_taken_from_the_names_of_what_is_not_finite(tmp_path: Path, non_finite: str) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    log.append(epoch(1))
+    log.close()
+    path.write_text(path.read_text().replace('"non_finite":{}', f'"non_finite":{non_finite}'))
+    (read,) = EventReader(path).read_new()
+    assert isinstance(read, Epoch)
+    assert (read.epoch, read.valid_ppl) == (1, 100.0)
 
 
 def test_the_perplexity_of_an_absurd_loss_is_infinite() -> None:

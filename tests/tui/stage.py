@@ -35,7 +35,6 @@ from lmconsole.runs.events import (
     Started,
     Stopped,
     Telemetry,
-    measured,
     perplexity,
 )
 from lmconsole.runs.info import CorpusInfo
@@ -217,8 +216,7 @@ def end(process: "subprocess.Popen[str]") -> None:
 def progress(epoch: int, step: int, loss_nats: float, steps: int = STEPS) -> Progress:
     """The mean train loss after ``step`` steps of ``epoch``."""
     elapsed_s = ((epoch - 1) * steps + step) * STEP_S
-    return measured(
-        Progress,
+    return Progress(
         epoch=epoch,
         step=step,
         steps=steps,
@@ -231,8 +229,7 @@ def progress(epoch: int, step: int, loss_nats: float, steps: int = STEPS) -> Pro
 def epoch(number: int, valid_nats: float, train_nats: float | None = None) -> Epoch:
     """The end of an epoch; the train loss is a little lower unless it is told."""
     train = valid_nats - 0.2 if train_nats is None else train_nats
-    return measured(
-        Epoch,
+    return Epoch(
         epoch=number,
         train_loss_nats=train,
         train_ppl=perplexity(train),
@@ -254,8 +251,7 @@ def finished(valid: Sequence[float]) -> Finished:
     """The outcome of a run with these validation losses."""
     finite = [loss for loss in valid if math.isfinite(loss)]
     best = min(finite, default=math.nan)
-    return measured(
-        Finished,
+    return Finished(
         test_ppl_final=perplexity(valid[-1] + 0.1),
         test_ppl_best=perplexity(best + 0.1),
         best_epoch=list(valid).index(best) + 1 if finite else None,

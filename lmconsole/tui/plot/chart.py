@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from lmconsole.formatting import perplexity as perplexity_text
-from lmconsole.runs.events import MAX_LOSS_NATS, Epoch, number
+from lmconsole.runs.events import MAX_LOSS_NATS, Epoch
 from lmconsole.tui.plot.glyphs import Glyphs
 from lmconsole.tui.plot.series import Point
 
@@ -137,7 +137,7 @@ def traces(series: Sequence[Series], view: View) -> list[Trace]:
                 )
                 trace.train.append((x, _height(mean, view.log)))
         for epoch in each.epochs:
-            x, loss = x_of(epoch.epoch, epoch.elapsed_train_s), number(epoch, "valid_loss_nats")
+            x, loss = x_of(epoch.epoch, epoch.elapsed_train_s), epoch.valid_loss_nats
             if x is None:  # an imported run that does not say
                 continue
             if loss is not None and math.isfinite(loss) and loss <= math.log(LARGEST_PPL):

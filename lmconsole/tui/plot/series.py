@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import NamedTuple
 
-from lmconsole.runs.events import Progress, number
+from lmconsole.runs.events import Progress
 
 MAX_BUCKETS = 1024
 """More than the dots that any terminal's plot has side by side."""
@@ -38,7 +38,7 @@ class Curve:
 
     def add(self, event: Progress) -> None:
         """One more ``progress`` event."""
-        loss = number(event, "train_loss_nats")
+        loss = event.train_loss_nats
         if loss is None:
             return
         epochs = event.epoch - 1 + event.step / event.steps

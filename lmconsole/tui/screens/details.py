@@ -14,7 +14,6 @@ from textual.widgets import Footer, Label, RichLog, Static, TabbedContent, TabPa
 
 from lmconsole import formatting
 from lmconsole.errors import escape_control_characters
-from lmconsole.runs.events import number
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import Status
 from lmconsole.tui.feed import RunView
@@ -163,11 +162,11 @@ def _state(view: RunView) -> tuple[str, Table]:
         rows += [("speed", speed)]
     if view.best:
         best = view.best
-        ppl = f"{formatting.perplexity(number(best, 'valid_ppl'))} in epoch {best.epoch}"
-        rows += [("best valid ppl", f"{ppl}, train {formatting.perplexity(number(best, 'train_ppl'))}")]
+        ppl = f"{formatting.perplexity(best.valid_ppl)} in epoch {best.epoch}"
+        rows += [("best valid ppl", f"{ppl}, train {formatting.perplexity(best.train_ppl)}")]
     if view.finished:
         done = view.finished
-        tests = [formatting.perplexity(number(done, key)) for key in ("test_ppl_best", "test_ppl_final")]
+        tests = [formatting.perplexity(ppl) for ppl in (done.test_ppl_best, done.test_ppl_final)]
         rows += [("test ppl", f"{tests[0]} with the best weights, {tests[1]} with the last")]
         if not imported:
             rows += [("set-up, whole run", f"{formatting.seconds(done.setup_s)}, {formatting.seconds(done.wall_s)}")]
