@@ -3,9 +3,13 @@
 import inspect
 import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+NOBODY = 65534
+"""User id without any rights of its own."""
 
 # For the tests and every process they start: one thread each, since several tests run at once, and only the installed
 # package, never the one in the folder they happen to stand in.
@@ -55,3 +59,30 @@ def shared() -> Path:
     path = Path(folder)
     assert path.is_dir(), f"LMCONSOLE_SHARED names no folder: {path}"
     return path
+
+
+@pytest.fixture
+def ordinary_user(tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """Return a function that takes root's right to read and write everything from this process until the test ends."""
+    modes: dict[Path, int] = {}
+
+    def drop() -> None:
+        if os.geteuid() != 0:
+            return
+        for folder in (tmp_path, *tmp_path.parents):
+            mode = folder.stat().st_mode & 0o7777
+            if mode & 0o055 != 0o055:
+                modes[folder] = mode
+                folder.chmod(mode | 0o055)
+        try:
+            os.setresuid(NOBODY, NOBODY, 0)  # the saved id is the way back
+        except PermissionError:
+            pytest.skip("this root cannot become an ordinary user")
+
+    yield drop
+    if os.geteuid() == NOBODY:
+        os.setresuid(0, 0, 0)
+    for folder, mode in modes.items():
+        folder.chmod(mode)
+    for path in tmp_path.iterdir():
+        path.chmod(path.stat().st_mode | 0o700)

@@ -13,7 +13,7 @@ from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
-from lmconsole.engine.run_options import RunOptions
+from lmconsole.engine.run_options import RunRequest
 from lmconsole.engine.submit import resume_runs, stop_runs
 from lmconsole.errors import LmconsoleError, escape_control_characters
 from lmconsole.runs.state import Status
@@ -191,13 +191,13 @@ class Console(App[str]):
                 self._form_words = words
                 self._start(actions.parse(self.options, ids, words))
 
-        from lmconsole.tui.screens.dialogs import RunForm
+        from lmconsole.tui.screens.run_form import RunForm
 
         title = f"Run experiment{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))} with"
         self.push_screen(RunForm(title, self._form_words, partial(actions.parse, self.options, ids)), accepted)
 
     @work(thread=True, group="ask")
-    def _start(self, options: RunOptions) -> None:
+    def _start(self, options: RunRequest) -> None:
         self.call_from_thread(self.notify, "Looking at data and devices …", timeout=3)
         try:
             started = actions.start(options)
@@ -206,7 +206,7 @@ class Console(App[str]):
             return
         self.feed.look_now()
         self.preset = started.preset
-        self.call_from_thread(self.notify, escape_control_characters(started.words), timeout=8, markup=False)
+        self.call_from_thread(self.notify, escape_control_characters(started.message), timeout=8, markup=False)
         for warning in started.warnings:
             self.call_from_thread(
                 self.notify, escape_control_characters(warning), severity="warning", timeout=12, markup=False

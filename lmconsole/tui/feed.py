@@ -18,7 +18,7 @@ from typing import TypeAlias, TypeVar
 import msgspec
 
 from lmconsole.errors import StoreError
-from lmconsole.plan.flops import share_of_ceiling
+from lmconsole.plan.flops import share_of_peak
 from lmconsole.runs.events import (
     AnyEvent,
     Epoch,
@@ -86,10 +86,10 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
     def share_of_ceiling(self) -> float | None:
         """Of the device's measured rate of matrix products, what the run used at last; None if either is unknown."""
         pace = self.progress and self.progress.tokens_per_s
-        ceiling = self.started and self.started.ceiling_gflops
+        ceiling = self.started and self.started.peak_matmul_gflops
         if not pace or not math.isfinite(pace) or not ceiling:
             return None
-        return share_of_ceiling(self.info.settings, self.info.corpus.vocabulary, pace, ceiling)
+        return share_of_peak(self.info.settings, self.info.corpus.vocabulary, pace, ceiling)
 
 
 @dataclass(frozen=True)

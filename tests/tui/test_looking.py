@@ -336,7 +336,7 @@ async def test_speed_is_shown_live_with_its_share_of_what_was_measured(stage: St
     first, second = stage.queue(2), stage.queue(3)
     info = read_info(first.paths.info)
     flops = training_flops(info.settings, info.corpus.vocabulary).total
-    started = msgspec.structs.replace(STARTED, ceiling_gflops=10_000 * flops / 1e9)
+    started = msgspec.structs.replace(STARTED, peak_matmul_gflops=10_000 * flops / 1e9)
     for run in (first, second):
         pace = msgspec.structs.replace(progress(1, 4, 6.0), tokens_per_s=3_000.0)
         run.append(started, pace, telemetry())
