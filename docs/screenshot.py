@@ -147,7 +147,7 @@ def elements(svg: str) -> Iterator[ElementTree.Element]:
 
 
 def styles_of(svg: str) -> dict[str, tuple[str, bool]]:
-    """Return colour and boldness of each class of the style sheet."""
+    """Return color and boldness of each class of the style sheet."""
     found = {}
     for rule in ElementTree.fromstring(svg).findtext(f"{SVG}style", "").split("}"):
         name, _, body = rule.partition("{")
@@ -166,16 +166,16 @@ def cells_of(svg: str) -> list[tuple[str | None, ...]]:
     ]
 
 
-def draw_character(pen: ImageDraw.ImageDraw, x: int, y: int, character: str, colour: str, *, bold: bool) -> None:
+def draw_character(pen: ImageDraw.ImageDraw, x: int, y: int, character: str, color: str, *, bold: bool) -> None:
     """Draw a character into the cell at ``x`` and ``y``. The font has no Braille patterns, so their dots are drawn."""
     dots = ord(character) - BRAILLE
     if not 0 <= dots < 256:
-        pen.text((x, y + 1), character, fill=colour, font=font(bold=bold))
+        pen.text((x, y + 1), character, fill=color, font=font(bold=bold))
         return
     for bit, (column, row) in enumerate(BRAILLE_DOTS):
         if dots >> bit & 1:
             left, top = x + 1 + 4 * column, y + 1 + 4 * row
-            pen.rectangle((left, top, left + 1, top + 1), fill=colour)
+            pen.rectangle((left, top, left + 1, top + 1), fill=color)
 
 
 def draw(frame: Frame) -> Image.Image:
@@ -200,11 +200,11 @@ def draw(frame: Frame) -> Image.Image:
             height = round(float(element.get("height", 0)) / SVG_CELL[1]) * CELL[1]
             pen.rectangle((x, y, x + width - 1, y + height - 1), fill=element.get("fill"))
         elif element.tag == f"{SVG}text" and element.text:
-            colour, bold = styles[element.get("class", "")]
+            color, bold = styles[element.get("class", "")]
             x, y = place(element, 18.5)
             for column, character in enumerate(element.text):
                 if not character.isspace():
-                    draw_character(pen, x + column * CELL[0], y, character, colour, bold=bold)
+                    draw_character(pen, x + column * CELL[0], y, character, color, bold=bold)
     y = (rows + 1) * CELL[1] + 2
     pen.text((image.width // 2, y), frame.caption, fill="#c9d1d9", font=font(bold=True), anchor="ma")
     return image
