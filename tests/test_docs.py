@@ -94,7 +94,8 @@ def targets() -> set[str]:
 
 
 COMMANDS = list(dict.fromkeys(commands())) if CONTRIBUTING.is_file() else []
-RUN = [command for command in COMMANDS if not command.startswith("make ") and command not in listed()]
+LISTED = listed() if CONTRIBUTING.is_file() else set()
+RUN = [command for command in COMMANDS if not command.startswith("make ") and command not in LISTED]
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +145,13 @@ def test_every_command_runs(command: str, folder: Path) -> None:
     run(command, folder)
 
 
-@pytest.mark.parametrize("command", sorted(each for each in listed() if each.startswith("lmconsole run ")))
+@pytest.mark.parametrize("command", sorted(each for each in LISTED if each.startswith("lmconsole run ")))
 def test_long_runs_are_planned(command: str, folder: Path) -> None:
     assert run(f"{command} --dry-run", folder)
 
 
 def test_the_list_of_commands_that_are_not_run_is_exact() -> None:
-    assert listed() <= set(COMMANDS), f"{CONTRIBUTING.name} lists commands that no document has"
+    assert set(COMMANDS) >= LISTED, f"{CONTRIBUTING.name} lists commands that no document has"
     assert [command for command in RUN if "lmconsole" not in command] == []
 
 
