@@ -170,8 +170,8 @@ def export(
     from lmconsole.report.export import ExportOptions
 
     options = ExportOptions(
-        form=form,
-        figures=figures,
+        file_format=form,
+        figure_format=figures,
         preset=preset,
         run=run,
         imported=imported or None,
