@@ -420,7 +420,7 @@ def _outcome(run: Run) -> dict[str, Any]:
 def time_steps(where: str, steps: int, runs: dict[Precision, Run]) -> dict[str, Any]:
     """Plain PyTorch's steps, then those of the queued run, for each precision; medians without the first ones."""
     info = runs["fp32"].info
-    corpus, tables = attempt.load_the_corpus(info), attempt.load_the_tables(info)
+    corpus, tables = attempt.load_verified_corpus(info), attempt.load_verified_tables(info)
     assert tables is not None
     tokens = torch.from_numpy(corpus.splits["train"].astype(np.int64))
     torch.manual_seed(0)
