@@ -1,16 +1,16 @@
-# `make help` lists what there is. Everything is installed into .venv, beside this file, and nowhere else.
+# `make help` lists the targets. Everything is installed into .venv, next to this file, and nowhere else.
 # Works with GNU make 3.81, which macOS has.
 
 SHELL = /bin/sh
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench gpu lock clean install
+.PHONY: help demo test quick coverage bench gpu lock clean install
 
-# torch comes first and by version alone: which build is right depends on the machine. Keep it in step with the lock.
+# torch is installed first, by version only: the right build depends on the machine. Keep it in step with the lock.
 TORCH = 2.13.0
-# What resolves the lock; only `make lock` needs it.
+# Resolves the lock; only `make lock` needs it.
 UV = 0.13.9
-# How many tests run at once.
+# Test processes.
 TEST_JOBS = 2
 
 VENV = .venv
@@ -20,23 +20,23 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input
 SOURCES = $(shell find lmconsole -name __pycache__ -prune -o \( -type d -o -type f \) -print) \
           experiments.toml pyproject.toml README.md LICENSE
 
-# The first of these that will do. `make demo PYTHON=python3.12` names one.
+# The first suitable one is used. `make demo PYTHON=python3.12` names one.
 PYTHON = python3 python3.13 python3.12 python3.14 python3.11
 SUITABLE = import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))
 
-# Tests and training see the installed package, never the folder they are started from.
+# Tests and training use the installed package, never the current folder.
 unexport PYTHONPATH PYTHONHOME
 export PYTHONSAFEPATH = 1
 
-# An environment that was moved or copied here, or whose Python has gone, is made anew.
+# An environment that was moved or copied, or whose Python is gone, is rebuilt.
 ifneq ($(shell cat $(DONE)/where 2>/dev/null),$(shell pwd -P))
 .PHONY: $(DONE)/where
 else ifneq ($(shell $(BIN)/python -c 'print("works")' 2>/dev/null),works)
 .PHONY: $(DONE)/where
 endif
 
-help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 15
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
 demo: install ## train all twelve experiments on a small text and print the results (minutes)
 	$(BIN)/lmconsole run --all --preset demo --headless
@@ -47,15 +47,27 @@ test: install ## lint, types and tests: what CI runs
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/pytest -n $(TEST_JOBS) --dist worksteal
 
+quick: install ## lint, types and the fast tests, before each commit (a minute)
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --quiet --check
+	$(BIN)/mypy --no-error-summary
+	$(BIN)/pytest --quiet -m quick -n $(TEST_JOBS) --dist worksteal
+
+coverage: install ## run all tests with coverage, including workers; fail below 95 % of lines
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest --quiet -n $(TEST_JOBS) --dist worksteal
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
 bench: install ## measure speed and memory, into benchmarks/results/local.json
 	PYTHONSAFEPATH= $(BIN)/python benchmarks/run.py --json benchmarks/results/local.json
 
-# Packages that were carried to a machine without a network are found through PYTHONPATH, which only this target keeps.
-gpu: ## measure on one NVIDIA GPU, most valuable first, into benchmarks/results (nine minutes)
+# On a machine without a network, packages are found through PYTHONPATH, which only this target keeps.
+gpu: ## measure on one NVIDIA GPU, most important first, into benchmarks/results (nine minutes)
 	@python="$(BIN)/python"; [ -x "$$python" ] || python=python3; \
 	PYTHONPATH="$(PYTHONPATH)" PYTHONSAFEPATH= exec "$$python" benchmarks/gpu.py
 
-lock: $(DONE)/where ## choose the development versions anew: requirements-dev.lock
+lock: $(DONE)/where ## resolve the development versions: requirements-dev.lock
 	@$(PIP) install -qq uv==$(UV)
 	@echo "torch==$(TORCH)" > $(VENV)/torch.txt
 	@$(BIN)/uv pip compile --quiet --no-progress --upgrade --universal --python-version 3.11 \
@@ -64,11 +76,11 @@ lock: $(DONE)/where ## choose the development versions anew: requirements-dev.lo
 	    --output-file requirements-dev.lock pyproject.toml
 
 clean: ## remove the environment and caches; runs and exports stay
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
 
 install: $(DONE)/package
 
-# Each step leaves a stamp when it has succeeded, so an interrupted one is simply repeated.
+# Each step leaves a stamp when it succeeds, so an interrupted one is repeated.
 $(DONE)/where:
 	@for python in $(PYTHON); do \
 	    if "$$python" -c '$(SUITABLE)' 2>/dev/null; then \
@@ -76,9 +88,9 @@ $(DONE)/where:
 	        exit; \
 	    fi; \
 	done; \
-	echo "Python 3.11 to 3.14 with its venv module is needed; none of these is one: $(PYTHON)" >&2; \
-	echo "(on Debian and Ubuntu venv is a package of its own: python3-venv)." >&2; \
-	echo "If you have one under another name: make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python" >&2; \
+	echo "No Python 3.11 to 3.14 with the venv module found among: $(PYTHON)" >&2; \
+	echo "On Debian and Ubuntu, install python3-venv." >&2; \
+	echo "If Python has another name here: make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python" >&2; \
 	exit 1
 
 $(DONE)/torch-$(TORCH): $(DONE)/where
@@ -94,7 +106,7 @@ $(DONE)/lock: requirements-dev.lock $(DONE)/torch-$(TORCH)
 	@$(PIP) install -qq --require-hashes --requirement requirements-dev.lock
 	@touch $@
 
-# This stamp bears the time of the start: what is edited during the installation is installed next time.
+# This stamp has the time of the start: files edited during the installation are installed next time.
 $(DONE)/package: $(DONE)/lock $(SOURCES)
 	@touch $@.started
 	@$(PIP) install -qq --no-deps --no-build-isolation --force-reinstall .

@@ -7,7 +7,6 @@ import math
 import statistics
 import time
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,11 +16,13 @@ from gpu_runs import Bench
 from lmconsole.data.corpus import load_corpus
 from lmconsole.lm import device as devices
 from lmconsole.lm import fast_paths as fast
+from lmconsole.lm import memory
 from lmconsole.lm.batches import WindowedSplit
+from lmconsole.lm.cuda_graph import Capture, capture_graph, capture_steps
 from lmconsole.lm.embedding import read_tables
 from lmconsole.lm.model import build_model
 from lmconsole.lm.optimizers import build_optimizer
-from lmconsole.lm.steps import CapturedSteps, Steps, record_graph
+from lmconsole.lm.steps import Steps
 from lmconsole.plan.experiment import Precision
 
 SEED = 42
@@ -60,14 +61,18 @@ class Capturing:
             optimizer = build_optimizer(settings, model.parameters())
             split = WindowedSplit(self.corpus.splits["train"], settings.window_tokens, where)
         with self._timed(timings, "choose_s"):
-            refused = fast.why_plain(settings) if where == "cpu" else fast.choose(model, split, settings, precision)
+            refused = (
+                fast.why_disabled(settings)
+                if where == "cpu"
+                else fast.enable_fast_paths(model, split, settings, precision)
+            )
             timings["fast_refused"] = refused
-        devices.give_back_memory(where)
-        devices.forget_peaks(where)
-        record: Callable[..., Any] = (lambda work: work) if where == "cpu" else record_graph
+        memory.empty_cache(where)
+        memory.reset_peak_memory(where)
+        capture: Capture = (lambda work: work) if where == "cpu" else capture_graph
         with self._timed(timings, "capture_s"):
-            steps = CapturedSteps(model, optimizer, split, settings, precision, where, record)
-        steps.begin(torch.randperm(len(split), generator=torch.Generator().manual_seed(SEED)), 0, 0.0)
+            steps = capture_steps(model, optimizer, split, settings, precision, where, capture)
+        steps.start_epoch(torch.randperm(len(split), generator=torch.Generator().manual_seed(SEED)), 0, 0.0)
         model.train()
         return steps
 
@@ -96,7 +101,7 @@ def smoke(bench: Bench, precision: Precision, stage: Stage) -> dict[str, Any]:
         except Exception:
             entry["trace"] = traceback.format_exc()
         gc.collect()
-        devices.give_back_memory(bench.where)
+        memory.empty_cache(bench.where)
         entry["ok"] = "trace" not in entry and entry["fast_refused"] is None and entry["loss_is_finite"]
         found["shapes"][str(number)] = entry
         found["ok"] = all(each["ok"] for each in found["shapes"].values())
@@ -134,7 +139,7 @@ def replays_ms(steps: Steps, times: int, where: str) -> float:
     devices.synchronize(where)
     began = time.perf_counter()
     for _ in range(times):
-        steps.take(None)
+        steps.step(None)
     devices.synchronize(where)
     return 1000 * (time.perf_counter() - began) / times
 
@@ -145,7 +150,7 @@ def _profile(steps: Steps, where: str) -> dict[str, Any]:
 
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         for _ in range(PROFILED_STEPS):
-            steps.take(None)
+            steps.step(None)
         devices.synchronize(where)
     rows = [
         {"us": each.self_device_time_total / PROFILED_STEPS, "calls": each.count / PROFILED_STEPS, "name": each.key}
@@ -189,7 +194,7 @@ def _together_ms(each: list[Steps], times: int, where: str) -> float:
     for _ in range(times):
         for steps, stream in zip(each, on, strict=True):
             with stream():
-                steps.take(None)
+                steps.step(None)
     devices.synchronize(where)
     return 1000 * (time.perf_counter() - began) / times
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from lmconsole import __version__
 from lmconsole.lm import device as devices
-from lmconsole.lm.linear_cross_entropy import IGNORE, head_loss_sum
+from lmconsole.lm.linear_cross_entropy import IGNORE, linear_cross_entropy
 from lmconsole.plan.experiment import Precision
 from lmconsole.telemetry.gpu import Gpus
 
@@ -302,7 +302,7 @@ def _chunked(
     dtype = devices.compute_dtype(precision)
     x = features.clone().requires_grad_()
     w = table.clone().requires_grad_() if learned else table.to(dtype)
-    loss = head_loss_sum(x, w, targets, compute_dtype=dtype, own_kernels=own_kernels)
+    loss = linear_cross_entropy(x, w, targets, compute_dtype=dtype, use_triton=own_kernels)
     loss.backward()
     return [each for each in (loss.detach(), x.grad, w.grad) if each is not None]
 

@@ -22,8 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lmconsole.lm import device as devices
 from lmconsole.lm import linear_cross_entropy as loss
+from lmconsole.lm import memory
+from lmconsole.lm.cuda_graph import capture_graph
 from lmconsole.lm.lstm import Lstm
-from lmconsole.lm.steps import record_graph
 from lmconsole.plan.experiment import Precision, Settings
 
 LAYERS = (1, 2, 4)
@@ -44,7 +45,7 @@ def compare_kernels(settings: Settings, vocabulary: int, where: str, stage: Stag
     warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous")
     failed: dict[str, str] = {}
     found: dict[str, Any] = {"lstm_ms": {}, "head_ms": {}, "failed": failed}
-    found["tile_values"] = loss._TILE_VALUES[_kind(where)]
+    found["tile_values"] = loss._TILE_LOGITS[_kind(where)]
     variants = (("head_ms", _head_variants(settings, vocabulary, where)), ("lstm_ms", _lstm_variants(settings, where)))
     for part, each in variants:
         for name, work in each:
@@ -55,7 +56,7 @@ def compare_kernels(settings: Settings, vocabulary: int, where: str, stage: Stag
                 found[part][name] = _milliseconds(work, where)
             except Exception as error:  # a variant that does not work is a finding
                 failed[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
-            devices.give_back_memory(where)
+            memory.empty_cache(where)
             stage.report(found)
     return found
 
@@ -70,7 +71,7 @@ def _milliseconds(work: Callable[[], object], where: str) -> float:
     def once() -> None:
         work()
 
-    return 1000 * median_s(once if where == "cpu" else record_graph(once), where)
+    return 1000 * median_s(once if where == "cpu" else capture_graph(once), where)
 
 
 def _lstm_variants(settings: Settings, where: str) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -88,7 +89,7 @@ def _lstm_variants(settings: Settings, where: str) -> Iterator[tuple[str, Callab
         def work(body: Lstm = body, name: str = name, weights: list[Parameter] = weights) -> list[Tensor]:
             devices.apply_precision("tf32" if name == "tf32" else "fp32")
             if name.startswith("fp16"):
-                y = body._recur_in_half(x)
+                y = body._recur_in_float16(x)
             elif name == "bf16":
                 zero = x.new_zeros(body.lstm.num_layers, B, body.lstm.hidden_size, dtype=torch.bfloat16)
                 cast = [each.bfloat16() for each in weights]
@@ -104,7 +105,7 @@ def _head_variants(settings: Settings, vocabulary: int, where: str) -> Iterator[
     N, C = settings.batch_size * settings.window_tokens, settings.channels
     features = torch.randn(N, C, device=where, requires_grad=True)
     targets = torch.randint(1, vocabulary, (N,), device=where)
-    kept = loss._TILE_VALUES[_kind(where)]
+    kept = loss._TILE_LOGITS[_kind(where)]
     precisions: tuple[Precision, ...] = ("fp32", "bf16")
     for precision in precisions:
         dtype = devices.compute_dtype(precision)
@@ -128,11 +129,11 @@ def _head_variants(settings: Settings, vocabulary: int, where: str) -> Iterator[
                 dtype: torch.dtype = dtype,
             ) -> Tensor:
                 devices.apply_precision(precision)
-                loss._TILE_VALUES[_kind(where)] = int(millions * 2**20)
+                loss._TILE_LOGITS[_kind(where)] = int(millions * 2**20)
                 try:
-                    value = loss.head_loss_sum(features, table, targets, compute_dtype=dtype, own_kernels=own)
+                    value = loss.linear_cross_entropy(features, table, targets, compute_dtype=dtype, use_triton=own)
                 finally:
-                    loss._TILE_VALUES[_kind(where)] = kept
+                    loss._TILE_LOGITS[_kind(where)] = kept
                 return torch.autograd.grad(value, features)[0]
 
             yield f"{precision}, {'own kernel' if own else 'torch alone'}, tiles of {millions:g} M", work

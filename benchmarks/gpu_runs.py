@@ -26,12 +26,13 @@ from textbook import textbook_steps
 
 from lmconsole.data.corpus import SPLITS, find_data, find_embeddings
 from lmconsole.engine import attempt, worker
-from lmconsole.engine.probe import Prepared, ProbeRequest, ask
+from lmconsole.engine.probe import ResolvedRun, ask
 from lmconsole.engine.processes import last_line, python
-from lmconsole.engine.queue import Wanted, enqueue, fingerprint
-from lmconsole.engine.run_options import threads_per_run
+from lmconsole.engine.queue import enqueue
+from lmconsole.engine.run_options import RunRequest
 from lmconsole.errors import escape_control_characters
 from lmconsole.lm import device as devices
+from lmconsole.lm import memory
 from lmconsole.lm.model import build_model
 from lmconsole.plan.experiment import Precision
 from lmconsole.plan.flops import step_flops
@@ -40,6 +41,7 @@ from lmconsole.runs.events import EventReader, Queued
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState, Status
 from lmconsole.runs.store import Run, Store
+from lmconsole.telemetry.host import threads_per_run
 
 ADAMW_FIRST = (2, 6, 9, 11, 10, 12, 1, 3, 4, 5, 7, 8)
 """The twelve, one of each shape before the others."""
@@ -137,20 +139,19 @@ class Bench:
         self.data = self._random_tokens() if found is None else found
         self.tables = tables or self._random_tables()
         self.answer = ask(
-            ProbeRequest(
-                experiments_file=str(self.experiments),
-                experiments=tuple(sorted(sizes.numbers)),
+            RunRequest(
+                experiments=self.experiments,
+                ids=tuple(sorted(sizes.numbers)),
                 preset="paper",
-                data=str(self.data),
-                embeddings=str(self.tables),
+                data=self.data,
+                embeddings=self.tables,
                 device=where,
-                max_tokens=None,
             )
         )
         T, B = self.any.window_tokens, self.any.batch_size
-        self.tokens: dict[str, int] = self.answer.prepared[0].corpus.tokens
+        self.tokens: dict[str, int] = self.answer.runs[0].corpus.tokens
         train = self.tokens["train"]
-        self.labels = {each.experiment.id: each.experiment.label for each in self.answer.prepared}
+        self.labels = {each.experiment.id: each.experiment.label for each in self.answer.runs}
         self.steps_per_epoch = math.ceil(math.ceil((train - 1) / T) / B)
         self.described |= {"train_tokens": train, "steps_per_epoch": self.steps_per_epoch}
 
@@ -204,11 +205,8 @@ class Bench:
     ) -> Store:
         """A store with these runs in its queue, and no runner."""
         store = Store(self.folder / name)
-        chosen = [each for each in self.answer.prepared if each.experiment.id in numbers]
-        prepared = [_changed(each, precision, epochs, max_tokens) for each in chosen]
-        wanted = [
-            Wanted(prepared=each, preset="paper", seed=SEED, config_hash=fingerprint(each, SEED)) for each in prepared
-        ]
+        chosen = [each for each in self.answer.runs if each.experiment.id in numbers]
+        wanted = [_changed(each, precision, epochs, max_tokens) for each in chosen]
         queued = Queued(devices=self.answer.device_keys, jobs=jobs)
         enqueue(store, wanted, queued, fresh=True, refuse_active=False, threads=threads_per_run(jobs))
         return store
@@ -260,7 +258,7 @@ class Bench:
             ).runs()[0]
             for precision in BASELINES
         }
-        flops = step_flops(settings, self.answer.prepared[0].corpus.vocabulary)
+        flops = step_flops(settings, self.answer.runs[0].corpus.vocabulary)
         return {"label": self.labels[number], "flops": flops, **time_steps(self.where, sizes.steps, runs)}
 
     # ---- the suite
@@ -311,14 +309,15 @@ def _last_words(log: Path) -> str:
     )
 
 
-def _changed(prepared: Prepared, precision: Precision, epochs: int, max_tokens: int | None) -> Prepared:
+def _changed(run: ResolvedRun, precision: Precision, epochs: int, max_tokens: int | None) -> ResolvedRun:
     """The same experiment with these settings, on the first ``max_tokens`` tokens."""
     replace = msgspec.structs.replace
-    corpus = prepared.corpus
+    corpus = run.corpus
     if max_tokens is not None:
         tokens = {k: min(n, max_tokens if k == "train" else max_tokens // 10) for k, n in corpus.tokens.items()}
         corpus = replace(corpus, max_tokens=max_tokens, tokens=tokens)
-    return replace(prepared, corpus=corpus, settings=replace(prepared.settings, precision=precision, epochs=epochs))
+    settings = replace(run.settings, precision=precision, epochs=epochs)
+    return replace(run, corpus=corpus, settings=settings, seed=SEED)
 
 
 def _finish(command: list[str], store: Store, stage: Stage, variables: dict[str, str] | None = None) -> int:
@@ -476,8 +475,8 @@ def _start_counting(where: str) -> float | None:
     gc.collect()
     if where == "cpu":
         return None
-    devices.give_back_memory(where)
-    devices.forget_peaks(where)
+    memory.empty_cache(where)
+    memory.reset_peak_memory(where)
     return torch.cuda.memory_reserved(where) / 2**20
 
 

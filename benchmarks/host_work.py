@@ -46,7 +46,7 @@ def stub() -> None:
         layers = model.body.lstm.num_layers if kind == "lstm" else len(model.body.blocks)
         return STEP_MS[kind, layers] / 1000
 
-    def take(self: Any, _rows: slice, targets: int) -> None:
+    def launch(self: Any, _rows: slice, targets: int) -> None:
         if not hasattr(self, "_due"):  # a checkpoint is as large as it would be
             for parameter in self.trained:
                 parameter.grad = parameter.detach() * 0
@@ -59,35 +59,40 @@ def stub() -> None:
 
     def evaluate(self: Any, _name: str) -> float:
         time.sleep(EVALUATION_STEPS * step_s(self.model))
-        return 5.0 + abs(self.cursor.epoch - self.settings.epochs + 1)  # the last epoch but one is the best
+        return 5.0 + abs(self.state.epoch - self.settings.epochs + 1)  # the last epoch but one is the best
 
-    Steps._take = take  # type: ignore[method-assign]
+    Steps._launch = launch  # type: ignore[method-assign]
     Training._evaluate = evaluate  # type: ignore[method-assign]
 
 
 def measure(epochs: int, folder: Path) -> dict[str, Any]:
     """Train all twelve with a runner of their own; seconds by what they were spent on."""
-    from lmconsole.engine.probe import ProbeRequest, ask
-    from lmconsole.engine.queue import enqueue, wanted_runs
+    from lmconsole.engine.probe import ask
+    from lmconsole.engine.queue import enqueue, training_order
+    from lmconsole.engine.run_options import RunRequest
     from lmconsole.runs.events import Queued
     from lmconsole.runs.store import Store
 
     data = make_data(folder / "data")
     answer = ask(
-        ProbeRequest(
-            experiments_file=None,
-            experiments=tuple(range(1, 13)),
+        RunRequest(
+            ids=tuple(range(1, 13)),
             preset="paper",
-            data=str(data),
-            embeddings=str(data / "embeddings.npz"),
+            data=data,
+            embeddings=data / "embeddings.npz",
             device="cpu",
-            max_tokens=None,
-            overrides={"epochs": epochs, "precision": "bf16"},
+            epochs=epochs,
+            precision="bf16",
         )
     )
     store = Store(folder / "runs")
     enqueue(
-        store, wanted_runs(answer, None), Queued(devices=("cpu",), jobs=1), fresh=True, refuse_active=False, threads=1
+        store,
+        training_order(answer.runs, None),
+        Queued(devices=("cpu",), jobs=1),
+        fresh=True,
+        refuse_active=False,
+        threads=1,
     )
     command = [sys.executable, str(Path(__file__).resolve()), "--serve", str(store.root)]
     path = os.pathsep.join(filter(None, [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH")]))

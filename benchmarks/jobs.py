@@ -205,10 +205,11 @@ def _gflop(flops: float | None) -> str:
 def train(threads: int) -> None:
     """Answer questions from standard input: tokens per second of a size, null if a step takes too long."""
     from lmconsole.lm import device
-    from lmconsole.lm.throughput import measure_pace
+    from lmconsole.lm.memory import keep_freed_memory
+    from lmconsole.lm.throughput import measure_throughput
 
     device.set_threads(threads)
-    device.keep_freed_memory("cpu")
+    keep_freed_memory("cpu")
     plan = load_plan(builtin_file())
     sizes = {}
     for name, (preset, number, changes) in SIZES.items():
@@ -219,7 +220,9 @@ def train(threads: int) -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         settings = sizes[asked["size"]]
-        pace = measure_pace(settings, settings.vocabulary, "cpu", for_s=asked["for_s"], at_most_s=asked["at_most_s"])
+        pace = measure_throughput(
+            settings, settings.vocabulary, "cpu", for_s=asked["for_s"], at_most_s=asked["at_most_s"]
+        )
         print(json.dumps(pace and pace.tokens_per_s), flush=True)
 
 

@@ -31,8 +31,8 @@ from store import run_info
 
 from lmconsole.data.corpus import SPLITS, Corpus, describe
 from lmconsole.engine.sampler import Sampler
-from lmconsole.lm import device
-from lmconsole.lm.loop import Job, train
+from lmconsole.lm import device, memory
+from lmconsole.lm.loop import TrainingContext, train
 from lmconsole.plan.experiment import Settings
 from lmconsole.runs.events import E, EventLog, Phase
 from lmconsole.runs.info import CorpusInfo
@@ -148,7 +148,7 @@ class Meter:
         self.log.on = block.on
         self.log.training_s = self.log.sampler_cpu_s = 0.0
         if block.on:
-            self._sampler = Sampler(self.log, self.uuid, lambda: device.memory_mib(self.where))
+            self._sampler = Sampler(self.log, self.uuid, lambda: memory.allocator_mib(self.where))
             self._sampler.enter("train", epoch)
             self._sampler.start()
         self._marks = time.perf_counter(), time.process_time(), self.log.seq
@@ -231,7 +231,7 @@ def _train(shape: Shape, folder: Path, *, steps: int, epochs: int) -> list[Block
     folder.mkdir()
     log = MeteredLog(paths.events)
     meter = Meter(paths, log, chosen.device, chosen.uuid, time.perf_counter() + shape.budget_s)
-    job = Job(
+    context = TrainingContext(
         info=info,
         paths=paths,
         log=log,
@@ -243,7 +243,7 @@ def _train(shape: Shape, folder: Path, *, steps: int, epochs: int) -> list[Block
         enter_phase=meter.enter,
         end_telemetry=meter.close,
     )
-    train(job)
+    train(context)
     log.close()
     return [block for block in meter.blocks if block.wall_s]
 
@@ -253,7 +253,16 @@ def _corpus(vocabulary: int, targets: int) -> Corpus:
     random = np.random.default_rng(0)
     sizes = {"train": targets + 1, "validation": 8, "test": 8}
     splits = {split: random.integers(0, vocabulary, sizes[split], dtype=np.int32) for split in SPLITS}
-    return Corpus("random", "npz", None, vocabulary, "none", dict(splits), "0" * 64, None)
+    return Corpus(
+        name="random",
+        kind="npz",
+        path=None,
+        vocabulary=vocabulary,
+        tokenizer="none",
+        splits=dict(splits),
+        sha256="0" * 64,
+        max_tokens=None,
+    )
 
 
 def _corpus_info(corpus: Corpus) -> CorpusInfo:

@@ -31,6 +31,7 @@ from lmconsole.engine.processes import training_environment
 from lmconsole.lm import device as devices
 from lmconsole.lm.batches import WindowedSplit
 from lmconsole.lm.embedding import Tables
+from lmconsole.lm.memory import keep_freed_memory
 from lmconsole.lm.model import build_model
 from lmconsole.lm.optimizers import build_optimizer
 from lmconsole.plan.experiment import Precision, Settings
@@ -142,7 +143,7 @@ def take_turns(model: str, way: str, precision: Precision, quick: bool, where: s
     """One way's side of the turns: a step for every line read, and a line of JSON about it. Memory counts from imports
     and tables on."""
     if way == "ours":
-        devices.keep_freed_memory(where)
+        keep_freed_memory(where)
     devices.apply_precision(precision)
     settings = settings_of(model, quick)
     tables = random_tables(settings, where)
@@ -256,7 +257,7 @@ def measure(quick: bool) -> dict[str, Any]:
     """Everything, as one value for a JSON file. ``quick`` takes a quarter of the batch."""
     found = devices.describe_devices()
     where = devices.resolve_devices("auto", found)[0]
-    devices.keep_freed_memory(where)  # a ceiling is no ceiling while pages are fetched
+    keep_freed_memory(where)  # a ceiling is no ceiling while pages are fetched
     models = {model: time_model(model, quick, where) for model in EXPERIMENTS}
     return {
         "device": next(each.name for each in found if each.device == where),

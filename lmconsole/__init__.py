@@ -1,3 +1,3 @@
 """lmconsole: train, watch and compare language models from one terminal."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

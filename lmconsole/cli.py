@@ -1,44 +1,41 @@
-"""The front door: parse, call one function, turn errors into exit codes. Everything heavy is imported late."""
+"""The command line: parse, call one function, turn errors into exit codes. Everything heavy is imported late."""
 
 import io
+import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from lmconsole import __version__
-from lmconsole.commands.interrupts import Interrupted, interrupted
-from lmconsole.errors import ExitCode, LmconsoleError, escape_control_characters
+from lmconsole.commands.interrupts import Interrupted, raise_interrupted
+from lmconsole.commands.run_parameters import parameter, takes_run_request
+from lmconsole.errors import ExitCode, LmconsoleError
 
-if TYPE_CHECKING:
-    from lmconsole.runs.store import Store
+COMPLETE = "_LMCONSOLE_COMPLETE"
+"""Set by a shell that asks for completions: ``eval "$(_LMCONSOLE_COMPLETE=source_bash lmconsole)"`` turns them on."""
 
 app = typer.Typer(
     name="lmconsole",
-    help="Train, watch and compare small language models on one GPU box.\n\nWithout a command it opens the app.",
+    help="Train, watch and compare small language models on one GPU box.\n\nWithout a command, open the app.",
     epilog="First time here? Try: lmconsole --preset demo, then press a and r",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    add_completion=COMPLETE in os.environ,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Corpora and embeddings.", rich_markup_mode=None, no_args_is_help=True)
+data_app = typer.Typer(help="Inspect corpora and embeddings.", rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-Runs = Annotated[Path, typer.Option("--runs", envvar="LMCONSOLE_RUNS", help="Run store.", metavar="DIR")]
-Experiments = Annotated[
-    Path | None, typer.Option("--experiments", help="experiments.toml to use.", metavar="FILE", show_default="built in")
-]
-Data = Annotated[Path | None, typer.Option("--data", help="Folder of token or text files.", metavar="DIR")]
-Embeddings = Annotated[Path | None, typer.Option("--embeddings", help="File of embedding tables.", metavar="FILE")]
-Preset = Annotated[
-    str, typer.Option("--preset", help="auto, paper, scratch, demo, or one of your own.", metavar="NAME")
-]
-Theme = Annotated[str | None, typer.Option("--theme", help="Colours of the app; remembered.", metavar="NAME")]
-Slow = Annotated[bool, typer.Option("--slow", help="For a slow line: draw less often, in fewer colours.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+Preset = Annotated[str, parameter("preset")]
+Data = Annotated[Path | None, parameter("data")]
+Embeddings = Annotated[Path | None, parameter("embeddings")]
+Experiments = Annotated[Path | None, parameter("experiments")]
+Runs = Annotated[Path, parameter("runs")]
+Json = Annotated[bool, parameter("json")]
+RunNames = Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Runs or experiment numbers.")]
 
 STORE = Path("runs")
 EXPORTS = Path("exports")
@@ -58,8 +55,10 @@ def _root(
     experiments: Experiments = None,
     data: Data = None,
     embeddings: Embeddings = None,
-    theme: Theme = None,
-    slow: Slow = False,
+    theme: Annotated[str | None, typer.Option(help="Colors of the app; saved for next time.", metavar="NAME")] = None,
+    slow: Annotated[
+        bool, typer.Option("--slow", help="Draw less often and in fewer colors, for a slow connection.")
+    ] = False,
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
@@ -72,138 +71,64 @@ def _root(
 
 @app.command("list")
 def list_experiments(experiments: Experiments = None, runs: Runs = STORE, json: Json = False) -> None:
-    """List the experiments and how their latest runs stand."""
-    from lmconsole.commands.listing import console, experiments_as_dicts, experiments_table
-    from lmconsole.plan.load import load_plan
-    from lmconsole.runs.store import Store, latest_by_experiment
+    """List the experiments and the status of their latest runs."""
+    from lmconsole.commands.list_experiments import list_experiments
 
-    plan = load_plan(experiments)
-    latest = latest_by_experiment(Store(runs).runs())
-    if json:
-        _print_json(experiments_as_dicts(plan, latest))
-    else:
-        console().print(experiments_table(plan, latest))
+    list_experiments(experiments, runs, json=json)
 
 
 @app.command()
-def run(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Experiments, such as 5 or 1-4.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All experiments; wait for those under way.")] = False,
-    headless: Annotated[bool, typer.Option("--headless", help="Show progress here instead of the app.")] = False,
-    preset: Preset = "auto",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the train split.", metavar="N")] = None,
-    seeds: Annotated[str | None, typer.Option(help="1,2,3 or 1..10.", metavar="LIST")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="First N tokens only.", metavar="N")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0,cuda:1 or all.", metavar="NAME")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="auto, fp32, tf32 or bf16.", metavar="NAME")] = None,
-    jobs: Annotated[
-        str, typer.Option(help="Runs at once on one device; auto suits the size of each.", metavar="N")
-    ] = "auto",
-    data: Data = None,
-    embeddings: Embeddings = None,
-    experiments: Experiments = None,
-    runs: Runs = STORE,
-    fresh: Annotated[bool, typer.Option("--fresh", help="New runs, even where finished ones exist.")] = False,
-    dry: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
-    no_export: Annotated[bool, typer.Option("--no-export", help="No exports when the queue drains.")] = False,
-    on_finish: Annotated[
-        str | None, typer.Option(help="Program to run when the queue drains (no shell).", metavar="CMD")
-    ] = None,
-    json: Json = False,
-) -> None:
+@takes_run_request
+def run(**given: object) -> None:
     """Train experiments and print the results."""
-    from lmconsole.engine.run_options import run_options
+    from lmconsole.engine.run_options import parse_request
 
-    options = run_options(
-        ids=ids or [],
-        everything=everything,
-        preset=preset,
-        epochs=epochs,
-        seeds=seeds,
-        max_tokens=max_tokens,
-        device=device,
-        precision=precision,
-        jobs=jobs,
-        data=data,
-        embeddings=embeddings,
-        experiments=experiments,
-        runs=runs,
-        fresh=fresh,
-        exports=None if no_export else Path(EXPORTS).absolute(),
-        on_finish=on_finish,
-        json=json,
-    )
-    if dry:
+    request = parse_request(given)
+    if request.dry_run:
         from lmconsole.commands.dry_run import dry_run
 
-        raise typer.Exit(dry_run(options))
-    if not headless and not json:
-        from lmconsole.tui.open import open_console, terminal_problem
+        raise typer.Exit(dry_run(request))
+    if not request.headless and not request.json:
+        from lmconsole.tui.open import open_console_on, terminal_problem
 
         problem = terminal_problem()
         if problem is None:
-            console = (preset, runs, experiments, data, embeddings, None)
-            raise typer.Exit(open_console(*console, submit=options))
+            raise typer.Exit(open_console_on(request))
         typer.echo(f"{problem}: running as with --headless.", err=True)
     from lmconsole.commands.run import run_headless
 
-    raise typer.Exit(run_headless(options))
+    raise typer.Exit(run_headless(request))
 
 
 @app.command()
 def status(runs: Runs = STORE, json: Json = False) -> None:
     """Show the runs in the store."""
-    from lmconsole.commands.listing import console, run_as_dict, status_table
+    from lmconsole.commands.status import show_status
 
-    store = _store(runs)
-    found = store.runs()
-    if json:
-        _print_json([run_as_dict(run) for run in found])
-    elif not found:
-        typer.echo(f"{store.root}: no runs yet. `lmconsole run ID` trains an experiment.", err=True)
-    else:
-        console().print(status_table(found))
-        for run in found:
-            if run.state.failed:
-                _talk(f"{run.run}: {run.state.failed.message}\n  {run.state.failed.hint}")
-            if run.state.damaged:
-                _talk(f"{run.run}: warning: {run.state.damaged} damaged lines in its log were skipped")
-    _warn_about(store)
+    show_status(runs, json=json)
 
 
 @app.command()
 def stop(
-    wanted: Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Runs or experiment numbers.")] = None,
+    names: RunNames = None,
     everything: Annotated[bool, typer.Option("--all", help="Every active run.")] = False,
     runs: Runs = STORE,
 ) -> None:
     """Stop runs; each can be resumed."""
-    from lmconsole.engine.submit import stop_runs
+    from lmconsole.commands.stop import stop
 
-    store = _store(runs)
-    chosen = [run for run in store.runs() if run.status.active] if everything else _find(store, wanted)
-    for line in stop_runs(store, chosen) or [f"{store.root}: no active run"]:
-        _talk(line)
+    stop(runs, names or [], everything=everything)
 
 
 @app.command()
-def watch(
-    wanted: Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Runs or experiment numbers.")] = None,
-    runs: Runs = STORE,
-    json: Json = False,
-) -> None:
-    """Follow runs until they end.
+def watch(names: RunNames = None, runs: Runs = STORE, json: Json = False) -> None:
+    """Follow runs until they have finished, stopped or failed.
 
-    Without a name, all active ones. An interrupt leaves them running.
+    Without a name, follow all active runs. An interrupt leaves them running.
     """
-    from lmconsole.commands.run import watch as watch_runs
+    from lmconsole.commands.watch import watch
 
-    store = _store(runs)
-    chosen = _find(store, wanted) if wanted else [run for run in store.runs() if run.status.active]
-    if not chosen:
-        typer.echo(f"{store.root}: no active run", err=True)
-        return
-    raise typer.Exit(watch_runs(store, [run.run for run in chosen], json=json))
+    raise typer.Exit(watch(runs, names or [], json=json))
 
 
 @app.command()
@@ -219,44 +144,33 @@ def export(
     output: Annotated[str | None, typer.Option("-o", help="- prints the results table instead.", metavar="-")] = None,
     preset: Annotated[str | None, typer.Option(help="The newest group of this preset.", metavar="NAME")] = None,
     imported: Annotated[bool, typer.Option("--imported", help="The newest group of imported runs.")] = False,
-    of_run: Annotated[str | None, typer.Option("--run", help="The group of this run.", metavar="RUN")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="The group of this run.", metavar="RUN")] = None,
     against: Annotated[
         str | None,
-        typer.Option(help="Compare: published, imported, or a store's folder.", metavar="WHAT"),
+        typer.Option(help="Compare with: published, imported, or another store's folder.", metavar="WHAT"),
     ] = None,
-    siunitx: Annotated[bool, typer.Option("--siunitx", help="LaTeX numbers aligned by siunitx.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Export anew as runs go on, until none is active.")] = False,
+    siunitx: Annotated[bool, typer.Option("--siunitx", help="Align LaTeX numbers with siunitx.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Export again as runs progress.")] = False,
     runs: Runs = STORE,
 ) -> None:
-    """Write the results as figures, tables and a report.
+    """Export figures, tables and the report.
 
-    One export shows one group of comparable runs: by default that of the run which finished last. The paths written go
-    to standard output.
+    An export shows one group of comparable runs: by default that of the run that finished last. The paths of the files
+    go to standard output.
     """
-    from lmconsole.report.export import ExportOptions, keep_current, print_table
-    from lmconsole.report.export import export as write
+    from lmconsole.commands.export import export
+    from lmconsole.report.export import ExportOptions
 
-    store = _store(runs)
     options = ExportOptions(
         form=form,
         figures=figures,
         preset=preset,
-        run=store.find(of_run).run if of_run else None,
+        run=run,
         imported=imported or None,
         against=against,
         siunitx=siunitx,
     )
-    if output is not None:
-        if output != "-":
-            raise LmconsoleError(f"-o {output!r}: only - is known, for standard output", hint="--out names a folder.")
-        if watch:
-            raise LmconsoleError("-o -: --watch writes files", hint="Leave one of the two out.")
-        typer.echo(print_table(store, options), nl=False)
-    elif watch:
-        keep_current(store, out.absolute(), options, lambda paths: typer.echo(f"{len(paths)} files: {out.absolute()}"))
-    else:
-        for path in write(store, out.absolute(), options):
-            typer.echo(path)
+    export(runs, options, out, output=output, watch=watch)
 
 
 @app.command("import")
@@ -265,23 +179,14 @@ def import_(
     experiments: Experiments = None,
     runs: Runs = STORE,
 ) -> None:
-    """Take runs made elsewhere into the store.
+    """Import runs made elsewhere into the store.
 
-    Each is a folder with args.json and valid_ppl.txt, a number per epoch, or rows of a CSV. docs/importing.md lists
-    what they may hold. What cannot be read is reported, and the rest imported.
+    Each run is a folder with args.json and valid_ppl.txt, one number per epoch, or rows of a CSV. docs/importing.md
+    lists what they may hold. What cannot be read is reported, and the rest is imported.
     """
-    from lmconsole.importing.import_runs import import_runs
-    from lmconsole.plan.load import load_plan
+    from lmconsole.commands.import_runs import import_runs
 
-    report = import_runs(_store(runs), source, load_plan(experiments))
-    for place, run in report.made.items():
-        typer.echo(f"{run}: imported from {escape_control_characters(place)}")
-    for place, run in report.known.items():
-        typer.echo(f"{run}: imported before, from {escape_control_characters(place)}")
-    for problem in report.problems:
-        typer.echo(f"{escape_control_characters(problem)}: not imported", err=True)
-    if report.problems:
-        raise typer.Exit(ExitCode.RUN_FAILED if report.made or report.known else ExitCode.USAGE)
+    raise typer.Exit(import_runs(runs, source, experiments))
 
 
 @data_app.command("info")
@@ -292,32 +197,21 @@ def data_info(
     experiments: Experiments = None,
     json: Json = False,
 ) -> None:
-    """Say which corpus and embeddings would be used, and what is in them."""
-    from lmconsole.commands.data_info import data_report
+    """Show which corpus and embeddings a run would use, and what is in them."""
+    from lmconsole.commands.data_info import show_data
 
-    report, lines = data_report(data, embeddings, preset, experiments)
-    if json:
-        _print_json(report)
-    else:
-        for line in lines:
-            typer.echo(line)
+    show_data(data, embeddings, preset, experiments, json=json)
 
 
 @app.command()
 def doctor(data: Data = None, embeddings: Embeddings = None, runs: Runs = STORE, json: Json = False) -> None:
     """Check whether this machine is ready.
 
-    Looks at GPU, PyTorch, data, embeddings, locale and disk.
+    Check the GPU, PyTorch, data, embeddings, locale and disk.
     """
-    from lmconsole.commands.doctor import examine, print_findings
+    from lmconsole.commands.doctor import diagnose
 
-    findings = examine(data=data, embeddings=embeddings, runs=runs)
-    if json:
-        import msgspec
-
-        _print_json(msgspec.to_builtins(findings))
-    else:
-        print_findings(findings)
+    diagnose(data, embeddings, runs, json=json)
 
 
 @app.command()
@@ -334,16 +228,12 @@ def bench(
 ) -> None:
     """Measure how fast this machine trains, in a minute.
 
-    Needs no data. Tokens per second, share of what plain matrix products reach, memory, and how long all runs would
-    take; `run` estimates its time from it.
+    Needs no data. Shows tokens per second, the share of the peak matmul throughput, memory, and how long all runs would
+    take; `run` estimates its time from the results.
     """
-    from lmconsole.commands.bench import measure, print_result
+    from lmconsole.commands.bench import run_bench
 
-    result = measure(preset, device, precision, experiments)
-    if json:
-        _print_json(result)
-    else:
-        print_result(result)
+    run_bench(preset, device, precision, experiments, json=json)
 
 
 @app.command()
@@ -351,7 +241,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.", metavar="ADDRESS")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", metavar="N", min=1, max=65535)] = 8000,
     url: Annotated[
-        str | None, typer.Option(help="Where browsers find it, if not there, as behind a proxy.", metavar="URL")
+        str | None, typer.Option(help="Public URL, where it differs, as behind a proxy.", metavar="URL")
     ] = None,
     preset: Preset = "auto",
     runs: Runs = STORE,
@@ -361,7 +251,7 @@ def serve(
 ) -> None:
     """Show the app in a browser.
 
-    It listens on this machine alone: ssh -L 8000:127.0.0.1:8000 brings it to yours.
+    It listens on this machine alone: ssh -L 8000:127.0.0.1:8000 forwards it to yours.
     """
     from lmconsole.tui.serve import serve as serve_app
 
@@ -370,41 +260,13 @@ def serve(
     serve_app(host, port, url, {name: str(value) for name, value in named.items() if value is not None})
 
 
-def _store(root: Path) -> "Store":
-    from lmconsole.runs.store import Store
-
-    return Store(root)
-
-
-def _find(store: "Store", wanted: list[str] | None) -> Any:
-    if not wanted:
-        raise LmconsoleError("name at least one run, or --all", hint="`lmconsole status` lists the runs there are.")
-    return [store.find(name) for name in wanted]
-
-
-def _warn_about(store: "Store") -> None:
-    for name, problem in store.problems.items():
-        _talk(f"warning: {name}: {problem}")
-
-
-def _talk(message: str) -> None:
-    """Words for a person, on standard error; nothing in them can steer the terminal."""
-    typer.echo(escape_control_characters(message), err=True)
-
-
-def _print_json(value: Any) -> None:
-    import msgspec
-
-    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the ``lmconsole`` command: no traceback reaches a person."""
+    """Run the ``lmconsole`` command. Errors meant for a person become a message and an exit code, never a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without our characters shows ? in their place
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever read our output has gone, as head does: end as cat would
-    signal.signal(signal.SIGINT, interrupted)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the reader of a pipe has gone, as head does: end as cat would
+    signal.signal(signal.SIGINT, raise_interrupted)
     try:
         app(arguments)
     except LmconsoleError as error:

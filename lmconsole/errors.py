@@ -1,15 +1,15 @@
-"""Every error a user can meet.
+"""All errors that a user can see.
 
-LmconsoleError            what happened, where, and (``hint``) what to do; exit code 2
-├── PlanError             experiments.toml: all problems at once
-├── CorpusError           token files, text folders, tokenizers
-├── EmbeddingsError       embedding tables
-├── DeviceError           devices and precisions this machine cannot give
+LmconsoleError            base: a message (what happened, and where) and a hint (what to do); exit code 2
+├── PlanError             experiments.toml has problems, all of them listed
+├── CorpusError           the text, the tokens or the tokenizer files are missing, damaged or unusable
+├── EmbeddingsError       the embedding tables are missing, damaged or of the wrong shape
+├── DeviceError           this machine does not have the device or the precision
 ├── StoreError            the folder of runs cannot be read or written
-├── RunNotFoundError      no run, or several, answer to that name
-├── RunActiveError        the run asked for is already training
-├── ExportError           nothing to export, or nowhere to export it to
-└── TrainingError         a run failed while it ran; exit code 1
+├── RunNotFoundError      no run matches, or several do
+├── RunActiveError        the run is already queued or running
+├── ExportError           nothing to export, or the target folder cannot be written
+└── TrainingError         a run failed; exit code 1
 """
 
 import unicodedata
@@ -18,7 +18,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What ``lmconsole`` tells the shell."""
+    """Exit codes of the command ``lmconsole``."""
 
     OK = 0
     RUN_FAILED = 1
@@ -27,8 +27,8 @@ class ExitCode(IntEnum):
 
 
 def escape_control_characters(text: object) -> str:
-    """``text`` with every control or formatting character written as an escape, so that names from files cannot steer
-    a terminal. Line feeds are kept."""
+    """Return ``text`` with every control and formatting character except line feeds as an escape sequence, so that a
+    name from a file cannot control the terminal."""
     return "".join(
         c if c == "\n" or unicodedata.category(c)[0] != "C" else c.encode("unicode_escape", "surrogatepass").decode()
         for c in str(text)
@@ -36,7 +36,7 @@ def escape_control_characters(text: object) -> str:
 
 
 class LmconsoleError(Exception):
-    """Base of all errors meant for a person: ``message`` says what and where, ``hint`` what to do about it."""
+    """Base class of the errors of this package."""
 
     kind = "error"
     exit_code = ExitCode.USAGE
@@ -51,7 +51,7 @@ class LmconsoleError(Exception):
 
 
 class PlanError(LmconsoleError):
-    """One or more problems in experiments.toml, all of them listed in ``problems``."""
+    """``problems`` lists all problems in experiments.toml; the message joins them."""
 
     kind = "plan"
 
@@ -61,49 +61,35 @@ class PlanError(LmconsoleError):
 
 
 class CorpusError(LmconsoleError):
-    """The text or tokens to train on are missing, damaged or unusable."""
-
     kind = "corpus"
 
 
 class EmbeddingsError(LmconsoleError):
-    """The embedding tables are missing, damaged or of the wrong shape."""
-
     kind = "embeddings"
 
 
 class DeviceError(LmconsoleError):
-    """This machine has no such device or precision."""
-
     kind = "device"
 
 
 class StoreError(LmconsoleError):
-    """The folder of runs cannot be read or written."""
-
     kind = "store"
 
 
 class RunNotFoundError(LmconsoleError):
-    """No run, or more than one, answers to what was asked for."""
-
     kind = "run-not-found"
 
 
 class RunActiveError(LmconsoleError):
-    """The run asked for is queued or training already."""
-
     kind = "run-active"
 
 
 class ExportError(LmconsoleError):
-    """There is nothing to export, or nowhere to export it to."""
-
     kind = "export"
 
 
 class TrainingError(LmconsoleError):
-    """A run failed while it ran. ``kind`` (for example ``"out-of-memory"``) goes into its ``failed`` event."""
+    """``kind``, for example ``"out-of-memory"``, becomes the ``error`` of the ``failed`` event."""
 
     exit_code = ExitCode.RUN_FAILED
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them. Unknown is a dash, never 0."""
+"""Numbers as text for people. An unknown number is a dash, never 0."""
 
 import math
 
@@ -6,7 +6,7 @@ UNKNOWN = "–"
 
 
 def perplexity(value: float | None) -> str:
-    """``123.4``, ``2,048``, ``nan``."""
+    """Format a perplexity: ``123.4``, ``2,048``, ``1.2e+08``, ``nan``."""
     if value is None:
         return UNKNOWN
     if not math.isfinite(value):
@@ -15,7 +15,7 @@ def perplexity(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """``12 s``, ``3:05 min``, ``1:02:30 h``, ``2 d 03 h``."""
+    """Format a duration: ``1.5 s``, ``12 s``, ``3:05 min``, ``1:02:30 h``, ``2 d 03 h``."""
     if value is None or not math.isfinite(value):
         return UNKNOWN
     if value < 9.95:
@@ -31,7 +31,7 @@ def seconds(value: float | None) -> str:
 
 
 def about(value: float | None) -> str:
-    """A time that is only roughly known: ``40 s``, ``5 min``, ``2 h 10 min``, ``3 d 4 h``, ``7 h``."""
+    """Format a duration in seconds that is known only roughly: ``40 s``, ``5 min``, ``2 h 10 min``, ``3 d 4 h``."""
     if value is None or not math.isfinite(value):
         return UNKNOWN
     if value < 59.5:
@@ -46,7 +46,7 @@ def about(value: float | None) -> str:
 
 
 def rate(value: float | None) -> str:
-    """Tokens per second: ``950``, ``12.3k``, ``1.2M``."""
+    """Format a rate: ``950``, ``12.3k``, ``1.2M``."""
     if value is None or not math.isfinite(value):
         return UNKNOWN
     for size, letter in ((1e6, "M"), (1e3, "k")):
@@ -56,14 +56,14 @@ def rate(value: float | None) -> str:
 
 
 def mib(value: float | None) -> str:
-    """``512 MiB``, ``23.5 GiB``."""
+    """Format an amount of memory: ``512 MiB``, ``23.5 GiB``."""
     if value is None:
         return UNKNOWN
     return f"{value:,.0f} MiB" if value < 10 * 1024 else f"{value / 1024:,.1f} GiB"
 
 
 def energy(joules: float | None) -> str:
-    """``950 J``, ``12.3 kJ``, ``1.2 MJ``."""
+    """Format an energy: ``950 J``, ``12.3 kJ``, ``1.2 MJ``."""
     if joules is None:
         return UNKNOWN
     if joules < 999.5:

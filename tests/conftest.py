@@ -1,9 +1,15 @@
 """What all tests share. Nothing here imports torch unless a test that needs a GPU is about to run."""
 
+import inspect
 import os
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+NOBODY = 65534
+"""User id without any rights of its own."""
 
 # For the tests and every process they start: one thread each, since several tests run at once, and only the installed
 # package, never the one in the folder they happen to stand in.
@@ -23,6 +29,19 @@ def pytest_report_header() -> str:
     return f"lmconsole {lmconsole.__version__} from {Path(lmconsole.__file__).parent}"
 
 
+STARTS_PROCESSES = re.compile(r"\b(subprocess|multiprocessing)\b|\btiny\.(environment|lmconsole|worker)\(")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as ``quick`` what starts no process and opens no app (tests of the app are coroutines) and is not slow."""
+    starting = {path: bool(STARTS_PROCESSES.search(path.read_text("utf-8"))) for path in {item.path for item in items}}
+    for item in items:
+        opens_app = inspect.iscoroutinefunction(getattr(item, "obj", None))
+        marked = any(item.get_closest_marker(name) for name in ("slow", "gpu"))
+        if not (starting[item.path] or opens_app or marked):
+            item.add_marker("quick")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") is not None:
         import torch
@@ -40,3 +59,30 @@ def shared() -> Path:
     path = Path(folder)
     assert path.is_dir(), f"LMCONSOLE_SHARED names no folder: {path}"
     return path
+
+
+@pytest.fixture
+def ordinary_user(tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """Return a function that takes root's right to read and write everything from this process until the test ends."""
+    modes: dict[Path, int] = {}
+
+    def drop() -> None:
+        if os.geteuid() != 0:
+            return
+        for folder in (tmp_path, *tmp_path.parents):
+            mode = folder.stat().st_mode & 0o7777
+            if mode & 0o055 != 0o055:
+                modes[folder] = mode
+                folder.chmod(mode | 0o055)
+        try:
+            os.setresuid(NOBODY, NOBODY, 0)  # the saved id is the way back
+        except PermissionError:
+            pytest.skip("this root cannot become an ordinary user")
+
+    yield drop
+    if os.geteuid() == NOBODY:
+        os.setresuid(0, 0, 0)
+    for folder, mode in modes.items():
+        folder.chmod(mode)
+    for path in tmp_path.iterdir():
+        path.chmod(path.stat().st_mode | 0o700)

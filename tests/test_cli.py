@@ -1,4 +1,4 @@
-"""The command line as a person meets it: exit codes, one clear message, nothing lost, no traceback."""
+"""The command line from outside: exit codes, one clear message, nothing lost, no traceback."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def tiny_arguments(root: Path, *rows: str) -> list[str]:
 
 
 def refused(root: Path, *arguments: str, env: dict[str, str] | None = None) -> str:
-    """The message of a command that must be refused: exit code 2, nothing on standard output, no run made."""
+    """Return the message of a command that is refused: exit code 2, no standard output, no new run."""
     done = tiny.lmconsole(*arguments, cwd=root, check=2, env=env or {})
     assert done.stdout == ""
     assert not ANSI.search(done.stderr)
@@ -35,8 +35,13 @@ def refused(root: Path, *arguments: str, env: dict[str, str] | None = None) -> s
     return done.stderr
 
 
+def status(run: Run) -> Status:
+    run.refresh()
+    return run.status
+
+
 def most_at_once(runs: list[Run]) -> int:
-    """Most runs under way at the same time, each from ``started`` to its last event."""
+    """Return how many runs trained at the same time at most, each from ``started`` to its last event."""
     spans = [(run.state.started.t, run.state.last_t) for run in runs if run.state.started]
     return max(sum(began <= now <= ended for began, ended in spans) for now, _ in spans)
 
@@ -49,7 +54,7 @@ def test_help_lists_the_commands_and_every_command_has_help(tmp_path: Path) -> N
         assert "Usage: " in tiny.lmconsole(command, "--help", cwd=tmp_path, check=0).stdout
 
 
-def test_no_arguments_say_what_to_do(tmp_path: Path) -> None:
+def test_without_arguments_or_a_terminal_the_message_advises(tmp_path: Path) -> None:
     assert "--headless" in refused(tmp_path)
 
 
@@ -164,36 +169,34 @@ def test_an_interrupt_stops_the_runs_and_running_again_resumes_them(tmp_path: Pa
     assert "stopped in epoch" in err
     assert "stopped" in out
     (run,) = store.runs()
-    assert run.status is Status.STOPPED
+    assert status(run) is Status.STOPPED
     done = len(run.state.epochs)
     dry = tiny.lmconsole("run", "1", *arguments, "--dry-run", cwd=tmp_path, check=0).stdout
     assert f"resume {run.run} in epoch {done + 1}" in dry
 
-    process = subprocess.Popen(command, cwd=tmp_path, env=tiny.environment(tmp_path), stderr=subprocess.DEVNULL)
+    again = subprocess.Popen(command, cwd=tmp_path, env=tiny.environment(tmp_path), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while len(run.state.epochs) <= done or run.status is not Status.RUNNING:
+    while status(run) is not Status.RUNNING or len(run.state.epochs) <= done:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-        run.refresh()
-    process.kill()  # nobody watches any more: the run must not mind
-    process.wait()
-    told = tiny.lmconsole("stop", "1", cwd=tmp_path, check=0)
-    assert "asked to stop" in told.stderr
+    again.kill()  # the run must continue without the command
+    again.wait()
+    stopped = tiny.lmconsole("stop", "1", cwd=tmp_path, check=0)
+    assert "asked to stop" in stopped.stderr
     watched = tiny.lmconsole("watch", run.run[:8], cwd=tmp_path, check=1)
     assert "stopped" in watched.stdout
-    run.refresh()
-    assert (run.status, run.state.attempt) == (Status.STOPPED, 2)
+    assert (status(run), run.state.attempt) == (Status.STOPPED, 2)
     assert [epoch.epoch for epoch in run.state.epochs] == list(range(1, len(run.state.epochs) + 1))
 
 
 @pytest.mark.slow
-def test_a_dry_run_says_everything_and_makes_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_shows_everything_and_creates_nothing(tmp_path: Path) -> None:
     out = tiny.lmconsole("run", "2", *tiny_arguments(tmp_path), "--dry-run", cwd=tmp_path, check=0).stdout
     for words in ("tiny (asked for)", "cpu (", "fp32", "vocabulary 300", "GPT-1 1L Adam", "new", "[presets.tiny.gpt1]"):
         assert words in out
     words = " ".join(out.split())
     assert "time unknown; `lmconsole bench --preset tiny --experiments" in words
-    assert "would tell, in a minute" in words
+    assert "measures it in a minute" in words
     assert not (tmp_path / "runs").exists()
     plan = json.loads(
         tiny.lmconsole("run", "2", *tiny_arguments(tmp_path), "--dry-run", "--json", cwd=tmp_path, check=0).stdout
@@ -215,12 +218,12 @@ def test_a_dry_run_says_everything_and_makes_nothing(tmp_path: Path) -> None:
         (["run", "\x1b[31m1"], r"\x1b[31m1"),
         (["run", "1", "--all"], "not both"),
         (["run", "1", "--preset", "papr"], "did you mean 'paper'?"),
-        (["run", "1", "--epochs", "0"], "--epochs 0: a whole number >= 1"),
-        (["run", "1", "--epochs", "nan"], "valid int"),
+        (["run", "1", "--epochs", "0"], "--epochs 0: expected a whole number >= 1"),
+        (["run", "1", "--epochs", "nan"], "--epochs nan: expected a whole number"),
         (["run", "1", "--precision", "fp8"], "unknown precision 'fp8'"),
         (["run", "1", "--jobs", "0"], "--jobs 0: expected auto, or 1 to 1,024"),
         (["run", "1", "--jobs", "two"], "--jobs two: expected auto, or 1 to 1,024"),
-        (["run", "1", "--seeds", "1,x"], "--seeds '1,x'"),
+        (["run", "1", "--seeds", "1,x"], "--seeds 1,x: expected whole numbers"),
         (["run", "1", "--seeds", "1..99999999"], "more than 10,000 seeds"),
         (["run", "1", "--max-tokens", "-5"], "--max-tokens -5"),
         (["run", "1", "--on-finish", "no-such-program-here x"], "no such program"),
@@ -239,13 +242,13 @@ def test_a_dry_run_says_everything_and_makes_nothing(tmp_path: Path) -> None:
         (["bench", "--precision", "fp8"], "unknown precision 'fp8'"),
     ],
 )
-def test_wrong_words_are_refused_with_one_message(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_wrong_arguments_are_refused_with_one_message(tmp_path: Path, arguments: list[str], message: str) -> None:
     assert message in refused(tmp_path, *arguments)
 
 
-def test_every_wrong_word_is_told_at_once(tmp_path: Path) -> None:
-    said = refused(tmp_path, "run", "99", "--preset", "demmo", "--jobs", "0", "--seeds", "a")
-    assert len(said.splitlines()) == 4
+def test_all_wrong_arguments_are_reported_at_once(tmp_path: Path) -> None:
+    shown = refused(tmp_path, "run", "99", "--preset", "demmo", "--jobs", "0", "--seeds", "a")
+    assert len(shown.splitlines()) == 4
 
 
 def save_npz(folder: Path, **splits: object) -> Path:
@@ -285,23 +288,23 @@ def save_npz(folder: Path, **splits: object) -> Path:
 def test_unusable_data_is_refused_before_a_run_exists(tmp_path: Path, preset: str, make: object, message: str) -> None:
     folder = tmp_path / "my 'odd' [red] data"
     make(folder)  # type: ignore[operator]
-    said = refused(tmp_path, "run", "5", "--headless", "--preset", preset, "--data", str(folder), "--device", "cpu")
-    assert message.lower() in said.lower()
-    assert "my 'odd' [red] data" in said or preset == "paper"
+    shown = refused(tmp_path, "run", "5", "--headless", "--preset", preset, "--data", str(folder), "--device", "cpu")
+    assert message.lower() in shown.lower()
+    assert "my 'odd' [red] data" in shown or preset == "paper"
 
 
 @pytest.mark.slow
 def test_paper_without_tables_gives_the_whole_recipe(tmp_path: Path) -> None:
-    said = refused(tmp_path, "run", "1", "--headless", "--preset", "paper")
+    shown = refused(tmp_path, "run", "1", "--headless", "--preset", "paper")
     for words in ("wiki.train.npz", "encoder_bpe_40000.json", "openai-community/openai-gpt", "--embeddings"):
-        assert words in said
+        assert words in shown
 
 
 @pytest.mark.slow
-def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_device_is_refused(tmp_path: Path) -> None:
     for device in ("cuda", "cuda:0", "all", "tpu"):
-        said = refused(tmp_path, "run", "1", "--headless", "--preset", "demo", "--device", device)
-        assert device in said
+        shown = refused(tmp_path, "run", "1", "--headless", "--preset", "demo", "--device", device)
+        assert device in shown
     assert "tf32" in refused(tmp_path, "run", "1", "--headless", "--preset", "demo", "--precision", "tf32")
 
 
@@ -320,7 +323,7 @@ def test_exports_that_cannot_be_written_are_refused_and_old_ones_kept(tmp_path: 
     assert (tmp_path / "exports").read_text() == "in the way"
 
 
-def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     command = f"{sys.executable} -m lmconsole list --json | head -c 10"
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
@@ -344,19 +347,19 @@ def test_stores_and_data_can_be_named_by_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_doctor_finds_what_is_there_and_what_is_not(tmp_path: Path) -> None:
+def test_the_doctor_finds_what_is_present_and_what_is_missing(tmp_path: Path) -> None:
     findings = json.loads(tiny.lmconsole("doctor", "--json", cwd=tmp_path, check=0).stdout)
     verdicts = {finding["what"]: finding["verdict"] for finding in findings}
     assert verdicts["PyTorch"] == verdicts["store"] == verdicts["lmconsole"] == "ok"
     assert verdicts["data"] == "note"
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.txt").write_text("x")
-    said = tiny.lmconsole("doctor", "--data", "data", cwd=tmp_path, check=0).stdout
-    assert re.search(r"^problem +data ", said, re.MULTILINE)
+    shown = tiny.lmconsole("doctor", "--data", "data", cwd=tmp_path, check=0).stdout
+    assert re.search(r"^problem +data ", shown, re.MULTILINE)
 
 
 @pytest.mark.slow
-def test_a_measurement_is_shown_remembered_and_tells_the_time_of_runs(tmp_path: Path) -> None:
+def test_a_measurement_is_shown_saved_and_used_for_estimates(tmp_path: Path) -> None:
     arguments = tiny_arguments(tmp_path)[1:5]  # preset and experiments
     done = tiny.lmconsole("bench", *arguments, cwd=tmp_path, check=0, env={"COLUMNS": "80"})
     assert re.search(r"^LSTM 1L +1 +\S+ +\S+ ms ", done.stdout, re.MULTILINE)

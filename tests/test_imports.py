@@ -135,3 +135,11 @@ def test_every_module_of_a_room_stays_light(room: str, but: list[str], never: li
     modules = [each.name for each in pkgutil.iter_modules([str(PACKAGE / room)]) if each.name not in but]
     assert modules
     assert loaded_by("\n".join(f"import lmconsole.{room}.{module}" for module in modules)) & set(never) == set()
+
+
+def test_a_worker_imports_neither_the_queue_nor_the_probe() -> None:
+    script = "import sys\nimport lmconsole.engine.worker, lmconsole.engine.preload\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    loaded = set(done.stdout.split())
+    assert "lmconsole.engine.attempt" in loaded
+    assert loaded & {"lmconsole.engine.queue", "lmconsole.engine.probe"} == set()

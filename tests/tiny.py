@@ -4,13 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from lmconsole.data.corpus import describe, load_corpus
-from lmconsole.engine.probe import Prepared
-from lmconsole.engine.queue import Wanted, enqueue, fingerprint
+from lmconsole.engine.probe import ResolvedRun
+from lmconsole.engine.queue import enqueue
 from lmconsole.plan.load import load_plan
 from lmconsole.runs.events import Queued
 from lmconsole.runs.info import CorpusInfo
@@ -20,7 +22,7 @@ SENTENCES = (
     "the cat sat on the mat and the dog sat on the cat. ",
     "a small model reads a small text and learns it by heart. ",
     "every run leaves a log, and the log says what the run did. ",
-    "numbers without units are only numbers, said the cat to the dog. ",
+    "numbers without units are only numbers, wrote the cat to the dog. ",
 )
 
 TINY = """
@@ -54,7 +56,7 @@ optimizer = "{optimizer}"
 
 
 def write_corpus(folder: Path, repeats: int = 8) -> Path:
-    """Three splits of text; the validation and test splits are other shuffles of the same sentences."""
+    """Write three splits of text; validation and test have the sentences of train in another order."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, order in (("train", (0, 1, 2, 3)), ("valid", (3, 1)), ("test", (2, 0))):
         _write(folder / f"{name}.txt", "".join(SENTENCES[i] for i in order) * (repeats if name == "train" else 2))
@@ -62,19 +64,19 @@ def write_corpus(folder: Path, repeats: int = 8) -> Path:
 
 
 def _write(path: Path, text: str) -> Path:
-    """Write what is not there yet, so that processes of one test can share a folder."""
+    """Write the text unless the file has it already, so that processes of one test can share a folder."""
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
     return path
 
 
 def write_experiments(path: Path, *rows: str, preset: str = TINY) -> Path:
-    """An experiments.toml with the preset ``tiny`` and ``rows`` from ``row``; the built-in twelve without any."""
+    """Write an experiments.toml with preset ``tiny`` and ``rows`` from ``row``, or without any the built-in twelve."""
     return _write(path, "\n".join([preset if rows else "include_builtin = true\n" + preset, *rows]))
 
 
 def row(number: int, model: str = "lstm", layers: int = 1, optimizer: str = "adam", more: str = "") -> str:
-    """One [[experiment]] row; ``more`` holds further lines of it."""
+    """Return an [[experiment]] row; ``more`` holds further lines."""
     return ROWS.format(id=number, model=model, layers=layers, optimizer=optimizer, more=more)
 
 
@@ -86,18 +88,18 @@ def queue_tiny(
     threads: int = 1,
     auto: bool = False,
     fresh: bool = False,
-    **more: object,
+    **more: Any,
 ) -> Run:
-    """Queue one tiny run in the store ``root / "runs"``, without a runner. ``more``: see ``wanted_tiny``. With ``auto``
-    ``threads`` are what the probe answered and ``jobs`` the most at once."""
-    wanted = wanted_tiny(root, model, threads=threads, **more)  # type: ignore[arg-type]
+    """Queue one tiny run in the store ``root / "runs"``, without a runner. With ``auto``, ``threads`` is what the
+    probe answered and ``jobs`` the most at once. ``more`` goes to ``resolved_tiny``."""
+    resolved = resolved_tiny(root, model, threads=threads, **more)
     store = Store(root / "runs")
     queued = Queued(devices=("cpu",), jobs=jobs)
-    (decision,) = enqueue(store, [wanted], queued, fresh=fresh, refuse_active=True, threads=None if auto else threads)
+    (decision,) = enqueue(store, [resolved], queued, fresh=fresh, refuse_active=True, threads=None if auto else threads)
     return store.find(str(decision.run))
 
 
-def wanted_tiny(
+def resolved_tiny(
     root: Path,
     model: str = "lstm",
     *,
@@ -109,8 +111,8 @@ def wanted_tiny(
     name: str = "",
     repeats: int = 8,
     **settings: object,
-) -> Wanted:
-    """One tiny run as asked for. ``settings`` override the preset's."""
+) -> ResolvedRun:
+    """Resolve one tiny run. ``settings`` override the preset's."""
     (root / "experiments").mkdir(parents=True, exist_ok=True)
     more = f"name = {json.dumps(name, ensure_ascii=False)}" if name else ""
     file = write_experiments(root / "experiments" / f"{number}.toml", row(number, model, layers, optimizer, more))
@@ -118,8 +120,9 @@ def wanted_tiny(
     plan = load_plan(file)
     resolved = plan.resolve(plan.experiment(number), "tiny", settings)
     corpus = load_corpus("tokens", data, vocabulary=resolved.settings.vocabulary, cache=root / "cache")
-    prepared = Prepared(
+    return ResolvedRun(
         experiment=plan.experiment(number),
+        preset="tiny",
         settings=resolved.settings,
         seed=seed,
         origins=resolved.origins,
@@ -127,11 +130,10 @@ def wanted_tiny(
         embeddings=None,
         threads=threads,
     )
-    return Wanted(prepared=prepared, preset="tiny", seed=seed, config_hash=fingerprint(prepared, seed))
 
 
 def environment(root: Path) -> dict[str, str]:
-    """For processes of a test: no data or caches but its own."""
+    """Return the environment for processes of a test, with no data or caches but its own."""
     hidden = {"LMCONSOLE_DATA", "LMCONSOLE_RUNS", "NO_COLOR", "COLUMNS", "PYTHONWARNINGS"}
     return {k: v for k, v in os.environ.items() if k not in hidden} | {
         "XDG_CACHE_HOME": str(root / "cache"),
@@ -142,18 +144,19 @@ def environment(root: Path) -> dict[str, str]:
     }
 
 
-def lmconsole(*arguments: str, cwd: Path, check: int | None = None, **more: object) -> subprocess.CompletedProcess[str]:
-    """Run the command as a person would, in ``cwd``; with ``check``, its exit code must be that."""
+def lmconsole(
+    *arguments: str, cwd: Path, check: int | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command in ``cwd``; with ``check``, its exit code must be that."""
     done = subprocess.run(
         [sys.executable, "-m", "lmconsole", *arguments],
         cwd=cwd,
-        env=environment(cwd) | dict(more.pop("env", {})),  # type: ignore[call-overload]
+        env=environment(cwd) | dict(env or {}),
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
         timeout=240,
         check=False,
-        **more,  # type: ignore[call-overload]
     )
     assert "Traceback" not in done.stderr + done.stdout, done.stderr
     if check is not None:
@@ -162,7 +165,7 @@ def lmconsole(*arguments: str, cwd: Path, check: int | None = None, **more: obje
 
 
 def worker(run: Run, root: Path, prelude: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the worker of ``run`` to its end, ``prelude`` being Python that runs in it first."""
+    """Run the worker of ``run`` to its end, after the Python code ``prelude``."""
     code = f"{prelude}\nimport sys\nfrom lmconsole.engine.worker import main\nsys.exit(main(sys.argv[1:]))"
     return subprocess.run(
         [sys.executable, "-c", code, str(run.paths.folder), "--device", "cpu"],

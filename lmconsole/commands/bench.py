@@ -1,22 +1,30 @@
-"""`lmconsole bench`: what `engine/bench.py` measured, as a table."""
+"""`lmconsole bench`: measure how fast this machine trains, and print the results as a table."""
 
 import sys
 from pathlib import Path
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from lmconsole import formatting
-from lmconsole.commands.listing import console
-from lmconsole.engine.bench import BUDGET_S, WATCH_S, BenchRequest, BenchResult, Shape, bench
-from lmconsole.engine.estimate import remember
+from lmconsole.commands.output import console, plain_table, print_json
+from lmconsole.engine.bench import BUDGET_S, WATCH_S, BenchRequest, bench
+from lmconsole.engine.bench_cache import BenchResult, Shape, save_result
 from lmconsole.errors import LmconsoleError, escape_control_characters
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import AUTO, unknown
 
-BUSY = 0.5
-"""Load from which on somebody else is said to use the machine."""
+BUSY_LOAD = 0.5
+"""Load average from which on the note below the table says that other processes slowed the measurement down."""
+
+
+def run_bench(preset: str, device: str, precision: str | None, experiments: Path | None, *, json: bool) -> None:
+    """Measure, save the result for later estimates, and print it. Raises LmconsoleError."""
+    result = measure(preset, device, precision, experiments)
+    if json:
+        print_json(result)
+    else:
+        print_result(result)
 
 
 def measure(
@@ -28,14 +36,14 @@ def measure(
     budget_s: float = BUDGET_S,
     watch_s: float = WATCH_S,
 ) -> BenchResult:
-    """Measure and remember. Raises LmconsoleError."""
+    """Measure and save the result. Raises LmconsoleError."""
     plan = load_plan(experiments)
     if preset not in plan.presets:
-        words = "names no sizes: name a preset" if preset == AUTO else unknown("preset", preset, list(plan.presets))
-        raise LmconsoleError(f"--preset {preset}: {words}")
+        problem = "has no sizes: name a preset" if preset == AUTO else unknown("preset", preset, [*plan.presets])
+        raise LmconsoleError(f"--preset {preset}: {problem}")
     if precision not in (None, "auto", "fp32", "tf32", "bf16"):
-        words = unknown("precision", precision, ["auto", "fp32", "tf32", "bf16"])
-        raise LmconsoleError(f"--precision {precision}: {words}")
+        problem = unknown("precision", precision, ["auto", "fp32", "tf32", "bf16"])
+        raise LmconsoleError(f"--precision {precision}: {problem}")
     if sys.stderr.isatty():
         console(stderr=True).print(Text("Measuring, for less than a minute …", style="dim"))
     result = bench(
@@ -48,17 +56,17 @@ def measure(
             watch_s=watch_s,
         )
     )
-    remember(result)
+    save_result(result)
     return result
 
 
 def print_result(result: BenchResult) -> None:
-    """The table, what it was measured on above it, and what it means below."""
+    """Print the device, the table of shapes, and notes on both."""
     out = console()
     for name, value in (
         ("device", f"{result.device} ({result.device_name}), {result.threads} threads, torch {result.torch}"),
         ("preset", f"{result.preset}, {result.precision}"),
-        ("ceiling", f"{result.ceiling_gflops:,.0f} GFLOP/s in plain matrix products of these sizes"),
+        ("peak", f"{result.peak_matmul_gflops:,.0f} GFLOP/s in matrix products of these sizes"),
     ):
         out.print(Text(f"{name:<8} ", style="bold").append(escape_control_characters(value), style="not bold"))
     out.print()
@@ -74,11 +82,9 @@ def print_result(result: BenchResult) -> None:
 
 
 def _table(result: BenchResult) -> Table:
-    """One row a shape. Fits 80 columns."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    table.add_column("Shape", no_wrap=True)
-    table.add_column("ID", no_wrap=True)
-    for name in ("Tokens/s", "Step", "Ceiling", "Memory", "A run"):
+    """Return a table with a row for each shape. Fits 80 columns."""
+    table = plain_table(Shape="left", ID="left")
+    for name in ("Tokens/s", "Step", "Of peak", "Memory", "One run"):
         table.add_column(name, justify="right", no_wrap=True)
     for shape in sorted(result.shapes, key=lambda shape: shape.experiments):
         table.add_row(*_row(shape), style="dim" if shape.estimated else "")
@@ -92,7 +98,7 @@ def _row(shape: Shape) -> list[str]:
         " ".join(map(str, shape.experiments)),
         formatting.rate(shape.tokens_per_s),
         step,
-        f"{shape.share_of_ceiling:.0%}",
+        f"{shape.share_of_peak:.0%}",
         formatting.mib(shape.peak_mib),
         formatting.about(shape.run_s),
     ]
@@ -101,18 +107,18 @@ def _row(shape: Shape) -> list[str]:
 def _notes(result: BenchResult) -> str:
     settings = result.shapes[0].settings
     tokens = " + ".join(f"{count:,}" for count in result.tokens.values())
-    memory = "what the process held" if result.device == "cpu" else "what tensors held"
+    memory = "resident memory of the process" if result.device == "cpu" else "memory of tensors"
     lines = [
-        f"Step: {settings.batch_size} x {settings.window_tokens} tokens, AdamW, made-up data.",
-        f"Memory: {memory} at most.",
-        "Ceiling: share of it that the products which a step cannot do without come to.",
-        f"A run: ESTIMATE of {settings.epochs} epochs with evaluation, without set-up;",
+        f"Step: {settings.batch_size} x {settings.window_tokens} tokens, AdamW, random data.",
+        f"Memory: peak {memory}.",
+        "Of peak: the matrix products of a step, as a share of the peak matmul throughput.",
+        f"One run: ESTIMATE of {settings.epochs} epochs with evaluation, without set-up;",
         f"{tokens} train, validation and test tokens.",
     ]
     if result.batch_size < settings.batch_size:
-        lines.append(f"Measured with {result.batch_size} windows a step, memory too, to keep within a minute.")
+        lines.append(f"Measured with {result.batch_size} windows per step, memory too, to stay within a minute.")
     if any(shape.estimated for shape in result.shapes):
-        lines.append("* estimated, not measured: its arithmetic at the rate of the shape most like it.")
-    if result.device == "cpu" and result.load_1min >= BUSY:
-        lines.append(f"Others kept this machine busy (load {result.load_1min:.1f}): idle, it is faster.")
+        lines.append("* estimated, not measured: its operations at the rate of the most similar shape.")
+    if result.device == "cpu" and result.load_1min >= BUSY_LOAD:
+        lines.append(f"Other processes kept this machine busy (load {result.load_1min:.1f}); when idle, it is faster.")
     return "\n".join(lines)

@@ -1,20 +1,30 @@
-"""`lmconsole data info`: which corpus and embeddings a run would use, and what is in them."""
+"""`lmconsole data info`: the corpus and embeddings that a run would use, and what is in them."""
 
 import os
 from pathlib import Path
 from typing import Any
 
+from lmconsole.commands.output import print_json
 from lmconsole.data.corpus import describe, find_data, find_embeddings, load_corpus
 from lmconsole.data.windows import cut_windows
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import AUTO
 
 
+def show_data(data: Path | None, embeddings: Path | None, preset: str, experiments: Path | None, *, json: bool) -> None:
+    """Print the corpus and embeddings that a run would use. Raises LmconsoleError if one of them is unusable."""
+    report, lines = data_report(data, embeddings, preset, experiments)
+    if json:
+        print_json(report)
+    else:
+        print(*lines, sep="\n")
+
+
 def data_report(
     data: Path | None, embeddings: Path | None, preset: str, experiments: Path | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """The corpus as JSON knows it, and the same in lines for a person. ``auto`` shows the folder that is found, or else
-    the demo corpus. Raises CorpusError, EmbeddingsError or PlanError."""
+    """Return a description of the corpus for JSON, and the same in lines. ``auto`` describes the folder that is found,
+    or else the demo corpus. Raises CorpusError, EmbeddingsError or PlanError."""
     plan = load_plan(experiments)
     folder = find_data(data, environ=os.environ, cwd=Path.cwd())
     tables = find_embeddings(embeddings, folder)

@@ -1,4 +1,4 @@
-"""Three ways to show runs as they go on: a live table on a terminal, plain lines in a pipe, JSON lines on request."""
+"""Displays of runs in progress: a live table on a terminal, plain lines in a pipe, JSON lines on request."""
 
 import sys
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lmconsole import formatting
-from lmconsole.commands.listing import console
+from lmconsole.commands.output import console
 from lmconsole.errors import escape_control_characters
 from lmconsole.runs.events import AnyEvent, Epoch, Failed, Finished, Progress, Started, Stopped, perplexity
 from lmconsole.runs.state import Status
@@ -20,35 +20,35 @@ from lmconsole.runs.store import Run
 
 
 class Display(Protocol):
-    """Shows runs as their events come. Used as a context manager."""
+    """A context manager that shows runs as their events arrive."""
 
     def __enter__(self) -> "Display": ...
     def __exit__(self, *_: object) -> None: ...
 
     def show(self, run: Run, events: Sequence[AnyEvent]) -> None:
-        """``events`` of ``run`` are new."""
+        """Show the new ``events`` of ``run``."""
 
     def say(self, message: str) -> None:
-        """A sentence for the person."""
+        """Show a message."""
 
     def refresh(self, runs: Sequence[Run]) -> None:
-        """A fraction of a second has passed."""
+        """Redraw what changes with time; called several times a second."""
 
 
 def choose_display(*, json: bool) -> Display:
-    """The display for where standard error goes, or JSON lines on standard output."""
+    """Return the display that suits standard error, or with ``json`` the one for standard output."""
     if json:
         return JsonDisplay()
     return LiveDisplay() if sys.stderr.isatty() else PlainDisplay()
 
 
 def label(run: Run) -> str:
-    """Experiment number and name, for a line."""
+    """Return the experiment's number and name."""
     return escape_control_characters(f"{run.info.experiment.id:>2} {run.info.experiment.label}")
 
 
 def sentence(run: Run, event: AnyEvent) -> str | None:
-    """What a person wants to read about ``event``; None if nothing."""
+    """Return one sentence about ``event``; None for events that only a log needs."""
     epochs = run.info.settings.epochs
     match event:
         case Started():
@@ -69,8 +69,9 @@ def sentence(run: Run, event: AnyEvent) -> str | None:
                 f"test ppl {formatting.perplexity(event.test_ppl_best)}"
             )
         case Stopped():
-            where = f"in epoch {event.epoch}, step {event.step}" if event.epoch <= epochs else "in the test at the end"
-            return f"stopped {where}; running it again resumes there"
+            tested = event.epoch > epochs
+            position = "during the final test" if tested else f"in epoch {event.epoch}, step {event.step}"
+            return f"stopped {position}; running it again resumes there"
         case Failed():
             return f"failed: {event.message}\n   {event.hint}"
         case _:
@@ -78,7 +79,7 @@ def sentence(run: Run, event: AnyEvent) -> str | None:
 
 
 class PlainDisplay:
-    """Lines on standard error, without control codes."""
+    """Plain lines on standard error."""
 
     def __init__(self) -> None:
         self._console = console(stderr=True)
@@ -103,7 +104,7 @@ class PlainDisplay:
 
 
 class JsonDisplay(PlainDisplay):
-    """Every event as one JSON object a line on standard output, each with ``run``; talk goes to standard error."""
+    """One JSON object per event on standard output, each with its ``run``; messages go to standard error."""
 
     def show(self, run: Run, events: Sequence[AnyEvent]) -> None:
         for event in events:
@@ -114,7 +115,7 @@ class JsonDisplay(PlainDisplay):
 
 
 class LiveDisplay:
-    """A table of active runs and a bar for all of them, redrawn in place on standard error; what is over scrolls up."""
+    """A table of active runs and a progress bar, redrawn in place on standard error; outcomes scroll up above it."""
 
     def __init__(self) -> None:
         self._console = console(stderr=True)
@@ -142,7 +143,7 @@ class LiveDisplay:
 
 
 def active_table(runs: Sequence[Run]) -> Table | Text:
-    """One line per run under way."""
+    """Return a table with a row for each run in progress."""
     if not any(run.status is Status.RUNNING for run in runs):
         return Text("starting the next run …" if any(run.status.active for run in runs) else "", style="dim")
     table = Table(box=None, pad_edge=False, header_style="dim", show_edge=False)
@@ -160,13 +161,11 @@ def _active_row(run: Run) -> list[str]:
     epoch, step = state.position
     now: Progress | None = state.progress[-1] if state.progress else None
     last = state.last_epoch
-    what = f"{min(epoch, epochs)}/{epochs}"
-    if epoch > epochs:
-        what = "test"
+    phase = "test" if epoch > epochs else f"{epoch}/{epochs}"
     loss = now.train_loss_nats if now else None
     return [
         f"{label(run)}{' (stopping)' if run.stop_requested else ''}",
-        what,
+        phase,
         f"{step}/{now.steps}" if now else formatting.UNKNOWN,
         formatting.rate(now.tokens_per_s if now else None),
         formatting.perplexity(None if loss is None else perplexity(loss)),
@@ -176,12 +175,12 @@ def _active_row(run: Run) -> list[str]:
 
 
 def total_line(runs: Sequence[Run]) -> Table:
-    """How many runs are over, and a bar that counts the parts of those under way."""
-    over = sum(not run.status.active for run in runs)
+    """Return the number of runs that are no longer active, and a progress bar that counts parts of active ones."""
+    ended = sum(not run.status.active for run in runs)
     done = sum(1.0 if not run.status.active else run.state.done(run.info.settings.epochs) for run in runs)
     line = Table.grid(padding=(0, 1))
     line.add_row(
-        f"{over}/{len(runs)} runs",
+        f"{ended}/{len(runs)} runs",
         ProgressBar(total=float(len(runs)), completed=done, width=40),
         f"{100 * done / max(len(runs), 1):.0f} %",
     )

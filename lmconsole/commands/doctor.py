@@ -1,4 +1,4 @@
-"""`lmconsole doctor`: is this machine ready, and if not, what to do about it."""
+"""`lmconsole doctor`: check whether this machine is ready, and advise where it is not."""
 
 import locale
 import os
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lmconsole import __version__, formatting
-from lmconsole.commands.listing import console
+from lmconsole.commands.output import console, print_json
 from lmconsole.data.corpus import find_data, find_embeddings
 from lmconsole.errors import LmconsoleError, escape_control_characters
 from lmconsole.runs.store import Store
@@ -25,7 +25,7 @@ Verdict = Literal["ok", "note", "problem"]
 STYLES: dict[Verdict, str] = {"ok": "green", "note": "yellow", "problem": "bold red"}
 LOW_DISK_MIB = 2 * 1024
 """Twelve paper-size runs, one at a time, need somewhat less: 0.4 GiB for their best weights, and 1.3 GiB for the
-checkpoints of the largest one in training, of which there are three while the next is being written."""
+checkpoints of the largest run, of which there are three while the next one is written."""
 
 TORCH_PROBE = """
 import json, torch
@@ -37,7 +37,7 @@ print(json.dumps({"torch": str(torch.__version__), "cuda": torch.version.cuda,
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing looked at. ``note`` limits what can be done; a ``problem`` stops it."""
+    """Result of one check. A ``note`` limits what can be done; a ``problem`` prevents training."""
 
     what: str
     verdict: Verdict
@@ -51,8 +51,17 @@ class _Torch(msgspec.Struct, frozen=True):
     devices: list[tuple[str, str, bool]]
 
 
-def examine(*, data: Path | None, embeddings: Path | None, runs: Path) -> list[Finding]:
-    """Look at everything a run needs. Nothing is changed, and nothing raises."""
+def diagnose(data: Path | None, embeddings: Path | None, runs: Path, *, json: bool) -> None:
+    """Check everything a run needs, and print the findings."""
+    findings = check(data=data, embeddings=embeddings, runs=runs)
+    if json:
+        print_json(findings)
+    else:
+        print_findings(findings)
+
+
+def check(*, data: Path | None, embeddings: Path | None, runs: Path) -> list[Finding]:
+    """Check everything a run needs, without changing anything. Problems are findings: nothing is raised."""
     return [
         Finding(what="lmconsole", verdict="ok", found=f"{__version__}, Python {platform.python_version()}"),
         *_torch_and_gpu(),
@@ -65,7 +74,7 @@ def examine(*, data: Path | None, embeddings: Path | None, runs: Path) -> list[F
 
 
 def _torch_and_gpu() -> Iterator[Finding]:
-    """PyTorch in a process of its own, and what it makes of the driver."""
+    """Check PyTorch in a child process, and whether it can use the driver."""
     gpus = Gpus.open()
     seen = [f"{gpu.name or 'GPU'}, {formatting.mib(gpu.device_total_mib)}" for gpu in gpus.devices()]
     reason, driver = gpus.reason, gpus.driver_version
@@ -79,7 +88,7 @@ def _torch_and_gpu() -> Iterator[Finding]:
             what="PyTorch",
             verdict="problem",
             found=f"cannot be loaded: {last}",
-            advice="Install it anew: https://pytorch.org/get-started",
+            advice="Reinstall it: https://pytorch.org/get-started",
         )
         return
     native = {device: bf16 for device, _, bf16 in torch.devices}
@@ -91,7 +100,7 @@ def _torch_and_gpu() -> Iterator[Finding]:
         yield Finding(
             what="GPU",
             verdict="problem",
-            found=f"{'; '.join(seen)}: there, but this PyTorch is a CPU build",
+            found=f"{'; '.join(seen)}: present, but this PyTorch is a CPU build",
             advice="Install a CUDA build of PyTorch: https://pytorch.org/get-started",
         )
     elif seen:
@@ -99,7 +108,7 @@ def _torch_and_gpu() -> Iterator[Finding]:
             what="GPU",
             verdict="problem",
             found=f"{'; '.join(seen)}, driver {driver}: PyTorch for CUDA {torch.cuda} cannot use it",
-            advice="Look at CUDA_VISIBLE_DEVICES; update the driver, or install PyTorch for an older CUDA.",
+            advice="Check CUDA_VISIBLE_DEVICES; update the driver, or install PyTorch for an older CUDA.",
         )
     else:
         yield Finding(what="GPU", verdict="note", found=f"none ({reason})", advice="Runs train on the CPU.")
@@ -107,7 +116,7 @@ def _torch_and_gpu() -> Iterator[Finding]:
     yield Finding(
         what="precision",
         verdict="ok" if fast else "note",
-        found=f"bf16 is native on {', '.join(fast)}" if fast else "bf16 is native nowhere: auto means fp32",
+        found=f"bf16 is native on {', '.join(fast)}" if fast else "no device has native bf16: auto means fp32",
     )
 
 
@@ -128,7 +137,7 @@ def _data(data: Path | None, embeddings: Path | None) -> Iterator[Finding]:
                 what="data",
                 verdict="note",
                 found="none in LMCONSOLE_DATA, ./data or the user data folder",
-                advice="The demo preset needs none; for the others name a folder with --data.",
+                advice="The demo preset needs none; for the others, name a folder with --data.",
             )
     except LmconsoleError as error:
         yield Finding(what="data", verdict="problem", found=error.message, advice=error.hint or "")
@@ -191,7 +200,7 @@ def _locale() -> Finding:
 
 
 def print_findings(findings: list[Finding]) -> None:
-    """A line for each, and below it what to do."""
+    """Print a row for each finding, with its advice below it."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(style="bold")

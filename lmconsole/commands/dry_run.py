@@ -1,4 +1,4 @@
-"""`lmconsole run --dry-run`: what would be done, and with which settings from where."""
+"""`lmconsole run --dry-run`: show what would be done, and where each setting comes from."""
 
 import shlex
 import sys
@@ -9,56 +9,58 @@ import msgspec
 from rich.text import Text
 
 from lmconsole import formatting
-from lmconsole.commands.listing import console
+from lmconsole.commands.output import console
 from lmconsole.engine.estimate import Estimate, estimates, makespan_s
 from lmconsole.engine.probe import ProbeAnswer, ask
-from lmconsole.engine.queue import Action, Decision
-from lmconsole.engine.run_options import RunOptions
-from lmconsole.engine.submit import preview, sharing_words, thread_words
+from lmconsole.engine.queue import Action, QueueDecision
+from lmconsole.engine.run_options import RunRequest
+from lmconsole.engine.submit import preview, sharing_words, thread_words, threads_asked
 from lmconsole.errors import ExitCode, escape_control_characters
 from lmconsole.runs.store import Store
 from lmconsole.telemetry.host import free_disk_mib
 
 
-def dry_run(options: RunOptions) -> ExitCode:
-    """Print what `run` would do, and do nothing."""
-    answer = ask(options.probe)
-    store = Store(options.store)
+def dry_run(request: RunRequest) -> ExitCode:
+    """Print what `run` would do, without doing it. Raises LmconsoleError."""
+    answer = ask(request)
+    store = Store(request.runs)
     runs = store.runs()
-    decisions = preview(runs, answer, options)
+    decisions = preview(runs, answer, request)
     expected = estimates(answer, decisions, runs)
-    out = console()
-    if options.json:
-        plan = _plan_as_dict(answer, decisions, expected, options)
+    if request.json:
+        plan = _plan_as_dict(answer, decisions, expected, request)
         sys.stdout.write(msgspec.json.encode(plan).decode() + "\n")
         return ExitCode.OK
-    for name, value in [*overview(answer, options), *time_expected(answer, decisions, expected, options)]:
+    out = console()
+    for name, value in [*overview(answer, request), *time_expected(answer, decisions, expected, request)]:
         out.print(Text(f"{name:<12}", style="bold").append(value, style="not bold"))
     for warning in answer.warnings:
         console(stderr=True).print(Text(f"warning: {warning}", style="yellow"))
     out.print()
     for decision, estimate in zip(decisions, expected, strict=True):
-        out.print(escape_control_characters(_decision_line(decision, estimate, options)))
+        out.print(escape_control_characters(_decision_line(decision, estimate, request)))
     out.print()
     _print_settings(answer)
     return ExitCode.OK
 
 
-def overview(answer: ProbeAnswer, options: RunOptions) -> list[tuple[str, str]]:
-    first = answer.prepared[0]
+def overview(answer: ProbeAnswer, request: RunRequest) -> list[tuple[str, str]]:
+    """Return names and values that describe a request: preset, device, corpus, folders. A row without a name continues
+    the one above."""
+    first = answer.runs[0]
     tokens = ", ".join(f"{count:,} {split}" for split, count in first.corpus.tokens.items())
-    free = free_disk_mib(options.store)
+    free = free_disk_mib(request.runs)
     devices = ", ".join(f"{d} ({n})" for d, n in zip(answer.devices, answer.device_names, strict=True))
-    precisions = dict.fromkeys(prepared.settings.precision for prepared in answer.prepared)
+    precisions = dict.fromkeys(run.settings.precision for run in answer.runs)
     rows = [
         ("preset", f"{answer.preset} ({answer.reason})"),
-        ("device", f"{devices}, {sharing_words(answer, options)}"),
+        ("device", f"{devices}, {sharing_words(answer, request)}"),
         ("precision", ", ".join(precisions)),
         ("corpus", f"{first.corpus.name}, vocabulary {first.corpus.vocabulary:,}"),
         ("", f"{tokens} tokens"),
         ("", f"{first.corpus.tokenizer}; {first.corpus.path or 'built in'}"),
-        ("store", f"{options.store.absolute()} ({formatting.mib(free)} free)"),
-        ("exports", str(options.exports) if options.exports else "none (--no-export)"),
+        ("store", f"{request.runs.absolute()} ({formatting.mib(free)} free)"),
+        ("exports", str(request.exports) if request.exports else "none (--no-export)"),
     ]
     if first.embeddings:
         rows.insert(6, ("embeddings", first.embeddings.path))
@@ -66,16 +68,16 @@ def overview(answer: ProbeAnswer, options: RunOptions) -> list[tuple[str, str]]:
 
 
 def time_expected(
-    answer: ProbeAnswer, decisions: Sequence[Decision], expected: Sequence[Estimate | None], options: RunOptions
+    answer: ProbeAnswer, decisions: Sequence[QueueDecision], expected: Sequence[Estimate | None], request: RunRequest
 ) -> list[tuple[str, str]]:
-    """A line for how long it all will take, as far as that can be known; none if there is nothing to do."""
+    """Return a row with the time that all runs will take, as far as it is known; no row if there is nothing to do."""
     count = sum(decision.action in (Action.NEW, Action.RESUME) for decision in decisions)
     known = [estimate for estimate in expected if estimate]
     if not count:
         return []
     if not known:
         return [
-            ("time", escape_control_characters(f"unknown; `{_bench_command(answer, options)}` would tell, in a minute"))
+            ("time", escape_control_characters(f"unknown; `{_bench_command(answer, request)}` measures it in a minute"))
         ]
     each = [(found.seconds, decision.jobs) for found, decision in zip(expected, decisions, strict=True) if found]
     total_s = makespan_s(each, len(answer.devices))
@@ -84,44 +86,44 @@ def time_expected(
     return [("time", f"about {formatting.about(total_s)} for {of} run{'s' if count > 1 else ''}, from {sources}")]
 
 
-def _bench_command(answer: ProbeAnswer, options: RunOptions) -> str:
-    """What measures this machine for such runs."""
-    asked = options.probe
+def _bench_command(answer: ProbeAnswer, request: RunRequest) -> str:
+    """Return the command that measures this machine for such runs."""
     words = ["lmconsole", "bench", "--preset", answer.preset]
-    if asked.experiments_file:
-        words += ["--experiments", asked.experiments_file]
-    if asked.device != "auto":
+    if request.experiments:
+        words += ["--experiments", str(request.experiments)]
+    if request.device != "auto":
         words += ["--device", answer.devices[0]]
-    if "precision" in asked.overrides:
-        words += ["--precision", str(asked.overrides["precision"])]
+    if request.precision:
+        words += ["--precision", request.precision]
     return shlex.join(words)
 
 
-def _decision_line(decision: Decision, estimate: Estimate | None, options: RunOptions) -> str:
-    experiment = decision.wanted.prepared.experiment
-    text = f"{experiment.id:>3} {experiment.label:<18} seed {decision.wanted.seed:<6} "
+def _decision_line(decision: QueueDecision, estimate: Estimate | None, request: RunRequest) -> str:
+    resolved = decision.resolved
+    experiment = resolved.experiment
+    text = f"{experiment.id:>3} {experiment.label:<18} seed {resolved.seed:<6} "
     time_left = f", about {formatting.about(estimate.seconds)}" if estimate else ""
     match decision.action:
         case Action.NEW:
             return f"{text}new{time_left}"
         case Action.RESUME:
-            usual = options.threads or decision.wanted.prepared.threads
+            usual = threads_asked(request) or resolved.threads
             kept = f" with {thread_words(decision.threads)} as before" if decision.threads != usual else ""
             return f"{text}resume {decision.run} in epoch {decision.epoch}{kept}{time_left}"
         case Action.FINISHED:
             return f"{text}skip, finished: {decision.run}"
         case Action.ACTIVE:
-            return f"{text}{'wait for' if options.everything else 'refuse: under way as'} {decision.run}"
+            return f"{text}{'wait for' if request.everything else 'refuse: already active as'} {decision.run}"
 
 
 def _print_settings(answer: ProbeAnswer) -> None:
-    """Every setting, once where all experiments share it; where it came from behind it."""
+    """Print every setting with its origin, once where all experiments share its value."""
     out = console()
-    settings = [msgspec.to_builtins(prepared.settings) for prepared in answer.prepared]
+    settings = [msgspec.to_builtins(run.settings) for run in answer.runs]
     for key in settings[0]:
         if key in ("model", "layers", "optimizer"):
             continue
-        values = {p.experiment.id: s[key] for p, s in zip(answer.prepared, settings, strict=True) if s[key] is not None}
+        values = {run.experiment.id: s[key] for run, s in zip(answer.runs, settings, strict=True) if s[key] is not None}
         if not values:
             continue
         if len(set(values.values())) == 1:
@@ -130,7 +132,7 @@ def _print_settings(answer: ProbeAnswer) -> None:
                 shown += f" (experiments {', '.join(map(str, values))})"
         else:
             shown = ", ".join(f"{number}: {value}" for number, value in values.items())
-        sources = dict.fromkeys(p.origins[key] for p in answer.prepared if key in p.origins)
+        sources = dict.fromkeys(run.origins[key] for run in answer.runs if key in run.origins)
         out.print(
             Text(f"{key:<22} {escape_control_characters(shown)}").append(
                 f"  [{escape_control_characters('; '.join(sources))}]", style="dim"
@@ -139,31 +141,34 @@ def _print_settings(answer: ProbeAnswer) -> None:
 
 
 def _plan_as_dict(
-    answer: ProbeAnswer, decisions: Sequence[Decision], expected: Sequence[Estimate | None], options: RunOptions
+    answer: ProbeAnswer, decisions: Sequence[QueueDecision], expected: Sequence[Estimate | None], request: RunRequest
 ) -> dict[str, Any]:
-    todo = [decision for decision in decisions if decision.action in (Action.NEW, Action.RESUME)]
-    jobs = {decision.jobs for decision in todo or decisions}
+    pending = [decision for decision in decisions if decision.action in (Action.NEW, Action.RESUME)]
+    jobs = {decision.jobs for decision in pending or decisions}
     return {
+        "request": msgspec.to_builtins(request, enc_hook=str),
         "preset": answer.preset,
         "reason": answer.reason,
         "devices": answer.devices,
         "jobs": jobs.pop() if len(jobs) == 1 else None,
         "warnings": answer.warnings,
-        "store": str(options.store.absolute()),
-        "runs": [
-            {
-                "experiment": decision.wanted.prepared.experiment.id,
-                "seed": decision.wanted.seed,
-                "action": decision.action.value,
-                "run": decision.run,
-                "threads": decision.threads,
-                "jobs": decision.jobs,
-                "expected_s": estimate.seconds if estimate else None,
-                "same_run": decision.wanted.config_hash,
-                "settings": msgspec.to_builtins(decision.wanted.prepared.settings),
-                "origins": decision.wanted.prepared.origins,
-                "corpus": msgspec.to_builtins(decision.wanted.prepared.corpus),
-            }
-            for decision, estimate in zip(decisions, expected, strict=True)
-        ],
+        "store": str(request.runs.absolute()),
+        "runs": [_planned_run(decision, estimate) for decision, estimate in zip(decisions, expected, strict=True)],
+    }
+
+
+def _planned_run(decision: QueueDecision, estimate: Estimate | None) -> dict[str, Any]:
+    resolved = decision.resolved
+    return {
+        "experiment": resolved.experiment.id,
+        "seed": resolved.seed,
+        "action": decision.action.value,
+        "run": decision.run,
+        "threads": decision.threads,
+        "jobs": decision.jobs,
+        "expected_s": estimate.seconds if estimate else None,
+        "same_run": resolved.config_hash,
+        "settings": msgspec.to_builtins(resolved.settings),
+        "origins": resolved.origins,
+        "corpus": msgspec.to_builtins(resolved.corpus),
     }

@@ -1,4 +1,4 @@
-"""Following runs until they are over. Looking is all it takes: the runs do not need anybody to watch."""
+"""Following runs until they have finished, stopped or failed. A follower only reads: runs do not depend on it."""
 
 import contextlib
 import os
@@ -12,22 +12,23 @@ from lmconsole.commands.display import Display
 from lmconsole.commands.interrupts import Interrupts
 from lmconsole.engine.processes import disown, last_line, start_runner
 from lmconsole.errors import ExitCode, RunNotFoundError, StoreError
+from lmconsole.files import LineTail
 from lmconsole.runs.events import AnyEvent, Queued
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 
 POLL_S = 0.2
 GRACE_S = 5.0
-"""How long a run may look lost before it is taken to be: its runner may be about to write what happened."""
+"""Time that a run may look lost before it counts as lost: its runner may be about to write what happened."""
 RUNNER_STARTS = 3
-"""Runners that may end at once before something must be wrong with them."""
+"""Runners that may fail one after the other before the command gives up."""
 
 
 class Follower:
-    """Follows the runs ``names`` until all are over.
+    """Follows the runs ``names`` until none is active.
 
-    ``mine`` are those this command queued: it shows them from there on, keeps a runner for them, and an interrupt stops
-    them. ``known`` were finished before, and their past is not told again.
+    ``own`` runs were queued by this command: it shows them from then on, keeps a runner for them, and an interrupt
+    stops them. Runs in ``finished`` were finished before, and their events are not shown again.
     """
 
     def __init__(
@@ -37,43 +38,44 @@ class Follower:
         display: Display,
         interrupts: Interrupts,
         *,
-        mine: frozenset[str] = frozenset(),
-        known: frozenset[str] = frozenset(),
+        own: frozenset[str] = frozenset(),
+        finished: frozenset[str] = frozenset(),
     ) -> None:
         self._store = store
         self._display = display
         self._interrupts = interrupts
-        self._mine = mine
-        self._untold = set(mine)
-        self._heeded = 0
+        self._own = own
+        self._unshown = set(own)
+        self._handled = 0
+        """Interrupts that were acted on."""
         self._lost_since: dict[str, float] = {}
         self._runner: subprocess.Popen[bytes] | None = None
         self._failed_starts = 0
-        self._log_end = _size(store.runner_log)
-        there = {run.run: run for run in Store(store.root).runs()}
-        gone = [name for name in names if name not in there]
-        if gone:
-            raise RunNotFoundError(f"{store.root}: {', '.join(gone)}: deleted meanwhile")
-        self.runs = [Run(there[name].paths, there[name].info) for name in dict.fromkeys(names)]
+        self._runner_log = LineTail(store.runner_log, last_bytes=0)
+        existing = {run.run: run for run in Store(store.root).runs()}
+        missing = [name for name in names if name not in existing]
+        if missing:
+            raise RunNotFoundError(f"{store.root}: {', '.join(missing)}: deleted in the meantime")
+        self.runs = [Run(existing[name].paths, existing[name].info) for name in dict.fromkeys(names)]
         for run in self.runs:
-            if run.run in known:
+            if run.run in finished:
                 run.refresh()
 
     def follow(self) -> ExitCode:
-        """Wait for the end of all runs; the exit code says how it went. Raises StoreError if no runner can work."""
+        """Wait until no run is active, and return the exit code. Raises StoreError if no runner can work."""
         while True:
             for run in self.runs:
                 self._display.show(run, self._new_events(run))
             self._display.refresh(self.runs)
-            if self._heeded < self._interrupts.count:
-                self._heeded += 1
-                if not self._mine:
-                    self._display.say("Left; the runs go on.")
+            if self._handled < self._interrupts.count:
+                self._handled += 1
+                if not self._own:
+                    self._display.say("Detached; the runs continue.")
                     return ExitCode.INTERRUPTED
                 self._stop()
-            if all(self._over(run) for run in self.runs):
+            if all(self._has_ended(run) for run in self.runs):
                 break
-            self._keep_a_runner()
+            self._ensure_runner()
             time.sleep(POLL_S)
         if self._interrupts.count:
             return ExitCode.INTERRUPTED
@@ -81,19 +83,19 @@ class Follower:
         return ExitCode.OK if finished else ExitCode.RUN_FAILED
 
     def _new_events(self, run: Run) -> list[AnyEvent]:
-        """Events not shown yet; of a run that this command queued again, none of its earlier attempts."""
+        """Return the events not shown yet. Earlier attempts at a run that this command queued again are left out."""
         events = run.refresh()
-        if run.run in self._untold and events:
-            self._untold.remove(run.run)
+        if run.run in self._unshown and events:
+            self._unshown.remove(run.run)
             last = max((i for i, event in enumerate(events) if isinstance(event, Queued)), default=0)
             return events[last:]
         return events
 
     def _stop(self) -> None:
-        active = [run for run in self.runs if run.run in self._mine and run.status.active]
+        active = [run for run in self.runs if run.run in self._own and run.status.active]
         for run in active:
             run.request_stop()
-        if self._heeded == 1:
+        if self._handled == 1:
             self._display.say("Stopping the runs; each saves a checkpoint first. Interrupt again to kill them.")
             return
         self._display.say("Killing the runs; each can be resumed from its last checkpoint.")
@@ -103,7 +105,7 @@ class Follower:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(owner.pid, signal.SIGKILL)
 
-    def _over(self, run: Run) -> bool:
+    def _has_ended(self, run: Run) -> bool:
         if run.problem:
             return True
         if run.status is not Status.LOST:
@@ -112,8 +114,8 @@ class Follower:
         since = self._lost_since.setdefault(run.run, time.monotonic())
         return time.monotonic() - since > GRACE_S
 
-    def _keep_a_runner(self) -> None:
-        """While runs of ours are to come or under way there must be a runner, even if somebody killed the last one."""
+    def _ensure_runner(self) -> None:
+        """Start a runner if own runs are active and none is at work, even if the last one was killed."""
         if self._runner is not None:
             code = self._runner.poll()
             if code is None:
@@ -122,43 +124,27 @@ class Follower:
             self._runner = None
         if self._failed_starts >= RUNNER_STARTS:
             raise StoreError(
-                f"{self._store.root}: the runner ends at once: {last_line(self._store.runner_log)}",
-                hint=f"Everything it printed is in {self._store.runner_log}. What was queued stays queued.",
+                f"{self._store.root}: the runner fails at once: {last_line(self._store.runner_log)}",
+                hint=f"Its output is in {self._store.runner_log}. Queued runs stay queued.",
             )
-        if any(run.status.active for run in self.runs if run.run in self._mine):
+        if any(run.status.active for run in self.runs if run.run in self._own):
             self._runner = start_runner(self._store)
 
     def leave(self) -> None:
-        """The runner, if this command started it, goes on alone."""
+        """Let the runner, if this command started it, continue on its own."""
         if self._runner is not None:
             disown(self._runner)
 
     def wait_for_exports(self, exports: Path) -> None:
-        """Wait for the runner to write the exports, unless other people's runs keep it busy; say where they are."""
+        """Wait for the runner to write the exports, unless other runs keep it busy, and show where they are."""
         self._display.say("Writing the exports …")
         while self._store.runner() is not None or (self._runner is not None and self._runner.poll() is None):
             if any(run.status.active for run in self._store.runs()):
-                self._display.say(f"Other runs are under way; the exports come after them, in {exports}.")
+                self._display.say(f"Other runs are active; the exports follow when they have ended, in {exports}.")
                 return
             if self._interrupts.count:
-                self._display.say(f"Left; the exports will be in {exports}.")
+                self._display.say(f"Detached; the exports will be in {exports}.")
                 return
             time.sleep(POLL_S)
-        said = [line for line in _lines(self._store.runner_log, self._log_end) if line.startswith("exports: ")]
-        self._display.say(said[-1] if said else f"exports: none were written; see {self._store.runner_log}")
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def _lines(path: Path, start: int) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            file.seek(start)
-            return file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return []
+        exported = [line for line in self._runner_log.read_lines() if line.startswith("exports: ")]
+        self._display.say(exported[-1] if exported else f"exports: none were written; see {self._store.runner_log}")

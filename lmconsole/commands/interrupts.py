@@ -1,25 +1,25 @@
-"""SIGINT and SIGTERM while a command works: first they end it, later they are requests that it can heed in order."""
+"""SIGINT and SIGTERM while a command works: at first they end it, later they only count as requests to stop."""
 
 import math
 import signal
 import time
 from types import FrameType, TracebackType
 
-SAME_S = 0.5
-"""Two within this time are one that came by two ways, as from a tool that signals a process and its group."""
+SAME_SIGNAL_S = 0.5
+"""Two signals within this time count once: some tools signal a process and then its group."""
 
 
 class Interrupted(BaseException):
-    """A person or the system asked this command to end. Unlike KeyboardInterrupt, no library takes it for its own."""
+    """A signal asked this command to end. Unlike KeyboardInterrupt, no library catches it."""
 
 
-def interrupted(_number: int, _frame: FrameType | None) -> None:
-    """A signal handler that raises Interrupted."""
+def raise_interrupted(_number: int, _frame: FrameType | None) -> None:
+    """Handle a signal by raising Interrupted."""
     raise Interrupted
 
 
 class Interrupts:
-    """Signals received within the context. Until ``hold`` is called each raises Interrupted."""
+    """Counter of the signals received within the context. Until ``hold`` is called each raises Interrupted."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -37,12 +37,12 @@ class Interrupts:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def hold(self) -> None:
-        """From here on count only."""
+        """Stop raising: from now on signals are only counted."""
         self._raising = False
 
     def _received(self, _number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
-        if now - self._last < SAME_S:
+        if now - self._last < SAME_SIGNAL_S:
             return
         self._last = now
         self.count += 1

@@ -1,8 +1,7 @@
-"""Token ids of texts tokenized before, kept in the user's cache folder.
+"""Token ids of tokenized texts, kept in the user's cache folder.
 
-A cache may be missing, damaged, full, read-only or somebody else's: then the work is simply done again. Entries are
-named by a hash of all they depend on, written under a temporary name and renamed, so two processes never see half
-a file and need no lock.
+If the cache is missing, damaged, full, read-only or another user's, the text is tokenized again. Entries are named by a
+hash of everything they depend on and written atomically, so that processes need no lock.
 """
 
 import hashlib
@@ -22,19 +21,19 @@ from lmconsole.files import atomic_write, cache_folder
 SPLITS = ("train", "validation", "test")
 
 FORMAT = "lmconsole tokens 1"
-"""Part of every entry's name: changes whenever the same text would give other ids, or the file another layout."""
+"""Part of every entry's name. Change it when the same text gives other ids, or the file has another layout."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TokenizedText:
-    """Three splits of ids below ``vocabulary``, each of shape (tokens,)."""
+    """Token ids of three splits, each of shape (tokens,); all ids are below ``vocabulary``."""
 
     vocabulary: int
-    splits: dict[str, NDArray[np.integer[Any]]]
+    splits: Mapping[str, NDArray[np.integer[Any]]]
 
 
 def fingerprint(vocabulary: int, splits: Mapping[str, NDArray[np.integer[Any]]]) -> str:
-    """SHA-256 of the vocabulary's size and of the ids as little-endian int32, whatever type they are held in."""
+    """Return the SHA-256 of the vocabulary size and of the ids as little-endian int32, whatever their type."""
     digest = hashlib.sha256(f"lmconsole corpus 1\n{vocabulary}\n".encode())
     for split in SPLITS:
         digest.update(f"{split} {len(splits[split])}\n".encode())
@@ -43,7 +42,7 @@ def fingerprint(vocabulary: int, splits: Mapping[str, NDArray[np.integer[Any]]])
 
 
 def entry_name(*inputs: str | bytes) -> str:
-    """Name of an entry that depends on ``inputs``, on ``FORMAT`` and on the version of ``tokenizers``."""
+    """Return the name of the entry that depends on ``inputs``, on ``FORMAT`` and on the version of ``tokenizers``."""
     from importlib.metadata import version
 
     digest = hashlib.sha256()
@@ -54,7 +53,7 @@ def entry_name(*inputs: str | bytes) -> str:
 
 
 def cached(folder: Path | None, name: str, make: Callable[[], TokenizedText]) -> TokenizedText:
-    """The entry ``name`` of ``folder`` (None: the user's cache folder), made by ``make`` where there is none."""
+    """Return the entry ``name`` of ``folder``, by default the user's cache folder; call ``make`` if there is none."""
     folder = cache_folder("corpora") if folder is None else folder
     if folder is None:
         return make()
@@ -66,7 +65,7 @@ def cached(folder: Path | None, name: str, make: Callable[[], TokenizedText]) ->
 
 
 def _read(path: Path) -> TokenizedText | None:
-    """The entry at ``path``; None unless it is whole and says of itself what it holds."""
+    """Read an entry; None unless it is complete and matches the name and the fingerprint in it."""
     try:
         arrays = read_arrays(path, ("vocabulary", "name", "sha256", *SPLITS))[1]
         vocabulary, name, sha256 = int(str(arrays["vocabulary"])), str(arrays["name"]), str(arrays["sha256"])
@@ -75,7 +74,7 @@ def _read(path: Path) -> TokenizedText | None:
         return None
     if name != path.name or sha256 != fingerprint(vocabulary, splits):
         return None
-    return TokenizedText(vocabulary, splits)
+    return TokenizedText(vocabulary=vocabulary, splits=splits)
 
 
 def _write(path: Path, tokenized: TokenizedText) -> None:

@@ -1,11 +1,12 @@
-"""Three splits of token ids to train, choose and test on: where they are found and how they are read.
+"""Finding and loading a corpus: token ids of three splits, for training, validation and test.
 
-A folder of tokens holds ``wiki.{train,validation,test}.npz``, each with an array ``tokens``. WikiText-2's, in GPT-1
-BPE, hold the text's non-empty lines one after the other; line feeds are no tokens, and a second array ``sizes``
-(tokens in each of those lines) is left unread, since windows are cut from the running stream.
+A folder of tokens contains ``wiki.{train,validation,test}.npz``, each with an array ``tokens``. For WikiText-2 in
+GPT-1 BPE it is the non-empty lines of the text in sequence, without tokens for line feeds. The second array, ``sizes``
+(tokens of each line), is not read, since windows are cut from the whole stream.
 
-A folder of text holds ``train.txt``, ``valid.txt`` or ``validation.txt``, and ``test.txt``. With GPT-1's BPE beside
-them, empty lines and line feeds leave no token either; a byte-level BPE trained on the train split keeps them all.
+A folder of text contains ``train.txt``, ``valid.txt`` or ``validation.txt``, and ``test.txt``. If the files of GPT-1's
+BPE are in the same folder, empty lines and line feeds give no tokens either; otherwise a byte-level BPE is trained on
+the train split, which keeps them.
 """
 
 import os
@@ -20,13 +21,13 @@ from numpy.typing import NDArray
 from lmconsole.data.cache import SPLITS, TokenizedText, cached, entry_name, fingerprint
 from lmconsole.data.demo import DEMO_NAME, demo_texts
 from lmconsole.data.files import id_type, list_folder, read_bytes, read_text, read_tokens
-from lmconsole.data.tokenizer import ENCODER_FILE, MERGES_FILE, gpt1_tokenizer, train_byte_bpe
+from lmconsole.data.tokenizer import ENCODER_FILE, MERGES_FILE, Tokenizer, gpt1_tokenizer, train_byte_bpe
 from lmconsole.errors import CorpusError, EmbeddingsError, escape_control_characters
 
 __all__ = ["SPLITS", "Corpus", "describe", "find_data", "find_embeddings", "load_corpus"]
 
 SHORTEST_SPLIT = 3
-"""Tokens below which no window has a target for certain, however long windows are."""
+"""Least number of tokens for which there is a window with a target, whatever the window length."""
 
 NPZ_FILES: dict[str, tuple[str, ...]] = {split: (f"wiki.{split}.npz",) for split in SPLITS}
 TEXT_FILES: dict[str, tuple[str, ...]] = {
@@ -36,40 +37,41 @@ TEXT_FILES: dict[str, tuple[str, ...]] = {
 }
 
 _WIKITEXT2 = "4e404bff5e07ff171f342b5a711122627af7574a122b99b279982591418cdadc"
-"""Fingerprint of WikiText-2 in GPT-1 BPE, as the course that published the reference numbers tokenized it."""
+"""Fingerprint of WikiText-2 in GPT-1 BPE, as tokenized by the course that published the reference results."""
 
 _FOLDER_HINT = (
-    "A corpus folder holds wiki.train.npz, wiki.validation.npz and wiki.test.npz, or train.txt, valid.txt and test.txt."
+    "A corpus folder contains wiki.train.npz, wiki.validation.npz and wiki.test.npz, or train.txt, valid.txt and "
+    "test.txt."
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Corpus:
-    """Token ids of three splits, and what a caption or a run's record says about them."""
+    """Token ids of three splits, and their description."""
 
     name: str
-    """Short, for captions."""
+    """Short name for captions."""
     kind: Literal["demo", "npz", "text"]
     path: Path | None
-    """The folder, absolute; None for the demo corpus."""
+    """Absolute path of the folder; None for the demo corpus."""
     vocabulary: int
-    """V: every id is below it; padding, id 0, is counted."""
+    """V: every id is below it. It includes padding, id 0."""
     tokenizer: str
-    """Where the ids come from, in one phrase."""
+    """Short description of the tokenizer."""
     splits: dict[str, NDArray[np.integer[Any]]]
-    """Ids of each of ``SPLITS``, shape (tokens,), uint16 where they fit, else int32; cut by ``max_tokens``."""
+    """Ids of each of ``SPLITS`` after ``max_tokens``, shape (tokens,), uint16 if the vocabulary fits, else int32."""
     sha256: str
-    """Fingerprint of the vocabulary's size and of the three whole splits, before ``max_tokens``."""
+    """Fingerprint of the vocabulary size and of the three splits before ``max_tokens``."""
     max_tokens: int | None
     """Limit on the train split; a tenth of it limits the others."""
 
     def counts(self) -> dict[str, int]:
-        """Tokens in each split, after ``max_tokens``."""
+        """Return the number of tokens in each split, after ``max_tokens``."""
         return {split: len(self.splits[split]) for split in SPLITS}
 
 
 def describe(corpus: Corpus) -> dict[str, object]:
-    """What a run's record and ``data info`` say of a corpus, in types that JSON knows."""
+    """Return the description of a corpus for run.json and ``data info``, in types that JSON has."""
     path = None if corpus.path is None else str(corpus.path).encode("utf-8", "backslashreplace").decode()
     return {
         "name": corpus.name,
@@ -91,24 +93,28 @@ def load_corpus(
     max_tokens: int | None = None,
     cache: Path | None = None,
 ) -> Corpus:
-    """The built-in corpus (``demo``), or the one in ``folder`` (``tokens``).
+    """Load the built-in corpus (``demo``), or the one in ``folder`` (``tokens``).
 
-    ``vocabulary`` bounds the ids of npz files and the size of a tokenizer trained here. ``max_tokens`` keeps the
-    first N tokens of the train split and the first N // 10 of the others. ``cache`` is where tokenized text is kept;
-    None is the user's cache folder. Raises CorpusError for whatever is missing, damaged or unusable.
+    Args:
+        vocabulary: bound on the ids in npz files, or most ids of a tokenizer that is trained.
+        max_tokens: keep the first N tokens of the train split and the first N // 10 of the others.
+        cache: folder for tokenized text; by default the user's cache folder.
+
+    Raises:
+        CorpusError: something is missing, damaged or unusable.
     """
     if kind == "demo":
         texts = demo_texts()
         tokenized = _byte_tokens(texts, vocabulary, cache)
         return _corpus(DEMO_NAME, "demo", None, tokenized, dict.fromkeys(SPLITS, "demo corpus"), max_tokens)
     if folder is None:
-        raise CorpusError("no folder with tokens or text was found", hint=f"Name one with --data. {_FOLDER_HINT}")
+        raise CorpusError("no folder with tokens or text was found", hint=f"Choose one with --data. {_FOLDER_HINT}")
     folder = Path(os.path.abspath(folder))
     names = list_folder(folder)
     layout, files = _layout(folder, names)
     if layout == "npz":
         splits = {split: read_tokens(path, vocabulary) for split, path in files.items()}
-        tokenized = TokenizedText(vocabulary, splits), "ids as found in the files"
+        tokenized = TokenizedText(vocabulary=vocabulary, splits=splits), "ids as found in the files"
     else:
         tokenized = _text_tokens(folder, names, files, vocabulary, cache)
     name = escape_control_characters(folder.name).replace("\n", " ").strip() or "corpus"
@@ -116,10 +122,13 @@ def load_corpus(
 
 
 def find_data(explicit: Path | None, *, environ: Mapping[str, str], cwd: Path) -> Path | None:
-    """The corpus folder, absolute: ``explicit`` (--data), LMCONSOLE_DATA, ``data`` in ``cwd``, the user data folder.
+    """Return the absolute path of the corpus folder, or None if there is none.
 
-    The first two are taken at their word: without a whole corpus in them a CorpusError says what is missing. The
-    others count only where they hold one; None where no place does.
+    The candidates are ``explicit`` (--data), LMCONSOLE_DATA, ``data`` in ``cwd``, and the user data folder. The last
+    two are skipped without a complete corpus.
+
+    Raises:
+        CorpusError: one of the first two is given and has no complete corpus.
     """
     named = {"--data": explicit, "LMCONSOLE_DATA": environ.get("LMCONSOLE_DATA") or None}
     for origin, folder in named.items():
@@ -142,9 +151,11 @@ def find_data(explicit: Path | None, *, environ: Mapping[str, str], cwd: Path) -
 
 
 def find_embeddings(explicit: Path | None, data: Path | None) -> Path | None:
-    """The file of embedding tables, absolute: ``explicit`` (--embeddings), else ``embeddings.npz`` or the hub's
-    ``model.safetensors`` in the folder ``data``; None where there is none. Raises EmbeddingsError where ``explicit``
-    is no file. What is in the file is for its reader to judge."""
+    """Return the absolute path of the embedding tables, or None if there are none.
+
+    The candidates are ``explicit`` (--embeddings), then ``embeddings.npz`` and ``model.safetensors``, as on the Hugging
+    Face Hub, in the folder ``data``. The content is not checked. Raises EmbeddingsError if ``explicit`` is not a file.
+    """
     if explicit is not None:
         path = Path(os.path.abspath(explicit))
         try:
@@ -154,7 +165,7 @@ def find_embeddings(explicit: Path | None, data: Path | None) -> Path | None:
         if found:
             raise EmbeddingsError(
                 f"--embeddings: {path}: {found}",
-                hint="Name an .npz file with arrays 'tokens' and 'position', or the hub's model.safetensors.",
+                hint="Give an .npz file with arrays 'tokens' and 'position', or the Hub's model.safetensors.",
             )
         return path
     if data is not None:
@@ -167,7 +178,7 @@ def find_embeddings(explicit: Path | None, data: Path | None) -> Path | None:
 
 
 def _layout(folder: Path, names: frozenset[str]) -> tuple[Literal["npz", "text"], dict[str, Path]]:
-    """How ``folder`` holds its corpus, and in which files. Raises CorpusError unless all three splits are there."""
+    """Return the layout of a corpus folder and the file of each split. Raises CorpusError if a split is missing."""
     layouts: dict[Literal["npz", "text"], dict[str, tuple[str, ...]]] = {"npz": NPZ_FILES, "text": TEXT_FILES}
     for layout, wanted in layouts.items():
         present = {split: [name for name in options if name in names] for split, options in wanted.items()}
@@ -178,19 +189,19 @@ def _layout(folder: Path, names: frozenset[str]) -> tuple[Literal["npz", "text"]
             have = ", ".join(name for found in present.values() for name in found)
             raise CorpusError(
                 f"{folder}: {len(SPLITS) - len(missing)} of 3 splits: {have} without {' and '.join(missing)}",
-                hint=f"Put {' and '.join(missing)} beside it. {_FOLDER_HINT}",
+                hint=f"Add {' and '.join(missing)} to the folder. {_FOLDER_HINT}",
             )
         for found in present.values():
             if len(found) > 1:
-                raise CorpusError(f"{folder}: both {' and '.join(found)} are there", hint="Remove or rename one.")
+                raise CorpusError(f"{folder}: contains both {' and '.join(found)}", hint="Remove or rename one.")
         return layout, {split: folder / found[0] for split, found in present.items()}
-    raise CorpusError(f"{folder}: there is no corpus in this folder", hint=_FOLDER_HINT)
+    raise CorpusError(f"{folder}: no corpus in this folder", hint=_FOLDER_HINT)
 
 
 def _text_tokens(
     folder: Path, names: frozenset[str], files: Mapping[str, Path], vocabulary: int, cache: Path | None
 ) -> tuple[TokenizedText, str]:
-    """The text files of ``folder`` as ids, and a phrase for the tokenizer that made them."""
+    """Return the ids of the text files of ``folder``, and a description of the tokenizer."""
     texts = {split: read_text(path) for split, path in files.items()}
     present = [name for name in (ENCODER_FILE, MERGES_FILE) if name in names]
     if not present:
@@ -198,16 +209,13 @@ def _text_tokens(
     if len(present) == 1:
         (missing,) = {ENCODER_FILE, MERGES_FILE} - set(present)
         raise CorpusError(
-            f"{folder}: {present[0]} is there without {missing}; GPT-1's BPE needs both",
+            f"{folder}: contains {present[0]} without {missing}; GPT-1's BPE needs both",
             hint="Add the other file of GPT-1's BPE, or remove this one to train a tokenizer on the text.",
         )
     encoder, merges = ((folder / name, read_bytes(folder / name)) for name in (ENCODER_FILE, MERGES_FILE))
 
-    def make() -> TokenizedText:
-        tokenizer = gpt1_tokenizer(encoder, merges)
-        return TokenizedText(tokenizer.vocabulary, {s: tokenizer.encode(text) for s, text in texts.items()})
-
-    tokenized = cached(cache, entry_name("gpt1", encoder[1], merges[1], *texts.values()), make)
+    name = entry_name("gpt1", encoder[1], merges[1], *texts.values())
+    tokenized = cached(cache, name, lambda: _encode(gpt1_tokenizer(encoder, merges), texts))
     if tokenized.vocabulary > vocabulary:
         raise CorpusError(
             f"{encoder[0]}: its tokens and padding are {tokenized.vocabulary:,} ids, the preset's vocabulary is "
@@ -218,14 +226,15 @@ def _text_tokens(
 
 
 def _byte_tokens(texts: Mapping[str, str], vocabulary: int, cache: Path | None) -> tuple[TokenizedText, str]:
-    """``texts`` in a byte-level BPE trained on their train split, and a phrase for it."""
-
-    def make() -> TokenizedText:
-        tokenizer = train_byte_bpe(texts["train"], vocabulary)
-        return TokenizedText(tokenizer.vocabulary, {s: tokenizer.encode(text) for s, text in texts.items()})
-
-    tokenized = cached(cache, entry_name("bytes", str(vocabulary), *(texts[s] for s in SPLITS)), make)
+    """Return the ids of ``texts`` in a byte-level BPE trained on the train split, and a description of it."""
+    name = entry_name("bytes", str(vocabulary), *(texts[s] for s in SPLITS))
+    tokenized = cached(cache, name, lambda: _encode(train_byte_bpe(texts["train"], vocabulary), texts))
     return tokenized, f"byte-level BPE of {tokenized.vocabulary:,} trained on the train split"
+
+
+def _encode(tokenizer: Tokenizer, texts: Mapping[str, str]) -> TokenizedText:
+    splits = {split: tokenizer.encode(text) for split, text in texts.items()}
+    return TokenizedText(vocabulary=tokenizer.vocabulary, splits=splits)
 
 
 def _corpus(
@@ -236,25 +245,34 @@ def _corpus(
     sources: Mapping[str, str],
     max_tokens: int | None,
 ) -> Corpus:
-    """Checks that every split is long enough, takes the fingerprint, then cuts to ``max_tokens``."""
+    """Check the length of every split, compute the fingerprint, and cut the splits to ``max_tokens``."""
     ids, tokenizer = tokenized
     for split in SPLITS:
         if len(ids.splits[split]) < SHORTEST_SPLIT:
             raise CorpusError(
                 f"{sources[split]}: the {split} split has {len(ids.splits[split])} tokens; "
                 f"one window needs {SHORTEST_SPLIT} or more",
-                hint="Put more text or tokens into it.",
+                hint="Add more text or tokens to it.",
             )
     sha256 = fingerprint(ids.vocabulary, ids.splits)
     if sha256 == _WIKITEXT2:
         name, tokenizer = "WikiText-2 (GPT-1 BPE)", "GPT-1 BPE, ids shifted by one"
     splits = {split: _first(ids.splits[split], split, max_tokens) for split in SPLITS}
     typed = {split: np.ascontiguousarray(found, dtype=id_type(ids.vocabulary)) for split, found in splits.items()}
-    return Corpus(name, kind, path, ids.vocabulary, tokenizer, typed, sha256, max_tokens)
+    return Corpus(
+        name=name,
+        kind=kind,
+        path=path,
+        vocabulary=ids.vocabulary,
+        tokenizer=tokenizer,
+        splits=typed,
+        sha256=sha256,
+        max_tokens=max_tokens,
+    )
 
 
 def _first(ids: NDArray[np.integer[Any]], split: str, max_tokens: int | None) -> NDArray[np.integer[Any]]:
-    """What ``max_tokens`` leaves of a split: its first N tokens, or N // 10 of those that are not trained on."""
+    """Cut a split to its first N = ``max_tokens`` ids, or N // 10 if it is not the train split."""
     if max_tokens is None:
         return ids
     limit = max_tokens if split == "train" else max_tokens // 10

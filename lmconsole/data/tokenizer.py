@@ -1,7 +1,7 @@
-"""From text to token ids: GPT-1's byte-pair encoding where its files are there, else a byte-level one trained here.
+"""From text to token ids: GPT-1's byte-pair encoding (BPE) if its files exist, else a byte-level BPE trained here.
 
-Both number their tokens from 1: id 0 is padding and stands for no text. The ``tokenizers`` package is imported when
-a text is first encoded, so that commands which need none stay fast.
+Both number their tokens from 1, since id 0 is padding. The package ``tokenizers`` is imported when a text is first
+encoded, so that commands that need no tokenizer stay fast.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ UNKNOWN = "<unk>"
 END_OF_WORD = "</w>"
 
 SMALLEST_BYTE_VOCABULARY = 257
-"""256 bytes and padding: below that some text could not be written down."""
+"""256 bytes and padding: with fewer ids some text could not be encoded."""
 
 _LINES_AT_ONCE = 2048
-"""Lines handed over together: enough to keep every thread busy, few enough to keep memory flat."""
+"""Lines encoded in one call: enough to keep every thread busy, few enough to bound memory."""
 
 _DOWNLOAD_HINT = (
-    f"Fetch both files of GPT-1's BPE again ({ENCODER_FILE} and {MERGES_FILE}), or remove both to train a tokenizer "
+    f"Download both files of GPT-1's BPE again ({ENCODER_FILE} and {MERGES_FILE}), or remove both to train a tokenizer "
     "on the text."
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Tokenizer:
-    """A trained encoding. ``vocabulary`` counts padding: ids are in [1, vocabulary)."""
+    """A trained tokenizer. ``vocabulary`` includes padding: ids are in [1, vocabulary)."""
 
     backend: tokenizers.Tokenizer
     vocabulary: int
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        """Ids of ``text``, shape (tokens,). Lines are encoded on their own, in parallel; a line feed belongs to the
-        line it ends, so a tokenizer that keeps white space keeps it."""
+        """Return the ids of ``text``, shape (tokens,). Each line is encoded separately, in parallel, with its line
+        feed, so that a tokenizer that keeps white space keeps line feeds."""
         parts: list[NDArray[np.int32]] = [np.empty(0, dtype=np.int32)]
         lines = iter_lines(text)
         while batch := list(islice(lines, _LINES_AT_ONCE)):
@@ -59,14 +59,14 @@ class Tokenizer:
         return np.concatenate(parts)
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
-        """Text of ``ids``, padding left out. Exact for a byte-level encoding; GPT-1's gives lower case with one
-        space after each word, and ``<unk>`` for each character it does not know."""
+        """Return the text of ``ids`` without padding. It is exact for a byte-level BPE; GPT-1's gives lower case, one
+        space after each word, and ``<unk>`` for each unknown character."""
         return str(self.backend.decode([int(i) - 1 for i in ids if i > 0], skip_special_tokens=False))
 
 
 def iter_lines(text: str) -> Iterator[str]:
-    """The lines of ``text``, each with the line feed that ends it. Only a line feed ends a line: ``str.splitlines``
-    would also break at a dozen other characters."""
+    """Yield the lines of ``text``, each with its line feed. Only a line feed ends a line: ``str.splitlines`` would
+    break at a dozen other characters too."""
     start = 0
     while start < len(text):
         end = text.find("\n", start) + 1 or len(text)
@@ -75,10 +75,10 @@ def iter_lines(text: str) -> Iterator[str]:
 
 
 def gpt1_tokenizer(encoder: tuple[Path, bytes], merges: tuple[Path, bytes]) -> Tokenizer:
-    """GPT-1's BPE (Radford et al. 2018) from its two files, each given as path and content.
+    """Build GPT-1's BPE (Radford et al. 2018) from its two files, each given as path and content.
 
-    Text is lower-cased, accents are kept, white space separates words and is dropped, line feeds included; a
-    character outside the alphabet becomes ``<unk>``. Raises CorpusError where a file is damaged or they disagree.
+    Text is lower-cased and accents are kept. White space, line feeds included, separates words and is dropped. An
+    unknown character becomes ``<unk>``. Raises CorpusError if a file is damaged or the two do not match.
     """
     library = _library()
     ranks = _read_encoder(*encoder)
@@ -87,19 +87,19 @@ def gpt1_tokenizer(encoder: tuple[Path, bytes], merges: tuple[Path, bytes]) -> T
         backend = library.Tokenizer(
             library.models.BPE(vocab=ranks, merges=pairs, unk_token=UNKNOWN, end_of_word_suffix=END_OF_WORD)
         )
-    except Exception as error:  # the library has no class of its own for a vocabulary it dislikes
-        raise CorpusError(f"{encoder[0]}: not usable as a BPE: {error}", hint=_DOWNLOAD_HINT) from None
+    except Exception as error:  # the library raises plain Exception
+        raise CorpusError(f"{encoder[0]}: not a usable BPE: {error}", hint=_DOWNLOAD_HINT) from None
     backend.normalizer = library.normalizers.BertNormalizer(strip_accents=False, lowercase=True)
     backend.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
     backend.decoder = library.decoders.BPEDecoder(suffix=END_OF_WORD)
-    return Tokenizer(backend, len(ranks) + 1)
+    return Tokenizer(backend=backend, vocabulary=len(ranks) + 1)
 
 
 def train_byte_bpe(text: str, vocabulary: int) -> Tokenizer:
-    """A lossless byte-level BPE with at most ``vocabulary`` ids, padding included, trained on ``text``.
+    """Train a lossless byte-level BPE with at most ``vocabulary`` ids, padding included, on ``text``.
 
-    Deterministic: pairs of equal count are merged in the order of their ids, whatever the number of threads. A pair
-    seen only once is never merged, so a short text gives a smaller vocabulary than asked for.
+    It is deterministic: pairs of equal count are merged in the order of their ids, whatever the number of threads.
+    Pairs that occur once are never merged, so a short text gives a smaller vocabulary than requested.
     """
     if vocabulary < SMALLEST_BYTE_VOCABULARY:
         raise CorpusError(
@@ -118,7 +118,7 @@ def train_byte_bpe(text: str, vocabulary: int) -> Tokenizer:
         initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet()),
     )
     backend.train_from_iterator(iter_lines(text), trainer)
-    return Tokenizer(backend, int(backend.get_vocab_size()) + 1)
+    return Tokenizer(backend=backend, vocabulary=int(backend.get_vocab_size()) + 1)
 
 
 def _read_encoder(path: Path, data: bytes) -> dict[str, int]:
@@ -136,7 +136,7 @@ def _read_encoder(path: Path, data: bytes) -> dict[str, int]:
 
 
 def _read_merges(path: Path, data: bytes, ranks: dict[str, int]) -> list[tuple[str, str]]:
-    """The merges in their order; the first line may be a version header."""
+    """Return the merges in order. The first line may be a version header."""
     pairs = []
     for number, line in enumerate(read_text(path, data).split("\n"), start=1):
         if not line or (number == 1 and line.startswith("#version")):
@@ -147,8 +147,8 @@ def _read_merges(path: Path, data: bytes, ranks: dict[str, int]) -> list[tuple[s
         for piece in (left, right, left + right):
             if piece not in ranks:
                 raise CorpusError(
-                    f"{path}: line {number:,}: {piece[:60]!r} is no token of {ENCODER_FILE}; the two files do not "
-                    "belong together, or one is cut short",
+                    f"{path}: line {number:,}: {piece[:60]!r} is not a token of {ENCODER_FILE}; the two files do not "
+                    "belong together, or one is incomplete",
                     hint=_DOWNLOAD_HINT,
                 )
         pairs.append((left, right))
@@ -156,17 +156,17 @@ def _read_merges(path: Path, data: bytes, ranks: dict[str, int]) -> list[tuple[s
     for token in ranks:
         if token not in made and token != UNKNOWN and len(token.removesuffix(END_OF_WORD)) > 1:
             raise CorpusError(
-                f"{path}: no merge makes the token {token[:60]!r} of {ENCODER_FILE}; the file is cut short",
+                f"{path}: no merge gives the token {token[:60]!r} of {ENCODER_FILE}; the file is incomplete",
                 hint=_DOWNLOAD_HINT,
             )
     return pairs
 
 
 def _library() -> ModuleType:
-    """The ``tokenizers`` package, told to use its threads.
+    """Import ``tokenizers`` and enable its threads.
 
-    Left undecided, it prints a warning in every process forked after its threads have run. A forked child has none
-    of those threads and would wait for them forever, so there the encoding goes on without.
+    Without the variable, it prints a warning in every process that is forked after its threads have run. A forked child
+    does not have these threads and would wait for them forever, so it encodes without threads.
     """
     import tokenizers
 

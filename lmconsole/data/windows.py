@@ -1,4 +1,4 @@
-"""Where the windows of a split begin and how many targets each has."""
+"""Windows of a token stream: where each starts and how many targets it has."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,14 +7,15 @@ Indices = NDArray[np.int64]
 
 
 def cut_windows(tokens: int, window_tokens: int) -> tuple[Indices, Indices]:
-    """Cuts a stream of ``tokens`` ids into windows of at most T = ``window_tokens`` targets.
+    """Cut a stream of ``tokens`` ids into windows of at most T = ``window_tokens`` targets.
 
     A window with start s and length n reads ids s … s+n-1 and predicts ids s+1 … s+n. Window i starts at T·i as long
-    as all its T targets exist. What remains is one shorter window, and as in the course that published the reference
-    numbers it starts one token late, at T·k+1: its first target, id T·k+1, is therefore never predicted, and a
-    remainder of one target vanishes. Keeping the flaw keeps our perplexities comparable with the published ones.
+    as all its T targets exist. The rest is one shorter window. As in the course that published the reference results,
+    it starts one token late, after k full windows at T·k+1: the target with this index is never predicted, and a rest
+    of one target is dropped. Keeping the flaw keeps our perplexities comparable with the published ones.
 
-    Returns starts and lengths, each of shape (windows,); both are empty for fewer than 2 ids.
+    Returns:
+        Starts and lengths, each of shape (windows,); empty for fewer than 2 ids.
     """
     assert tokens >= 0
     assert window_tokens >= 1

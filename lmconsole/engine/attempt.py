@@ -1,4 +1,4 @@
-"""One attempt at a run, inside the worker: what it trains on is loaded and checked, and its errors put into words."""
+"""One attempt at a run, inside the worker: load and check its data, train, and explain errors."""
 
 import errno
 import os
@@ -9,13 +9,14 @@ from typing import Any, cast
 
 from lmconsole import __version__
 from lmconsole.data.corpus import SPLITS, Corpus, load_corpus
-from lmconsole.engine.estimate import measured_ceiling
+from lmconsole.engine.bench_cache import measured_peak_gflops
 from lmconsole.engine.sampler import Sampler
 from lmconsole.engine.shared_data import Arrays, load_shared
 from lmconsole.errors import LmconsoleError, TrainingError, escape_control_characters
 from lmconsole.lm import device
 from lmconsole.lm.embedding import TABLES, Tables, arrays_of, read_tables, tables_from
-from lmconsole.lm.loop import Job, Training, parameters_of
+from lmconsole.lm.loop import Training, TrainingContext, parameters_of
+from lmconsole.lm.memory import allocator_mib, is_out_of_memory, keep_freed_memory
 from lmconsole.lm.model import attention_of
 from lmconsole.plan.experiment import Precision
 from lmconsole.runs.events import EventLog, Failed, Queued, Started
@@ -27,7 +28,7 @@ from lmconsole.telemetry.host import host_memory, host_name, rss_mib
 
 
 class Attempt:
-    """One attempt at a run: prepared at once, or step by step while another run has the device, and then run."""
+    """One attempt at a run: prepared in one go, or in two parts while another run uses the device, and then run."""
 
     def __init__(
         self,
@@ -40,7 +41,11 @@ class Attempt:
         shared: Path | None,
         stop_requested: Callable[[], bool],
     ) -> None:
-        """``device_name`` is torch's, ``shared`` the folder of the data that the workers of one queue share."""
+        """Args:
+        device_name: torch's name of the device.
+        shared: folder of the data that the workers of one queue share.
+        stop_requested: whether the run is to stop at the next step.
+        """
         self._info, self._paths, self._log, self._history = info, paths, log, history
         self._device, self._shared, self._stop_requested = device_name, shared, stop_requested
         self._sampler: Sampler | None = None
@@ -49,49 +54,49 @@ class Attempt:
         self._read_energy_j: Callable[[], float | None] = lambda: None
 
     def prepare_on_host(self) -> None:
-        """Read the data and build the model, without touching a GPU. Raises whatever goes wrong: see ``explain``."""
+        """Read the data and build the model, without touching a GPU. Any exception may be raised: see ``explain``."""
         device.set_threads(self._info.threads or 1)
-        device.keep_freed_memory(self._device)
-        job = Job(
+        keep_freed_memory(self._device)
+        context = TrainingContext(
             info=self._info,
             paths=self._paths,
             log=self._log,
             history=self._history,
             device=self._device,
-            corpus=load_the_corpus(self._info, self._shared),
-            tables=load_the_tables(self._info, self._shared),
+            corpus=load_verified_corpus(self._info, self._shared),
+            tables=load_verified_tables(self._info, self._shared),
             stop_requested=self._stop_requested,
             enter_phase=lambda phase, epoch: self._sampler.enter(phase, epoch) if self._sampler else None,
             end_telemetry=lambda: self._sampler.close() if self._sampler else None,
             read_energy_j=lambda: self._read_energy_j(),
         )
-        self._training = Training(job)
+        self._training = Training(context)
 
     def prepare_on_device(self) -> None:
-        """Do the rest of the set-up. Raises whatever goes wrong."""
+        """Do the rest of the set-up. Any exception may be raised."""
         if self._training is None:
             self.prepare_on_host()
         assert self._training is not None
-        device.use(self._device)
+        device.set_device(self._device)
         self._training.prepare_on_device()
         self._on_device = True
 
     @property
     def fell_back(self) -> bool:
-        """Whether a fast path failed when the device was prepared."""
-        return self._training is not None and self._on_device and self._training.training.fell_back
+        """Whether a fast path failed while the device was prepared."""
+        return self._training is not None and self._on_device and self._training.steps.fell_back
 
     def run(self, siblings: Sequence[int], began: float) -> None:
         """Train on the device, from the last checkpoint if the run has been tried before.
 
-        ``siblings`` are the pids of workers of the same store, which do not count as other users of a GPU. ``began`` is
-        ``time.monotonic()`` when the attempt began. Raises whatever goes wrong: see ``explain``.
+        ``siblings`` are pids of workers of the same store, which do not count as other GPU processes. ``began`` is
+        ``time.monotonic()`` when the attempt began. Any exception may be raised: see ``explain``.
         """
         chosen = device.describe_device(self._device)
-        device.use(self._device)
+        device.set_device(self._device)
         started = self._log.append(_started(self._info, self._history.attempt + 1, chosen, siblings), sync=True)
-        self._sampler = Sampler(self._log, chosen.uuid, lambda: device.memory_mib(self._device))
-        if has_board_alone(started, self._history.queued):
+        self._sampler = Sampler(self._log, chosen.uuid, lambda: allocator_mib(self._device))
+        if uses_gpu_alone(started, self._history.queued):
             self._read_energy_j = self._sampler.total_energy_j
         self._sampler.start()
         try:
@@ -103,18 +108,19 @@ class Attempt:
             self._sampler.close()
 
 
-def has_board_alone(started: Started, queued: Queued | None) -> bool:
-    """Return whether the energy of the GPU's board is this run's: it has one counter for all processes and MIG slices.
+def uses_gpu_alone(started: Started, queued: Queued | None) -> bool:
+    """Return whether the energy of the board is this run's, since all processes and MIG slices share one counter.
 
-    A GPU on which the driver hides processes, as in containers, counts as the run's own."""
+    A GPU whose processes the driver hides, as in containers, counts as used alone.
+    """
     uuid, jobs = started.device_uuid, queued.jobs if queued else 1
     return uuid is not None and not uuid.startswith("MIG-") and started.shared_gpu is not True and jobs == 1
 
 
-def load_the_corpus(info: RunInfo, shared: Path | None = None) -> Corpus:
-    """Return the corpus the run was queued with, out of the folder ``shared`` if another run of the queue has read it.
+def load_verified_corpus(info: RunInfo, shared: Path | None = None) -> Corpus:
+    """Return the corpus the run was queued with, from the folder ``shared`` if another run of the queue has read it.
 
-    Raises TrainingError if it is read and the files hold something else by now.
+    Raises TrainingError if the files have changed since.
     """
     asked = info.corpus
 
@@ -130,7 +136,7 @@ def load_the_corpus(info: RunInfo, shared: Path | None = None) -> Corpus:
                 "corpus-changed",
                 f"{asked.path or corpus.name}: the corpus is not the one this run was queued with "
                 f"(fingerprint {corpus.sha256[:12]}, expected {asked.sha256[:12]})",
-                hint="Put the old files back, or train on the new ones as a new run: lmconsole run ID --fresh.",
+                hint="Restore the old files, or train on the new ones as a new run: lmconsole run ID --fresh.",
             )
         return corpus.splits
 
@@ -146,10 +152,10 @@ def load_the_corpus(info: RunInfo, shared: Path | None = None) -> Corpus:
     )
 
 
-def load_the_tables(info: RunInfo, shared: Path | None = None) -> Tables | None:
-    """Return the frozen tables the run was queued with, out of the folder ``shared`` if another run has read them.
+def load_verified_tables(info: RunInfo, shared: Path | None = None) -> Tables | None:
+    """Return the frozen tables the run was queued with, from the folder ``shared`` if another run has read them.
 
-    Raises TrainingError if they are read and the file holds others by now.
+    Raises TrainingError if the file has changed since.
     """
     asked = info.embeddings
     if asked is None:
@@ -168,7 +174,7 @@ def load_the_tables(info: RunInfo, shared: Path | None = None) -> Tables | None:
             raise TrainingError(
                 "embeddings-changed",
                 f"{path}: the tables are not those this run was queued with",
-                hint="Put the old file back, or train on the new one as a new run: lmconsole run ID --fresh.",
+                hint="Restore the old file, or train on the new one as a new run: lmconsole run ID --fresh.",
             )
         return arrays_of(tables)
 
@@ -197,7 +203,7 @@ def _started(info: RunInfo, attempt: int, chosen: device.Device, siblings: Seque
         parameters_total=total,
         parameters_trainable=trainable,
         shared_gpu=None if others is None else others > 0,
-        ceiling_gflops=measured_ceiling(chosen.name, info.settings.precision),
+        peak_matmul_gflops=measured_peak_gflops(chosen.name, info.settings.precision),
         attention=attention_of(info.settings, cast(Precision, info.settings.precision), chosen.device),
     )
     if gpus:
@@ -205,27 +211,27 @@ def _started(info: RunInfo, attempt: int, chosen: device.Device, siblings: Seque
     return started
 
 
-def explain(error: BaseException, paths: RunPaths, where: str) -> Failed:
-    """``error`` as the ``failed`` event that says what happened and what to do."""
+def explain(error: BaseException, paths: RunPaths, device_name: str) -> Failed:
+    """Return the ``failed`` event for ``error``, which says what happened and what to do."""
     if isinstance(error, LmconsoleError):
         hint = error.hint or f"The trace is in {paths.worker_log}."
         return Failed(error=error.kind, message=error.message, hint=hint)
-    if device.out_of_memory(error):
+    if is_out_of_memory(error):
         try:
-            picture = memory_picture(where)
+            summary = memory_summary(device_name)
         except Exception:  # a GPU in that state may refuse to answer
-            picture = "how much is in use cannot be told"
+            summary = "memory in use is unknown"
         return Failed(
             error="out-of-memory",
-            message=f"{where} ran out of memory: {picture}",
-            hint="A smaller batch_size or window_tokens in experiments.toml needs less, and so does --precision bf16; "
-            "--jobs 1 and an idle device leave more. Then run the experiment again.",
+            message=f"{device_name} ran out of memory: {summary}",
+            hint="Use a smaller batch_size or window_tokens in experiments.toml, --precision bf16, --jobs 1 or an idle "
+            "device, then run the experiment again.",
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return Failed(
             error="disk-full",
             message=f"{paths.events}: {error.strerror}",
-            hint="Make room on that disk, then run the experiment again: it resumes from its last checkpoint.",
+            hint="Free space on that disk, then run the experiment again: it resumes from its last checkpoint.",
         )
     return Failed(
         error="crash",
@@ -234,15 +240,15 @@ def explain(error: BaseException, paths: RunPaths, where: str) -> Failed:
     )
 
 
-def memory_picture(where: str) -> str:
-    """Who holds how much of the device's memory, as far as that is known."""
-    allocated, reserved = device.memory_mib(where)
+def memory_summary(device_name: str) -> str:
+    """Return how much memory of the device is in use, and by what, as far as that is known."""
+    allocated, reserved = allocator_mib(device_name)
     parts = []
-    if where == "cpu":
+    if device_name == "cpu":
         memory = host_memory()
         parts.append(f"host {memory.used_mib:,.0f} of {memory.total_mib:,.0f} MiB in use")
     else:
-        chosen = device.describe_device(where)
+        chosen = device.describe_device(device_name)
         gpus = Gpus.open()
         sample = gpus.sample(chosen.uuid, os.getpid()) if chosen.uuid else None
         if sample and sample.device_used_mib is not None and sample.device_total_mib is not None:
@@ -253,7 +259,7 @@ def memory_picture(where: str) -> str:
             parts.append(f"this run {sample.process_used_mib:,.0f} MiB")
         gpus.close()
     if allocated is not None and reserved is not None:
-        parts.append(f"of which tensors {allocated:,.0f} MiB, PyTorch's reserve {reserved:,.0f} MiB")
+        parts.append(f"of which tensors {allocated:,.0f} MiB, reserved by PyTorch {reserved:,.0f} MiB")
     rss = rss_mib()
     if rss is not None:
         parts.append(f"this process {rss:,.0f} MiB of host memory")

@@ -1,8 +1,8 @@
-"""`lmconsole bench`: how fast this machine trains, measured in a child process within a minute, and remembered.
+"""Measurement of how fast this machine trains, in a child process and within a minute.
 
-Each shape of the plan (its experiments but for their optimizers) is trained for a few steps, the smallest first, as
-long as time allows. Where one batch takes too long, smaller ones are measured; what is not measured at all is worked
-out from its arithmetic and the rate of the measured shape most like it.
+Experiments of the plan that differ in nothing but their optimizers have one shape. Each shape is trained for a few
+steps, the smallest first, as long as time allows. Where a whole batch takes too long, smaller batches are measured. A
+shape that was not measured is estimated from its operations and the rate of the most similar measured shape.
 """
 
 import os
@@ -17,104 +17,55 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from lmconsole import __version__
-from lmconsole.engine.probe import ProbeError, ask_child
-from lmconsole.engine.run_options import threads_per_run
-from lmconsole.errors import DeviceError, ExitCode, LmconsoleError
+from lmconsole.engine.bench_cache import SCHEMA, BenchResult, Shape
+from lmconsole.engine.child import answer_parent, ask_child
+from lmconsole.errors import DeviceError
 from lmconsole.plan.experiment import MODEL_NAMES, Experiment, Precision, Settings
 from lmconsole.plan.flops import run_flops, step_flops
 from lmconsole.plan.load import load_plan
+from lmconsole.telemetry.host import threads_per_run
 
 if TYPE_CHECKING:
-    from lmconsole.lm.throughput import Pace
+    from lmconsole.lm.throughput import Throughput
 
-SCHEMA = 1
 BUDGET_S = 40.0
-"""For measuring; loading PyTorch comes on top."""
+"""Time for measuring, without loading PyTorch."""
 GRACE_S = 260.0
-"""Beyond the budget, after which a measurement counts as hung."""
-REPORTS = 4
-"""Steps that measuring a shape takes where a step is slow: one to warm up, two that count, one in reserve."""
+"""Time beyond the budget after which a measurement counts as hung."""
+STEPS_PER_SHAPE = 4
+"""Steps that measuring a shape takes where steps are slow: one to warm up, two that count, one in reserve."""
 LIKELY_SHARE = 0.7
-"""Of the ceiling, which a step may be expected to reach before any has been measured."""
+"""Share of the peak matmul throughput that a step is expected to reach before any was measured."""
 WATCH_S = 1.5
-"""How long each shape is watched where steps are fast."""
+"""Time for which each shape is measured where steps are fast."""
 SHAPE = (
     *("model", "layers", "channels", "hidden", "heads", "mlp_channels", "embeddings"),
     *("vocabulary", "window_tokens", "batch_size", "precision"),
 )
-"""The settings that decide how long a step takes, but for the optimizer."""
+"""Settings other than the optimizer that decide how long a step takes."""
 WIKITEXT_2 = {"train": 2_356_376, "validation": 245_046, "test": 279_023}
-"""Its splits in GPT-1's tokens."""
+"""Tokens in the splits of WikiText-2, as GPT-1 tokenizes them."""
 
 
 class BenchRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure."""
+    """Preset, device and precision to measure."""
 
     experiments_file: str | None
     preset: str
     device: str
     precision: str | None
-    """None: the preset's own."""
+    """None: the precision of the preset."""
     budget_s: float = BUDGET_S
     watch_s: float = WATCH_S
 
 
-class Shape(msgspec.Struct, frozen=True, kw_only=True):
-    """Experiments that differ in nothing but their optimizers, and how fast they train."""
-
-    label: str
-    experiments: tuple[int, ...]
-    settings: Settings
-    """Of one of them, with ``precision`` resolved."""
-    estimated: bool
-    """Not measured, but worked out from the rate of another shape."""
-    tokens_per_s: float
-    step_s: float
-    """A step on the batch that ``settings`` ask for."""
-    gflops: float
-    """GFLOP/s in matrix products."""
-    share_of_ceiling: float
-    peak_mib: float | None
-    """GPU: what tensors held at most. CPU: what the process held. None if estimated."""
-    run_s: float
-    """ESTIMATE of one run, set-up left out."""
-
-
-class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that was found, as `--json` prints it."""
-
-    schema: int
-    lmconsole: str
-    torch: str | None
-    date: str
-    """UTC, ISO 8601."""
-    device: str
-    device_name: str
-    precision: str
-    threads: int
-    preset: str
-    batch_size: int
-    """Of the batches measured; the preset's, or fewer where those would have taken too long."""
-    ceiling_gflops: float
-    """Best rate of plain matrix products of these sizes."""
-    tokens: dict[str, int]
-    """In the splits of the corpus that ``run_s`` refers to."""
-    shapes: tuple[Shape, ...]
-    all_runs: int
-    all_runs_s: float
-    """ESTIMATE of all runs, one after the other."""
-    load_1min: float
-    """What kept the cores busy when measuring began, in processes."""
-    measured_s: float
-
-
 def bench(request: BenchRequest) -> BenchResult:
-    """Measure in a child process. Raises LmconsoleError with what is wrong with the request or the machine."""
+    """Measure in a child process. Raises LmconsoleError if the request or the machine is unsuitable."""
     return ask_child("lmconsole.engine.bench", request, BenchResult, request.budget_s + GRACE_S)
 
 
 class _Group:
-    """Experiments of one shape."""
+    """Experiments of one shape, represented by one with AdamW if there is one."""
 
     def __init__(self, members: Sequence[tuple[Experiment, Settings]]) -> None:
         self.members = members
@@ -128,25 +79,26 @@ class _Group:
 def measure(request: BenchRequest) -> BenchResult:
     """Measure in this process, which loads torch. Raises LmconsoleError."""
     from lmconsole.lm import device
-    from lmconsole.lm.throughput import ceiling_gflops
+    from lmconsole.lm.memory import keep_freed_memory
+    from lmconsole.lm.throughput import peak_matmul_gflops as peak_matmul_gflops
 
     began, load_1min = time.monotonic(), os.getloadavg()[0]
     everything = device.describe_devices()
     names = device.resolve_devices(request.device, everything)
     if len(names) > 1:
-        raise DeviceError(f"--device {request.device}: one device is measured at a time", hint="Name one of them.")
+        raise DeviceError(f"--device {request.device}: one device is measured at a time", hint="Name one device.")
     (chosen,) = (each for each in everything if each.device == names[0])
-    device.use(chosen.device)
+    device.set_device(chosen.device)
     device.set_threads(threads_per_run(1))
-    device.keep_freed_memory(chosen.device)
+    keep_freed_memory(chosen.device)
     groups = _groups(request, lambda wanted: device.resolve_precision(wanted, chosen))
     first = groups[0].settings
     tokens = _tokens(first)
-    ceiling = ceiling_gflops(first, first.vocabulary, chosen.device)
-    batch_size = affordable_batch([group.settings for group in groups], ceiling, request.budget_s)
+    peak_gflops = peak_matmul_gflops(first, first.vocabulary, chosen.device)
+    batch_size = affordable_batch([group.settings for group in groups], peak_gflops, request.budget_s)
     paces = _measure_all(groups, chosen.device, batch_size, request, began)
-    ceiling = max(ceiling, ceiling_gflops(first, first.vocabulary, chosen.device))
-    shapes = tuple(_shape(group, groups, paces, ceiling, tokens) for group in groups)
+    peak_gflops = max(peak_gflops, peak_matmul_gflops(first, first.vocabulary, chosen.device))
+    shapes = tuple(_shape(group, groups, paces, peak_gflops, tokens) for group in groups)
     return BenchResult(
         schema=SCHEMA,
         lmconsole=__version__,
@@ -158,7 +110,7 @@ def measure(request: BenchRequest) -> BenchResult:
         threads=threads_per_run(1),
         preset=request.preset,
         batch_size=batch_size,
-        ceiling_gflops=ceiling,
+        peak_matmul_gflops=peak_gflops,
         tokens=tokens,
         shapes=shapes,
         all_runs=sum(len(group.members) for group in groups),
@@ -173,7 +125,7 @@ def measure(request: BenchRequest) -> BenchResult:
 
 
 def _groups(request: BenchRequest, resolve_precision: Callable[[str], Precision]) -> list[_Group]:
-    """The plan's experiments by shape: the smallest of each model first, then the next larger ones."""
+    """Group the experiments by shape: the smallest of each model first, then the next larger ones."""
     plan = load_plan(None if request.experiments_file is None else Path(request.experiments_file))
     overrides: dict[str, object] = {} if request.precision is None else {"precision": request.precision}
     found: dict[tuple[object, ...], list[tuple[Experiment, Settings]]] = {}
@@ -190,7 +142,7 @@ def _groups(request: BenchRequest, resolve_precision: Callable[[str], Precision]
 
 
 def _tokens(settings: Settings) -> dict[str, int]:
-    """Tokens in the splits of the preset's corpus; WikiText-2's for a corpus that the user brings."""
+    """Return the tokens in the splits of the demo corpus, or those of WikiText-2 for a corpus of the user's own."""
     from lmconsole.data.corpus import load_corpus
 
     if settings.corpus != "demo":
@@ -198,15 +150,15 @@ def _tokens(settings: Settings) -> dict[str, int]:
     return load_corpus("demo", None, vocabulary=settings.vocabulary, max_tokens=None).counts()
 
 
-def affordable_batch(settings: Sequence[Settings], ceiling_gflops: float, budget_s: float) -> int:
-    """The largest batch, halving from what is asked for, on which all of ``settings`` can likely be measured."""
+def affordable_batch(settings: Sequence[Settings], peak_gflops: float, budget_s: float) -> int:
+    """Return the largest batch, halving the one in ``settings``, with which all of them can likely be measured."""
     batch_size = settings[0].batch_size
     while batch_size > 1 and budget_s < sum(
-        REPORTS
+        STEPS_PER_SHAPE
         * step_flops(each, each.vocabulary)
         * batch_size
         / each.batch_size
-        / (LIKELY_SHARE * ceiling_gflops * 1e9)
+        / (LIKELY_SHARE * peak_gflops * 1e9)
         for each in settings
     ):
         batch_size //= 2
@@ -214,77 +166,71 @@ def affordable_batch(settings: Sequence[Settings], ceiling_gflops: float, budget
 
 
 def _measure_all(
-    groups: Sequence[_Group], where: str, batch_size: int, request: BenchRequest, began: float
-) -> "dict[str, Pace]":
-    """What was measured, by label; the first is measured in any case, the others while time is left for them."""
-    from lmconsole.lm.device import out_of_memory
-    from lmconsole.lm.throughput import measure_pace
+    groups: Sequence[_Group], device_name: str, batch_size: int, request: BenchRequest, began: float
+) -> "dict[str, Throughput]":
+    """Return measurements by label. The first group is measured in any case, the others while time is left."""
+    from lmconsole.lm.memory import is_out_of_memory
+    from lmconsole.lm.throughput import measure_throughput
 
-    paces: dict[str, Pace] = {}
+    paces: dict[str, Throughput] = {}
     for group in groups:
         left_s = request.budget_s - (time.monotonic() - began)
         if paces:
             latest = list(paces.values())[-1].tokens_per_s
-            likely_s = REPORTS * batch_size * group.settings.window_tokens / latest
+            likely_s = STEPS_PER_SHAPE * batch_size * group.settings.window_tokens / latest
             if likely_s > left_s:
                 break
         settings = msgspec.structs.replace(group.settings, batch_size=batch_size)
         try:
-            pace = measure_pace(settings, settings.vocabulary, where, for_s=request.watch_s, at_most_s=max(left_s, 1.0))
+            pace = measure_throughput(
+                settings, settings.vocabulary, device_name, for_s=request.watch_s, at_most_s=max(left_s, 1.0)
+            )
         except (RuntimeError, OSError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise DeviceError(
-                f"{where} ran out of memory while measuring {group.label}",
-                hint="Free some, or measure a smaller preset: lmconsole bench --preset demo.",
+                f"{device_name} ran out of memory while measuring {group.label}",
+                hint="Free memory, or measure a smaller preset: lmconsole bench --preset demo.",
             ) from None
         if pace is None:
             break
         paces[group.label] = pace
     if not paces:
         raise DeviceError(
-            f"{where}: not two steps of {groups[0].label} were done within {request.budget_s:.0f} s",
+            f"{device_name}: fewer than two steps of {groups[0].label} were completed in {request.budget_s:.0f} s",
             hint="Measure a smaller preset: lmconsole bench --preset demo.",
         )
     return paces
 
 
 def _shape(
-    group: _Group, groups: Sequence[_Group], paces: "Mapping[str, Pace]", ceiling: float, tokens: Mapping[str, int]
+    group: _Group,
+    groups: Sequence[_Group],
+    paces: "Mapping[str, Throughput]",
+    peak_gflops: float,
+    tokens: Mapping[str, int],
 ) -> Shape:
-    """The group's own pace, or the arithmetic rate of the measured group most like it."""
-    like = min(
+    """Return the group's own measurement, or an estimate from the most similar group that was measured."""
+    nearest = min(
         (each for each in groups if each.label in paces),
         key=lambda each: (each is not group, each.settings.model != group.settings.model, -each.flops),
     )
-    pace = paces[like.label]
-    gflops = pace.tokens_per_s * like.flops / like.tokens / 1e9
+    pace = paces[nearest.label]
+    gflops = pace.tokens_per_s * nearest.flops / nearest.tokens / 1e9
     return Shape(
         label=group.label,
         experiments=tuple(experiment.id for experiment, _ in group.members),
         settings=group.settings,
-        estimated=like is not group,
+        estimated=nearest is not group,
         tokens_per_s=gflops * 1e9 * group.tokens / group.flops,
         step_s=group.flops / gflops / 1e9,
         gflops=gflops,
-        share_of_ceiling=gflops / ceiling,
-        peak_mib=pace.peak_mib if like is group else None,
+        share_of_peak=gflops / peak_gflops,
+        peak_mib=pace.peak_mib if nearest is group else None,
         run_s=run_flops(group.settings, group.settings.vocabulary, tokens) / gflops / 1e9,
     )
 
 
-def main() -> int:
-    """The first argument to standard output."""
-    os.environ["OMP_NUM_THREADS"] = str(threads_per_run(1))
-    request = msgspec.json.decode(sys.argv[1], type=BenchRequest)
-    answer: BenchResult | ProbeError
-    try:
-        answer = measure(request)
-    except LmconsoleError as error:
-        answer = ProbeError(message=error.message, hint=error.hint)
-    sys.stdout.buffer.write(msgspec.json.encode(answer))
-    return ExitCode.USAGE if isinstance(answer, ProbeError) else ExitCode.OK
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    os.environ["OMP_NUM_THREADS"] = str(threads_per_run(1))
+    sys.exit(answer_parent(BenchRequest, measure))

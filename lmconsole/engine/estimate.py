@@ -1,56 +1,50 @@
-"""How long runs will take, before they start: from runs that finished here, or from what `lmconsole bench` found."""
+"""Estimates of how long queued runs will take, from runs that finished here or from `lmconsole bench`."""
 
-import contextlib
-import hashlib
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import msgspec
 
-from lmconsole import __version__
-from lmconsole.engine.bench import BenchResult
+from lmconsole.engine.bench_cache import load_results
 from lmconsole.engine.probe import ProbeAnswer
-from lmconsole.engine.queue import Action, Decision
-from lmconsole.engine.run_options import threads_per_run
+from lmconsole.engine.queue import Action, QueueDecision
 from lmconsole.plan.experiment import Settings
 from lmconsole.plan.flops import run_flops, step_flops
 from lmconsole.runs.store import Run, has_room
+from lmconsole.telemetry.host import threads_per_run
 
-ALIKE = 4.0
-"""The rate of a shape tells nothing of one with more than so many times its arithmetic in a step, or less than that."""
+MAX_FLOPS_RATIO = 4.0
+"""A shape is not estimated from one whose step has this many times more, or fewer, operations."""
 
 
-class Pace(msgspec.Struct, frozen=True, kw_only=True):
-    """How fast some shape was trained, evaluations and checkpoints included."""
+class SpeedSample(msgspec.Struct, frozen=True, kw_only=True):
+    """Speed at which a shape was trained, evaluations and checkpoints included."""
 
     settings: Settings
     flops_per_s: float
     setup_s: float
-    """On top, however long the run."""
+    """Set-up, which does not depend on the length of a run."""
     source: str
-    """Where that is known from, in words."""
+    """Origin of the number, for display."""
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds that a run will take, and where that is known from."""
+    """Expected time of a run, and the origin of that number."""
 
     seconds: float
     source: str
 
 
-def estimates(answer: ProbeAnswer, decisions: Sequence[Decision], runs: Sequence[Run]) -> list[Estimate | None]:
-    """For each decision what is left of its run; None where nothing is to be done, or nothing is known, as where the
-    devices are not all alike."""
+def estimates(answer: ProbeAnswer, decisions: Sequence[QueueDecision], runs: Sequence[Run]) -> list[Estimate | None]:
+    """Estimate what is left of each run. None where nothing is to be done or nothing is known, as where the devices
+    differ."""
     if len(set(answer.device_names)) != 1:
         return [None] * len(decisions)
     name = answer.device_names[0]
-    trained: dict[tuple[int, int], list[Pace]] = {}
+    trained: dict[tuple[int, int], list[SpeedSample]] = {}
     for run in reversed(runs):
-        if (pace := _pace_of(run, name)) and run.state.queued and run.info.threads:
-            trained.setdefault((run.state.queued.jobs, run.info.threads), []).append(pace)
+        if (sample := _speed_of(run, name)) and run.state.queued and run.info.threads:
+            trained.setdefault((run.state.queued.jobs, run.info.threads), []).append(sample)
     measured = {jobs: _measured(name, jobs) for jobs in {decision.jobs for decision in decisions}}
     known = {run.run: run for run in runs}
     return [
@@ -59,7 +53,7 @@ def estimates(answer: ProbeAnswer, decisions: Sequence[Decision], runs: Sequence
     ]
 
 
-def _pace_of(run: Run, device_name: str) -> Pace | None:
+def _speed_of(run: Run, device_name: str) -> SpeedSample | None:
     state, info = run.state, run.info
     if state.finished is None or state.started is None or not state.finished.wall_s:
         return None
@@ -68,7 +62,7 @@ def _pace_of(run: Run, device_name: str) -> Pace | None:
         return None
     done = msgspec.structs.replace(info.settings, epochs=len(state.epochs))
     flops, setup_s = run_flops(done, info.corpus.vocabulary, info.corpus.tokens), state.finished.setup_s or 0.0
-    return Pace(
+    return SpeedSample(
         settings=info.settings,
         flops_per_s=flops / max(state.finished.wall_s - setup_s, 1e-9),
         setup_s=setup_s,
@@ -76,55 +70,57 @@ def _pace_of(run: Run, device_name: str) -> Pace | None:
     )
 
 
-def _measured(device_name: str, jobs: int) -> list[Pace]:
-    """What one run alone was measured to reach; ``jobs`` at once are taken to share it."""
+def _measured(device_name: str, jobs: int) -> list[SpeedSample]:
+    """Return the speeds that `lmconsole bench` measured for one run alone, divided among ``jobs`` runs at once."""
     source = "`lmconsole bench`" if jobs == 1 else f"`lmconsole bench`, its speed shared by {jobs} at once"
     return [
-        Pace(settings=shape.settings, flops_per_s=shape.gflops * 1e9 / jobs, setup_s=0.0, source=source)
-        for result in remembered()
+        SpeedSample(settings=shape.settings, flops_per_s=shape.gflops * 1e9 / jobs, setup_s=0.0, source=source)
+        for result in load_results()
         if (result.device_name, result.threads) == (device_name, threads_per_run(1))
         for shape in result.shapes
     ]
 
 
 def _estimate(
-    decision: Decision, trained: Sequence[Pace], measured: Sequence[Pace], known: Mapping[str, Run]
+    decision: QueueDecision, trained: Sequence[SpeedSample], measured: Sequence[SpeedSample], known: Mapping[str, Run]
 ) -> Estimate | None:
     if decision.action not in (Action.NEW, Action.RESUME):
         return None
-    settings, corpus = decision.wanted.prepared.settings, decision.wanted.prepared.corpus
-    pace = _closest(settings, corpus.vocabulary, trained) or _closest(settings, corpus.vocabulary, measured)
-    if pace is None:
+    resolved = decision.resolved
+    settings, vocabulary = resolved.settings, resolved.corpus.vocabulary
+    sample = _closest(settings, vocabulary, trained) or _closest(settings, vocabulary, measured)
+    if sample is None:
         return None
     run = known.get(decision.run or "")
     left = 1.0 - run.state.done(settings.epochs) if run else 1.0
-    whole_s = run_flops(settings, corpus.vocabulary, corpus.tokens) / pace.flops_per_s
-    return Estimate(seconds=whole_s * left + pace.setup_s, source=pace.source)
+    whole_s = resolved.flops / sample.flops_per_s
+    return Estimate(seconds=whole_s * left + sample.setup_s, source=sample.source)
 
 
-def _closest(settings: Settings, vocabulary: int, paces: Sequence[Pace]) -> Pace | None:
-    """The first pace of the same settings, length apart; else, of the same model, tables and precision, the one with
-    the most similar arithmetic."""
-    alike = [
-        (abs(math.log(step_flops(pace.settings, vocabulary) / step_flops(settings, vocabulary))), pace)
-        for pace in paces
-        if all(getattr(pace.settings, key) == getattr(settings, key) for key in ("model", "embeddings", "precision"))
+def _closest(settings: Settings, vocabulary: int, samples: Sequence[SpeedSample]) -> SpeedSample | None:
+    """Return the first sample with the same settings, epochs apart; else, of those with the same model, embeddings and
+    precision, the one with the most similar number of operations."""
+    similar = [
+        (abs(math.log(step_flops(sample.settings, vocabulary) / step_flops(settings, vocabulary))), sample)
+        for sample in samples
+        if all(getattr(sample.settings, key) == getattr(settings, key) for key in ("model", "embeddings", "precision"))
     ]
-    alike = [(off, pace) for off, pace in alike if off <= math.log(ALIKE)]
+    similar = [(distance, sample) for distance, sample in similar if distance <= math.log(MAX_FLOPS_RATIO)]
     return min(
-        alike, key=lambda each: (_lengthless(each[1].settings) != _lengthless(settings), each[0]), default=(0.0, None)
+        similar,
+        key=lambda each: (_without_epochs(each[1].settings) != _without_epochs(settings), each[0]),
+        default=(0.0, None),
     )[1]
 
 
-def _lengthless(settings: Settings) -> Settings:
+def _without_epochs(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, epochs=1)
 
 
 def makespan_s(runs: Iterable[tuple[float, int]], devices: int = 1) -> float:
-    """When the last of these runs ends, each given by its seconds and its ``jobs``.
+    """Return the time until the last of these runs ends, each given by its seconds and its ``jobs``.
 
-    They start as the runner starts them: in order, each on the device with the fewest runs among those with room for
-    it, and none before those ahead of it.
+    Runs start as the runner starts them: in order, each on the device with the fewest runs among those with room.
     """
     running: list[list[tuple[float, int]]] = [[] for _ in range(devices)]
     now = 0.0
@@ -141,50 +137,3 @@ def _with_room(running: list[list[tuple[float, int]]], jobs: int) -> list[tuple[
         if has_room(jobs, (others for _, others in on)):
             return on
     return None
-
-
-def default_folder() -> Path | None:
-    """Where measurements are kept for this user; None where the user has no home."""
-    import platformdirs
-
-    folder = platformdirs.user_cache_path("lmconsole", appauthor=False) / "bench"
-    return folder if folder.is_absolute() else None
-
-
-def remember(result: BenchResult) -> None:
-    """Keep the latest result for each device, precision, number of threads, preset and version. Where that cannot be
-    written, it is not."""
-    folder = default_folder()
-    if folder is None:
-        return
-    key = (result.device_name, result.precision, result.threads, result.preset, result.lmconsole)
-    path = folder / f"{hashlib.sha256(msgspec.json.encode(key)).hexdigest()[:40]}.json"
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(msgspec.json.encode(result))
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-
-
-def remembered() -> list[BenchResult]:
-    """What this version has measured on this machine, newest first; damaged files are passed over."""
-    folder = default_folder()
-    found = []
-    with contextlib.suppress(OSError):
-        for path in sorted(folder.glob("*.json")) if folder else []:
-            with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
-                found.append(msgspec.json.decode(path.read_bytes(), type=BenchResult))
-    mine = [result for result in found if result.lmconsole == __version__]
-    return sorted(mine, key=lambda result: result.date, reverse=True)
-
-
-def measured_ceiling(device_name: str, precision: str) -> float | None:
-    """GFLOP/s of plain matrix products there, as last measured with most threads; None if never."""
-    found = [each for each in remembered() if (each.device_name, each.precision) == (device_name, precision)]
-    return max(found, key=lambda each: each.threads).ceiling_gflops if found else None

@@ -1,7 +1,7 @@
-"""What every worker needs, imported once by the process that workers are forked from.
+"""Imports that every worker needs, done once in the process that workers are forked from.
 
-It must neither compute nor ask for a GPU: threads do not survive a fork, and CUDA forbids it. What cannot be imported
-is left to the workers, each of which says so in its own log.
+That process must not compute or query a GPU: threads do not survive a fork, and neither does CUDA. What cannot be
+imported here is left to the workers, each of which reports it in its own log.
 """
 
 import contextlib

@@ -1,23 +1,22 @@
-"""A short child process that looks before anything is queued: preset, devices, precision, corpus, embeddings.
+"""Resolution of a request in a short child process, before anything is queued.
 
-It imports torch, so that the processes people look at need not. A request goes in as JSON in the first
-argument, and an answer or an error comes out as JSON on standard output.
+The child, which imports torch, settles preset, devices, precision, corpus, embeddings and threads.
 """
 
-import contextlib
+import hashlib
 import os
-import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from lmconsole.engine.processes import python, training_environment
-from lmconsole.errors import CorpusError, DeviceError, EmbeddingsError, ExitCode, LmconsoleError
+from lmconsole.engine.child import answer_parent, ask_child
+from lmconsole.engine.run_options import RunRequest
+from lmconsole.errors import CorpusError, DeviceError, EmbeddingsError
 from lmconsole.plan.experiment import Experiment, Settings
-from lmconsole.plan.flops import step_flops
+from lmconsole.plan.flops import run_flops, step_flops
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import AUTO, Plan, Resolved
 from lmconsole.runs.info import CorpusInfo, EmbeddingsInfo
@@ -27,35 +26,20 @@ if TYPE_CHECKING:
     from lmconsole.lm.device import Device
 
 TIMEOUT_S = 1800.0
-"""Long enough to tokenize a large text for the first time."""
+"""Enough time to tokenize a large text for the first time."""
 
 ONE_THREAD_FLOPS = 50e9
-"""A training step with fewer floating-point operations than this is computed by one thread, and as many runs as there
-are cores train at once: together they are faster than one after the other with all threads, because threads that share
-a small step mostly wait for each other. benchmarks/jobs.py measures it: on two cores several runs gain 1.3 to 1.6 times
-up to 14 GFLOP, and little from 33 GFLOP on (docs/performance.md)."""
+"""Floating-point operations of a training step below which it gets one thread, and one run per core trains at once.
+Together they are faster than one after the other with all threads, because threads that share a small step
+mostly wait for each other. benchmarks/jobs.py measures it: on two cores several runs gain 1.3 to 1.6 times up to 14
+GFLOP, and little from 33 GFLOP on (docs/performance.md)."""
 
 
-class ProbeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a person asked for, unresolved."""
-
-    experiments_file: str | None
-    experiments: tuple[int, ...]
-    preset: str
-    data: str | None
-    embeddings: str | None
-    device: str
-    max_tokens: int | None
-    overrides: dict[str, object] = {}
-    """Settings given on the command line."""
-    own_pids: tuple[int, ...] = ()
-    """Workers of the same store, which are no strangers on a GPU."""
-
-
-class Prepared(msgspec.Struct, frozen=True, kw_only=True):
-    """One experiment, ready to be queued."""
+class ResolvedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """One run with every setting resolved, whether or not it exists."""
 
     experiment: Experiment
+    preset: str
     settings: Settings
     """With ``precision`` resolved."""
     seed: int
@@ -63,80 +47,62 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     corpus: CorpusInfo
     embeddings: EmbeddingsInfo | None
     threads: int
-    """CPU threads that suit the size of its steps, unless ``--jobs`` says otherwise."""
+    """CPU threads that suit the size of its steps, unless ``--jobs`` decides."""
+
+    @property
+    def config_hash(self) -> str:
+        """Hash of everything that decides the run's numbers: runs with equal hashes are the same run."""
+        identity = {
+            "experiment": self.experiment.id,
+            "settings": self.settings,
+            "seed": self.seed,
+            "corpus": self.corpus.sha256,
+            "embeddings": self.embeddings.sha256 if self.embeddings else None,
+            "max_tokens": self.corpus.max_tokens,
+        }
+        return hashlib.sha256(msgspec.json.encode(identity, order="deterministic")).hexdigest()
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of the whole run."""
+        return run_flops(self.settings, self.corpus.vocabulary, self.corpus.tokens)
 
 
 class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True, tag="answer"):
-    """What will be done."""
+    """A request resolved on this machine."""
 
     preset: str
     reason: str
-    """Why this preset."""
+    """Reason for this preset."""
     devices: tuple[str, ...]
     device_names: tuple[str, ...]
     device_keys: tuple[str, ...]
-    """What the queue calls the devices: ``cpu``, or UUIDs."""
-    prepared: tuple[Prepared, ...]
+    """Device keys in the queue: ``cpu``, or UUIDs."""
+    runs: tuple[ResolvedRun, ...]
+    """One for each experiment, with the seed of the plan."""
     warnings: tuple[str, ...] = ()
 
 
-class ProbeError(msgspec.Struct, frozen=True, kw_only=True, tag="error"):
-    """Why nothing can be done."""
-
-    message: str
-    hint: str | None
-
-
-A = TypeVar("A", bound=msgspec.Struct)
-"""What a child process answers."""
-
-
-def ask(request: ProbeRequest) -> ProbeAnswer:
-    """The answer of a probe process. Raises LmconsoleError with what is wrong with the request or the machine."""
+def ask(request: RunRequest) -> ProbeAnswer:
+    """Resolve ``request`` in a child process. Raises LmconsoleError if the request or the machine is unsuitable."""
     return ask_child("lmconsole.engine.probe", request, ProbeAnswer, TIMEOUT_S)
 
 
-def ask_child(module: str, request: msgspec.Struct, kind: type[A], timeout_s: float) -> A:
-    """What a process that runs ``module`` answers to ``request``. Raises LmconsoleError with what it says is wrong, or
-    if it says nothing."""
-    try:
-        done = subprocess.run(
-            python(module, msgspec.json.encode(request).decode()),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env=training_environment(),
-            timeout=timeout_s,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise DeviceError(f"data and devices cannot be looked at: {error}", hint="Try `lmconsole doctor`.") from None
-    with contextlib.suppress(msgspec.MsgspecError):
-        refusal = msgspec.json.decode(done.stdout, type=ProbeError)
-        raise LmconsoleError(refusal.message, hint=refusal.hint)
-    with contextlib.suppress(msgspec.MsgspecError):
-        return msgspec.json.decode(done.stdout, type=kind)
-    last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-    raise DeviceError(
-        f"PyTorch cannot be used here: {last or f'the process ended with exit code {done.returncode}'}",
-        hint="`lmconsole doctor` checks the installation.",
-    )
-
-
-def probe(request: ProbeRequest, environ: Mapping[str, str], cwd: Path) -> ProbeAnswer:
+def probe(request: RunRequest, environ: Mapping[str, str], cwd: Path) -> ProbeAnswer:
     """Resolve ``request`` on this machine. Raises LmconsoleError."""
     from lmconsole.data.corpus import find_data, find_embeddings
     from lmconsole.lm import device
 
-    plan = load_plan(None if request.experiments_file is None else Path(request.experiments_file))
-    experiments = [plan.experiment(number) for number in request.experiments]
+    plan = load_plan(request.experiments)
+    experiments = [plan.experiment(number) for number in request.ids]
     everything = device.describe_devices()
     names = device.resolve_devices(request.device, everything)
     chosen = [each for each in everything if each.device in names]
     wants_data = request.preset == AUTO or any(
         plan.resolve(each, request.preset, request.overrides).settings.corpus == "tokens" for each in experiments
     )
-    data = find_data(_path(request.data), environ=environ, cwd=cwd) if wants_data else None
-    embeddings = find_embeddings(_path(request.embeddings), data) if wants_data else None
+    data = find_data(request.data, environ=environ, cwd=cwd) if wants_data else None
+    embeddings = find_embeddings(request.embeddings, data) if wants_data else None
     preset, reason = request.preset, "asked for"
     if preset == AUTO:
         given = [
@@ -149,31 +115,31 @@ def probe(request: ProbeRequest, environ: Mapping[str, str], cwd: Path) -> Probe
             if value
         ]
         preset, reason = choose_preset(given, data, embeddings, cuda=any(each.uuid for each in everything))
-    prepare = _Preparation(plan, preset, request, data, embeddings)
-    prepared = tuple(prepare(experiment, chosen) for experiment in experiments)
+    resolver = _Resolver(plan, preset, request, data, embeddings)
     return ProbeAnswer(
         preset=preset,
         reason=reason,
         devices=tuple(names),
         device_names=tuple(each.name for each in chosen),
         device_keys=tuple(each.uuid or each.device for each in chosen),
-        prepared=prepared,
-        warnings=tuple(_strangers(chosen, request.own_pids)),
+        runs=tuple(resolver.resolve(experiment, chosen) for experiment in experiments),
+        warnings=tuple(_busy_gpu_warnings(chosen, request.runs)),
     )
 
 
 def threads_for(flops: float, cores: int) -> int:
-    """CPU threads for training steps of ``flops`` floating-point operations on a machine with so many ``cores``.
+    """Return the CPU threads for training steps of ``flops`` floating-point operations on a machine with ``cores``.
 
-    Nothing else counts, above all not how many runs are queued: the number of threads decides the last bits of a run's
-    results, and a run queued alone is to give the same as one among many.
+    Nothing else counts, and in particular not how many runs are queued: the number of threads decides the last bits of
+    a run's results, and a run queued alone must give the same as one among many.
     """
     return 1 if flops < ONE_THREAD_FLOPS else cores
 
 
 def choose_preset(given: list[str], data: Path | None, embeddings: Path | None, *, cuda: bool) -> tuple[str, str]:
-    """What ``auto`` means here, and why. ``given`` names how the person pointed at data, if at all: then a missing part
-    is an error instead of a reason for the demo. Raises CorpusError or EmbeddingsError."""
+    """Return the preset that ``auto`` means here, and the reason. ``given`` holds the options by which the person named
+    data: with any of them, a missing part is an error instead of a reason for the demo. Raises CorpusError or
+    EmbeddingsError."""
     missing = [
         *([] if cuda else ["no CUDA device"]),
         *([] if data else ["no tokens"]),
@@ -185,7 +151,7 @@ def choose_preset(given: list[str], data: Path | None, embeddings: Path | None, 
         if embeddings is None:
             raise EmbeddingsError(
                 f"{given[0]} asks for the paper preset, but there is no embeddings.npz or model.safetensors in {data}",
-                hint=f"{EMBEDDINGS_RECIPE}\nOr train tables of your own: --preset scratch.",
+                hint=f"{EMBEDDINGS_RECIPE}\nOr train your own tables: --preset scratch.",
             )
         return "paper", f"{given[0]} is given"
     if missing:
@@ -195,42 +161,44 @@ def choose_preset(given: list[str], data: Path | None, embeddings: Path | None, 
 
 TOKENS_RECIPE = """\
 Tokens: a folder with wiki.train.npz, wiki.validation.npz and wiki.test.npz (array `tokens`: WikiText-2 as GPT-1 BPE ids
-plus one), or with train.txt, valid.txt and test.txt, and beside them GPT-1's encoder_bpe_40000.json and
-vocab_40000.bpe. Looked for in --data, LMCONSOLE_DATA, ./data and the user data folder, in this order."""
+plus one), or with train.txt, valid.txt and test.txt next to GPT-1's encoder_bpe_40000.json and
+vocab_40000.bpe. Searched in --data, LMCONSOLE_DATA, ./data and the user data folder, in this order."""
 
 EMBEDDINGS_RECIPE = """\
 Embeddings: GPT-1's own tables. Take model.safetensors of the hub model openai-community/openai-gpt, for example with
   hf download openai-community/openai-gpt model.safetensors --local-dir data
-and name it with --embeddings, or put it beside the tokens. An .npz with float32 arrays `tokens` (V x C, row 0 for
-padding) and `position` (T x C), called embeddings.npz, does as well."""
+and name it with --embeddings, or put it next to the tokens. A file embeddings.npz with float32 arrays `tokens` (V x C,
+row 0 for padding) and `position` (T x C) works as well."""
 
 
-class _Preparation:
-    """Experiments to what is queued; each corpus and each table is read once."""
+class _Resolver:
+    """Resolves experiments, and reads each corpus and each embedding table once."""
 
     def __init__(
-        self, plan: Plan, preset: str, request: ProbeRequest, data: Path | None, embeddings: Path | None
+        self, plan: Plan, preset: str, request: RunRequest, data: Path | None, embeddings: Path | None
     ) -> None:
         self._plan, self._preset, self._request = plan, preset, request
         self._data, self._tables_file = data, embeddings
         self._corpora: dict[tuple[str, int], CorpusInfo] = {}
         self._tables: dict[tuple[int, int, int], EmbeddingsInfo] = {}
 
-    def __call__(self, experiment: Experiment, chosen: list["Device"]) -> Prepared:
+    def resolve(self, experiment: Experiment, chosen: list["Device"]) -> ResolvedRun:
+        """Resolve one experiment for the devices ``chosen``. Raises LmconsoleError."""
         from lmconsole.lm import device
 
         resolved = self._plan.resolve(experiment, self._preset, self._request.overrides)
         precisions = {device.resolve_precision(resolved.settings.precision, each) for each in chosen}
         if len(precisions) > 1:
             raise DeviceError(
-                "--precision auto means different things on the devices asked for",
-                hint="Name the precision: --precision fp32 or --precision bf16.",
+                "--precision auto means a different precision on each of these devices",
+                hint="Name one: --precision fp32 or --precision bf16.",
             )
         settings = msgspec.structs.replace(resolved.settings, precision=precisions.pop())
         corpus = self._corpus(settings)
         on_cpu = all(each.device == "cpu" for each in chosen)
-        return Prepared(
+        return ResolvedRun(
             experiment=experiment,
+            preset=self._preset,
             settings=settings,
             seed=resolved.seed,
             origins=self._origins(resolved),
@@ -253,7 +221,7 @@ class _Preparation:
                 if settings.embeddings == "frozen":
                     hint += f"\n{EMBEDDINGS_RECIPE}"
                 raise CorpusError(
-                    f"preset {self._preset}: no tokens were found", hint=f"{hint}\nNothing at hand? Try --preset demo."
+                    f"preset {self._preset}: no tokens were found", hint=f"{hint}\nNo data yet? Try --preset demo."
                 )
             corpus = load_corpus(
                 settings.corpus,
@@ -270,7 +238,7 @@ class _Preparation:
         if self._tables_file is None:
             raise EmbeddingsError(
                 f"preset {self._preset} needs GPT-1's embedding tables, and there are none in {self._data}",
-                hint=f"{TOKENS_RECIPE}\n{EMBEDDINGS_RECIPE}\nOr train tables of your own: --preset scratch.",
+                hint=f"{TOKENS_RECIPE}\n{EMBEDDINGS_RECIPE}\nOr train your own tables: --preset scratch.",
             )
         key = corpus.vocabulary, settings.channels, settings.window_tokens
         if key not in self._tables:
@@ -279,39 +247,24 @@ class _Preparation:
         return self._tables[key]
 
 
-def _strangers(chosen: list["Device"], own_pids: tuple[int, ...]) -> list[str]:
-    """A warning for each GPU that somebody else computes on."""
+def _busy_gpu_warnings(chosen: list["Device"], store: Path) -> Iterator[str]:
+    """Yield a warning for each GPU that processes other than the workers of the ``store`` are using."""
+    if not any(each.uuid for each in chosen):
+        return
+    from lmconsole.runs.store import Store
     from lmconsole.telemetry.gpu import Gpus
 
-    warnings = []
-    gpus = Gpus.open() if any(each.uuid for each in chosen) else None
+    workers = [owner.pid for run in Store(store).runs() if run.status.active and (owner := run.worker())]
+    gpus = Gpus.open()
     for each in chosen:
-        others = gpus.other_processes(each.uuid, {*own_pids, os.getpid()}) if gpus and each.uuid else None
+        others = gpus.other_processes(each.uuid, {*filter(None, workers), os.getpid()}) if each.uuid else None
         if others:
-            warnings.append(
+            yield (
                 f"{each.device} ({each.name}) is in use by {others} other process{'es' if others > 1 else ''}: timings "
-                "and memory will not be this run's alone"
+                "and memory will include theirs"
             )
-    if gpus:
-        gpus.close()
-    return warnings
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
-
-
-def main() -> int:
-    """The first argument to standard output."""
-    request = msgspec.json.decode(sys.argv[1], type=ProbeRequest)
-    answer: ProbeAnswer | ProbeError
-    try:
-        answer = probe(request, os.environ, Path.cwd())
-    except LmconsoleError as error:
-        answer = ProbeError(message=error.message, hint=error.hint)
-    sys.stdout.buffer.write(msgspec.json.encode(answer))
-    return ExitCode.USAGE if isinstance(answer, ProbeError) else ExitCode.OK
+    gpus.close()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer_parent(RunRequest, lambda request: probe(request, os.environ, Path.cwd())))

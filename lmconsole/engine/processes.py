@@ -1,4 +1,4 @@
-"""Starting what outlives whoever starts it: the runner, and what people want run when the queue has drained."""
+"""Processes that outlive the one that starts them: the runner, and the program to run when the queue is empty."""
 
 import os
 import subprocess
@@ -10,15 +10,15 @@ from lmconsole.errors import StoreError, escape_control_characters
 from lmconsole.runs.store import Store
 
 SPIN_COUNT = 30_000
-"""How often an OpenMP thread looks for work before it sleeps: some 0.5 ms, against 300,000 times by default. Waiting
-longer gains nothing on a quiet machine, and next to other busy processes a thread that spins keeps the one it waits for
-from running (docs/performance.md has the curve)."""
-_OWN_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-"""Variables by which a person says how threads should wait; they win."""
+"""Number of times that an OpenMP thread checks for work before it sleeps: about 0.5 ms, against 300,000 checks by
+default. Waiting longer gains nothing on an idle machine, and next to other busy processes a spinning thread keeps the
+one it waits for from running (docs/performance.md has the curve)."""
+_WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+"""Variables by which a person sets how threads wait; they take precedence."""
 
 
 def start_runner(store: Store) -> "subprocess.Popen[bytes] | None":
-    """Start the store's runner unless one is at work; None then. One that finds another at work ends by itself.
+    """Start the store's runner; return None if one is at work. Of two that start at once, one ends by itself.
 
     Raises StoreError if its log cannot be written.
     """
@@ -32,13 +32,13 @@ def start_runner(store: Store) -> "subprocess.Popen[bytes] | None":
 
 
 def disown(process: "subprocess.Popen[bytes]") -> None:
-    """Let ``process`` live on when this one ends, which Python would otherwise take for an oversight and warn of."""
+    """Let ``process`` outlive this one, without Python's ResourceWarning about a child that was not waited for."""
     if process.poll() is None:
         process.returncode = 0
 
 
 def start_program(command: Sequence[str], cwd: str, log: Path) -> None:
-    """Start what a person wants run when the queue has drained, and do not wait for it. Raises OSError."""
+    """Start the program to run when the queue is empty, without waiting for it. Raises OSError."""
     environment = {k: v for k, v in os.environ.items() if (k, v) != ("GOMP_SPINCOUNT", str(SPIN_COUNT))}
     disown(_detached(list(command), log, cwd or None, environment))
 
@@ -46,19 +46,19 @@ def start_program(command: Sequence[str], cwd: str, log: Path) -> None:
 def training_environment() -> dict[str, str]:
     """Return the environment for a process that trains, or that starts such processes.
 
-    OpenMP's library reads its variables when it is loaded, so they must be there before a process imports torch.
+    OpenMP's library reads its variables when it is loaded, so they must be set before a process imports torch.
     """
-    spin = {} if any(name in os.environ for name in _OWN_WAITING) else {"GOMP_SPINCOUNT": str(SPIN_COUNT)}
+    spin = {} if any(name in os.environ for name in _WAIT_VARIABLES) else {"GOMP_SPINCOUNT": str(SPIN_COUNT)}
     return {**os.environ, **spin}
 
 
 def python(module: str, *arguments: str) -> list[str]:
-    """Command line of one of our modules; ``-P`` keeps a user's folder from hiding installed packages."""
+    """Return the command line of a module; ``-P`` keeps the current folder from hiding installed packages."""
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def last_line(log: Path) -> str:
-    """The last line that a process printed into ``log``, which mostly says why it ended; fit for a terminal."""
+    """Return the last line of a process's output in ``log``, which mostly says why it ended, safe for a terminal."""
     try:
         with log.open("rb") as file:
             file.seek(max(log.stat().st_size - 4096, 0))
@@ -71,7 +71,7 @@ def last_line(log: Path) -> str:
 def _detached(
     command: list[str], log: Path, cwd: str | None = None, environment: Mapping[str, str] | None = None
 ) -> "subprocess.Popen[bytes]":
-    """A process in a session of its own, so that a hang-up or an interrupt of the terminal does not reach it."""
+    """Start a process in a session of its own, so that a hang-up or an interrupt of the terminal does not reach it."""
     with log.open("ab") as output:
         return subprocess.Popen(
             command,

@@ -1,7 +1,6 @@
-"""Putting runs into the queue: a run directory appears whole, or an unfinished run is queued again."""
+"""The queue: decide what to do about each requested run, create run directories, and queue unfinished runs again."""
 
 import contextlib
-import hashlib
 import itertools
 import os
 import sys
@@ -12,47 +11,37 @@ from typing import Literal
 import msgspec
 
 from lmconsole import __version__
-from lmconsole.engine.probe import Prepared, ProbeAnswer
-from lmconsole.engine.run_options import threads_per_run
+from lmconsole.engine.probe import ResolvedRun
 from lmconsole.errors import RunActiveError, StoreError
-from lmconsole.plan.flops import run_flops
 from lmconsole.runs import lock
 from lmconsole.runs.create import create_run
 from lmconsole.runs.events import EventLog, Queued, utc_now
 from lmconsole.runs.info import SCHEMA, RunInfo
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store, queue_order
-from lmconsole.telemetry.host import cores
+from lmconsole.telemetry.host import cores, threads_per_run
 
 LOCK_TIMEOUT_S = 60.0
 
 
 class Action(StrEnum):
-    """What queuing does about one wanted run."""
+    """Action that queuing takes for one run."""
 
     NEW = "new"
     RESUME = "resume"
     FINISHED = "finished"
-    """Done before; nothing is repeated."""
+    """Finished before; nothing is repeated."""
     ACTIVE = "active"
-    """Queued or running already."""
+    """Already queued or running."""
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """A run as asked for, whether or not it exists."""
+class QueueDecision(msgspec.Struct, frozen=True, kw_only=True):
+    """Decision about one resolved run."""
 
-    prepared: Prepared
-    preset: str
-    seed: int
-    config_hash: str
-
-
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What is done about a wanted run. ``run`` is the run directory's name, None for one that is still to be made."""
-
-    wanted: Wanted
+    resolved: ResolvedRun
     action: Action
     run: str | None
+    """Name of the run directory; None for one that is still to be made."""
     threads: int
     """CPU threads of the run, old or new."""
     jobs: int
@@ -61,66 +50,50 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """Epoch from which a run resumes."""
 
 
-def wanted_runs(answer: ProbeAnswer, seeds: Sequence[int] | None, *, typed_order: bool = False) -> list[Wanted]:
-    """Every experiment of the answer with each of the seeds, or with its own, in the order in which they are to be
-    trained: seed by seed, so that results of all experiments come first, and within a seed the longest first, so that
-    the end of the queue leaves few cores idle. With ``typed_order`` experiments keep the order of the answer."""
-    prepared = list(answer.prepared)
+def training_order(
+    runs: Iterable[ResolvedRun], seeds: Sequence[int] | None, *, typed_order: bool = False
+) -> list[ResolvedRun]:
+    """Return every run with each of the ``seeds``, or with its own, in the order of training.
+
+    Seeds come one after the other, so that results of all experiments come first. Within a seed the longest run is
+    first, so that the end of the queue leaves few cores idle; with ``typed_order`` runs keep the order given.
+    """
+    ordered = list(runs)
     if not typed_order:
-        prepared.sort(key=lambda each: (-_run_flops(each), each.experiment.id))
-    rounds = [[(each, seed) for each in prepared] for seed in seeds] if seeds else [[(p, p.seed) for p in prepared]]
-    return [
-        Wanted(prepared=each, preset=answer.preset, seed=seed, config_hash=fingerprint(each, seed))
-        for pairs in rounds
-        for each, seed in pairs
-    ]
-
-
-def _run_flops(prepared: Prepared) -> float:
-    return run_flops(prepared.settings, prepared.corpus.vocabulary, prepared.corpus.tokens)
-
-
-def fingerprint(prepared: Prepared, seed: int) -> str:
-    """One hash over all that decides a run's numbers: equal hashes, same run."""
-    identity = {
-        "experiment": prepared.experiment.id,
-        "settings": prepared.settings,
-        "seed": seed,
-        "corpus": prepared.corpus.sha256,
-        "embeddings": prepared.embeddings.sha256 if prepared.embeddings else None,
-        "max_tokens": prepared.corpus.max_tokens,
-    }
-    return hashlib.sha256(msgspec.json.encode(identity, order="deterministic")).hexdigest()
+        ordered.sort(key=lambda run: (-run.flops, run.experiment.id))
+    if not seeds:
+        return ordered
+    return [msgspec.structs.replace(run, seed=seed) for seed in seeds for run in ordered]
 
 
 def jobs_at_once(threads: int, queued: Queued) -> int:
-    """Runs that a device may train at once while one of them has so many ``threads``: ``queued.jobs``, but on a CPU no
-    more than the cores have room for."""
+    """Return how many runs a device may train at once while one of them has this many ``threads``: ``queued.jobs``, but
+    on a CPU no more than fit on the cores."""
     if queued.devices != ("cpu",) or threads <= threads_per_run(queued.jobs):
         return queued.jobs
     return max(1, cores() // threads)
 
 
 def decide(
-    runs: Iterable[Run], wanted: Iterable[Wanted], queued: Queued, *, fresh: bool, threads: int | None = None
-) -> list[Decision]:
-    """What queuing ``wanted`` would do, given the ``runs`` there are (oldest first), of which unreadable ones do not
+    known: Iterable[Run], wanted: Iterable[ResolvedRun], queued: Queued, *, fresh: bool, threads: int | None = None
+) -> list[QueueDecision]:
+    """Decide what queuing ``wanted`` does, given the ``known`` runs of the store, oldest first; unreadable ones do not
     count. With ``fresh`` every run is new. For ``queued`` and ``threads`` see ``enqueue``."""
     same: dict[str, list[Run]] = {}
-    for run in runs:
+    for run in known:
         if not run.problem:
             same.setdefault(run.info.config_hash, []).append(run)
     decisions = []
-    for each in wanted:
-        action, found = _decide_one([] if fresh else same.get(each.config_hash, []))
-        its_threads = (found and found.info.threads) or threads or each.prepared.threads
+    for resolved in wanted:
+        action, found = _decide_one([] if fresh else same.get(resolved.config_hash, []))
+        own_threads = (found and found.info.threads) or threads or resolved.threads
         decisions.append(
-            Decision(
-                wanted=each,
+            QueueDecision(
+                resolved=resolved,
                 action=action,
                 run=found.run if found else None,
-                threads=its_threads,
-                jobs=jobs_at_once(its_threads, queued),
+                threads=own_threads,
+                jobs=jobs_at_once(own_threads, queued),
                 epoch=found.state.position[0] if found and action is Action.RESUME else None,
             )
         )
@@ -128,7 +101,7 @@ def decide(
 
 
 def _decide_one(same: list[Run]) -> tuple[Action, Run | None]:
-    """What is done about a run of which there are these, oldest first, and which of them it concerns."""
+    """Return the action for a run of which the store has these, oldest first, and the one that it concerns."""
     for run in reversed(same):
         if run.status.active or (run.status is not Status.FINISHED and run.worker() is not None):
             return Action.ACTIVE, run
@@ -140,23 +113,27 @@ def _decide_one(same: list[Run]) -> tuple[Action, Run | None]:
 
 def enqueue(
     store: Store,
-    wanted: Sequence[Wanted],
+    wanted: Sequence[ResolvedRun],
     queued: Queued,
     *,
     fresh: bool,
     refuse_active: bool,
     threads: int | None = None,
-) -> list[Decision]:
-    """Make or requeue a run directory for all of ``wanted``, which take their places in the queue in this order, under
-    the store's queue lock, so that two commands at once never make the same run twice. Every decision that is returned
-    names its run.
+) -> list[QueueDecision]:
+    """Create or requeue a run directory for each of ``wanted``, in this order.
 
-    ``queued`` says how they are to be started; its ``jobs`` is the most at once for any of them, and ``place`` is
-    filled in. ``threads``: CPU threads of new runs; None, as with ``--jobs auto``: what suits the size of each. A run
-    that is resumed keeps its own.
+    The store's queue lock is held, so that two commands at once never create the same run twice. Every decision that is
+    returned names its run.
+
+    Args:
+        queued: how to start the runs. Its ``jobs`` is the most at once for any of them; ``place`` is filled in.
+        fresh: create new runs even where the store has the same ones.
+        refuse_active: raise if one of the runs is active.
+        threads: CPU threads of new runs; None, as with ``--jobs auto``, for the number that suits the size of each. A
+            resumed run keeps its own.
 
     Raises:
-        RunActiveError: with ``refuse_active``, if one of them is active; then nothing has been queued.
+        RunActiveError: one of the runs is active, with ``refuse_active``; nothing has been queued.
         StoreError: the store cannot be written.
     """
     with _queue_lock(store):
@@ -175,7 +152,7 @@ def enqueue(
             if decision.action in (Action.NEW, Action.RESUME):
                 event = msgspec.structs.replace(queued, jobs=decision.jobs, place=next(places))
                 if decision.run is None:
-                    name = _make(store, decision, event, "auto" if threads is None else queued.jobs)
+                    name = _create(store, decision, event, "auto" if threads is None else queued.jobs)
                     decision = msgspec.structs.replace(decision, run=name)
                 else:
                     _requeue(by_name[decision.run], event)
@@ -184,8 +161,8 @@ def enqueue(
 
 
 def requeue(store: Store, names: Iterable[str]) -> list[str]:
-    """Queue runs that ended before their time again, each as it was last queued and in the order of that time, and name
-    those that were; finished and active ones are left alone. Raises StoreError if the store cannot be written."""
+    """Queue runs again that stopped, failed or were lost, each as it was last queued, and return their names.
+    Finished and active runs are left alone. Raises StoreError if the store cannot be written."""
     with _queue_lock(store):
         runs, chosen = store.runs(), set(names)
         places = _places(runs)
@@ -203,42 +180,41 @@ def requeue(store: Store, names: Iterable[str]) -> list[str]:
 
 
 def _places(runs: Iterable[Run]) -> Iterator[int]:
-    """The next places in the queue, behind all that was ever queued. To be taken under the queue lock."""
+    """Count up the places in the queue after all that were ever given. The caller holds the queue lock."""
     return itertools.count(1 + max((run.state.queued.place for run in runs if run.state.queued), default=0))
 
 
 @contextlib.contextmanager
 def _queue_lock(store: Store) -> Iterator[None]:
-    """The store, made if need be, for this process alone as far as queuing goes."""
+    """Create the store if it does not exist, and keep other processes from queuing into it."""
     store.create()
     try:
-        with lock.held(store.queue_lock, LOCK_TIMEOUT_S) as mine:
-            if mine is None:
+        with lock.held(store.queue_lock, LOCK_TIMEOUT_S) as held:
+            if held is None:
                 raise StoreError(f"{store.queue_lock}: another command has been queuing for {LOCK_TIMEOUT_S:.0f} s")
             yield
     except OSError as error:
         raise StoreError(
             f"{error.filename or store.root}: the run store cannot be written: {error.strerror}",
-            hint="Make room or correct its permissions, or name another store with --runs.",
+            hint="Free space or correct its permissions, or name another store with --runs.",
         ) from None
 
 
-def _make(store: Store, decision: Decision, queued: Queued, jobs: int | Literal["auto"]) -> str:
+def _create(store: Store, decision: QueueDecision, queued: Queued, jobs: int | Literal["auto"]) -> str:
     """Create a new run and return its id. ``jobs``: as asked for."""
-    wanted = decision.wanted
-    prepared = wanted.prepared
+    resolved = decision.resolved
     info = RunInfo(
         schema=SCHEMA,
         run="",
         queued_t=utc_now(),
-        experiment=prepared.experiment,
-        preset=wanted.preset,
-        settings=prepared.settings,
-        origins=prepared.origins,
-        seed=wanted.seed,
-        config_hash=wanted.config_hash,
-        corpus=prepared.corpus,
-        embeddings=prepared.embeddings,
+        experiment=resolved.experiment,
+        preset=resolved.preset,
+        settings=resolved.settings,
+        origins=resolved.origins,
+        seed=resolved.seed,
+        config_hash=resolved.config_hash,
+        corpus=resolved.corpus,
+        embeddings=resolved.embeddings,
         threads=decision.threads,
         jobs=jobs,
         command=tuple(sys.argv),
@@ -249,10 +225,10 @@ def _make(store: Store, decision: Decision, queued: Queued, jobs: int | Literal[
 
 
 def _requeue(run: Run, queued: Queued) -> None:
-    """Append ``queued`` to a run that ended before its time. Its worker is dead, so its lock is free."""
-    with lock.held(run.paths.lock, 1.0) as mine:
-        if mine is None:
-            raise RunActiveError(f"{run.run}: a worker has just taken it", hint="`lmconsole watch RUN` follows it.")
+    """Append ``queued`` to a run that stopped, failed or was lost. Its worker is dead, so its lock is free."""
+    with lock.held(run.paths.lock, 1.0) as held:
+        if held is None:
+            raise RunActiveError(f"{run.run}: a worker has just started it", hint="`lmconsole watch RUN` follows it.")
         with contextlib.suppress(FileNotFoundError):
             run.paths.stop.unlink()
         log = EventLog(run.paths.events)

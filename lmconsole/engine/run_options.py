@@ -1,140 +1,63 @@
-"""The words of `lmconsole run` turned into checked options, all that is wrong with them told at once."""
+"""One table of everything that can be asked of `lmconsole run`.
+
+The fields of RunRequest are the table. The command line, its help and completions, the form of the console and the
+request in a dry run's JSON are built from it, so a new option is a new field here and its use where it matters.
+
+The command line imports this module whatever the command is, so modules that take long are imported in functions.
+"""
 
 import os
 import re
 import shlex
-import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import msgspec
 
-from lmconsole.engine.probe import ProbeRequest
 from lmconsole.errors import LmconsoleError
-from lmconsole.plan.experiment import Seed
-from lmconsole.plan.load import load_plan
-from lmconsole.plan.presets import AUTO, TYPES, Plan, ranges, unknown
-from lmconsole.runs.store import Store
-from lmconsole.telemetry.host import cores
+
+if TYPE_CHECKING:
+    from lmconsole.plan.presets import Plan
 
 MAX_SEEDS = 10_000
+MAX_SEED = 2**63 - 1
 MAX_JOBS = 1_024
 MAX_TOKENS = 10**12
 
 
-class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """`lmconsole run`, parsed."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Option:
+    """Presentation of one field of RunRequest on the command line and in the form."""
 
-    probe: ProbeRequest
-    store: Path
-    seeds: tuple[int, ...] | None
-    jobs: int | None
-    """Runs at once on one device; None, ``auto``: as many as suits the size of each."""
-    typed_order: bool
-    """The ids were typed one by one: runs keep their order."""
-    fresh: bool
-    everything: bool
-    """``--all``: an active run is waited for instead of refused."""
-    exports: Path | None
-    on_finish: tuple[str, ...]
-    json: bool
-
-    @property
-    def threads(self) -> int | None:
-        """CPU threads of each new run; None if its size decides."""
-        return None if self.jobs is None else threads_per_run(self.jobs)
-
-
-def threads_per_run(jobs: int) -> int:
-    """CPU threads for each of ``jobs`` runs at once."""
-    return max(1, cores() // jobs)
+    help: str
+    metavar: str | None = None
+    flag: str | None = None
+    """Spelling on the command line, if it differs from ``--`` and the field's name."""
+    positional: bool = False
+    """Arguments on the command line instead of an option; their text is joined by commas."""
+    envvar: str | None = None
+    shown_default: str | None = None
+    """Default in the help text, for a value that would not be understood there."""
+    choices: tuple[str, ...] = ()
+    """Values for shell completion. Others may be valid too."""
+    parse: Callable[[str, "Plan"], object] | None = None
+    """Converts text to the value, and raises ValueError with one argument per problem. None: the text is the value."""
+    setting: bool = False
+    """Whether the option overrides the setting of the same name, with its type and bounds."""
+    hint: str | None = None
+    """Placeholder in the console's form; None keeps the option out of the form."""
 
 
-def run_options(
-    *,
-    ids: list[str],
-    everything: bool,
-    preset: str,
-    epochs: int | None,
-    seeds: str | None,
-    max_tokens: int | None,
-    device: str,
-    precision: str | None,
-    jobs: str,
-    data: Path | None,
-    embeddings: Path | None,
-    experiments: Path | None,
-    runs: Path,
-    fresh: bool,
-    exports: Path | None,
-    on_finish: str | None,
-    json: bool,
-) -> RunOptions:
-    """Check everything that can be checked without torch. Raises LmconsoleError with all the problems."""
-    plan = load_plan(experiments)
-    problems: list[str] = []
-    chosen = [experiment.id for experiment in plan.experiments]
-    if ids and everything:
-        problems.append("either ids or --all, not both")
-    elif not ids and not everything:
-        problems.append(f"name experiments, for example `lmconsole run 1-4 9`, or --all; there are {ranges(chosen)}")
-    elif ids:
-        chosen = parse_ids(ids, plan, problems)
-    if preset != AUTO and preset not in plan.presets:
-        problems.append(unknown("preset", preset, [AUTO, *plan.presets]))
-    overrides = _overrides(epochs=epochs, precision=precision, problems=problems)
-    parsed_seeds = None if seeds is None else parse_seeds(seeds, problems)
-    parsed_jobs = _parse_jobs(jobs, problems)
-    if max_tokens is not None and not 1 <= max_tokens <= MAX_TOKENS:
-        problems.append(f"--max-tokens {max_tokens}: expected 1 to {MAX_TOKENS:,}")
-    program = _program(on_finish, problems)
-    problems += [
-        f"{path}: the name of this file is not UTF-8; rename it, or link to it"
-        for path in (data, embeddings, experiments, runs, exports)
-        if path is not None and not _is_text(path)
-    ]
-    if problems:
-        raise LmconsoleError("\n".join(problems))
-    store = Store(runs)
-    owners = [owner.pid for run in store.runs() if run.status.active and (owner := run.worker())]
-    return RunOptions(
-        probe=ProbeRequest(
-            experiments_file=None if experiments is None else str(experiments),
-            experiments=tuple(chosen),
-            preset=preset,
-            data=None if data is None else str(data),
-            embeddings=None if embeddings is None else str(embeddings),
-            device=device,
-            max_tokens=max_tokens,
-            overrides=overrides,
-            own_pids=tuple(pid for pid in owners if pid is not None),
-        ),
-        store=runs,
-        seeds=parsed_seeds,
-        jobs=parsed_jobs,
-        typed_order=bool(ids) and not any("-" in word for word in ids),
-        fresh=fresh,
-        everything=everything,
-        exports=exports,
-        on_finish=program,
-        json=json,
-    )
+def parse_ids(text: str, plan: "Plan") -> tuple[int, ...]:
+    """Parse ``5``, ``1-4`` and ``1,7-9``: experiments in the order given, each once."""
+    from lmconsole.plan.presets import ranges
 
-
-def _is_text(path: Path) -> bool:
-    """Whether the path's name can be written down in UTF-8, as run.json is."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def parse_ids(words: Iterable[str], plan: Plan, problems: list[str]) -> list[int]:
-    """``["1-4", "9"]`` as ids of ``plan``, each once and in order; what is wrong goes into ``problems``."""
     known = [experiment.id for experiment in plan.experiments]
+    problems: list[str] = []
     chosen: dict[int, None] = {}
-    for word in (piece for argument in words for piece in argument.split(",") if piece):
+    for word in filter(None, text.split(",")):
         match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", word)
         if match is None:
             problems.append(f"{word!r}: not an experiment; expected numbers such as 5 or 1-4")
@@ -144,62 +67,236 @@ def parse_ids(words: Iterable[str], plan: Plan, problems: list[str]) -> list[int
         if not inside or (match[2] is None and first not in known) or last < first:
             problems.append(f"no experiment {word}; {plan.source} has {ranges(known)}")
         chosen.update(dict.fromkeys(inside))
-    return list(chosen)
+    if problems:
+        raise ValueError(*problems)
+    return tuple(chosen)
 
 
-def _parse_jobs(text: str, problems: list[str]) -> int | None:
-    """``auto`` as None, or a number of runs; what is wrong goes into ``problems``."""
-    word = text.strip().lower()
-    if word == "auto":
-        return None
-    jobs = int(word) if re.fullmatch(r"[0-9]{1,6}", word) else 0
-    if not 1 <= jobs <= MAX_JOBS:
-        problems.append(f"--jobs {text}: expected auto, or 1 to {MAX_JOBS:,}")
-    return jobs
+def parse_preset(text: str, plan: "Plan") -> str:
+    """Check the name of a preset."""
+    from lmconsole.plan.presets import AUTO, unknown
+
+    if text != AUTO and text not in plan.presets:
+        raise ValueError(unknown("preset", text, [AUTO, *plan.presets]))
+    return text
 
 
-def parse_seeds(text: str, problems: list[str]) -> tuple[int, ...]:
-    """``1,2,3`` or ``1..10`` as seeds, each once; what is wrong goes into ``problems``."""
+def parse_seeds(text: str, _: "Plan") -> tuple[int, ...]:
+    """Parse ``1,2,3`` and ``1..10``: seeds in the order given, each once."""
     chosen: dict[int, None] = {}
     for piece in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,19})(?:\.\.([0-9]{1,19}))?\s*", piece)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
-        if last < first or last > 2**63 - 1:
-            problems.append(f"--seeds {text!r}: expected whole numbers such as 1,2,3 or 1..10")
-            return ()
+        if last < first or last > MAX_SEED:
+            raise ValueError("expected whole numbers such as 1,2,3 or 1..10")
         if last - first >= MAX_SEEDS:
-            problems.append(f"--seeds {text!r}: more than {MAX_SEEDS:,} seeds")
-            return ()
+            raise ValueError(f"more than {MAX_SEEDS:,} seeds")
         chosen.update(dict.fromkeys(range(first, last + 1)))
-    return tuple(msgspec.convert(seed, Seed) for seed in chosen)
+    return tuple(chosen)
 
 
-def _overrides(*, epochs: int | None, precision: str | None, problems: list[str]) -> dict[str, object]:
-    given: dict[str, object] = {"epochs": epochs, "precision": precision}
-    overrides: dict[str, object] = {}
-    for key, value in given.items():
-        if value is None:
-            continue
-        try:
-            overrides[key] = msgspec.convert(value, TYPES[key])
-        except msgspec.ValidationError as error:
-            words = str(error).replace("`", "").removeprefix("Expected ")
-            if isinstance(value, str):
-                words = unknown(key, value, ["auto", "fp32", "tf32", "bf16"])
-            problems.append(f"--{key} {value}: {words.replace('int', 'a whole number')}")
-    return overrides
+def parse_max_tokens(text: str, _: "Plan") -> int:
+    """Parse a number of tokens."""
+    tokens = int(text) if re.fullmatch(r"[0-9]{1,13}", text) else 0
+    if not 1 <= tokens <= MAX_TOKENS:
+        raise ValueError(f"expected 1 to {MAX_TOKENS:,}")
+    return tokens
 
 
-def _program(text: str | None, problems: list[str]) -> tuple[str, ...]:
-    if text is None:
-        return ()
-    try:
-        words = tuple(shlex.split(text))
-    except ValueError as error:
-        problems.append(f"--on-finish {text!r}: {error}")
-        return ()
+def parse_jobs(text: str, _: "Plan") -> int | Literal["auto"]:
+    """Parse ``auto`` or a number of runs."""
+    word = text.strip().lower()
+    if word == "auto":
+        return "auto"
+    jobs = int(word) if re.fullmatch(r"[0-9]{1,6}", word) else 0
+    if not 1 <= jobs <= MAX_JOBS:
+        raise ValueError(f"expected auto, or 1 to {MAX_JOBS:,}")
+    return jobs
+
+
+def parse_program(text: str, _: "Plan") -> tuple[str, ...]:
+    """Split a command line and find its program."""
+    import shutil
+
+    words = shlex.split(text)
     program = shutil.which(words[0]) if words else None
     if program is None:
-        problems.append(f"--on-finish {text!r}: no such program{': ' + words[0] if words else ''}")
-        return ()
+        raise ValueError(f"no such program{': ' + words[0] if words else ''}")
     return (os.path.abspath(program), *words[1:])
+
+
+class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Request for runs, from the command line or the console's form. Fields without an Option follow from the
+    others, or from how the request was made."""
+
+    ids: Annotated[
+        tuple[int, ...], Option(help="Experiments, such as 5 or 1-4.", metavar="ID", positional=True, parse=parse_ids)
+    ] = ()
+    typed_order: bool = False
+    """Whether the ids were typed one by one, so that runs keep their order."""
+    everything: Annotated[bool, Option(help="All experiments; wait for active ones.", flag="--all")] = False
+    headless: Annotated[bool, Option(help="Show progress here instead of the app.")] = False
+    preset: Annotated[
+        str,
+        Option(
+            help="auto, paper, scratch, demo, or one of your own.",
+            metavar="NAME",
+            choices=("auto", "paper", "scratch", "demo"),
+            parse=parse_preset,
+            hint="auto, paper, scratch, demo, or your own",
+        ),
+    ] = "auto"
+    epochs: Annotated[
+        int | None,
+        Option(
+            help="Passes over the train split.",
+            metavar="N",
+            setting=True,
+            hint="passes over the train split; empty: the preset's",
+        ),
+    ] = None
+    seeds: Annotated[
+        tuple[int, ...] | None,
+        Option(help="1,2,3 or 1..10.", metavar="LIST", parse=parse_seeds, hint="1,2,3 or 1..10; empty: the preset's"),
+    ] = None
+    max_tokens: Annotated[int | None, Option(help="First N tokens only.", metavar="N", parse=parse_max_tokens)] = None
+    device: Annotated[
+        str,
+        Option(
+            help="auto, cpu, cuda, cuda:0,cuda:1 or all.",
+            metavar="NAME",
+            choices=("auto", "cpu", "cuda", "all"),
+            hint="auto, cpu, cuda, cuda:0,cuda:1 or all",
+        ),
+    ] = "auto"
+    precision: Annotated[
+        str | None,
+        Option(
+            help="auto, fp32, tf32 or bf16.",
+            metavar="NAME",
+            choices=("auto", "fp32", "tf32", "bf16"),
+            setting=True,
+            hint="auto, fp32, tf32 or bf16; empty: the preset's",
+        ),
+    ] = None
+    jobs: Annotated[
+        int | Literal["auto"],
+        Option(
+            help="Runs at once on one device; auto suits the size of each.",
+            metavar="N",
+            choices=("auto",),
+            parse=parse_jobs,
+            hint="auto, or runs at once on one device",
+        ),
+    ] = "auto"
+    data: Annotated[Path | None, Option(help="Folder of token or text files.", metavar="DIR")] = None
+    embeddings: Annotated[Path | None, Option(help="File of embedding tables.", metavar="FILE")] = None
+    experiments: Annotated[
+        Path | None, Option(help="experiments.toml to use.", metavar="FILE", shown_default="built in")
+    ] = None
+    runs: Annotated[Path, Option(help="Run store.", metavar="DIR", envvar="LMCONSOLE_RUNS")] = Path("runs")
+    fresh: Annotated[bool, Option(help="New runs, even where finished ones exist.")] = False
+    dry_run: Annotated[bool, Option(help="Show what would be done, and do nothing.")] = False
+    no_export: Annotated[bool, Option(help="Do not export when the queue is empty.")] = False
+    export_folder: Path = Path("exports")
+    on_finish: Annotated[
+        tuple[str, ...],
+        Option(help="Program to run when the queue is empty (no shell).", metavar="CMD", parse=parse_program),
+    ] = ()
+    json: Annotated[bool, Option(help="JSON on standard output.")] = False
+
+    @property
+    def overrides(self) -> dict[str, object]:
+        """Settings that the request overrides, by name."""
+        given = {name: getattr(self, name) for name, option in OPTIONS.items() if option.setting}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def exports(self) -> Path | None:
+        """Absolute folder for the exports; None for none."""
+        return None if self.no_export else self.export_folder.absolute()
+
+
+OPTIONS: dict[str, Option] = {
+    field.name: part
+    for field in msgspec.structs.fields(RunRequest)
+    for part in get_args(field.type)
+    if isinstance(part, Option)
+}
+"""Options by field, in the order of the help text."""
+
+
+def flag(name: str) -> str:
+    """Spelling of an option on the command line: ``--max-tokens`` for ``max_tokens``."""
+    return OPTIONS[name].flag or f"--{name.replace('_', '-')}"
+
+
+def parse_request(given: Mapping[str, object], **settled: Any) -> RunRequest:
+    """Check everything that can be checked without torch.
+
+    ``given`` holds text by field, a list of it for positional arguments; paths and flags are taken as they are, and
+    None is the default. ``settled`` are fields that need no parsing, and win.
+
+    Raises:
+        LmconsoleError: with all the problems there are.
+        PlanError: the file of experiments is wrong.
+        StoreError: the run store cannot be read.
+    """
+    from lmconsole.plan.load import load_plan
+    from lmconsole.plan.presets import ranges
+    from lmconsole.runs.store import Store
+
+    texts = {
+        name: ",".join(value) if isinstance(value, list) else value
+        for name in OPTIONS
+        if (value := given.get(name)) not in (None, False, [])
+    }
+    experiments = texts.get("experiments")
+    plan = load_plan(experiments if isinstance(experiments, Path) else None)
+    every = tuple(experiment.id for experiment in plan.experiments)
+    values: dict[str, Any] = {}
+    problems = []
+    if "ids" in texts and "everything" in texts:
+        problems.append("either ids or --all, not both")
+    elif "ids" not in texts and "everything" not in texts:
+        problems.append(f"name experiments, for example `lmconsole run 1-4 9`, or --all; there are {ranges([*every])}")
+    for name, value in texts.items():
+        try:
+            values[name] = _parse(name, value, plan)
+        except ValueError as error:
+            prefix = "" if OPTIONS[name].positional else f"{flag(name)} {shlex.quote(str(value))}: "
+            problems += [f"{prefix}{problem}" for problem in error.args]
+    if problems:
+        raise LmconsoleError("\n".join(problems))
+    typed_order = "-" not in str(texts.get("ids", "-"))
+    request = RunRequest(**{"ids": every, "typed_order": typed_order, **values, **settled})
+    Store(request.runs).names()
+    return request
+
+
+def _parse(name: str, value: object, plan: "Plan") -> object:
+    """Return the value of one field. Raises ValueError with one argument per problem."""
+    option = OPTIONS[name]
+    if isinstance(value, Path):
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            raise ValueError("the name of this file is not UTF-8; rename it, or link to it") from None
+    if not isinstance(value, str):
+        return value
+    if option.setting:
+        return _parse_setting(name, value)
+    return option.parse(value, plan) if option.parse else value
+
+
+def _parse_setting(key: str, text: str) -> object:
+    """Return the value of a setting, within its bounds. Raises ValueError."""
+    from lmconsole.plan.presets import TYPES, unknown
+
+    try:
+        return msgspec.convert(text, TYPES[key], strict=False)
+    except msgspec.ValidationError as error:
+        if choices := OPTIONS[key].choices:
+            raise ValueError(unknown(key, text, list(choices))) from None
+        wanted = str(error).replace("`", "").removeprefix("Expected ").partition(", got ")[0]
+        raise ValueError(f"expected {wanted.replace('int', 'a whole number').replace('float', 'a number')}") from None

@@ -1,6 +1,6 @@
-"""The detached process that starts queued runs in the order of the queue, as many at once as their devices may take.
+"""The runner: a detached process that starts queued runs in order, as many at once as their devices allow.
 
-It owns nothing but the start: workers outlive it, and the next runner finds them by their locks.
+It only starts runs: workers outlive it, and the next runner finds them by their locks.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from pathlib import Path
 from lmconsole.engine import worker
 from lmconsole.engine.processes import last_line, python, start_program
 from lmconsole.engine.shared_data import shared_folder
-from lmconsole.engine.worker import EXIT_NOT_MINE, Turn
+from lmconsole.engine.worker import EXIT_NOT_TRAINED, Turn
 from lmconsole.errors import StoreError
 from lmconsole.runs import lock
 from lmconsole.runs.events import EventLog, EventReader, Failed, Queued, Stopped, utc_now
@@ -29,44 +29,44 @@ from lmconsole.runs.store import Run, Store, has_room, queue_order
 POLL_S = 0.2
 EXPORT_TIMEOUT_S = 900.0
 FORK_SERVER_GONE = 255
-"""What multiprocessing takes for the exit code of a process when the one that would know has ended."""
+"""Exit code that multiprocessing reports for a process whose fork server has ended."""
 
 
 def main(root: Path) -> int:
-    """Serve the store at ``root`` until there is nothing left to do, or another runner serves it."""
+    """Serve the store at ``root`` until the queue is empty or another runner serves it, and return the exit code."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     store = Store(root.absolute())
     with contextlib.suppress(OSError):
-        os.chdir(store.root)  # the folder where somebody queued may go, and no process starts in one that is gone
+        os.chdir(store.root)  # the folder of the command may be removed, and no process starts in one that is gone
     runner = Runner(store)
     while True:
-        mine = lock.acquire(store.runner_lock)
-        if mine is None:
+        held = lock.acquire(store.runner_lock)
+        if held is None:
             return 0
         with shared_folder(store.root) as runner.shared:
             runner.serve()
-        mine.release()
-        # whoever queued after the last look and saw this runner still at work did not start another
+        held.release()
+        # a command that queued after the last check saw this runner still at work and started no other
         if not runner.has_work():
             return 0
 
 
 class Runner:
-    """One stretch of work, from the first queued run to a drained queue."""
+    """Starts the runs of one store until its queue is empty, and then exports."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.shared: Path | None = None
-        """Folder of the data that workers share; None: each reads for itself."""
+        """Folder of the data that workers share; None: each reads its own."""
         self._children: dict[str, _Child] = {}
         self._waiting: dict[str, _Waiting] = {}
         self._served: dict[str, Run] = {}
         self._hopeless: set[str] = set()
         self._not_ahead: set[str] = set()
-        """Runs that are not prepared ahead, since their waiting worker died."""
+        """Runs that are not prepared ahead, because their waiting worker died."""
 
     def serve(self) -> None:
-        """Start what is queued and see to what ends, until nothing is queued or running; then finish up."""
+        """Start queued runs and record how they end, until none is queued or running; then finish."""
         while True:
             runs = self.store.runs()
             self._reap(runs)
@@ -77,7 +77,7 @@ class Runner:
             for run in waiting:
                 self._served[run.run] = run
                 if run.run in self._waiting and run.stop_requested:
-                    continue  # its worker writes that itself
+                    continue  # its worker records that itself
                 if run.stop_requested:
                     epoch, step = run.state.position
                     self._append(run, Stopped(epoch=epoch, step=step), after=run.state.queued_seq)
@@ -90,15 +90,15 @@ class Runner:
         self._finish()
 
     def has_work(self) -> bool:
-        """Whether a run waits that can be started."""
+        """Return whether a queued run can be started."""
         return any(self._waits(run) for run in self.store.runs())
 
     def _waits(self, run: Run) -> bool:
         return run.status is Status.QUEUED and not run.problem and run.run not in self._hopeless
 
     def _pause(self) -> None:
-        """Wait until it is time to look again: at once when a worker ends, since its device is free then."""
-        # The sentinel of one whose fork server has gone would always be ready, whatever the worker does.
+        """Wait for the next check, or until a worker ends, since its device is free then."""
+        # The sentinel of a worker whose fork server has ended is always ready, whether or not the worker runs.
         ends = [child.process.sentinel for child in self._children.values() if child.process.exitcode is None]
         if ends:
             wait(ends, POLL_S)
@@ -106,32 +106,32 @@ class Runner:
             time.sleep(POLL_S)
 
     def _reap(self, runs: list[Run]) -> None:
-        """Forget the workers that have ended; write ``failed`` for one that could not do so itself."""
+        """Remove workers that have ended, and record the death of one that could not do so itself."""
         by_name = {run.run: run for run in runs}
         for name, ahead in list(self._waiting.items()):
             code = ahead.process.exitcode
             run = by_name.get(name)
             if code is None or (code == FORK_SERVER_GONE and run and self._worker_pid(run) is not None):
                 if run is None or not self._waits(run):
-                    ahead.turns.close()  # the run has gone, and its worker ends
+                    ahead.turns.close()  # the run was deleted or stopped, so its worker is to end
                 continue
             dismissed = ahead.turns.closed
             ahead.turns.close()
             del self._waiting[name]
             if code and not dismissed:
                 self._not_ahead.add(name)
-                _say(f"{name}: its worker ended before its turn (exit code {code}); the run will start at its turn")
+                _log(f"{name}: its worker ended before its turn (exit code {code}); the run will start at its turn")
         for name, child in list(self._children.items()):
             code = child.process.exitcode
             run = by_name.get(name)
             if code is None or (code == FORK_SERVER_GONE and run and self._worker_pid(run) is not None):
                 continue
             del self._children[name]
-            if run is not None and code != EXIT_NOT_MINE:
-                self._append(run, _obituary(run, code), after=child.queued_seq)
+            if run is not None and code != EXIT_NOT_TRAINED:
+                self._append(run, _worker_death(run, code), after=child.queued_seq)
 
     def _busy(self, runs: list[Run]) -> dict[str, tuple[set[str], int]]:
-        """Active runs with the devices each may be occupying, and how many at once it accepts there."""
+        """Return active runs, each with the devices it may occupy and the number of runs it allows there at once."""
         busy = {}
         for run in runs:
             queued = run.state.queued
@@ -147,7 +147,7 @@ class Runner:
         return busy
 
     def _start(self, run: Run, busy: dict[str, tuple[set[str], int]]) -> None:
-        """Start ``run`` on a device with room for it; where there is none, it blocks those devices for later runs."""
+        """Start ``run`` on a device with room for it. Without one, it reserves its devices against later runs."""
         queued = run.state.queued
         assert queued is not None
         for device in sorted(queued.devices, key=lambda each: sum(each in on for on, _ in busy.values())):
@@ -166,29 +166,29 @@ class Runner:
                     break
                 self._children[run.run] = _Child(process, device, queued.seq)
                 busy[run.run] = {device}, queued.jobs
-                _say(f"{run.run}: started on {device}, pid {process.pid}")
+                _log(f"{run.run}: started on {device}, pid {process.pid}")
                 return
         ahead = self._waiting.get(run.run)
         busy[f"waiting {run.run}"] = {ahead.device} if ahead and ahead.device else set(queued.devices), 0
 
     def _start_on(self, run: Run, device: str, siblings: Sequence[int]) -> BaseProcess | None:
-        """Start a worker, or tell the one that waits that it is its turn; None if that one has just ended. Raises
-        OSError if none can be started."""
+        """Start a worker, or give the waiting one its turn. Return None if the waiting one has just ended. Raises
+        OSError if a worker cannot be started."""
         for name, other in self._waiting.items():
             if name != run.run and other.device == device:
-                other.turns.close()  # it ends, so that the device is this run's alone, and its run stays queued
+                other.turns.close()  # that worker ends and its run stays queued, so that this run has the device alone
         ahead = self._waiting.get(run.run)
         if ahead is None:
             return worker.start(run, device, siblings, self.shared)
-        if not ahead.tell(_turn(device, go=True, siblings=siblings)):
+        if not ahead.send(_turn(device, go=True, siblings=siblings)):
             return None
         ahead.turns.close()
         del self._waiting[run.run]
         return ahead.process
 
     def _prepare_ahead(self, waiting: list[Run], busy: dict[str, tuple[set[str], int]], runs: list[Run]) -> None:
-        """See that for each GPU that trains one run the next one is being prepared: on the host, and on the device as
-        soon as the other only has its tests left, so that what is measured of a run that trains is its own."""
+        """Prepare the next run for each GPU that trains one run: on the host at once, and on the device as soon as the
+        other run only has its tests left, so that measurements of a run in training are not disturbed."""
         by_name = {run.run: run for run in runs}
         trains = {
             device: by_name[name]
@@ -196,7 +196,7 @@ class Runner:
             for device in on
             if jobs == 1 and prepares_ahead(device) and name in by_name and by_name[name].status is Status.RUNNING
         }
-        for run in [run for run in waiting if run.run not in busy][: len(trains)]:  # those that are next, and no others
+        for run in [run for run in waiting if run.run not in busy][: len(trains)]:  # only the runs that are next
             queued = run.state.queued
             if queued is None or queued.jobs != 1 or run.stop_requested:
                 continue
@@ -213,36 +213,36 @@ class Runner:
             process, turns = worker.start_waiting(run, queued.devices[0], self.shared)
         except OSError as error:
             self._not_ahead.add(run.run)
-            _say(f"{run.run}: cannot be prepared before its turn: {error}")
+            _log(f"{run.run}: cannot be prepared before its turn: {error}")
         else:
             self._waiting[run.run] = _Waiting(process, turns, queued.seq)
 
     def _let_use_device(self, ahead: "_Waiting", others: Mapping[str, Run]) -> None:
-        """Let a waiting worker set up the first device on which the run that trains only has its tests left."""
+        """Let a waiting worker use the first device on which the current run only has its tests left."""
         taken = {each.device for each in self._waiting.values()}
         for device, other in others.items():
             if ahead.device is None and device not in taken and _only_tests(other) and _leaves_memory(other):
                 ahead.device = device
-                ahead.tell(_turn(device, go=False))
+                ahead.send(_turn(device, go=False))
 
     def _active(self, busy: dict[str, tuple[set[str], int]]) -> list[Run]:
         return [self._served[name] for name in busy if name in self._served]
 
     def _worker_pid(self, run: Run) -> int | None:
-        """Pid of the process that holds the run's lock, 0 if the kernel does not tell; None if nobody does."""
+        """Return the pid of the process that holds the run's lock, 0 if unknown; None if the lock is free."""
         try:
             owner = run.worker()
         except StoreError as error:
-            _say(f"{run.run}: {error}")
+            _log(f"{run.run}: {error}")
             return None
         return None if owner is None else owner.pid or 0
 
     def _append(self, run: Run, event: Failed | Stopped, *, after: int) -> None:
-        """Write the last word on a run whose worker is gone or never was. Whoever holds its lock knows better, and so
-        does whoever has ended it, or queued it again, since the ``queued`` event number ``after``."""
+        """Record the end of a run that has no worker. Nothing is written if another process holds its lock, or has
+        recorded an end or queued it again since the ``queued`` event number ``after``."""
         try:
-            with lock.held(run.paths.lock, 0.0) as mine:
-                if mine is None:
+            with lock.held(run.paths.lock, 0.0) as held:
+                if held is None:
                     return
                 state = RunState()
                 state.apply(EventReader(run.paths.events).read_new())
@@ -250,13 +250,13 @@ class Runner:
                     log = EventLog(run.paths.events)
                     log.append(event, sync=True)
                     log.close()
-                    _say(f"{run.run}: {'stopped before it began' if isinstance(event, Stopped) else event.message}")
+                    _log(f"{run.run}: {'stopped before it started' if isinstance(event, Stopped) else event.message}")
         except OSError as error:
-            _say(f"{run.run}: nothing can be written into its log: {error}")
+            _log(f"{run.run}: its log cannot be written: {error}")
             self._hopeless.add(run.run)
 
     def _finish(self) -> None:
-        """The queue has drained: export, then run what people asked for."""
+        """Export and run the programs that were asked for, now that the queue is empty."""
         asked = [run.state.queued for run in self._served.values() if run.state.queued]
         self._served.clear()
         for folder in dict.fromkeys(queued.exports for queued in asked if queued.exports):
@@ -265,38 +265,40 @@ class Runner:
             try:
                 start_program(program, cwd, self.store.runner_log)
             except OSError as error:
-                _say(f"{program[0]}: cannot be started: {error}")
+                _log(f"{program[0]}: cannot be started: {error}")
 
     def _call(self, command: list[str], timeout_s: float) -> None:
         try:
             code = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=timeout_s, check=False).returncode
             if code:
-                _say(f"{command}: exit code {code}")
+                _log(f"{command}: exit code {code}")
         except (OSError, subprocess.TimeoutExpired) as error:
-            _say(f"{command}: {error}")
+            _log(f"{command}: {error}")
 
 
 @dataclass(frozen=True)
 class _Child:
-    """A worker that this runner started, on which device, and for which ``queued`` event."""
+    """A worker that this runner started."""
 
     process: BaseProcess
     device: str
     queued_seq: int
+    """Number of the ``queued`` event that it serves."""
 
 
 @dataclass
 class _Waiting:
-    """A worker that prepares its run and waits for its turn, for which ``queued`` event; ``device`` once it may use
-    that one."""
+    """A worker that prepares its run and waits for its turn."""
 
     process: BaseProcess
     turns: Connection
     queued_seq: int
+    """Number of the ``queued`` event that it serves."""
     device: str | None = None
+    """Device that it may already use."""
 
-    def tell(self, turn: Turn) -> bool:
-        """Send the turn; return False if the worker has ended."""
+    def send(self, turn: Turn) -> bool:
+        """Send a turn. Return False if the worker has ended."""
         try:
             self.turns.send(turn)
         except OSError:
@@ -305,7 +307,7 @@ class _Waiting:
 
 
 def prepares_ahead(device: str) -> bool:
-    """Whether the next run is prepared while another has this device: a CPU has no room for both."""
+    """Return whether the next run is prepared while another uses this device: a CPU has no cores to spare."""
     return worker.has_uuid(device)
 
 
@@ -314,7 +316,7 @@ def _turn(device: str, *, go: bool, siblings: Sequence[int] = ()) -> Turn:
 
 
 def _only_tests(run: Run) -> bool:
-    """Whether this attempt has finished training and the tests are under way, or about to be."""
+    """Return whether this attempt has finished training, so that only its tests are left."""
     state = run.state
     if state.started is None:
         return False
@@ -325,24 +327,24 @@ def _only_tests(run: Run) -> bool:
 
 
 def _leaves_memory(run: Run) -> bool:
-    """Whether a run leaves as much memory of its device free as it holds itself; True where that is unknown."""
+    """Return whether a run leaves as much memory of its device free as it uses; True where that is unknown."""
     sample = run.state.telemetry[-1] if run.state.telemetry else None
     if sample is None or sample.device_total_mib is None or sample.device_used_mib is None:
         return True
     return sample.device_total_mib - sample.device_used_mib >= (sample.torch_reserved_mib or 0.0)
 
 
-def _obituary(run: Run, code: int) -> Failed:
-    """What to say of a worker that ended without a word."""
+def _worker_death(run: Run, code: int) -> Failed:
+    """Return the event for a worker that ended without recording an outcome."""
     again = f"`lmconsole run {run.info.experiment.id}` with the same options resumes from its last checkpoint."
     if code < 0:
         name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
-        why = " (somebody killed it, or the machine ran out of memory)" if -code == signal.SIGKILL else ""
+        why = " (by a person, or because the machine ran out of memory)" if -code == signal.SIGKILL else ""
         return Failed(error="killed", message=f"the worker was killed by {name}{why}", hint=again)
     return Failed(
         error="crash",
         message=f"the worker ended with exit code {code}: {last_line(run.paths.worker_log)}",
-        hint=f"Everything it printed is in {run.paths.worker_log}. {again}",
+        hint=f"Its output is in {run.paths.worker_log}. {again}",
     )
 
 
@@ -350,11 +352,11 @@ def _cannot_start(run: Run, error: OSError) -> Failed:
     return Failed(
         error="start",
         message=f"the worker cannot be started: {error}",
-        hint=f"When that is mended, `lmconsole run {run.info.experiment.id}` tries again.",
+        hint=f"Fix that, then run `lmconsole run {run.info.experiment.id}` again.",
     )
 
 
-def _say(message: str) -> None:
+def _log(message: str) -> None:
     print(f"{utc_now()} {message}", flush=True)
 
 
@@ -362,9 +364,9 @@ if __name__ == "__main__":
     try:
         sys.exit(main(Path(sys.argv[1])))
     except StoreError as error:
-        _say(str(error))
+        _log(str(error))
     except (Exception, KeyboardInterrupt):
         traceback.print_exc()
-    # Reached by errors alone. Leaving as usual would wait for the workers, while a new runner could serve the queue.
+    # Only errors get here. A normal exit would wait for the workers, while a new runner could serve the queue.
     sys.stderr.flush()
     os._exit(1)

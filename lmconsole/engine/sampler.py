@@ -1,4 +1,4 @@
-"""A thread beside the training that looks at the machine about once a second and writes it into the log."""
+"""A thread that samples the machine about once a second during training and writes it into the log."""
 
 import os
 import threading
@@ -10,7 +10,7 @@ from lmconsole.telemetry.gpu import Gpus
 from lmconsole.telemetry.host import rss_mib
 
 EAGER_S = 20.0
-"""Seconds at the start of an attempt during which samples come four times as often, for the sake of short runs."""
+"""Seconds at the start of an attempt with four times as many samples, for the sake of short runs."""
 INTERVAL_S = 1.0
 
 GPU_FIELDS = (
@@ -26,28 +26,28 @@ TorchMemory = Callable[[], tuple[float, float] | tuple[None, None]]
 
 
 class Sampler:
-    """Samples from ``start`` to ``close``. On a CPU only the host's memory is known."""
+    """Writes samples from ``start`` to ``close``. On a CPU only the host's memory is known."""
 
     def __init__(self, log: EventLog, gpu_uuid: str | None, torch_memory_mib: TorchMemory) -> None:
         self._log = log
         self._uuid = gpu_uuid
         self._torch_memory_mib = torch_memory_mib
         self._phase: tuple[Phase, int | None] = ("setup", None)
-        self._over = threading.Event()
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
         self._gpus = Gpus.open() if gpu_uuid else None
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def enter(self, phase: Phase, epoch: int | None) -> None:
-        """Say what the run does from now on."""
+        """Label the samples from now on with a phase and an epoch."""
         self._phase = phase, epoch
 
     def close(self) -> None:
-        """End, however often it is called; nothing is written after this returns."""
-        self._over.set()
+        """Stop the thread; nothing is written after this returns. May be called more than once."""
+        self._closed.set()
         if self._thread.is_alive():
             self._thread.join()
         if self._gpus is not None:
@@ -58,8 +58,8 @@ class Sampler:
         while True:
             now = time.monotonic()
             interval = INTERVAL_S / 4 if now - began < EAGER_S else INTERVAL_S
-            due = max(due + interval, now)  # a fixed schedule does not drift; one that was missed is not made up for
-            if self._over.wait(due - now):
+            due = max(due + interval, now)  # a fixed schedule does not drift; missed samples are left out
+            if self._closed.wait(due - now):
                 return
             try:
                 self._log.append(self.sample())
@@ -67,11 +67,11 @@ class Sampler:
                 return
 
     def total_energy_j(self) -> float | None:
-        """The counter of the GPU's board in joules; None without a GPU, and where the driver does not tell."""
+        """Return the energy counter of the GPU's board in joules; None without a GPU or where the driver has none."""
         return self._gpus.total_energy_j(self._uuid) if self._gpus and self._uuid else None
 
     def sample(self) -> Telemetry:
-        """The machine now."""
+        """Return a sample of the machine."""
         phase, epoch = self._phase
         gpu = self._gpus.sample(self._uuid, os.getpid()) if self._gpus and self._uuid else None
         allocated, reserved = self._torch_memory_mib()

@@ -1,7 +1,7 @@
-"""Corpora and tables that are read and verified once for all runs of a queue, and mapped into memory by each.
+"""Corpora and embedding tables that are read and verified once for all runs of a queue, and memory-mapped by each.
 
 They are kept in a private folder that the runner makes for its workers and removes when the queue is empty. Entries are
-named by the fingerprint of what they hold, so an entry that exists is the data a run was queued with.
+named by the hash of their content, so an entry that exists is the data a run was queued with.
 """
 
 import contextlib
@@ -17,15 +17,15 @@ from lmconsole.runs import lock
 
 LOCK_TIMEOUT_S = 60.0
 Arrays = Mapping[str, Any]
-"""NumPy arrays by name. The runner, which makes the folder, imports no numpy."""
+"""NumPy arrays by name. Untyped because the runner, which makes the folder, must not import NumPy."""
 
 
 @contextlib.contextmanager
 def shared_folder(store: Path) -> Iterator[Path | None]:
-    """Make a private folder for the workers of the store at ``store``, and remove it in the end.
+    """Make a private folder for the workers of the store at ``store``, and remove it at the end.
 
     Folders that a killed runner of the same store left behind are removed first: a store has one runner at a time.
-    Where no folder can be made None is given, and each worker reads for itself.
+    Yields None where no folder can be made; then each worker reads its own data.
     """
     folder = None
     with contextlib.suppress(OSError):
@@ -40,34 +40,33 @@ def shared_folder(store: Path) -> Iterator[Path | None]:
         yield folder
     finally:
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)  # what workers have mapped stays theirs
+            shutil.rmtree(folder, ignore_errors=True)  # data that workers have mapped stays readable
 
 
 def _prefix(store: Path) -> str:
-    """Return the beginning of the folder's name, the same for every runner of this store, whatever its path."""
+    """Return the beginning of the folder's name, the same for every runner of this store by whatever path."""
     found = store.stat()
     identity = f"{os.getuid()} {found.st_dev} {found.st_ino}"
     return f"lmconsole-{hashlib.sha256(identity.encode()).hexdigest()[:16]}-"
 
 
 def load_shared(folder: Path | None, key: str, names: Sequence[str], read: Callable[[], Arrays]) -> Arrays:
-    """Return the arrays ``names`` of entry ``key``, mapped into memory; where they are not all there ``read`` them, and
-    keep them.
+    """Return the arrays ``names`` of entry ``key``, memory-mapped. If one is missing, ``read`` them and save the entry.
 
-    ``read`` verifies what it returns and may raise. One worker reads at a time, so that of several that start together
-    one does the work. Pages are private: whatever is written into an array stays in this process.
+    ``read`` verifies its result and may raise. One worker reads at a time, so that only one of several that start
+    together does the work. Pages are private: changes to an array stay in this process.
     """
     with contextlib.ExitStack() as reading:
-        mine = None
+        held = None
         if folder is not None:
-            with contextlib.suppress(OSError):  # the folder has gone with its runner
-                mine = reading.enter_context(lock.held(folder / f"{key}.lock", LOCK_TIMEOUT_S))
+            with contextlib.suppress(OSError):  # the folder was removed with its runner
+                held = reading.enter_context(lock.held(folder / f"{key}.lock", LOCK_TIMEOUT_S))
         known = None if folder is None else _map(folder / key, names)
         if known is not None:
             return known
         found = read()
-        if folder is not None and mine is not None:
-            _keep(folder / key, found)
+        if folder is not None and held is not None:
+            _save(folder / key, found)
         return found
 
 
@@ -81,8 +80,8 @@ def _map(entry: Path, names: Sequence[str]) -> Arrays | None:
         return None
 
 
-def _keep(entry: Path, arrays: Arrays) -> None:
-    """Write ``arrays`` as an entry that appears whole; where there is no room for it there is none."""
+def _save(entry: Path, arrays: Arrays) -> None:
+    """Write ``arrays`` as an entry that appears whole, or not at all if the disk is full."""
     import numpy as np
 
     temporary = entry.with_suffix(".tmp")

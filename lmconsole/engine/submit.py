@@ -1,75 +1,81 @@
-"""What people do with runs, from a shell or the app: put them into the queue, resume them, ask them to stop."""
+"""Actions on runs, for the command line and the console: queue them, resume them, ask them to stop."""
 
 import contextlib
 import os
 from collections.abc import Iterable, Sequence
 
-from lmconsole.engine.probe import ProbeAnswer
+from lmconsole.engine.probe import ProbeAnswer, ResolvedRun
 from lmconsole.engine.processes import disown, start_runner
-from lmconsole.engine.queue import Decision, Wanted, decide, enqueue, jobs_at_once, requeue, wanted_runs
-from lmconsole.engine.run_options import RunOptions
+from lmconsole.engine.queue import QueueDecision, decide, enqueue, jobs_at_once, requeue, training_order
+from lmconsole.engine.run_options import RunRequest
 from lmconsole.errors import StoreError
 from lmconsole.plan.presets import ranges
 from lmconsole.runs.events import Queued
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
-from lmconsole.telemetry.host import cores
+from lmconsole.telemetry.host import cores, threads_per_run
 
 
-def queued_as(answer: ProbeAnswer, options: RunOptions) -> Queued:
-    """How runs are to be started; ``jobs`` is the most at once for any of them."""
+def threads_asked(request: RunRequest) -> int | None:
+    """Return the CPU threads of each new run; None if its size decides."""
+    return None if request.jobs == "auto" else threads_per_run(request.jobs)
+
+
+def queued_as(answer: ProbeAnswer, request: RunRequest) -> Queued:
+    """Return how to start the runs of a request; ``jobs`` is the most at once for any of them."""
     return Queued(
         devices=answer.device_keys,
-        jobs=options.jobs or (cores() if answer.device_keys == ("cpu",) else 1),
-        exports=None if options.exports is None else str(options.exports),
-        on_finish=options.on_finish,
+        jobs=request.jobs if request.jobs != "auto" else cores() if answer.device_keys == ("cpu",) else 1,
+        exports=str(request.exports) if request.exports else None,
+        on_finish=request.on_finish,
         cwd=os.getcwd(),
     )
 
 
-def preview(runs: Iterable[Run], answer: ProbeAnswer, options: RunOptions) -> list[Decision]:
-    """What ``submit`` would do, given the ``runs`` there are (oldest first), in the order of the queue."""
-    queued = queued_as(answer, options)
-    return decide(runs, _wanted(answer, options), queued, fresh=options.fresh, threads=options.threads)
+def preview(runs: Iterable[Run], answer: ProbeAnswer, request: RunRequest) -> list[QueueDecision]:
+    """Return what ``submit`` would do, given the store's ``runs`` (oldest first), in the order of the queue."""
+    queued = queued_as(answer, request)
+    return decide(runs, _wanted(answer, request), queued, fresh=request.fresh, threads=threads_asked(request))
 
 
-def _wanted(answer: ProbeAnswer, options: RunOptions) -> list[Wanted]:
-    return wanted_runs(answer, options.seeds, typed_order=options.typed_order)
+def _wanted(answer: ProbeAnswer, request: RunRequest) -> list[ResolvedRun]:
+    return training_order(answer.runs, request.seeds, typed_order=request.typed_order)
 
 
-def sharing_words(answer: ProbeAnswer, options: RunOptions) -> str:
-    """How new runs share a device, such as ``2 at once, 1 thread each (auto)``; by experiment where they differ."""
-    queued = queued_as(answer, options)
+def sharing_words(answer: ProbeAnswer, request: RunRequest) -> str:
+    """Describe how new runs share a device, such as ``2 at once, 1 thread each (auto)``."""
+    queued = queued_as(answer, request)
     found: dict[str, list[int]] = {}
-    for prepared in answer.prepared:
-        threads = options.threads or prepared.threads
+    for run in answer.runs:
+        threads = threads_asked(request) or run.threads
         words = f"{jobs_at_once(threads, queued)} at once, {thread_words(threads)} each"
-        found.setdefault(words, []).append(prepared.experiment.id)
+        found.setdefault(words, []).append(run.experiment.id)
     several = len(found) > 1
     text = "; ".join(f"{words} for {ranges(ids)}" if several else words for words, ids in found.items())
-    return f"{text} (auto)" if options.jobs is None else text
+    return f"{text} (auto)" if request.jobs == "auto" else text
 
 
 def thread_words(threads: int) -> str:
-    """``1 thread``, ``2 threads``."""
+    """Return ``1 thread`` or ``2 threads``."""
     return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
-def submit(store: Store, answer: ProbeAnswer, options: RunOptions) -> list[Decision]:
-    """Queue what is wanted; the caller starts a runner. If it fails half-way, a runner sees to what has been queued.
+def submit(store: Store, answer: ProbeAnswer, request: RunRequest) -> list[QueueDecision]:
+    """Queue the runs of a request; the caller starts a runner. If queuing fails half-way, a runner is started for the
+    runs that have been queued.
 
     Raises:
-        RunActiveError: unless ``options.everything``, if one of the runs is active; then nothing has been queued.
+        RunActiveError: one of the runs is active, and not ``request.everything``; nothing has been queued.
         StoreError: the store cannot be written.
     """
     try:
         return enqueue(
             store,
-            _wanted(answer, options),
-            queued_as(answer, options),
-            fresh=options.fresh,
-            refuse_active=not options.everything,
-            threads=options.threads,
+            _wanted(answer, request),
+            queued_as(answer, request),
+            fresh=request.fresh,
+            refuse_active=not request.everything,
+            threads=threads_asked(request),
         )
     except BaseException:
         with contextlib.suppress(StoreError):
@@ -79,15 +85,15 @@ def submit(store: Store, answer: ProbeAnswer, options: RunOptions) -> list[Decis
 
 
 def wake_runner(store: Store) -> None:
-    """See that a runner is at work, which goes on alone. Raises StoreError if it cannot be started."""
+    """Start a runner unless one is at work; it outlives this process. Raises StoreError if it cannot be started."""
     runner = start_runner(store)
     if runner is not None:
         disown(runner)
 
 
 def resume_runs(store: Store, names: Sequence[str]) -> list[str]:
-    """Queue these runs again as they are, each with the devices and exports it was last queued with, and name those
-    that were: finished and active ones are left alone. Raises StoreError if the store cannot be written."""
+    """Queue these runs again, each with the devices and exports it was last queued with, and return the names of those
+    that were queued. Finished and active runs are left alone. Raises StoreError if the store cannot be written."""
     resumed = requeue(store, names)
     if resumed:
         wake_runner(store)
@@ -95,7 +101,8 @@ def resume_runs(store: Store, names: Sequence[str]) -> list[str]:
 
 
 def stop_runs(store: Store, runs: Sequence[Run]) -> list[str]:
-    """Ask active ``runs`` to stop and see that queued ones are taken out; what was done, a line each."""
+    """Ask active ``runs`` to stop, and make sure that a runner removes queued ones from the queue. Return a line on
+    each."""
     lines = []
     for run in runs:
         if run.status.active:

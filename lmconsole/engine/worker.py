@@ -1,5 +1,4 @@
-"""The process that trains one run: how it is started, and what it does: takes the run's lock, trains, and records the
-outcome before it exits."""
+"""The worker: a process that takes a run's lock, trains the run, and records the outcome before it exits."""
 
 import argparse
 import os
@@ -8,11 +7,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from lmconsole import __version__
 from lmconsole.errors import escape_control_characters
@@ -27,40 +27,41 @@ if TYPE_CHECKING:
     from lmconsole.engine.attempt import Attempt
 
 PRELOAD = ("lmconsole.engine.preload",)
-"""Modules that workers are forked with."""
+"""Modules that the process imports from which workers are forked."""
 LOCK_TIMEOUT_S = 5.0
 WAIT_POLL_S = 0.2
-"""How often a waiting worker looks whether its run is to stop."""
+"""Interval at which a waiting worker checks whether its run is to stop."""
 EXIT_FAILED = 1
-EXIT_NOT_MINE = 75
-"""Somebody else has the run, or nobody queued it: nothing was written."""
+EXIT_NOT_TRAINED = 75
+"""Another process has the run, or it is not queued, or it could not be prepared ahead: nothing was written."""
 
 
-class Turn(NamedTuple):
-    """A message of the runner to a worker that waits while another run has the device."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """Message of the runner to a worker that waits while another run uses the device."""
 
     go: bool
-    """Train now; False: the other run only has its tests left, so the device may be prepared."""
+    """Whether to train now. If not, the other run only has its tests left, and the device may be prepared."""
     variables: Mapping[str, str]
-    """For the environment: they decide which GPU the worker sees."""
+    """Environment variables that decide which GPU the worker sees."""
     siblings: tuple[int, ...]
     began: float
-    """``time.monotonic()`` when this was sent: the clock of the run starts then."""
+    """``time.monotonic()`` when the message was sent: the clock of the run starts then."""
 
 
 def start(run: Run, device: str, siblings: Sequence[int], shared: Path | None = None) -> BaseProcess:
     """Start the worker of a queued run on ``device``, ``cpu`` or a GPU's UUID, which is then the only one it sees.
 
     ``shared`` is the folder of the data that workers share. On Linux the worker is forked from a process that has
-    imported torch before, once for all runs. Elsewhere, and where that process cannot be had, it starts as a program of
-    its own: macOS's own libraries do not survive a fork. Raises OSError if it cannot be started.
+    imported torch once for all runs. Elsewhere, and where that process is not available, it starts as a new program:
+    the system libraries of macOS do not survive a fork. Raises OSError if it cannot be started.
     """
     arguments = [*_arguments(run, device, shared), "--siblings", *map(str, siblings)]
     return _start(run, arguments, visible(device), None)
 
 
 def start_waiting(run: Run, device: str, shared: Path | None) -> tuple[BaseProcess, Connection]:
-    """Start the worker of a queued run that prepares on the host and then waits for each ``Turn`` sent to it.
+    """Start the worker of a queued run that prepares on the host and then waits for a ``Turn``.
 
     ``device`` may be any GPU of the run. The worker ends, and the run stays queued, when the connection is closed.
     Raises OSError if it cannot be started.
@@ -82,7 +83,7 @@ def visible(device: str) -> dict[str, str]:
 
 
 def has_uuid(device: str) -> bool:
-    """Whether the queue's name of a device is a UUID, as those of NVIDIA's GPUs are."""
+    """Return whether a device key of the queue is a UUID, as the keys of NVIDIA GPUs are."""
     return device.startswith(("GPU-", "MIG-"))
 
 
@@ -92,7 +93,7 @@ def _arguments(run: Run, device: str, shared: Path | None) -> list[str]:
 
 
 def _start(run: Run, arguments: list[str], variables: Mapping[str, str], turns: Connection | None) -> BaseProcess:
-    run.paths.worker_log.open("ab").close()  # an error of this file belongs to the runner, which can report it
+    run.paths.worker_log.open("ab").close()  # raised here, an error of this file is reported by the runner
     every = arguments, str(run.paths.worker_log), variables, turns
     process: BaseProcess
     if sys.platform.startswith("linux"):
@@ -103,55 +104,61 @@ def _start(run: Run, arguments: list[str], variables: Mapping[str, str], turns: 
             process.start()
             return process
         except (OSError, EOFError) as error:  # it has ended, or its socket's name in a long TMPDIR is too long
-            print(f"workers start anew instead of forked: {escape_control_characters(str(error))}", flush=True)
+            print(
+                f"workers are started as new programs instead of forked: {escape_control_characters(str(error))}",
+                flush=True,
+            )
     process = get_context("spawn").Process(target=enter, args=every)
     process.start()
     return process
 
 
 def enter(arguments: list[str], log: str, variables: Mapping[str, str], turns: Connection | None) -> None:
-    """``main`` in a process that the runner has just made: in a session of its own, so that a hang-up or an interrupt
-    of a terminal does not reach it, printing into the file ``log``, with ``variables`` in its environment."""
+    """Run ``main`` in a process that the runner has just started, and exit.
+
+    The process gets a session of its own, so that a hang-up or an interrupt of a terminal does not reach it. It prints
+    into the file ``log`` and has ``variables`` in its environment.
+    """
     os.setsid()
     output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(output, stream.fileno())
     os.close(output)
     os.environ.update(variables)
-    if "torch" in sys.modules:  # else this process was not forked off, or whatever is wrong with torch shows later
-        from lmconsole.lm.device import lost_in_fork
+    if "torch" in sys.modules:  # otherwise this process was not forked, or torch cannot be imported, which fails later
+        from lmconsole.lm.device import cuda_broken_by_fork
 
-        if lost_in_fork():
+        if cuda_broken_by_fork():
             if turns is not None:
-                sys.exit(EXIT_NOT_MINE)  # a new program cannot wait; the run starts at its turn
+                sys.exit(EXIT_NOT_TRAINED)  # a new program cannot receive turns; the run starts at its turn
             os.execv(sys.executable, [sys.executable, "-P", "-m", "lmconsole.engine.worker", *arguments])
     sys.exit(main(arguments, turns))
 
 
 def main(arguments: list[str] | None = None, turns: Connection | None = None) -> int:
-    """Train the run in the folder given; the exit code is 0 for finished or stopped.
+    """Train the run in the folder given, and return the exit code: 0 for finished or stopped.
 
-    With ``turns`` the worker prepares the run and trains it when its turn comes; its clock starts then.
+    With ``turns``, prepare the run and train it when its turn comes; its clock starts then.
     """
     began = time.monotonic()
     parser = argparse.ArgumentParser(prog="lmconsole-worker", description="Trains one queued run.")
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--device", required=True, help="cpu, cuda:0, …")
     parser.add_argument("--shared", type=Path, help="folder of data that workers share")
-    parser.add_argument("--siblings", type=int, nargs="*", default=[], help="pids of our other workers")
+    parser.add_argument("--siblings", type=int, nargs="*", default=[], help="pids of other workers of the store")
     asked = parser.parse_args(arguments)
     paths = RunPaths(asked.run.absolute())
     if lock.acquire(paths.lock, LOCK_TIMEOUT_S) is None:
-        return EXIT_NOT_MINE
+        return EXIT_NOT_TRAINED
     history = RunState()
     history.apply(EventReader(paths.events).read_new())
     if history.status is not Status.QUEUED:
-        return EXIT_NOT_MINE
-    stopping = _heed_signals()
+        return EXIT_NOT_TRAINED
+    received = _catch_signals()
     log = EventLog(paths.events)
 
     def stop_requested() -> bool:
-        return bool(stopping) or paths.stop.exists()
+        return bool(received) or paths.stop.exists()
 
     try:
         info = read_info(paths.info)
@@ -166,11 +173,14 @@ def main(arguments: list[str] | None = None, turns: Connection | None = None) ->
             try:
                 turn = _wait(attempt, turns, stop_requested)
             except _RunnerGone:
-                return EXIT_NOT_MINE
+                return EXIT_NOT_TRAINED
             except Exception:
                 traceback.print_exc()
-                print("The run was not prepared while another one used the device; it starts at its turn.", flush=True)
-                return EXIT_NOT_MINE
+                print(
+                    "The run could not be prepared while another one used the device; it starts at its turn.",
+                    flush=True,
+                )
+                return EXIT_NOT_TRAINED
             if turn is None:
                 epoch, step = history.position
                 log.append(Stopped(epoch=epoch, step=step), sync=True)
@@ -189,10 +199,11 @@ class _RunnerGone(Exception):
 
 
 def _wait(attempt: "Attempt", turns: Connection, stop_requested: Callable[[], bool]) -> Turn | None:
-    """Prepare ``attempt`` as far as the other run leaves room for it, and return the turn to train; None for a stop.
+    """Prepare ``attempt`` as far as the other run leaves room, and return the turn to train; None for a stop.
 
-    Raises _RunnerGone, and whatever goes wrong. That decides nothing: memory may have been short because two runs held
-    it, and a process in which CUDA failed may be no good for another try, so the runner starts the run in a new one.
+    Raises _RunnerGone, and any exception of the preparation. Such a failure is not final: memory may have been short
+    because two runs used it, and a process in which CUDA failed cannot try again, so the runner starts the run in a new
+    process.
     """
     attempt.prepare_on_host()
     while not stop_requested():
@@ -207,12 +218,12 @@ def _wait(attempt: "Attempt", turns: Connection, stop_requested: Callable[[], bo
             return turn
         attempt.prepare_on_device()
         if attempt.fell_back:
-            raise RuntimeError("a fast path failed; runs are to take the same kernels whatever ran before them")
+            raise RuntimeError("a fast path failed; a run must use the same kernels whatever ran before it")
     return None
 
 
-def _heed_signals() -> list[int]:
-    """SIGTERM and SIGINT ask for a clean stop; a hang-up is nobody's business here. Returns the signals received."""
+def _catch_signals() -> list[int]:
+    """Collect SIGTERM and SIGINT, which ask for a clean stop, in the list that is returned. Ignore hang-ups."""
     received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: received.append(number))
@@ -220,15 +231,17 @@ def _heed_signals() -> list[int]:
     return received
 
 
-def _failure(error: BaseException, paths: RunPaths, where: str) -> Failed:
+def _failure(error: BaseException, paths: RunPaths, device_name: str) -> Failed:
     try:
         from lmconsole.engine.attempt import explain
 
-        return explain(error, paths, where)
-    except Exception:  # whatever is broken here, the outcome must be recorded
+        return explain(error, paths, device_name)
+    except Exception:  # the outcome must be recorded even if explaining it fails
         return Failed(
             error="crash",
-            message=escape_control_characters(f"lmconsole {__version__} on {where}: {type(error).__name__}: {error}"),
+            message=escape_control_characters(
+                f"lmconsole {__version__} on {device_name}: {type(error).__name__}: {error}"
+            ),
             hint=f"`lmconsole doctor` checks the installation; the trace is in {paths.worker_log}.",
         )
 

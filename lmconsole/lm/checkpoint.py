@@ -1,102 +1,105 @@
-"""Checkpoints: written next to training, replaced whole or not at all, and read back without running any code from the
-file. A finished run keeps its best weights alone."""
+"""Checkpoints: written in a thread, replaced atomically, and read without running code from the file.
+
+A finished run keeps only its best weights.
+"""
 
 import contextlib
 import errno
-import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from lmconsole.errors import TrainingError, escape_control_characters
-from lmconsole.files import sync_folder
+from lmconsole.files import atomic_write, sync_folder
 from lmconsole.runs.paths import RunPaths
 
 SCHEMA = 1
 CHECKPOINT_S = 10.0
-"""Seconds of training between checkpoints, where writing one takes less than a tenth of that."""
+"""Seconds of training between checkpoints, where a write takes less than a tenth of that."""
 
-_PASSING = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-"""Errors that say nothing about what is in a file, only that it cannot be read just now."""
+_TRANSIENT = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+"""Errors that say nothing about the content of a file, only that it cannot be read now."""
 
 
-@dataclass
-class Cursor:
-    """How far a run has come, and every number that its final metrics depend on besides weights and optimizer.
+@dataclass(kw_only=True, slots=True)
+class TrainState:
+    """Progress of a run, and everything its final metrics depend on besides weights and optimizer.
 
-    Its tensors are replaced, never changed in place, so that a copy of the object may share them.
+    Tensors are replaced, never changed in place, so that copies of the object can share them. Checkpoints store it
+    under the key ``cursor``.
     """
 
     epoch: int = 1
-    """Epoch under way, from 1; one more than the last when training is over."""
+    """Current epoch, from 1; one more than the last when training is over."""
     step: int = 0
-    """Steps done in it."""
+    """Steps done in the epoch."""
     permutation: Tensor | None = None
-    """Order of this epoch's windows, (N,) int64; None until it is drawn."""
+    """Order of the epoch's windows, (N,) int64; None until it is drawn."""
     epoch_nll: float = 0.0
-    """Nats summed over this epoch's targets so far."""
+    """Nats summed over the epoch's targets so far."""
     epoch_targets: int = 0
     epoch_train_s: float = 0.0
     elapsed_train_s: float = 0.0
-    """Seconds of training in all, this epoch's included."""
+    """Seconds of training in all epochs, including the current one."""
     setup_s: float = 0.0
-    """Seconds of loading and building, over all attempts."""
+    """Seconds of set-up in all attempts."""
     wall_s: float = 0.0
     """Seconds of all attempts."""
     best_epoch: int | None = None
     best_valid_loss_nats: float | None = None
     best_weights: dict[str, Tensor] | None = None
-    """State dict after ``best_epoch``."""
+    """State dict after ``best_epoch``, in host memory."""
     diverged: bool = False
     torch_peak_mib: float | None = None
-    """Most memory that tensors held on the GPU at once."""
+    """Peak memory in tensors on the GPU."""
     rss_peak_mib: float = 0.0
-    """Most host memory that the process held."""
+    """Peak resident memory of the process."""
     energy_j: float | None = None
-    """Joules of the GPU's board in all epochs, this one included; None is unknown, as in a checkpoint of 0.1.0."""
+    """Joules of the GPU's board in all epochs, including the current one; None if unknown, as in checkpoints of
+    0.1.0."""
     epoch_energy_j: float | None = None
-    """Joules of the GPU's board in this epoch so far; None is unknown."""
+    """Joules of the GPU's board in the epoch so far; None if unknown."""
     seq: int = 0
-    """Last event of the log when the checkpoint was made."""
+    """Sequence number of the log's last event at the time of the checkpoint."""
 
 
 def save_interval_s(write_s: float) -> float:
-    """Seconds of training from the end of a write to the next checkpoint, where writing takes ``write_s``."""
+    """Return the seconds of training from the end of a write, which took ``write_s``, to the next checkpoint."""
     return max(CHECKPOINT_S, 10.0 * write_s)
 
 
 class CheckpointWriter:
-    """Writes a run's checkpoints in a thread, one at a time, while training goes on.
+    """Writes the checkpoints of a run in a thread, one at a time, while training continues.
 
-    After a failed write every method but ``join`` raises its error: a later write on the same disk may seem to succeed.
-    The thread is no daemon, so that a process which ends by itself finishes the write first.
+    After a failed write, every method except ``join`` raises its error: a later write to the same disk may seem to
+    succeed. The thread is not a daemon, so a process that exits normally finishes the write first.
     """
 
     def __init__(self, paths: RunPaths, config_hash: str, trained_s: float) -> None:
-        """``trained_s``: seconds of training before this attempt, which the checkpoint it started from holds."""
-        self._paths, self._same_run = paths, config_hash
+        """``trained_s``: seconds of training in the checkpoint that this attempt resumes from."""
+        self._paths, self._config_hash = paths, config_hash
         self._idle_since_s: float | None = trained_s
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self.write_s = 0.0
-        """Seconds that the last write took."""
+        """Duration of the last write."""
 
     @property
     def busy(self) -> bool:
-        """Whether a write is in flight."""
+        """Whether a write is in progress."""
         return self._thread is not None and self._thread.is_alive()
 
     def due(self, trained_s: float) -> bool:
-        """Whether the next checkpoint is due, ``trained_s`` seconds of training into the run.
+        """Return whether a checkpoint is due after ``trained_s`` seconds of training in the run.
 
-        Raises what a failed write raised.
+        Raises the error of a failed write.
         """
         if self.busy:
             return False
@@ -105,43 +108,43 @@ class CheckpointWriter:
             self._idle_since_s = trained_s
         return trained_s - self._idle_since_s >= save_interval_s(self.write_s)
 
-    def submit(self, cursor: Cursor, parts: dict[str, Any]) -> None:
-        """Copy ``cursor`` and ``parts`` to host memory and start writing them; a write in flight is waited for first.
+    def submit(self, state: TrainState, parts: dict[str, Any]) -> None:
+        """Copy ``state`` and ``parts`` to host memory and start to write them, after any write in progress.
 
-        Raises what a failed write raised.
+        Raises the error of a failed write.
         """
         self.wait()
-        copies = replace(cursor), host_copy(parts)
+        copies = replace(state), host_copy(parts)
         self._idle_since_s = None
         self._thread = threading.Thread(target=self._write, args=copies, name="checkpoint")
         self._thread.start()
 
     def check(self) -> None:
-        """Raise what a failed write raised, TrainingError as a rule."""
+        """Raise the error of a failed write, usually a TrainingError."""
         if self._error is not None and not self.busy:
             raise self._error
 
     def join(self) -> None:
-        """Wait until no write is in flight."""
+        """Wait for the write in progress, if any."""
         if self._thread is not None:
             self._thread.join()
 
     def wait(self) -> None:
-        """Wait until no write is in flight, and raise what a failed one raised."""
+        """Wait for the write in progress, if any, and raise the error of a failed one."""
         self.join()
         self.check()
 
-    def _write(self, cursor: Cursor, parts: dict[str, Any]) -> None:
+    def _write(self, state: TrainState, parts: dict[str, Any]) -> None:
         start = time.monotonic()
         try:
-            save(self._paths, cursor, parts, self._same_run)
-        except BaseException as error:  # whatever it is, the training thread has to raise it
+            save(self._paths, state, parts, self._config_hash)
+        except BaseException as error:  # the training thread raises it, whatever it is
             self._error = error
         self.write_s = time.monotonic() - start
 
 
 def host_copy(value: Any) -> Any:
-    """A copy of nested dicts and lists, with every tensor in it copied to host memory."""
+    """Return a copy of nested dicts and lists in which every tensor is copied to host memory."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -151,87 +154,85 @@ def host_copy(value: Any) -> Any:
     return value
 
 
-def save(paths: RunPaths, cursor: Cursor, parts: dict[str, Any], config_hash: str) -> None:
-    """Make ``cursor`` and ``parts`` (tensors and plain values only) the run's newest checkpoint.
+def save(paths: RunPaths, state: TrainState, parts: dict[str, Any], config_hash: str) -> None:
+    """Write ``state`` and ``parts`` (tensors and plain values only) as the run's newest checkpoint, and keep the one
+    before.
 
-    The one before is kept. A crash at any moment leaves at least one of them whole.
+    A crash at any moment leaves at least one of the two intact.
 
     Raises:
-        TrainingError: the disk is full or cannot be written; the older checkpoints are untouched.
+        TrainingError: The disk is full or not writable. Older checkpoints are untouched.
     """
-    data = {field.name: getattr(cursor, field.name) for field in fields(cursor)}
-    everything = {"schema": SCHEMA, "same_run": config_hash, "cursor": data, **parts}
-    older = paths.previous_checkpoint
-    _replace_file(paths.checkpoint, lambda file: torch.save(everything, file), what="checkpoint", previous=older)
+    # The names of the first release: checkpoints are read for good.
+    content = {
+        "schema": SCHEMA,
+        "same_run": config_hash,
+        "cursor": {field.name: getattr(state, field.name) for field in fields(state)},
+        **parts,
+    }
+    previous = paths.previous_checkpoint
+    _replace_file(paths.checkpoint, lambda file: torch.save(content, file), what="checkpoint", previous=previous)
 
 
 def save_best_weights(paths: RunPaths, weights: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write ``weights``, a state dict on the CPU, and ``metadata`` as the safetensors file that a finished run keeps.
+    """Write ``weights``, a state dict on the CPU, and ``metadata`` as the safetensors file of a finished run.
 
     Raises:
-        TrainingError: the disk is full or cannot be written.
+        TrainingError: The disk is full or not writable.
     """
     data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in weights.items()}, metadata)
-    _replace_file(paths.best_weights, lambda file: file.write(data), what="file of the best weights")
+    _replace_file(paths.best_weights, lambda file: file.write(data), what="best weights")
 
 
 def remove(paths: RunPaths) -> None:
-    """Remove the checkpoints of a finished run. One that cannot be removed is only printed, for the worker's log."""
+    """Remove the checkpoints of a finished run. If that fails, print why, for the worker's log."""
     for path in (paths.checkpoint, paths.previous_checkpoint):
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            print(f"{path.name} is no longer needed and cannot be removed: {error.strerror}", flush=True)
+            print(f"{path.name} is no longer needed but cannot be removed: {error.strerror}", flush=True)
 
 
-def _replace_file(path: Path, write: Callable[[IO[bytes]], object], *, what: str, previous: Path | None = None) -> None:
-    """Write another file to the disk and rename it to ``path``; the one that was there becomes ``previous``."""
+def _replace_file(path: Path, write: Callable[[BinaryIO], object], *, what: str, previous: Path | None = None) -> None:
+    """Write a file, flush it to the disk and rename it to ``path``. An existing file is renamed to ``previous``."""
     temporary = path.with_name(f".{path.stem}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with atomic_write(path, sync=True, temporary=temporary, keep_as=previous) as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(path, previous)
-        os.replace(temporary, path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise _explained(path, what, error) from error
+        raise _write_error(path, what, error) from error
 
 
 def load(
-    paths: RunPaths, config_hash: str, fits: Callable[[Cursor], bool] = lambda cursor: True
-) -> tuple[Cursor, dict[str, Any]] | None:
-    """The newest checkpoint that is whole and ``fits``, as the cursor and the other parts on the CPU; None if there is
-    none: then the run starts over.
+    paths: RunPaths, config_hash: str, matches_log: Callable[[TrainState], bool] = lambda state: True
+) -> tuple[TrainState, dict[str, Any]] | None:
+    """Return the train state and the other parts, on the CPU, of the newest checkpoint that is intact and
+    ``matches_log``; None if there is none, and the run starts over.
 
-    One that cannot be used is put aside under another name, so that it cannot take the place of one that can, and what
-    is wrong with it is printed, for the worker's log.
+    An unusable checkpoint is renamed, so that it never replaces a usable one, and the reason is printed for the
+    worker's log.
 
     Raises:
-        TrainingError: a checkpoint is there and cannot be read just now.
+        TrainingError: A checkpoint exists and cannot be read now.
     """
     for path in (paths.checkpoint, paths.previous_checkpoint):
         try:
             parts = torch.load(path, map_location="cpu", weights_only=True)
             if parts.pop("schema") != SCHEMA or parts.pop("same_run") != config_hash:
                 raise ValueError("it belongs to another run, or another version of lmconsole")
-            cursor = Cursor(**parts.pop("cursor"))
-            if not fits(cursor):
-                raise ValueError("it counts epochs that the event log does not have")
-            return cursor, parts
+            state = TrainState(**parts.pop("cursor"))
+            if not matches_log(state):
+                raise ValueError("it counts epochs that the event log does not contain")
+            return state, parts
         except FileNotFoundError:
             continue
         except Exception as error:  # a damaged zip or pickle can raise anything at all
-            if isinstance(error, MemoryError) or getattr(error, "errno", None) in _PASSING:
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in _TRANSIENT:
                 raise TrainingError(
                     "checkpoint",
                     f"{path}: the checkpoint cannot be read: {getattr(error, 'strerror', None) or 'not enough memory'}",
-                    hint="When that is mended, run the experiment again: it resumes there. --fresh starts a new run.",
+                    hint="Fix that, then run the experiment again to resume it, or start a new run with --fresh.",
                 ) from error
             print(
                 f"{path.name} cannot be used: {escape_control_characters(str(error).partition(chr(10))[0])}", flush=True
@@ -241,16 +242,17 @@ def load(
     return None
 
 
-def _explained(path: Path, written: str, error: BaseException) -> TrainingError:
-    """The OSError behind ``error`` (torch wraps those of a file's ``write`` in errors of its own) in words."""
+def _write_error(path: Path, what: str, error: BaseException) -> TrainingError:
+    """Return the TrainingError for the OSError behind ``error``: PyTorch wraps those of a file's ``write`` in its
+    own."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
     full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    what = cause.strerror if isinstance(cause, OSError) else str(error).partition("\n")[0]
+    reason = cause.strerror if isinstance(cause, OSError) else str(error).partition("\n")[0]
     return TrainingError(
         "disk-full" if full else "checkpoint",
-        f"{path}: the {written} cannot be written: {what}",
-        hint="Make room on that disk, or choose another store with --runs; then run the experiment again: it resumes "
+        f"{path}: the {what} cannot be written: {reason}",
+        hint="Make room on that disk, or choose another store with --runs. Then run the experiment again: it resumes "
         "from its last checkpoint.",
     )

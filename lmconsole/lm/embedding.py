@@ -1,4 +1,4 @@
-"""Frozen embedding tables, read from a file and checked before anything trains on them."""
+"""Frozen embedding tables: read from a file and validated before training."""
 
 import hashlib
 import zipfile
@@ -23,12 +23,12 @@ _HUB_PREFIX = "transformer."
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tables:
-    """GPT-1's embeddings, float32, row 0 of ``tokens`` belonging to padding."""
+    """GPT-1's embeddings in float32. Row 0 of ``tokens`` belongs to padding."""
 
     tokens: Tensor  # (V, C)
     position: Tensor  # (T, C)
     sha256: str
-    """Of shapes and values, so that the same tables from another kind of file have the same one."""
+    """Hash of shapes and values: the same for the same tables in another file format."""
     path: Path
 
 
@@ -38,21 +38,24 @@ def arrays_of(tables: Tables) -> dict[str, NDArray[np.float32]]:
 
 
 def tables_from(arrays: Mapping[str, NDArray[Any]], *, sha256: str, path: Path) -> Tables:
-    """Return the tables in arrays of ``arrays_of``, whose memory they share; the fingerprint is believed."""
+    """Return tables that share the memory of the arrays from ``arrays_of``. ``sha256`` is not checked."""
     tokens, position = (torch.from_numpy(arrays[name]) for name in (_TOKENS, _POSITION))
     return Tables(tokens=tokens, position=position, sha256=sha256, path=path)
 
 
 def read_tables(path: Path, *, vocabulary: int, channels: int, window_tokens: int) -> Tables:
-    """The tables in ``path``: an ``.npz`` with arrays ``tokens`` (V, C) and ``position`` (T or more, C), or GPT-1's
-    ``model.safetensors`` from the hub, whose ids start at 0 where ours keep 0 for padding: a zero row goes in front.
+    """Read the tables in ``path``.
+
+    The file is an ``.npz`` with arrays ``tokens`` (V, C) and ``position`` (at least T, C), or GPT-1's
+    ``model.safetensors`` from the Hugging Face hub. The hub's token ids start at 0, which is the id of padding here, so
+    a zero row is inserted in front.
 
     Raises:
-        EmbeddingsError: the file is missing or damaged, or holds something else.
+        EmbeddingsError: The file is missing or damaged, or contains something else.
     """
     source = _Source(path, {_TOKENS: (vocabulary, channels), _POSITION: (window_tokens, channels)})
     if not path.exists():
-        source.fail("there is no such file", hint=f"Give the path of the tables with --embeddings. {source.recipe}")
+        source.fail("no such file", hint=f"Set the path of the tables with --embeddings. {source.recipe}")
     try:
         read = _read_safetensors if path.suffix == ".safetensors" else _read_npz
         tokens, position = read(source)
@@ -63,12 +66,12 @@ def read_tables(path: Path, *, vocabulary: int, channels: int, window_tokens: in
     for name, table in ((_TOKENS, tokens), (_POSITION, position)):
         if not bool(torch.isfinite(table).all()):
             bad = int((~torch.isfinite(table)).any(dim=1).nonzero()[0])
-            source.fail(f"'{name}' holds NaN or infinite values, first in row {bad}", hint="Make the file again.")
+            source.fail(f"'{name}' contains NaN or infinite values, first in row {bad}", hint="Create the file again.")
     return Tables(tokens=tokens, position=position, sha256=fingerprint(tokens, position), path=path)
 
 
 def fingerprint(tokens: Tensor, position: Tensor) -> str:
-    """SHA-256, in hexadecimal, of the two tables' shapes and float32 values."""
+    """Return the hexadecimal SHA-256 of the shapes and float32 values of both tables."""
     digest = hashlib.sha256()
     for name, table in ((_TOKENS, tokens), (_POSITION, position)):
         digest.update(f"{name} {tuple(table.shape)} float32\n".encode())
@@ -78,7 +81,7 @@ def fingerprint(tokens: Tensor, position: Tensor) -> str:
 
 
 class _Source:
-    """A file, what it should hold, and how to complain about it."""
+    """A file, its expected content, and the errors about it."""
 
     def __init__(self, path: Path, shapes: dict[str, tuple[int, int]]) -> None:
         self.path = path
@@ -93,7 +96,7 @@ class _Source:
         raise EmbeddingsError(f"{self.path}: {what}", hint=hint or self.recipe)
 
     def check(self, name: str, shape: tuple[int, ...], dtype: str, *, rows: int, or_more: bool) -> None:
-        """Complains unless ``shape`` has ``rows`` rows (``or_more``) of C float32 values."""
+        """Raise EmbeddingsError unless ``shape`` has ``rows`` rows, ``or_more``, of C float32 values."""
         columns = self.shapes[_TOKENS][1]
         fits = len(shape) == 2 and shape[1] == columns and (shape[0] == rows or (or_more and shape[0] >= rows))
         if not fits:
@@ -117,11 +120,11 @@ def _read_npz(source: _Source) -> tuple[Tensor, Tensor]:
                 with archive.open(f"{name}.npy") as member:
                     shape, dtype = _npy_header(member)
                     if dtype.hasobject:
-                        source.fail(f"'{name}' is a pickled object array, which is not read since it could run code")
+                        source.fail(f"'{name}' is a pickled object array, which could run code and is not read")
                     source.check(name, shape, dtype.name, rows=rows, or_more=or_more)
                 with archive.open(f"{name}.npy") as member:
                     values = np.lib.format.read_array(member, allow_pickle=False)
-                # Aligned as torch and mapped files are, which may decide the last bits of a product.
+                # Aligned like PyTorch tensors and mapped files: alignment can change the last bits of a product.
                 tables.append(torch.from_numpy(np.ascontiguousarray(values[:rows], dtype=np.float32)).clone())
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
         source.fail(f"is not a readable .npz file, or only part of one ({error})")
@@ -129,7 +132,7 @@ def _read_npz(source: _Source) -> tuple[Tensor, Tensor]:
 
 
 def _npy_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array, before room is made for it."""
+    """Return shape and type of an array before memory is allocated for it."""
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(member)
@@ -155,7 +158,7 @@ def _read_safetensors(source: _Source) -> tuple[Tensor, Tensor]:
 
 
 def _hub_slice(source: _Source, file: Any, name: str) -> Any:
-    """A tensor of the hub's file, of which nothing is read yet; some copies of the model prefix its name."""
+    """Return a lazy slice of a tensor in the hub's file. Some copies of the model prefix its name."""
     names = set(file.keys())
     stored_as = _HUB_NAMES[name] if _HUB_NAMES[name] in names else _HUB_PREFIX + _HUB_NAMES[name]
     if stored_as not in names:

@@ -1,8 +1,9 @@
-"""GPT-1's body: a stack of post-norm decoder blocks (Radford et al. 2018, after Vaswani et al., arXiv:1706.03762)."""
+"""The body of GPT-1: a stack of post-norm decoder blocks (Radford et al. 2018, after Vaswani et al.,
+arXiv:1706.03762)."""
 
 import math
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,8 @@ from lmconsole.errors import TrainingError
 from lmconsole.lm.device import compute_capability
 
 AttentionBackend = Literal["flash", "efficient", "math", "fused", "written out"]
-"""``flash``, ``efficient`` and ``math`` are torch's for GPUs, by their names in ``torch.nn.attention.SDPBackend``.
-``fused`` is torch's own choice on CPUs, and ``written out`` is ours there."""
+"""``flash``, ``efficient`` and ``math`` are PyTorch's backends for GPUs, as in ``torch.nn.attention.SDPBackend``. On
+CPUs, ``fused`` is PyTorch's only backend, and ``written out`` is ``_attention_written_out``."""
 
 _SDP_BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -22,25 +23,26 @@ _SDP_BACKENDS = {
     "math": SDPBackend.MATH,
 }
 _REFUSED = re.compile("No available kernel|No viable backend")
-"""What torch says when the backends it may use cannot compute the attention it was asked for."""
+"""PyTorch's messages when none of the allowed backends supports the attention asked for."""
 
 
 def attention_backend(
     device_type: str, dtype: torch.dtype, *, head_channels: int, capability: tuple[int, int] | None
 ) -> AttentionBackend:
-    """The one way in which attention over heads of ``head_channels`` channels is computed on this kind of device, in
+    """Return the backend that computes attention over heads of ``head_channels`` channels on this kind of device, in
     training and in evaluation.
 
-    ``dtype`` is that of queries, keys and values; ``capability`` is a GPU's compute capability, None for a CPU. torch
-    itself would choose by version too: on Hopper from 2.11 on it prefers cuDNN, which builds a plan for every shape.
+    ``dtype`` is the type of queries, keys and values; ``capability`` is a GPU's compute capability, None for a CPU.
+    PyTorch's own choice depends on its version: on Hopper from 2.11 on it prefers cuDNN, which builds a plan for every
+    shape.
 
-    Flash attention takes 16-bit types from compute capability 8.0 on, and heads of up to 256 channels, of which torch
-    pads those that are no multiple of 8; at 8.6 to 8.9 and from 12.0 on it is trained with up to 192. Memory-efficient
-    attention takes rows of whole 16 bytes there, and any row before (``sdp_utils.cpp`` in ATen).
+    Flash attention supports 16-bit types from compute capability 8.0 on, and heads of up to 256 channels, which PyTorch
+    pads to multiples of 8; for 8.6 to 8.9 and from 12.0 on, its backward pass supports up to 192. From 8.0 on,
+    memory-efficient attention needs rows of whole 16 bytes; before, it takes any row (``sdp_utils.cpp`` in ATen).
     """
     if device_type == "cpu":
-        # torch's fused attention on CPUs is slow in bf16: three products and a softmax need two thirds of its time for
-        # windows of 256, and a fifth for 64.
+        # PyTorch's fused attention on CPUs is slow in bf16: three products and a softmax take two thirds of its time
+        # for windows of 256, and a fifth for 64.
         return "written out" if dtype == torch.bfloat16 else "fused"
     assert capability is not None
     has_bf16 = capability >= (8, 0)
@@ -77,16 +79,17 @@ class Attention(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, *, dropout_p: float) -> Tensor:
-    """Causal attention (B, heads, T, C / heads) by the backend that ``attention_backend`` names, and by no other.
+    """Return causal attention (B, heads, T, C / heads), computed by the backend that ``attention_backend`` names and by
+    no other.
 
     Raises:
-        TrainingError: this torch does not have the backend on this device.
+        TrainingError: This build of PyTorch lacks the backend on this device.
     """
     D = q.shape[-1]
     backend = attention_backend(q.device.type, q.dtype, head_channels=D, capability=compute_capability(q.device))
     if backend == "written out":
-        return _attend_plainly(q, k, v, dropout_p=dropout_p, is_causal=True)
-    if backend == "fused":  # the only one that a CPU has, so that nothing needs to be ruled out
+        return _attention_written_out(q, k, v, dropout_p=dropout_p, is_causal=True)
+    if backend == "fused":  # the only backend on CPUs, so none has to be excluded
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
     try:
         with sdpa_kernel(_SDP_BACKENDS[backend]):
@@ -102,8 +105,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, *, dropout_p: float) -> Tensor:
         ) from error
 
 
-def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, *, dropout_p: float, is_causal: bool) -> Tensor:
-    """What ``F.scaled_dot_product_attention`` computes, with the scores written out (B · heads, T, T)."""
+def _attention_written_out(q: Tensor, k: Tensor, v: Tensor, *, dropout_p: float, is_causal: bool) -> Tensor:
+    """Compute ``F.scaled_dot_product_attention`` with the scores (B · heads, T, T) in memory."""
     assert is_causal
     B, heads, T, D = q.shape
     q, k, v = (each.reshape(B * heads, T, D) for each in (q, k, v))
@@ -114,28 +117,51 @@ def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, *, dropout_p: float, is_cau
 
 
 class Block(nn.Module):
-    """x = LN(x + attention(x)), then x = LN(x + mlp(x)): the norm comes after the sum, as in GPT-1 and unlike GPT-2."""
+    """x = LN(x + attention(x)), then x = LN(x + mlp(x)): the norm follows the sum, as in GPT-1 and unlike GPT-2.
+
+    State dicts call the two layers of the MLP ``widen`` and ``narrow``, as checkpoints and published weights do; both
+    spellings are read.
+    """
 
     def __init__(self, *, channels: int, heads: int, mlp_channels: int, eps: float, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
         self.attention = Attention(channels=channels, heads=heads, dropout=dropout)
         self.attention_norm = nn.LayerNorm(channels, eps=eps)
-        self.widen = nn.Linear(channels, mlp_channels)
-        self.narrow = nn.Linear(mlp_channels, channels)
+        self.mlp_in = nn.Linear(channels, mlp_channels)
+        self.mlp_out = nn.Linear(mlp_channels, channels)
         self.mlp_norm = nn.LayerNorm(channels, eps=eps)
+        self.register_state_dict_post_hook(_write_stored_names)
+        self.register_load_state_dict_pre_hook(_read_stored_names)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C)
         x = self.attention_norm(x + self._drop(self.attention(x)))
-        y = self.narrow(F.gelu(self.widen(x)))  # exact GELU: x times the normal distribution's erf
+        y = self.mlp_out(F.gelu(self.mlp_in(x)))  # exact GELU: x times the normal distribution's CDF
         return self.mlp_norm(x + self._drop(y))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
 
+_STORED_NAMES = {"mlp_in": "widen", "mlp_out": "narrow"}
+"""Names of modules in state dicts, and so in checkpoints and in best-weights.safetensors, where they are for good."""
+
+
+def _write_stored_names(_: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: object) -> None:
+    for name, stored in _STORED_NAMES.items():
+        for parameter in ("weight", "bias"):
+            state_dict[f"{prefix}{stored}.{parameter}"] = state_dict.pop(f"{prefix}{name}.{parameter}")
+
+
+def _read_stored_names(_: nn.Module, state_dict: dict[str, Any], prefix: str, *_more: object) -> None:
+    for name, stored in _STORED_NAMES.items():
+        for parameter in ("weight", "bias"):
+            if f"{prefix}{stored}.{parameter}" in state_dict:
+                state_dict[f"{prefix}{name}.{parameter}"] = state_dict.pop(f"{prefix}{stored}.{parameter}")
+
+
 class Gpt1(nn.Module):
-    """The blocks one after another, and no norm at the end: post-norm blocks leave normed features already."""
+    """A sequence of blocks without a final norm: the output of a post-norm block is normalized already."""
 
     def __init__(
         self, *, channels: int, layers: int, heads: int, mlp_channels: int, eps: float, dropout: float
@@ -148,7 +174,7 @@ class Gpt1(nn.Module):
         )
 
     def forward(self, embedded: Tensor) -> Tensor:  # (B, T, C)
-        """Features (B, T, C) of the sum of token and position embeddings."""
+        """Return features (B, T, C) of the sum of token and position embeddings."""
         x = F.dropout(embedded, self.dropout) if self.dropout and self.training else embedded
         for block in self.blocks:
             x = block(x)

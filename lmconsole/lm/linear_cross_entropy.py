@@ -1,207 +1,216 @@
-"""Cross-entropy of the tied head, exact, without ever holding tokens x vocabulary logits.
+"""Fused linear cross-entropy: the loss of softmax(features @ weight.T) without the tokens x vocabulary logits.
 
-For a feature x, a table W and a target t the loss is log(sum_v exp(x·W_v)) - x·W_t, and its gradient with respect to x
-is sum_v p_v W_v - W_t. The sum over v is attention with W as keys and as values, so it is computed as FlashAttention
-computes it (Dao et al., arXiv:2205.14135, after Milakov & Gimelshein, arXiv:1805.02867): tile by tile over the
-vocabulary, each row keeping the largest logit so far, and what was summed before rescaled whenever that grows. The
-gradient is known when the loss is, at the price of two matrix products, and a tile never leaves the cache.
+For a feature x, a weight W (V, C) and a target t, the loss is log(sum_v exp(x·W_v)) - x·W_t, and its gradient with
+respect to x is sum_v p_v W_v - W_t, where p is the softmax. The sum over v is attention with W as both keys and values,
+so an online softmax computes it tile by tile over the vocabulary, with each tile still in the cache. The forward pass
+yields the gradient along with the loss; the backward pass only scales it. Liger Kernel (Hsu et al., arXiv:2410.10989)
+computes the gradient in the forward pass too, and Cut Your Losses (Wijmans et al., arXiv:2411.09009) tiles the
+vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lmconsole.lm.online_softmax import OnlineSoftmaxState, online_softmax_update
+
 IGNORE = -100
-"""Target of a slot that counts for nothing: padding of the last window."""
+"""Target of a position that counts for nothing: padding of the last window. PyTorch's ``ignore_index``."""
 
 _LOG2_E = math.log2(math.e)
 
-_ROWS = {"cpu": 1024, "cuda": 4096}
-"""Rows worked on at a time."""
-_TILE_VALUES = {"cpu": 2 * 2**20, "cuda": 16 * 2**20}
-"""Logits in a tile. A CPU's last cache should hold it; a GPU has many cores to keep busy."""
-_KEPT_BYTES = 256 * 2**20
-"""Room for the tiles of one chunk of rows, when the table learns and they are needed once more."""
-_WIDENING_PRODUCTS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)
-"""Whether this torch adds a product of 16-bit factors to float32 in one call on GPUs."""
-_ALIGNED = 64
-"""Rows of a tile begin at multiples of so many values; GPUs multiply others slowly, and the last tile has odd ones."""
+_CHUNK_ROWS = {"cpu": 1024, "cuda": 4096}
+"""Rows of features processed at a time."""
+_TILE_LOGITS = {"cpu": 2 * 2**20, "cuda": 16 * 2**20}
+"""Logits in a tile. A CPU's last-level cache should hold it; a GPU has many cores to keep busy."""
+_SAVED_BYTES = 256 * 2**20
+"""Most memory for the tiles of one chunk of rows, which a learned weight's gradient needs once more."""
+_HAS_OUT_DTYPE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)
+"""Whether ``torch.addmm`` adds a product of 16-bit factors to a float32 tensor in one call on GPUs."""
+_ALIGNMENT = 64
+"""Rows of a tile start at multiples of this many values: GPUs multiply unaligned ones slowly, and the last tile's width
+is arbitrary."""
 
 
-def head_loss_sum(
+def linear_cross_entropy(
     features: Tensor,
-    table: Tensor,
+    weight: Tensor,
     targets: Tensor,
     *,
     compute_dtype: torch.dtype,
     chunk_rows: int | None = None,
-    own_kernels: bool = False,
+    use_triton: bool = False,
 ) -> Tensor:
-    """Summed negative log-likelihood, in nats, of ``targets`` under softmax(``features`` @ ``table``.T).
+    """Return the summed cross-entropy, in nats, of ``targets`` under softmax(``features`` @ ``weight``.T).
 
-    ``features`` are (N, C), ``table`` is (V, C), ``targets`` are N ids; those that are ``IGNORE`` count for nothing.
-    The result is a float32 scalar, differentiable once with respect to ``features``, and to ``table`` if that requires
-    a gradient. Factors of matrix products are of ``compute_dtype``; exponentials and sums are float32 at least.
-    ``chunk_rows`` rows are worked on at a time; by default as many as measured fastest. With ``own_kernels``, which
-    takes a GPU and Triton, what a tile's logits go through is one pass instead of seven. Nothing waits for the device,
-    and inputs that are not finite give a loss that is not.
+    Equal, up to rounding, to ``F.cross_entropy(features @ weight.T, targets, reduction="sum")``. The result can be
+    differentiated once. Nothing waits for the device, and non-finite inputs give a non-finite loss.
+
+    Args:
+        features: (N, C).
+        weight: (V, C), a linear layer's without bias.
+        targets: (N,) int64 ids; those equal to ``IGNORE`` count for nothing.
+        compute_dtype: Type of the factors of matrix products. Exponentials and sums are float32 at least.
+        chunk_rows: Rows processed at a time; by default the number measured fastest.
+        use_triton: Update the softmax with the Triton kernel, one pass over a tile instead of seven. Needs a GPU.
+
+    Returns:
+        A float32 scalar.
     """
     with_grad = torch.is_grad_enabled()
-    need_features, need_table = with_grad and features.requires_grad, with_grad and table.requires_grad
-    how = _How(compute_dtype, chunk_rows, own_kernels)
+    need_features, need_weight = with_grad and features.requires_grad, with_grad and weight.requires_grad
+    config = LossConfig(compute_dtype=compute_dtype, chunk_rows=chunk_rows, use_triton=use_triton)
     with torch.autocast(features.device.type, enabled=False):
-        if need_features or need_table:
-            loss: Tensor = _HeadLoss.apply(features, table, targets, how)
+        if need_features or need_weight:
+            loss: Tensor = _LinearCrossEntropy.apply(features, weight, targets, config)
             return loss
-        return _walk(features, table, targets, how, False, False)[0]
+        return _forward_backward(features, weight, targets, config, False, False)[0]
 
 
-class _How(NamedTuple):
-    """What does not change the result but for rounding."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """Options that change the result by rounding only."""
 
-    dtype: torch.dtype
+    compute_dtype: torch.dtype
     chunk_rows: int | None
-    own_kernels: bool
+    use_triton: bool
 
 
-class _HeadLoss(torch.autograd.Function):
-    """Works the gradient out on the way forward, for a loss of weight 1; on the way back there is only a scaling."""
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Computes the gradients in the forward pass, for a loss of weight 1; the backward pass scales them."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, table: Tensor, targets: Tensor, how: _How) -> Tensor:
-        loss, *ctx.gradients = _walk(features, table, targets, how, *ctx.needs_input_grad[:2])
+    def forward(ctx: Any, features: Tensor, weight: Tensor, targets: Tensor, config: LossConfig) -> Tensor:
+        loss, *ctx.gradients = _forward_backward(features, weight, targets, config, *ctx.needs_input_grad[:2])
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("the head's gradient is handed out once; compute the loss again")
+            raise RuntimeError("The gradient of the loss is available once. Compute the loss again.")
         gradients, ctx.gradients = ctx.gradients, None
-        # In place, since a learned table's gradient is as large as the table.
-        return *(None if each is None else each.mul_(weight) for each in gradients), None, None
+        # In place, since a learned weight's gradient is as large as the weight.
+        return *(None if each is None else each.mul_(grad_output) for each in gradients), None, None
 
 
-@dataclass(slots=True)
-class Seen:
-    """What R rows have gathered from the tiles of the vocabulary passed so far."""
-
-    largest: Tensor  # (R, 1) largest logit
-    summed: Tensor  # (R, 1) sum of exp(logit - largest)
-    target: Tensor  # (R, 1) the target's logit; NaN until its tile comes by
-    mean: Tensor | None  # (R, C) sum of exp(logit - largest) W_v; uninitialized before the first tile
-    kept: list[tuple[slice, Tensor, Tensor]]  # a tile's place, its exp(logit - largest), and what largest was then
-
-
-def _walk(
-    features: Tensor, table: Tensor, targets: Tensor, how: _How, need_features: bool, need_table: bool
+def _forward_backward(
+    features: Tensor, weight: Tensor, targets: Tensor, config: LossConfig, need_features: bool, need_weight: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The loss, and its gradients with respect to features and table where needed."""
-    features, table = features.detach(), table.detach()
-    rows, width = _sizes(features, table, how, need_table)
-    w = table.to(how.dtype)
+    """Return the loss, and its gradients with respect to features and weight where they are needed."""
+    features, weight = features.detach(), weight.detach()
+    rows, columns = _chunk_and_tile_size(features, weight, config, need_weight)
+    w = weight.to(config.compute_dtype)
     total = torch.zeros((), dtype=torch.float64, device=features.device)
     grad_features = torch.empty_like(features) if need_features else None
-    grad_table = torch.zeros_like(table, dtype=torch.float32) if need_table else None
-    tiles = Tiles(w, rows, width, keep=need_table, own_kernels=how.own_kernels)
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+    tiles = VocabularyTiles(w, rows, columns, save=need_weight, use_triton=config.use_triton)
     for start in range(0, len(features), rows):
         chunk = slice(start, start + rows)
         x = features[chunk]
         ignored = (targets[chunk] == IGNORE).unsqueeze(1)  # (R, 1)
         target = targets[chunk].unsqueeze(1).masked_fill(ignored, 0)  # (R, 1)
-        seen = tiles.see(x, target, need_mean=need_features)
-        nats = ((seen.largest - seen.target) * tiles.unit + seen.summed.log2()) / _LOG2_E
+        state, saved = tiles.softmax(x, target, need_weighted_sum=need_features)
+        nats = ((state.max - state.target_logit) * tiles.log2_scale + state.exp_sum.log2()) / _LOG2_E
         total += nats.masked_fill_(ignored, 0.0).sum(dtype=torch.float64)
-        if grad_features is not None and seen.mean is not None:
-            gradient = seen.mean.div_(seen.summed).sub_(w[target.squeeze(1)])
+        if grad_features is not None and state.weighted_sum is not None:
+            gradient = state.weighted_sum.div_(state.exp_sum).sub_(w[target.squeeze(1)])
             grad_features[chunk] = gradient.masked_fill_(ignored, 0.0)
-        if grad_table is not None:
-            tiles.add_table_gradient(grad_table, x.float(), target, ignored, seen)
-    return total.float(), grad_features, grad_table
+        if grad_weight is not None:
+            tiles.add_weight_gradient(grad_weight, x.float(), target, ignored, state, saved)
+    return total.float(), grad_features, grad_weight
 
 
-class Tiles:
-    """A table cut along the vocabulary, and room for the logits of one tile; of every tile if they are to be kept.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SavedTile:
+    """The exp tile of one slice of the vocabulary, relative to the maximum when it was computed."""
 
-    Powers of two are cheaper than powers of e, so logits are multiplied by log2(e): float32 ones through the features,
-    before the product, others as they are widened to float32, since rounding the features again would cost accuracy.
-    ``unit`` is what is left to multiply by.
+    ids: slice
+    exp_tile: Tensor
+    """(R, n) exp(logit - max)."""
+    max: Tensor
+    """(R, 1)."""
+
+
+class VocabularyTiles:
+    """The weight cut along the vocabulary, and buffers for the logits of one tile, or of all tiles with ``save``.
+
+    Exponentials are powers of two, which are cheaper, so logits are multiplied by log2(e). float32 logits get the
+    factor through the features, before the product; 16-bit ones after they are widened to float32, since rounding the
+    features once more would cost accuracy. ``log2_scale`` is the factor that is left.
     """
 
-    def __init__(self, w: Tensor, rows: int, width: int, *, keep: bool, own_kernels: bool) -> None:
-        self.w, self.width, self.keep = w, width, keep
-        self.unit = 1.0 if w.dtype == torch.float32 else _LOG2_E
-        self.products = w.new_empty(rows * _aligned(len(w) if keep else width))
-        self.own_kernels = own_kernels
-        widen = w.dtype != torch.float32 and not own_kernels
-        self.powers = w.new_empty(rows * width, dtype=torch.float32) if widen else None
+    def __init__(self, w: Tensor, rows: int, columns: int, *, save: bool, use_triton: bool) -> None:
+        self.log2_scale = 1.0 if w.dtype == torch.float32 else _LOG2_E
+        self._w, self._columns, self._save, self._use_triton = w, columns, save, use_triton
+        self._logits = w.new_empty(rows * _aligned(len(w) if save else columns))
+        needs_scratch = w.dtype != torch.float32 and not use_triton
+        self._scratch = w.new_empty(rows * columns, dtype=torch.float32) if needs_scratch else None
+        self._update = _softmax_update(use_triton)
 
-    def see(self, x: Tensor, target: Tensor, *, need_mean: bool) -> Seen:
-        """Passes the rows ``x`` (R, C) by the whole vocabulary."""
-        R, C = x.shape
-        column = x.new_zeros(R, 1, dtype=torch.float32)
-        mean = x.new_empty(R, C, dtype=torch.float32) if need_mean else None
-        seen = Seen(column - math.inf, column.clone(), column + math.nan, mean, [])
-        x = (x.float() * _LOG2_E if self.unit == 1.0 else x).to(self.w.dtype)
-        for start in range(0, len(self.w), self.width):
-            self._see_tile(seen, x, target, slice(start, min(start + self.width, len(self.w))))
-        return seen
+    def softmax(
+        self, x: Tensor, target: Tensor, *, need_weighted_sum: bool
+    ) -> tuple[OnlineSoftmaxState, list[SavedTile]]:
+        """Return the softmax state of the rows ``x`` (R, C) over the whole vocabulary, and the saved tiles, if any."""
+        state = OnlineSoftmaxState.start(x, with_weighted_sum=need_weighted_sum)
+        x = (x.float() * _LOG2_E if self.log2_scale == 1.0 else x).to(self._w.dtype)
+        saved: list[SavedTile] = []
+        for start in range(0, len(self._w), self._columns):
+            ids = slice(start, min(start + self._columns, len(self._w)))
+            tile = self._process_tile(state, x, target, ids)
+            if self._save:
+                saved.append(SavedTile(ids=ids, exp_tile=tile, max=state.max.clone()))
+        return state, saved
 
-    def _see_tile(self, seen: Seen, x: Tensor, target: Tensor, place: slice) -> None:
-        w, R, n = self.w[place], len(x), place.stop - place.start
-        room = self.products[R * place.start :] if self.keep else self.products
-        tile = room[: R * _aligned(n)].view(R, -1)[:, :n]
+    def _process_tile(self, state: OnlineSoftmaxState, x: Tensor, target: Tensor, ids: slice) -> Tensor:
+        """Update ``state`` with the logits of ``ids``, and return the tile (R, n)."""
+        w, R, n = self._w[ids], len(x), ids.stop - ids.start
+        buffer = self._logits[R * ids.start :] if self._save else self._logits
+        tile = buffer[: R * _aligned(n)].view(R, -1)[:, :n]
         torch.mm(x, w.t(), out=tile)
-        need_powers = self.keep or seen.mean is not None
-        if self.own_kernels:
-            from lmconsole.lm import online_softmax as kernels  # Triton is only where GPUs are
+        self._update(
+            state,
+            tile,
+            target,
+            first_id=ids.start,
+            log2_scale=self.log2_scale,
+            write_exp=self._save or state.weighted_sum is not None,
+            scratch=self._scratch,
+        )
+        if state.weighted_sum is not None:
+            self._add_product(state.weighted_sum, tile, w, overwrite=ids.start == 0)
+        return tile
 
-            kernels.absorb(tile, seen, target, place.start, self.unit, need_powers)
-        else:
-            self._absorb(tile, seen, target, place.start, self.unit, need_powers)
-        if self.keep:
-            seen.kept.append((place, tile, seen.largest.clone()))
-        if seen.mean is not None:
-            self._add_product(seen.mean, tile, w, overwrite=place.start == 0)
+    def add_weight_gradient(
+        self,
+        gradient: Tensor,
+        x: Tensor,
+        target: Tensor,
+        ignored: Tensor,
+        state: OnlineSoftmaxState,
+        saved: list[SavedTile],
+    ) -> None:
+        """Add sum_n (p_nv - [v = target_n]) x_n to row v of ``gradient`` (V, C).
 
-    def _absorb(self, tile: Tensor, seen: Seen, target: Tensor, first: int, unit: float, need_powers: bool) -> None:
-        """Brings ``seen`` up to date with the logits in ``tile`` (R, n), but for what the tile adds to the mean; leaves
-        exp2((logit - largest) · unit) in it if they are needed."""
-        R, n = tile.shape
-        inside = (target >= first) & (target < first + n)
-        found = tile.gather(1, (target - first).clamp_(0, n - 1))
-        torch.where(inside, found.float(), seen.target, out=seen.target)
-
-        # Widened by a plain copy first: arithmetic on two types at once takes a slow path on CPUs.
-        powers = tile if self.powers is None else self.powers[: R * n].view(R, n).copy_(tile)
-        largest = torch.maximum(seen.largest, powers.amax(1, keepdim=True))
-        shrink = ((seen.largest - largest) * unit).exp2_()  # (R, 1)
-        torch.add(largest * -unit, powers, alpha=unit, out=powers).exp2_()
-        seen.largest.copy_(largest)
-        seen.summed.mul_(shrink).add_(powers.sum(1, keepdim=True))
-        if seen.mean is not None and first > 0:
-            seen.mean.mul_(shrink)
-        if need_powers and powers is not tile:
-            tile.copy_(powers)
-
-    def add_table_gradient(self, gradient: Tensor, x: Tensor, target: Tensor, ignored: Tensor, seen: Seen) -> None:
-        """Adds sum_n (p_nv - [v = target_n]) x_n to row v of ``gradient`` (V, C). What turns a kept tile into
-        probabilities is one factor a row, which the narrow ``x`` takes in place of the wide tile."""
-        for place, powers, largest in seen.kept:
-            scale = ((largest - seen.largest) * self.unit).exp2_().div_(seen.summed).masked_fill_(ignored, 0.0)
-            self._add_product(gradient[place], powers.t(), (x * scale).to(powers.dtype))
+        A factor per row turns a saved tile into probabilities. It is applied to the narrow ``x`` instead of the wide
+        tile.
+        """
+        for tile in saved:
+            scale = ((tile.max - state.max) * self.log2_scale).exp2_().div_(state.exp_sum).masked_fill_(ignored, 0.0)
+            self._add_product(gradient[tile.ids], tile.exp_tile.t(), (x * scale).to(tile.exp_tile.dtype))
         gradient.index_add_(0, target.squeeze(1), x.masked_fill(ignored, 0.0), alpha=-1)
 
     def _add_product(self, total: Tensor, a: Tensor, b: Tensor, *, overwrite: bool = False) -> None:
-        """total += a @ b, in place; ``total`` is float32 whatever the factors are. With ``overwrite``, total = a @ b,
-        whatever is in it."""
+        """Compute total += a @ b in place, or total = a @ b with ``overwrite``. ``total`` is float32, whatever the
+        factors are."""
         if a.dtype == torch.float32:
             total.addmm_(a, b, beta=0 if overwrite else 1)
-        elif self.own_kernels and _WIDENING_PRODUCTS:
+        elif self._use_triton and _HAS_OUT_DTYPE:
             torch.addmm(total, a, b, beta=0 if overwrite else 1, out_dtype=torch.float32, out=total)
         elif overwrite:
             total.copy_(a @ b)
@@ -209,18 +218,29 @@ class Tiles:
             total.add_((a @ b).float())  # widened apart: arithmetic on two types at once is slow on CPUs
 
 
+def _softmax_update(use_triton: bool) -> Callable[..., None]:
+    """Return the PyTorch or the Triton version of ``online_softmax_update``."""
+    if not use_triton:
+        return online_softmax_update
+    from lmconsole.lm import online_softmax_triton  # Triton is installed only where GPUs are
+
+    return online_softmax_triton.online_softmax_update
+
+
 def _aligned(columns: int) -> int:
-    return -(-columns // _ALIGNED) * _ALIGNED
+    return -(-columns // _ALIGNMENT) * _ALIGNMENT
 
 
-def _sizes(features: Tensor, table: Tensor, how: _How, keep: bool) -> tuple[int, int]:
-    """Rows of a chunk and columns of a tile: as large as products need to be fast, as small as caches are. On a GPU
-    columns do not depend on rows, since a kernel is compiled for each width."""
+def _chunk_and_tile_size(features: Tensor, weight: Tensor, config: LossConfig, save: bool) -> tuple[int, int]:
+    """Return the rows of a chunk and the columns of a tile: large enough for fast products, small enough for caches.
+
+    On a GPU the columns do not depend on the rows, since a kernel is compiled for each width.
+    """
     kind = "cpu" if features.device.type == "cpu" else "cuda"
-    N, V = len(features), len(table)
-    rows = how.chunk_rows or _ROWS[kind]
-    if keep and not how.chunk_rows:
-        rows = min(rows, max(_KEPT_BYTES // (V * how.dtype.itemsize), 64))
+    N, V = len(features), len(weight)
+    rows = config.chunk_rows or _CHUNK_ROWS[kind]
+    if save and not config.chunk_rows:
+        rows = min(rows, max(_SAVED_BYTES // (V * config.compute_dtype.itemsize), 64))
     rows = max(min(rows, N), 1)
-    width = max(_TILE_VALUES[kind] // (rows if kind == "cpu" else _ROWS[kind]) // 64 * 64, 64)
-    return rows, min(width, V)
+    columns = max(_TILE_LOGITS[kind] // (rows if kind == "cpu" else _CHUNK_ROWS[kind]) // 64 * 64, 64)
+    return rows, min(columns, V)

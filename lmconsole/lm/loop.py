@@ -1,8 +1,6 @@
-"""The training loop of one run: epochs, validation, checkpoints, the two tests at the end, and the best weights."""
+"""The training loop of a run: epochs, validation, checkpoints, two tests at the end, and the best weights."""
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +10,17 @@ from typing import Any, cast
 import torch
 
 from lmconsole.data.corpus import SPLITS, Corpus
-from lmconsole.lm import checkpoint, device
+from lmconsole.lm import checkpoint
 from lmconsole.lm.batches import WindowedSplit
-from lmconsole.lm.checkpoint import CheckpointWriter, Cursor
+from lmconsole.lm.checkpoint import CheckpointWriter, TrainState
+from lmconsole.lm.device import apply_precision, synchronize
 from lmconsole.lm.embedding import Tables
 from lmconsole.lm.energy import EnergyMeter
+from lmconsole.lm.fast_paths import prepare_steps
+from lmconsole.lm.launch_limit import LaunchLimiter
+from lmconsole.lm.memory import peak_allocated_mib, peak_rss_mib
 from lmconsole.lm.model import build_model, count_parameters
 from lmconsole.lm.optimizers import build_optimizer, learning_rate_at
-from lmconsole.lm.steps import prepare_steps
 from lmconsole.plan.experiment import Precision
 from lmconsole.runs.events import (
     Epoch,
@@ -36,330 +37,331 @@ from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState
 
 TICK_S = 0.5
-"""How often the host looks at the losses on the device and at whether it should stop."""
+"""Seconds between two reads of the loss on the device and of the request to stop."""
 EVALUATION_TOKENS = 8192
-"""Tokens that a GPU evaluates at once: twice the paper's batch, with less memory than a training step."""
+"""Tokens in an evaluation batch on a GPU: twice the paper's batch, with less memory than a training step."""
 
 
 class StopRequested(Exception):
-    """Somebody asked the run to stop."""
+    """The run was asked to stop."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What a worker hands to the loop."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingContext:
+    """Everything the loop gets from the worker."""
 
     info: RunInfo
     paths: RunPaths
     log: EventLog
     history: RunState
-    """The run's log as it was before this attempt."""
+    """State of the run's log before this attempt."""
     device: str
     corpus: Corpus
     tables: Tables | None
     stop_requested: Callable[[], bool]
     enter_phase: Callable[[Phase, int | None], None]
-    """Told which phase and epoch follow, for the telemetry."""
+    """Called with the phase and epoch that follow, for the telemetry."""
     end_telemetry: Callable[[], None]
-    """Called before the outcome is written, which is to be the last event."""
+    """Called before the outcome is written, so that the outcome is the last event."""
     read_energy_j: Callable[[], float | None] = lambda: None
-    """Reads the device's energy counter in joules, whose zero is arbitrary; None where its rise is not this run's."""
+    """Returns the device's energy counter in joules, whose zero is arbitrary; None if it counts other work too."""
 
 
-def train(job: Job, began: float | None = None) -> None:
-    """Train, or go on training, until the run is finished or stopped, and write that into its log.
+def train(context: TrainingContext, started_s: float | None = None) -> None:
+    """Train or resume a run until it is finished or stopped, and log the outcome.
 
-    ``began`` is ``time.monotonic()`` when the attempt began; None: now.
+    ``started_s`` is ``time.monotonic()`` at the start of the attempt; None for now.
 
     Raises:
-        TrainingError: a checkpoint or the best weights cannot be written.
-        OSError: the log cannot be written.
+        TrainingError: A checkpoint or the best weights cannot be written.
+        OSError: The log cannot be written.
     """
-    began = time.monotonic() if began is None else began
-    training = Training(job)
+    started_s = time.monotonic() if started_s is None else started_s
+    training = Training(context)
     training.prepare_on_device()
-    training.run(began)
+    training.run(started_s)
 
 
 class Training:
-    """One attempt at one run: prepared on the host, then on the device, and run.
+    """One attempt at a run: prepared on the host, then on the device, then run.
 
-    ``cursor``, the weights and the optimizer are all that a checkpoint needs to hold.
+    A checkpoint consists of ``state``, the weights, the optimizer and the random number generators.
     """
 
-    def __init__(self, job: Job) -> None:
-        """Prepare what needs no device: fresh weights, or those of the checkpoint that the attempt continues from."""
-        self.job = job
-        self.settings = job.info.settings
+    def __init__(self, context: TrainingContext) -> None:
+        """Prepare what needs no device: a model with fresh weights, and the checkpoint that the attempt resumes
+        from."""
+        self.context = context
+        self.settings = context.info.settings
         self.precision = cast(Precision, self.settings.precision)
-        device.apply_precision(self.precision)
-        torch.manual_seed(job.info.seed)
-        self.model = build_model(self.settings, vocabulary=job.corpus.vocabulary, tables=job.tables)
-        self.shuffle = torch.Generator().manual_seed(job.info.seed)
-        self.cursor = Cursor()
+        apply_precision(self.precision)
+        torch.manual_seed(context.info.seed)
+        self.model = build_model(self.settings, vocabulary=context.corpus.vocabulary, tables=context.tables)
+        self.shuffle = torch.Generator().manual_seed(context.info.seed)
+        self.state = TrainState()
         self._checkpoint: dict[str, Any] | None = None
-        if job.history.attempt:
-            found = checkpoint.load(job.paths, job.info.config_hash, self._fits)
+        if context.history.attempt:
+            found = checkpoint.load(context.paths, context.info.config_hash, self._matches_log)
             if found is not None:
-                self.cursor, self._checkpoint = found
+                self.state, self._checkpoint = found
 
     def prepare_on_device(self) -> None:
-        """Move weights, optimizer and data to the device, and compile and capture the step where it is a GPU."""
-        job = self.job
-        self.model.to(job.device)
+        """Move weights, optimizer and data to the device. On a GPU, compile kernels and capture the training step."""
+        context, device = self.context, self.context.device
+        self.model.to(device)
         self.optimizer = build_optimizer(self.settings, self.model.parameters())
         self.splits = {
-            split: WindowedSplit(job.corpus.splits[split], self.settings.window_tokens, job.device) for split in SPLITS
+            split: WindowedSplit(context.corpus.splits[split], self.settings.window_tokens, device) for split in SPLITS
         }
-        self.steps = math.ceil(len(self.splits["train"]) / self.settings.batch_size)
+        self.steps_per_epoch = math.ceil(len(self.splits["train"]) / self.settings.batch_size)
         self._restore()
-        self.writer = CheckpointWriter(job.paths, job.info.config_hash, self.cursor.elapsed_train_s)
-        self.energy = EnergyMeter(job.read_energy_j, self.cursor)
-        self.training = prepare_steps(
-            self.model, self.optimizer, self.splits["train"], self.settings, self.precision, job.device
+        self.writer = CheckpointWriter(context.paths, context.info.config_hash, self.state.elapsed_train_s)
+        self.energy = EnergyMeter(context.read_energy_j, self.state)
+        self.steps = prepare_steps(
+            self.model, self.optimizer, self.splits["train"], self.settings, self.precision, device
         )
-        device.synchronize(job.device)
+        synchronize(device)
 
-    def run(self, began: float) -> None:
-        """Train to the end, or until a stop. ``began`` is ``time.monotonic()`` when the attempt began."""
-        job, cursor = self.job, self.cursor
-        if job.history.attempt:
-            job.log.append(Resumed(epoch=cursor.epoch, step=cursor.step), sync=True)
-        self._began, self._wall_before_s = began, cursor.wall_s
-        self._next_tick = time.monotonic() + TICK_S
-        cursor.setup_s += time.monotonic() - began
+    def run(self, started_s: float) -> None:
+        """Train to the end or until a stop. ``started_s`` is ``time.monotonic()`` at the start of the attempt."""
+        context, state = self.context, self.state
+        if context.history.attempt:
+            context.log.append(Resumed(epoch=state.epoch, step=state.step), sync=True)
+        self._started_s, self._earlier_wall_s = started_s, state.wall_s
+        self._next_tick_s = time.monotonic() + TICK_S
+        state.setup_s += time.monotonic() - started_s
         try:
-            while not self._training_is_over():
-                job.enter_phase("train", cursor.epoch)
+            while not self._training_done():
+                context.enter_phase("train", state.epoch)
                 self._train_epoch()
-                job.enter_phase("valid", cursor.epoch)
+                context.enter_phase("valid", state.epoch)
                 self._finish_epoch()
-            self._save()  # written while the tests run; an attempt that ends in them is resumed there
-            job.enter_phase("test", None)
+            self._save()  # written while the tests run, so that an attempt that ends in them is resumed there
+            context.enter_phase("test", None)
             final, best = self._test()
             self.writer.wait()
-            self._keep_best_weights()
-            finished = self._finished(final, best)
+            self._save_best_weights()
+            finished = self._finished_event(final, best)
         except StopRequested:
             self._save()
             self.writer.wait()
-            job.end_telemetry()
-            job.log.append(Stopped(epoch=cursor.epoch, step=cursor.step), sync=True)
+            context.end_telemetry()
+            context.log.append(Stopped(epoch=state.epoch, step=state.step), sync=True)
         else:
-            job.end_telemetry()
-            job.log.append(finished, sync=True)
-            checkpoint.remove(job.paths)
+            context.end_telemetry()
+            context.log.append(finished, sync=True)
+            checkpoint.remove(context.paths)
         finally:
             self.writer.join()
 
-    def _training_is_over(self) -> bool:
-        cursor, patience = self.cursor, self.settings.early_stopping_epochs
-        if cursor.epoch > self.settings.epochs or (cursor.diverged and cursor.step == 0):
+    def _training_done(self) -> bool:
+        state, patience = self.state, self.settings.early_stopping_epochs
+        if state.epoch > self.settings.epochs:
             return True
-        return self._stops_early(patience)
-
-    def _stops_early(self, patience: int) -> bool:
-        cursor = self.cursor
-        since_best = cursor.epoch - 1 - (cursor.best_epoch or 0)
-        return patience > 0 and cursor.step == 0 and since_best >= patience
+        if state.step > 0:
+            return False
+        epochs_since_best = state.epoch - 1 - (state.best_epoch or 0)
+        return state.diverged or (patience > 0 and epochs_since_best >= patience)
 
     def _train_epoch(self) -> None:
-        """Train on the windows of the epoch that are left. Only twice a second does the host wait for all steps."""
-        cursor = self.cursor
-        if cursor.permutation is None:
-            cursor.permutation = torch.randperm(len(self.splits["train"]), generator=self.shuffle)
-        self.training.begin(cursor.permutation, cursor.step, cursor.epoch_nll)
+        """Train on the remaining windows of the epoch. The host waits for the device twice a second only."""
+        state = self.state
+        if state.permutation is None:
+            state.permutation = torch.randperm(len(self.splits["train"]), generator=self.shuffle)
+        self.steps.start_epoch(state.permutation, state.step, state.epoch_nll)
         self.model.train()
 
-        device.synchronize(self.job.device)
+        synchronize(self.context.device)
         self.energy.start_epoch()
-        bound = device.LaunchBound(self.job.device)
-        clock = last_look = time.monotonic()
-        nll_seen, targets_seen = cursor.epoch_nll, cursor.epoch_targets
-        while cursor.step < self.steps:
-            targets = self.training.take(self._learning_rate())
-            cursor.step += 1
-            cursor.epoch_targets += targets
-            bound.launched()
+        limiter = LaunchLimiter(self.context.device)
+        section_start_s = time.monotonic()
+        reported_nll, reported_targets = state.epoch_nll, state.epoch_targets
+        while state.step < self.steps_per_epoch:
+            targets = self.steps.step(self._learning_rate())
+            state.step += 1
+            state.epoch_targets += targets
+            limiter.after_launch()
 
-            due = time.monotonic() >= self._next_tick
-            if due or cursor.step == self.steps:
-                cursor.epoch_nll = self.training.nll.item()
-                now = time.monotonic()
-                self._count_training(now - clock)
-                new = cursor.epoch_targets - targets_seen
-                self._report((cursor.epoch_nll - nll_seen) / new, new / max(now - last_look, 1e-9))
-                last_look, nll_seen, targets_seen = now, cursor.epoch_nll, cursor.epoch_targets
-                if due:
-                    self._heed_stop()
-                    self._next_tick = now + TICK_S
-                if cursor.step < self.steps:
+            tick = time.monotonic() >= self._next_tick_s
+            if tick or state.step == self.steps_per_epoch:
+                state.epoch_nll = self.steps.nll.item()  # waits for the device
+                now_s = time.monotonic()
+                section_s = now_s - section_start_s
+                self._add_train_time(section_s)
+                new = state.epoch_targets - reported_targets
+                self._report((state.epoch_nll - reported_nll) / new, new / max(section_s, 1e-9))
+                reported_nll, reported_targets = state.epoch_nll, state.epoch_targets
+                if tick:
+                    self._check_for_stop()
+                    self._next_tick_s = now_s + TICK_S
+                if state.step < self.steps_per_epoch:
                     self._save_if_due()
-                clock = last_look = time.monotonic()  # reporting and saving are not training
+                section_start_s = time.monotonic()  # reporting and saving are not training
 
     def _learning_rate(self) -> float | None:
-        """Of the next step; None where it never changes."""
-        settings, cursor = self.settings, self.cursor
+        """Return the learning rate of the next step; None if it never changes."""
+        settings, state = self.settings, self.state
         if not settings.warmup_steps and settings.learning_rate_decay == "none":
             return None
-        step = (cursor.epoch - 1) * self.steps + cursor.step
-        return learning_rate_at(settings, step, settings.epochs * self.steps)
+        step = (state.epoch - 1) * self.steps_per_epoch + state.step
+        return learning_rate_at(settings, step, settings.epochs * self.steps_per_epoch)
 
     def _finish_epoch(self) -> None:
-        """Validate, keep the weights if they are the best, write the epoch down, and only then move on."""
-        cursor = self.cursor
-        began = time.monotonic()
+        """Validate, keep the weights if they are the best, log the epoch, and only then advance to the next."""
+        state = self.state
+        start_s = time.monotonic()
         valid_loss = self._evaluate("validation")
-        valid_s = time.monotonic() - began
+        valid_s = time.monotonic() - start_s
         self.energy.update()
-        train_loss = cursor.epoch_nll / cursor.epoch_targets
-        best = cursor.best_valid_loss_nats
+        train_loss = state.epoch_nll / state.epoch_targets
+        best = state.best_valid_loss_nats
         if math.isfinite(valid_loss) and (best is None or valid_loss < best):
-            cursor.best_epoch, cursor.best_valid_loss_nats = cursor.epoch, valid_loss
-            cursor.best_weights = checkpoint.host_copy(self.model.state_dict())
-        cursor.diverged = not (math.isfinite(train_loss) and math.isfinite(valid_loss))
-        self.job.log.append(
+            state.best_epoch, state.best_valid_loss_nats = state.epoch, valid_loss
+            state.best_weights = checkpoint.host_copy(self.model.state_dict())
+        state.diverged = not (math.isfinite(train_loss) and math.isfinite(valid_loss))
+        self.context.log.append(
             Epoch(
-                epoch=cursor.epoch,
+                epoch=state.epoch,
                 train_loss_nats=train_loss,
                 train_ppl=perplexity(train_loss),
                 valid_loss_nats=valid_loss,
                 valid_ppl=perplexity(valid_loss),
-                train_s=cursor.epoch_train_s,
+                train_s=state.epoch_train_s,
                 valid_s=valid_s,
-                elapsed_train_s=cursor.elapsed_train_s,
-                energy_j=self.energy.epoch_j(cursor.epoch_train_s + valid_s),
+                elapsed_train_s=state.elapsed_train_s,
+                energy_j=self.energy.epoch_j(state.epoch_train_s + valid_s),
             ),
             sync=True,
         )
-        cursor.epoch, cursor.step, cursor.permutation = cursor.epoch + 1, 0, None
-        cursor.epoch_nll, cursor.epoch_targets, cursor.epoch_train_s = 0.0, 0, 0.0
-        if not self._training_is_over():
+        state.epoch, state.step, state.permutation = state.epoch + 1, 0, None
+        state.epoch_nll, state.epoch_targets, state.epoch_train_s = 0.0, 0, 0.0
+        if not self._training_done():
             self._save_if_due()
 
     def _test(self) -> tuple[float, float]:
-        """Mean loss on the test split, in nats per target, with the last and with the best weights."""
-        cursor = self.cursor
-        self._note_peaks()
+        """Return the mean test loss in nats per target with the final and with the best weights."""
+        state = self.state
+        self._record_peak_memory()
         final = best = self._evaluate("test")
-        if cursor.best_weights is None:
+        if state.best_weights is None:
             best = math.nan
-        elif cursor.best_epoch != cursor.epoch - 1:
-            last = checkpoint.host_copy(self.model.state_dict())
-            self.model.load_state_dict(cursor.best_weights)
+        elif state.best_epoch != state.epoch - 1:
+            final_weights = checkpoint.host_copy(self.model.state_dict())
+            self.model.load_state_dict(state.best_weights)
             try:
                 best = self._evaluate("test")
-            finally:  # a stop in the middle saves the model as it was trained
-                self.model.load_state_dict(last)
+            finally:  # a stop in between saves the final weights
+                self.model.load_state_dict(final_weights)
         return final, best
 
-    def _keep_best_weights(self) -> None:
-        cursor, info = self.cursor, self.job.info
-        if cursor.best_weights is None:
+    def _save_best_weights(self) -> None:
+        state, info = self.state, self.context.info
+        if state.best_weights is None:
             return
         metadata = {
             "run": info.run,
             "experiment": info.experiment.label,
-            "epoch": str(cursor.best_epoch),
-            "valid_loss_nats": repr(cursor.best_valid_loss_nats),
+            "epoch": str(state.best_epoch),
+            "valid_loss_nats": repr(state.best_valid_loss_nats),
             "config_hash": info.config_hash,
         }
-        checkpoint.save_best_weights(self.job.paths, cursor.best_weights, metadata)
+        checkpoint.save_best_weights(self.context.paths, state.best_weights, metadata)
 
-    def _finished(self, final: float, best: float) -> Finished:
-        cursor = self.cursor
-        best_valid = cursor.best_valid_loss_nats
+    def _finished_event(self, final: float, best: float) -> Finished:
+        state = self.state
+        best_valid = state.best_valid_loss_nats
         return Finished(
             test_ppl_final=perplexity(final),
             test_ppl_best=perplexity(best),
-            best_epoch=cursor.best_epoch,
+            best_epoch=state.best_epoch,
             best_valid_ppl=None if best_valid is None else perplexity(best_valid),
-            setup_s=cursor.setup_s,
+            setup_s=state.setup_s,
             wall_s=self._wall_s(),
-            diverged=cursor.diverged,
-            stopped_early=cursor.epoch <= self.settings.epochs and not cursor.diverged,
-            torch_peak_mib=cursor.torch_peak_mib,
-            rss_peak_mib=cursor.rss_peak_mib,
+            diverged=state.diverged,
+            stopped_early=state.epoch <= self.settings.epochs and not state.diverged,
+            torch_peak_mib=state.torch_peak_mib,
+            rss_peak_mib=state.rss_peak_mib,
             energy_j=self.energy.run_j(),
         )
 
     def _evaluate(self, name: str) -> float:
-        """Mean negative log-likelihood of a split in nats per target."""
+        """Return the mean loss of a split in nats per target."""
         split = self.splits[name]
-        nll = torch.zeros((), dtype=torch.float64, device=self.job.device)
-        bound = device.LaunchBound(self.job.device)
+        nll = torch.zeros((), dtype=torch.float64, device=self.context.device)
+        limiter = LaunchLimiter(self.context.device)
         self.model.eval()
         with torch.inference_mode():
-            for windows in torch.arange(len(split), device=self.job.device).split(self._evaluation_windows()):
+            for windows in torch.arange(len(split), device=self.context.device).split(self._evaluation_windows()):
                 nll += self.model.loss_sum(*split.batch(windows), self.precision)
-                bound.launched()
-                if time.monotonic() >= self._next_tick:
-                    self._heed_stop()
-                    self._next_tick = time.monotonic() + TICK_S
+                limiter.after_launch()
+                if time.monotonic() >= self._next_tick_s:
+                    self._check_for_stop()
+                    self._next_tick_s = time.monotonic() + TICK_S
         return nll.item() / split.targets
 
     def _evaluation_windows(self) -> int:
-        """A GPU takes more of them at once than a batch has: the LSTM's time does not grow with it."""
+        """Return the windows in an evaluation batch: more than in training on a GPU, where the LSTM's time does not
+        grow with them."""
         batch_size = self.settings.batch_size
-        if self.job.device == "cpu":
+        if self.context.device == "cpu":
             return batch_size
         return max(batch_size, EVALUATION_TOKENS // self.settings.window_tokens)
 
     def _report(self, loss: float, tokens_per_s: float) -> None:
-        cursor = self.cursor
-        self.job.log.append(
+        state = self.state
+        self.context.log.append(
             Progress(
-                epoch=cursor.epoch,
-                step=cursor.step,
-                steps=self.steps,
+                epoch=state.epoch,
+                step=state.step,
+                steps=self.steps_per_epoch,
                 train_loss_nats=loss,
                 tokens_per_s=tokens_per_s,
-                elapsed_train_s=cursor.elapsed_train_s,
+                elapsed_train_s=state.elapsed_train_s,
             )
         )
 
-    def _count_training(self, seconds: float) -> None:
-        self.cursor.epoch_train_s += seconds
-        self.cursor.elapsed_train_s += seconds
+    def _add_train_time(self, seconds: float) -> None:
+        self.state.epoch_train_s += seconds
+        self.state.elapsed_train_s += seconds
 
-    def _heed_stop(self) -> None:
+    def _check_for_stop(self) -> None:
         self.writer.check()
-        if self.job.stop_requested():
+        if self.context.stop_requested():
             raise StopRequested
 
     def _wall_s(self) -> float:
-        return self._wall_before_s + time.monotonic() - self._began
+        return self._earlier_wall_s + time.monotonic() - self._started_s
 
     def _save_if_due(self) -> None:
-        if self.writer.due(self.cursor.elapsed_train_s):
+        if self.writer.due(self.state.elapsed_train_s):
             self._save()
 
     def _save(self) -> None:
-        """Start writing a checkpoint of this moment; the log is on the disk before it."""
-        self.job.log.sync()
-        self._note_peaks()
+        """Start to write a checkpoint of the current state, after the log is on the disk."""
+        self.context.log.sync()
+        self._record_peak_memory()
         self.energy.update()
-        self.cursor.wall_s, self.cursor.seq = self._wall_s(), self.job.log.seq
+        self.state.wall_s, self.state.seq = self._wall_s(), self.context.log.seq
         parts: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "shuffle": self.shuffle.get_state(),
             "random": torch.get_rng_state(),
-            "tables_sha256": self.job.tables.sha256 if self.job.tables else None,
+            "tables_sha256": self.context.tables.sha256 if self.context.tables else None,
         }
-        if self.job.device != "cpu":
-            parts["random_cuda"] = torch.cuda.get_rng_state(self.job.device)
-        self.writer.submit(self.cursor, parts)
+        if self.context.device != "cpu":
+            parts["random_cuda"] = torch.cuda.get_rng_state(self.context.device)
+        self.writer.submit(self.state, parts)
 
-    def _note_peaks(self) -> None:
-        """Memory peaks are those of all attempts."""
-        cursor, allocated = self.cursor, peak_allocated_mib(self.job.device)
-        cursor.rss_peak_mib = max(cursor.rss_peak_mib, peak_rss_mib())
+    def _record_peak_memory(self) -> None:
+        """Update the memory peaks, which are those of all attempts."""
+        state, allocated = self.state, peak_allocated_mib(self.context.device)
+        state.rss_peak_mib = max(state.rss_peak_mib, peak_rss_mib())
         if allocated is not None:
-            cursor.torch_peak_mib = max(cursor.torch_peak_mib or 0.0, allocated)
+            state.torch_peak_mib = max(state.torch_peak_mib or 0.0, allocated)
 
     def _restore(self) -> None:
-        """Continue from the checkpoint, if there is one."""
+        """Restore the checkpoint, if there is one."""
         parts, self._checkpoint = self._checkpoint, None
         if parts is None:
             return
@@ -367,28 +369,17 @@ class Training:
         self.optimizer.load_state_dict(parts["optimizer"])
         self.shuffle.set_state(parts["shuffle"])
         torch.set_rng_state(parts["random"])
-        if self.job.device != "cpu" and "random_cuda" in parts:
-            torch.cuda.set_rng_state(parts["random_cuda"], self.job.device)
+        if self.context.device != "cpu" and "random_cuda" in parts:
+            torch.cuda.set_rng_state(parts["random_cuda"], self.context.device)
 
-    def _fits(self, cursor: Cursor) -> bool:
-        """Whether the log has every epoch that the checkpoint counts as done."""
-        recorded = {epoch.epoch for epoch in self.job.history.epochs}
-        return recorded.issuperset(range(1, cursor.epoch))
-
-
-def peak_rss_mib() -> float:
-    """Most memory this process ever held in MiB, as the kernel counted."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
-def peak_allocated_mib(where: str) -> float | None:
-    """Most MiB that tensors held on a GPU at once; None on a CPU, where torch does not count."""
-    return None if where == "cpu" else torch.cuda.max_memory_allocated(where) / 2**20
+    def _matches_log(self, state: TrainState) -> bool:
+        """Return whether the log contains every epoch that the checkpoint counts as done."""
+        logged = {epoch.epoch for epoch in self.context.history.epochs}
+        return logged.issuperset(range(1, state.epoch))
 
 
 def parameters_of(info: RunInfo) -> tuple[int, int]:
-    """Numbers in the run's model, and those of them that are trained, counted on shapes alone."""
+    """Return the number of parameters and of trainable parameters of the run's model, without allocating them."""
     settings, vocabulary = info.settings, info.corpus.vocabulary
     with torch.device("meta"):
         tokens = torch.empty(vocabulary, settings.channels)

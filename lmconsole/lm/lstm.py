@@ -1,4 +1,4 @@
-"""The LSTM language model's body (Hochreiter & Schmidhuber 1997)."""
+"""The body of the LSTM language model (Hochreiter & Schmidhuber 1997)."""
 
 import itertools
 from typing import Any
@@ -9,14 +9,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 GRADIENT_SCALE = 2.0**10
-"""What gradients are multiplied by where they are float16, whose smallest normal number is 6e-5 and largest 65,504."""
+"""Factor of float16 gradients. The smallest normal float16 is 6e-5 and the largest 65,504."""
 
 
 class Lstm(nn.Module):
     """Stacked LSTM, a linear layer back to the width of the embeddings, and ReLU.
 
-    Dropout, if any, sits on each layer's inputs and on the last one's outputs, never on the recurrent path (Zaremba et
-    al., arXiv:1409.2329). ``by_layer`` asks for layers one after the other where the recurrence is float16.
+    Dropout, if any, applies to the inputs of each layer and the outputs of the last, never to the recurrent path
+    (Zaremba et al., arXiv:1409.2329). With ``by_layer``, a float16 recurrence runs one layer at a time.
     """
 
     def __init__(self, *, channels: int, hidden: int, layers: int, dropout: float) -> None:
@@ -27,42 +27,42 @@ class Lstm(nn.Module):
         self.project = nn.Linear(hidden, channels)
 
     def forward(self, embedded: Tensor) -> Tensor:  # (B, T, C)
-        """Features (B, T, C) of embedded tokens; every window starts from a zero state."""
+        """Return features (B, T, C) of embedded tokens. Every window starts from a zero state."""
         x = self._drop(embedded)
-        x = self._recur_in_half(x) if self._takes_half(x) else self.lstm(x)[0]  # (B, T, hidden)
+        x = self._recur_in_float16(x) if self._uses_float16(x) else self.lstm(x)[0]  # (B, T, hidden)
         return F.relu(self.project(self._drop(x)))  # (B, T, C)
 
-    def _takes_half(self, x: Tensor) -> bool:
-        """Whether cuDNN computes the recurrence in float16: under autocast always, bfloat16 or not (AutocastRNN.cpp in
-        ATen casts to half whatever is asked for)."""
+    def _uses_float16(self, x: Tensor) -> bool:
+        """Return whether cuDNN computes the recurrence in float16: always under autocast, even for bfloat16
+        (AutocastRNN.cpp in ATen casts to half in any case)."""
         return x.is_cuda and torch.is_autocast_enabled("cuda")
 
-    def _recur_in_half(self, x: Tensor) -> Tensor:
-        """The recurrence in float16: (B, T, C) to (B, T, hidden) in bfloat16.
+    def _recur_in_float16(self, x: Tensor) -> Tensor:
+        """Return the outputs (B, T, hidden) of the recurrence, computed in float16 and cast to bfloat16.
 
-        Products are summed in float32, states lie within ±1 and cells within ±T, so that float16, which has three bits
-        more than bfloat16, holds them. Gradients it holds because they are scaled, those of weights up to 2**16 /
-        GRADIENT_SCALE. One layer at a time torch has cuDNN keep the weights on the chip for all steps (PERSIST_STATIC
-        in ATen's RNN.cpp), several together it does not.
+        Products are summed in float32, states are within ±1 and cells within ±T, so float16, which has three bits more
+        than bfloat16, can represent them. Gradients need scaling; those of weights may then be as large as 2**16 /
+        GRADIENT_SCALE. For one layer at a time, PyTorch makes cuDNN keep the weights on the chip over all time steps
+        (PERSIST_STATIC in ATen's RNN.cpp); for several layers at once it does not.
         """
-        layers, back = self.lstm.num_layers, 1 / GRADIENT_SCALE
-        x = _ScaleGradient.apply(x, back)
-        weights = [[_ScaleGradient.apply(each, back) for each in layer] for layer in self.lstm.all_weights]
+        layers, unscale = self.lstm.num_layers, 1 / GRADIENT_SCALE
+        x = _ScaleGradient.apply(x, unscale)
+        weights = [[_ScaleGradient.apply(each, unscale) for each in layer] for layer in self.lstm.all_weights]
         parts = weights if self.by_layer else [list(itertools.chain.from_iterable(weights))]
         zero = x.new_zeros(layers // len(parts), len(x), self.lstm.hidden_size, dtype=torch.float16)
         dropout = 0.0 if self.by_layer else self.lstm.dropout
         with torch.autocast(x.device.type, dtype=torch.float16):
             for part in parts:
                 x, _, _ = torch.lstm(x.half(), (zero, zero), part, True, len(zero), dropout, self.training, False, True)
-        recurred: Tensor = _ScaleGradient.apply(x.bfloat16(), GRADIENT_SCALE)
-        return recurred
+        outputs: Tensor = _ScaleGradient.apply(x.bfloat16(), GRADIENT_SCALE)
+        return outputs
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """Nothing on the way forward; a factor on the way back."""
+    """Identity in the forward pass; multiplies the gradient by a factor in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
@@ -71,5 +71,5 @@ class _ScaleGradient(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.factor, None
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        return grad_output * ctx.factor, None

@@ -1,4 +1,4 @@
-"""A language model: embedding tables, an architecture, and the head that shares the token table."""
+"""Language models: embedding tables, a body, and a head tied to the token table."""
 
 import torch
 from torch import Tensor, nn
@@ -8,27 +8,27 @@ from lmconsole.errors import EmbeddingsError
 from lmconsole.lm.device import autocast, compute_capability, compute_dtype
 from lmconsole.lm.embedding import Tables
 from lmconsole.lm.gpt1 import AttentionBackend, Gpt1, attention_backend
-from lmconsole.lm.linear_cross_entropy import head_loss_sum
+from lmconsole.lm.linear_cross_entropy import linear_cross_entropy
 from lmconsole.lm.lstm import Lstm
 from lmconsole.plan.experiment import Precision, Settings
 
 PADDING = 0
-"""Id of the padding token; its row of the table takes no gradient from the lookup, only from the head."""
+"""Id of the padding token. Its row of the table gets no gradient from the lookup, only from the head."""
 
 
 class LanguageModel(nn.Module):
     """Token ids to features, and features to the loss of a tied head without bias.
 
-    Frozen tables are buffers outside the state dict: a checkpoint names them by their hash.
+    Frozen tables are buffers outside the state dict; a checkpoint stores their hash.
     """
 
     tokens: Tensor  # (V, C)
-    position: Tensor | None  # (T, C); None for the LSTM, which counts by itself
+    position: Tensor | None  # (T, C); None for the LSTM
 
     def __init__(self, body: nn.Module, tokens: Tensor, position: Tensor | None, *, frozen: bool) -> None:
         super().__init__()
         self.body = body
-        self.own_kernels = False
+        self.use_triton = False
         self._cast_table: Tensor | None = None
         for name, table in (("tokens", tokens), ("position", position)):
             if frozen or table is None:
@@ -36,20 +36,22 @@ class LanguageModel(nn.Module):
             else:
                 self.register_parameter(name, nn.Parameter(table))
 
-    def take_fast_ways(self, fast: bool) -> None:
-        """Whether to compute in the ways that are made for a GPU from here on: the head with kernels of our own, and
-        the LSTM layer by layer. ``fast.choose`` decides."""
-        self.own_kernels = fast
+    def use_fast_paths(self, fast: bool) -> None:
+        """Compute the loss with Triton and the LSTM layer by layer, or both by the reference implementation.
+
+        ``fast_paths.enable_fast_paths`` decides.
+        """
+        self.use_triton = fast
         if isinstance(self.body, Lstm):
             self.body.by_layer = fast
 
     @property
     def table(self) -> Tensor:
-        """Token table (V, C): the lookup's and the head's."""
+        """Token table (V, C), shared by lookup and head."""
         return self.tokens
 
     def features(self, ids: Tensor) -> Tensor:
-        """Features (B, T, C) that the head predicts each next token from, given ids (B, T)."""
+        """Return features (B, T, C) of ids (B, T), from which the head predicts each next token."""
         x = F.embedding(ids, self.tokens, padding_idx=PADDING)  # (B, T, C)
         if self.position is not None:
             x = x + self.position[: ids.shape[1]]
@@ -57,21 +59,21 @@ class LanguageModel(nn.Module):
         return features
 
     def loss_sum(self, ids: Tensor, targets: Tensor, precision: Precision) -> Tensor:
-        """Summed negative log-likelihood in nats of ``targets`` (B, T), those that are ``IGNORE`` left out."""
+        """Return the summed cross-entropy, in nats, of ``targets`` (B, T) that are not ``IGNORE``."""
         with autocast(precision, ids.device.type):
             features = self.features(ids)
         dtype = compute_dtype(precision)
-        return head_loss_sum(
+        return linear_cross_entropy(
             features.flatten(0, 1),
             self._head_table(dtype),
             targets.flatten(),
             compute_dtype=dtype,
-            own_kernels=self.own_kernels,
+            use_triton=self.use_triton,
         )
 
     def _head_table(self, dtype: torch.dtype) -> Tensor:
-        """The table as the head multiplies by it. A frozen one is cast once and kept; a learned one changes each step,
-        and the loss casts it."""
+        """Return the table in the type that the head multiplies. A frozen table is cast once; a learned one changes at
+        each step, and the loss casts it."""
         if self.tokens.requires_grad or self.tokens.dtype == dtype:
             return self.tokens
         cast = self._cast_table
@@ -81,16 +83,17 @@ class LanguageModel(nn.Module):
 
 
 def build_model(settings: Settings, *, vocabulary: int, tables: Tables | None) -> LanguageModel:
-    """A model with fresh weights, drawn from torch's global generator, on the CPU.
+    """Return a model on the CPU with weights drawn from PyTorch's global generator.
 
-    Learned tables are drawn from N(0, ``embedding_std``²), the padding row of the token table zero.
+    Learned tables are drawn from N(0, ``embedding_std``²), except for the padding row of the token table, which is
+    zero.
 
     Raises:
-        EmbeddingsError: the embeddings are to be frozen and there are none, or of other sizes.
+        EmbeddingsError: Embeddings are frozen, and ``tables`` is None or has other sizes.
     """
     C = settings.channels
     if settings.embeddings == "frozen":
-        tokens, position = _frozen(settings, vocabulary, tables)
+        tokens, position = _frozen_tables(settings, vocabulary, tables)
     else:
         tokens = torch.empty(vocabulary, C).normal_(std=settings.embedding_std)
         tokens[PADDING] = 0
@@ -117,40 +120,40 @@ def build_model(settings: Settings, *, vocabulary: int, tables: Tables | None) -
 
 
 def attention_of(settings: Settings, precision: Precision, device: str) -> AttentionBackend | None:
-    """How the model computes attention on ``device``; None for the LSTM, which has none."""
+    """Return the attention backend of the model on ``device``; None for the LSTM."""
     if settings.model == "lstm":
         return None
     assert settings.heads is not None
-    where = torch.device(device)
+    torch_device = torch.device(device)
     return attention_backend(
-        where.type,
+        torch_device.type,
         compute_dtype(precision),
         head_channels=settings.channels // settings.heads,
-        capability=compute_capability(where),
+        capability=compute_capability(torch_device),
     )
 
 
 def count_parameters(model: LanguageModel) -> tuple[int, int]:
-    """How many numbers the model consists of, frozen tables included, and how many of them are trained."""
+    """Return the number of parameters, including frozen tables, and the number of trainable ones."""
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     frozen = sum(table.numel() for table in model.buffers())
     return trainable + frozen, trainable
 
 
-def _frozen(settings: Settings, vocabulary: int, tables: Tables | None) -> tuple[Tensor, Tensor | None]:
+def _frozen_tables(settings: Settings, vocabulary: int, tables: Tables | None) -> tuple[Tensor, Tensor | None]:
     if tables is None:
         raise EmbeddingsError(
-            "frozen embeddings need a file with the tables, and none was given",
-            hint="Name one with --embeddings, or train the tables too: --preset scratch.",
+            "Frozen embeddings need a file with the tables, and none was given.",
+            hint="Name one with --embeddings, or train the tables with --preset scratch.",
         )
-    wanted = {
+    expected = {
         "tokens": (vocabulary, settings.channels),
         "position": (settings.window_tokens, settings.channels),
     }
     found = {"tokens": tuple(tables.tokens.shape), "position": tuple(tables.position.shape)}
-    if found != wanted:
+    if found != expected:
         raise EmbeddingsError(
-            f"{tables.path}: tables of shapes {found} do not fit this model, which needs {wanted}",
+            f"{tables.path}: the tables have shapes {found}, but the model needs {expected}",
             hint="Use tables made for this vocabulary and these settings.",
         )
     return tables.tokens, tables.position if settings.model == "gpt1" else None

@@ -1,9 +1,7 @@
-"""How fast this machine trains: the rate of plain matrix products, and of our own training loop on made-up data."""
+"""Training throughput of this machine: of matrix products, and of the training loop on synthetic data."""
 
-import contextlib
 import functools
 import gc
-import re
 import statistics
 import tempfile
 import time
@@ -20,9 +18,16 @@ from torch import Tensor
 
 from lmconsole import __version__
 from lmconsole.data.corpus import SPLITS, Corpus
-from lmconsole.lm import device
+from lmconsole.lm.device import apply_precision, compute_dtype, synchronize
 from lmconsole.lm.embedding import Tables
-from lmconsole.lm.loop import Job, peak_allocated_mib, peak_rss_mib, train
+from lmconsole.lm.loop import TrainingContext, train
+from lmconsole.lm.memory import (
+    empty_cache,
+    peak_allocated_mib,
+    peak_rss_since_reset_mib,
+    reset_peak_memory,
+    reset_peak_rss,
+)
 from lmconsole.plan.experiment import Experiment, Precision, Settings
 from lmconsole.runs.events import EventLog, EventReader, Progress
 from lmconsole.runs.info import SCHEMA, CorpusInfo, RunInfo
@@ -30,36 +35,37 @@ from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState
 
 STEPS = 1024
-"""Steps that the made-up corpus is long enough for."""
+"""Steps in an epoch of the synthetic corpus."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
-    """What training one shape came to."""
+class Throughput:
+    """Throughput and memory of training one model."""
 
     tokens_per_s: float
     peak_mib: float
-    """On a GPU what tensors held at most, on a CPU what the process held."""
+    """Peak memory in tensors on a GPU, and of the process on a CPU."""
 
 
-def ceiling_gflops(settings: Settings, vocabulary: int, where: str, *, for_s: float = 0.2) -> float:
-    """The best rate, in GFLOP/s, among the matrix products that a step with ``settings`` is mostly made of, each run
-    for ``for_s``."""
+def peak_matmul_gflops(settings: Settings, vocabulary: int, device: str, *, for_s: float = 0.2) -> float:
+    """Return the highest throughput, in GFLOP/s, among the matrix products that dominate a training step, each run for
+    ``for_s`` seconds."""
     precision = cast(Precision, settings.precision)
-    device.apply_precision(precision)
-    made = _products(settings, vocabulary, device.compute_dtype(precision), where)
-    return max(_rate(work, operations, where, for_s) for operations, work in made)
+    apply_precision(precision)
+    products = _products(settings, vocabulary, compute_dtype(precision), device)
+    return max(_gflops(work, flops, device, for_s) for flops, work in products)
 
 
 def _products(
-    settings: Settings, vocabulary: int, dtype: torch.dtype, where: str
+    settings: Settings, vocabulary: int, dtype: torch.dtype, device: str
 ) -> list[tuple[float, Callable[[], object]]]:
-    """Products of the head, whole and by the tile, of its gradient, and of a layer; each with its operations."""
+    """Return the matrix products of the head, in full and by the tile, of its gradient, and of a layer, each with its
+    floating-point operations."""
     N, C, V = settings.batch_size * settings.window_tokens, settings.channels, vocabulary
     g = torch.Generator().manual_seed(0)
 
     def draw(rows: int, columns: int) -> Tensor:
-        return torch.randn(rows, columns, generator=g).to(where, dtype)
+        return torch.randn(rows, columns, generator=g).to(device, dtype)
 
     found: list[tuple[float, Callable[[], object]]] = []
     for rows, width in ((min(N, 1024), min(V, 2048)), (min(N, 512), V)):
@@ -71,85 +77,83 @@ def _products(
     return found
 
 
-def _rate(work: Callable[[], object], operations: float, where: str, for_s: float) -> float:
-    """GFLOP/s over at least ``for_s``, after one call to warm up."""
+def _gflops(work: Callable[[], object], flops: float, device: str, for_s: float) -> float:
+    """Return the GFLOP/s of ``work``, called for at least ``for_s`` seconds after one call to warm up."""
     work()
-    device.synchronize(where)
-    start, times = time.perf_counter(), 0
+    synchronize(device)
+    start_s, calls = time.perf_counter(), 0
     while True:
         work()
-        times += 1
-        if where != "cpu" and times % 16:
+        calls += 1
+        if device != "cpu" and calls % 16:
             continue
-        device.synchronize(where)
-        if (took := time.perf_counter() - start) >= for_s:
-            return operations * times / took / 1e9
+        synchronize(device)
+        if (elapsed_s := time.perf_counter() - start_s) >= for_s:
+            return flops * calls / elapsed_s / 1e9
 
 
-class _Enough(Exception):
-    """The loop has been watched for long enough."""
+class _Measured(Exception):
+    """The loop has been measured for long enough."""
 
 
-def measure_pace(settings: Settings, vocabulary: int, where: str, *, for_s: float, at_most_s: float) -> Pace | None:
-    """Train on made-up data with the loop that trains runs, watching its log as anybody would.
+def measure_throughput(
+    settings: Settings, vocabulary: int, device: str, *, for_s: float, at_most_s: float
+) -> Throughput | None:
+    """Measure the training loop on synthetic data through the progress in its log.
 
-    What it reports first has the warm-up in it and does not count. Watched for ``for_s`` beyond that, and for two more
-    reports; None if there was not one within ``at_most_s``.
+    The first report includes the warm-up and does not count. From there on the loop is measured for ``for_s`` seconds
+    and at least two more reports. Returns None if there was no second report within ``at_most_s`` seconds.
     """
-    began = time.monotonic()
-    _forget_peaks(where)
+    started_s = time.monotonic()
+    _reset_peaks(device)
     rates: list[float] = []
     with tempfile.TemporaryDirectory(prefix="lmconsole-bench-") as folder:
         paths = RunPaths(Path(folder))
         log, reader = EventLog(paths.events), EventReader(paths.events)
-        first_report = began
+        first_report_s = started_s
 
-        def look() -> bool:
-            nonlocal first_report
+        def check() -> bool:
+            nonlocal first_report_s
             rates.extend(event.tokens_per_s or 0.0 for event in reader.read_new() if isinstance(event, Progress))
-            now = time.monotonic()
+            now_s = time.monotonic()
             if len(rates) <= 1:
-                first_report = now
-            if (len(rates) >= 3 and now - first_report >= for_s) or now - began >= at_most_s:
-                raise _Enough
+                first_report_s = now_s
+            if (len(rates) >= 3 and now_s - first_report_s >= for_s) or now_s - started_s >= at_most_s:
+                raise _Measured
             return False
 
         try:
-            train(_job(settings, vocabulary, where, paths, log, look), began)
-        except _Enough:
+            train(_context(settings, vocabulary, device, paths, log, check), started_s)
+        except _Measured:
             pass
         finally:
             log.close()
-    device.synchronize(where)
+    synchronize(device)
     if len(rates) < 2:
         return None
-    peak = peak_allocated_mib(where)
-    return Pace(tokens_per_s=statistics.median(rates[1:]), peak_mib=_resident_peak_mib() if peak is None else peak)
+    peak = peak_allocated_mib(device)
+    return Throughput(
+        tokens_per_s=statistics.median(rates[1:]), peak_mib=peak_rss_since_reset_mib() if peak is None else peak
+    )
 
 
-def _forget_peaks(where: str) -> None:
-    """Peaks of memory count from here, and what earlier measurements have left behind is given up."""
+def _reset_peaks(device: str) -> None:
+    """Free the memory of earlier measurements and reset the memory peaks.
+
+    Outside Linux, the peak of resident memory is that of all models so far, which are measured smallest first.
+    """
     gc.collect()
-    device.give_back_memory(where)
-    device.forget_peaks(where)
-    with contextlib.suppress(OSError):  # Linux only; elsewhere the peak is that of all shapes so far, smallest first
-        Path("/proc/self/clear_refs").write_text("5")
+    empty_cache(device)
+    reset_peak_memory(device)
+    reset_peak_rss()
 
 
-def _resident_peak_mib() -> float:
-    """Most memory this process held since ``_forget_peaks``, or ever where the kernel keeps no such figure."""
-    with contextlib.suppress(OSError):
-        if found := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
-            return int(found[1]) / 1024
-    return peak_rss_mib()
-
-
-def _job(
-    settings: Settings, vocabulary: int, where: str, paths: RunPaths, log: EventLog, look: Callable[[], bool]
-) -> Job:
-    """A run that exists nowhere but in ``paths``; it ends when ``look`` says so."""
+def _context(
+    settings: Settings, vocabulary: int, device: str, paths: RunPaths, log: EventLog, stop_requested: Callable[[], bool]
+) -> TrainingContext:
+    """Return the context of a run on synthetic data whose files are all in ``paths``."""
     settings = msgspec.structs.replace(settings, epochs=1_000, early_stopping_epochs=0)
-    corpus = _made_up_corpus(settings, vocabulary)
+    corpus = _synthetic_corpus(settings, vocabulary)
     info = RunInfo(
         schema=SCHEMA,
         run=paths.run,
@@ -161,7 +165,7 @@ def _job(
         seed=0,
         config_hash="",
         corpus=CorpusInfo(
-            name="made up",
+            name="synthetic",
             kind="demo",
             path=None,
             vocabulary=vocabulary,
@@ -177,22 +181,22 @@ def _job(
         version=__version__,
     )
     frozen = settings.embeddings == "frozen"
-    return Job(
+    return TrainingContext(
         info=info,
         paths=paths,
         log=log,
         history=RunState(),
-        device=where,
+        device=device,
         corpus=corpus,
         tables=_tables(vocabulary, settings.channels, settings.window_tokens) if frozen else None,
-        stop_requested=look,
+        stop_requested=stop_requested,
         enter_phase=lambda phase, epoch: None,
         end_telemetry=lambda: None,
     )
 
 
-def _made_up_corpus(settings: Settings, vocabulary: int) -> Corpus:
-    """A stream in which a few ids are common and most are rare, as in text."""
+def _synthetic_corpus(settings: Settings, vocabulary: int) -> Corpus:
+    """Return a token stream in which a few ids are common and most are rare, as in text."""
     steps = {"train": STEPS, "validation": 1, "test": 1}
     g = np.random.default_rng(0)
     splits: dict[str, NDArray[np.integer[Any]]] = {}
@@ -201,7 +205,7 @@ def _made_up_corpus(settings: Settings, vocabulary: int) -> Corpus:
         ids = 1 + (vocabulary - 1) * g.random(count, dtype=np.float32) ** 4
         splits[split] = ids.clip(1, vocabulary - 1).astype(np.int32)
     return Corpus(
-        name="made up",
+        name="synthetic",
         kind="demo",
         path=None,
         vocabulary=vocabulary,
@@ -214,7 +218,7 @@ def _made_up_corpus(settings: Settings, vocabulary: int) -> Corpus:
 
 @functools.cache
 def _tables(vocabulary: int, channels: int, window_tokens: int) -> Tables:
-    """Stand-ins of the shape and spread of GPT-1's tables."""
+    """Return random tables with the shapes and standard deviations of GPT-1's."""
     g = torch.Generator().manual_seed(1)
     tokens = torch.empty(vocabulary, channels).normal_(std=0.14, generator=g)
     tokens[0] = 0

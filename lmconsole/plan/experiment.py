@@ -1,4 +1,4 @@
-"""What one run is asked to do: an experiment of the list, and the settings it resolves to."""
+"""Experiments, and the settings of a run."""
 
 from typing import Annotated, Literal
 
@@ -18,9 +18,9 @@ Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything that decides what a run computes, but for its seed and its data.
+    """Everything that determines what a run computes, except its seed and data.
 
-    A field that the model or optimizer has no use for is None; a file never spells None. See ``APPLIES_TO``.
+    A field that does not apply to the model or optimizer is None, which no file can spell. See ``APPLIES_TO``.
     """
 
     model: Model
@@ -31,58 +31,59 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """``adam``, ``adamw``, ``sgd``, or ``momentum`` (SGD with momentum)."""
 
     channels: Annotated[int, msgspec.Meta(ge=1, le=65_536)]
-    """C, width of the embeddings and, in GPT-1, of the residual stream."""
+    """C, the width of the embeddings and, in GPT-1, of the residual stream."""
     hidden: Annotated[int, msgspec.Meta(ge=1, le=65_536)] | None = None
-    """LSTM: width of the hidden state of each layer."""
+    """LSTM: width of each layer's hidden state."""
     heads: Annotated[int, msgspec.Meta(ge=1, le=1_024)] | None = None
-    """GPT-1: attention heads; divides ``channels``."""
+    """GPT-1: number of attention heads, a divisor of ``channels``."""
     mlp_channels: Annotated[int, msgspec.Meta(ge=1, le=262_144)] | None = None
-    """GPT-1: width of the hidden layer of each block's MLP."""
+    """GPT-1: width of the MLP's hidden layer."""
     layer_norm_eps: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] | None = None
     """GPT-1: added to the variance in LayerNorm."""
 
     embeddings: Literal["frozen", "learned"]
-    """``frozen``: tables read from a file and left alone. ``learned``: drawn from N(0, ``embedding_std``²), trained."""
+    """``frozen``: tables are read from a file and not trained. ``learned``: drawn from N(0, ``embedding_std``²),
+    trained."""
     embedding_std: Annotated[float, msgspec.Meta(gt=0.0, le=100.0)]
-    """Standard deviation of learned tables before the first step."""
+    """Standard deviation of learned tables at initialization."""
 
     corpus: Literal["tokens", "demo"]
-    """``tokens``: the folder that --data, LMCONSOLE_DATA, ./data or the user data folder names. ``demo``: built in."""
+    """``tokens``: the folder given by --data, LMCONSOLE_DATA, ./data or the user data folder. ``demo``: built in."""
     vocabulary: Annotated[int, msgspec.Meta(ge=2, le=10_000_000)]
-    """V: token ids are below it; a tokenizer trained on the corpus gets at most this many."""
+    """V, an upper bound of token ids. A tokenizer trained on the corpus has at most this many tokens."""
     window_tokens: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
-    """T, targets in a window."""
+    """T, the number of targets in a window."""
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
-    """B, windows in a step."""
+    """B, the number of windows in a training step."""
     epochs: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
-    """Passes over the train split."""
+    """Number of passes over the train split."""
 
     learning_rate: Rate
     """Step size of the optimizer."""
     weight_decay: Annotated[float, msgspec.Meta(ge=0.0, le=1_000.0)]
-    """Decay on every trainable parameter: decoupled in AdamW, an L2 term of the gradient elsewhere."""
+    """Decay of every trainable parameter: decoupled in AdamW, an L2 term of the gradient otherwise."""
     beta1: Fraction | None = None
-    """Adam, AdamW: decay of the gradient's running mean."""
+    """Adam, AdamW: decay rate of the first moment."""
     beta2: Fraction | None = None
-    """Adam, AdamW: decay of the squared gradient's running mean."""
+    """Adam, AdamW: decay rate of the second moment."""
     adam_eps: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] | None = None
     """Adam, AdamW: added to the denominator."""
     momentum: Fraction | None = None
-    """SGD with momentum: decay of the velocity."""
+    """SGD with momentum: decay rate of the velocity."""
 
     gradient_clip_norm: Annotated[float, msgspec.Meta(ge=0.0, le=1e6)]
-    """Largest L2 norm of the whole gradient; 0 is off."""
+    """Maximum L2 norm of the gradient over all parameters; 0 is off."""
     warmup_steps: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
     """Steps over which the learning rate rises linearly from 0; 0 is off."""
     learning_rate_decay: Literal["none", "cosine"]
-    """``cosine``: to 0 at the last step, after the warm-up."""
+    """``cosine``: decay to 0 at the last step, after the warm-up."""
     dropout: Fraction
-    """Probability with which GPT-1 drops embeddings, attention weights and residual branches, and the LSTM its inputs
-    and outputs; 0 is off."""
+    """Dropout probability, in GPT-1 of embeddings, attention weights and residual branches, in the LSTM of inputs and
+    outputs; 0 is off."""
     early_stopping_epochs: Annotated[int, msgspec.Meta(ge=0, le=100_000)]
     """Stop after this many epochs without a better validation perplexity; 0 is off."""
     precision: Literal["fp32", "tf32", "bf16", "auto"]
-    """Arithmetic of matrix products; ``auto`` is bf16 where the hardware computes it natively, else fp32."""
+    """Precision of matrix products; ``auto`` is bf16 where the hardware computes it natively, otherwise fp32."""
 
 
 APPLIES_TO: dict[str, tuple[str, ...]] = {
@@ -95,25 +96,25 @@ APPLIES_TO: dict[str, tuple[str, ...]] = {
     "adam_eps": ("adam", "adamw"),
     "momentum": ("momentum",),
 }
-"""The fields that only some models or optimizers have, and which; every other field is everybody's."""
+"""Models or optimizers of the fields that apply to these only; every other field applies to all."""
 
 
 class Experiment(msgspec.Struct, frozen=True, kw_only=True):
     """One row of experiments.toml."""
 
     id: Annotated[int, msgspec.Meta(ge=1, le=999_999)]
-    """What people type to name it."""
+    """Number that names the experiment on the command line."""
     model: Model
     layers: Annotated[int, msgspec.Meta(ge=1, le=256)]
     optimizer: Optimizer
     name: str = ""
-    """A person's own label; empty for the built-in twelve."""
+    """Label; empty for the built-in experiments."""
     overrides: dict[str, object] = {}
-    """Settings that this row fixes for itself."""
+    """Settings that the row overrides."""
     source: str = ""
-    """File the row stands in."""
+    """File and number of the row."""
 
     @property
     def label(self) -> str:
-        """Short name for one line of a screen, for example ``GPT-1 2L AdamW``."""
+        """Name for display, such as ``GPT-1 2L AdamW``."""
         return self.name or f"{MODEL_NAMES[self.model]} {self.layers}L {OPTIMIZER_NAMES[self.optimizer]}"

@@ -1,9 +1,9 @@
-"""How much arithmetic training takes: floating-point operations of the matrix products, counted on paper.
+"""Floating-point operations of training, derived from the sizes of the matrix products.
 
-A multiplication and an addition are two operations. Only what has to be computed counts: no product twice, of causal
-attention the half that the mask leaves, and no gradient that nobody needs, as of frozen tables or of what was looked up
-in them. Everything but matrix products is left out. Counts are per target token, in windows that are full; the zero
-state that an LSTM starts from is multiplied like any other.
+A multiplication and an addition are two operations. Only necessary work counts: no recomputation, the half of causal
+attention that is not masked, and no gradient that is not needed, such as those of frozen tables and of the embeddings
+from them. Everything except matrix products is left out. Counts are per target token, in full windows. The zero state
+at the start of an LSTM is multiplied like any other.
 """
 
 from collections.abc import Mapping
@@ -17,21 +17,20 @@ class Flops(msgspec.Struct, frozen=True, kw_only=True):
     """Floating-point operations per target token."""
 
     head: float
-    """Of the softmax layer that shares the token table."""
+    """The tied output layer."""
     body: float
-    """Of everything below it."""
+    """All layers below the head."""
 
     @property
     def total(self) -> float:
-        """Both together."""
         return self.head + self.body
 
 
 def training_flops(settings: Settings, vocabulary: int) -> Flops:
-    """One token of a training step: the loss and every gradient the optimizer needs.
+    """Return the FLOPs per token of a training step: the loss and every gradient that the optimizer needs.
 
-    A product y = x W takes two more on the way back, one for the gradient of x and one for that of W. The table's is
-    needed if it learns, and so is the gradient of what the first layer reads.
+    The backward pass of a product y = x W has two more products, one for the gradient of x and one for that of W. The
+    gradients of the table and of the first layer's input are needed only if the table is learned.
     """
     learned = settings.embeddings == "learned"
     first, rest = _multiplications(settings)
@@ -40,32 +39,37 @@ def training_flops(settings: Settings, vocabulary: int) -> Flops:
 
 
 def evaluation_flops(settings: Settings, vocabulary: int) -> Flops:
-    """One token of an evaluation: the loss alone."""
+    """Return the FLOPs per token of an evaluation: the loss alone."""
     first, rest = _multiplications(settings)
     return Flops(head=2.0 * vocabulary * settings.channels, body=2.0 * (first + rest))
 
 
 def step_flops(settings: Settings, vocabulary: int) -> float:
-    """One training step on a full batch."""
+    """Return the FLOPs of a training step on a full batch."""
     return settings.batch_size * settings.window_tokens * training_flops(settings, vocabulary).total
 
 
 def run_flops(settings: Settings, vocabulary: int, tokens: Mapping[str, int]) -> float:
-    """A whole run on a corpus with so many ``tokens`` in its splits: every epoch trained and validated, and two tests,
-    with the last weights and with the best."""
+    """Return the FLOPs of a run on a corpus with ``tokens`` in each split.
+
+    They include training and validation in every epoch, and two tests, with the final and with the best weights.
+    """
     train, evaluate = (of(settings, vocabulary).total for of in (training_flops, evaluation_flops))
     epoch = tokens["train"] * train + tokens["validation"] * evaluate
     return settings.epochs * epoch + 2 * tokens["test"] * evaluate
 
 
-def share_of_ceiling(settings: Settings, vocabulary: int, tokens_per_s: float, ceiling_gflops: float) -> float:
-    """Part of a device's rate of plain matrix products that training so many tokens a second uses."""
-    return tokens_per_s * training_flops(settings, vocabulary).total / (ceiling_gflops * 1e9)
+def share_of_peak(settings: Settings, vocabulary: int, tokens_per_s: float, peak_gflops: float) -> float:
+    """Return the share of a device's measured peak matmul throughput that training at ``tokens_per_s`` uses.
+
+    With the vendor's peak it is the model FLOPs utilization (Chowdhery et al., arXiv:2204.02311).
+    """
+    return tokens_per_s * training_flops(settings, vocabulary).total / (peak_gflops * 1e9)
 
 
 def _multiplications(settings: Settings) -> tuple[float, float]:
-    """Multiplications of the body per token on the way forward: those by weights whose input is the embeddings, and all
-    others."""
+    """Return the multiplications per token of the body's forward pass: of the products that read the embeddings, and of
+    all others."""
     C, T = settings.channels, settings.window_tokens
     if settings.hidden is not None:
         H = settings.hidden
@@ -73,5 +77,5 @@ def _multiplications(settings: Settings) -> tuple[float, float]:
         return 4 * H * C, settings.layers * recurrence + (settings.layers - 1) * deeper + project
     assert settings.mlp_channels is not None
     qkv, out, mlp = 3 * C * C, C * C, 2 * C * settings.mlp_channels
-    attention = 2 * C * (T + 1) / 2  # scores and weighted values; a query sees half of the keys, and itself
+    attention = 2 * C * (T + 1) / 2  # scores and weighted values; on average a query attends to (T + 1) / 2 keys
     return qkv, settings.layers * (attention + out + mlp) + (settings.layers - 1) * qkv

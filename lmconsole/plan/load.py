@@ -1,4 +1,4 @@
-"""Reading experiments.toml: every problem at once, each with file, place, key and what was expected."""
+"""Reader of experiments.toml. It reports all problems at once, each with file, place, key and expected value."""
 
 import re
 import tomllib
@@ -22,15 +22,15 @@ Report = Callable[[str], None]
 
 
 def builtin_file() -> Path:
-    """The experiments.toml that comes with lmconsole: inside an installed package, beside it in a checkout."""
-    inside = Path(__file__).parents[1] / "experiments.toml"
-    return inside if inside.exists() else inside.parents[1] / inside.name
+    """Return the path of the built-in experiments.toml: in the installed package, or next to it in a checkout."""
+    installed = Path(__file__).parents[1] / "experiments.toml"
+    return installed if installed.exists() else installed.parents[1] / installed.name
 
 
 def load_plan(path: Path | None = None) -> Plan:
-    """The plan of ``path`` merged over the built-in one; without a path, ``./experiments.toml`` if there is one.
+    """Return the plan in ``path``, by default ``./experiments.toml`` if it exists, merged over the built-in one.
 
-    Raises PlanError listing every problem found.
+    Raises PlanError with every problem found.
     """
     builtin = _read(builtin_file(), "built-in experiments.toml")
     if path is None:
@@ -81,17 +81,17 @@ def _decode(path: Path, shown: str) -> dict[str, Any]:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
-            raise PlanError([f"{shown}: larger than {MAX_BYTES // 2**20} MiB, which no list of experiments is"])
+            raise PlanError([f"{shown}: larger than {MAX_BYTES // 2**20} MiB; is it a list of experiments?"])
         return tomllib.loads(raw.decode("utf-8"))
     except FileNotFoundError:
-        raise PlanError([f"{shown}: no such file; --experiments names the file to read"]) from None
+        raise PlanError([f"{shown}: no such file; set the path with --experiments"]) from None
     except OSError as error:
         raise PlanError([f"{shown}: cannot be read: {error.strerror}"]) from None
     except UnicodeDecodeError as error:
-        raise PlanError([f"{shown}: not UTF-8 at byte {error.start}: TOML files are UTF-8 text"]) from None
+        raise PlanError([f"{shown}: not UTF-8 at byte {error.start}; save the file as UTF-8"]) from None
     except tomllib.TOMLDecodeError as error:
         raise PlanError([f"{shown}: not valid TOML: {error}"]) from None
-    except ValueError as error:  # a whole number of thousands of digits
+    except ValueError as error:  # an integer with thousands of digits
         raise PlanError([f"{shown}: not valid TOML: {error}"]) from None
     except RecursionError:
         raise PlanError([f"{shown}: not valid TOML: nested too deeply"]) from None
@@ -104,7 +104,7 @@ def _presets(data: object, shown: str, report: Report) -> dict[str, Layer]:
     layers = {}
     for name, values in data.items():
         if name == AUTO:
-            report("preset 'auto': the name is taken: it picks another preset by itself")
+            report("preset 'auto': the name is reserved, choose another")
         elif not PRESET_NAME.fullmatch(name):
             report(f"preset {name!r}: expected a name of letters, digits, '-' and '_', at most 32 of them")
         else:
@@ -113,7 +113,7 @@ def _presets(data: object, shown: str, report: Report) -> dict[str, Layer]:
 
 
 def _layer(data: object, table: str, shown: str, report: Report) -> Layer:
-    """One table of settings with its sub-tables for models and optimizers."""
+    """Read a table of settings with its sub-tables for models and optimizers."""
     if not isinstance(data, dict):
         report(f"{table}: expected a table of settings, got {_show(data)}")
         return Layer()
@@ -134,20 +134,22 @@ def _layer(data: object, table: str, shown: str, report: Report) -> Layer:
 
 
 def _values(data: dict[str, Any], place: str, owners: tuple[str, ...] | None, report: Report) -> dict[str, object]:
-    """The settings in ``data`` that are right; the others reported. ``owners``: the model or optimizer it is for, or
-    for a row both; None for a general table."""
+    """Return the valid settings in ``data`` and report the others.
+
+    ``owners`` are the model or optimizer of the table, both of them for a row, or None for a general table.
+    """
     known = [key for key in TYPES if key not in IDENTITY]
     values: dict[str, object] = {}
     for key, value in data.items():
-        wanted_by = APPLIES_TO.get(key)
+        applies_to = APPLIES_TO.get(key)
         if key in IDENTITY:
             report(f"{place}: {key}: belongs in an [[experiment]] row")
         elif key not in known:
             report(f"{place}: {_unknown_key(key, [*known, *IDENTITY])}")
-        elif wanted_by and owners is None:
-            report(f"{place}: {key}: only for {' and '.join(wanted_by)}; put it in {place[:-1]}.{wanted_by[0]}]")
-        elif wanted_by and not set(wanted_by) & set(owners or ()):
-            report(f"{place}: {key}: only for {' and '.join(wanted_by)}, not for {' with '.join(owners or ())}")
+        elif applies_to and owners is None:
+            report(f"{place}: {key}: only for {' and '.join(applies_to)}; put it in {place[:-1]}.{applies_to[0]}]")
+        elif applies_to and not set(applies_to) & set(owners or ()):
+            report(f"{place}: {key}: only for {' and '.join(applies_to)}, not for {' with '.join(owners or ())}")
         else:
             _convert(key, value, place, values, report)
     return values
@@ -156,7 +158,7 @@ def _values(data: dict[str, Any], place: str, owners: tuple[str, ...] | None, re
 def _convert(key: str, value: object, place: str, values: dict[str, object], report: Report) -> None:
     kind = TYPES[key]
     try:
-        if isinstance(value, float) and value - value != 0.0:  # NaN and infinity pass bounds that are open
+        if isinstance(value, float) and value - value != 0.0:  # NaN and infinity pass open bounds
             raise msgspec.ValidationError("Expected a finite number")
         values[key] = msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
@@ -164,15 +166,15 @@ def _convert(key: str, value: object, place: str, values: dict[str, object], rep
 
 
 def _problem(key: str, kind: object, value: object, error: msgspec.ValidationError) -> str:
-    """What was expected of ``key``, and what stands there as it is written in the file."""
+    """Return a message with the expected and the given value of ``key``, spelled as in the file."""
     choices = [choice for choice in get_args(kind) if isinstance(choice, str)]
     if choices and isinstance(value, str):
         return unknown(key, value, choices)
     if choices:
         return f"expected one of {', '.join(choices)}, got {_show(value)}"
-    words = re.sub(r"(, got .*)?( - at `.*`)?$", "", str(error)).replace("`", "").replace(" | null", "")
-    words = words.replace("int", "a whole number").replace("float", "a number").replace("str", "text")
-    return f"{words[:1].lower()}{words[1:]}, got {_show(value)}"
+    expected = re.sub(r"(, got .*)?( - at `.*`)?$", "", str(error)).replace("`", "").replace(" | null", "")
+    expected = expected.replace("int", "a whole number").replace("float", "a number").replace("str", "text")
+    return f"{expected[:1].lower()}{expected[1:]}, got {_show(value)}"
 
 
 def _experiments(data: dict[str, Any], shown: str, report: Report) -> list[Experiment]:
@@ -192,33 +194,34 @@ def _experiment(row: dict[str, Any], number: int, shown: str, report: Report) ->
     identity: dict[str, object] = {}
     own = row.get("id")
     place = f"experiment {own}" if isinstance(own, int) and not isinstance(own, bool) else f"experiment row {number}"
-    before: list[str] = []
+    problems: list[str] = []
     for key in ("id", "model", "layers", "optimizer", "name"):
         kind = Experiment.__annotations__[key]
         if key not in row:
             if key != "name":
-                before.append(f"{place}: {key}: missing")
+                problems.append(f"{place}: {key}: missing")
             continue
         try:
             identity[key] = msgspec.convert(row[key], kind)
         except msgspec.ValidationError as error:
-            before.append(f"{place}: {key}: {_problem(key, kind, row[key], error)}")
+            problems.append(f"{place}: {key}: {_problem(key, kind, row[key], error)}")
     name = identity.get("name", "")
-    if isinstance(name, str) and _unfit_name(name):
-        before.append(f"{place}: name: expected one line of at most {MAX_NAME} printable characters, got {_show(name)}")
-    for problem in before:
+    if isinstance(name, str) and _invalid_name(name):
+        expected = f"one line of at most {MAX_NAME} printable characters"
+        problems.append(f"{place}: name: expected {expected}, got {_show(name)}")
+    for problem in problems:
         report(problem)
     owners = tuple(str(identity[key]) for key in ("model", "optimizer") if key in identity)
     rest = {key: value for key, value in row.items() if key not in ("id", "model", "layers", "optimizer", "name")}
-    if len(owners) < 2:  # whose keys these are is unknown: judge only those that are everybody's
+    if len(owners) < 2:  # it is unknown which keys apply, so check only those that always do
         rest = {key: value for key, value in rest.items() if key not in APPLIES_TO}
     overrides = _values(rest, place, owners, report)
-    if before:
+    if problems:
         return None
     return msgspec.convert({**identity, "overrides": overrides, "source": f"{shown} row {number}"}, Experiment)
 
 
-def _unfit_name(name: str) -> bool:
+def _invalid_name(name: str) -> bool:
     unprintable = escape_control_characters(name) != name or "\n" in name
     return unprintable or len(name) > MAX_NAME or name != name.strip()
 
@@ -229,7 +232,7 @@ def _unknown_key(key: str, known: list[str]) -> str:
 
 
 def _cross_check(plan: Plan) -> list[str]:
-    """Contradictions between keys, for every experiment under every preset, each told once."""
+    """Return the contradictions between keys of every experiment under every preset."""
     problems: list[str] = []
     for preset in plan.presets:
         for experiment in plan.experiments:

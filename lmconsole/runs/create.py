@@ -32,9 +32,10 @@ def create_run(store: Store, info: RunInfo, events: Iterable[Event]) -> str:
         write_info(paths.info, msgspec.structs.replace(info, run=run))
         log = EventLog(paths.events)
         try:
-            for event in events:
+            *earlier, last = events
+            for event in earlier:
                 log.append(event)
-            log.sync()
+            log.append(last, sync=True)
         finally:
             log.close()
         paths.lock.touch()

@@ -1,4 +1,7 @@
-"""The event log of a run: what its lines hold, appending them, and reading them while somebody else appends."""
+"""The event log of a run: its events, a writer that appends them, and a reader that works while another process writes.
+
+The log is JSON Lines and the only source of truth about a run; ``runs/state.py`` folds it into the present state.
+"""
 
 import errno
 import math
@@ -15,7 +18,7 @@ from lmconsole.errors import StoreError
 from lmconsole.files import LineTail
 
 MAX_LOSS_NATS = 700.0
-"""exp() of more than this counts as infinite."""
+"""Losses above this have an infinite perplexity: exp(710) overflows."""
 
 Phase = Literal["setup", "train", "valid", "test"]
 
@@ -25,31 +28,31 @@ here. The fields of an event that is read back hold the numbers themselves, so t
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind"):
-    """A line of the log. ``seq`` counts from 1 without gaps; ``t`` is UTC, ISO 8601. Both are set when appended."""
+    """One line of the log. ``EventLog.append`` sets ``seq``, counted from 1, and ``t``, UTC in ISO 8601."""
 
     seq: int = 0
     t: str = ""
 
 
 class Queued(Event, frozen=True, kw_only=True, gc=False, tag="queued"):
-    """The run was put in the queue, for the first time or again; the last one says how it is to be started."""
+    """The run was put into the queue, for the first time or again. The last such event says how to start it."""
 
     devices: tuple[str, ...]
-    """The run may be put on any one of them: ``cpu``, or GPUs by their UUIDs, which mean the same in every process."""
+    """The run may use any one of these: ``cpu``, or GPUs by UUID, which is the same in every process."""
     jobs: int
-    """Runs at once on one device, this one among them."""
+    """Most runs at once on one device, this one included."""
     place: int = 0
-    """Waiting runs are started in this order. It counts up over all that is queued in a store; 0 in logs of 0.1.0."""
+    """Position in the queue, counted over all runs ever queued in the store; 0 in logs of version 0.1.0."""
     exports: str | None = None
-    """Folder for the exports when the queue drains; None for none."""
+    """Folder to export to when the queue is empty; None for no export."""
     on_finish: tuple[str, ...] = ()
-    """Program, by its absolute path, and arguments to run when the queue drains."""
+    """Program (absolute path) and arguments to run when the queue is empty."""
     cwd: str = ""
-    """Folder to run it in."""
+    """Working directory of that program."""
 
 
 class Started(Event, frozen=True, kw_only=True, gc=False, tag="started"):
-    """A worker began an attempt."""
+    """A worker started an attempt."""
 
     attempt: int
     pid: int
@@ -64,21 +67,21 @@ class Started(Event, frozen=True, kw_only=True, gc=False, tag="started"):
     parameters_trainable: int
     shared_gpu: bool | None = None
     """Whether other processes used the GPU when the attempt began; None where that cannot be known."""
-    ceiling_gflops: float | None = None
+    peak_matmul_gflops: float | None = msgspec.field(name="ceiling_gflops", default=None)
     """Rate of plain matrix products on this device in this precision, if `lmconsole bench` had measured it."""
     attention: str | None = None
-    """How attention is computed (`lm/gpt1.py` has the names); None for an LSTM."""
+    """Implementation of attention (``lm/gpt1.py`` has the names); None for an LSTM."""
 
 
 class Resumed(Event, frozen=True, kw_only=True, gc=False, tag="resumed"):
-    """The attempt goes on after ``step`` steps of ``epoch`` (from 1): what lies beyond in the log never happened."""
+    """The attempt continues after ``step`` steps of ``epoch`` (from 1); earlier events beyond that point are void."""
 
     epoch: int
     step: int
 
 
 class Progress(Event, frozen=True, kw_only=True, gc=False, tag="progress"):
-    """How training goes, twice a second at most. ``train_loss_nats`` is the mean since the last such event."""
+    """Progress of training, at most twice a second. ``train_loss_nats`` is the mean since the last such event."""
 
     epoch: int
     step: int
@@ -90,8 +93,11 @@ class Progress(Event, frozen=True, kw_only=True, gc=False, tag="progress"):
 
 
 class Epoch(Event, frozen=True, kw_only=True, gc=False, tag="epoch"):
-    """An epoch is over. Losses are means over targets, in nats; ``elapsed_train_s`` is cumulated over epochs. Times are
-    None only where an imported run does not say."""
+    """End of an epoch.
+
+    Losses are means over the target tokens; ``elapsed_train_s`` is cumulative over epochs. Times are None only in
+    imported runs whose source does not state them.
+    """
 
     epoch: int
     train_loss_nats: float | None
@@ -102,13 +108,13 @@ class Epoch(Event, frozen=True, kw_only=True, gc=False, tag="epoch"):
     valid_s: float | None
     elapsed_train_s: float | None
     energy_j: float | None = None
-    """Joules that the whole board of the GPU used in training and validation, by the driver's counter. None on a CPU,
-    for an epoch of less than two seconds, where the GPU was shared, and where the driver does not tell."""
+    """Energy that the whole GPU board used for training and validation, from the driver's counter. None on a CPU, for
+    an epoch shorter than two seconds, on a shared GPU, and where the driver has no counter."""
     non_finite: NonFinite = {}
 
 
 class Telemetry(Event, frozen=True, kw_only=True, gc=False, tag="telemetry"):
-    """One sample of the machine. None is unknown."""
+    """One sample of the device and the worker process. None is unknown."""
 
     phase: Phase
     epoch: int | None = None
@@ -124,7 +130,7 @@ class Telemetry(Event, frozen=True, kw_only=True, gc=False, tag="telemetry"):
 
 
 class Finished(Event, frozen=True, kw_only=True, gc=False, tag="finished"):
-    """The run is complete. Test perplexities: of the last epoch's weights, and of the best epoch's."""
+    """The run is complete. Test perplexities are given for the weights of the last epoch and of the best one."""
 
     test_ppl_final: float | None
     test_ppl_best: float | None
@@ -132,27 +138,26 @@ class Finished(Event, frozen=True, kw_only=True, gc=False, tag="finished"):
     best_valid_ppl: float | None
     setup_s: float | None
     wall_s: float | None
-    """Both None for an imported run."""
+    """Time of the whole run, over all attempts. Like ``setup_s``, None in imported runs."""
     diverged: bool
     stopped_early: bool = False
     torch_peak_mib: float | None = None
     rss_peak_mib: float | None = None
     energy_j: float | None = None
-    """Joules that the whole board of the GPU used from the start of the first epoch to the end of the last, over all
-    attempts, by the driver's counter; set-up and tests are left out. None if training took less than two seconds or
-    some reading of the counter is missing."""
+    """Energy that the whole GPU board used from the start of the first epoch to the end of the last, over all attempts,
+    without set-up and tests. None if training took less than two seconds or a reading of the counter is missing."""
     non_finite: NonFinite = {}
 
 
 class Stopped(Event, frozen=True, kw_only=True, gc=False, tag="stopped"):
-    """Somebody stopped the run after ``step`` steps of ``epoch``; it can be resumed."""
+    """The run was stopped by request after ``step`` steps of ``epoch`` and can be resumed."""
 
     epoch: int
     step: int
 
 
 class Failed(Event, frozen=True, kw_only=True, gc=False, tag="failed"):
-    """The attempt failed: what kind of error, what happened, and what to do."""
+    """The attempt failed. ``error`` is the kind (``TrainingError.kind``), ``hint`` what to do about it."""
 
     error: str
     message: str
@@ -163,7 +168,7 @@ AnyEvent = Queued | Started | Resumed | Progress | Epoch | Telemetry | Finished 
 
 
 class _Header(msgspec.Struct, frozen=True):
-    """What every event has, known kind or not."""
+    """Fields that events of later versions have too."""
 
     kind: str
     seq: int
@@ -174,7 +179,7 @@ WithMetrics = Progress | Epoch | Finished
 E = TypeVar("E", bound=Event)
 _KNOWN_KINDS = frozenset(str(kind.__struct_config__.tag) for kind in Event.__subclasses__())
 DAMAGED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What decoding bytes that are not ours can raise."""
+"""Exceptions from decoding damaged bytes."""
 
 _METRICS = {
     kind: frozenset(field.name for field in msgspec.structs.fields(kind) if field.type == float | None)
@@ -188,12 +193,12 @@ _header_decoder = msgspec.json.Decoder(_Header)
 
 
 def perplexity(loss_nats: float) -> float:
-    """exp(loss); infinite above ``MAX_LOSS_NATS``, NaN of NaN."""
+    """Return exp(loss): infinity above ``MAX_LOSS_NATS``, and NaN for NaN."""
     return math.inf if loss_nats > MAX_LOSS_NATS else math.exp(loss_nats)
 
 
 def name_non_finite(event: E) -> E:
-    """Return ``event`` as it goes to the log, with ``non_finite`` filled in."""
+    """Return ``event`` with ``non_finite`` filled in, as the log has it."""
     if not isinstance(event, WithMetrics):
         return event
     values = ((name, getattr(event, name)) for name in event.__struct_fields__)
@@ -202,25 +207,33 @@ def name_non_finite(event: E) -> E:
 
 
 def _restore_non_finite(events: Sequence[AnyEvent]) -> None:
-    """Replace None by the number that ``non_finite`` names, in events just decoded and seen by nobody else."""
-    # Most events have nothing to restore and there are a million of them in a large store: no call for each.
-    for event in [event for event in events if type(event) in _METRICS and event.non_finite]:  # type: ignore[union-attr]
-        assert isinstance(event, WithMetrics)
+    """Put NaN and infinity back into events that were just decoded. Nothing else may refer to these events yet."""
+    # A large store has a million events, hardly any of them to be restored: hence no function call for each.
+    named = [
+        event
+        for event in events
+        if (type(event) is Progress or type(event) is Epoch or type(event) is Finished) and event.non_finite
+    ]
+    for event in named:
         for name, value in event.non_finite.items():
             if name in _METRICS[type(event)]:
                 msgspec.structs.force_setattr(event, name, float(value))
 
 
 def utc_now() -> str:
-    """The time as events carry it, to the millisecond."""
+    """Return the present time as events have it, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class EventLog:
-    """The writing end. Whoever makes one must hold the run's lock."""
+    """Appends events to a log. The process must hold the run's lock."""
 
     def __init__(self, path: Path) -> None:
-        """Open the log for appending, cutting off the torn line that a crash may have left. Raises OSError."""
+        """Open the log and cut off the incomplete last line that a crash may have left.
+
+        Raises:
+            OSError: the file cannot be opened or created.
+        """
         self._path = path
         self._mutex = threading.Lock()
         data = path.read_bytes() if path.exists() else b""
@@ -231,9 +244,13 @@ class EventLog:
         self.seq = max((_seq(line) for line in data[:complete].splitlines()[-64:]), default=0)
 
     def append(self, event: E, *, sync: bool = False) -> E:
-        """Write ``event`` as one line with the next ``seq`` and the time, and return it so. Any thread may call.
+        """Append ``event`` with the next ``seq`` and the time, and return it with them. Thread-safe.
 
-        Raises OSError on a full disk; the log then ends at its last complete line.
+        Args:
+            sync: force the log to the disk.
+
+        Raises:
+            OSError: the disk is full, for example. The log then ends with the line before.
         """
         with self._mutex:
             event = name_non_finite(msgspec.structs.replace(event, seq=self.seq + 1, t=utc_now()))
@@ -252,11 +269,11 @@ class EventLog:
             return event
 
     def sync(self) -> None:
-        """Force what was appended to the disk."""
+        """Force the log to the disk."""
         os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Close the file; the lock is another file's."""
+        """Close the file."""
         os.close(self._descriptor)
 
 
@@ -268,14 +285,15 @@ def _seq(line: bytes) -> int:
 
 
 class EventReader:
-    """The reading end: returns the events that were appended since the last call.
+    """Reads the events that were appended since the last call.
 
-    A torn last line waits for its rest; a damaged line is skipped and counted; unknown kinds are passed over.
+    An incomplete last line waits for its rest. Damaged lines are skipped and counted in ``damaged``; events of unknown
+    kinds, which a later version wrote, are skipped without counting.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # A log that became shorter must not be read from the start: its events have been folded into a state already.
+        # A log that becomes shorter must not be read again: its events have already been folded into a state.
         self._tail = LineTail(path, restart=False)
         self.damaged = 0
 
@@ -283,7 +301,7 @@ class EventReader:
         """Return the new events in order.
 
         Raises:
-            FileNotFoundError: there is no log.
+            FileNotFoundError: the log does not exist.
             StoreError: it cannot be read.
         """
         try:
@@ -297,11 +315,11 @@ class EventReader:
         try:
             events = _decoder.decode_lines(data)
         except DAMAGED:
-            events = self._one_by_one(data)
+            events = self._decode_each(data)
         _restore_non_finite(events)
         return events
 
-    def _one_by_one(self, data: bytes) -> list[AnyEvent]:
+    def _decode_each(self, data: bytes) -> list[AnyEvent]:
         events: list[AnyEvent] = []
         for line in data.split(b"\n"):
             if not line:

@@ -1,8 +1,8 @@
-"""POSIX record locks: one process writes, any other can ask who without disturbing it.
+"""POSIX record locks: one process holds a lock, and any other can ask which one without disturbing it.
 
-A record lock belongs to a process and is gone when the process is, however it ended. Closing any descriptor of the
-file gives the lock up, so a process that holds one must not open that file again. Asking (``F_GETLK``) takes nothing;
-probing by locking would, for a moment, and make the real owner fail.
+A record lock belongs to a process and disappears with it, however the process ends. Closing any descriptor of the
+file releases the lock, so a process that holds one must not open that file again. Asking (``F_GETLK``) locks nothing;
+probing by locking would take the lock for a moment, and the rightful owner could fail to get it.
 """
 
 import fcntl
@@ -22,29 +22,31 @@ _FLOCK = (
 _POLL_S = 0.02
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Owner:
-    """Who holds a lock. ``pid`` is None where the kernel cannot tell (another host, another container)."""
+    """Process that holds a lock. ``pid`` is None if the kernel does not know it: another host or container has it."""
 
     pid: int | None
 
 
 class Lock:
-    """A lock that this process holds, until ``release`` or the process's end."""
+    """A lock that this process holds until ``release`` or its end."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self._descriptor = descriptor
 
     def release(self) -> None:
-        """Give the lock up; the file stays, since removing it would let two processes hold "the" lock."""
+        """Release the lock. The file stays: if it were removed, two processes could each lock a file of this name."""
         os.close(self._descriptor)
 
 
 def acquire(path: Path, timeout_s: float = 0.0) -> Lock | None:
-    """Take the lock on ``path`` (made if need be), waiting up to ``timeout_s``; None if somebody else keeps it.
+    """Acquire the lock on ``path``, which is created if it does not exist, within ``timeout_s``. Return None if another
+    process keeps it.
 
-    Raises OSError if the file cannot be made or opened.
+    Raises:
+        OSError: the file cannot be created or opened.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     deadline = time.monotonic() + timeout_s
@@ -64,7 +66,7 @@ def acquire(path: Path, timeout_s: float = 0.0) -> Lock | None:
 
 @contextmanager
 def held(path: Path, timeout_s: float) -> Iterator[Lock | None]:
-    """``acquire`` for the length of a ``with`` block."""
+    """Hold the lock on ``path`` during a ``with`` block, as ``acquire`` does; None if another process keeps it."""
     lock = acquire(path, timeout_s)
     try:
         yield lock
@@ -74,7 +76,12 @@ def held(path: Path, timeout_s: float) -> Iterator[Lock | None]:
 
 
 def owner(path: Path) -> Owner | None:
-    """Who holds the lock on ``path``, or None. Must not be asked by the holder itself: it would lose the lock."""
+    """Return the process that holds the lock on ``path``, or None. The holder itself must not ask: it would lose the
+    lock.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Every file of a run, and of the store around it, named in one place."""
+"""Names of all files of a store and of its runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,58 +7,58 @@ QUEUE_LOCK = ".queue.lock"
 RUNNER_LOCK = ".runner.lock"
 RUNNER_LOG = ".runner.log"
 TRASH = ".trash"
-"""Folder of deleted runs, which can be brought back."""
+"""Folder of deleted runs, from which they can be restored."""
 TEMPORARY = ".tmp-"
-"""Beginning of the name of a run directory that is still being made."""
+"""Prefix of a run directory that is still being written."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RunPaths:
-    """The files of one run directory."""
+    """Files of one run directory."""
 
     folder: Path
 
     @property
     def run(self) -> str:
-        """The run's id, which is its folder's name."""
+        """Id of the run: the name of its folder."""
         return self.folder.name
 
     @property
     def info(self) -> Path:
-        """What was asked for; written once, when the run is queued."""
+        """Configuration, written once when the run is queued."""
         return self.folder / "run.json"
 
     @property
     def events(self) -> Path:
-        """The event log, the only source of truth."""
+        """Event log, the only source of truth."""
         return self.folder / "events.jsonl"
 
     @property
     def checkpoint(self) -> Path:
-        """The newest checkpoint."""
+        """Latest checkpoint."""
         return self.folder / "checkpoint.pt"
 
     @property
     def previous_checkpoint(self) -> Path:
-        """The one before it."""
+        """Checkpoint before the latest, in case that one is damaged."""
         return self.folder / "checkpoint-previous.pt"
 
     @property
     def best_weights(self) -> Path:
-        """Weights after the epoch with the lowest validation loss: all that a finished run keeps of its training."""
+        """Weights of the epoch with the lowest validation loss: the only ones that a finished run keeps."""
         return self.folder / "best-weights.safetensors"
 
     @property
     def worker_log(self) -> Path:
-        """Whatever the worker process printed."""
+        """Output of the worker process."""
         return self.folder / "worker.log"
 
     @property
     def lock(self) -> Path:
-        """Held by the worker as long as it lives."""
+        """Locked by the worker during its whole life."""
         return self.folder / "lock"
 
     @property
     def stop(self) -> Path:
-        """Exists once somebody has asked the run to stop."""
+        """Exists if the run has been asked to stop."""
         return self.folder / "stop"

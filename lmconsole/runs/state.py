@@ -1,4 +1,4 @@
-"""A run's log folded into what it says now: one history, whatever was interrupted and repeated."""
+"""The event log of a run folded into its present state: one history, whatever was interrupted and repeated."""
 
 import math
 from collections import deque
@@ -21,7 +21,7 @@ from lmconsole.runs.events import (
 
 
 class Status(StrEnum):
-    """Where a run stands. ``LOST``: the log says running, and no worker lives."""
+    """Status of a run. ``LOST``: the log says that it is running, but no worker holds its lock."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -32,19 +32,19 @@ class Status(StrEnum):
 
     @property
     def active(self) -> bool:
-        """Whether the run is still to come or under way."""
+        """Whether the run is waiting or running."""
         return self in (Status.QUEUED, Status.RUNNING)
 
 
 class RunState:
-    """The fold of a run's events so far.
+    """State of a run after the events so far.
 
-    ``epochs`` and ``progress`` hold the one history that counts: a ``resumed`` event takes back what lay beyond it.
-    ``telemetry`` keeps every sample of every attempt, since each was measured.
+    ``epochs`` and ``progress`` hold the history that counts: a ``resumed`` event removes what comes after its point.
+    ``telemetry`` keeps the samples of every attempt.
     """
 
     def __init__(self, recent: int | None = None) -> None:
-        """``recent``: how many progress and telemetry events to keep, the newest; all if None."""
+        """Keep only the ``recent`` latest progress and telemetry events; all of them by default."""
         self.status = Status.QUEUED
         self.attempt = 0
         self.started: Started | None = None
@@ -71,7 +71,7 @@ class RunState:
         }
 
     def apply(self, events: Iterable[Event]) -> None:
-        """Fold more events, in the order of the log."""
+        """Apply more events, in the order of the log."""
         handlers = self._handlers
         event = None
         for event in events:
@@ -109,31 +109,31 @@ class RunState:
 
     @property
     def queued_seq(self) -> int:
-        """Number of the last ``queued`` event; 0 before there is one."""
+        """``seq`` of the last ``queued`` event; 0 before the first."""
         return self.queued.seq if self.queued else 0
 
     @property
     def best_epoch(self) -> Epoch | None:
-        """The epoch with the lowest finite validation loss, the first of equals."""
+        """Epoch with the lowest finite validation loss, the first of equals; None before there is one."""
         losses = ((epoch.valid_loss_nats, epoch.epoch) for epoch in self.epochs)
         finite = [(loss, number) for loss, number in losses if loss is not None and math.isfinite(loss)]
         return self.epochs[min(finite)[1] - self.epochs[0].epoch] if finite else None
 
     @property
     def last_epoch(self) -> Epoch | None:
-        """The newest complete epoch."""
+        """Latest complete epoch."""
         return self.epochs[-1] if self.epochs else None
 
     @property
     def position(self) -> tuple[int, int]:
-        """Epoch under way, from 1, and the steps known to be done in it."""
+        """Current epoch, from 1, and the steps known to be done in it."""
         epoch = self.epochs[-1].epoch + 1 if self.epochs else 1
         if self.progress and self.progress[-1].epoch == epoch:
             return epoch, self.progress[-1].step
         return epoch, 0
 
     def done(self, epochs: int) -> float:
-        """Share of ``epochs`` epochs of training that is done, 0 to 1."""
+        """Return the fraction, 0 to 1, of a training of ``epochs`` epochs that is done."""
         if self.status is Status.FINISHED:
             return 1.0
         epoch, step = self.position
@@ -142,15 +142,15 @@ class RunState:
 
     @property
     def elapsed_train_s(self) -> float | None:
-        """Seconds of training so far; None before the first measurement."""
+        """Training time so far; None before the first measurement."""
         last: list[Epoch | Progress] = [*self.epochs[-1:]]
         if self.progress:
             last.append(self.progress[-1])
         return max((event.elapsed_train_s for event in last if event.elapsed_train_s is not None), default=None)
 
     def seconds_left(self, epochs: int) -> float | None:
-        """Estimate for a run of ``epochs`` epochs under way, from its own pace so far, evaluation included; None before
-        it has one."""
+        """Estimate the remaining time of a training of ``epochs`` epochs, validation included, from its speed so far;
+        None while that is unknown."""
         done, elapsed = self.done(epochs), self.elapsed_train_s
         if not elapsed or done <= 0.0:
             return None
@@ -160,5 +160,5 @@ class RunState:
 
     @property
     def train_ppl(self) -> float | None:
-        """Train perplexity of the newest complete epoch, not finite if it diverged."""
+        """Train perplexity of the latest complete epoch; not finite if it diverged."""
         return self.epochs[-1].train_ppl if self.epochs else None

@@ -1,4 +1,4 @@
-"""The store: a folder of run directories, read by everybody, without locking anything."""
+"""The store: a folder of run directories, which any process can read without locking anything."""
 
 import os
 import re
@@ -14,35 +14,38 @@ from lmconsole.runs.info import RunInfo, read_info
 from lmconsole.runs.paths import QUEUE_LOCK, RUNNER_LOCK, RUNNER_LOG, TEMPORARY, RunPaths
 from lmconsole.runs.state import RunState, Status
 
+_ANOTHER_STORE = "Choose another folder with --runs."
+
 
 @dataclass
 class Run:
-    """One run as last read. ``problem`` says what is wrong with its files, if anything is."""
+    """One run, as last read."""
 
     paths: RunPaths
     info: RunInfo
     state: RunState = field(default_factory=RunState)
     problem: str | None = None
+    """Error in the files of the run, if there is one."""
     _lost: bool = False
     _reader: EventReader | None = None
 
     @property
     def run(self) -> str:
-        """The run's id."""
+        """Id of the run."""
         return self.paths.run
 
     @property
     def status(self) -> Status:
-        """Where the run stands; ``LOST`` if the log says running and nobody holds the lock."""
+        """Status in the log, or ``LOST`` if that is running and no process holds the lock."""
         return Status.LOST if self._lost else self.state.status
 
     @property
     def stop_requested(self) -> bool:
-        """Whether somebody has asked the run to stop."""
+        """Whether the run has been asked to stop."""
         return self.paths.stop.exists()
 
     def refresh(self) -> list[AnyEvent]:
-        """Read what is new in the log and return it. Problems end up in ``problem``."""
+        """Read the new events of the log, apply them, and return them. Errors go to ``problem``."""
         if self._reader is None:
             self._reader = EventReader(self.paths.events)
         self.problem = None
@@ -51,7 +54,7 @@ class Run:
             events += self._read(self._reader)
             self._lost = False
             if self.state.status is Status.RUNNING and self.worker() is None:
-                events += self._read(self._reader)  # it may have ended between the two looks
+                events += self._read(self._reader)  # it may have finished after the first read
                 self._lost = self.state.status is Status.RUNNING
             if self.state.queued is None:
                 self.problem = f"{self.paths.events}: no event says that it was queued"
@@ -66,8 +69,11 @@ class Run:
         return events
 
     def worker(self) -> lock.Owner | None:
-        """The process that holds the run's lock: its worker, but for moments in which its log is mended. Raises
-        StoreError if the lock cannot be asked about."""
+        """Return the process that holds the lock of the run: its worker, or briefly a process that repairs its log.
+
+        Raises:
+            StoreError: the lock file cannot be read.
+        """
         return _owner(self.paths.lock)
 
     def request_stop(self) -> None:
@@ -79,45 +85,44 @@ class Run:
 
 
 class Store:
-    """The runs under ``root``, each read once and then followed. What is not a run is left alone and not shown."""
+    """The runs in the folder ``root``. Each is read once and then followed; everything that is not a run is ignored."""
 
     def __init__(self, root: Path, *, recent: int | None = None) -> None:
-        """``recent``: how many progress and telemetry events of each run to keep in memory, the newest; None keeps
-        all."""
+        """Keep only the ``recent`` latest progress and telemetry events of each run in memory; all by default."""
         self.root = root.absolute()
         self._recent = recent
         self._runs: dict[str, Run] = {}
         self.problems: dict[str, str] = {}
-        """Run directories that cannot be read, and why."""
+        """Reason for each run directory that cannot be read."""
 
     @property
     def queue_lock(self) -> Path:
-        """Held while runs are put into the queue."""
+        """Locked while runs are put into the queue."""
         return self.root / QUEUE_LOCK
 
     @property
     def runner_lock(self) -> Path:
-        """Held by the runner while it has work."""
+        """Locked by the runner while it has work."""
         return self.root / RUNNER_LOCK
 
     @property
     def runner_log(self) -> Path:
-        """What the runner printed."""
+        """Output of the runner."""
         return self.root / RUNNER_LOG
 
     def create(self) -> None:
-        """Make the folder if it is not there. Raises StoreError if it cannot be made or written."""
+        """Create the folder if it does not exist. Raises StoreError if it cannot be created or written."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(
-                f"{self.root}: the run store cannot be made: {error.strerror}", hint="--runs names another folder."
+                f"{self.root}: the run store cannot be created: {error.strerror}", hint=_ANOTHER_STORE
             ) from None
         if not os.access(self.root, os.W_OK | os.X_OK):
-            raise StoreError(f"{self.root}: the run store cannot be written", hint="--runs names another folder.")
+            raise StoreError(f"{self.root}: the run store cannot be written", hint=_ANOTHER_STORE)
 
     def names(self) -> set[str]:
-        """The folders that may be runs. Raises StoreError if the store cannot be read."""
+        """Return the names of all folders that may be runs. Raises StoreError if the store cannot be read."""
         try:
             with os.scandir(self.root) as entries:
                 return {entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()}
@@ -127,8 +132,8 @@ class Store:
             raise StoreError(f"{self.root}: the run store cannot be read: {error.strerror}") from None
 
     def open(self, name: str) -> Run | None:
-        """The run in the folder ``name``, its log not yet read; None if that is not a run. Raises StoreError if it
-        cannot be read."""
+        """Return the run in the folder ``name`` with its log not yet read; None if the folder is not a run. Raises
+        StoreError if it cannot be read."""
         paths = RunPaths(self.root / name)
         try:
             return Run(paths, read_info(paths.info), RunState(self._recent)) if paths.info.exists() else None
@@ -136,7 +141,7 @@ class Store:
             raise StoreError(f"{paths.info}: cannot be read: {error.strerror}") from None
 
     def runs(self) -> list[Run]:
-        """Every run, imported ones first, then oldest first, with its log read up to now. Raises StoreError if the
+        """Return every run with its log read up to now, in the order of ``RunInfo.sort_key``. Raises StoreError if the
         folder cannot be read."""
         names = self.names()
         for gone in self._runs.keys() - names:
@@ -162,9 +167,11 @@ class Store:
             self.problems[name] = run.problem
 
     def find(self, wanted: str) -> Run:
-        """The run with that id, unique beginning of an id, or experiment number (its latest run).
+        """Return the run with this id or unique prefix of an id, or the latest run of the experiment with this number.
 
-        Raises RunNotFoundError naming what there is.
+        Raises:
+            RunNotFoundError: no run matches, or several do.
+            StoreError: the store cannot be read.
         """
         runs = self.runs()
         exact = [run for run in runs if run.run == wanted]
@@ -180,15 +187,15 @@ class Store:
             return matches[0]
         if matches:
             names = "\n".join(f"  {run.run}" for run in matches[:12])
-            raise RunNotFoundError(f"{self.root}: {wanted!r} begins the names of {len(matches)} runs:\n{names}")
+            raise RunNotFoundError(f"{self.root}: {wanted!r} is the beginning of {len(matches)} run ids:\n{names}")
         raise RunNotFoundError(f"{self.root}: no run is called {wanted!r}", hint=_known(runs))
 
     def runner(self) -> lock.Owner | None:
-        """The process that holds the runner's lock. Raises StoreError if the lock cannot be asked about."""
+        """Return the process of the runner, if one is at work. Raises StoreError if its lock file cannot be read."""
         return _owner(self.runner_lock)
 
     def temporary(self, run: str) -> Path:
-        """Where a run directory is made before it is renamed."""
+        """Return the folder in which a run directory is written before it is renamed."""
         return self.root / f"{TEMPORARY}{run}-{os.getpid()}"
 
 
@@ -200,27 +207,27 @@ def _owner(path: Path) -> lock.Owner | None:
 
 
 def queue_order(info: RunInfo, queued: Queued | None) -> tuple[int, tuple[bool, str, str]]:
-    """Sort key of waiting runs: the first is started next. ``queued`` is the run's last ``queued`` event, so that a run
-    that is queued again takes its new place."""
+    """Return the sort key of a waiting run; the first is started next. ``queued`` is its last event of that kind, so
+    that a run queued again takes its new place."""
     return queued.place if queued else 0, info.sort_key
 
 
 def has_room(jobs: int, others: Iterable[int]) -> bool:
-    """Whether a device on which runs with ``others`` as their ``jobs`` train has room for one with ``jobs``.
+    """Return whether a device has room for a run with ``jobs``, next to runs with ``others`` as their ``jobs``.
 
-    A run takes one part in ``jobs`` of a device: one that is to run alone takes all of it, and one that resumes with
-    four threads on eight cores half.
+    A run takes 1 / ``jobs`` of a device: all of it if it has to run alone, and half of it if it resumes with four
+    threads on eight cores.
     """
     every = [jobs, *others]
     return 0 not in every and sum(Fraction(1, each) for each in every) <= 1
 
 
 def latest_by_experiment(runs: Iterable[Run]) -> dict[int, Run]:
-    """The newest run of each experiment, by id; ``runs`` oldest first."""
+    """Return the latest run of each experiment by its number, from ``runs`` sorted oldest first."""
     return {run.info.experiment.id: run for run in runs}
 
 
 def _known(runs: list[Run]) -> str:
     if not runs:
-        return "The store is empty: `lmconsole run ID` trains an experiment."
-    return "`lmconsole status` lists the runs there are."
+        return "The store is empty. Train an experiment with `lmconsole run ID`."
+    return "List the runs with `lmconsole status`."

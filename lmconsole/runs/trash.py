@@ -1,4 +1,4 @@
-"""Deleting runs so that it can be undone: a run directory moves into the store's trash folder, and back."""
+"""Deleting runs so that they can be restored: a run directory moves to the trash folder of the store, and back."""
 
 import os
 from collections.abc import Iterable
@@ -10,14 +10,14 @@ from lmconsole.runs.store import Store
 
 
 def discard(store: Store, names: Iterable[str]) -> list[str]:
-    """Move runs into the trash and name those that were moved; one that somebody else has deleted is passed over.
+    """Move runs to the trash and return the names of those that were moved; runs that no longer exist are skipped.
 
     Raises:
-        RunActiveError: one of them is queued or running; then nothing has been moved.
+        RunActiveError: one of them is queued or running. Nothing has been moved.
         StoreError: the store cannot be written.
     """
-    there = {run.run: run for run in store.runs()}
-    chosen = [there[name] for name in dict.fromkeys(names) if name in there]
+    runs = {run.run: run for run in store.runs()}
+    chosen = [runs[name] for name in dict.fromkeys(names) if name in runs]
     active = [run.run for run in chosen if run.status.active or run.worker() is not None]
     if active:
         raise RunActiveError(f"still queued or running: {', '.join(active)}", hint="Stop it first, then delete it.")
@@ -27,8 +27,11 @@ def discard(store: Store, names: Iterable[str]) -> list[str]:
 
 
 def restore(store: Store, names: Iterable[str]) -> list[str]:
-    """Move runs from the trash back into the store and name those that were moved. Raises StoreError if the store
-    cannot be written, or has a run of that name again."""
+    """Move runs from the trash back to the store and return the names of those that were moved.
+
+    Raises:
+        StoreError: the store cannot be written, or has another run of that name.
+    """
     done = []
     for name in names:
         if (store.root / TRASH / name).is_dir():
@@ -41,7 +44,7 @@ def _move(source: Path, target: Path) -> None:
     try:
         target.parent.mkdir(exist_ok=True)
         if target.exists():
-            raise StoreError(f"{target}: there is such a run already")
+            raise StoreError(f"{target}: a run of this name already exists")
         os.rename(source, target)
     except OSError as error:
         raise StoreError(f"{source}: cannot be moved to {target.parent}: {error.strerror}") from None

@@ -1,8 +1,8 @@
-"""What NVIDIA's driver tells about the GPUs of this machine, through NVML.
+"""The GPUs of this machine as reported by the NVIDIA driver through NVML.
 
-A machine without a driver is a normal case, and so is a driver that answers only half of the questions: consumer cards
-report no power, containers no processes, MIG slices no utilization. Whatever is not answered is None. Nothing here
-raises once a ``Gpus`` is open, and opening it does not raise either: it says in ``reason`` why there is nothing to see.
+A machine without a driver is a normal case, and so is a driver that answers only some queries: consumer cards may
+report no power, containers no processes, MIG slices no utilization. An unanswered query gives None. Nothing here
+raises: if there is no GPU, ``Gpus.reason`` tells why.
 """
 
 from collections.abc import Collection, Iterator
@@ -25,54 +25,54 @@ _REASONS = {
 
 
 class GpuSample(msgspec.Struct, frozen=True, kw_only=True):
-    """One look at one GPU. None is unknown, never 0."""
+    """State of one GPU at one moment. None is unknown, never 0."""
 
     uuid: str | None
-    """As NVML writes it: ``GPU-…``, or ``MIG-…`` for a slice of a GPU. It holds across reboots; indices do not."""
+    """UUID in NVML's spelling: ``GPU-…``, or ``MIG-…`` for a slice. Unlike the index, it survives reboots."""
     name: str | None
     index: int
-    """NVML's, in the order of the PCI bus. CUDA may count in another order. A MIG slice has its GPU's index."""
+    """NVML's index, in the order of the PCI bus; CUDA may use another order. A MIG slice has the index of its GPU."""
     device_used_mib: float | None
-    """Memory in use by all processes, without what the driver reserves for itself where the driver can tell."""
+    """Memory used by all processes, without what the driver reserves for itself; old drivers include that."""
     device_total_mib: float | None
     process_used_mib: float | None
-    """Memory of the process asked for; None if none was asked for or the driver does not tell."""
+    """Memory of the process in question; None without such a process, or if the driver does not report it."""
     utilization_percent: float | None
-    """Share of the driver's last sampling period (up to a second) in which some kernel ran."""
+    """Fraction of the driver's last sampling period (up to a second) during which a kernel was running."""
     power_w: float | None
     temperature_c: float | None
 
 
 class _Device:
-    """A GPU or a MIG slice, with what never changes about it."""
+    """A GPU or a MIG slice."""
 
     def __init__(self, handle: Any, index: int, uuid: str | None, name: str | None, *, is_slice: bool = False) -> None:
-        self.handle = handle  # None if the driver refuses even a handle
+        self.handle = handle  # None if the driver refuses one
         self.index = index
         self.uuid = uuid
         self.name = name
         self.is_slice = is_slice
-        self.memory_v2 = True  # until the driver says it has only the first version
+        self.memory_v2 = True  # until the driver turns out to have only the first version
 
 
 class Gpus:
-    """The GPUs of this machine as the driver shows them. Made by ``open``; safe to ask from several threads."""
+    """The GPUs of this machine. Made by ``open``; thread-safe."""
 
     def __init__(self, nvml: ModuleType | None, reason: str | None) -> None:
         self._nvml = nvml
         self._devices: list[_Device] = []
         self.reason = reason
-        """Why there is no GPU to see, in words; None if there is one."""
+        """Reason for there being no GPU; None if there is one."""
         self.driver_version: str | None = None
         if nvml is not None:
             self.driver_version = _text(self._ask("nvmlSystemGetDriverVersion"))
             self._devices = list(self._discover())
             if not self._devices:
-                self.reason = "the NVIDIA driver runs but shows no GPU"
+                self.reason = "the NVIDIA driver runs but reports no GPU"
 
     @classmethod
     def open(cls) -> "Gpus":
-        """Load and start NVML. Never raises: see ``available`` and ``reason``."""
+        """Load and initialize NVML. Never raises: see ``available`` and ``reason``."""
         try:
             import pynvml
         except ImportError as error:
@@ -85,24 +85,28 @@ class Gpus:
 
     @property
     def available(self) -> bool:
-        """Whether there is at least one GPU to ask about."""
+        """Whether there is at least one GPU."""
         return bool(self._devices)
 
     def devices(self) -> list[GpuSample]:
-        """Every GPU now; in the place of a GPU split by MIG, its slices."""
-        return [self._look(device, None) for device in self._devices]
+        """Sample every GPU. The slices of a GPU in MIG mode take its place."""
+        return [self._sample(device, None) for device in self._devices]
 
     def sample(self, uuid: str, pid: int | None = None) -> GpuSample | None:
-        """One GPU now, and the memory that process ``pid`` holds on it. None if the driver shows no such GPU; one that
-        has failed since the start is all unknown. ``uuid`` may lack its ``GPU-``, as PyTorch's does."""
+        """Sample one GPU, and the memory of process ``pid`` on it.
+
+        ``uuid`` may lack its prefix ``GPU-``, as PyTorch's do. Returns None if the driver reports no such GPU. If the
+        GPU has failed since the start, everything is unknown.
+        """
         device = self._find(uuid)
-        return None if device is None else self._look(device, pid)
+        return None if device is None else self._sample(device, pid)
 
     def total_energy_j(self, uuid: str) -> float | None:
-        """Return the joules that the whole board has used since the driver was loaded, by the driver's own counter.
+        """Return the energy that the whole board has used since the driver was loaded, from the driver's counter.
 
-        None for a MIG slice, as the board has one counter for all its slices; for an unknown GPU; and where the driver
-        does not tell: GPUs have the counter from Volta on."""
+        None for a MIG slice, since the board has one counter for all slices; for an unknown GPU; and for GPUs before
+        Volta, which have no counter.
+        """
         device = self._find(uuid)
         if device is None or device.handle is None or device.is_slice:
             return None
@@ -110,22 +114,24 @@ class Gpus:
         return None if millijoules is None else millijoules / 1000
 
     def other_processes(self, uuid: str, own_pids: Collection[int]) -> int | None:
-        """How many computing processes on this GPU are not ours, at least. None is unknown.
+        """Return the number, or a lower bound, of compute processes on this GPU other than ``own_pids``, which use it
+        now; None if unknown.
 
-        ``own_pids`` are our processes that hold the GPU now. Inside a container the driver may list the pids of the
-        host, which cannot be compared with ours; then only what exceeds our own number is certain."""
+        In a container the driver may list pids of the host, which cannot be compared with ours. Then only the excess
+        over our own number of processes is certain.
+        """
         device = self._find(uuid)
         processes = None if device is None else self._processes(device)
         if processes is None:
             return None
         pids = {pid for pid, _ in processes}
         own = set(own_pids)
-        if not own or (own & pids and _are_ours_to_compare(pids)):
+        if not own or (own & pids and _are_comparable(pids)):
             return len(pids - own)
         return len(pids) - len(own) if len(pids) > len(own) else None
 
     def close(self) -> None:
-        """Let go of the driver. Afterwards there is no GPU to see."""
+        """Shut NVML down. Afterwards there are no GPUs."""
         if self._nvml is not None:
             self._ask("nvmlShutdown")
             self._nvml = None
@@ -133,7 +139,7 @@ class Gpus:
             self.reason = "closed"
 
     def _ask(self, function: str, *arguments: Any) -> Any:
-        """NVML's answer, or None if the driver, the bindings or the GPU cannot give one: the only way to NVML."""
+        """Call an NVML function; None if the driver, the bindings or the GPU cannot answer. The only way to NVML."""
         call = getattr(self._nvml, function, None)
         if self._nvml is None or call is None:
             return None
@@ -148,7 +154,7 @@ class Gpus:
             yield from self._slices(gpu, index) or [self._describe(gpu, index)]
 
     def _slices(self, gpu: Any, index: int) -> list[_Device]:
-        """The MIG slices of a GPU; none for one that is whole, or that hides them. Numbering has gaps."""
+        """Return the MIG slices of a GPU; none if it is whole or hides them. Their numbers have gaps."""
         mode = self._ask("nvmlDeviceGetMigMode", gpu) if gpu is not None else None
         if mode is None or mode[0] != 1:
             return []
@@ -166,7 +172,7 @@ class Gpus:
         wanted = _bare(uuid)
         return next((each for each in self._devices if each.uuid is not None and _bare(each.uuid) == wanted), None)
 
-    def _look(self, device: _Device, pid: int | None) -> GpuSample:
+    def _sample(self, device: _Device, pid: int | None) -> GpuSample:
         handle = device.handle
         used = total = utilization = power = temperature = None
         if handle is not None:
@@ -188,8 +194,8 @@ class Gpus:
         )
 
     def _memory(self, device: _Device) -> tuple[float | None, float | None]:
-        """Used and total, MiB. The second version of the question counts the driver's own share apart from ``used``;
-        old drivers know only the first."""
+        """Return used and total memory, MiB. Version 2 of the query reports the driver's reservation separately from
+        the used memory; old drivers have only version 1."""
         assert self._nvml is not None
         memory = None
         if device.memory_v2:
@@ -200,14 +206,14 @@ class Gpus:
         return (None, None) if memory is None else (_mib(memory.used), _mib(memory.total))
 
     def _temperature(self, handle: Any) -> Any:
-        """In °C, by the newer of two functions where the driver has it."""
+        """Return °C from the newer of two functions that the driver has."""
         assert self._nvml is not None
         sensor = self._nvml.NVML_TEMPERATURE_GPU
         celsius = self._ask("nvmlDeviceGetTemperatureV", handle, sensor)
         return self._ask("nvmlDeviceGetTemperature", handle, sensor) if celsius is None else celsius
 
     def _processes(self, device: _Device) -> list[tuple[int, float | None]] | None:
-        """Pid and MiB of each computing process, None if the driver does not tell. A pid may occur more than once."""
+        """Return pid and MiB of each compute process; None if the driver does not list them. A pid can occur twice."""
         if device.handle is None:
             return None
         for function in ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2"):
@@ -219,14 +225,14 @@ class Gpus:
     def _process_memory_mib(self, device: _Device, pid: int) -> float | None:
         processes = self._processes(device) or []
         ours = [mib for each, mib in processes if each == pid]
-        if not ours or None in ours or not _are_ours_to_compare({each for each, _ in processes}):
+        if not ours or None in ours or not _are_comparable({each for each, _ in processes}):
             return None
         return sum(mib for mib in ours if mib is not None)
 
 
-def _are_ours_to_compare(pids: Collection[int]) -> bool:
-    """Whether these pids mean the processes that we know by the same numbers. Inside a container the driver may list
-    the host's, and then one of them can equal ours by chance; a pid that is nobody here gives that away."""
+def _are_comparable(pids: Collection[int]) -> bool:
+    """Return whether these pids belong to our pid namespace. In a container the driver may list pids of the host, one
+    of which can equal one of ours by chance; a pid without a process here reveals that."""
     return all(pid > 0 and psutil.pid_exists(pid) for pid in pids)
 
 
@@ -235,12 +241,12 @@ def _bare(uuid: str) -> str:
 
 
 def _text(value: str | bytes | None) -> str | None:
-    """Bindings of some versions answer in bytes."""
+    """Decode a string: some versions of the bindings return bytes."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _number(value: int | None) -> float | None:
-    """NVML marks 'not available' inside a successful answer by all bits set, in 32 or 64 of them."""
+    """Return an answer of NVML as a number. Inside a successful answer, all 32 or 64 bits set mean "not available"."""
     return None if value is None or value in (0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF) else float(value)
 
 

@@ -1,4 +1,4 @@
-"""What this machine and its processes use of memory, cores and disk. Unknown is None, never 0."""
+"""Memory, cores and disk space of this machine. Unknown is None, never 0."""
 
 import math
 import os
@@ -14,22 +14,22 @@ MIB = 1024 * 1024
 
 
 class HostMemory(msgspec.Struct, frozen=True, kw_only=True):
-    """The machine's memory, whoever uses it."""
+    """Memory of this machine."""
 
     used_mib: float
     total_mib: float
     available_mib: float
-    """What a new process could get without swapping, caches that can be dropped included."""
+    """Memory that a new process could get without swapping; includes caches that can be dropped."""
 
 
 def host_memory() -> HostMemory:
-    """The machine's memory now."""
+    """Return the present use of memory."""
     memory = psutil.virtual_memory()
     return HostMemory(used_mib=memory.used / MIB, total_mib=memory.total / MIB, available_mib=memory.available / MIB)
 
 
 def rss_mib(pid: int | None = None) -> float | None:
-    """Resident memory of process ``pid``, or of this one, MiB. None if it is gone or may not be looked at."""
+    """Return the resident memory of process ``pid`` (this one by default); None if it has ended or is inaccessible."""
     try:
         return float(psutil.Process(pid).memory_info().rss) / MIB
     except psutil.Error:
@@ -37,20 +37,28 @@ def rss_mib(pid: int | None = None) -> float | None:
 
 
 def cores(proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """CPU cores this process may keep busy, at least 1: those it is allowed to run on, and no more than its cgroup's
-    quota, rounded down because threads beyond a quota are throttled all together."""
+    """Return the number of CPU cores that this process may keep busy, at least 1.
+
+    It is bounded by the CPU affinity and by the quota of the cgroup, rounded down since threads beyond a quota are
+    throttled all together.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = min(_cpu_quotas(proc, cgroups), default=math.inf)
     return max(1, allowed if quota >= allowed else int(quota))
 
 
+def threads_per_run(jobs: int) -> int:
+    """CPU threads for each of ``jobs`` runs at once."""
+    return max(1, cores() // jobs)
+
+
 def host_name() -> str:
-    """The name this machine has for itself."""
+    """Return the host name."""
     return socket.gethostname()
 
 
 def free_disk_mib(path: Path) -> float | None:
-    """Space that this user may still fill where ``path`` is, or will be once it and its parents are made, MiB."""
+    """Return the free space for this user at ``path``, which need not exist yet; None if unknown."""
     for folder in (path.absolute(), *path.absolute().parents):
         try:
             return shutil.disk_usage(folder).free / MIB
@@ -62,8 +70,8 @@ def free_disk_mib(path: Path) -> float | None:
 
 
 def _cpu_quotas(proc: Path, cgroups: Path) -> Iterator[float]:
-    """The limits, in cores, of this process's cgroup and of those around it, in version 1 and version 2 of the
-    interface. A container often sees its own group as the root, whatever ``/proc`` calls it."""
+    """Yield the limits, in cores, of the cgroup of this process and of its parents, for cgroup v1 and v2. A container
+    often sees its own group as the root, whatever its name in ``/proc``."""
     try:
         lines = (proc / "cgroup").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
@@ -80,7 +88,7 @@ def _cpu_quotas(proc: Path, cgroups: Path) -> Iterator[float]:
 
 
 def _mounts(cgroups: Path, controllers: str) -> list[Path]:
-    """Where a line of ``/proc/self/cgroup`` finds its hierarchy: version 2 names no controller, version 1 several."""
+    """Return the possible roots of a line's hierarchy in ``/proc/self/cgroup``: v2 names no controller, v1 several."""
     if not controllers:
         return [cgroups, cgroups / "unified"]
     return [cgroups / "cpu", cgroups / controllers] if "cpu" in controllers.split(",") else []
@@ -89,7 +97,7 @@ def _mounts(cgroups: Path, controllers: str) -> list[Path]:
 def _quota_v2(folder: Path) -> float | None:
     try:
         quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
-        return int(quota) / int(period)  # "max" is no number: no limit
+        return int(quota) / int(period)  # "max", no limit, is not a number
     except (OSError, ValueError, ZeroDivisionError):
         return None
 

@@ -1,17 +1,15 @@
-"""What the console asks for, as the command line does it. Every function here may take long and runs in a thread."""
+"""Actions of the console, done as the command line does them. They may take long and run in a thread."""
 
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
-
-import msgspec
 
 from lmconsole.engine.probe import ask
 from lmconsole.engine.processes import python
 from lmconsole.engine.queue import Action
-from lmconsole.engine.run_options import RunOptions, run_options
+from lmconsole.engine.run_options import RunRequest, parse_request
 from lmconsole.engine.submit import sharing_words, submit, wake_runner
 from lmconsole.errors import LmconsoleError
 from lmconsole.runs.store import Store
@@ -20,80 +18,66 @@ from lmconsole.tui.options import ConsoleOptions
 EXPORT_TIMEOUT_S = 600.0
 
 
-def parse(options: ConsoleOptions, ids: Sequence[int], words: dict[str, str]) -> RunOptions:
-    """The words of the form as `lmconsole run` takes them. Raises LmconsoleError with all that is wrong."""
-    epochs = None
-    if text := words.get("epochs"):
-        try:
-            epochs = int(text)
-        except ValueError:
-            raise LmconsoleError(f"epochs {text!r}: expected a whole number") from None
-    parsed = run_options(
-        ids=[str(number) for number in ids],
-        everything=False,  # the ids are named
-        preset=words.get("preset") or options.preset,
-        epochs=epochs,
-        seeds=words.get("seeds") or None,
-        max_tokens=None,
-        device=words.get("device") or "auto",
-        precision=words.get("precision") or None,
-        jobs=words.get("jobs") or "auto",
-        data=options.data,
-        embeddings=options.embeddings,
-        experiments=options.experiments,
-        runs=options.store,
-        fresh=False,
-        exports=options.exports,
-        on_finish=None,
-        json=False,
+def parse(options: ConsoleOptions, ids: Sequence[int], words: Mapping[str, str]) -> RunRequest:
+    """Parse the form's ``words`` as `lmconsole run` does. Raises LmconsoleError with everything that is wrong."""
+    given: dict[str, object] = {name: text for name, text in words.items() if text}
+    given |= {"ids": [str(number) for number in ids], "experiments": options.experiments}
+    given |= {"data": options.data, "embeddings": options.embeddings, "runs": options.store}
+    # Active runs are no reason to refuse the others, and selected rows are in no order.
+    return parse_request(
+        {"preset": options.preset, **given}, everything=True, typed_order=False, export_folder=options.exports
     )
-    # Runs under way are no reason to refuse the others, and rows that were selected are in no order.
-    return msgspec.structs.replace(parsed, everything=True, typed_order=False)
 
 
-class Started(NamedTuple):
-    """What queuing has come to."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartResult:
+    """Outcome of queuing runs from the console."""
 
     preset: str
-    words: str
+    message: str
     warnings: tuple[str, ...]
 
 
-def start(options: RunOptions) -> Started:
-    """Queue runs and see that a runner is at work. Raises LmconsoleError."""
-    store = Store(options.store)
-    answer = ask(options.probe)
-    decisions = submit(store, answer, options)
+ACTION_WORDS = {
+    Action.NEW: "queued",
+    Action.RESUME: "queued to resume",
+    Action.ACTIVE: "already active",
+    Action.FINISHED: "finished before (R with other settings trains again)",
+}
+
+
+def start(request: RunRequest) -> StartResult:
+    """Queue runs and make sure that a runner is at work. Raises LmconsoleError."""
+    store = Store(request.runs)
+    answer = ask(request)
+    decisions = submit(store, answer, request)
     wake_runner(store)
     counts = Counter(decision.action for decision in decisions)
-    words = {
-        Action.NEW: "queued",
-        Action.RESUME: "queued to resume",
-        Action.ACTIVE: "already under way",
-        Action.FINISHED: "finished before (R with other settings trains anew)",
-    }
-    done = ", ".join(f"{counts[action]} {words[action]}" for action in words if counts[action])
+    done = ", ".join(f"{counts[action]} {words}" for action, words in ACTION_WORDS.items() if counts[action])
     devices = ", ".join(answer.device_names)
-    sharing = f" New runs: {sharing_words(answer, options)}." if counts[Action.NEW] else ""
-    said = f"Preset {answer.preset} ({answer.reason}), {devices}: {done}.{sharing}"
-    return Started(answer.preset, said, answer.warnings)
+    sharing = f" New runs: {sharing_words(answer, request)}." if counts[Action.NEW] else ""
+    return StartResult(
+        preset=answer.preset,
+        message=f"Preset {answer.preset} ({answer.reason}), {devices}: {done}.{sharing}",
+        warnings=answer.warnings,
+    )
 
 
 def export(options: ConsoleOptions) -> tuple[list[Path], str]:
-    """Write the exports, in a process of its own: what was written, and the results table in markdown. Raises
-    LmconsoleError with what it said."""
+    """Write the exports in a child process, and return their paths and the results table in markdown. Raises
+    LmconsoleError with the message of the child."""
     runs = ["--runs", str(options.store)]
     paths = _lmconsole("export", "--out", str(options.exports), *runs)
     return [Path(line) for line in paths.splitlines()], table(options, "markdown")
 
 
 def table(options: ConsoleOptions, form: str) -> str:
-    """The results table as ``markdown`` or ``latex``. Raises LmconsoleError if there is none."""
+    """Return the results table as ``markdown`` or ``latex``. Raises LmconsoleError if there is none."""
     return _lmconsole("export", "--format", form, "-o", "-", "--runs", str(options.store))
 
 
 def _lmconsole(*arguments: str) -> str:
-    """Standard output of our own command, which never reaches the screen."""
+    """Run the ``lmconsole`` command out of sight and return its standard output."""
     try:
         done = subprocess.run(
             python("lmconsole", *arguments),
@@ -108,6 +92,6 @@ def _lmconsole(*arguments: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LmconsoleError(f"export: {error}") from None
     if done.returncode:
-        said = done.stderr.strip().removeprefix("lmconsole: ")
-        raise LmconsoleError(said or f"export: exit code {done.returncode}")
+        message = done.stderr.strip().removeprefix("lmconsole: ")
+        raise LmconsoleError(message or f"export: exit code {done.returncode}")
     return done.stdout

@@ -13,7 +13,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import Screen
 
-from lmconsole.engine.run_options import RunOptions
+from lmconsole.engine.run_options import RunRequest
 from lmconsole.errors import LmconsoleError, escape_control_characters
 from lmconsole.runs.state import Status
 from lmconsole.tui import actions
@@ -179,7 +179,7 @@ class Console(App[str]):
                 self._form_words = words
                 self._queue(actions.parse(self.options, ids, words))
 
-        from lmconsole.tui.screens.dialogs import RunForm
+        from lmconsole.tui.screens.run_form import RunForm
 
         title = f"Run experiment{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))} with"
         self.push_screen(RunForm(title, self._form_words, partial(actions.parse, self.options, ids)), accepted)
@@ -235,7 +235,7 @@ class Console(App[str]):
         note = f"{_count(active)} {verb} without the console. Run `lmconsole` to see them again."
         self.exit(note if active else None)
 
-    def _queue(self, request: RunOptions) -> None:
+    def _queue(self, request: RunRequest) -> None:
         self.notify("Checking data and devices …", timeout=3)
         self.store_actions.queue(request)
 
@@ -256,10 +256,10 @@ class Console(App[str]):
     def on_store_actions_queued(self, message: StoreActions.Queued) -> None:
         """Show the preset that was chosen, and what was queued."""
         self.feed.refresh()
-        started = message.started
-        self.main.preset = started.preset
-        self.notify(escape_control_characters(started.words), timeout=8, markup=False)
-        for warning in started.warnings:
+        result = message.result
+        self.main.preset = result.preset
+        self.notify(escape_control_characters(result.message), timeout=8, markup=False)
+        for warning in result.warnings:
             self.notify(escape_control_characters(warning), severity="warning", timeout=12, markup=False)
 
     def on_store_actions_stopping(self, message: StoreActions.Stopping) -> None:

@@ -19,7 +19,7 @@ import msgspec
 
 from lmconsole.errors import StoreError
 from lmconsole.files import LineTail
-from lmconsole.plan.flops import share_of_ceiling
+from lmconsole.plan.flops import share_of_peak
 from lmconsole.runs.events import (
     AnyEvent,
     Epoch,
@@ -88,10 +88,10 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
     def share_of_peak(self) -> float | None:
         """Share of the device's measured peak matmul throughput that the run reached last; None if unknown."""
         tokens_per_s = self.progress and self.progress.tokens_per_s
-        peak_gflops = self.started and self.started.ceiling_gflops
+        peak_gflops = self.started and self.started.peak_matmul_gflops
         if not tokens_per_s or not math.isfinite(tokens_per_s) or not peak_gflops:
             return None
-        return share_of_ceiling(self.info.settings, self.info.corpus.vocabulary, tokens_per_s, peak_gflops)
+        return share_of_peak(self.info.settings, self.info.corpus.vocabulary, tokens_per_s, peak_gflops)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

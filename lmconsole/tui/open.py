@@ -1,4 +1,4 @@
-"""Opening the console: what must be settled before Textual is imported, and what is said after it has closed."""
+"""Opening the console: what must be settled before Textual is imported, and the message after it has closed."""
 
 import gc
 import os
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmconsole.engine.run_options import RunOptions
+from lmconsole.engine.run_options import RunRequest
 from lmconsole.errors import ExitCode, LmconsoleError
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import AUTO, unknown
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 DRIVER = "TEXTUAL_DRIVER"
-"""Set where something else than a terminal shows the app, such as a browser."""
+"""Environment variable that is set where the app is not shown on a terminal but, for example, in a browser."""
 
 
 def terminal_problem() -> str | None:
-    """Why the app cannot be shown here; None if it can."""
+    """Return why the app cannot be shown here; None if it can."""
     if os.environ.get(DRIVER):
         return None
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
@@ -38,22 +38,25 @@ def open_console(
     experiments: Path | None,
     data: Path | None,
     embeddings: Path | None,
-    theme: str | None,
+    theme: str | None = None,
     *,
     slow: bool = False,
-    submit: RunOptions | None = None,
+    submit: RunRequest | None = None,
 ) -> ExitCode:
-    """Open the app and wait until it is closed. Raises LmconsoleError for what is wrong with the words or the files, or
-    if there is no terminal."""
+    """Open the app and wait until it is closed.
+
+    Raises:
+        LmconsoleError: there is no terminal, or an argument or a file is wrong.
+    """
     problem = terminal_problem()
     if problem:
-        raise LmconsoleError(problem, hint="`lmconsole run --all --headless` trains without it.")
+        raise LmconsoleError(problem, hint="`lmconsole run --all --headless` trains without the app.")
     plan = load_plan(experiments)
     if preset != AUTO and preset not in plan.presets:
         raise LmconsoleError(unknown("preset", preset, [AUTO, *plan.presets]))
     Store(runs).names()
     _prepare(slow)
-    gc.disable()  # until the first picture is there: nothing of what is imported can be freed
+    gc.disable()  # until the first frame is drawn: nothing that is imported can be freed
     from lmconsole.tui.app import Console
 
     options = ConsoleOptions(
@@ -71,12 +74,19 @@ def open_console(
     app = Console(options, driver_class=_driver())
     if theme is not None and theme not in app.theme_names:
         raise LmconsoleError(unknown("theme", theme, sorted(app.theme_names)))
-    said = app.run()
+    message = app.run()
     if app.return_code:
         return ExitCode.RUN_FAILED
-    if said:
-        print(said, file=sys.stderr)
+    if message:
+        print(message, file=sys.stderr)
     return ExitCode.OK
+
+
+def open_console_on(request: RunRequest) -> ExitCode:
+    """Open the app, queue the runs of ``request``, and wait until the app is closed. Raises LmconsoleError."""
+    return open_console(
+        request.preset, request.runs, request.experiments, request.data, request.embeddings, submit=request
+    )
 
 
 def _driver() -> "type[Driver] | None":
@@ -88,9 +98,9 @@ def _driver() -> "type[Driver] | None":
 
 
 def _prepare(slow: bool) -> None:
-    """Textual reads these when it is imported."""
+    """Set the environment variables that Textual reads when it is imported."""
     for size in ("COLUMNS", "LINES"):
-        os.environ.pop(size, None)  # those of the shell's start would hold for ever, whatever becomes of the window
+        os.environ.pop(size, None)  # those from the start of the shell would override the size of the window for good
     os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
     os.environ.setdefault("TEXTUAL_SMOOTH_SCROLL", "0")
     os.environ.setdefault("TEXTUAL_FPS", "15" if slow else "30")

@@ -1,15 +1,15 @@
-"""What the console is opened with."""
+"""Options of the console."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmconsole.engine.run_options import RunOptions
+from lmconsole.engine.run_options import RunRequest
 from lmconsole.plan.presets import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConsoleOptions:
-    """`lmconsole`, parsed and checked."""
+    """Everything the console is opened with, parsed and checked."""
 
     plan: Plan
     store: Path
@@ -19,8 +19,8 @@ class ConsoleOptions:
     data: Path | None = None
     embeddings: Path | None = None
     theme: str | None = None
-    """None: the one last used."""
+    """None: the theme last used."""
     slow: bool = False
-    """Draw seldom and in few colours, for a slow line."""
-    submit: RunOptions | None = None
-    """Runs to queue at once, as `lmconsole run` asks."""
+    """Draw less often and in fewer colors, for a slow connection."""
+    submit: RunRequest | None = None
+    """Runs to queue as soon as the console is open."""

@@ -1,4 +1,4 @@
-"""The console in a browser, by textual-serve."""
+"""The console in a browser, served by textual-serve."""
 
 import contextlib
 import ipaddress
@@ -10,21 +10,21 @@ from collections.abc import Mapping
 
 from lmconsole.errors import LmconsoleError
 
-WARNING = """warning: whoever reaches {host}:{port} can start, stop and delete runs as you, and the connection is not
-encrypted. `lmconsole serve` with `ssh -L {port}:127.0.0.1:{port}` shows it to you alone."""
+WARNING = """warning: anyone who can reach {host}:{port} can start, stop and delete runs as you, and the connection
+is not encrypted. Use `lmconsole serve` with `ssh -L {port}:127.0.0.1:{port}` to keep it to yourself."""
 
 
 def serve(host: str, port: int, url: str | None, options: Mapping[str, str]) -> None:
-    """Serve the app until interrupted; each browser window has an app of its own, with these ``options``.
+    """Serve the app until interrupted. Each browser window gets its own app, with these ``options``.
 
     Raises:
-        LmconsoleError: textual-serve is not installed, or nothing can listen there.
+        LmconsoleError: textual-serve is not installed, or the address cannot be used.
     """
     try:
         from textual_serve.server import Server
     except ImportError:
         raise LmconsoleError(
-            "serve: the package textual-serve is not installed", hint="pip install 'lmconsole[serve]' brings it."
+            "serve: the package textual-serve is not installed", hint="Install it with pip install 'lmconsole[serve]'."
         ) from None
     _try_to_listen(host, port)
     if not _is_loopback(host):
@@ -33,7 +33,7 @@ def serve(host: str, port: int, url: str | None, options: Mapping[str, str]) -> 
     words = [word for pair in options.items() for word in pair]
     command = shlex.join([sys.executable, "-P", "-m", "lmconsole", *words])
     shown = url or f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
-    print(f"The console is at {shown}; ctrl+c ends it, and runs go on.", file=sys.stderr)
+    print(f"The console is at {shown}; ctrl+c ends it, and runs continue.", file=sys.stderr)
     Server(command, host=host, port=port, title="lmconsole", public_url=url).serve()
 
 
@@ -45,7 +45,7 @@ def _try_to_listen(host: str, port: int) -> None:
             trial.bind((host, port))
     except OSError as error:
         raise LmconsoleError(
-            f"serve: cannot listen on {host}:{port}: {error.strerror}", hint="--port names another one."
+            f"serve: cannot listen on {host}:{port}: {error.strerror}", hint="Choose another port with --port."
         ) from None
 
 

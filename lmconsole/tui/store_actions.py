@@ -7,7 +7,7 @@ from typing import Any
 from textual.app import App
 from textual.message import Message
 
-from lmconsole.engine.run_options import RunOptions
+from lmconsole.engine.run_options import RunRequest
 from lmconsole.engine.submit import resume_runs, stop_runs
 from lmconsole.errors import LmconsoleError
 from lmconsole.runs.store import Store
@@ -25,9 +25,9 @@ class StoreActions:
     class Queued(Message):
         """Runs were queued."""
 
-        def __init__(self, started: actions.Started) -> None:
+        def __init__(self, result: actions.StartResult) -> None:
             super().__init__()
-            self.started = started
+            self.result = result
 
     class Stopping(Message):
         """Runs were asked to stop."""
@@ -93,7 +93,7 @@ class StoreActions:
         self._app = app
         self._options = options
 
-    def queue(self, request: RunOptions) -> None:
+    def queue(self, request: RunRequest) -> None:
         """Queue runs and see that a runner is at work."""
         self._run(lambda: self.Queued(actions.start(request)))
 

@@ -1,4 +1,4 @@
-"""What people see while runs go on: a live table on a terminal, plain lines elsewhere."""
+"""Displays of runs in progress: a live table on a terminal, plain lines elsewhere."""
 
 import os
 import pty
@@ -14,7 +14,8 @@ import tiny
 
 from lmconsole import formatting
 from lmconsole.commands.display import active_table, sentence
-from lmconsole.commands.listing import console, results_table
+from lmconsole.commands.output import console
+from lmconsole.commands.results import results_table
 from lmconsole.runs.events import Epoch, EventLog, Failed, Finished, Progress, Started
 from lmconsole.runs.store import Run
 
@@ -45,7 +46,7 @@ def run_with(root: Path, *events: object) -> Run:
 PROGRESS = Progress(epoch=2, step=5, steps=10, train_loss_nats=5.0, tokens_per_s=12_345.0, elapsed_train_s=15.0)
 
 
-def test_a_line_of_the_live_table_has_all_that_was_asked_for(tmp_path: Path) -> None:
+def test_a_row_of_the_live_table_is_complete(tmp_path: Path) -> None:
     run = run_with(tmp_path, STARTED, epoch(1), PROGRESS)
     out = console()
     out.width = 80
@@ -55,17 +56,17 @@ def test_a_line_of_the_live_table_has_all_that_was_asked_for(tmp_path: Path) -> 
     assert line == ["1", "LSTM", "1L", "Adam", "2/4", "5/10", "12.3k", "148.4", "244.7", "31", "s"]
 
 
-def test_the_time_left_is_reckoned_from_the_runs_own_pace_with_validation(tmp_path: Path) -> None:
+def test_the_time_left_follows_from_the_runs_own_speed_with_validation(tmp_path: Path) -> None:
     run = run_with(tmp_path, STARTED, epoch(1), PROGRESS)
     assert run.state.seconds_left(run.info.settings.epochs) == pytest.approx(10.0 * 2.5 + 2.0 * 3)
     assert run_with(tmp_path / "new", STARTED).state.seconds_left(6) is None
 
 
-def test_sentences_say_what_happened_and_what_to_do(tmp_path: Path) -> None:
+def test_sentences_name_the_outcome_and_advice(tmp_path: Path) -> None:
     run = run_with(tmp_path, STARTED, epoch(1), PROGRESS)
     assert sentence(run, epoch(1)) == "epoch 1/4  train ppl 148.4  valid ppl 244.7  79 tokens/s  10 s"
-    failed = sentence(run, Failed(error="x", message="it broke", hint="mend it"))
-    assert failed == "failed: it broke\n   mend it"
+    failed = sentence(run, Failed(error="x", message="it broke", hint="fix it"))
+    assert failed == "failed: it broke\n   fix it"
     diverged = Finished(
         test_ppl_final=None, test_ppl_best=None, best_epoch=None, best_valid_ppl=None, setup_s=0.0, wall_s=0.0,
         diverged=True, non_finite={"test_ppl_final": "nan"},

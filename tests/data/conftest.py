@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +48,9 @@ def cache(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def shared() -> Path:
-    """The folder with WikiText-2 and GPT-1's BPE, named by LMCONSOLE_SHARED."""
-    folder = os.environ.get("LMCONSOLE_SHARED")
-    if not folder:
-        pytest.skip("LMCONSOLE_SHARED does not name the folder that holds data/wikitext-2 and data/gpt1-bpe")
-    return Path(folder) / "data"
+def shared_data(shared: Path) -> Path:
+    """Return the folder with WikiText-2 and GPT-1's BPE."""
+    return shared / "data"
 
 
 @pytest.fixture
@@ -66,33 +63,6 @@ def write_small_bpe() -> Callable[[Path], None]:
         (folder / "vocab_40000.bpe").write_text("#version: 0.2\nl o\nlo w</w>\n")
 
     return write
-
-
-@pytest.fixture
-def ordinary_user(tmp_path: Path) -> Iterator[Callable[[], None]]:
-    """A call that gives up root's right to read everything, until the test ends."""
-    modes: dict[Path, int] = {}
-
-    def drop() -> None:
-        if os.geteuid() != 0:
-            return
-        for folder in (tmp_path, *tmp_path.parents):
-            mode = folder.stat().st_mode & 0o7777
-            if mode & 0o055 != 0o055:
-                modes[folder] = mode
-                folder.chmod(mode | 0o055)
-        try:
-            os.seteuid(65534)
-        except PermissionError:
-            pytest.skip("this root may not become an ordinary user, so nothing can be unreadable")
-
-    yield drop
-    if os.getuid() == 0:
-        os.seteuid(0)
-    for folder, mode in modes.items():
-        folder.chmod(mode)
-    for path in tmp_path.iterdir():
-        path.chmod(path.stat().st_mode | 0o700)
 
 
 @pytest.fixture

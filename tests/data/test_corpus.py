@@ -191,8 +191,8 @@ def test_embeddings_named_wrongly_are_refused(npz_folder: Path, name: str, compl
     assert "position" in str(caught.value.hint)
 
 
-def test_the_shared_wikitext2_is_recognised_and_has_the_published_counts(shared: Path) -> None:
-    corpus = load_corpus("tokens", shared / "wikitext-2", vocabulary=40_479)
+def test_the_shared_wikitext2_is_recognised_and_has_the_published_counts(shared_data: Path) -> None:
+    corpus = load_corpus("tokens", shared_data / "wikitext-2", vocabulary=40_479)
     assert corpus.name == "WikiText-2 (GPT-1 BPE)"
     assert corpus.counts() == {"train": 2_356_376, "validation": 245_046, "test": 279_023}
     targets = [int(cut_windows(tokens, 256)[1].sum()) for tokens in corpus.counts().values()]

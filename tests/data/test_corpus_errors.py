@@ -55,8 +55,8 @@ HUGE = npy(np.arange(10)).replace(b"'shape': (10,), }             ", b"'shape': 
 
 BAD_ARCHIVES: dict[str, tuple[bytes, str]] = {
     "empty file": (b"", "an empty file"),
-    "truncated": (npz(tokens=IDS)[:-40], "damaged or cut short"),
-    "only a magic number": (b"PK\x03\x04", "damaged or cut short"),
+    "truncated": (npz(tokens=IDS)[:-40], "damaged or truncated"),
+    "only a magic number": (b"PK\x03\x04", "damaged or truncated"),
     "a pickle": (pickle.dumps([1, 2, 3]), "may be a pickle, which is never loaded"),
     "pickled array": (npz(tokens=np.array([1, "two", None], dtype=object)), "pickled Python objects"),
     "an npy file": (npy(IDS), "a single npy array"),
@@ -64,12 +64,12 @@ BAD_ARCHIVES: dict[str, tuple[bytes, str]] = {
     "text": (b"1 2 3 4 5", "9 bytes of something else"),
     "another array": (npz(ids=IDS, sizes=IDS), "found 'ids', 'sizes'"),
     "no array": (npz(), "no array at all"),
-    "a member that is no array": (zipped("tokens", b"1 2 3"), "must hold integers, found raw bytes"),
-    "a shape beyond memory": (zipped("tokens.npy", HUGE), "damaged or cut short"),
-    "a header that ends too soon": (zipped("tokens.npy", npy(IDS).replace(b"}", b"(")), "damaged or cut short"),
-    "floats": (npz(tokens=IDS.astype(np.float32)), "must hold integers, found float32"),
-    "booleans": (npz(tokens=IDS > 3), "must hold integers, found bool"),
-    "strings": (npz(tokens=np.array(["a", "b"])), "must hold integers, found <U1"),
+    "a member that is no array": (zipped("tokens", b"1 2 3"), "must contain integers, found raw bytes"),
+    "a shape beyond memory": (zipped("tokens.npy", HUGE), "damaged or truncated"),
+    "a header that ends too soon": (zipped("tokens.npy", npy(IDS).replace(b"}", b"(")), "damaged or truncated"),
+    "floats": (npz(tokens=IDS.astype(np.float32)), "must contain integers, found float32"),
+    "booleans": (npz(tokens=IDS > 3), "must contain integers, found bool"),
+    "strings": (npz(tokens=np.array(["a", "b"])), "must contain integers, found <U1"),
     "two dimensions": (npz(tokens=IDS[:88].reshape(8, 11)), "found 8 × 11"),
     "a scalar": (npz(tokens=np.array(7)), "found a single number"),
     "no tokens": (npz(tokens=IDS[:0]), "'tokens' is empty"),
@@ -135,7 +135,7 @@ def test_no_folder_at_all_says_how_to_name_one() -> None:
 
 def test_a_missing_folder_and_a_file_in_its_place_are_told_apart(npz_folder: Path) -> None:
     assert "no such folder" in refusal(npz_folder.parent / "absent").message
-    assert "a folder was expected here, this is a file" in refusal(npz_folder / "wiki.test.npz").message
+    assert "expected a folder, found a file" in refusal(npz_folder / "wiki.test.npz").message
     assert "cannot be read: File name too long" in refusal(npz_folder / ("x" * 300)).message
     assert "cannot be read" in refusal(Path(f"{npz_folder}/nul\x00")).message
 
@@ -162,7 +162,7 @@ def test_two_of_three_texts_are_refused_with_the_names_the_third_may_have(text_f
 
 def test_two_validation_texts_are_refused_because_only_one_can_be_meant(text_folder: Path) -> None:
     shutil.copy(text_folder / "valid.txt", text_folder / "validation.txt")
-    assert "both valid.txt and validation.txt" in refusal(text_folder).message
+    assert "contains both valid.txt and validation.txt" in refusal(text_folder).message
 
 
 @pytest.mark.parametrize("name", ["train.txt", "wiki.test.npz"])
@@ -172,10 +172,10 @@ def test_a_folder_a_pipe_and_a_broken_link_in_the_place_of_a_file_are_named(
     path = (text_folder if name.endswith("txt") else npz_folder) / name
     path.unlink()
     path.mkdir()
-    assert f"{name}: a file was expected here, this is a folder" in refusal(path.parent).message
+    assert f"{name}: expected a file, found a folder" in refusal(path.parent).message
     path.rmdir()
     os.mkfifo(path)
-    assert f"{name}: a regular file was expected here" in refusal(path.parent).message
+    assert f"{name}: expected a regular file, found a device, pipe or socket" in refusal(path.parent).message
     path.unlink()
     path.symlink_to("nowhere")
     assert f"{name}: there is no such file" in refusal(path.parent).message
@@ -234,10 +234,10 @@ BAD_BPE: dict[str, tuple[str, bytes, str]] = {
     "a gap in the numbers": (ENCODER_FILE, b'{"<unk>": 0, "l": 2}', "not numbered 0, 1, 2"),
     "no token for the unknown": (ENCODER_FILE, b'{"l": 0, "o": 1}', "<unk> is missing"),
     "no token": (ENCODER_FILE, b"{}", "<unk> is missing"),
-    "merges of another vocabulary": (MERGES_FILE, b"#version: 0.2\nl o\na b\n", "line 3: 'a' is no token"),
+    "merges of another vocabulary": (MERGES_FILE, b"#version: 0.2\nl o\na b\n", "line 3: 'a' is not a token"),
     "a line of three": (MERGES_FILE, b"#version: 0.2\nl o w\n", "line 2: expected two pieces, found 'l o w'"),
     "a line cut short": (MERGES_FILE, b"#version: 0.2\nl o\nlo", "line 3: expected two pieces"),
-    "merges cut short": (MERGES_FILE, b"#version: 0.2\nl o\n", "no merge makes the token 'low</w>'"),
+    "merges cut short": (MERGES_FILE, b"#version: 0.2\nl o\n", "no merge gives the token 'low</w>'"),
     "no merges": (MERGES_FILE, b"#version: 0.2\n", "no merge"),
     "empty merges": (MERGES_FILE, b"", "the file is empty"),
     "merges not UTF-8": (MERGES_FILE, b"l \xff\n", "not UTF-8: byte 0xff at offset 2"),
@@ -263,7 +263,7 @@ def test_one_tokenizer_file_without_the_other_is_refused(
 ) -> None:
     write_small_bpe(text_folder)
     (text_folder / gone).unlink()
-    assert f"{kept} is there without {gone}" in refusal(text_folder).message
+    assert f"contains {kept} without {gone}" in refusal(text_folder).message
 
 
 @pytest.mark.parametrize("name", ["two words", 'it\'s "quoted"', "[red]bold[/red]", "../up", "line\nfeed"])

@@ -43,6 +43,6 @@ def test_topics_are_dealt_in_the_order_of_their_names_whatever_order_they_come_i
 )
 def test_a_python_without_help_topics_says_what_to_do(module: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", module)
-    with pytest.raises(CorpusError, match="demo corpus cannot be made") as caught:
+    with pytest.raises(CorpusError, match="demo corpus is unavailable") as caught:
         load_corpus("demo", None, vocabulary=2048)
     assert "--data" in str(caught.value.hint)

@@ -116,18 +116,18 @@ def test_a_merges_file_of_another_system_with_carriage_returns_is_read(
     assert read_gpt1(tmp_path).encode("low").tolist() == [12]
 
 
-def test_gpt1_gives_the_ids_of_the_shared_test_split_for_every_line_it_knows_whole(shared: Path) -> None:
-    tokenizer = read_gpt1(shared / "gpt1-bpe")
-    with np.load(shared / "wikitext-2" / "wiki.test.npz") as archive:
+def test_gpt1_gives_the_ids_of_the_shared_test_split_for_every_line_it_knows_whole(shared_data: Path) -> None:
+    tokenizer = read_gpt1(shared_data / "gpt1-bpe")
+    with np.load(shared_data / "wikitext-2" / "wiki.test.npz") as archive:
         lines = np.split(archive["tokens"], np.cumsum(archive["sizes"])[:-1])
     known = [line for line in lines if (line != 1).all()]
     again = [line for line in known if np.array_equal(tokenizer.encode(tokenizer.decode(line)), line)]
     assert (tokenizer.vocabulary, len(lines), len(known), len(again)) == (40_479, 2_891, 2_457, 2_457)
 
 
-def test_the_shared_train_split_reads_as_text_and_has_no_line_feeds(shared: Path) -> None:
-    tokenizer = read_gpt1(shared / "gpt1-bpe")
-    with np.load(shared / "wikitext-2" / "wiki.train.npz") as archive:
+def test_the_shared_train_split_reads_as_text_and_has_no_line_feeds(shared_data: Path) -> None:
+    tokenizer = read_gpt1(shared_data / "gpt1-bpe")
+    with np.load(shared_data / "wikitext-2" / "wiki.train.npz") as archive:
         tokens, sizes = archive["tokens"], archive["sizes"]
     assert tokenizer.decode(tokens[:15]) == "= valkyria chronicles iii = senjo no valkyria 3 :"
     assert sizes.sum() == len(tokens)

@@ -1,4 +1,4 @@
-"""What an attempt writes down, and what it hands to the training loop."""
+"""The records of an attempt: energy, other GPU processes, and the kind of attention."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import pytest
 import tiny
 from fake_nvml import build_fake_nvml
 
-from lmconsole.engine.attempt import has_board_alone
+from lmconsole.engine.attempt import uses_gpu_alone
 from lmconsole.runs.events import Queued, Started
 from lmconsole.runs.store import Run
 
@@ -32,14 +32,14 @@ STARTED = Started(
         (None, None, 1, False),  # a CPU
     ],
 )
-def test_the_boards_energy_is_a_runs_own_where_nothing_else_uses_the_board(
+def test_energy_counts_for_a_run_that_uses_the_gpu_alone(
     uuid: str | None, shared: bool | None, jobs: int, alone: bool
 ) -> None:
     started = msgspec.structs.replace(STARTED, device_uuid=uuid, shared_gpu=shared)
-    assert has_board_alone(started, Queued(devices=("cpu",), jobs=jobs)) is alone
+    assert uses_gpu_alone(started, Queued(devices=("cpu",), jobs=jobs)) is alone
 
 
-ON_A_BOARD = f"""
+FAKE_GPU = f"""
 import dataclasses
 from lmconsole.engine import sampler
 from lmconsole.lm import device, energy
@@ -47,10 +47,10 @@ energy.MIN_S, sampler.INTERVAL_S = 0.0, 0.04
 describe = device.describe_device
 device.describe_device = lambda name: dataclasses.replace(describe(name), uuid="{GPU_0}")
 """
-"""The CPU as the GPU that the stand-in for the driver shows, and epochs as short as those of a tiny run metered."""
+"""Makes the CPU appear as the fake driver's GPU, and meters epochs as short as those of a tiny run."""
 
 
-def trained_on_a_board(
+def train_on_fake_gpu(
     root: Path, monkeypatch: pytest.MonkeyPatch, *, jobs: int = 1, **environment: str
 ) -> tuple[Run, dict[str, object]]:
     if sys.platform != "linux":
@@ -59,7 +59,7 @@ def trained_on_a_board(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     run = tiny.queue_tiny(root, jobs=jobs, epochs=2)
-    done = tiny.worker(run, root, ON_A_BOARD)
+    done = tiny.worker(run, root, FAKE_GPU)
     assert done.returncode == 0, done.stderr
     run.refresh()
     lines = [json.loads(line) for line in run.paths.events.read_bytes().splitlines()]
@@ -68,7 +68,7 @@ def trained_on_a_board(
 
 @pytest.mark.slow
 def test_a_run_records_the_joules_of_the_gpu_it_trains_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, last = trained_on_a_board(tmp_path, monkeypatch, FAKE_NVML_POWER_W="1000", FAKE_NVML_PROCESSES="self:300")
+    run, last = train_on_fake_gpu(tmp_path, monkeypatch, FAKE_NVML_POWER_W="1000", FAKE_NVML_PROCESSES="self:300")
     assert run.state.started is not None
     assert run.state.started.shared_gpu is False
     epochs_j = 0.0
@@ -95,10 +95,10 @@ def test_a_run_records_the_joules_of_the_gpu_it_trains_on(tmp_path: Path, monkey
     ],
     ids=["several-jobs", "shared-gpu", "old-gpu"],
 )
-def test_a_run_whose_own_joules_cannot_be_known_records_null(
+def test_a_run_whose_own_joules_are_unknown_records_null(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, environment: dict[str, str]
 ) -> None:
-    run, last = trained_on_a_board(tmp_path, monkeypatch, jobs=jobs, **environment)
+    run, last = train_on_fake_gpu(tmp_path, monkeypatch, jobs=jobs, **environment)
     assert [epoch.energy_j for epoch in run.state.epochs] == [None, None]
     assert last["energy_j"] is None
     assert any(sample.power_w for sample in run.state.telemetry), "the driver answered other questions"
@@ -109,9 +109,7 @@ def test_a_run_whose_own_joules_cannot_be_known_records_null(
     ("model", "precision", "attention"),
     [("lstm", "fp32", None), ("gpt1", "fp32", "fused"), ("gpt1", "bf16", "written out")],
 )
-def test_started_says_how_attention_is_computed(
-    tmp_path: Path, model: str, precision: str, attention: str | None
-) -> None:
+def test_started_names_the_kind_of_attention(tmp_path: Path, model: str, precision: str, attention: str | None) -> None:
     run = tiny.queue_tiny(tmp_path, model, epochs=1, precision=precision)
     assert tiny.worker(run, tmp_path).returncode == 0
     run.refresh()

@@ -1,55 +1,69 @@
-"""How long runs will take, before they start."""
+"""Estimates of how long runs will take, before they start."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import tiny
 
-from lmconsole.engine import estimate
-from lmconsole.engine.bench import SCHEMA, BenchResult, Shape
+from lmconsole import __version__
+from lmconsole.engine import bench_cache
+from lmconsole.engine.bench_cache import SCHEMA, BenchResult, Shape, save_result
 from lmconsole.engine.estimate import Estimate, estimates, makespan_s
-from lmconsole.engine.probe import Prepared, ProbeAnswer
-from lmconsole.engine.queue import decide, wanted_runs
-from lmconsole.engine.run_options import threads_per_run
+from lmconsole.engine.probe import ProbeAnswer, ResolvedRun
+from lmconsole.engine.queue import decide
 from lmconsole.plan.flops import run_flops
 from lmconsole.runs.events import Epoch, EventLog, Finished, Queued, Started
 from lmconsole.runs.store import Run, Store
+from lmconsole.telemetry.host import threads_per_run
 
-DEVICE = "a CPU of ours"
+DEVICE = "some CPU"
 
 
 @pytest.fixture(autouse=True)
 def bench_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "default_folder", lambda: tmp_path / "bench")
+    monkeypatch.setattr(bench_cache, "bench_folder", lambda: tmp_path / "bench")
 
 
 def recorded(
-    root: Path, model: str = "lstm", *, wall_s: float = 60.0, device: str = DEVICE, jobs: int = 1, **more: object
+    root: Path, model: str = "lstm", *, wall_s: float = 60.0, device: str = DEVICE, jobs: int = 1, **more: Any
 ) -> Run:
-    """A run whose log says that it trained all its epochs in ``wall_s``; one that goes on, if that is 0."""
-    run = tiny.queue_tiny(root, model, jobs=jobs, threads=threads_per_run(jobs), fresh=True, **more)  # type: ignore[arg-type]
+    """Record a run that trained all its epochs in ``wall_s``, or with 0 one that has trained half of them so far."""
+    run = tiny.queue_tiny(root, model, jobs=jobs, threads=threads_per_run(jobs), fresh=True, **more)
     log = EventLog(run.paths.events)
-    started = {"attempt": 1, "pid": 1, "host": "", "device": "cpu", "device_name": device, "device_uuid": None}
-    started |= {"versions": {}, "threads": 1, "precision": "fp32", "parameters_total": 1, "parameters_trainable": 1}
-    log.append(msgspec.convert(started, Started))
+    log.append(
+        Started(
+            attempt=1, pid=1, host="", device="cpu", device_name=device, device_uuid=None, versions={}, threads=1,
+            precision="fp32", parameters_total=1, parameters_trainable=1,
+        )
+    )  # fmt: skip
     epochs = run.info.settings.epochs if wall_s else run.info.settings.epochs // 2
     for number in range(1, epochs + 1):
-        losses = {"train_loss_nats": 1.0, "train_ppl": 2.7, "valid_loss_nats": 1.0, "valid_ppl": 2.7}
-        log.append(Epoch(epoch=number, train_s=1.0, valid_s=0.1, elapsed_train_s=1.0 * number, **losses))
+        log.append(
+            Epoch(
+                epoch=number, train_loss_nats=1.0, train_ppl=2.7, valid_loss_nats=1.0, valid_ppl=2.7, train_s=1.0,
+                valid_s=0.1, elapsed_train_s=1.0 * number,
+            )
+        )  # fmt: skip
     if wall_s:
-        tests = {"test_ppl_final": 2.7, "test_ppl_best": 2.7, "best_epoch": 1, "best_valid_ppl": 2.7}
-        log.append(Finished(setup_s=1.0, wall_s=wall_s, diverged=False, **tests))
+        log.append(
+            Finished(
+                test_ppl_final=2.7, test_ppl_best=2.7, best_epoch=1, best_valid_ppl=2.7, setup_s=1.0, wall_s=wall_s,
+                diverged=False,
+            )
+        )  # fmt: skip
     log.close()
     run.refresh()
     return run
 
 
 def expected(root: Path, like: Run, *, jobs: int = 1, fresh: bool = True, **settings: object) -> Estimate | None:
-    """The estimate for one more run like ``like``, with other ``settings``."""
+    """Estimate one more run like ``like``, with other ``settings``."""
     info = like.info
-    prepared = Prepared(
+    resolved = ResolvedRun(
         experiment=info.experiment,
+        preset="tiny",
         settings=msgspec.structs.replace(info.settings, **settings),
         seed=info.seed,
         origins={},
@@ -57,11 +71,12 @@ def expected(root: Path, like: Run, *, jobs: int = 1, fresh: bool = True, **sett
         embeddings=None,
         threads=1,
     )
-    values = {"preset": "tiny", "reason": "", "devices": ("cpu",), "device_names": (DEVICE,), "device_keys": ("cpu",)}
-    answer = ProbeAnswer(prepared=(prepared,), **values)  # type: ignore[arg-type]
+    answer = ProbeAnswer(
+        preset="tiny", reason="", devices=("cpu",), device_names=(DEVICE,), device_keys=("cpu",), runs=(resolved,)
+    )
     runs = Store(root / "runs").runs()
     queued, threads = Queued(devices=("cpu",), jobs=jobs), threads_per_run(jobs)
-    decisions = decide(runs, wanted_runs(answer, None), queued, fresh=fresh, threads=threads)
+    decisions = decide(runs, answer.runs, queued, fresh=fresh, threads=threads)
     (found,) = estimates(answer, decisions, runs)
     return found
 
@@ -78,7 +93,7 @@ def test_the_same_settings_take_as_long_as_the_newest_run_and_more_epochs_longer
     assert 9 * 60 < longer.seconds < 10 * 59 + 1, "ten times the epochs; set-up, of 1 s, and the tests once"
 
 
-def test_another_shape_of_the_model_is_scaled_by_its_arithmetic(tmp_path: Path) -> None:
+def test_another_shape_of_the_model_is_scaled_by_its_operations(tmp_path: Path) -> None:
     run = recorded(tmp_path, wall_s=60.0)
     deeper = expected(tmp_path, run, layers=3)
     assert deeper is not None
@@ -86,18 +101,18 @@ def test_another_shape_of_the_model_is_scaled_by_its_arithmetic(tmp_path: Path) 
     ratio = run_flops(msgspec.structs.replace(settings, layers=3), 300, tokens) / run_flops(settings, 300, tokens)
     assert ratio > 1
     assert deeper.seconds == pytest.approx(1 + 59 * ratio)
-    assert expected(tmp_path, run, channels=800) is None, "too unlike to tell anything"
+    assert expected(tmp_path, run, channels=800) is None, "too different for an estimate"
     assert expected(tmp_path, run, precision="bf16") is None
 
 
-def test_other_devices_models_and_numbers_of_jobs_tell_nothing(tmp_path: Path) -> None:
+def test_other_devices_models_and_numbers_of_jobs_do_not_count(tmp_path: Path) -> None:
     run = recorded(tmp_path, device="another CPU")
     recorded(tmp_path, jobs=2)
     recorded(tmp_path, "gpt1")
     assert expected(tmp_path, run) is None
 
 
-def test_of_a_run_that_goes_on_only_the_rest_counts_and_a_finished_one_takes_no_time(tmp_path: Path) -> None:
+def test_only_the_rest_of_an_unfinished_run_counts_and_a_finished_one_takes_no_time(tmp_path: Path) -> None:
     recorded(tmp_path, wall_s=60.0, seed=1)
     half = recorded(tmp_path, wall_s=0.0, seed=2)
     found = expected(tmp_path, half, fresh=False)
@@ -107,16 +122,16 @@ def test_of_a_run_that_goes_on_only_the_rest_counts_and_a_finished_one_takes_no_
     assert expected(tmp_path, done, fresh=False) is None
 
 
-def test_each_run_is_estimated_by_runs_that_shared_the_device_as_it_will(tmp_path: Path) -> None:
+def test_each_run_is_estimated_from_runs_that_shared_the_device_as_it_will(tmp_path: Path) -> None:
     like = recorded(tmp_path, wall_s=60.0)
     recorded(tmp_path, wall_s=90.0, jobs=64)
     alone, shared = expected(tmp_path, like), expected(tmp_path, like, jobs=64)
     assert alone is not None
     assert shared is not None
-    assert (alone.seconds, shared.seconds) == (pytest.approx(60.0), pytest.approx(90.0))
+    assert [alone.seconds, shared.seconds] == pytest.approx([60.0, 90.0])
 
 
-def test_a_queue_takes_as_long_as_its_runs_start_as_the_runner_starts_them() -> None:
+def test_the_makespan_of_a_queue_follows_the_order_of_the_runner() -> None:
     assert makespan_s([]) == 0.0
     one_at_a_time = [(seconds, 1) for seconds in (3.0, 1.0, 1.0, 4.0)]
     assert makespan_s(one_at_a_time) == 9.0
@@ -125,7 +140,7 @@ def test_a_queue_takes_as_long_as_its_runs_start_as_the_runner_starts_them() -> 
     assert makespan_s([(seconds, 9) for seconds, _ in one_at_a_time]) == 4.0
 
 
-def test_in_a_mixed_queue_the_strictest_run_decides_and_nobody_overtakes() -> None:
+def test_in_a_mixed_queue_the_strictest_run_decides_and_no_run_overtakes() -> None:
     alone, shared = (2.0, 1), (5.0, 2)
     assert makespan_s([shared, alone, shared]) == 12.0, "the last could start at once, but waits for its turn"
     assert makespan_s([alone, shared, shared]) == 7.0
@@ -134,16 +149,16 @@ def test_in_a_mixed_queue_the_strictest_run_decides_and_nobody_overtakes() -> No
 
 
 @pytest.mark.parametrize("jobs", [1, 4])
-def test_without_such_runs_a_measurement_tells(tmp_path: Path, jobs: int) -> None:
+def test_without_such_runs_a_saved_measurement_counts(tmp_path: Path, jobs: int) -> None:
     run = recorded(tmp_path, "gpt1", device="another CPU")
     settings = run.info.settings
     shape = {"label": "", "experiments": (1,), "settings": settings, "estimated": False, "tokens_per_s": 1.0}
     shape |= {"step_s": 1.0, "gflops": 2.0, "share_of_ceiling": 0.5, "peak_mib": None, "run_s": 1.0}
-    values = {"schema": SCHEMA, "lmconsole": estimate.__version__, "torch": "2", "date": "2026-01-01", "device": "cpu"}
+    values = {"schema": SCHEMA, "lmconsole": __version__, "torch": "2", "date": "2026-01-01", "device": "cpu"}
     values |= {"device_name": DEVICE, "precision": "fp32", "threads": threads_per_run(1), "preset": "tiny"}
     values |= {"batch_size": 4, "ceiling_gflops": 4.0, "tokens": {}, "shapes": (msgspec.convert(shape, Shape),)}
     values |= {"all_runs": 1, "all_runs_s": 1.0, "load_1min": 0.0, "measured_s": 1.0}
-    estimate.remember(msgspec.convert(values, BenchResult))
+    save_result(msgspec.convert(values, BenchResult))
     found = expected(tmp_path, run, jobs=jobs)
     assert found is not None
     assert found.seconds == pytest.approx(jobs * run_flops(settings, 300, run.info.corpus.tokens) / 2e9)

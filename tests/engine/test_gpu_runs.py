@@ -1,4 +1,4 @@
-"""Whole runs on a GPU: the same numbers as on the CPU, memory measured, too much of it reported."""
+"""Whole runs on a GPU: the same numbers as on the CPU, memory and energy measured, a lack of memory reported."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from lmconsole.engine.attempt import has_board_alone
+from lmconsole.engine.attempt import uses_gpu_alone
 from lmconsole.lm.energy import MIN_S
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
@@ -15,7 +15,7 @@ from lmconsole.runs.store import Run
 pytestmark = pytest.mark.gpu
 
 
-def on_gpu(run: Run, root: Path, prelude: str = "") -> int:
+def train_on_gpu(run: Run, root: Path, prelude: str = "") -> int:
     environment = {k: v for k, v in tiny.environment(root).items() if k != "CUDA_VISIBLE_DEVICES"}
     code = f"{prelude}\nimport sys\nfrom lmconsole.engine.worker import main\nsys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, str(run.paths.folder), "--device", "cuda:0"]
@@ -25,16 +25,17 @@ def on_gpu(run: Run, root: Path, prelude: str = "") -> int:
 @pytest.mark.parametrize("model", ["lstm", "gpt1"])
 def test_a_run_on_the_gpu_gives_the_numbers_of_the_cpu(tmp_path: Path, model: str) -> None:
     gpu, cpu = tiny.queue_tiny(tmp_path / "gpu", model), tiny.queue_tiny(tmp_path / "cpu", model)
-    assert on_gpu(gpu, tmp_path / "gpu") == 0
+    assert train_on_gpu(gpu, tmp_path / "gpu") == 0
     assert tiny.worker(cpu, tmp_path / "cpu").returncode == 0
-    gpu.refresh(), cpu.refresh()
-    for ours, theirs in zip(gpu.state.epochs, cpu.state.epochs, strict=True):
-        assert ours.valid_loss_nats == pytest.approx(theirs.valid_loss_nats, rel=2e-3)
+    gpu.refresh()
+    cpu.refresh()
+    for on_gpu, on_cpu in zip(gpu.state.epochs, cpu.state.epochs, strict=True):
+        assert on_gpu.valid_loss_nats == pytest.approx(on_cpu.valid_loss_nats, rel=2e-3)
 
 
 def test_memory_and_energy_of_the_gpu_are_measured(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path, "gpt1", epochs=200)
-    assert on_gpu(run, tmp_path) == 0
+    assert train_on_gpu(run, tmp_path) == 0
     run.refresh()
     assert run.state.started is not None
     assert run.state.started.device_uuid is not None
@@ -46,14 +47,14 @@ def test_memory_and_energy_of_the_gpu_are_measured(tmp_path: Path) -> None:
     train_s, wall_s = run.state.elapsed_train_s, run.state.finished.wall_s
     assert train_s is not None
     assert wall_s is not None
-    if train_s >= MIN_S and has_board_alone(run.state.started, run.state.queued):
+    if train_s >= MIN_S and uses_gpu_alone(run.state.started, run.state.queued):
         assert run.state.finished.energy_j is not None
-        assert 5 * train_s < run.state.finished.energy_j < 1_500 * wall_s, "no board draws so little or so much"
+        assert 5 * train_s < run.state.finished.energy_j < 1_500 * wall_s, "the range of power of real boards"
 
 
-def test_a_run_too_large_for_the_gpu_fails_with_the_memory_picture(tmp_path: Path) -> None:
+def test_a_run_too_large_for_the_gpu_fails_with_a_summary_of_its_memory(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path, "lstm", hidden=2_048)
-    assert on_gpu(run, tmp_path, "import torch\ntorch.cuda.set_per_process_memory_fraction(0.001)") == 1
+    assert train_on_gpu(run, tmp_path, "import torch\ntorch.cuda.set_per_process_memory_fraction(0.001)") == 1
     run.refresh()
     assert run.status is Status.FAILED
     assert run.state.failed is not None

@@ -1,4 +1,4 @@
-"""Corners where a runner, a person and a dying worker meet, and damaged runs between them."""
+"""Races between a runner, a person and a dying worker, and damaged runs."""
 
 import importlib.util
 import os
@@ -8,11 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import tiny
 
-from lmconsole.engine import processes as local
-from lmconsole.engine import runner, worker
+from lmconsole.engine import processes, runner, worker
 from lmconsole.engine.runner import Runner
 from lmconsole.runs.events import EventLog, Queued, Started, Stopped
 from lmconsole.runs.state import Status
@@ -52,7 +52,7 @@ def test_a_run_queued_again_before_its_end_was_noticed_is_not_marked_failed(tmp_
     assert run.status is Status.QUEUED
 
 
-def test_a_worker_that_died_without_a_word_is_given_one(tmp_path: Path) -> None:
+def test_a_worker_that_died_without_an_outcome_gets_a_failed_event(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path)
     run.paths.worker_log.write_bytes(b"something\n\x1b[31mImportError: no torch\x1b[0m\n")
     store = Store(tmp_path / "runs")
@@ -69,7 +69,7 @@ def test_a_worker_that_died_without_a_word_is_given_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x00\xff\xfe\n", b"[" * 100_000 + b"\n"], ids=["empty", "bytes", "nested"])
-def test_a_damaged_log_stops_neither_the_runner_nor_any_command(tmp_path: Path, damage: bytes) -> None:
+def test_a_damaged_log_stops_neither_the_runner_nor_commands(tmp_path: Path, damage: bytes) -> None:
     broken = tiny.queue_tiny(tmp_path, seed=1)
     good = tiny.queue_tiny(tmp_path, seed=2)
     broken.paths.events.write_bytes(damage)
@@ -80,22 +80,22 @@ def test_a_damaged_log_stops_neither_the_runner_nor_any_command(tmp_path: Path, 
     assert done.returncode == 0, done.stdout
     good.refresh()
     assert good.status is Status.FINISHED
-    said = tiny.lmconsole("status", cwd=tmp_path, check=0)
-    assert "unreadable" in said.stdout
-    assert "no event says that it was queued" in said.stderr
+    shown = tiny.lmconsole("status", cwd=tmp_path, check=0)
+    assert "unreadable" in shown.stdout
+    assert "no event says that it was queued" in shown.stderr
     again = tiny.queue_tiny(tmp_path, seed=1)
     assert again.run != broken.run
 
 
-def test_a_run_json_that_is_not_text_is_named_and_nothing_else_suffers(tmp_path: Path) -> None:
+def test_a_run_json_that_is_not_text_is_named_and_other_runs_are_shown(tmp_path: Path) -> None:
     broken, good = tiny.queue_tiny(tmp_path, seed=1), tiny.queue_tiny(tmp_path, seed=2)
     data = broken.paths.info.read_bytes()
     broken.paths.info.write_bytes(data.replace(b'"tiny"', b'"\xff\xfe"', 1))
     os.rename(broken.paths.folder, tmp_path / "runs" / "\x1b[31mred")
-    said = tiny.lmconsole("status", cwd=tmp_path, check=0)
-    assert good.run in said.stdout
-    assert "\\x1b[31mred: " in said.stderr
-    assert "\x1b" not in said.stdout + said.stderr
+    shown = tiny.lmconsole("status", cwd=tmp_path, check=0)
+    assert good.run in shown.stdout
+    assert "\\x1b[31mred: " in shown.stderr
+    assert "\x1b" not in shown.stdout + shown.stderr
 
 
 def test_a_full_store_refuses_to_queue_and_leaves_no_half_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,9 +112,7 @@ def test_a_full_store_refuses_to_queue_and_leaves_no_half_run(tmp_path: Path, mo
     assert not list((tmp_path / "runs").glob(".tmp-*"))
 
 
-def test_a_gpu_is_named_by_its_uuid_so_that_every_process_means_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_sees_only_the_gpu_with_its_uuid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[tuple[object, ...]] = []
 
     class Context:
@@ -149,13 +147,13 @@ def test_a_worker_that_cannot_write_its_log_is_not_started(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere workers are not forked")
-def test_where_cuda_was_used_before_the_fork_a_worker_begins_anew(tmp_path: Path) -> None:
-    """Played by a child that is told so; CUDA's own refusal needs a GPU."""
+def test_a_worker_restarts_as_a_new_program_if_cuda_was_used_before_the_fork(tmp_path: Path) -> None:
+    """The check is replaced, since CUDA's own refusal needs a GPU."""
     run = tiny.queue_tiny(tmp_path)
     code = (
         "import sys\nfrom lmconsole.engine import attempt, worker\nfrom lmconsole.lm import device\n"
-        "device.lost_in_fork = lambda: True\n"
-        "worker.main = lambda arguments: sys.exit('not begun anew')\n"
+        "device.cuda_broken_by_fork = lambda: True\n"
+        "worker.main = lambda arguments: sys.exit('not restarted')\n"
         "worker.enter([sys.argv[1], '--device', 'cpu'], sys.argv[2], {'LMCONSOLE_PLAIN': '1'}, None)"
     )
     log = tmp_path / "worker.log"
@@ -174,7 +172,7 @@ def test_where_cuda_was_used_before_the_fork_a_worker_begins_anew(tmp_path: Path
 @pytest.mark.parametrize(
     ("own", "spin"), [({}, "30000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, None)]
 )
-def test_threads_of_a_worker_soon_sleep_unless_its_user_says_otherwise(
+def test_threads_of_a_worker_spin_briefly_unless_its_user_sets_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: dict[str, str], spin: str | None
 ) -> None:
     """GNU's OpenMP reads the variable when it is loaded, in the process that workers are forked from."""
@@ -183,7 +181,7 @@ def test_threads_of_a_worker_soon_sleep_unless_its_user_says_otherwise(
     for name, value in (tiny.environment(tmp_path) | own).items():
         monkeypatch.setenv(name, value)
     run = tiny.queue_tiny(tmp_path, epochs=100_000)
-    process = local.start_runner(Store(tmp_path / "runs"))
+    process = processes.start_runner(Store(tmp_path / "runs"))
     assert process is not None
     try:
         deadline = time.monotonic() + 60
@@ -199,7 +197,7 @@ def test_threads_of_a_worker_soon_sleep_unless_its_user_says_otherwise(
 
 
 @pytest.mark.slow
-def test_what_workers_are_forked_from_leaves_gpus_alone() -> None:
+def test_the_process_that_workers_are_forked_from_leaves_gpus_alone() -> None:
     """CUDA that was used before a fork does not work after it."""
     code = (
         "import torch\n"
@@ -224,23 +222,27 @@ def test_an_interrupt_before_anything_is_queued_leaves_nothing(tmp_path: Path, n
          "--data", "data"],
         cwd=tmp_path, env=tiny.environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(1.0)
+    deadline = time.monotonic() + 60
+    while not psutil.Process(process.pid).children():  # the probe
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
-def test_a_runner_that_ends_at_once_is_reported_instead_of_waited_for(tmp_path: Path) -> None:
+def test_a_runner_that_fails_at_once_is_reported(tmp_path: Path) -> None:
     tiny.write_corpus(tmp_path / "data")
     file = tiny.write_experiments(tmp_path / "mine.toml", tiny.row(1))
     code = (
-        "import sys\nfrom lmconsole.engine import local\nreal = local.python\n"
+        "import sys\nfrom lmconsole.engine import processes\nreal = processes.python\n"
         "def python(module, *a):\n"
         "    return [sys.executable, '-c', 'raise SystemExit(\"no runner today\")'] if 'runner' in module "
         "else real(module, *a)\n"
-        "local.python = python\nfrom lmconsole.cli import main\nmain(sys.argv[1:])"
+        "processes.python = python\nfrom lmconsole.cli import main\nmain(sys.argv[1:])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "run", "1", "--headless", "--preset", "tiny", "--experiments", str(file), "--data",
@@ -249,4 +251,4 @@ def test_a_runner_that_ends_at_once_is_reported_instead_of_waited_for(tmp_path: 
         timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "the runner ends at once: no runner today" in done.stderr
+    assert "the runner fails at once: no runner today" in done.stderr

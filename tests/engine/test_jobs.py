@@ -1,8 +1,7 @@
-"""Which runs share a device, with how many threads each, and in which order they are started."""
+"""Runs that share a device, their threads, and the order in which they start."""
 
 import json
 import re
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,16 @@ import pytest
 import tiny
 
 from lmconsole.engine import queue, submit
-from lmconsole.engine import run_options as options
-from lmconsole.engine.probe import ONE_THREAD_FLOPS, Prepared, ProbeAnswer, threads_for
-from lmconsole.engine.queue import enqueue, jobs_at_once, requeue, wanted_runs
+from lmconsole.engine.probe import ONE_THREAD_FLOPS, ProbeAnswer, ResolvedRun, threads_for
+from lmconsole.engine.queue import enqueue, jobs_at_once, requeue, training_order
+from lmconsole.engine.run_options import parse_request
 from lmconsole.plan.flops import step_flops
 from lmconsole.plan.load import builtin_file, load_plan
 from lmconsole.runs.events import EventLog, Queued, Stopped
 from lmconsole.runs.info import CorpusInfo
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store, queue_order
+from lmconsole.telemetry import host
 from lmconsole.telemetry.host import cores
 
 LARGE = "hidden = 65536"
@@ -34,30 +34,31 @@ def stop(run: Run) -> None:
 
 
 def answer(preset: str) -> ProbeAnswer:
-    """The built-in twelve, prepared for a corpus of the demo's size."""
+    """The built-in twelve, resolved for a corpus of the demo's size."""
     plan = load_plan(builtin_file())
     tokens = {"train": 103_000, "validation": 12_900, "test": 12_900}
-    prepared = []
+    runs = []
     for experiment in plan.experiments:
         settings = plan.resolve(experiment, preset, {}).settings
         corpus = CorpusInfo(
             name="", kind="demo", path=None, vocabulary=settings.vocabulary, tokenizer="", tokens=tokens, sha256="",
             max_tokens=None,
         )  # fmt: skip
-        prepared.append(
-            Prepared(
-                experiment=experiment, settings=settings, seed=42, origins={}, corpus=corpus, embeddings=None, threads=1
+        runs.append(
+            ResolvedRun(
+                experiment=experiment, preset=preset, settings=settings, seed=42, origins={}, corpus=corpus,
+                embeddings=None, threads=1,
             )
-        )
+        )  # fmt: skip
     return ProbeAnswer(
         preset=preset, reason="", devices=("cpu",), device_names=("a CPU",), device_keys=("cpu",),
-        prepared=tuple(prepared),
+        runs=tuple(runs),
     )  # fmt: skip
 
 
-def order(found: Sequence[queue.Wanted]) -> list[tuple[int, int]]:
+def order(found: Sequence[ResolvedRun]) -> list[tuple[int, int]]:
     """Experiment and seed."""
-    return [(each.prepared.experiment.id, each.seed) for each in found]
+    return [(each.experiment.id, each.seed) for each in found]
 
 
 # ---- threads
@@ -71,7 +72,7 @@ def test_a_small_step_gets_one_thread_and_a_large_one_all_of_them() -> None:
 
 def test_all_of_the_demo_is_small_and_all_of_the_paper_large() -> None:
     for preset, wanted in (("demo", 1), ("paper", 8)):
-        for each in answer(preset).prepared:
+        for each in answer(preset).runs:
             assert threads_for(step_flops(each.settings, each.corpus.vocabulary), 8) == wanted
 
 
@@ -96,13 +97,13 @@ def test_all_of_the_demo_is_small_and_all_of_the_paper_large() -> None:
 def test_as_many_runs_as_the_cores_have_room_for(
     monkeypatch: pytest.MonkeyPatch, threads: int, jobs: int, device: str, at_once: int
 ) -> None:
-    monkeypatch.setattr(options, "cores", lambda: 8)
+    monkeypatch.setattr(host, "cores", lambda: 8)
     monkeypatch.setattr(queue, "cores", lambda: 8)
     assert jobs_at_once(threads, Queued(devices=(device,), jobs=jobs)) == at_once
 
 
 @pytest.mark.parametrize(
-    ("jobs", "device", "threads", "said"),
+    ("jobs", "device", "threads", "shown"),
     [
         ("auto", "cpu", 1, "8 at once, 1 thread each (auto)"),
         ("auto", "cpu", 8, "1 at once, 8 threads each (auto)"),
@@ -112,23 +113,19 @@ def test_as_many_runs_as_the_cores_have_room_for(
     ],
 )
 def test_a_device_is_shared_as_its_runs_allow_or_as_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: str, device: str, threads: int, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: str, device: str, threads: int, shown: str
 ) -> None:
-    for module in (options, queue, submit):
+    for module in (host, queue, submit):
         monkeypatch.setattr(module, "cores", lambda: 8)
-    asked = options.run_options(
-        ids=["1-12"], everything=False, preset="demo", epochs=None, seeds=None, max_tokens=None, device="auto",
-        precision=None, jobs=jobs, data=None, embeddings=None, experiments=None, runs=tmp_path, fresh=False,
-        exports=None, on_finish=None, json=False,
-    )  # fmt: skip
+    asked = parse_request({"ids": ["1-12"], "preset": "demo", "jobs": jobs, "runs": tmp_path})
     given = answer("demo")
-    prepared = tuple(msgspec.structs.replace(each, threads=threads) for each in given.prepared)
-    given = msgspec.structs.replace(given, prepared=prepared, device_keys=(device,))
-    assert submit.sharing_words(given, asked) == said
+    runs = tuple(msgspec.structs.replace(each, threads=threads) for each in given.runs)
+    given = msgspec.structs.replace(given, runs=runs, device_keys=(device,))
+    assert submit.sharing_words(given, asked) == shown
 
 
 def dry(root: Path, *arguments: str) -> dict[str, Any]:
-    """What a dry run of small and large experiments says."""
+    """Return the JSON of a dry run of small and large experiments."""
     rows = [tiny.row(1), tiny.row(2, more=LARGE), tiny.row(3, "gpt1"), tiny.row(4, layers=2)]
     file, data = tiny.write_experiments(root / "mine.toml", *rows), tiny.write_corpus(root / "data")
     words = ["--preset", "tiny", "--experiments", str(file), "--data", str(data), "--dry-run", "--json"]
@@ -159,18 +156,18 @@ def test_a_number_of_jobs_holds_for_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_text_of_a_dry_run_says_who_shares_the_device_in_the_order_of_the_queue(tmp_path: Path) -> None:
-    def said(*more: str) -> str:
+def test_the_text_of_a_dry_run_shows_the_sharing_and_the_order_of_the_queue(tmp_path: Path) -> None:
+    def shown(*more: str) -> str:
         words = ["--preset", "tiny", "--experiments", "mine.toml", "--data", "data", "--dry-run"]
         return tiny.lmconsole("run", *more, *words, cwd=tmp_path, check=0).stdout
 
     dry(tmp_path, "--all")
     threads = f"{cores()} thread{'s' if cores() > 1 else ''} each"
-    assert f"{cores()} at once, 1 thread each (auto)" in said("1", "3-4")
-    every = said("--all")
+    assert f"{cores()} at once, 1 thread each (auto)" in shown("1", "3-4")
+    every = shown("--all")
     if cores() > 1:
         assert f"{cores()} at once, 1 thread each for 1 3-4; 1 at once, {threads} for 2 (auto)" in every
-    assert f", 1 at once, {threads}\n" in said("1", "--jobs", "1"), "not chosen by us"
+    assert f", 1 at once, {threads}\n" in shown("1", "--jobs", "1"), "not chosen by auto"
     lines = [int(number) for number in re.findall(r"^ +(\d) .* seed 42 +new$", every, re.MULTILINE)]
     assert lines == [2, 4, 3, 1], "the longest first"
 
@@ -179,7 +176,7 @@ def test_the_text_of_a_dry_run_says_who_shares_the_device_in_the_order_of_the_qu
 
 
 def test_seed_by_seed_and_within_a_seed_the_longest_first() -> None:
-    found = order(wanted_runs(answer("demo"), (7, 3)))
+    found = order(training_order(answer("demo").runs, (7, 3)))
     assert [seed for _, seed in found] == [7] * 12 + [3] * 12
     numbers = [number for number, _ in found]
     assert numbers[:12] == numbers[12:] == [12, 11, 10, 5, 6, 7, 8, 9, 1, 2, 3, 4]
@@ -187,11 +184,11 @@ def test_seed_by_seed_and_within_a_seed_the_longest_first() -> None:
 
 def test_ids_typed_one_by_one_keep_their_order_seed_by_seed() -> None:
     given = answer("demo")
-    given = msgspec.structs.replace(given, prepared=tuple(given.prepared[i] for i in (2, 11, 0)))
-    found = order(wanted_runs(given, (7, 8), typed_order=True))
+    given = msgspec.structs.replace(given, runs=tuple(given.runs[i] for i in (2, 11, 0)))
+    found = order(training_order(given.runs, (7, 8), typed_order=True))
     assert found == [(3, 7), (12, 7), (1, 7), (3, 8), (12, 8), (1, 8)]
-    assert order(wanted_runs(given, None, typed_order=True)) == [(3, 42), (12, 42), (1, 42)]
-    assert order(wanted_runs(given, None)) == [(12, 42), (1, 42), (3, 42)]
+    assert order(training_order(given.runs, None, typed_order=True)) == [(3, 42), (12, 42), (1, 42)]
+    assert order(training_order(given.runs, None)) == [(12, 42), (1, 42), (3, 42)]
 
 
 @pytest.mark.slow
@@ -207,16 +204,16 @@ def test_only_single_ids_on_the_command_line_are_an_order(tmp_path: Path) -> Non
 
 
 def queued_at_once(root: Path, monkeypatch: pytest.MonkeyPatch, seeds: Sequence[int], **more: Any) -> list[Run]:
-    """Runs queued by one command, all in the same millisecond."""
+    """Queue runs by one command, all in the same millisecond."""
     monkeypatch.setattr(queue, "utc_now", lambda: "2026-01-01T00:00:00.000Z")
-    wanted = [tiny.wanted_tiny(root, seed=seed, **more) for seed in seeds]
+    wanted = [tiny.resolved_tiny(root, seed=seed, **more) for seed in seeds]
     store = Store(root / "runs")
     made = enqueue(store, wanted, Queued(devices=("cpu",), jobs=1), fresh=False, refuse_active=True, threads=1)
     return [store.find(str(decision.run)) for decision in made]
 
 
 def waiting(root: Path) -> list[int]:
-    """Seeds of the runs that wait, in the order of the queue."""
+    """Return the seeds of the queued runs, in the order of the queue."""
     runs = [run for run in Store(root / "runs").runs() if run.status is Status.QUEUED]
     return [run.info.seed for run in sorted(runs, key=lambda run: queue_order(run.info, run.state.queued))]
 
@@ -225,10 +222,10 @@ def test_runs_queued_within_one_millisecond_have_an_order(tmp_path: Path, monkey
     queued_at_once(tmp_path, monkeypatch, (3, 1, 2))
     assert waiting(tmp_path) == [3, 1, 2]
     queued_at_once(tmp_path, monkeypatch, (9, 0))
-    assert waiting(tmp_path) == [3, 1, 2, 9, 0], "another command's come behind"
+    assert waiting(tmp_path) == [3, 1, 2, 9, 0], "runs of a later command come after them"
 
 
-def test_a_resumed_run_takes_its_place_in_the_new_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_takes_its_place_in_the_new_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, other = queued_at_once(tmp_path, monkeypatch, (5, 6))
     stop(old)
     stop(other)
@@ -246,13 +243,13 @@ def test_runs_queued_again_by_hand_keep_their_order(tmp_path: Path, monkeypatch:
     assert waiting(tmp_path) == [3, 1, 2]
 
 
-def test_runs_of_the_first_version_come_before_later_ones_by_age(tmp_path: Path) -> None:
-    for seed in (8, 7):
+def test_runs_of_version_0_1_come_before_later_ones_by_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for second, seed in enumerate((8, 7)):
+        monkeypatch.setattr(queue, "utc_now", lambda now=second: f"2026-01-01T00:00:0{now}.000Z")
         run = tiny.queue_tiny(tmp_path, seed=seed)
         log = run.paths.events.read_bytes()
         assert b'"place":' in log
         run.paths.events.write_bytes(log.replace(b'"place":', b'"was_not_there":'))
-        time.sleep(0.01)
     tiny.queue_tiny(tmp_path, seed=1)
     assert waiting(tmp_path) == [8, 7, 1]
 
@@ -260,8 +257,8 @@ def test_runs_of_the_first_version_come_before_later_ones_by_age(tmp_path: Path)
 # ---- queued with their threads
 
 
-def test_threads_and_what_was_asked_for_are_kept_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "cores", lambda: 4)
+def test_threads_and_the_requested_jobs_are_saved_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "cores", lambda: 4)
     monkeypatch.setattr(queue, "cores", lambda: 4)
     small, large = (tiny.queue_tiny(tmp_path, seed=n, threads=n, jobs=4, auto=True) for n in (1, 4))
     asked = tiny.queue_tiny(tmp_path, seed=9, threads=2, jobs=2)
@@ -271,7 +268,7 @@ def test_threads_and_what_was_asked_for_are_kept_with_the_run(tmp_path: Path, mo
 
 
 def test_a_resumed_run_keeps_its_threads_and_takes_their_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "cores", lambda: 4)
+    monkeypatch.setattr(host, "cores", lambda: 4)
     monkeypatch.setattr(queue, "cores", lambda: 4)
     run = tiny.queue_tiny(tmp_path, threads=4, jobs=1)
     stop(run)
@@ -282,7 +279,7 @@ def test_a_resumed_run_keeps_its_threads_and_takes_their_room(tmp_path: Path, mo
     assert again.state.queued.jobs == 1
     stop(again)
     monkeypatch.setattr(queue, "cores", lambda: 8)
-    monkeypatch.setattr(options, "cores", lambda: 8)
+    monkeypatch.setattr(host, "cores", lambda: 8)
     tiny.queue_tiny(tmp_path, threads=1, jobs=8, auto=True)
     again.refresh()
     assert again.state.queued is not None

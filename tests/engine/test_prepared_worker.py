@@ -1,5 +1,5 @@
-"""The next run's worker, prepared while another run trains. The CPU stands in for a GPU: the runner is
-made to prepare ahead there."""
+"""The worker of the next run, prepared while another run trains. The CPU plays the GPU: the runner is made to prepare
+ahead there."""
 
 import multiprocessing
 import os
@@ -73,7 +73,8 @@ def test_the_next_run_waits_prepared_and_its_clock_starts_with_its_turn(tmp_path
     serving = start_runner(tmp_path)
     wait_for(lambda: trains(first) and holder(second))
     waiting = holder(second)
-    time.sleep(1.5)  # a clock that ran while waiting would show it
+    since = time.monotonic()
+    wait_for(lambda: trains(first) and time.monotonic() - since > 1.5)  # a clock that ran while waiting would show it
     assert holder(third) is None, "one at a time"
     assert (status(second), second.state.started, list(second.state.telemetry)) == (Status.QUEUED, None, [])
     assert second.paths.events.read_bytes().count(b"\n") == 1, "nothing is written before the turn"
@@ -94,7 +95,7 @@ def test_the_next_run_waits_prepared_and_its_clock_starts_with_its_turn(tmp_path
 
 
 @pytest.mark.slow
-def test_a_waiting_run_that_is_stopped_says_so_and_makes_room_for_the_next(tmp_path: Path) -> None:
+def test_a_waiting_run_that_is_stopped_records_it_and_makes_room_for_the_next(tmp_path: Path) -> None:
     runs = [tiny.queue_tiny(tmp_path, seed=seed, epochs=LONG) for seed in (1, 2, 3)]
     serving = start_runner(tmp_path)
     wait_for(lambda: trains(runs[0]) and holder(runs[1]))
@@ -145,7 +146,7 @@ def test_a_run_whose_waiting_worker_is_killed_is_started_when_its_turn_comes(tmp
 
 
 @pytest.mark.slow
-def test_what_fails_while_waiting_is_tried_again_and_recorded_at_its_turn(tmp_path: Path) -> None:
+def test_a_failure_while_waiting_is_tried_again_and_recorded_at_its_turn(tmp_path: Path) -> None:
     first, second = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
     info = second.paths.info
     info.write_text(info.read_text().replace(second.info.corpus.sha256, "0" * 64))
@@ -164,7 +165,7 @@ def test_what_fails_while_waiting_is_tried_again_and_recorded_at_its_turn(tmp_pa
 
 @pytest.mark.slow
 def test_data_is_read_once_for_all_runs_of_a_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The corpus goes, with the cache of its tokens, while the first run trains; what comes after it has it still."""
+    """The corpus is removed while the first run trains, and the next run still has its data."""
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     first, second = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
@@ -183,7 +184,7 @@ def test_data_is_read_once_for_all_runs_of_a_queue(tmp_path: Path, monkeypatch: 
 
 
 def test_a_fast_path_that_fails_while_waiting_leaves_the_run_to_another_process() -> None:
-    """Whether the other run leaves enough memory is not to decide which kernels this one takes."""
+    """The memory that another run leaves must not decide which kernels this one uses."""
     steps: list[str] = []
     attempt: Any = SimpleNamespace(
         fell_back=True,
@@ -220,7 +221,7 @@ def test_a_waiting_worker_ends_when_its_run_is_removed(tmp_path: Path) -> None:
     assert serving.wait(60) == 0
 
 
-# ---- what the runner tells whom, and when
+# ---- the turns that the runner sends
 
 
 def running(run: Run, *events: Epoch | Telemetry, device: str) -> None:
@@ -238,18 +239,20 @@ def running(run: Run, *events: Epoch | Telemetry, device: str) -> None:
 
 
 def epoch(number: int) -> Epoch:
-    nothing = dict.fromkeys(("train_loss_nats", "train_ppl", "valid_loss_nats", "valid_ppl", "train_s", "valid_s"))
-    return Epoch(epoch=number, elapsed_train_s=None, **nothing)
+    return Epoch(
+        epoch=number, train_loss_nats=None, train_ppl=None, valid_loss_nats=None, valid_ppl=None, train_s=None,
+        valid_s=None, elapsed_train_s=None,
+    )  # fmt: skip
 
 
-class Played:
-    """A runner whose workers are names in a list, and what each was told."""
+class FakeWorkers:
+    """A runner whose workers are names in a list, and the turns that each was sent."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.store = Store(root / "runs")
         self.runner = Runner(self.store)
         self.started: list[tuple[str, str]] = []
-        self.told: dict[str, list[Turn]] = {}
+        self.sent: dict[str, list[Turn]] = {}
         monkeypatch.setattr(worker, "start", self.start)
         monkeypatch.setattr(worker, "start_waiting", self.start_waiting)
         monkeypatch.setattr(Run, "worker", lambda run: self.owner(run))
@@ -263,11 +266,11 @@ class Played:
         return Owner(1) if run.run in self.runner._children or run.run in self.runner._waiting else None
 
     def start_waiting(self, run: Run, *_: object) -> Any:
-        told = self.told.setdefault(run.run, [])
-        return SimpleNamespace(pid=0, exitcode=None, sentinel=0), SimpleNamespace(send=told.append, close=lambda: None)
+        sent = self.sent.setdefault(run.run, [])
+        return SimpleNamespace(pid=0, exitcode=None, sentinel=0), SimpleNamespace(send=sent.append, close=lambda: None)
 
-    def look(self) -> None:
-        """What ``serve`` does each time."""
+    def step(self) -> None:
+        """Do what ``serve`` does in each round."""
         runs = self.store.runs()
         busy = self.runner._busy(runs)
         waiting = [run for run in runs if self.runner._waits(run) and run.run not in busy]
@@ -292,32 +295,32 @@ def test_the_device_is_left_alone_until_the_other_run_only_has_its_tests_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, third = queued_on(tmp_path, ("GPU-a",), seeds=3)
-    played = Played(tmp_path, monkeypatch)
-    played.look()
-    assert played.started == [(first.run, "GPU-a")]
-    assert not played.told, "nothing is prepared before the other is known to train"
+    fake = FakeWorkers(tmp_path, monkeypatch)
+    fake.step()
+    assert fake.started == [(first.run, "GPU-a")]
+    assert not fake.sent, "nothing is prepared before the first run is known to train"
     running(first, device="GPU-a")
-    played.look()
-    assert played.told == {second.run: []}
+    fake.step()
+    assert fake.sent == {second.run: []}
     log = EventLog(first.paths.events)
     log.append(Telemetry(phase="train", epoch=1))
     log.append(epoch(1))
-    played.look()
-    assert played.told == {second.run: []}
+    fake.step()
+    assert fake.sent == {second.run: []}
     log.append(epoch(2))  # its last
     log.close()
     for _ in range(3):
-        played.look()
-    (turn,) = played.told[second.run]
+        fake.step()
+    (turn,) = fake.sent[second.run]
     assert (turn.go, turn.variables, turn.siblings) == (False, {"CUDA_VISIBLE_DEVICES": "GPU-a"}, ())
-    assert list(played.told) == [second.run]
-    assert third.run not in played.told, "one is prepared for a GPU"
-    del played.runner._children[first.run]
+    assert list(fake.sent) == [second.run]
+    assert third.run not in fake.sent, "one run is prepared for each GPU"
+    del fake.runner._children[first.run]
     end(first)
-    played.look()
-    assert [turn.go for turn in played.told[second.run]] == [False, True]
-    assert played.started == [(first.run, "GPU-a")], "the worker that waited is the one that trains"
-    assert played.runner._children[second.run].device == "GPU-a"
+    fake.step()
+    assert [turn.go for turn in fake.sent[second.run]] == [False, True]
+    assert fake.started == [(first.run, "GPU-a")], "the worker that waited trains the run"
+    assert fake.runner._children[second.run].device == "GPU-a"
 
 
 def end(run: Run) -> None:
@@ -329,98 +332,98 @@ def end(run: Run) -> None:
 def test_tests_that_come_early_are_seen_by_the_telemetry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that diverges or stops early has fewer epochs."""
     first, second = queued_on(tmp_path, ("GPU-a",), seeds=2)
-    played = Played(tmp_path, monkeypatch)
-    played.look()
+    fake = FakeWorkers(tmp_path, monkeypatch)
+    fake.step()
     running(first, epoch(1), Telemetry(phase="test"), device="GPU-a")
-    played.look()
-    assert [turn.go for turn in played.told[second.run]] == [False]
+    fake.step()
+    assert [turn.go for turn in fake.sent[second.run]] == [False]
 
 
 def test_epochs_of_an_earlier_attempt_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run whose last attempt ended before its checkpoint was whole trains its last epoch again."""
     first, second = queued_on(tmp_path, ("GPU-a",), seeds=2)
-    played = Played(tmp_path, monkeypatch)
-    played.look()
+    fake = FakeWorkers(tmp_path, monkeypatch)
+    fake.step()
     running(first, epoch(1), epoch(2), device="GPU-a")
     running(first, Telemetry(phase="setup"), device="GPU-a")
-    played.look()
-    assert played.told == {second.run: []}
+    fake.step()
+    assert fake.sent == {second.run: []}
 
 
 def test_a_device_without_memory_for_two_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = queued_on(tmp_path, ("GPU-a",), seeds=2)
-    played = Played(tmp_path, monkeypatch)
-    played.look()
+    fake = FakeWorkers(tmp_path, monkeypatch)
+    fake.step()
     sample = Telemetry(phase="test", device_total_mib=8_000.0, device_used_mib=5_000.0, torch_reserved_mib=4_000.0)
     running(first, sample, device="GPU-a")
-    played.look()
-    assert played.told == {second.run: []}
+    fake.step()
+    assert fake.sent == {second.run: []}
 
 
 def test_a_run_that_cannot_be_prepared_is_not_overtaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A later one would hold the device while this one trains."""
+    """A later run would hold the device while this one trains."""
     first, second, third = queued_on(tmp_path, ("GPU-a",), seeds=3)
-    played = Played(tmp_path, monkeypatch)
-    played.look()
+    fake = FakeWorkers(tmp_path, monkeypatch)
+    fake.step()
     running(first, epoch(1), epoch(2), device="GPU-a")
-    played.runner._not_ahead.add(second.run)
-    played.look()
-    assert third.run not in played.told
+    fake.runner._not_ahead.add(second.run)
+    fake.step()
+    assert third.run not in fake.sent
 
 
 def test_the_run_that_is_prepared_on_a_device_goes_first_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b, c, d = queued_on(tmp_path, ("GPU-a", "GPU-b"), seeds=4)
-    played = Played(tmp_path, monkeypatch)
-    played.look()
+    fake = FakeWorkers(tmp_path, monkeypatch)
+    fake.step()
     for run, device in ((a, "GPU-a"), (b, "GPU-b")):
         running(run, epoch(1), epoch(2), device=device)
-    played.look()
-    assert {played.runner._waiting[run.run].device for run in (c, d)} == {"GPU-a", "GPU-b"}
-    free = played.runner._waiting[d.run].device
-    ended = next(run for run in (a, b) if played.runner._children[run.run].device == free)
-    del played.runner._children[ended.run]
+    fake.step()
+    assert {fake.runner._waiting[run.run].device for run in (c, d)} == {"GPU-a", "GPU-b"}
+    free = fake.runner._waiting[d.run].device
+    ended = next(run for run in (a, b) if fake.runner._children[run.run].device == free)
+    del fake.runner._children[ended.run]
     end(ended)
-    played.look()
-    assert [turn.go for turn in played.told[d.run]] == [False, True]
-    assert [turn.go for turn in played.told[c.run]] == [False], "its device is not free"
+    fake.step()
+    assert [turn.go for turn in fake.sent[d.run]] == [False, True]
+    assert [turn.go for turn in fake.sent[c.run]] == [False], "its device is not free"
 
 
 def test_a_worker_that_waits_on_a_device_ends_when_another_run_is_started_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise what it holds of the device would be measured as that run's."""
+    """Otherwise its memory on the device would be measured as that run's."""
     first, later = queued_on(tmp_path, ("GPU-a",), seeds=2)
-    played = Played(tmp_path, monkeypatch)
+    fake = FakeWorkers(tmp_path, monkeypatch)
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process: Any = SimpleNamespace(pid=0, exitcode=None, sentinel=0)
-    played.runner._waiting[later.run] = runner._Waiting(process, sender, later.state.queued_seq, "GPU-a")
-    played.look()
-    assert played.started == [(first.run, "GPU-a")]
+    fake.runner._waiting[later.run] = runner._Waiting(process, sender, later.state.queued_seq, "GPU-a")
+    fake.step()
+    assert fake.started == [(first.run, "GPU-a")]
     with pytest.raises(EOFError):
         receiver.recv()
     receiver.close()
-    process.exitcode = worker.EXIT_NOT_MINE
-    played.runner._reap(played.store.runs())
-    assert later.run not in played.runner._waiting
-    assert later.run not in played.runner._not_ahead, "it may be prepared again"
+    process.exitcode = worker.EXIT_NOT_TRAINED
+    fake.runner._reap(fake.store.runs())
+    assert later.run not in fake.runner._waiting
+    assert later.run not in fake.runner._not_ahead, "it may be prepared again"
 
 
 def test_one_run_is_prepared_for_each_gpu_and_takes_whichever_is_free_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b, c, d, _ = queued_on(tmp_path, ("GPU-a", "GPU-b"), seeds=5)
-    played = Played(tmp_path, monkeypatch)
-    played.look()
-    assert {run for run, _ in played.started} == {a.run, b.run}
+    fake = FakeWorkers(tmp_path, monkeypatch)
+    fake.step()
+    assert {run for run, _ in fake.started} == {a.run, b.run}
     for run, device in ((a, "GPU-a"), (b, "GPU-b")):
         running(run, device=device)
-    played.look()
-    assert played.told == {c.run: [], d.run: []}
-    free = played.runner._children.pop(b.run).device
+    fake.step()
+    assert fake.sent == {c.run: [], d.run: []}
+    free = fake.runner._children.pop(b.run).device
     end(b)
-    played.look()
-    assert [turn.variables for turn in played.told[c.run]] == [{"CUDA_VISIBLE_DEVICES": free}]
-    assert played.told[d.run] == []
+    fake.step()
+    assert [turn.variables for turn in fake.sent[c.run]] == [{"CUDA_VISIBLE_DEVICES": free}]
+    assert fake.sent[d.run] == []
 
 
 @pytest.mark.parametrize(("devices", "jobs"), [(("cpu",), 1), (("GPU-a",), 2)])
@@ -428,18 +431,18 @@ def test_nothing_is_prepared_on_a_cpu_or_where_several_runs_share_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: tuple[str, ...], jobs: int
 ) -> None:
     runs = queued_on(tmp_path, devices, seeds=4, jobs=jobs)
-    played = Played(tmp_path, monkeypatch)
-    played.look()
+    fake = FakeWorkers(tmp_path, monkeypatch)
+    fake.step()
     for run in runs[:jobs]:
         running(run, device=devices[0])
-    played.look()
-    assert len(played.started) == jobs
-    assert not played.told
+    fake.step()
+    assert len(fake.started) == jobs
+    assert not fake.sent
 
 
 @pytest.mark.slow
 def test_preparing_on_the_host_leaves_gpus_alone(tmp_path: Path) -> None:
-    """CUDA that is touched takes memory of the device that another run is measured on."""
+    """Any use of CUDA takes memory of the device on which another run is measured."""
     run = tiny.queue_tiny(tmp_path)
     code = (
         "import sys, torch\nfrom pathlib import Path\n"

@@ -1,6 +1,7 @@
 """Killed at any step and resumed, a run ends with the bits of one that was never interrupted, and one history."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -13,10 +14,10 @@ from lmconsole.runs.store import Run, Store
 EAGER = """
 import os, signal, threading
 from lmconsole.lm import checkpoint, loop
-loop.TICK_S = 0.0                                  # look at every step,
+loop.TICK_S = 0.0                                  # check at every step,
 checkpoint.save_interval_s = lambda write_s: 0.0   # save each time,
 submit = checkpoint.CheckpointWriter.submit
-def submit_and_join(self, *arguments):             # and train on when it is written: each death has its place
+def submit_and_join(self, *arguments):             # and continue when it is written: each death has its place
     submit(self, *arguments)
     self.join()
 checkpoint.CheckpointWriter.submit = submit_and_join
@@ -26,20 +27,20 @@ def die():
 
 IN_A_STEP = """
 from lmconsole.lm.steps import Steps
-real, steps = Steps.take, 0
+real, steps = Steps.step, 0
 def step(self, *arguments):
     global steps
     steps += 1
     if steps == {steps}:
         die()
     return real(self, *arguments)
-Steps.take = step
+Steps.step = step
 """
 
 BETWEEN_LOG_AND_CHECKPOINT = """
 real = loop.Training._save
 def save(self):
-    if self.cursor.step == 0:   # the epoch is in the log, and not yet in a checkpoint
+    if self.state.step == 0:   # the epoch is in the log, and not yet in a checkpoint
         die()
     real(self)
 loop.Training._save = save
@@ -83,20 +84,20 @@ def save(obj, file):
     file.write(b"half a checkpoint")
     file.flush()
     half.set()
-    threading.Event().wait()   # for ever: only training goes on
+    threading.Event().wait()   # without end: only training continues
 checkpoint.torch.save = save
 def submit_and_train_on(self, *arguments):
     submit(self, *arguments)
     half.wait()
 checkpoint.CheckpointWriter.submit = submit_and_train_on
-real, steps = Steps.take, 0
+real, steps = Steps.step, 0
 def step(self, *arguments):
     global steps
     steps += half.is_set()
     if steps == 3:
         die()
     return real(self, *arguments)
-Steps.take = step
+Steps.step = step
 """
 
 IN_VALIDATION = """
@@ -109,16 +110,16 @@ loop.Training._evaluate = evaluate
 """
 
 BETWEEN_BEST_WEIGHTS_AND_LOG = """
-real = loop.Training._keep_best_weights
+real = loop.Training._save_best_weights
 def keep(self):
     real(self)
     die()
-loop.Training._keep_best_weights = keep
+loop.Training._save_best_weights = keep
 """
 
 NO_STEP = """
 from lmconsole.lm.steps import Steps
-Steps.take = None
+Steps.step = None
 """
 
 DEATHS = [
@@ -133,12 +134,12 @@ DEATHS = [
     IN_VALIDATION.format(split="test"),
     BETWEEN_BEST_WEIGHTS_AND_LOG,
 ]
-LEFT = {"run.json", "events.jsonl", "best-weights.safetensors", "lock"}
+FINISHED_FILES = {"run.json", "events.jsonl", "best-weights.safetensors", "lock"}
 """Files of a finished run that no runner started."""
 
 
 def metrics(run: Run) -> list[tuple[object, ...]]:
-    """Everything a table could show, bit for bit, and no time."""
+    """Return everything a table could show, bit for bit, without times."""
     state = run.state
     epochs = [(e.epoch, e.train_loss_nats, e.train_ppl, e.valid_loss_nats, e.valid_ppl) for e in state.epochs]
     f = state.finished
@@ -146,8 +147,8 @@ def metrics(run: Run) -> list[tuple[object, ...]]:
     return [*epochs, (f.test_ppl_final, f.test_ppl_best, f.best_epoch, f.best_valid_ppl, f.diverged)]
 
 
-def left_alone(root: Path, model: str = "lstm", **settings: object) -> Run:
-    """A run that nothing interrupted, to compare with."""
+def uninterrupted(root: Path, model: str = "lstm", **settings: Any) -> Run:
+    """Train a run without interruption, for comparison."""
     run = tiny.queue_tiny(root, model, **settings)
     done = tiny.worker(run, root)
     assert done.returncode == 0, done.stderr
@@ -166,11 +167,11 @@ def left_alone(root: Path, model: str = "lstm", **settings: object) -> Run:
     ],
     ids=["lstm-fp32", "gpt1-bf16", "lstm-bf16", "gpt1-fp32"],
 )
-def test_a_run_killed_again_and_again_ends_like_one_left_alone(
+def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(
     tmp_path: Path, model: str, precision: str, deaths: list[str]
 ) -> None:
-    settings = {"precision": precision, "dropout": 0.1, "optimizer": "adamw"}
-    alone = left_alone(tmp_path / "alone", model, **settings)
+    settings: dict[str, Any] = {"precision": precision, "dropout": 0.1, "optimizer": "adamw"}
+    alone = uninterrupted(tmp_path / "alone", model, **settings)
     for death in deaths:
         run = tiny.queue_tiny(tmp_path / "killed", model, **settings)
         assert tiny.worker(run, tmp_path / "killed", EAGER + death).returncode == -9
@@ -189,7 +190,7 @@ def test_a_run_killed_again_and_again_ends_like_one_left_alone(
     assert steps == sorted(set(steps))
     log = killed.paths.events.read_bytes()
     assert log.count(b'"kind":"resumed"') == len(deaths)
-    assert {path.name for path in killed.paths.folder.iterdir()} == LEFT
+    assert {path.name for path in killed.paths.folder.iterdir()} == FINISHED_FILES
     best = [load_file(run.paths.best_weights) for run in (killed, alone)]
     assert best[0].keys() == best[1].keys()
     assert all(best[0][name].equal(best[1][name]) for name in best[0])
@@ -198,7 +199,7 @@ def test_a_run_killed_again_and_again_ends_like_one_left_alone(
 @pytest.mark.slow
 @pytest.mark.parametrize("death", [IN_VALIDATION.format(split="test"), BETWEEN_BEST_WEIGHTS_AND_LOG])
 def test_killed_in_its_tests_a_run_resumes_there_and_takes_no_step(tmp_path: Path, death: str) -> None:
-    alone = left_alone(tmp_path / "alone")
+    alone = uninterrupted(tmp_path / "alone")
     run = tiny.queue_tiny(tmp_path / "killed")
     assert tiny.worker(run, tmp_path / "killed", EAGER + death).returncode == -9
     tiny.queue_tiny(tmp_path / "killed")
@@ -219,8 +220,8 @@ def test_killed_before_its_checkpoints_are_removed_a_run_is_finished(tmp_path: P
 
 
 @pytest.mark.slow
-def test_when_the_newest_checkpoint_is_damaged_the_one_before_it_serves(tmp_path: Path) -> None:
-    alone = left_alone(tmp_path / "alone")
+def test_if_the_newest_checkpoint_is_damaged_the_previous_one_is_used(tmp_path: Path) -> None:
+    alone = uninterrupted(tmp_path / "alone")
     run = tiny.queue_tiny(tmp_path / "killed")
     assert tiny.worker(run, tmp_path / "killed", EAGER + IN_A_STEP.format(steps=6)).returncode == -9
     whole = run.paths.checkpoint.read_bytes()
@@ -235,7 +236,7 @@ def test_when_the_newest_checkpoint_is_damaged_the_one_before_it_serves(tmp_path
 
 @pytest.mark.slow
 def test_without_any_checkpoint_the_run_starts_over_in_the_same_log(tmp_path: Path) -> None:
-    alone = left_alone(tmp_path / "alone")
+    alone = uninterrupted(tmp_path / "alone")
     run = tiny.queue_tiny(tmp_path / "killed")
     assert tiny.worker(run, tmp_path / "killed", EAGER + BETWEEN_LOG_AND_CHECKPOINT).returncode == -9
     for path in (run.paths.checkpoint, run.paths.previous_checkpoint):
@@ -248,7 +249,7 @@ def test_without_any_checkpoint_the_run_starts_over_in_the_same_log(tmp_path: Pa
 
 @pytest.mark.slow
 def test_stopped_in_the_middle_and_resumed_it_ends_the_same(tmp_path: Path) -> None:
-    alone = left_alone(tmp_path / "alone")
+    alone = uninterrupted(tmp_path / "alone")
     stop = EAGER + IN_A_STEP.replace("die()", "os.kill(os.getpid(), signal.SIGTERM)").format(steps=4)
     run = tiny.queue_tiny(tmp_path / "stopped")
     assert tiny.worker(run, tmp_path / "stopped", stop).returncode == 0
@@ -266,8 +267,8 @@ def test_stopped_in_the_middle_and_resumed_it_ends_the_same(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_the_epoch_is_on_the_disk_before_the_checkpoint_that_counts_it(tmp_path: Path) -> None:
-    """A checkpoint that claims more than the log holds is not believed."""
-    alone = left_alone(tmp_path / "alone")
+    """A checkpoint that claims more epochs than the log holds is not used."""
+    alone = uninterrupted(tmp_path / "alone")
     run = tiny.queue_tiny(tmp_path / "cut")
     die_in_epoch_2 = EAGER + IN_VALIDATION.format(split="test")
     assert tiny.worker(run, tmp_path / "cut", die_in_epoch_2).returncode == -9

@@ -1,4 +1,4 @@
-"""The runner, with real processes: what it starts, what it survives, and what survives it."""
+"""The runner, with real processes: starting workers, surviving them, and being survived by them."""
 
 import os
 import shlex
@@ -14,15 +14,15 @@ import pytest
 import tiny
 
 from lmconsole.engine import queue
-from lmconsole.engine import run_options as options
 from lmconsole.runs.events import EventLog, Queued, Stopped
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
+from lmconsole.telemetry import host
 
 pytestmark = pytest.mark.slow
 
 LONG = 100_000
-"""Epochs of a run that is still going when the test is over."""
+"""Epochs of a run that outlasts the test."""
 
 
 def start_runner(root: Path, **variables: str) -> "subprocess.Popen[bytes]":
@@ -63,7 +63,7 @@ def kill(run: Run) -> None:
     os.kill(owner.pid, signal.SIGKILL)
 
 
-def test_runs_are_trained_oldest_first_and_one_that_fails_stops_nobody(tmp_path: Path) -> None:
+def test_runs_are_trained_oldest_first_and_one_that_fails_stops_no_other(tmp_path: Path) -> None:
     first = tiny.queue_tiny(tmp_path, seed=1)
     second = tiny.queue_tiny(tmp_path, seed=2)
     third = tiny.queue_tiny(tmp_path, seed=3, model="gpt1")
@@ -116,7 +116,7 @@ def test_workers_outlive_a_killed_runner_and_the_next_runner_respects_them(tmp_p
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere workers are not forked")
-def test_workers_come_from_one_process_that_has_imported_all_and_each_has_a_session_of_its_own(tmp_path: Path) -> None:
+def test_workers_are_forked_from_one_process_and_each_has_a_session_of_its_own(tmp_path: Path) -> None:
     runs = [tiny.queue_tiny(tmp_path, seed=seed, epochs=LONG, jobs=2) for seed in (1, 2)]
     runner = start_runner(tmp_path)
     try:
@@ -137,7 +137,7 @@ def test_workers_come_from_one_process_that_has_imported_all_and_each_has_a_sess
     assert [status(run) for run in runs] == [Status.STOPPED] * 2
 
 
-def test_workers_outlive_what_they_were_forked_from(tmp_path: Path) -> None:
+def test_workers_outlive_the_process_they_were_forked_from(tmp_path: Path) -> None:
     run, later = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
     runner = start_runner(tmp_path)
     wait_for(lambda: progressed(run))
@@ -154,7 +154,7 @@ def test_workers_outlive_what_they_were_forked_from(tmp_path: Path) -> None:
     assert (status(run), status(later)) == (Status.FAILED, Status.FINISHED)
 
 
-def test_the_folder_where_somebody_queued_may_go(tmp_path: Path) -> None:
+def test_the_folder_of_the_command_may_be_removed(tmp_path: Path) -> None:
     runs = [tiny.queue_tiny(tmp_path, seed=seed) for seed in (1, 2)]
     gone = tmp_path / "gone"
     gone.mkdir()
@@ -170,7 +170,7 @@ def test_the_folder_where_somebody_queued_may_go(tmp_path: Path) -> None:
     assert [status(run) for run in runs] == [Status.FINISHED] * 2
 
 
-def test_a_runner_that_is_interrupted_goes_at_once_and_its_worker_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_runner_ends_at_once_and_its_worker_continues(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path, epochs=LONG)
     runner = start_runner(tmp_path)
     try:
@@ -186,18 +186,19 @@ def test_a_runner_that_is_interrupted_goes_at_once_and_its_worker_goes_on(tmp_pa
     wait_for(lambda: status(run) is Status.STOPPED)
 
 
-def test_where_workers_cannot_be_forked_they_start_anew(tmp_path: Path) -> None:
-    """The name of a socket has 108 bytes at most, and that of the folder for temporary files may be longer."""
+def test_where_workers_cannot_be_forked_they_are_started_as_new_programs(tmp_path: Path) -> None:
+    """A socket's name has at most 108 bytes, and the folder for temporary files may have a longer one."""
     long = tmp_path / ("long" * 25)
     long.mkdir()
     run = tiny.queue_tiny(tmp_path)
     assert start_runner(tmp_path, TMPDIR=str(long)).wait(120) == 0
     assert status(run) is Status.FINISHED
-    said = (tmp_path / "runner-output").read_text()
-    assert ("start anew instead of forked: AF_UNIX path too long" in said) is sys.platform.startswith("linux")
+    output = (tmp_path / "runner-output").read_text()
+    forks = sys.platform.startswith("linux")
+    assert ("as new programs instead of forked: AF_UNIX path too long" in output) is forks
 
 
-def test_two_runners_at_once_are_one(tmp_path: Path) -> None:
+def test_of_several_runners_at_once_one_serves(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path)
     runners = [start_runner(tmp_path) for _ in range(4)]
     assert [runner.wait(120) for runner in runners] == [0, 0, 0, 0]
@@ -221,7 +222,7 @@ def test_jobs_limit_how_many_run_at_once_and_the_strictest_run_decides(tmp_path:
     assert together_with_alone == 1
 
 
-def test_a_stop_is_honoured_for_a_run_that_still_waits(tmp_path: Path) -> None:
+def test_a_stop_is_honored_for_a_queued_run(tmp_path: Path) -> None:
     long = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG)
     waiting = tiny.queue_tiny(tmp_path, seed=2)
     waiting.request_stop()
@@ -234,14 +235,10 @@ def test_a_stop_is_honoured_for_a_run_that_still_waits(tmp_path: Path) -> None:
     assert status(long) is Status.STOPPED
 
 
-def test_a_program_is_run_once_when_the_queue_has_drained(tmp_path: Path) -> None:
+def test_a_program_is_run_once_when_the_queue_is_empty(tmp_path: Path) -> None:
     marker = tmp_path / "done; touch not-a-shell"
-    program = [
-        "sh",
-        "-c",
-        'echo "drained$GOMP_SPINCOUNT" >>"$0"',
-        str(marker),
-    ]  # how our threads wait is not its concern
+    # The variable is for workers alone.
+    program = ["sh", "-c", 'echo "empty$GOMP_SPINCOUNT" >>"$0"', str(marker)]
     done = tiny.lmconsole(
         "run", "1", "2", "--headless", "--preset", "tiny", "--data", str(tiny.write_corpus(tmp_path / "data")),
         "--experiments", str(tiny.write_experiments(tmp_path / "e.toml", tiny.row(1), tiny.row(2, "gpt1"))),
@@ -249,12 +246,12 @@ def test_a_program_is_run_once_when_the_queue_has_drained(tmp_path: Path) -> Non
     )  # fmt: skip
     wait_for(lambda: Store(tmp_path / "runs").runner() is None)
     wait_for(lambda: not any(str(marker) in (p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])))
-    assert marker.read_text() == "drained\n", done.stderr
+    assert marker.read_text() == "empty\n", done.stderr
     assert not (tmp_path / "not-a-shell").exists()
     assert not (tmp_path / "exports").exists()
 
 
-def test_the_worker_that_comes_second_writes_nothing(tmp_path: Path) -> None:
+def test_a_second_worker_writes_nothing(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path, epochs=LONG)
     first = subprocess.Popen(
         [sys.executable, "-m", "lmconsole.engine.worker", str(run.paths.folder), "--device", "cpu"],
@@ -286,14 +283,14 @@ def test_a_run_that_ended_is_not_trained_again_by_a_late_worker(tmp_path: Path) 
     [
         ("raise MemoryError", "out-of-memory", "cpu ran out of memory: host "),
         ("raise RuntimeError('CUDA out of memory. Tried to allocate 9 GiB')", "out-of-memory", "--precision bf16"),
-        ("raise OSError(28, 'No space left on device')", "disk-full", "Make room"),
+        ("raise OSError(28, 'No space left on device')", "disk-full", "Free space"),
         ("raise ValueError('\\x1b[31m odd')", "crash", "worker.log"),
         ("import sys; sys.exit(3)", "crash", "worker.log"),
     ],
 )
-def test_whatever_goes_wrong_is_recorded_with_what_to_do(tmp_path: Path, prelude: str, error: str, words: str) -> None:
+def test_any_failure_is_recorded_with_advice(tmp_path: Path, prelude: str, error: str, words: str) -> None:
     run = tiny.queue_tiny(tmp_path)
-    code = f"from lmconsole.lm import steps\ndef broken(*_):\n    {prelude}\nsteps.Steps.take = broken\n"
+    code = f"from lmconsole.lm import steps\ndef broken(*_):\n    {prelude}\nsteps.Steps.step = broken\n"
     assert tiny.worker(run, tmp_path, code).returncode == 1
     run.refresh()
     failed = run.state.failed
@@ -315,7 +312,7 @@ def test_a_full_disk_fails_the_run_and_leaves_the_last_checkpoint_whole(tmp_path
     run.refresh()
     assert run.state.failed is not None
     assert run.state.failed.error == "disk-full"
-    assert "Make room" in run.state.failed.hint
+    assert "Free space" in run.state.failed.hint
     assert not (run.paths.folder / ".checkpoint.tmp").exists()
     again = tiny.queue_tiny(tmp_path)
     done = tiny.worker(again, tmp_path)
@@ -326,10 +323,8 @@ def test_a_full_disk_fails_the_run_and_leaves_the_last_checkpoint_whole(tmp_path
     assert [epoch.epoch for epoch in again.state.epochs] == [1, 2]
 
 
-def test_a_resumed_run_with_all_threads_shares_the_cores_with_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in (options, queue):
+def test_a_resumed_run_with_all_threads_has_the_cores_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (host, queue):
         monkeypatch.setattr(module, "cores", lambda: 2)
     large = tiny.queue_tiny(tmp_path, seed=9, epochs=10, threads=2)
     log = EventLog(large.paths.events)
@@ -348,7 +343,7 @@ def test_a_resumed_run_with_all_threads_shares_the_cores_with_nobody(
 
 
 def at_once(one: Run, other: Run) -> bool:
-    """Whether two runs that ended were under way at the same moment, by their logs."""
+    """Return whether two runs trained at the same time, by their logs."""
     assert one.state.started is not None
     assert other.state.started is not None
     return one.state.started.t < other.state.last_t and other.state.started.t < one.state.last_t
@@ -362,7 +357,7 @@ def test_runs_are_started_in_the_order_of_the_queue_whatever_their_age_and_names
     log = EventLog(old.paths.events)
     log.append(Stopped(epoch=1, step=0))
     log.close()
-    wanted = [tiny.wanted_tiny(tmp_path, seed=seed) for seed in (7, 8, 3, 5)]
+    wanted = [tiny.resolved_tiny(tmp_path, seed=seed) for seed in (7, 8, 3, 5)]
     store, queued = Store(tmp_path / "runs"), Queued(devices=("cpu",), jobs=1)
     queue.enqueue(store, wanted, queued, fresh=False, refuse_active=True, threads=1)
     assert start_runner(tmp_path).wait(120) == 0

@@ -1,4 +1,4 @@
-"""Data that the workers of one queue share: read once, mapped by all, and never worse than reading it oneself."""
+"""Data that the workers of one queue share: read once and mapped by all, or read by each where sharing fails."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from lmconsole.engine.attempt import load_the_tables
+from lmconsole.engine.attempt import load_verified_tables
 from lmconsole.engine.shared_data import Arrays, load_shared, shared_folder
 from lmconsole.lm.embedding import fingerprint, read_tables
 from lmconsole.runs.info import EmbeddingsInfo, RunInfo
@@ -18,8 +18,8 @@ from lmconsole.runs.info import EmbeddingsInfo, RunInfo
 NAMES = ("a", "b")
 
 
-class Reading:
-    """Something to read, and how often it was read."""
+class Reader:
+    """A reader that counts its calls."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.times, self.error = 0, error
@@ -31,8 +31,8 @@ class Reading:
         return {"a": np.arange(5, dtype=np.uint16), "b": np.ones((2, 3), dtype=np.float32)}
 
 
-def test_the_second_worker_maps_what_the_first_has_read(tmp_path: Path) -> None:
-    read = Reading()
+def test_the_second_worker_maps_the_data_that_the_first_has_read(tmp_path: Path) -> None:
+    read = Reader()
     first, second = (load_shared(tmp_path, "key", NAMES, read) for _ in range(2))
     assert read.times == 1
     for name, array in first.items():
@@ -44,9 +44,9 @@ def test_the_second_worker_maps_what_the_first_has_read(tmp_path: Path) -> None:
     assert read.times == 2
 
 
-def test_an_entry_of_which_a_part_is_missing_is_not_believed(tmp_path: Path) -> None:
-    """As where the system has removed old temporary files."""
-    read = Reading()
+def test_an_entry_with_a_missing_part_is_not_used(tmp_path: Path) -> None:
+    """The system may have removed old temporary files."""
+    read = Reader()
     load_shared(tmp_path, "key", NAMES, read)
     (tmp_path / "key" / "b.npy").unlink()
     assert load_shared(tmp_path, "key", NAMES, read).keys() == {"a", "b"}
@@ -54,13 +54,13 @@ def test_an_entry_of_which_a_part_is_missing_is_not_believed(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("folder", [None, "gone", "full"])
-def test_where_nothing_can_be_kept_each_reads_for_itself(
+def test_where_nothing_can_be_saved_each_worker_reads_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str | None
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    read = Reading()
+    read = Reader()
     place = None if folder is None else tmp_path / folder
     if folder == "full":
         (tmp_path / folder).mkdir()
@@ -68,11 +68,11 @@ def test_where_nothing_can_be_kept_each_reads_for_itself(
     for _ in range(2):
         assert load_shared(place, "key", NAMES, read)["a"].tolist() == [0, 1, 2, 3, 4]
     assert read.times == 2
-    assert not list(tmp_path.glob("full/*.tmp")), "half an entry does not stay"
+    assert not list(tmp_path.glob("full/*.tmp")), "no half entry is left"
 
 
-def test_data_that_does_not_verify_is_not_kept(tmp_path: Path) -> None:
-    read = Reading(ValueError("another corpus"))
+def test_data_that_does_not_verify_is_not_saved(tmp_path: Path) -> None:
+    read = Reader(ValueError("another corpus"))
     for _ in range(2):
         with pytest.raises(ValueError, match="another corpus"):
             load_shared(tmp_path, "key", NAMES, read)
@@ -80,15 +80,19 @@ def test_data_that_does_not_verify_is_not_kept(tmp_path: Path) -> None:
 
 
 TOGETHER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 import numpy as np
 from lmconsole.engine.shared_data import load_shared
+folder = Path(sys.argv[1])
 def read():
     print("read", flush=True)
-    time.sleep(0.5)
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("here-*"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
     return {"a": np.arange(3)}
-print(load_shared(Path(sys.argv[1]), "key", ["a"], read)["a"].sum())
+(folder / f"here-{os.getpid()}").touch()
+print(load_shared(folder, "key", ["a"], read)["a"].sum())
 """
 
 
@@ -101,7 +105,7 @@ def test_of_workers_that_start_together_one_reads(tmp_path: Path) -> None:
     assert [words[-1] for words in printed] == ["3"] * 3
 
 
-def test_a_killed_runners_folder_is_removed_by_the_next_and_nobody_elses(
+def test_the_next_runner_removes_the_folder_of_a_killed_one_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -119,7 +123,7 @@ def test_a_killed_runners_folder_is_removed_by_the_next_and_nobody_elses(
     with shared_folder(link) as folder:
         assert folder is not None
         assert not killed.exists(), "the same store by another path"
-        assert busy.exists(), "of a runner at work on another store"
+        assert busy.exists(), "the runner of another store is at work"
     assert not folder.exists()
     assert sorted(os.listdir(tmp_path)) == sorted(["one", "two", "link", busy.name])
 
@@ -133,9 +137,9 @@ def test_frozen_tables_are_shared_as_they_were_read(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path)
     info: RunInfo = msgspec.structs.replace(run.info, embeddings=EmbeddingsInfo(path=str(file), sha256=read.sha256))
     (tmp_path / "shared").mkdir()
-    first = load_the_tables(info, tmp_path / "shared")
+    first = load_verified_tables(info, tmp_path / "shared")
     file.unlink()
-    second = load_the_tables(info, tmp_path / "shared")
+    second = load_verified_tables(info, tmp_path / "shared")
     for tables in (first, second):
         assert tables is not None
         assert (tables.sha256, tables.path) == (read.sha256, file)

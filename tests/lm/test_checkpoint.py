@@ -1,4 +1,4 @@
-"""Checkpoints: copied at one moment, written next to training, one at a time, and never torn."""
+"""Checkpoints: a consistent copy, written in a thread, one at a time, and never torn."""
 
 import errno
 import os
@@ -13,10 +13,10 @@ from safetensors import safe_open
 
 from lmconsole.errors import TrainingError
 from lmconsole.lm import checkpoint
-from lmconsole.lm.checkpoint import CheckpointWriter, Cursor, save_interval_s
+from lmconsole.lm.checkpoint import CheckpointWriter, TrainState, save_interval_s
 from lmconsole.runs.paths import RunPaths
 
-CURSOR_OF_0_1_0 = {
+STATE_OF_0_1_0 = {
     "epoch": 2,
     "step": 7,
     "permutation": torch.arange(3),
@@ -51,20 +51,20 @@ def parts(value: float) -> dict[str, Any]:
 
 
 class Gate:
-    """Holds up every write until it is opened, and records which have begun and ended."""
+    """Blocks every write until the gate is opened, and records which have begun and ended."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.order: list[str] = []
-        self.cursors: list[Cursor] = []
+        self.states: list[TrainState] = []
         self._open = threading.Event()
         real = checkpoint.save
 
-        def save(paths: RunPaths, cursor: Cursor, parts: dict[str, Any], config_hash: str) -> None:
-            self.order.append(f"begin {cursor.step}")
-            self.cursors.append(cursor)
+        def save(paths: RunPaths, state: TrainState, parts: dict[str, Any], config_hash: str) -> None:
+            self.order.append(f"begin {state.step}")
+            self.states.append(state)
             self._open.wait()
-            real(paths, cursor, parts, config_hash)
-            self.order.append(f"end {cursor.step}")
+            real(paths, state, parts, config_hash)
+            self.order.append(f"end {state.step}")
 
         monkeypatch.setattr(checkpoint, "save", save)
 
@@ -87,25 +87,25 @@ def test_checkpoints_are_ten_seconds_apart_or_ten_times_a_write(write_s: float, 
     assert save_interval_s(write_s) == interval_s
 
 
-def test_the_next_one_is_due_when_training_has_gone_on_for_long_enough_after_a_write(
+def test_a_checkpoint_is_due_after_enough_training_since_the_last_write(
     paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: 0.0))  # a write takes no time
     gate, one = Gate(monkeypatch), CheckpointWriter(paths, "hash", 100.0)
     assert not one.due(109.5)
     assert one.due(110.0)
-    one.submit(Cursor(elapsed_train_s=110.0), parts(1.0))
+    one.submit(TrainState(elapsed_train_s=110.0), parts(1.0))
     try:
         assert not one.due(130.0), "one is being written"
     finally:
         gate.open()
     one.wait()
-    assert not one.due(130.5), "from here on, since here it is seen to be written"
+    assert not one.due(130.5), "the interval starts where the write is seen to be done"
     assert not one.due(140.0)
     assert one.due(140.5)
 
 
-def test_what_a_write_takes_decides_when_the_next_is_due(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_write_delays_the_next_checkpoint(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     class Clock:
         now_s = 0.0
 
@@ -121,7 +121,7 @@ def test_what_a_write_takes_decides_when_the_next_is_due(paths: RunPaths, monkey
     monkeypatch.setattr(checkpoint, "time", clock)
     monkeypatch.setattr(checkpoint, "save", save)
     one = writer(paths)
-    one.submit(Cursor(), parts(1.0))
+    one.submit(TrainState(), parts(1.0))
     one.wait()
     assert one.write_s == 2.5
     assert not one.due(0.0)
@@ -129,20 +129,18 @@ def test_what_a_write_takes_decides_when_the_next_is_due(paths: RunPaths, monkey
     assert one.due(25.0)
 
 
-def test_a_checkpoint_is_that_of_one_moment_however_training_goes_on(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate, one, state, cursor = Gate(monkeypatch), writer(paths), parts(1.0), Cursor(step=1)
-    one.submit(cursor, state)
-    cursor.step = 2
-    state["model"]["w"].fill_(2.0)  # the optimizer's state shares it here
-    state["optimizer"]["param_groups"][0]["lr"] = 3.0
+def test_a_checkpoint_does_not_change_while_training_goes_on(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, one, content, state = Gate(monkeypatch), writer(paths), parts(1.0), TrainState(step=1)
+    one.submit(state, content)
+    state.step = 2
+    content["model"]["w"].fill_(2.0)  # the optimizer's state shares it here
+    content["optimizer"]["param_groups"][0]["lr"] = 3.0
     gate.open()
     one.wait()
     found = checkpoint.load(paths, "hash")
     assert found is not None
-    read_cursor, read = found
-    assert read_cursor.step == 1
+    read_state, read = found
+    assert read_state.step == 1
     expected = torch.ones(4)
     assert read["model"]["w"].equal(expected)
     assert read["optimizer"]["state"][0]["m"].equal(expected)
@@ -153,18 +151,18 @@ def test_the_best_weights_are_not_copied_for_a_checkpoint(paths: RunPaths, monke
     gate, one = Gate(monkeypatch), writer(paths)
     gate.open()
     weights = {"w": torch.ones(2)}
-    one.submit(Cursor(best_weights=weights), parts(1.0))
+    one.submit(TrainState(best_weights=weights), parts(1.0))
     one.wait()
-    assert gate.cursors[0].best_weights is weights
+    assert gate.states[0].best_weights is weights
 
 
 def test_a_second_write_waits_for_the_first(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, one = Gate(monkeypatch), writer(paths)
     gate.open_when_waited_for(monkeypatch)
     try:
-        one.submit(Cursor(step=1), parts(1.0))
+        one.submit(TrainState(step=1), parts(1.0))
         assert one.busy
-        one.submit(Cursor(step=2), parts(2.0))
+        one.submit(TrainState(step=2), parts(2.0))
         assert gate.order[:2] == ["begin 1", "end 1"]
         one.wait()
     finally:
@@ -179,32 +177,32 @@ def test_a_failed_write_raises_its_error_at_every_later_call(paths: RunPaths, mo
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     one = writer(paths)
-    one.submit(Cursor(), parts(1.0))
+    one.submit(TrainState(), parts(1.0))
     one.join()
     monkeypatch.undo()
-    for ask in (one.check, one.wait, lambda: one.due(0.0), lambda: one.submit(Cursor(), parts(1.0))):
+    for ask in (one.check, one.wait, lambda: one.due(0.0), lambda: one.submit(TrainState(), parts(1.0))):
         with pytest.raises(TrainingError, match="No space left") as raised:
             ask()
         assert raised.value.kind == "disk-full"
     assert not list(paths.folder.iterdir())
 
 
-def test_an_error_of_any_kind_reaches_the_training_thread(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_error_reaches_the_training_thread(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(checkpoint, "save", broken)
     one = writer(paths)
-    one.submit(Cursor(), parts(1.0))
+    one.submit(TrainState(), parts(1.0))
     with pytest.raises(MemoryError):
         one.wait()
 
 
-def test_a_process_that_ends_finishes_its_write(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_exits_finishes_its_write(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, one = Gate(monkeypatch), writer(paths)
-    one.submit(Cursor(), parts(1.0))
+    one.submit(TrainState(), parts(1.0))
     (thread,) = [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
     gate.open()
     assert not thread.daemon
@@ -212,21 +210,21 @@ def test_a_process_that_ends_finishes_its_write(paths: RunPaths, monkeypatch: py
 
 
 def test_a_checkpoint_of_version_0_1_0_is_read(paths: RunPaths) -> None:
-    torch.save({"schema": 1, "same_run": "hash", "cursor": CURSOR_OF_0_1_0, **parts(1.0)}, paths.checkpoint)
+    torch.save({"schema": 1, "same_run": "hash", "cursor": STATE_OF_0_1_0, **parts(1.0)}, paths.checkpoint)
     found = checkpoint.load(paths, "hash")
     assert found is not None
-    cursor, rest = found
-    assert (cursor.epoch, cursor.step, cursor.elapsed_train_s, cursor.seq) == (2, 7, 2.5, 12)
+    state, rest = found
+    assert (state.epoch, state.step, state.elapsed_train_s, state.seq) == (2, 7, 2.5, 12)
     assert rest["model"]["w"].equal(torch.ones(4))
 
 
-def test_best_weights_are_replaced_whole_or_not_at_all(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_best_weights_are_replaced_atomically(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save_best_weights(paths, {"body.w": torch.ones(2, 3).T}, {"epoch": "1"})
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(TrainingError, match=r"best-weights\.safetensors: .*No space left"):
         checkpoint.save_best_weights(paths, {"body.w": torch.zeros(3, 2)}, {"epoch": "2"})
     assert list(paths.folder.iterdir()) == [paths.best_weights]
@@ -235,11 +233,13 @@ def test_best_weights_are_replaced_whole_or_not_at_all(paths: RunPaths, monkeypa
         assert file.get_tensor("body.w").equal(torch.ones(3, 2))
 
 
-def test_removing_checkpoints_fails_nothing(paths: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_that_cannot_be_removed_is_only_reported(
+    paths: RunPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
     paths.checkpoint.mkdir()
     paths.previous_checkpoint.write_bytes(b"a checkpoint")
     checkpoint.remove(paths)
-    assert "checkpoint.pt is no longer needed and cannot be removed" in capsys.readouterr().out
+    assert "checkpoint.pt is no longer needed but cannot be removed" in capsys.readouterr().out
     assert not paths.previous_checkpoint.exists()
     paths.checkpoint.rmdir()
     checkpoint.remove(paths)

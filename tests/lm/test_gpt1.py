@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmconsole.lm.gpt1 import Attention, Block, Gpt1, _attend_plainly
+from lmconsole.lm.gpt1 import Attention, Block, Gpt1, _attention_written_out
 
 C, HEADS, WIDE, EPS = 12, 3, 20, 1e-5
 
@@ -38,9 +38,9 @@ def block_by_hand(block: Block, x: Tensor) -> Tensor:
         joined.append(scores.masked_fill(later, -math.inf).softmax(-1) @ v)
     y = torch.cat(joined, -1) @ attention.out.weight.T + attention.out.bias
     x = norm(x + y, block.attention_norm)
-    wide = x @ block.widen.weight.T + block.widen.bias
+    wide = x @ block.mlp_in.weight.T + block.mlp_in.bias
     wide = wide * 0.5 * (1 + torch.erf(wide / math.sqrt(2)))
-    return norm(x + wide @ block.narrow.weight.T + block.narrow.bias, block.mlp_norm)
+    return norm(x + wide @ block.mlp_out.weight.T + block.mlp_out.bias, block.mlp_norm)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 4])
@@ -81,7 +81,7 @@ def test_queries_keys_values_and_output_start_xavier_uniform_as_matrices_of_thei
 def test_the_mlp_and_the_norms_start_as_torch_starts_them() -> None:
     torch.manual_seed(0)
     block = Block(channels=768, heads=12, mlp_channels=3072, eps=EPS, dropout=0.0)
-    for linear, inputs in ((block.widen, 768), (block.narrow, 3072)):
+    for linear, inputs in ((block.mlp_in, 768), (block.mlp_out, 3072)):
         for drawn in (linear.weight, linear.bias):
             assert drawn.abs().max() <= 1 / math.sqrt(inputs)
             assert drawn.std().item() == pytest.approx(1 / math.sqrt(3 * inputs), rel=0.05)
@@ -122,7 +122,7 @@ def test_no_dropout_draws_no_random_numbers() -> None:
 def test_attention_written_out_is_torchs_own(dtype: torch.dtype, most: float) -> None:
     """Values and gradients."""
     found = []
-    for attend in (_attend_plainly, F.scaled_dot_product_attention):
+    for attend in (_attention_written_out, F.scaled_dot_product_attention):
         g = torch.Generator().manual_seed(0)
         # Neighbours in memory, as they come out of one product.
         qkv = torch.randn(2, 7, 3, HEADS, 4, generator=g).to(dtype).requires_grad_()

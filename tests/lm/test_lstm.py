@@ -77,7 +77,7 @@ def half_and_exact(layers: int, targets: float, by_layer: bool) -> list[tuple[Te
     for half in (False, True):
         model.zero_grad()
         learned = x.clone().requires_grad_()
-        y = model._recur_in_half(learned) if half else model.lstm(learned)[0]
+        y = model._recur_in_float16(learned) if half else model.lstm(learned)[0]
         (y.float() * weight).sum().div(targets).backward()
         gradients = [each.grad for each in (learned, *model.lstm.parameters()) if each.grad is not None]
         assert len(gradients) == 1 + 4 * layers
@@ -109,7 +109,7 @@ def test_scaling_keeps_gradients_that_are_too_small_for_float16(monkeypatch: pyt
 def test_on_a_cpu_bf16_is_bf16() -> None:
     model, x = body(), torch.randn(1, 2, 6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not model._takes_half(x)
+        assert not model._uses_float16(x)
 
 
 def test_dropout_acts_in_training_alone() -> None:

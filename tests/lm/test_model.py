@@ -1,4 +1,4 @@
-"""Whole models, as the experiments ask for them."""
+"""Models as the experiments define them."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from lmconsole.plan.experiment import Precision, Settings
 from lmconsole.plan.load import load_plan
 
 TINY = {"channels": 16, "window_tokens": 8, "vocabulary": 40, "batch_size": 4}
-LSTM_1, GPT1_1 = 2, 6  # experiments with AdamW
+LSTM_1, GPT1_1 = 2, 6  # with AdamW
 
 
 def settings(number: int, preset: str = "paper", **overrides: object) -> Settings:
@@ -27,7 +27,7 @@ def tiny(number: int, preset: str = "scratch", **overrides: object) -> Settings:
     return settings(number, preset, **{**TINY, **sizes, **overrides})
 
 
-def stand_in(vocabulary: int = 40, window: int = 8, channels: int = 16) -> Tables:
+def random_tables(vocabulary: int = 40, window: int = 8, channels: int = 16) -> Tables:
     g = torch.Generator().manual_seed(1)
     tokens = torch.randn(vocabulary, channels, generator=g)
     tokens[0] = 0
@@ -36,9 +36,9 @@ def stand_in(vocabulary: int = 40, window: int = 8, channels: int = 16) -> Table
 
 
 def build(number: int, preset: str = "scratch", *, seed: int = 0, **overrides: object) -> LanguageModel:
-    wanted = tiny(number, preset, **overrides)
+    chosen = tiny(number, preset, **overrides)
     torch.manual_seed(seed)
-    return build_model(wanted, vocabulary=40, tables=stand_in() if wanted.embeddings == "frozen" else None)
+    return build_model(chosen, vocabulary=40, tables=random_tables() if chosen.embeddings == "frozen" else None)
 
 
 def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,7 +51,7 @@ def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     [(1, 3_019_520), (9, 5_120_768), (10, 9_323_264), (5, 7_087_872), (11, 14_175_744), (12, 28_351_488)],
 )
 def test_paper_sizes_have_the_published_numbers_of_parameters(number: int, trainable: int) -> None:
-    tables = stand_in(40_479, 256, 768)
+    tables = random_tables(40_479, 256, 768)
     model = build_model(settings(number), vocabulary=40_479, tables=tables)
     frozen = 40_479 * 768 + (256 * 768 if model.position is not None else 0)
     assert count_parameters(model) == (trainable + frozen, trainable)
@@ -64,7 +64,7 @@ def test_learned_tables_count_as_trainable_and_only_gpt1_has_positions() -> None
 
 @pytest.mark.parametrize("number", [LSTM_1, GPT1_1])
 def test_frozen_tables_stay_out_of_the_state_dict_and_never_change(number: int) -> None:
-    model, tables = build(number, "paper"), stand_in()
+    model, tables = build(number, "paper"), random_tables()
     assert not {"tokens", "position"} & set(model.state_dict())
     assert not model.table.requires_grad
     optimizer = build_optimizer(tiny(number, "paper"), model.parameters())
@@ -142,7 +142,7 @@ def test_a_later_token_never_changes_an_earlier_feature(number: int) -> None:
     assert not torch.allclose(before[:, 5:], after[:, 5:], atol=1e-6)
 
 
-def test_gpt1_tells_places_apart_and_takes_windows_shorter_than_its_table() -> None:
+def test_gpt1_distinguishes_positions_and_accepts_windows_shorter_than_its_table() -> None:
     features = build(GPT1_1).features(torch.full((1, 5), 7))
     assert features.shape == (1, 5, 16)
     assert not torch.allclose(features[0, 0], features[0, 1], atol=1e-4)
@@ -150,7 +150,7 @@ def test_gpt1_tells_places_apart_and_takes_windows_shorter_than_its_table() -> N
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("number", [LSTM_1, GPT1_1])
-def test_one_batch_is_learnt_by_heart(number: int, precision: Precision) -> None:
+def test_one_batch_can_be_memorized(number: int, precision: Precision) -> None:
     model = build(number)
     optimizer = build_optimizer(tiny(number, learning_rate=0.02, weight_decay=0.0), model.parameters())
     ids, targets = batch()
@@ -187,7 +187,7 @@ def test_a_frozen_table_is_cast_to_bf16_once() -> None:
 
 @pytest.mark.parametrize("number", [LSTM_1, GPT1_1])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_seed_decides_every_bit(number: int, precision: Precision) -> None:
+def test_a_seed_determines_every_bit(number: int, precision: Precision) -> None:
     def three_steps(seed: int) -> list[float]:
         model = build(number, seed=seed)
         optimizer = build_optimizer(tiny(number), model.parameters())
@@ -212,5 +212,5 @@ def test_frozen_embeddings_without_tables_say_what_to_do() -> None:
 
 
 def test_tables_of_other_sizes_are_refused() -> None:
-    with pytest.raises(EmbeddingsError, match="do not fit"):
-        build_model(tiny(LSTM_1, "paper"), vocabulary=41, tables=stand_in())
+    with pytest.raises(EmbeddingsError, match="the model needs"):
+        build_model(tiny(LSTM_1, "paper"), vocabulary=41, tables=random_tables())

@@ -161,7 +161,7 @@ def test_a_wrong_value_says_what_was_expected(tmp_path: Path, line: str, expecte
         ("experiment = 3", "expected rows [[experiment]]"),
         ("defaults = 3\n[[experiment]]\n" + ROW, "[defaults]: expected a table"),
         ("[presets]\ndemo = 3\n[[experiment]]\n" + ROW, "[presets.demo]: expected a table"),
-        ("[presets.auto]\n[[experiment]]\n" + ROW, "the name is taken"),
+        ("[presets.auto]\n[[experiment]]\n" + ROW, "the name is reserved"),
         ('[presets."../x"]\n[[experiment]]\n' + ROW, "expected a name of letters"),
         ("[defaults]\nheads = 3\n[[experiment]]\n" + ROW, "put it in [defaults.gpt1]"),
         ("[defaults.lstm]\nheads = 3\n[[experiment]]\n" + ROW, "only for gpt1"),

@@ -9,36 +9,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from factories import append_events, epoch, finished, progress, queued, telemetry
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmconsole.runs.events import (
-    Epoch,
-    EventLog,
-    EventReader,
-    Finished,
-    Progress,
-    Queued,
-    Resumed,
-    Stopped,
-    Telemetry,
-    perplexity,
-)
-
-QUEUED = Queued(devices=("cpu",), jobs=1)
-
-
-def epoch(n: int, valid_ppl: float = 100.0) -> Epoch:
-    return Epoch(
-        epoch=n,
-        train_loss_nats=5.0,
-        train_ppl=math.exp(5.0),
-        valid_loss_nats=math.log(valid_ppl) if valid_ppl > 0 else valid_ppl,
-        valid_ppl=valid_ppl,
-        train_s=1.0,
-        valid_s=0.1,
-        elapsed_train_s=float(n),
-    )
+from lmconsole.runs.events import Epoch, EventLog, EventReader, Progress, Queued, Resumed, Stopped, perplexity
+from lmconsole.runs.paths import RunPaths
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -49,7 +25,7 @@ def test_events_are_numbered_from_one_without_gaps_across_writers(tmp_path: Path
     path = tmp_path / "events.jsonl"
     for _ in range(3):
         log = EventLog(path)
-        log.append(QUEUED)
+        log.append(queued())
         log.append(Stopped(epoch=1, step=0), sync=True)
         log.close()
     found = lines(path)
@@ -61,7 +37,7 @@ def test_events_are_numbered_from_one_without_gaps_across_writers(tmp_path: Path
 def test_a_torn_tail_is_cut_before_the_first_append(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     log = EventLog(path)
-    log.append(QUEUED)
+    log.append(queued())
     log.close()
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"kind":"epoch","seq":2,"t":"20')
@@ -75,9 +51,7 @@ def test_a_torn_tail_is_cut_before_the_first_append(tmp_path: Path) -> None:
 def test_threads_never_mix_their_lines(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     log = EventLog(path)
-    threads = [
-        threading.Thread(target=lambda: [log.append(Telemetry(phase="train")) for _ in range(200)]) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=lambda: [log.append(telemetry()) for _ in range(200)]) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -89,7 +63,7 @@ def test_threads_never_mix_their_lines(tmp_path: Path) -> None:
 def test_a_short_write_leaves_no_torn_line_and_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "events.jsonl"
     log = EventLog(path)
-    log.append(QUEUED)
+    log.append(queued())
     before = path.read_bytes()
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:10]))
@@ -105,7 +79,7 @@ def test_a_short_write_leaves_no_torn_line_and_raises(tmp_path: Path, monkeypatc
 def test_a_reader_waits_for_the_rest_of_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     log = EventLog(path)
-    log.append(QUEUED)
+    log.append(queued())
     log.append(Resumed(epoch=2, step=3))
     log.close()
     whole = path.read_bytes()
@@ -143,65 +117,57 @@ def test_no_bytes_at_all_make_a_reader_stumble(junk: bytes) -> None:
 
 
 def test_a_metric_that_is_not_finite_is_null_in_the_log_and_named(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    log = EventLog(path)
-    log.append(epoch(1, valid_ppl=math.inf))
-    log.append(Progress(epoch=1, step=1, steps=2, train_loss_nats=-math.inf, tokens_per_s=None, elapsed_train_s=1.0))
-    log.append(
-        Finished(
-            test_ppl_final=math.nan, test_ppl_best=1.0, best_epoch=None, best_valid_ppl=None, setup_s=0.0, wall_s=1.0,
-            diverged=True,
-        )
-    )  # fmt: skip
-    log.close()
-    written = [re.sub(r',"t":"[^"]+"', "", line) for line in path.read_text().splitlines()]
+    paths = RunPaths(tmp_path)
+    append_events(
+        paths,
+        epoch(1, math.inf, 5.0),
+        progress(1, 1, -math.inf, tokens_per_s=None),
+        finished(test_ppl_final=math.nan, test_ppl_best=1.0, best_epoch=None, best_valid_ppl=None, diverged=True),
+    )
+    written = [re.sub(r',"t":"[^"]+"', "", line) for line in paths.events.read_text().splitlines()]
     assert written == [
         (
             '{"kind":"epoch","seq":1,"epoch":1,"train_loss_nats":5.0,"train_ppl":148.4131591025766,'
-            '"valid_loss_nats":null,"valid_ppl":null,"train_s":1.0,"valid_s":0.1,"elapsed_train_s":1.0,"energy_j":null,'
+            '"valid_loss_nats":null,"valid_ppl":null,"train_s":4.0,"valid_s":1.0,"elapsed_train_s":4.0,"energy_j":null,'
             '"non_finite":{"valid_loss_nats":"inf","valid_ppl":"inf"}}'
         ),
         (
-            '{"kind":"progress","seq":2,"epoch":1,"step":1,"steps":2,"train_loss_nats":null,"tokens_per_s":null,'
-            '"elapsed_train_s":1.0,"non_finite":{"train_loss_nats":"-inf"}}'
+            '{"kind":"progress","seq":2,"epoch":1,"step":1,"steps":8,"train_loss_nats":null,"tokens_per_s":null,'
+            '"elapsed_train_s":0.5,"non_finite":{"train_loss_nats":"-inf"}}'
         ),
         (
             '{"kind":"finished","seq":3,"test_ppl_final":null,"test_ppl_best":1.0,"best_epoch":null,"best_valid_ppl":null,'
-            '"setup_s":0.0,"wall_s":1.0,"diverged":true,"stopped_early":false,"torch_peak_mib":null,"rss_peak_mib":null,'
+            '"setup_s":2.0,"wall_s":7.0,"diverged":true,"stopped_early":false,"torch_peak_mib":null,"rss_peak_mib":null,'
             '"energy_j":null,"non_finite":{"test_ppl_final":"nan"}}'
         ),
     ]
 
 
-def test_a_metric_that_is_not_finite_is_read_as_the_number_it_was_and_unknown_as_none(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    log = EventLog(path)
-    log.append(epoch(1, valid_ppl=math.inf))
-    log.append(Progress(epoch=1, step=1, steps=2, train_loss_nats=math.nan, tokens_per_s=None, elapsed_train_s=1.0))
-    log.append(epoch(2, valid_ppl=100.0))
-    log.close()
-    first, progress, second = EventReader(path).read_new()
+def test_a_metric_that_is_not_finite_is_read_as_that_number_and_an_unknown_one_as_none(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    append_events(paths, epoch(1, math.inf, 5.0), progress(1, 1, math.nan, tokens_per_s=None), epoch(2, math.log(100)))
+    first, mean, second = EventReader(paths.events).read_new()
     assert isinstance(first, Epoch)
-    assert isinstance(progress, Progress)
+    assert isinstance(mean, Progress)
     assert isinstance(second, Epoch)
     assert (first.train_loss_nats, first.valid_loss_nats, first.valid_ppl) == (5.0, math.inf, math.inf)
     assert first.energy_j is None
-    assert progress.train_loss_nats is not None
-    assert math.isnan(progress.train_loss_nats)
-    assert progress.tokens_per_s is None
-    assert (second.valid_ppl, second.non_finite) == (100.0, {})
+    assert mean.train_loss_nats is not None
+    assert math.isnan(mean.train_loss_nats)
+    assert mean.tokens_per_s is None
+    assert (second.valid_ppl, second.non_finite) == (pytest.approx(100.0), {})
 
 
 @pytest.mark.parametrize("non_finite", ['{"epoch":"nan","colour":"inf"}', '{"kind":"nan"}'])
-def test_only_metrics_are_taken_from_the_names_of_what_is_not_finite(tmp_path: Path, non_finite: str) -> None:
-    path = tmp_path / "events.jsonl"
-    log = EventLog(path)
-    log.append(epoch(1))
-    log.close()
-    path.write_text(path.read_text().replace('"non_finite":{}', f'"non_finite":{non_finite}'))
-    (read,) = EventReader(path).read_new()
+def test_only_metrics_are_restored(tmp_path: Path, non_finite: str) -> None:
+    paths = RunPaths(tmp_path)
+    append_events(paths, epoch(1, math.log(100)))
+    text = paths.events.read_text()
+    assert '"non_finite":{}' in text
+    paths.events.write_text(text.replace('"non_finite":{}', f'"non_finite":{non_finite}'))
+    (read,) = EventReader(paths.events).read_new()
     assert isinstance(read, Epoch)
-    assert (read.epoch, read.valid_ppl) == (1, 100.0)
+    assert (read.epoch, read.valid_ppl) == (1, pytest.approx(100.0))
 
 
 def test_the_perplexity_of_an_absurd_loss_is_infinite() -> None:

@@ -1,23 +1,16 @@
 """The store: runs are found and followed, and nothing else in the folder matters."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny
+from factories import append_events, locked_by_another_process, progress, started
 
 from lmconsole.errors import RunNotFoundError, StoreError
-from lmconsole.runs.events import EventLog, Progress, Started
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Store, has_room
-
-STARTED = Started(
-    attempt=1, pid=1, host="h", device="cpu", device_name="CPU", device_uuid=None, versions={}, threads=1,
-    precision="fp32", parameters_total=1, parameters_trainable=1,
-)  # fmt: skip
 
 
 def test_a_store_that_does_not_exist_is_empty_and_is_not_made(tmp_path: Path) -> None:
@@ -33,7 +26,7 @@ def test_runs_are_found_by_id_by_a_unique_beginning_and_by_experiment(tmp_path: 
     assert store.find(first.run).run == first.run
     assert store.find("02-").run == second.run
     assert store.find("1").run == newest.run
-    with pytest.raises(RunNotFoundError, match="begins the names of 2 runs"):
+    with pytest.raises(RunNotFoundError, match="is the beginning of 2 run ids"):
         store.find("01-")
     with pytest.raises(RunNotFoundError, match="experiment 12 has no run"):
         store.find("12")
@@ -80,20 +73,12 @@ def test_foreign_and_damaged_things_in_the_store_are_left_alone_and_named(tmp_pa
 
 def test_a_run_whose_worker_is_gone_is_lost_and_one_whose_worker_lives_is_running(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path)
-    log = EventLog(run.paths.events)
-    log.append(STARTED)
-    log.close()
+    append_events(run.paths, started())
     run.refresh()
     assert run.status is Status.LOST
-    hold = "import sys, time; from pathlib import Path; from lmconsole.runs import lock\n"
-    hold += "mine = lock.acquire(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", hold, str(run.paths.lock)], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    run.refresh()
-    assert run.status is Status.RUNNING
-    process.kill()
-    process.communicate()
+    with locked_by_another_process(run.paths.lock):
+        run.refresh()
+        assert run.status is Status.RUNNING
     run.refresh()
     assert run.status is Status.LOST
 
@@ -102,14 +87,10 @@ def test_following_gives_each_event_once(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path)
     store = Store(tmp_path / "runs")
     (followed,) = store.runs()
-    log = EventLog(run.paths.events)
     for step in range(1, 4):
-        log.append(
-            Progress(epoch=1, step=step, steps=9, train_loss_nats=1.0, tokens_per_s=1.0, elapsed_train_s=float(step))
-        )
+        append_events(run.paths, progress(1, step))
         assert [event.seq for event in followed.refresh()] == [step + 1]
         assert followed.refresh() == []
-    log.close()
     assert store.runs()[0] is followed
 
 
@@ -126,16 +107,16 @@ def test_a_deleted_run_is_gone_and_a_deleted_log_is_a_problem_of_that_run_only(t
     assert [run.run for run in store.runs()] == [second.run]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path, ordinary_user: Callable[[], None]) -> None:
     (tmp_path / "runs").mkdir(mode=0o500)
+    ordinary_user()
     with pytest.raises(StoreError, match="cannot be written"):
         Store(tmp_path / "runs").create()
 
 
 def test_a_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
-    with pytest.raises(StoreError, match="cannot be made"):
+    with pytest.raises(StoreError, match="cannot be created"):
         Store(tmp_path / "runs").create()
     with pytest.raises(StoreError, match="cannot be read"):
         Store(tmp_path / "runs").runs()

@@ -20,8 +20,8 @@ os.environ.setdefault("TEXTUAL_SMOOTH_SCROLL", "0")
 import msgspec
 from textual.pilot import Pilot
 
-from lmconsole.engine.probe import Prepared
-from lmconsole.engine.queue import Wanted, enqueue, fingerprint
+from lmconsole.engine.probe import ResolvedRun
+from lmconsole.engine.queue import enqueue
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import Plan
 from lmconsole.runs.events import (
@@ -144,8 +144,9 @@ class Stage:
         """Queue a run."""
         experiment = self.plan.experiment(number)
         resolved = self.plan.resolve(experiment, preset, {"precision": "fp32", **settings})
-        prepared = Prepared(
+        wanted = ResolvedRun(
             experiment=experiment,
+            preset=preset,
             settings=resolved.settings,
             seed=seed,
             origins=resolved.origins,
@@ -153,7 +154,6 @@ class Stage:
             embeddings=None,
             threads=1,
         )
-        wanted = Wanted(prepared=prepared, preset=preset, seed=seed, config_hash=fingerprint(prepared, seed))
         queued = Queued(devices=("cpu",), jobs=1)
         (made,) = enqueue(self.store, [wanted], queued, fresh=True, refuse_active=False, threads=1)
         return Recorded(self.store.root / str(made.run))

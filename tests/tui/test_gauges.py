@@ -43,7 +43,7 @@ async def test_throughput_of_runs_on_one_device_adds_up_with_its_share_of_the_me
     first, second = stage.queue(2), stage.queue(3)
     info = read_info(first.paths.info)
     flops = training_flops(info.settings, info.corpus.vocabulary).total
-    started = msgspec.structs.replace(STARTED, ceiling_gflops=10_000 * flops / 1e9)
+    started = msgspec.structs.replace(STARTED, peak_matmul_gflops=10_000 * flops / 1e9)
     for run in (first, second):
         pace = msgspec.structs.replace(progress(1, 4, 6.0), tokens_per_s=3_000.0)
         run.append(started, pace, telemetry())

@@ -115,9 +115,9 @@ async def test_the_form_queues_with_the_typed_settings_and_keeps_them(stage: Sta
     ("field", "typed", "words"),
     [
         ("jobs", "x", "--jobs x: expected auto, or 1 to"),
-        ("epochs", "x", "epochs 'x': expected a whole number"),
+        ("epochs", "x", "--epochs x: expected a whole number"),
         ("epochs", "0", "--epochs 0"),
-        ("seeds", "4..1", "--seeds '4..1'"),
+        ("seeds", "4..1", "--seeds 4..1"),
         ("preset", "tinyy", "unknown preset 'tinyy'; did you mean 'tiny'?"),
         ("precision", "fp31", "unknown precision 'fp31'; did you mean"),
     ],

@@ -1,6 +1,6 @@
-"""Modal screens: questions, the form for runs, pages to read."""
+"""Modal screens: questions, and pages to read."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,9 +11,8 @@ from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
-from textual.widgets import Button, Footer, Input, Label, Static
+from textual.widgets import Button, Footer, Label, Static
 
-from lmconsole.errors import LmconsoleError
 from lmconsole.tui.palette import documented, key_name
 from lmconsole.tui.screens.pictures import browse
 
@@ -51,66 +50,6 @@ class Question(ModalScreen[bool]):
     def action_answer(self, answer: bool) -> None:
         """Answer by a key."""
         self.dismiss(answer)
-
-
-class RunForm(ModalScreen[dict[str, str] | None]):
-    """Runs with changed settings. ``check`` says what is wrong with the words, if anything; they go back as typed."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "leave", "Cancel"),
-        Binding("ctrl+s", "accept", "Run", priority=True),
-    ]
-    FIELDS: ClassVar[dict[str, str]] = {
-        "preset": "auto, paper, scratch, demo, or your own",
-        "epochs": "passes over the train split; empty: the preset's",
-        "seeds": "1,2,3 or 1..10; empty: the preset's",
-        "device": "auto, cpu, cuda, cuda:0,cuda:1 or all",
-        "precision": "auto, fp32, tf32 or bf16; empty: the preset's",
-        "jobs": "auto, or runs at once on one device",
-    }
-
-    def __init__(self, title: str, words: dict[str, str], check: Callable[[dict[str, str]], object]) -> None:
-        super().__init__()
-        self._title, self._words, self._check = title, words, check
-
-    def compose(self) -> ComposeResult:
-        """A line for each setting."""
-        with VerticalScroll(classes="box", can_focus=False):
-            yield Label(self._title, classes="title", markup=False)
-            for name, hint in self.FIELDS.items():
-                with Horizontal(classes="row"):
-                    yield Label(name)
-                    yield Input(self._words.get(name, ""), placeholder=hint, id=name, compact=True)
-            yield Label("Finished runs with the same settings are not repeated.", classes="note")
-            yield Label("", classes="problem", id="problem", markup=False)
-            with Horizontal(classes="buttons"):
-                yield Button("Cancel", id="cancel")
-                yield Button("Run (ctrl+s)", id="run", variant="success")
-
-    def on_input_submitted(self) -> None:
-        """Enter in a field."""
-        self.action_accept()
-
-    def on_button_pressed(self, event: Button.Pressed) -> None:
-        """Either button."""
-        if event.button.id == "run":
-            self.action_accept()
-        else:
-            self.dismiss(None)
-
-    def action_accept(self) -> None:
-        """Check the words; close if they are right."""
-        words = {name: self.query_one(f"#{name}", Input).value.strip() for name in self.FIELDS}
-        try:
-            self._check(words)
-        except LmconsoleError as error:
-            self.query_one("#problem", Label).update(str(error))
-            return
-        self.dismiss(words)
-
-    def action_leave(self) -> None:
-        """Close without running anything."""
-        self.dismiss(None)
 
 
 class Page(ModalScreen[None]):

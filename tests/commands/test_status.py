@@ -1,11 +1,11 @@
-"""Runs as JSON output gives them."""
+"""Runs in JSON output."""
 
 from pathlib import Path
 
 import pytest
 from recorded import record
 
-from lmconsole.commands.listing import run_as_dict
+from lmconsole.commands.status import run_as_dict
 
 
 @pytest.mark.parametrize("energy_j", [None, 9_000.5])

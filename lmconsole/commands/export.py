@@ -1,0 +1,38 @@
+"""`lmconsole export`: write figures, tables and the report, or print a table."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmconsole.errors import LmconsoleError
+from lmconsole.runs.store import Store
+
+if TYPE_CHECKING:
+    from lmconsole.report.export import ExportOptions
+
+
+def export(root: Path, options: "ExportOptions", out: Path, *, output: str | None, watch: bool) -> None:
+    """Export a group of runs from the store at ``root`` into the folder ``out`` and print the paths.
+
+    With ``output`` "-" print the results table instead; with ``watch`` export again as runs progress. Raises
+    LmconsoleError if options contradict each other or nothing can be exported.
+    """
+    from lmconsole.report.export import export as write
+    from lmconsole.report.export import keep_current, print_table
+
+    store = Store(root)
+    if options.run:
+        options = replace(options, run=store.find(options.run).run)
+    if output is not None:
+        if output != "-":
+            raise LmconsoleError(f"-o {output!r}: only - is known, for standard output", hint="--out names a folder.")
+        if watch:
+            raise LmconsoleError("-o -: --watch writes files", hint="Leave one of the two out.")
+        sys.stdout.write(print_table(store, options))
+    elif watch:
+        folder = out.absolute()
+        keep_current(store, folder, options, lambda paths: print(f"{len(paths)} files: {folder}", flush=True))
+    else:
+        for path in write(store, out.absolute(), options):
+            print(path)

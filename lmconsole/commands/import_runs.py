@@ -1,0 +1,26 @@
+"""`lmconsole import`: runs made elsewhere into the store."""
+
+from pathlib import Path
+
+from lmconsole.commands.output import print_message
+from lmconsole.errors import ExitCode, escape_control_characters
+from lmconsole.importing.import_runs import import_runs as import_into
+from lmconsole.plan.load import load_plan
+from lmconsole.runs.store import Store
+
+
+def import_runs(root: Path, source: Path, experiments: Path | None) -> ExitCode:
+    """Import the runs in ``source`` into the store at ``root``, and print what became of each.
+
+    The exit code is RUN_FAILED if only some could be imported, and USAGE if none could.
+    """
+    report = import_into(Store(root), source, load_plan(experiments))
+    for place, run in report.made.items():
+        print(f"{run}: imported from {escape_control_characters(place)}")
+    for place, run in report.known.items():
+        print(f"{run}: imported before, from {escape_control_characters(place)}")
+    for problem in report.problems:
+        print_message(f"{problem}: not imported")
+    if not report.problems:
+        return ExitCode.OK
+    return ExitCode.RUN_FAILED if report.made or report.known else ExitCode.USAGE

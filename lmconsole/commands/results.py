@@ -1,0 +1,92 @@
+"""Table of runs and their results, as `run --headless` and `watch` print it at the end."""
+
+from collections.abc import Iterable
+
+from rich.table import Table
+from rich.text import Text
+
+from lmconsole.commands.output import console, plain_table
+from lmconsole.errors import escape_control_characters
+from lmconsole.formatting import UNKNOWN, perplexity, seconds
+from lmconsole.runs.state import Status
+from lmconsole.runs.store import Run
+
+STATUS_STYLES = {
+    Status.QUEUED: "dim",
+    Status.RUNNING: "cyan",
+    Status.FINISHED: "green",
+    Status.STOPPED: "yellow",
+    Status.FAILED: "bold red",
+    Status.LOST: "bold red",
+}
+
+RESULTS_NOTE = (
+    "Train, Valid, Test: perplexity per target token, at the epoch that validated best.\n"
+    "Time: training alone, without set-up and evaluation."
+)
+
+
+def describe_status(run: Run) -> Text:
+    """Return the status in a word or two, with the epoch of an active run."""
+    status, state, epochs = run.status, run.state, run.info.settings.epochs
+    text = status.value
+    if run.problem:
+        return Text("unreadable", style=STATUS_STYLES[Status.FAILED])
+    if run.info.origin == "imported":
+        return Text(_describe_imported(run), style="dim")
+    if status is Status.RUNNING:
+        text = f"epoch {min(state.position[0], epochs)}/{epochs}"
+        if run.stop_requested:
+            text = f"stopping, {text}"
+    elif status is Status.FINISHED and state.finished and state.finished.diverged:
+        text = "diverged"
+    elif status in (Status.STOPPED, Status.LOST):
+        text = f"{status.value} in epoch {min(state.position[0], epochs)}"
+    return Text(text, style=STATUS_STYLES[status])
+
+
+def _describe_imported(run: Run) -> str:
+    if run.status is Status.FINISHED:
+        return "imported, diverged" if run.state.finished and run.state.finished.diverged else "imported"
+    return f"imported, {len(run.state.epochs)}/{run.info.settings.epochs}"
+
+
+def results_table(runs: Iterable[Run]) -> Table:
+    """Return a table with a row for each run: its status, and its perplexities at the epoch that validated best. Fits
+    80 columns."""
+    runs = list(runs)
+    several_seeds = len({run.info.seed for run in runs}) > 1
+    table = plain_table(ID="right", Experiment="left")
+    for name in ("Seed", "Status") if several_seeds else ("Status",):
+        table.add_column(name, justify="right" if name == "Seed" else "left", no_wrap=True)
+    for name in ("Train", "Valid", "Epoch", "Test", "Time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for run in runs:
+        experiment, state = run.info.experiment, run.state
+        best, finished = state.best_epoch or state.last_epoch, state.finished
+        table.add_row(
+            str(experiment.id),
+            Text(escape_control_characters(experiment.label)),
+            *([str(run.info.seed)] if several_seeds else []),
+            describe_status(run),
+            perplexity(best.train_ppl if best else None),
+            valid_perplexity(run),
+            str(best.epoch) if best else UNKNOWN,
+            perplexity(finished.test_ppl_best if finished else None),
+            seconds(state.elapsed_train_s),
+        )
+    return table
+
+
+def valid_perplexity(run: Run) -> Text:
+    """Return the best validation perplexity, or the last one before there is a best."""
+    best = run.state.best_epoch or run.state.last_epoch
+    return Text(perplexity(best.valid_ppl if best else None), style="bold")
+
+
+def print_results(runs: Iterable[Run], *, stderr: bool) -> None:
+    """Print the table of results and its note."""
+    out = console(stderr=stderr)
+    out.print()
+    out.print(results_table(runs))
+    out.print(Text(RESULTS_NOTE, style="dim"))

@@ -1,0 +1,45 @@
+"""Command-line parameters made from the table of options in `engine/run_options.py`."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import msgspec
+import typer
+from typer.models import ArgumentInfo, OptionInfo
+
+from lmconsole.engine.run_options import OPTIONS, RunRequest, flag
+
+
+def parameter(name: str) -> ArgumentInfo | OptionInfo:
+    """Return the help, the spelling and the completion of one option, for a typer annotation."""
+    option = OPTIONS[name]
+    texts: dict[str, Any] = {"help": option.help, "metavar": option.metavar, "envvar": option.envvar}
+    if option.positional:
+        argument: ArgumentInfo = typer.Argument(**texts)
+        return argument
+    if option.choices:
+        texts["autocompletion"] = lambda incomplete: [each for each in option.choices if each.startswith(incomplete)]
+    shown: OptionInfo = typer.Option(flag(name), show_default=option.shown_default or True, **texts)
+    return shown
+
+
+def takes_run_request(command: Callable[..., None]) -> Callable[..., None]:
+    """Give ``command`` every option of `lmconsole run` as a keyword: paths, flags, and text to be parsed."""
+    parameters = []
+    for field in msgspec.structs.fields(RunRequest):
+        if field.name not in OPTIONS:
+            continue
+        kind, default = get_args(field.type)[0], field.default
+        if OPTIONS[field.name].positional:
+            kind, default = list[str] | None, None
+        elif kind not in (bool, Path, Path | None):
+            kind, default = str | None, default if isinstance(default, str) else None
+        annotation = Annotated[kind, parameter(field.name)]  # type: ignore[valid-type]  # only typer reads it
+        parameters.append(
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        )
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    return command

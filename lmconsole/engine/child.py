@@ -1,0 +1,80 @@
+"""Requests to a child process that imports torch, so that commands and the console need not.
+
+The request is JSON in the child's first argument. Its standard output is JSON too: the answer or an error.
+"""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from lmconsole.engine.processes import python, training_environment
+from lmconsole.errors import DeviceError, ExitCode, LmconsoleError
+
+Request = TypeVar("Request", bound=msgspec.Struct)
+Answer = TypeVar("Answer", bound=msgspec.Struct)
+
+
+class ChildError(msgspec.Struct, frozen=True, kw_only=True, tag="error"):
+    """An LmconsoleError raised in the child process."""
+
+    message: str
+    hint: str | None
+
+
+def ask_child(module: str, request: msgspec.Struct, answer: type[Answer], timeout_s: float) -> Answer:
+    """Run ``module`` with ``request`` and return its ``answer``.
+
+    Raises:
+        LmconsoleError: the child reported what is wrong with the request or the machine.
+        DeviceError: the child cannot be started, took too long, or ended without an answer.
+    """
+    try:
+        done = subprocess.run(
+            python(module, msgspec.json.encode(request, enc_hook=_encode).decode()),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=training_environment(),
+            timeout=timeout_s,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DeviceError(f"data and devices cannot be checked: {error}", hint="Try `lmconsole doctor`.") from None
+    with contextlib.suppress(msgspec.MsgspecError):
+        refusal = msgspec.json.decode(done.stdout, type=ChildError)
+        raise LmconsoleError(refusal.message, hint=refusal.hint)
+    with contextlib.suppress(msgspec.MsgspecError):
+        return msgspec.json.decode(done.stdout, type=answer)
+    last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    raise DeviceError(
+        f"PyTorch cannot be used here: {last or f'the process ended with exit code {done.returncode}'}",
+        hint="`lmconsole doctor` checks the installation.",
+    )
+
+
+def answer_parent(request: type[Request], answer: Callable[[Request], msgspec.Struct]) -> int:
+    """Be the child: answer the request in the first argument on standard output, and return the exit code."""
+    asked = msgspec.json.decode(sys.argv[1], type=request, dec_hook=_decode)
+    try:
+        result: msgspec.Struct = answer(asked)
+        code = ExitCode.OK
+    except LmconsoleError as error:
+        result, code = ChildError(message=error.message, hint=error.hint), ExitCode.USAGE
+    sys.stdout.buffer.write(msgspec.json.encode(result))
+    return code
+
+
+def _encode(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(type(value))
+
+
+def _decode(kind: type, value: Any) -> object:
+    if issubclass(kind, Path):
+        return Path(value)
+    raise NotImplementedError(kind)

@@ -1,0 +1,110 @@
+"""One table of options: the command line, the form and the dry run build the same request from it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import tiny
+from typer.main import get_command
+
+from lmconsole.cli import app
+from lmconsole.engine.run_options import OPTIONS, RunRequest, flag, parse_request
+from lmconsole.errors import LmconsoleError
+from lmconsole.plan.load import builtin_file, load_plan
+from lmconsole.tui.actions import parse
+from lmconsole.tui.options import ConsoleOptions
+from lmconsole.tui.screens.run_form import RunForm
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_field_is_parsed_and_the_rest_keeps_its_default() -> None:
+    given = {"ids": ["3", "1"], "preset": "demo", "epochs": "2", "seeds": "1..3,9", "max_tokens": "500", "jobs": "2"}
+    request = parse_request({**given, "precision": "bf16", "on_finish": "true now", "fresh": True, "data": Path("d")})
+    assert (request.ids, request.typed_order) == ((3, 1), True)
+    assert (request.preset, request.seeds, request.max_tokens, request.jobs) == ("demo", (1, 2, 3, 9), 500, 2)
+    assert request.overrides == {"epochs": 2, "precision": "bf16"}
+    assert request.on_finish[0].endswith("/true")
+    assert request.on_finish[1:] == ("now",)
+    assert (request.fresh, request.data, request.embeddings, request.device) == (True, Path("d"), None, "auto")
+    assert request.exports == Path("exports").absolute()
+    assert parse_request({"ids": ["1"], "no_export": True}).exports is None
+
+
+@pytest.mark.parametrize(
+    ("ids", "numbers", "typed_order"),
+    [
+        (["1-3"], (1, 2, 3), False),
+        (["2,1"], (2, 1), True),
+        (["2", "1", "2"], (2, 1), True),
+        (["3-4", "1"], (3, 4, 1), False),
+    ],
+)
+def test_ids_are_numbers_and_ranges(ids: list[str], numbers: tuple[int, ...], typed_order: bool) -> None:
+    request = parse_request({"ids": ids})
+    assert (request.ids, request.typed_order) == (numbers, typed_order)
+
+
+def test_all_names_every_experiment_in_no_order() -> None:
+    request = parse_request({"everything": True})
+    assert (request.ids, request.typed_order) == (tuple(range(1, 13)), False)
+
+
+def test_all_problems_are_reported_at_once_each_under_its_flag() -> None:
+    with pytest.raises(LmconsoleError) as caught:
+        parse_request(
+            {"ids": ["99", "x"], "preset": "demmo", "epochs": "1.5", "seeds": "", "jobs": "0", "max_tokens": "-1"}
+        )
+    lines = str(caught.value).splitlines()
+    starts = ["no experiment 99", "'x'", "--preset demmo", "--epochs 1.5", "--seeds ''", "--max-tokens -1", "--jobs 0"]
+    assert [line.startswith(start) for line, start in zip(lines, starts, strict=True)] == [True] * 7, lines
+
+
+def test_a_path_that_json_cannot_hold_is_refused() -> None:
+    with pytest.raises(LmconsoleError, match=r"--data .*: the name of this file is not UTF-8"):
+        parse_request({"ids": ["1"], "data": Path(b"\xff".decode(errors="surrogateescape"))})
+
+
+def test_the_command_line_has_exactly_the_options_of_the_table() -> None:
+    command = get_command(app).commands["run"]  # type: ignore[attr-defined]
+    shown = {each.name: each for each in command.params}
+    assert list(shown) == list(OPTIONS)
+    for name, option in OPTIONS.items():
+        assert shown[name].help == option.help
+        assert option.positional or flag(name) in shown[name].opts
+
+
+def test_the_form_shows_the_options_with_a_hint_and_makes_the_same_request(tmp_path: Path) -> None:
+    assert list(RunForm.FIELDS) == [name for name, option in OPTIONS.items() if option.hint]
+    words = {"preset": "demo", "epochs": "3", "seeds": "1,2", "device": "cpu", "precision": "fp32", "jobs": "2"}
+    options = ConsoleOptions(plan=load_plan(builtin_file()), store=tmp_path / "runs", exports=tmp_path / "exports")
+    typed = parse_request({**words, "ids": ["4", "2"], "runs": options.store})
+    expected = msgspec.structs.replace(typed, everything=True, typed_order=False, export_folder=options.exports)
+    assert parse(options, [4, 2], words) == expected
+
+
+@pytest.mark.slow
+def test_a_dry_run_repeats_the_request(tmp_path: Path) -> None:
+    words = ["1", "--preset", "demo", "--epochs", "1", "--seeds", "7", "--dry-run", "--json"]
+    request = json.loads(tiny.lmconsole("run", *words, cwd=tmp_path, check=0).stdout)["request"]
+    assert request.keys() == set(RunRequest.__struct_fields__)
+    assert (request["ids"], request["epochs"], request["seeds"], request["runs"]) == ([1], 1, [7], "runs")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("--preset sc", ["scratch"]), ("--device cu", ["cuda"]), ("--precision ", ["auto", "fp32", "tf32", "bf16"])],
+)
+def test_the_shell_completes_choices(tmp_path: Path, typed: str, offered: list[str]) -> None:
+    words = {"COMP_WORDS": f"lmconsole run 1 {typed}", "COMP_CWORD": "4", "_LMCONSOLE_COMPLETE": "complete_bash"}
+    code = "import sys; sys.argv[0] = 'lmconsole'; from lmconsole.cli import main; main()"
+    command = [sys.executable, "-c", code]
+    environment = tiny.environment(tmp_path) | words
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == offered
