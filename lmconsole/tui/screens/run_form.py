@@ -14,7 +14,7 @@ from lmconsole.errors import LmconsoleError
 
 
 class RunForm(ModalScreen[dict[str, str] | None]):
-    """Runs with changed settings. ``check`` says what is wrong with the words, if anything; they go back as typed."""
+    """Asks for the settings of runs and returns them as typed. ``check`` raises LmconsoleError if they are invalid."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "Cancel"),
@@ -27,7 +27,7 @@ class RunForm(ModalScreen[dict[str, str] | None]):
         self._title, self._words, self._check = title, words, check
 
     def compose(self) -> ComposeResult:
-        """A line for each setting."""
+        """Yield a line for each setting."""
         with VerticalScroll(classes="box", can_focus=False):
             yield Label(self._title, classes="title", markup=False)
             for name, option in self.FIELDS.items():
@@ -47,18 +47,18 @@ class RunForm(ModalScreen[dict[str, str] | None]):
                 yield Button("Run (ctrl+s)", id="run", variant="success")
 
     def on_input_submitted(self) -> None:
-        """Enter in a field."""
+        """Accept by the enter key."""
         self.action_accept()
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
-        """Either button."""
+        """Accept or cancel by a button."""
         if event.button.id == "run":
             self.action_accept()
         else:
             self.dismiss(None)
 
     def action_accept(self) -> None:
-        """Check the words; close if they are right."""
+        """Close the form if the settings are valid; otherwise show the problem."""
         words = {name: self.query_one(f"#{name}", Input).value.strip() for name in self.FIELDS}
         try:
             self._check(words)
@@ -68,5 +68,5 @@ class RunForm(ModalScreen[dict[str, str] | None]):
         self.dismiss(words)
 
     def action_leave(self) -> None:
-        """Close without running anything."""
+        """Cancel."""
         self.dismiss(None)
