@@ -7,9 +7,10 @@ from typing import Any, cast
 
 import pytest
 import tiny
+from factories import finished
 from textual.app import App
 from textual.message import Message
-from tui.stage import Recorded, Stage, console_of, eventually, experiment, finished, screen, shows, shows_no_more
+from tui.stage import Recorded, Stage, console_of, eventually, experiment, screen, shows, shows_no_more
 
 from lmconsole.plan.load import load_plan
 from lmconsole.runs.events import EventReader, Queued, Stopped
