@@ -131,7 +131,21 @@ def test_the_latest_finished_run_counts_and_repeats_are_not_averaged(tmp_path: P
     assert "Excluded runs: 2 superseded by another run." in table.caption
 
 
-def test_runs_of_another_precision_preset_length_or_corpus_are_another_group(tmp_path: Path) -> None:
+def test_runs_on_another_corpus_are_another_group(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(5.0, 4.0)])
+    store, out = Store(tmp_path / "runs"), tmp_path / "exports"
+    assert export_automatically(store, out)[0].parent == out
+    first = choose_group(store.runs())
+    record(tmp_path, 3, "lstm", [(5.0, 4.5)], optimizer="sgd", repeats=9)
+    second = choose_group(store.runs())
+    assert [run.info.experiment.id for group in (first, second) for run in group.runs] == [1, 3]
+    assert export_automatically(store, out)[0].parent == out / "tiny"
+    manifest = out / ".group.json"
+    manifest.write_text(re.sub('"corpus_sha256":"[^"]*",', "", manifest.read_text()))  # as version 0.1.0 wrote it
+    assert export_automatically(store, out)[0].parent == out
+
+
+def test_runs_of_another_precision_preset_or_length_are_another_group(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(5.0, 4.0)], epochs=5)
     record(tmp_path, 2, "lstm", [(5.0, 4.0)], precision="bf16")
     other = record(tmp_path, 3, "lstm", [(5.0, 4.0)], batch_size=2)
@@ -183,8 +197,8 @@ def test_table_2_gives_the_boards_energy_as_a_mean_over_seeds_that_all_know_it(t
     losses = [(5.0, 4.0), (4.0, 3.0)]
     for seed, energy_j in ((1, 10_000.0), (2, 14_600.0)):
         record(tmp_path, 1, "lstm", losses, device="cuda:0", seed=seed, energy_j=energy_j)
-    for seed, energy_j in ((1, 20_000.0), (2, None)):
-        record(tmp_path, 5, "gpt1", losses, device="cuda:0", seed=seed, energy_j=energy_j)
+    record(tmp_path, 5, "gpt1", losses, device="cuda:0", seed=1, energy_j=20_000.0)
+    record(tmp_path, 5, "gpt1", losses, device="cuda:0", seed=2, energy_j=None)
     for seed in (1, 2):
         record(tmp_path, 6, "gpt1", losses, device="cuda:0", seed=seed, optimizer="adamw", energy_j=33_333.0)
     record(tmp_path, 7, "gpt1", losses, device="cuda:0", seed=1, optimizer="sgd", finish=False, energy_j=33_333.0)
@@ -197,8 +211,9 @@ def test_table_2_gives_the_boards_energy_as_a_mean_over_seeds_that_all_know_it(t
         ("SGD", "GPT-1", "–"),
         ("Adam", "LSTM", "12.3"),
     ]
-    assert "Energy: energy of the whole board from the driver's counter, for training and validation over all epochs" in (
-        table.caption
+    assert (
+        "Energy: energy of the whole board from the driver's counter, for training and validation over all epochs"
+        in (table.caption)
     )
     assert "mean over seeds. It is unknown (–) if the GPU was shared" in table.caption
     read = list(csv.DictReader(io.StringIO(table.render("csv"))))
