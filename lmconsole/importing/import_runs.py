@@ -174,22 +174,30 @@ def _choice(source: Source, setting: str, known: Mapping[str, str]) -> str:
 def _integer(value: object, setting: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value  # a float would round large seeds
-    number = _float(value, setting)
-    if not number.is_integer():
+    number = _parse(value, setting)
+    if number is None or not number.is_integer():
         raise ImportSourceError(f"{setting}: {str(value)[:40]!r} is not a whole number")
     return int(number)
 
 
 def _float(value: object, setting: str) -> float:
-    if value is None:
-        raise ImportSourceError(f"{setting} is not stated")
-    try:
-        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float | str) else float(value)
-    except (ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
+    number = _parse(value, setting)
+    if number is None:
         raise ImportSourceError(f"{setting}: {str(value)[:40]!r} is not a number")
     return number
+
+
+def _parse(value: object, setting: str) -> float | None:
+    """Return a finite number; None for anything else."""
+    if value is None:
+        raise ImportSourceError(f"{setting} is not stated")
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _experiment(plan: Plan, known: Sequence[Run], source: Source) -> Experiment:
