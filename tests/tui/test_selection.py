@@ -1,4 +1,4 @@
-"""The experiments table under keys and mouse: what is selected, found, sorted and unfolded."""
+"""Selecting, filtering, sorting and unfolding rows by keys and mouse."""
 
 from collections.abc import Callable
 
@@ -6,26 +6,24 @@ import pytest
 from textual.pilot import Pilot
 from tui.stage import Stage, experiment, line_with, listed, screen, sees, selected, shows, shows_no_more
 
-from lmconsole.tui.screens.main import MainScreen
-
 
 def headline(pilot: Pilot[str]) -> str:
-    """The uppermost line."""
+    """Return the first line of the screen."""
     return screen(pilot).splitlines()[0]
 
 
 def first(count: int) -> Callable[[Pilot[str]], list[int]]:
-    """The uppermost experiments of the table."""
+    """Return a function that gives the first ``count`` ids of the table."""
     return lambda pilot: listed(pilot)[:count]
 
 
-async def test_an_empty_store_lists_the_experiments_and_says_what_to_press_first(stage: Stage) -> None:
+async def test_an_empty_store_lists_the_experiments_and_the_first_keys_to_press(stage: Stage) -> None:
     async with stage.console() as pilot:
         shown = await shows(pilot, "Press a to select all experiments, then r to train them.")
         await sees(pilot, listed, list(range(1, 13)))
         assert experiment(pilot, 9).split() == ["□", "9", "LSTM", "2", "AdamW", "–"]
         await shows(pilot, "no runs")
-        assert "Quit" in shown.splitlines()[-1], "the keys are in the last line"
+        assert "Quit" in shown.splitlines()[-1], "the keys are in the footer"
 
 
 async def test_the_headline_counts_runs_and_names_store_and_preset(stage: Stage) -> None:
@@ -59,7 +57,7 @@ async def test_a_selects_all_and_then_none(stage: Stage) -> None:
         await sees(pilot, selected, [])
 
 
-async def test_the_mouse_selects_by_the_box_moves_by_a_click_and_opens_by_a_second_one(stage: Stage) -> None:
+async def test_a_click_selects_or_moves_and_a_double_click_opens(stage: Stage) -> None:
     stage.record(5)
     async with stage.console() as pilot:
         await pilot.click("#experiments", offset=(1, 5))
@@ -73,40 +71,40 @@ async def test_the_mouse_selects_by_the_box_moves_by_a_click_and_opens_by_a_seco
         await shows(pilot, "GPT-1 1L Adam", "Worker log")
 
 
-async def test_slash_filters_as_one_types_enter_keeps_and_escape_clears(stage: Stage) -> None:
+async def test_slash_filters_enter_keeps_and_escape_clears_the_filter(stage: Stage) -> None:
     stage.record(6)
     async with stage.console() as pilot:
         await pilot.press("slash", *"gpt")
         await sees(pilot, listed, [5, 6, 7, 8, 11, 12])
         await pilot.press(*" adamw", "enter")
         await sees(pilot, listed, [6, 11, 12])
-        await shows(pilot, "gpt adamw")  # what filters is in sight
+        await shows(pilot, "gpt adamw")  # the filter stays visible
         await pilot.press("a")
-        await sees(pilot, selected, [6, 11, 12])  # the keys are the table's again, and all means all that is shown
+        await sees(pilot, selected, [6, 11, 12])  # the table has the focus again, and "all" means all that match
         await pilot.press("escape")
         await sees(pilot, listed, list(range(1, 13)))
-        await sees(pilot, selected, [6, 11, 12])  # what is selected stays so
+        await sees(pilot, selected, [6, 11, 12])  # the selection stays
         await shows(pilot, "3 selected")
 
 
-async def test_while_one_types_letters_are_no_commands(stage: Stage) -> None:
+async def test_letters_typed_into_the_filter_are_not_commands(stage: Stage) -> None:
     stage.record(6)
     async with stage.console() as pilot:
         await pilot.press("slash", *"rsdq?")
-        await shows(pilot, "rsdq?", "No row has these words. Escape clears the filter.")
+        await shows(pilot, "rsdq?", "No row has these words. Press escape to clear the filter.")
         await sees(pilot, listed, [])
         await pilot.press("escape")
         await sees(pilot, listed, list(range(1, 13)))
 
 
-async def test_a_filter_that_was_emptied_goes_away_with_enter(stage: Stage) -> None:
+async def test_enter_closes_an_empty_filter(stage: Stage) -> None:
     async with stage.console() as pilot:
         before = screen(pilot).splitlines()[:14]
         await pilot.press("slash", "x", "backspace", "enter")
         await sees(pilot, lambda pilot: screen(pilot).splitlines()[:14], before)
 
 
-async def test_o_sorts_by_the_next_column_and_capital_o_turns_the_order_round(stage: Stage) -> None:
+async def test_o_sorts_by_the_next_column_and_capital_o_reverses(stage: Stage) -> None:
     stage.record(3, valid=(6.0, 5.0))
     stage.record(7, valid=(6.0, 4.0))
     async with stage.console() as pilot:
@@ -114,16 +112,16 @@ async def test_o_sorts_by_the_next_column_and_capital_o_turns_the_order_round(st
         await shows(pilot, "Sorted by Model.", "Model↑")
         await sees(pilot, first(6), [5, 6, 7, 8, 11, 12])
         await pilot.press("O")
-        await shows(pilot, "Sorted by Model, downwards.", "Model↓")
+        await shows(pilot, "Sorted by Model, descending.", "Model↓")
         await sees(pilot, first(6), [1, 2, 3, 4, 9, 10])
         await pilot.press("o", "o", "o", "o", "o")
         await shows(pilot, "Sorted by Valid.", "↑Valid")
         await sees(pilot, first(3), [7, 3, 1])
         await pilot.press("O")
-        await sees(pilot, first(3), [3, 7, 1])  # what has no value comes last in either order
+        await sees(pilot, first(3), [3, 7, 1])  # unknown values come last in either order
 
 
-async def test_a_click_on_a_heading_sorts_and_a_second_one_turns_the_order_round(stage: Stage) -> None:
+async def test_a_click_on_a_heading_sorts_and_a_second_one_reverses(stage: Stage) -> None:
     stage.record(3, valid=(6.0, 5.0))
     stage.record(7, valid=(6.0, 4.0))
     async with stage.console() as pilot:
@@ -164,8 +162,8 @@ async def test_right_unfolds_the_runs_of_an_experiment_and_left_folds_them(stage
         await shows(pilot, second.run, "Worker log")
         await pilot.press("escape")
         await pilot.press("left")
-        shown = await shows_no_more(pilot, "seed 1")
-        assert "1 selected" in shown, "what is selected stays so, in sight or not"
+        folded = await shows_no_more(pilot, "seed 1")
+        assert "1 selected" in folded, "the selection stays, visible or not"
 
 
 async def test_on_a_short_screen_every_row_can_be_reached(stage: Stage) -> None:
@@ -186,9 +184,7 @@ async def test_home_and_end_go_to_the_first_and_the_last_row(stage: Stage) -> No
 
 
 @pytest.mark.parametrize(("width", "gone"), [(120, []), (80, ["Trend"]), (60, ["Trend"]), (40, ["Trend", "Time"])])
-async def test_narrow_screens_go_without_columns_and_never_without_validation(
-    stage: Stage, width: int, gone: list[str]
-) -> None:
+async def test_narrow_screens_leave_out_columns_but_never_validation(stage: Stage, width: int, gone: list[str]) -> None:
     stage.record(3, valid=(6.0, 5.0))
     async with stage.console(size=(width, 24)) as pilot:
         headings = line_with(pilot, "Status")
@@ -199,7 +195,7 @@ async def test_narrow_screens_go_without_columns_and_never_without_validation(
         assert max(len(line) for line in screen(pilot).splitlines()) <= width
 
 
-async def test_another_size_brings_other_columns_and_back(stage: Stage) -> None:
+async def test_resizing_changes_the_columns(stage: Stage) -> None:
     stage.record(3, valid=(6.0, 5.0))
     async with stage.console(size=(120, 40)) as pilot:
         await pilot.press("down", "down", "space")
@@ -226,17 +222,3 @@ async def test_no_size_is_too_small_or_too_large(stage: Stage, size: tuple[int, 
         shown = screen(pilot).splitlines()
         assert len(shown) <= size[1]
         assert max(map(len, shown), default=0) <= size[0]
-
-
-async def test_a_tick_while_the_console_is_closing_does_no_harm(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    ticked = []
-
-    def late_tick(screen: MainScreen) -> None:
-        screen._drawn = None
-        screen.app._tick()
-        ticked.append(screen.app.is_running)
-
-    monkeypatch.setattr(MainScreen, "on_unmount", late_tick, raising=False)
-    async with stage.console() as pilot:
-        assert listed(pilot)
-    assert ticked == [False]
