@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lmconsole.runs.store import Run
 
 HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent))  # an installed lmconsole comes first
+sys.path.append(str(HERE.parent))  # an installed lmconsole takes precedence
 
 STEP_MS = {
     ("lstm", 1): 2.8, ("lstm", 2): 4.0, ("lstm", 4): 6.6, ("gpt1", 1): 2.3, ("gpt1", 2): 3.2, ("gpt1", 4): 4.9,

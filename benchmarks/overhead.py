@@ -3,7 +3,7 @@
 **Paired**: the real training loop runs many short epochs of equal work, alternately with the real log and the sampler,
 and with a log that drops everything and no sampler. Each pair of adjacent epochs gives one ratio; the result is their
 median with a 95 % interval. It includes every effect, such as those on caches and of the interpreter lock. On a CPU,
-the loop has one thread and the CPU time of the whole process is compared. Other load affects it far less than it affects
+the loop has one thread and the CPU time of the whole process is compared, since other load affects it far less than
 wall-clock time, especially that of threads that wait for each other. On a GPU, wall-clock time is compared.
 
 **Accounted**: in the epochs with a log, the time that the training thread spends in the log and on checking for a stop

@@ -101,12 +101,12 @@ def show(experiments: list[dict[str, Any]]) -> None:
         within = sum(abs(each[name]["largest"]) <= GOAL for each in experiments)
         print(f"Within {GOAL:.0%} at every epoch and seed, {label}: {within} of {len(experiments)} experiments.")
     print(
-        "Largest relative difference in validation perplexity from fp32: at any epoch of any seed, at the last epoch of"
+        "Numbers: largest relative difference in validation perplexity from fp32, at any epoch of any seed, at the last"
     )
     print(
-        "any seed, and between the means over seeds. Perturbed: learning rate times 1 + 1e-6. Seeds: largest coefficient"
+        "epoch of any seed, and between the means over seeds. Perturbed: the learning rate is multiplied by 1 + 1e-6."
     )
-    print("of variation over the seeds in fp32.")
+    print("Seeds: largest coefficient of variation over the seeds in fp32.")
 
 
 def main() -> None:
