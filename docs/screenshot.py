@@ -2,16 +2,17 @@
 
     python docs/screenshot.py [--preset demo] [--only 1 5] [--theme lmconsole-light]
 
-The console runs without a terminal. Keys are pressed as a person would press them, the twelve experiments of the demo
-train, and every frame is a screenshot that Textual makes. Written next to this file:
+The console runs without a terminal: the script presses keys, the twelve experiments of the demo train, and each frame
+is a screenshot made by Textual. Files written next to this one:
 
     console.svg   the last frame
-    session.gif   all frames, drawn with Pillow and the monospace font that matplotlib brings
-    figure.png    figure 2 of the exports that the session leaves
+    session.webp  all frames, drawn with Pillow in the monospace font of matplotlib
+    figure.png    figure 2 of the session's exports
 """
 
 import argparse
 import asyncio
+import math
 import os
 import shutil
 import tempfile
@@ -39,22 +40,23 @@ CELL = (9, 18)
 """Width and height of a cell in the animation, in pixels."""
 FONT_SIZE = 15
 """A character of DejaVu Sans Mono is then 9 pixels wide."""
-COLOURS = 48
-EVERY_S = 2.5
+EVERY_S = 2.0
 """Seconds of training between two frames."""
-PLAYED_MS = 140
-"""How long such a frame is shown."""
+MOST_FRAMES = 60
+"""Frames of training that are kept, evenly chosen."""
+PLAYED_MS = 150
+"""Display time of such a frame."""
 READ_MS = 1600
-"""How long a frame is shown that follows a key."""
+"""Display time of a frame after a key."""
 TIMEOUT_S = 1800
 BRAILLE = 0x2800
 BRAILLE_DOTS = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (0, 3), (1, 3))
-"""Column and row of the dot that each bit of a Braille pattern stands for."""
+"""Column and row of the dot of each bit of a Braille pattern."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Frame:
-    """A screenshot, how long it is shown, and the words under it."""
+    """A screenshot, its display time, and its caption."""
 
     svg: str
     shown_ms: int
@@ -62,7 +64,7 @@ class Frame:
 
 
 class Recorder:
-    """Presses keys and keeps what the app shows."""
+    """Press keys and keep screenshots."""
 
     def __init__(self, pilot: "Pilot[str]") -> None:
         self.frames: list[Frame] = []
@@ -70,7 +72,7 @@ class Recorder:
         self._app: App[str] = pilot.app
 
     async def take(self, caption: str, shown_ms: int = READ_MS) -> None:
-        """Add a frame, unless it would look like the one before it; then that one is shown for longer."""
+        """Add a frame, or prolong the last one if nothing has changed."""
         await self._pilot.pause()
         svg = self._app.export_screenshot(title="lmconsole", simplify=True)
         if self.frames and (caption, cells_of(svg)) == (self.frames[-1].caption, cells_of(self.frames[-1].svg)):
@@ -85,7 +87,7 @@ class Recorder:
 
 
 async def record(arguments: argparse.Namespace, folder: Path) -> list[Frame]:
-    """Train the demo in ``folder`` under the eyes of the console."""
+    """Train the demo in ``folder`` from the console."""
     from lmconsole.plan.load import load_plan
     from lmconsole.runs.store import Store
     from lmconsole.tui.app import Console
@@ -108,11 +110,15 @@ async def record(arguments: argparse.Namespace, folder: Path) -> list[Frame]:
             await recorder.press("a", caption="a  select all")
         await recorder.press("r", caption="r  run", wait_s=4.0)
         deadline = time.monotonic() + TIMEOUT_S
+        before = len(recorder.frames)
         while any(run.status.active for run in store.runs()) or not any(exports.glob("figures/*.png")):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the runs have not finished within {TIMEOUT_S} s")
             await pilot.pause(EVERY_S)
-            await recorder.take("training, shown faster than it is", PLAYED_MS)
+            await recorder.take("training (time-lapse)", PLAYED_MS)
+        training = recorder.frames[before:]
+        step = max(1, math.ceil(len(training) / MOST_FRAMES))
+        recorder.frames[before:] = training[::-step][::-1]
         await pilot.pause(8.0)  # until the notification of the exports has gone
         await recorder.take("all runs finished, and the report is in exports/")
         await recorder.press("c", caption="c  compare")
@@ -135,13 +141,13 @@ def font(*, bold: bool) -> ImageFont.FreeTypeFont:
 
 
 def elements(svg: str) -> Iterator[ElementTree.Element]:
-    """The rectangles and texts of a screenshot's cells, in the order of drawing."""
+    """Yield the rectangles and texts of a screenshot in drawing order."""
     (cells,) = (g for g in ElementTree.fromstring(svg).iter(f"{SVG}g") if g.get("transform") == "translate(9, 41)")
     yield from cells.iter()
 
 
 def styles_of(svg: str) -> dict[str, tuple[str, bool]]:
-    """Colour and weight of each class of the style sheet, by the end of its name."""
+    """Return color and boldness of each class of the style sheet."""
     found = {}
     for rule in ElementTree.fromstring(svg).findtext(f"{SVG}style", "").split("}"):
         name, _, body = rule.partition("{")
@@ -151,7 +157,7 @@ def styles_of(svg: str) -> dict[str, tuple[str, bool]]:
 
 
 def cells_of(svg: str) -> list[tuple[str | None, ...]]:
-    """What a screenshot shows, without the names that differ from one to the next."""
+    """Return the content of a screenshot, without class names, which differ between equal screenshots."""
     styles = styles_of(svg)
     return [
         (each.text, each.get("x"), each.get("y"), each.get("fill"), str(styles.get(each.get("class", ""))))
@@ -160,20 +166,20 @@ def cells_of(svg: str) -> list[tuple[str | None, ...]]:
     ]
 
 
-def draw_character(pen: ImageDraw.ImageDraw, x: int, y: int, character: str, colour: str, *, bold: bool) -> None:
+def draw_character(pen: ImageDraw.ImageDraw, x: int, y: int, character: str, color: str, *, bold: bool) -> None:
     """Draw a character into the cell at ``x`` and ``y``. The font has no Braille patterns, so their dots are drawn."""
     dots = ord(character) - BRAILLE
     if not 0 <= dots < 256:
-        pen.text((x, y + 1), character, fill=colour, font=font(bold=bold))
+        pen.text((x, y + 1), character, fill=color, font=font(bold=bold))
         return
     for bit, (column, row) in enumerate(BRAILLE_DOTS):
         if dots >> bit & 1:
             left, top = x + 1 + 4 * column, y + 1 + 4 * row
-            pen.rectangle((left, top, left + 1, top + 1), fill=colour)
+            pen.rectangle((left, top, left + 1, top + 1), fill=color)
 
 
 def draw(frame: Frame) -> Image.Image:
-    """Draw a frame and the caption under it."""
+    """Draw a frame with its caption."""
     background = next(
         e.get("fill", "#000000") for e in ElementTree.fromstring(frame.svg).iter(f"{SVG}rect") if e.get("fill")
     )
@@ -194,38 +200,32 @@ def draw(frame: Frame) -> Image.Image:
             height = round(float(element.get("height", 0)) / SVG_CELL[1]) * CELL[1]
             pen.rectangle((x, y, x + width - 1, y + height - 1), fill=element.get("fill"))
         elif element.tag == f"{SVG}text" and element.text:
-            colour, bold = styles[element.get("class", "")]
+            color, bold = styles[element.get("class", "")]
             x, y = place(element, 18.5)
             for column, character in enumerate(element.text):
                 if not character.isspace():
-                    draw_character(pen, x + column * CELL[0], y, character, colour, bold=bold)
+                    draw_character(pen, x + column * CELL[0], y, character, color, bold=bold)
     y = (rows + 1) * CELL[1] + 2
     pen.text((image.width // 2, y), frame.caption, fill="#c9d1d9", font=font(bold=True), anchor="ma")
     return image
 
 
 def write_animation(frames: list[Frame], path: Path) -> None:
-    """Write an animation with one palette, so that only what changes is stored."""
-    images = [draw(frame) for frame in frames]
-    sample = Image.new("RGB", (images[0].width, images[0].height * 4))
-    for slot, index in enumerate((0, len(images) // 3, 2 * len(images) // 3, -1)):
-        sample.paste(images[index], (0, slot * images[0].height))
-    palette = sample.quantize(COLOURS, dither=Image.Dither.NONE)
-    first, *others = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    """Write a lossless animation, which stores only what changes between frames."""
+    first, *others = [draw(frame) for frame in frames]
     times = [frame.shown_ms for frame in frames]
-    first.save(
-        path, save_all=True, append_images=others, duration=[*times[:-1], times[-1] + 2000], loop=0, optimize=False
-    )
+    times[-1] += READ_MS
+    first.save(path, save_all=True, append_images=others, duration=times, loop=0, lossless=True, quality=100, method=4)
 
 
 def main() -> None:
-    """Record with default settings, not the ones of the person who records."""
+    """Record with default settings instead of the user's own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--only", nargs="*", type=int, default=[], metavar="ID", help="experiments, in place of all")
     parser.add_argument("--theme", default="lmconsole-dark")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="lmconsole-") as folder:
         os.environ |= {"XDG_CONFIG_HOME": folder, "LC_ALL": "C.UTF-8", "TEXTUAL_COLOR_SYSTEM": "truecolor"}
         for name in ("NO_COLOR", "LMCONSOLE_RUNS", "LMCONSOLE_DATA"):
             os.environ.pop(name, None)
@@ -235,8 +235,8 @@ def main() -> None:
         if figure.exists():
             shutil.copyfile(figure, HERE / "figure.png")
     (HERE / "console.svg").write_text(frames[-1].svg, encoding="utf-8")
-    write_animation(frames, HERE / "session.gif")
-    for name in ("console.svg", "session.gif"):
+    write_animation(frames, HERE / "session.webp")
+    for name in ("console.svg", "session.webp"):
         print(f"{HERE / name}: {(HERE / name).stat().st_size / 1000:.0f} kB")
 
 

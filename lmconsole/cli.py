@@ -55,7 +55,9 @@ def _root(
     experiments: Experiments = None,
     data: Data = None,
     embeddings: Embeddings = None,
-    theme: Annotated[str | None, typer.Option(help="Colors of the app; saved for next time.", metavar="NAME")] = None,
+    theme: Annotated[
+        str | None, typer.Option(help="Use these colors in the app, and save the choice.", metavar="NAME")
+    ] = None,
     slow: Annotated[
         bool, typer.Option("--slow", help="Draw less often and in fewer colors, for a slow connection.")
     ] = False,
@@ -111,7 +113,7 @@ def status(runs: Runs = STORE, json: Json = False) -> None:
 @app.command()
 def stop(
     names: RunNames = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every active run.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Stop every active run.")] = False,
     runs: Runs = STORE,
 ) -> None:
     """Stop runs; each can be resumed."""
@@ -135,19 +137,25 @@ def watch(names: RunNames = None, runs: Runs = STORE, json: Json = False) -> Non
 def export(
     form: Annotated[
         Literal["all", "markdown", "latex", "csv", "json", "parquet"],
-        typer.Option("--format", help="all is markdown, latex and csv; the last three are data only."),
+        typer.Option(
+            "--format", help="Write this format: all is markdown, latex and csv, and the last three are data only."
+        ),
     ] = "all",
     figures: Annotated[
-        Literal["png", "pdf", "svg"], typer.Option("--figures", help="Figures as PNG, and as PDF or SVG too.")
+        Literal["png", "pdf", "svg"], typer.Option("--figures", help="Draw figures as PNG, and as PDF or SVG too.")
     ] = "png",
-    out: Annotated[Path, typer.Option("--out", help="Folder to write into.", metavar="DIR")] = EXPORTS,
-    output: Annotated[str | None, typer.Option("-o", help="- prints the results table instead.", metavar="-")] = None,
-    preset: Annotated[str | None, typer.Option(help="The newest group of this preset.", metavar="NAME")] = None,
-    imported: Annotated[bool, typer.Option("--imported", help="The newest group of imported runs.")] = False,
-    run: Annotated[str | None, typer.Option("--run", help="The group of this run.", metavar="RUN")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Write into this folder.", metavar="DIR")] = EXPORTS,
+    output: Annotated[
+        str | None, typer.Option("-o", help="Print the results table instead, with -o -.", metavar="-")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Export the newest group of this preset.", metavar="NAME")] = None,
+    imported: Annotated[bool, typer.Option("--imported", help="Export the newest group of imported runs.")] = False,
+    run: Annotated[str | None, typer.Option("--run", help="Export the group of this run.", metavar="RUN")] = None,
     against: Annotated[
         str | None,
-        typer.Option(help="Compare with: published, imported, or another store's folder.", metavar="WHAT"),
+        typer.Option(
+            help="Compare with these results: published, imported, or another store's folder.", metavar="WHAT"
+        ),
     ] = None,
     siunitx: Annotated[bool, typer.Option("--siunitx", help="Align LaTeX numbers with siunitx.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Export again as runs progress.")] = False,
@@ -162,8 +170,8 @@ def export(
     from lmconsole.report.export import ExportOptions
 
     options = ExportOptions(
-        form=form,
-        figures=figures,
+        file_format=form,
+        figure_format=figures,
         preset=preset,
         run=run,
         imported=imported or None,
@@ -216,12 +224,17 @@ def doctor(data: Data = None, embeddings: Embeddings = None, runs: Runs = STORE,
 
 @app.command()
 def bench(
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.", metavar="NAME")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="Measure this device: auto, cpu, cuda or cuda:0.", metavar="NAME")
+    ] = "auto",
     precision: Annotated[
-        str | None, typer.Option(help="auto, fp32, tf32 or bf16.", metavar="NAME", show_default="the preset's")
+        str | None,
+        typer.Option(
+            help="Compute in this precision: auto, fp32, tf32 or bf16.", metavar="NAME", show_default="the preset's"
+        ),
     ] = None,
     preset: Annotated[
-        str, typer.Option("--preset", help="paper, scratch, demo, or one of your own.", metavar="NAME")
+        str, typer.Option("--preset", help="Use the sizes of paper, scratch, demo, or one of your own.", metavar="NAME")
     ] = "paper",
     experiments: Experiments = None,
     json: Json = False,
@@ -238,10 +251,10 @@ def bench(
 
 @app.command()
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.", metavar="ADDRESS")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", metavar="N", min=1, max=65535)] = 8000,
+    host: Annotated[str, typer.Option(help="Listen on this address.", metavar="ADDRESS")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Listen on this port.", metavar="N", min=1, max=65535)] = 8000,
     url: Annotated[
-        str | None, typer.Option(help="Public URL, where it differs, as behind a proxy.", metavar="URL")
+        str | None, typer.Option(help="Give this URL to browsers, for example behind a proxy.", metavar="URL")
     ] = None,
     preset: Preset = "auto",
     runs: Runs = STORE,

@@ -1,4 +1,4 @@
-"""What all tests share. Nothing here imports torch unless a test that needs a GPU is about to run."""
+"""Fixtures for all tests. torch is imported only for a test that needs a GPU."""
 
 import inspect
 import os
@@ -12,13 +12,13 @@ NOBODY = 65534
 """User id without any rights of its own."""
 
 # For the tests and every process they start: one thread each, since several tests run at once, and only the installed
-# package, never the one in the folder they happen to stand in.
+# package, never one in the working directory.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PYTHONSAFEPATH", "1")
-# Without a GPU our kernels run in Triton's interpreter, which has to be asked for before anything imports Triton.
+# Without a GPU our kernels run in Triton's interpreter, which must be enabled before Triton is imported.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-# A person's own settings must not reach into the tests.
+# Settings of the user must not affect the tests.
 for name in ("LMCONSOLE_RUNS", "LMCONSOLE_DATA", "NO_COLOR", "FORCE_COLOR"):
     os.environ.pop(name, None)
 
@@ -33,7 +33,7 @@ STARTS_PROCESSES = re.compile(r"\b(subprocess|multiprocessing)\b|\btiny\.(enviro
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as ``quick`` what starts no process and opens no app (tests of the app are coroutines) and is not slow."""
+    """Mark tests as ``quick`` that start no process, do not open the app (those are coroutines) and are not slow."""
     starting = {path: bool(STARTS_PROCESSES.search(path.read_text("utf-8"))) for path in {item.path for item in items}}
     for item in items:
         opens_app = inspect.iscoroutinefunction(getattr(item, "obj", None))
@@ -52,12 +52,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real text, tokens and vocabularies that does not travel with the code."""
+    """Return the folder with real text, tokens and vocabularies, which is not part of the repository."""
     folder = os.environ.get("LMCONSOLE_SHARED")
     if not folder:
         pytest.skip("needs LMCONSOLE_SHARED: the folder with data/wikitext-2 and data/gpt1-bpe")
     path = Path(folder)
-    assert path.is_dir(), f"LMCONSOLE_SHARED names no folder: {path}"
+    assert path.is_dir(), f"LMCONSOLE_SHARED is not a folder: {path}"
     return path
 
 

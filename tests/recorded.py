@@ -1,6 +1,7 @@
 """Runs that were never trained: a test chooses what their logs say."""
 
 from pathlib import Path
+from typing import Any
 
 import factories
 import tiny
@@ -25,7 +26,7 @@ def record(
     seconds: float = 1.0,
     jobs: int = 1,
     energy_j: float | None = None,
-    **settings: object,
+    **settings: Any,
 ) -> Run:
     """Record a run with these (train, validation) losses in nats, one pair for each epoch.
 

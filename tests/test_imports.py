@@ -1,10 +1,15 @@
-"""Which part of the package may know which: read from the source, and proven in fresh interpreters."""
+"""The layout of the package: which modules may import which, read from the source and proven in fresh interpreters.
+
+Every import counts, wherever it is: in a function, under ``TYPE_CHECKING``, or as ``import_module("…")``.
+"""
 
 import ast
+import functools
 import pkgutil
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,25 +17,26 @@ import pytest
 import lmconsole
 
 PACKAGE = Path(lmconsole.__file__).parent
+DRAWING = Path(__file__).parents[1] / "docs" / "architecture.md"
 
-# From the ground up. A room may import itself, what lies below it, and nothing that stands on the same floor.
-FLOORS = [
-    {"__init__"},
-    {"errors", "files", "formatting"},
-    {"telemetry"},
-    {"plan"},
-    {"runs"},
-    {"data", "importing"},
-    {"lm"},
-    {"engine"},
-    {"report"},
-    {"commands", "tui"},
-    {"cli"},
+LAYERS = (
     {"__main__"},
-]
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    {"cli"},
+    {"commands", "tui"},
+    {"report"},
+    {"engine"},
+    {"lm"},
+    {"data", "importing"},
+    {"runs"},
+    {"plan"},
+    {"telemetry"},
+    {"errors", "files", "formatting"},
+)
+"""Packages and top-level modules from the top to the bottom. Each may import itself and what is in the layers below."""
 
-# Third-party packages that only one place may import.
+WORKER = ("engine.worker", "engine.attempt", "engine.preload")
+NEVER_IN_A_WORKER = ("engine.queue", "engine.probe")
+
 ONLY_IN = {
     "torch": "lm/",
     "pandas": "report/",
@@ -40,13 +46,17 @@ ONLY_IN = {
     "plotext": "tui/",
     "pynvml": "telemetry/gpu.py",
 }
+"""Third-party packages that only one part of the package may import."""
 HEAVY = ["torch", "textual", "pandas", "matplotlib", "pynvml"]
+
+PENDING_CIRCLES = {frozenset({"tui.app", "tui.screens.main"})}
+"""Known violations while packages are being rearranged. To be removed."""
 
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 
-def imports(file: str) -> Iterator[str]:
-    """The full name of everything a file imports, wherever in it, by statement or by ``import_module("…")``."""
+def imported_names(file: str) -> Iterator[str]:
+    """Yield the full name of everything that a file imports."""
     package = ["lmconsole", *file.split("/")[:-1]]
     for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -61,47 +71,111 @@ def imports(file: str) -> Iterator[str]:
                 yield node.args[0].value
 
 
-def room_of(parts: list[str]) -> str:
-    """The room a dotted name of this package belongs to; ``lmconsole.__version__`` belongs to the ground."""
-    return parts[1] if len(parts) > 1 and parts[1] in rooms_there() else "__init__"
+def module_of(file: str) -> str:
+    """Return the name of a module inside the package: ``runs.store``; the package itself is an empty name."""
+    return file.removesuffix(".py").removesuffix("__init__").rstrip("/").replace("/", ".")
 
 
-def rooms_there() -> set[str]:
+@functools.cache
+def import_graph() -> Mapping[str, frozenset[str]]:
+    """Return, for each module of the package, the modules of the package that it imports."""
+    modules = {module_of(file) for file in FILES}
+
+    def resolve(name: str) -> str:
+        parts = name.split(".")[1:]
+        while ".".join(parts) not in modules:
+            parts.pop()  # a function or class in a module
+        return ".".join(parts)
+
+    graph = {}
+    for file in FILES:
+        names = [name for name in imported_names(file) if name.split(".")[0] == "lmconsole"]
+        graph[module_of(file)] = frozenset(resolve(name) for name in names) - {module_of(file)}
+    return graph
+
+
+def shortest_chain(start: str, end: str) -> list[str] | None:
+    """Return the modules from ``start`` to ``end``, each of which imports the next; None if there is no such chain."""
+    graph, chains, seen = import_graph(), [[start]], {start}
+    for chain in chains:  # grows as it is read
+        for module in sorted(graph[chain[-1]]):
+            if module == end:
+                return [*chain, module]
+            if module not in seen:
+                seen.add(module)
+                chains.append([*chain, module])
+    return None
+
+
+def layer_of(part: str) -> int:
+    """Return the number of a layer, from the bottom; ``lmconsole`` itself is below all of them."""
+    return next((number for number, layer in enumerate(reversed(LAYERS)) if part in layer), -1)
+
+
+def parts() -> set[str]:
+    """Return the packages and top-level modules that exist."""
     return {each.name for each in pkgutil.iter_modules([str(PACKAGE)])}
 
 
-def test_every_room_has_a_floor() -> None:
-    assert rooms_there() <= set(FLOOR)
+def test_every_package_has_a_layer() -> None:
+    assert parts() == set().union(*LAYERS)
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_no_room_imports_from_a_floor_above_or_beside_it(file: str) -> None:
-    here = file.split("/")[0].removesuffix(".py")
-    wrong = []
-    for name in imports(file):
-        parts = name.split(".")
-        if parts[0] != "lmconsole":
-            continue
-        there = room_of(parts)
-        if there != here and FLOOR[there] >= FLOOR[here]:
-            wrong.append(name)
-    assert not wrong, f"{file} imports {wrong}"
+def test_no_package_imports_another_of_its_own_layer_or_of_one_above() -> None:
+    wrong = [
+        f"{module or 'lmconsole'} imports {other}"
+        for module, imported in import_graph().items()
+        for other in sorted(imported)
+        if module.split(".")[0] != other.split(".")[0]
+        and layer_of(other.split(".")[0]) >= layer_of(module.split(".")[0])
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    circles = {}
+    for module in import_graph():
+        chain = shortest_chain(module, module)
+        if chain is not None:
+            circles[frozenset(chain)] = " → ".join(chain)
+    found = [chain for modules, chain in circles.items() if modules not in PENDING_CIRCLES]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("never", NEVER_IN_A_WORKER)
+def test_a_worker_imports_neither_the_queue_nor_the_probe(never: str) -> None:
+    chains = [shortest_chain(module, never) for module in WORKER]
+    found = [" → ".join(chain) for chain in chains if chain is not None]
+    assert not found, "\n".join(found)
+
+
+def test_the_drawing_of_the_layers_matches_the_imports() -> None:
+    if not DRAWING.exists():
+        pytest.skip("needs docs/architecture.md of the checkout")
+    blocks = re.findall(r"^```layers\n(.*?)^```", DRAWING.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 1, "docs/architecture.md needs one block ```layers"
+    assert [set(line.split()) for line in blocks[0].splitlines() if line.strip()] == list(LAYERS)
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_heavy_packages_are_imported_in_one_place_only(file: str) -> None:
-    found = {name.split(".")[0] for name in imports(file)} & set(ONLY_IN)
+    found = {name.split(".")[0] for name in imported_names(file)} & set(ONLY_IN)
     assert {name for name in found if not file.startswith(ONLY_IN[name])} == set()
 
 
-def test_the_one_place_is_where_they_are_imported() -> None:
-    """Guards the two tests above against looking in the wrong folder."""
-    assert "torch" in {name.split(".")[0] for file in FILES if file.startswith("lm/") for name in imports(file)}
-    assert "pynvml" in set(imports("telemetry/gpu.py"))
+def test_imports_are_found() -> None:
+    """Guard the tests above against an empty graph."""
+    assert "torch" in {name.split(".")[0] for file in FILES if file.startswith("lm/") for name in imported_names(file)}
+    assert "pynvml" in set(imported_names("telemetry/gpu.py")), "an import in a function"
+    assert "runs.events" in import_graph()["runs.store"]
+    assert "lm.device" in import_graph()["engine.bench"], "an import in a function"
+    assert "" in import_graph()["engine.bench"], "lmconsole.__version__"
+    assert shortest_chain("runs.trash", "runs.info") == ["runs.trash", "runs.store", "runs.info"]
+    assert shortest_chain("runs.info", "runs.trash") is None
 
 
 def loaded_by(code: str) -> set[str]:
-    """Top-level names of the modules that a fresh interpreter has loaded after running ``code``."""
+    """Return the top-level names of all modules that a fresh interpreter has loaded after running ``code``."""
     script = f"import sys\n{code}\nprint('\\n' + ' '.join({{name.partition('.')[0] for name in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -119,27 +193,20 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("room", "but", "never"),
+    ("package", "but", "never"),
     [
         ("telemetry", [], [*HEAVY, "numpy"]),
         ("plan", [], [*HEAVY, "numpy"]),
         ("runs", [], HEAVY),
         ("data", [], HEAVY),
-        # The worker takes its run's lock before it loads attempt.py, and with it torch. What it is forked from has.
+        # A worker locks its run before it imports attempt.py, and with it torch; preload.py is for its parent process.
         ("engine", ["attempt", "preload"], HEAVY),
         ("commands", [], HEAVY),
         ("importing", [], HEAVY),
     ],
 )
-def test_every_module_of_a_room_stays_light(room: str, but: list[str], never: list[str]) -> None:
-    modules = [each.name for each in pkgutil.iter_modules([str(PACKAGE / room)]) if each.name not in but]
+def test_every_module_of_a_light_package_is_light(package: str, but: Collection[str], never: Collection[str]) -> None:
+    modules = [each.name for each in pkgutil.iter_modules([str(PACKAGE / package)]) if each.name not in but]
     assert modules
-    assert loaded_by("\n".join(f"import lmconsole.{room}.{module}" for module in modules)) & set(never) == set()
-
-
-def test_a_worker_imports_neither_the_queue_nor_the_probe() -> None:
-    script = "import sys\nimport lmconsole.engine.worker, lmconsole.engine.preload\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
-    loaded = set(done.stdout.split())
-    assert "lmconsole.engine.attempt" in loaded
-    assert loaded & {"lmconsole.engine.queue", "lmconsole.engine.probe"} == set()
+    imports = "\n".join(f"import lmconsole.{package}.{module}" for module in modules)
+    assert loaded_by(imports) & set(never) == set()

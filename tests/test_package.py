@@ -1,4 +1,4 @@
-"""What people get from ``pip install .``, from an sdist, and from the lock."""
+"""The wheel, the sdist and the lock file."""
 
 import os
 import re
@@ -14,9 +14,10 @@ import lmconsole
 CHECKOUT = Path(__file__).resolve().parents[1]
 LOCK = CHECKOUT / "requirements-dev.lock"
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-ROOMS = [
+MODULES = [
     "cli.py",
     "errors.py",
+    "py.typed",
     "telemetry/gpu.py",
     "plan/load.py",
     "runs/store.py",
@@ -25,16 +26,15 @@ ROOMS = [
 ]
 
 
-def call(*command: str | Path, **options: object) -> str:
-    done = subprocess.run(
-        [str(each) for each in command], capture_output=True, text=True, timeout=300, check=False, **options
-    )
+def call(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+    arguments = [str(each) for each in command]
+    done = subprocess.run(arguments, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def build_wheel(source: Path, folder: Path) -> Path:
-    """Without the network: hatchling comes from the environment the tests run in."""
+    """Build without a network: hatchling comes from the environment of the tests."""
     call(*PIP, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder, source)
     (wheel,) = folder.glob("*.whl")
     return wheel
@@ -47,7 +47,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel alone in a folder of its own; everything else comes from the environment of the tests."""
+    """Folder with only the wheel installed; dependencies come from the environment of the tests."""
     folder = tmp_path_factory.mktemp("site")
     call(*PIP, "install", "--no-deps", "--no-index", "--no-compile", "--target", folder, wheel)
     return folder
@@ -62,23 +62,24 @@ def run_python(installed: Path, cwd: Path, script: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_wheel_has_all_rooms_and_the_same_experiments(wheel: Path) -> None:
+def test_the_wheel_contains_the_package_and_the_experiments(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         assert archive.read("lmconsole/experiments.toml") == (CHECKOUT / "experiments.toml").read_bytes()
-        there = {name.removeprefix("lmconsole/") for name in names if name.startswith("lmconsole/")}
+        contents = {name.removeprefix("lmconsole/") for name in names if name.startswith("lmconsole/")}
         metadata = archive.read(f"lmconsole-{lmconsole.__version__}.dist-info/METADATA").decode()
-    assert set(ROOMS) <= there
+    assert set(MODULES) <= contents
     source = {path.relative_to(CHECKOUT / "lmconsole").as_posix() for path in package_files(CHECKOUT / "lmconsole")}
-    assert source <= there
+    assert source <= contents
     assert {name.split("/")[0] for name in names} == {"lmconsole", f"lmconsole-{lmconsole.__version__}.dist-info"}
     assert "License-Expression: MIT" in metadata
+    assert "Project-URL" not in metadata
 
 
 @pytest.mark.slow
 def test_the_installed_wheel_lists_the_twelve_experiments_from_anywhere(installed: Path, tmp_path: Path) -> None:
-    where = run_python(installed, tmp_path, "import lmconsole; print(lmconsole.__file__)").strip()
-    assert Path(where).is_relative_to(installed)
+    origin = run_python(installed, tmp_path, "import lmconsole; print(lmconsole.__file__)").strip()
+    assert Path(origin).is_relative_to(installed)
     listing = run_installed(installed, tmp_path, "list", "--json")
     assert sorted(experiment_ids(listing)) == list(range(1, 13))
     assert list(tmp_path.iterdir()) == []
@@ -103,8 +104,8 @@ def package_files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
 
 
-def test_the_package_under_test_is_what_lies_in_this_checkout() -> None:
-    """``make test`` installs anew before it tests; pytest alone may meet an older copy."""
+def test_the_package_under_test_is_that_of_this_checkout() -> None:
+    """``make test`` reinstalls the package before the tests; pytest alone may find an older copy."""
     tested = Path(lmconsole.__file__).parent
     stale = [
         str(path.relative_to(CHECKOUT))
@@ -115,15 +116,30 @@ def test_the_package_under_test_is_what_lies_in_this_checkout() -> None:
     assert stale == [], f"{tested} is older than the checkout: run `make test`"
 
 
-def test_version_and_change_log_agree() -> None:
+def test_the_changelog_ends_with_this_version() -> None:
+    """A development version comes after the newest release; a release has its date in the changelog."""
     log = (CHECKOUT / "CHANGELOG.md").read_text(encoding="utf-8")
-    newest = re.search(r"^## \[?(\d+\.\d+\.\d+)", log, flags=re.MULTILINE)
-    assert newest is not None
-    assert newest[1] == lmconsole.__version__
+    headings = re.findall(r"^## (.+)$", log, flags=re.MULTILINE)
+    releases = re.findall(r"^## (\d+\.\d+\.\d+) - \d{4}-\d\d-\d\d$", log, flags=re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    assert len(releases) == len(headings) - 1
+    newest = releases[0]
+    version, _, development = lmconsole.__version__.partition(".dev")
+    assert numbers(version) > numbers(newest) if development else version == newest
+
+
+def numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
+
+
+def test_the_changelog_has_standard_headings() -> None:
+    log = (CHECKOUT / "CHANGELOG.md").read_text(encoding="utf-8")
+    kinds = set(re.findall(r"^### (.+)$", log, flags=re.MULTILINE))
+    assert {"Added", "Changed"} <= kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
 def pins() -> list[str]:
-    """The lock's entries, each with its hashes, on one line."""
+    """Entries of the lock file, each with its hashes on one line."""
     text = LOCK.read_text(encoding="utf-8").replace("\\\n", " ")
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
@@ -133,17 +149,17 @@ def test_every_entry_of_the_lock_is_an_exact_version_with_hashes() -> None:
     assert [pin for pin in pins() if not re.match(r"[a-z0-9-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", pin)] == []
 
 
-def test_the_lock_leaves_torch_and_what_is_built_for_one_gpu_maker_to_the_machine() -> None:
+def test_the_lock_contains_neither_torch_nor_its_gpu_libraries() -> None:
     names = {pin.split("==")[0] for pin in pins()}
     assert {name for name in names if re.match(r"torch$|cuda-|nvidia-(?!ml-py$)", name)} == set()
-    assert {"hatchling", "nvidia-ml-py", "pytest", "sympy"} <= names
+    assert {"coverage", "hatchling", "nvidia-ml-py", "pre-commit", "pytest", "sympy"} <= names
 
 
-def test_the_lock_has_the_triton_of_its_torch_on_linux() -> None:
-    """Builds of torch for CPUs bring none, and our kernels are tested in its interpreter everywhere."""
+def test_the_lock_contains_triton_on_linux() -> None:
+    """CPU builds of torch do not include Triton, and the kernels are tested in its interpreter."""
     (pin,) = (pin for pin in pins() if pin.startswith("triton=="))
     assert "sys_platform == 'linux'" in pin
 
 
-def test_the_lock_names_no_place() -> None:
+def test_the_lock_contains_no_urls_or_paths() -> None:
     assert re.search(r"://|file:|--index|--find-links|(^|\s)/", LOCK.read_text(encoding="utf-8")) is None

@@ -22,7 +22,7 @@ SENTENCES = (
     "the cat sat on the mat and the dog sat on the cat. ",
     "a small model reads a small text and learns it by heart. ",
     "every run leaves a log, and the log says what the run did. ",
-    "numbers without units are only numbers, wrote the cat to the dog. ",
+    "numbers without units are only numbers, said the cat to the dog. ",
 )
 
 TINY = """

@@ -14,7 +14,7 @@ from lmconsole.engine.estimate import Estimate, estimates, makespan_s
 from lmconsole.engine.probe import ProbeAnswer, ask
 from lmconsole.engine.queue import Action, QueueDecision
 from lmconsole.engine.run_options import RunRequest
-from lmconsole.engine.submit import preview, sharing_words, thread_words, threads_asked
+from lmconsole.engine.submit import describe_sharing, describe_threads, preview, requested_threads
 from lmconsole.errors import ExitCode, escape_control_characters
 from lmconsole.runs.store import Store
 from lmconsole.telemetry.host import free_disk_mib
@@ -54,7 +54,7 @@ def overview(answer: ProbeAnswer, request: RunRequest) -> list[tuple[str, str]]:
     precisions = dict.fromkeys(run.settings.precision for run in answer.runs)
     rows = [
         ("preset", f"{answer.preset} ({answer.reason})"),
-        ("device", f"{devices}, {sharing_words(answer, request)}"),
+        ("device", f"{devices}, {describe_sharing(answer, request)}"),
         ("precision", ", ".join(precisions)),
         ("corpus", f"{first.corpus.name}, vocabulary {first.corpus.vocabulary:,}"),
         ("", f"{tokens} tokens"),
@@ -107,8 +107,8 @@ def _decision_line(decision: QueueDecision, estimate: Estimate | None, request: 
         case Action.NEW:
             return f"{text}new{time_left}"
         case Action.RESUME:
-            usual = threads_asked(request) or resolved.threads
-            kept = f" with {thread_words(decision.threads)} as before" if decision.threads != usual else ""
+            usual = requested_threads(request) or resolved.threads
+            kept = f" with {describe_threads(decision.threads)} as before" if decision.threads != usual else ""
             return f"{text}resume {decision.run} in epoch {decision.epoch}{kept}{time_left}"
         case Action.FINISHED:
             return f"{text}skip, finished: {decision.run}"

@@ -15,12 +15,12 @@ def import_runs(root: Path, source: Path, experiments: Path | None) -> ExitCode:
     The exit code is RUN_FAILED if only some could be imported, and USAGE if none could.
     """
     report = import_into(Store(root), source, load_plan(experiments))
-    for place, run in report.made.items():
+    for place, run in report.imported.items():
         print(f"{run}: imported from {escape_control_characters(place)}")
-    for place, run in report.known.items():
+    for place, run in report.imported_before.items():
         print(f"{run}: imported before, from {escape_control_characters(place)}")
     for problem in report.problems:
         print_message(f"{problem}: not imported")
     if not report.problems:
         return ExitCode.OK
-    return ExitCode.RUN_FAILED if report.made or report.known else ExitCode.USAGE
+    return ExitCode.RUN_FAILED if report.imported or report.imported_before else ExitCode.USAGE

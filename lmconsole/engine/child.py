@@ -1,6 +1,6 @@
 """Requests to a child process that imports torch, so that commands and the console need not.
 
-The request is JSON in the child's first argument. Its standard output is JSON too: the answer or an error.
+The request is JSON on the child's standard input. Its standard output is JSON too: the answer or an error.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ def ask_child(module: str, request: msgspec.Struct, answer: type[Answer], timeou
     """
     try:
         done = subprocess.run(
-            python(module, msgspec.json.encode(request, enc_hook=_encode).decode()),
-            stdin=subprocess.DEVNULL,
+            python(module),
+            input=msgspec.json.encode(request, enc_hook=_encode),
             capture_output=True,
             env=training_environment(),
             timeout=timeout_s,
@@ -57,8 +57,8 @@ def ask_child(module: str, request: msgspec.Struct, answer: type[Answer], timeou
 
 
 def answer_parent(request: type[Request], answer: Callable[[Request], msgspec.Struct]) -> int:
-    """Be the child: answer the request in the first argument on standard output, and return the exit code."""
-    asked = msgspec.json.decode(sys.argv[1], type=request, dec_hook=_decode)
+    """Answer the request on standard input, as the child process, and return the exit code."""
+    asked = msgspec.json.decode(sys.stdin.buffer.read(), type=request, dec_hook=_decode)
     try:
         result: msgspec.Struct = answer(asked)
         code = ExitCode.OK

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -17,7 +18,8 @@ MAX_FLOPS_RATIO = 4.0
 """A shape is not estimated from one whose step has this many times more, or fewer, operations."""
 
 
-class SpeedSample(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeedSample:
     """Speed at which a shape was trained, evaluations and checkpoints included."""
 
     settings: Settings
@@ -28,7 +30,8 @@ class SpeedSample(msgspec.Struct, frozen=True, kw_only=True):
     """Origin of the number, for display."""
 
 
-class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
     """Expected time of a run, and the origin of that number."""
 
     seconds: float
@@ -36,8 +39,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def estimates(answer: ProbeAnswer, decisions: Sequence[QueueDecision], runs: Sequence[Run]) -> list[Estimate | None]:
-    """Estimate what is left of each run. None where nothing is to be done or nothing is known, as where the devices
-    differ."""
+    """Estimate the rest of each run. None if there is nothing to train, or nothing known, as for unequal devices."""
     if len(set(answer.device_names)) != 1:
         return [None] * len(decisions)
     name = answer.device_names[0]

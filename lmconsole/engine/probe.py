@@ -261,7 +261,7 @@ def _busy_gpu_warnings(chosen: list["Device"], store: Path) -> Iterator[str]:
         if others:
             yield (
                 f"{each.device} ({each.name}) is in use by {others} other process{'es' if others > 1 else ''}: timings "
-                "and memory will include theirs"
+                "and memory will not be this run's alone"
             )
     gpus.close()
 

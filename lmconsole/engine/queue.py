@@ -5,6 +5,7 @@ import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -35,13 +36,14 @@ class Action(StrEnum):
     """Already queued or running."""
 
 
-class QueueDecision(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueueDecision:
     """Decision about one resolved run."""
 
     resolved: ResolvedRun
     action: Action
     run: str | None
-    """Name of the run directory; None for one that is still to be made."""
+    """Name of the run directory; None for one that does not exist yet."""
     threads: int
     """CPU threads of the run, old or new."""
     jobs: int
@@ -153,7 +155,7 @@ def enqueue(
                 event = msgspec.structs.replace(queued, jobs=decision.jobs, place=next(places))
                 if decision.run is None:
                     name = _create(store, decision, event, "auto" if threads is None else queued.jobs)
-                    decision = msgspec.structs.replace(decision, run=name)
+                    decision = replace(decision, run=name)
                 else:
                     _requeue(by_name[decision.run], event)
             done.append(decision)
@@ -201,7 +203,7 @@ def _queue_lock(store: Store) -> Iterator[None]:
 
 
 def _create(store: Store, decision: QueueDecision, queued: Queued, jobs: int | Literal["auto"]) -> str:
-    """Create a new run and return its id. ``jobs``: as asked for."""
+    """Create a new run and return its id. ``jobs`` is the number requested."""
     resolved = decision.resolved
     info = RunInfo(
         schema=SCHEMA,

@@ -3,7 +3,7 @@
 The fields of RunRequest are the table. The command line, its help and completions, the form of the console and the
 request in a dry run's JSON are built from it, so a new option is a new field here and its use where it matters.
 
-The command line imports this module whatever the command is, so modules that take long are imported in functions.
+The command line imports this module whatever the command is, so slow imports are inside functions.
 """
 
 import os
@@ -73,7 +73,7 @@ def parse_ids(text: str, plan: "Plan") -> tuple[int, ...]:
 
 
 def parse_preset(text: str, plan: "Plan") -> str:
-    """Check the name of a preset."""
+    """Return the name of a preset that the plan has."""
     from lmconsole.plan.presets import AUTO, unknown
 
     if text != AUTO and text not in plan.presets:
@@ -130,16 +130,17 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     others, or from how the request was made."""
 
     ids: Annotated[
-        tuple[int, ...], Option(help="Experiments, such as 5 or 1-4.", metavar="ID", positional=True, parse=parse_ids)
+        tuple[int, ...],
+        Option(help="Experiments to train, such as 5 or 1-4.", metavar="ID", positional=True, parse=parse_ids),
     ] = ()
     typed_order: bool = False
     """Whether the ids were typed one by one, so that runs keep their order."""
-    everything: Annotated[bool, Option(help="All experiments; wait for active ones.", flag="--all")] = False
-    headless: Annotated[bool, Option(help="Show progress here instead of the app.")] = False
+    everything: Annotated[bool, Option(help="Train all experiments; wait for active ones.", flag="--all")] = False
+    headless: Annotated[bool, Option(help="Show progress here instead of opening the app.")] = False
     preset: Annotated[
         str,
         Option(
-            help="auto, paper, scratch, demo, or one of your own.",
+            help="Use this preset: auto, paper, scratch, demo, or one of your own.",
             metavar="NAME",
             choices=("auto", "paper", "scratch", "demo"),
             parse=parse_preset,
@@ -149,7 +150,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     epochs: Annotated[
         int | None,
         Option(
-            help="Passes over the train split.",
+            help="Train for N passes over the train split.",
             metavar="N",
             setting=True,
             hint="passes over the train split; empty: the preset's",
@@ -157,13 +158,20 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     seeds: Annotated[
         tuple[int, ...] | None,
-        Option(help="1,2,3 or 1..10.", metavar="LIST", parse=parse_seeds, hint="1,2,3 or 1..10; empty: the preset's"),
+        Option(
+            help="Train with each of these seeds, such as 1,2,3 or 1..10.",
+            metavar="LIST",
+            parse=parse_seeds,
+            hint="1,2,3 or 1..10; empty: the preset's",
+        ),
     ] = None
-    max_tokens: Annotated[int | None, Option(help="First N tokens only.", metavar="N", parse=parse_max_tokens)] = None
+    max_tokens: Annotated[
+        int | None, Option(help="Use only the first N tokens.", metavar="N", parse=parse_max_tokens)
+    ] = None
     device: Annotated[
         str,
         Option(
-            help="auto, cpu, cuda, cuda:0,cuda:1 or all.",
+            help="Train on this device: auto, cpu, cuda, cuda:0,cuda:1 or all.",
             metavar="NAME",
             choices=("auto", "cpu", "cuda", "all"),
             hint="auto, cpu, cuda, cuda:0,cuda:1 or all",
@@ -172,7 +180,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     precision: Annotated[
         str | None,
         Option(
-            help="auto, fp32, tf32 or bf16.",
+            help="Compute in this precision: auto, fp32, tf32 or bf16.",
             metavar="NAME",
             choices=("auto", "fp32", "tf32", "bf16"),
             setting=True,
@@ -182,28 +190,35 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     jobs: Annotated[
         int | Literal["auto"],
         Option(
-            help="Runs at once on one device; auto suits the size of each.",
+            help="Train N runs at once on one device; auto suits the size of each.",
             metavar="N",
             choices=("auto",),
             parse=parse_jobs,
             hint="auto, or runs at once on one device",
         ),
     ] = "auto"
-    data: Annotated[Path | None, Option(help="Folder of token or text files.", metavar="DIR")] = None
-    embeddings: Annotated[Path | None, Option(help="File of embedding tables.", metavar="FILE")] = None
+    data: Annotated[Path | None, Option(help="Read token or text files from this folder.", metavar="DIR")] = None
+    embeddings: Annotated[Path | None, Option(help="Read embedding tables from this file.", metavar="FILE")] = None
     experiments: Annotated[
-        Path | None, Option(help="experiments.toml to use.", metavar="FILE", shown_default="built in")
+        Path | None,
+        Option(
+            help="Read experiments from this file.",
+            metavar="FILE",
+            shown_default="./experiments.toml, or built in",
+        ),
     ] = None
-    runs: Annotated[Path, Option(help="Run store.", metavar="DIR", envvar="LMCONSOLE_RUNS")] = Path("runs")
-    fresh: Annotated[bool, Option(help="New runs, even where finished ones exist.")] = False
-    dry_run: Annotated[bool, Option(help="Show what would be done, and do nothing.")] = False
+    runs: Annotated[Path, Option(help="Use the run store in this folder.", metavar="DIR", envvar="LMCONSOLE_RUNS")] = (
+        Path("runs")
+    )
+    fresh: Annotated[bool, Option(help="Train new runs, even where finished ones exist.")] = False
+    dry_run: Annotated[bool, Option(help="Show what would be done, without doing it.")] = False
     no_export: Annotated[bool, Option(help="Do not export when the queue is empty.")] = False
     export_folder: Path = Path("exports")
     on_finish: Annotated[
         tuple[str, ...],
-        Option(help="Program to run when the queue is empty (no shell).", metavar="CMD", parse=parse_program),
+        Option(help="Run this program when the queue is empty (no shell).", metavar="CMD", parse=parse_program),
     ] = ()
-    json: Annotated[bool, Option(help="JSON on standard output.")] = False
+    json: Annotated[bool, Option(help="Print JSON on standard output.")] = False
 
     @property
     def overrides(self) -> dict[str, object]:
@@ -227,18 +242,20 @@ OPTIONS: dict[str, Option] = {
 
 
 def flag(name: str) -> str:
-    """Spelling of an option on the command line: ``--max-tokens`` for ``max_tokens``."""
+    """Return the spelling of an option on the command line: ``--max-tokens`` for ``max_tokens``."""
     return OPTIONS[name].flag or f"--{name.replace('_', '-')}"
 
 
 def parse_request(given: Mapping[str, object], **settled: Any) -> RunRequest:
-    """Check everything that can be checked without torch.
+    """Parse a request, and check everything that can be checked without torch.
 
-    ``given`` holds text by field, a list of it for positional arguments; paths and flags are taken as they are, and
-    None is the default. ``settled`` are fields that need no parsing, and win.
+    Args:
+        given: text for each field to be parsed, or a list of it for positional arguments; paths and flags as they are.
+            None means the default.
+        settled: fields that need no parsing. They take precedence.
 
     Raises:
-        LmconsoleError: with all the problems there are.
+        LmconsoleError: fields are wrong; the message lists all problems.
         PlanError: the file of experiments is wrong.
         StoreError: the run store cannot be read.
     """
@@ -251,6 +268,7 @@ def parse_request(given: Mapping[str, object], **settled: Any) -> RunRequest:
         for name in OPTIONS
         if (value := given.get(name)) not in (None, False, [])
     }
+    assert given.keys() <= OPTIONS.keys()
     experiments = texts.get("experiments")
     plan = load_plan(experiments if isinstance(experiments, Path) else None)
     every = tuple(experiment.id for experiment in plan.experiments)

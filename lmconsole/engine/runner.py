@@ -51,6 +51,45 @@ def main(root: Path) -> int:
             return 0
 
 
+@dataclass(frozen=True)
+class _Occupancy:
+    """Devices that an active run may occupy."""
+
+    devices: set[str]
+    jobs: int
+    """Runs at once that it allows there; 0 reserves the devices for a run that is next."""
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """A worker that this runner started."""
+
+    process: BaseProcess
+    device: str
+    queued_seq: int
+    """Number of the ``queued`` event that it serves."""
+
+
+@dataclass
+class _PreparedWorker:
+    """A worker that prepares its run and waits for its turn."""
+
+    process: BaseProcess
+    turns: Connection
+    queued_seq: int
+    """Number of the ``queued`` event that it serves."""
+    device: str | None = None
+    """Device that it may already use."""
+
+    def send(self, turn: Turn) -> bool:
+        """Send a turn. Return False if the worker has ended."""
+        try:
+            self.turns.send(turn)
+        except OSError:
+            return False
+        return True
+
+
 class Runner:
     """Starts the runs of one store until its queue is empty, and then exports."""
 
@@ -58,10 +97,11 @@ class Runner:
         self.store = store
         self.shared: Path | None = None
         """Folder of the data that workers share; None: each reads its own."""
-        self._children: dict[str, _Child] = {}
-        self._waiting: dict[str, _Waiting] = {}
+        self._workers: dict[str, _Worker] = {}
+        self._prepared: dict[str, _PreparedWorker] = {}
         self._served: dict[str, Run] = {}
-        self._hopeless: set[str] = set()
+        self._unwritable: set[str] = set()
+        """Runs whose logs cannot be written, so that they are not started."""
         self._not_ahead: set[str] = set()
         """Runs that are not prepared ahead, because their waiting worker died."""
 
@@ -76,7 +116,7 @@ class Runner:
             waiting.sort(key=lambda run: queue_order(run.info, run.state.queued))
             for run in waiting:
                 self._served[run.run] = run
-                if run.run in self._waiting and run.stop_requested:
+                if run.run in self._prepared and run.stop_requested:
                     continue  # its worker records that itself
                 if run.stop_requested:
                     epoch, step = run.state.position
@@ -84,7 +124,7 @@ class Runner:
                 else:
                     self._start(run, busy)
             self._prepare_ahead(waiting, busy, runs)
-            if not waiting and not busy and not self._children and not self._waiting:
+            if not waiting and not busy and not self._workers and not self._prepared:
                 break
             self._pause()
         self._finish()
@@ -94,12 +134,12 @@ class Runner:
         return any(self._waits(run) for run in self.store.runs())
 
     def _waits(self, run: Run) -> bool:
-        return run.status is Status.QUEUED and not run.problem and run.run not in self._hopeless
+        return run.status is Status.QUEUED and not run.problem and run.run not in self._unwritable
 
     def _pause(self) -> None:
         """Wait for the next check, or until a worker ends, since its device is free then."""
         # The sentinel of a worker whose fork server has ended is always ready, whether or not the worker runs.
-        ends = [child.process.sentinel for child in self._children.values() if child.process.exitcode is None]
+        ends = [child.process.sentinel for child in self._workers.values() if child.process.exitcode is None]
         if ends:
             wait(ends, POLL_S)
         else:
@@ -108,7 +148,7 @@ class Runner:
     def _reap(self, runs: list[Run]) -> None:
         """Remove workers that have ended, and record the death of one that could not do so itself."""
         by_name = {run.run: run for run in runs}
-        for name, ahead in list(self._waiting.items()):
+        for name, ahead in list(self._prepared.items()):
             code = ahead.process.exitcode
             run = by_name.get(name)
             if code is None or (code == FORK_SERVER_GONE and run and self._worker_pid(run) is not None):
@@ -117,42 +157,41 @@ class Runner:
                 continue
             dismissed = ahead.turns.closed
             ahead.turns.close()
-            del self._waiting[name]
+            del self._prepared[name]
             if code and not dismissed:
                 self._not_ahead.add(name)
                 _log(f"{name}: its worker ended before its turn (exit code {code}); the run will start at its turn")
-        for name, child in list(self._children.items()):
+        for name, child in list(self._workers.items()):
             code = child.process.exitcode
             run = by_name.get(name)
             if code is None or (code == FORK_SERVER_GONE and run and self._worker_pid(run) is not None):
                 continue
-            del self._children[name]
+            del self._workers[name]
             if run is not None and code != EXIT_NOT_TRAINED:
                 self._append(run, _worker_death(run, code), after=child.queued_seq)
 
-    def _busy(self, runs: list[Run]) -> dict[str, tuple[set[str], int]]:
-        """Return active runs, each with the devices it may occupy and the number of runs it allows there at once."""
-        busy = {}
+    def _busy(self, runs: list[Run]) -> dict[str, _Occupancy]:
+        """Return the devices that each active run occupies."""
+        busy: dict[str, _Occupancy] = {}
         for run in runs:
             queued = run.state.queued
-            if queued is None:
+            if queued is None or run.run in self._prepared:
                 continue
-            if run.run in self._waiting:
-                continue
-            if run.run in self._children:
-                busy[run.run] = {self._children[run.run].device}, queued.jobs
+            if run.run in self._workers:
+                busy[run.run] = _Occupancy({self._workers[run.run].device}, queued.jobs)
             elif self._worker_pid(run) is not None:
                 started = run.state.started if run.status is Status.RUNNING else None
-                busy[run.run] = {started.device_uuid or started.device} if started else set(queued.devices), queued.jobs
+                devices = {started.device_uuid or started.device} if started else set(queued.devices)
+                busy[run.run] = _Occupancy(devices, queued.jobs)
         return busy
 
-    def _start(self, run: Run, busy: dict[str, tuple[set[str], int]]) -> None:
+    def _start(self, run: Run, busy: dict[str, _Occupancy]) -> None:
         """Start ``run`` on a device with room for it. Without one, it reserves its devices against later runs."""
         queued = run.state.queued
         assert queued is not None
-        for device in sorted(queued.devices, key=lambda each: sum(each in on for on, _ in busy.values())):
-            others = [jobs for on, jobs in busy.values() if device in on]
-            ahead = self._waiting.get(run.run)
+        for device in sorted(queued.devices, key=lambda each: sum(each in other.devices for other in busy.values())):
+            others = [other.jobs for other in busy.values() if device in other.devices]
+            ahead = self._prepared.get(run.run)
             if ahead is not None and (ahead.device not in (None, device) or ahead.queued_seq != queued.seq):
                 continue
             if has_room(queued.jobs, others):
@@ -164,47 +203,51 @@ class Runner:
                     return
                 if process is None:
                     break
-                self._children[run.run] = _Child(process, device, queued.seq)
-                busy[run.run] = {device}, queued.jobs
+                self._workers[run.run] = _Worker(process, device, queued.seq)
+                busy[run.run] = _Occupancy({device}, queued.jobs)
                 _log(f"{run.run}: started on {device}, pid {process.pid}")
                 return
-        ahead = self._waiting.get(run.run)
-        busy[f"waiting {run.run}"] = {ahead.device} if ahead and ahead.device else set(queued.devices), 0
+        ahead = self._prepared.get(run.run)
+        devices = {ahead.device} if ahead and ahead.device else set(queued.devices)
+        busy[f"waiting {run.run}"] = _Occupancy(devices, jobs=0)
 
     def _start_on(self, run: Run, device: str, siblings: Sequence[int]) -> BaseProcess | None:
         """Start a worker, or give the waiting one its turn. Return None if the waiting one has just ended. Raises
         OSError if a worker cannot be started."""
-        for name, other in self._waiting.items():
+        for name, other in self._prepared.items():
             if name != run.run and other.device == device:
                 other.turns.close()  # that worker ends and its run stays queued, so that this run has the device alone
-        ahead = self._waiting.get(run.run)
+        ahead = self._prepared.get(run.run)
         if ahead is None:
             return worker.start(run, device, siblings, self.shared)
         if not ahead.send(_turn(device, go=True, siblings=siblings)):
             return None
         ahead.turns.close()
-        del self._waiting[run.run]
+        del self._prepared[run.run]
         return ahead.process
 
-    def _prepare_ahead(self, waiting: list[Run], busy: dict[str, tuple[set[str], int]], runs: list[Run]) -> None:
+    def _prepare_ahead(self, waiting: list[Run], busy: dict[str, _Occupancy], runs: list[Run]) -> None:
         """Prepare the next run for each GPU that trains one run: on the host at once, and on the device as soon as the
         other run only has its tests left, so that measurements of a run in training are not disturbed."""
         by_name = {run.run: run for run in runs}
         trains = {
             device: by_name[name]
-            for name, (on, jobs) in busy.items()
-            for device in on
-            if jobs == 1 and prepares_ahead(device) and name in by_name and by_name[name].status is Status.RUNNING
+            for name, occupancy in busy.items()
+            for device in occupancy.devices
+            if occupancy.jobs == 1
+            and prepares_ahead(device)
+            and name in by_name
+            and by_name[name].status is Status.RUNNING
         }
         for run in [run for run in waiting if run.run not in busy][: len(trains)]:  # only the runs that are next
             queued = run.state.queued
             if queued is None or queued.jobs != 1 or run.stop_requested:
                 continue
             others = {device: trains[device] for device in queued.devices if device in trains}
-            if run.run not in self._waiting and others and len(self._waiting) < len(trains):
+            if run.run not in self._prepared and others and len(self._prepared) < len(trains):
                 self._start_waiting(run, queued)
-            if run.run in self._waiting:
-                self._let_use_device(self._waiting[run.run], others)
+            if run.run in self._prepared:
+                self._let_use_device(self._prepared[run.run], others)
 
     def _start_waiting(self, run: Run, queued: Queued) -> None:
         if run.run in self._not_ahead:
@@ -215,17 +258,17 @@ class Runner:
             self._not_ahead.add(run.run)
             _log(f"{run.run}: cannot be prepared before its turn: {error}")
         else:
-            self._waiting[run.run] = _Waiting(process, turns, queued.seq)
+            self._prepared[run.run] = _PreparedWorker(process, turns, queued.seq)
 
-    def _let_use_device(self, ahead: "_Waiting", others: Mapping[str, Run]) -> None:
+    def _let_use_device(self, ahead: _PreparedWorker, others: Mapping[str, Run]) -> None:
         """Let a waiting worker use the first device on which the current run only has its tests left."""
-        taken = {each.device for each in self._waiting.values()}
+        taken = {each.device for each in self._prepared.values()}
         for device, other in others.items():
             if ahead.device is None and device not in taken and _only_tests(other) and _leaves_memory(other):
                 ahead.device = device
                 ahead.send(_turn(device, go=False))
 
-    def _active(self, busy: dict[str, tuple[set[str], int]]) -> list[Run]:
+    def _active(self, busy: dict[str, _Occupancy]) -> list[Run]:
         return [self._served[name] for name in busy if name in self._served]
 
     def _worker_pid(self, run: Run) -> int | None:
@@ -253,7 +296,7 @@ class Runner:
                     _log(f"{run.run}: {'stopped before it started' if isinstance(event, Stopped) else event.message}")
         except OSError as error:
             _log(f"{run.run}: its log cannot be written: {error}")
-            self._hopeless.add(run.run)
+            self._unwritable.add(run.run)
 
     def _finish(self) -> None:
         """Export and run the programs that were asked for, now that the queue is empty."""
@@ -274,36 +317,6 @@ class Runner:
                 _log(f"{command}: exit code {code}")
         except (OSError, subprocess.TimeoutExpired) as error:
             _log(f"{command}: {error}")
-
-
-@dataclass(frozen=True)
-class _Child:
-    """A worker that this runner started."""
-
-    process: BaseProcess
-    device: str
-    queued_seq: int
-    """Number of the ``queued`` event that it serves."""
-
-
-@dataclass
-class _Waiting:
-    """A worker that prepares its run and waits for its turn."""
-
-    process: BaseProcess
-    turns: Connection
-    queued_seq: int
-    """Number of the ``queued`` event that it serves."""
-    device: str | None = None
-    """Device that it may already use."""
-
-    def send(self, turn: Turn) -> bool:
-        """Send a turn. Return False if the worker has ended."""
-        try:
-            self.turns.send(turn)
-        except OSError:
-            return False
-        return True
 
 
 def prepares_ahead(device: str) -> bool:

@@ -16,7 +16,7 @@ from lmconsole.runs.store import Run, Store
 from lmconsole.telemetry.host import cores, threads_per_run
 
 
-def threads_asked(request: RunRequest) -> int | None:
+def requested_threads(request: RunRequest) -> int | None:
     """Return the CPU threads of each new run; None if its size decides."""
     return None if request.jobs == "auto" else threads_per_run(request.jobs)
 
@@ -35,27 +35,27 @@ def queued_as(answer: ProbeAnswer, request: RunRequest) -> Queued:
 def preview(runs: Iterable[Run], answer: ProbeAnswer, request: RunRequest) -> list[QueueDecision]:
     """Return what ``submit`` would do, given the store's ``runs`` (oldest first), in the order of the queue."""
     queued = queued_as(answer, request)
-    return decide(runs, _wanted(answer, request), queued, fresh=request.fresh, threads=threads_asked(request))
+    return decide(runs, _wanted(answer, request), queued, fresh=request.fresh, threads=requested_threads(request))
 
 
 def _wanted(answer: ProbeAnswer, request: RunRequest) -> list[ResolvedRun]:
     return training_order(answer.runs, request.seeds, typed_order=request.typed_order)
 
 
-def sharing_words(answer: ProbeAnswer, request: RunRequest) -> str:
+def describe_sharing(answer: ProbeAnswer, request: RunRequest) -> str:
     """Describe how new runs share a device, such as ``2 at once, 1 thread each (auto)``."""
     queued = queued_as(answer, request)
     found: dict[str, list[int]] = {}
     for run in answer.runs:
-        threads = threads_asked(request) or run.threads
-        words = f"{jobs_at_once(threads, queued)} at once, {thread_words(threads)} each"
+        threads = requested_threads(request) or run.threads
+        words = f"{jobs_at_once(threads, queued)} at once, {describe_threads(threads)} each"
         found.setdefault(words, []).append(run.experiment.id)
     several = len(found) > 1
     text = "; ".join(f"{words} for {ranges(ids)}" if several else words for words, ids in found.items())
     return f"{text} (auto)" if request.jobs == "auto" else text
 
 
-def thread_words(threads: int) -> str:
+def describe_threads(threads: int) -> str:
     """Return ``1 thread`` or ``2 threads``."""
     return f"{threads} thread{'s' if threads > 1 else ''}"
 
@@ -75,7 +75,7 @@ def submit(store: Store, answer: ProbeAnswer, request: RunRequest) -> list[Queue
             queued_as(answer, request),
             fresh=request.fresh,
             refuse_active=not request.everything,
-            threads=threads_asked(request),
+            threads=requested_threads(request),
         )
     except BaseException:
         with contextlib.suppress(StoreError):

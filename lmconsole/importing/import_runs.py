@@ -1,18 +1,20 @@
-"""Runs made elsewhere, taken into the store: what their source says is kept as it is, what it does not say stays
-unknown or is marked as assumed."""
+"""Import of runs that were not trained by lmconsole.
+
+Everything that the source states is kept; everything else stays unknown or is marked as assumed.
+"""
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from lmconsole import __version__
 from lmconsole.errors import PlanError, StoreError
-from lmconsole.importing.sources import Numbers, OddSourceError, Source, sources, stated_under
+from lmconsole.importing.sources import EpochNumbers, ImportSourceError, Source, sources, stated_value
 from lmconsole.plan.experiment import Experiment
 from lmconsole.plan.presets import Plan, applies
 from lmconsole.runs.create import create_run
@@ -21,101 +23,89 @@ from lmconsole.runs.info import SCHEMA, CorpusInfo, RunInfo
 from lmconsole.runs.store import Run, Store
 
 STATED, ASSUMED = "stated by the source", "not stated; assumed"
-"""Origins of an imported run's settings."""
-
+"""Origins of the settings of imported runs, as written to run.json."""
 
 PRESET = "paper"
-"""Where settings come from that a source does not state."""
-
+"""Preset for settings that the source does not state."""
 
 FIRST_FREE_ID = 101
-"""Imported experiments that are none of the plan's get numbers from here on."""
-
+"""First id for imported experiments that are not part of the plan."""
 
 Denominator = Literal["targets", "padded"]
 
-
 _MODELS = {"lstm": "lstm", "gpt1": "gpt1", "gpt": "gpt1", "openaigpt": "gpt1"}
-
 
 _OPTIMIZERS = {"adam": "adam", "adamw": "adamw", "sgd": "sgd", "momentum": "momentum", "sgdmomentum": "momentum"}
 
+_INTEGER_SETTINGS = ("epochs", "batch_size", "window_tokens")
 
-_SETTINGS = ("epochs", "batch_size", "learning_rate", "weight_decay", "momentum", "window_tokens")
+_FLOAT_SETTINGS = ("learning_rate", "weight_decay", "momentum")
 
 
 @dataclass
-class Report:
-    """What an import did: runs made, by where they came from, what was there before, and what could not be read."""
+class ImportReport:
+    """Result of an import. Runs are by the location of their source."""
 
-    made: dict[str, str] = field(default_factory=dict)
-    known: dict[str, str] = field(default_factory=dict)
+    imported: dict[str, str] = field(default_factory=dict)
+    imported_before: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    """Sources that could not be imported, and the reasons."""
 
 
-def import_runs(store: Store, path: Path, plan: Plan) -> Report:
-    """Take every run under ``path`` into the store; what is odd is reported, and the rest imported.
+def import_runs(store: Store, path: Path, plan: Plan) -> ImportReport:
+    """Import every run under ``path`` into the store. Runs with problems are reported and skipped.
 
     Raises:
-        StoreError: ``path`` holds nothing that could be a run, or the store cannot be written.
+        StoreError: ``path`` contains no runs, or the store cannot be written.
     """
-    report = Report()
+    report = ImportReport()
     store.create()
-    there = {run.info.config_hash: run for run in store.runs()}
-    for place, read in sources(path):
+    known = {run.info.config_hash: run for run in store.runs()}
+    for location, read in sources(path):
         try:
             source = read()
-            info, epochs = _interpret(source, plan, list(there.values()))
-        except OddSourceError as odd:
-            report.problems.append(f"{place}: {odd}")
+            info, epochs = _interpret(source, plan, list(known.values()))
+        except ImportSourceError as error:
+            report.problems.append(f"{location}: {error}")
             continue
-        if info.config_hash in there:
-            report.known[place] = there[info.config_hash].run
+        if info.config_hash in known:
+            report.imported_before[location] = known[info.config_hash].run
             continue
-        run = _make(store, info, epochs, source)
-        report.made[place] = run.run
-        there[info.config_hash] = run
+        run = _create_run(store, info, epochs, source)
+        report.imported[location] = run.run
+        known[info.config_hash] = run
     return report
 
 
-def _interpret(source: Source, plan: Plan, there: Sequence[Run]) -> tuple[RunInfo, list[Epoch]]:
-    """What a source says as a run of ours; what it does not say is assumed and marked so."""
+def _interpret(source: Source, plan: Plan, known: Sequence[Run]) -> tuple[RunInfo, list[Epoch]]:
+    """Return run.json and the epochs of a source; settings that it does not state are assumed and marked."""
     if not source.epochs:
-        raise OddSourceError("no epoch")
-    epochs = _epochs(source.epochs)
-    model = _choice(source, "model", _MODELS)
-    optimizer = _choice(source, "optimizer", _OPTIMIZERS)
-    momentum = stated_under(source.stated, "momentum")
-    if optimizer == "sgd" and momentum not in (None, 0, "0") and _number(momentum, "momentum", float) > 0.0:
-        optimizer = "momentum"
-    layers = _number(stated_under(source.stated, "layers"), "layers", int)
-    experiment = _experiment(plan, there, model, layers, optimizer, source.place)
-    stated = {
-        name: _number(value, name, int if name in ("epochs", "batch_size", "window_tokens") else float)
-        for name in _SETTINGS
-        if (value := stated_under(source.stated, name)) is not None and applies(name, experiment)
-    }
-    stated.setdefault("epochs", len(epochs))
-    if stated["epochs"] < len(epochs):
-        raise OddSourceError(f"{len(epochs)} epochs of numbers, but epochs is {stated['epochs']}")
-    denominator: Denominator = "padded"
-    if (given := stated_under(source.stated, "denominator")) is not None:
-        if given not in ("targets", "padded"):
-            raise OddSourceError(f"denominator: {str(given)[:40]!r} is neither targets nor padded")
-        denominator = given
-    seed = stated_under(source.stated, "seed")
+        raise ImportSourceError("no epoch")
+    epochs = _epoch_events(source.epochs)
+    experiment = _experiment(plan, known, source)
+    stated = _stated_settings(source, experiment, len(epochs))
+    denominator = _denominator(source)
     try:
         resolved = plan.resolve(experiment, PRESET, {"precision": "fp32", **stated})
     except (PlanError, msgspec.ValidationError) as error:
-        raise OddSourceError(str(error).replace("\n", "; ")) from None
+        raise ImportSourceError(str(error).replace("\n", "; ")) from None
     origins = {
         key: STATED if key in stated or key in ("model", "layers", "optimizer") else ASSUMED for key in resolved.origins
     }
-    number = _number(seed, "seed", int) if seed is not None else 0
-    if not 0 <= number < 2**63:
-        raise OddSourceError(f"seed: {number} is not between 0 and 2^63 - 1")
-    events = [name_non_finite(event) for event in epochs]
-    told = [model, layers, optimizer, number, denominator, stated, [event.valid_ppl for event in epochs], events]
+    stated_seed = stated_value(source.stated, "seed")
+    seed = _integer(stated_seed, "seed") if stated_seed is not None else 0
+    if not 0 <= seed < 2**63:
+        raise ImportSourceError(f"seed: {seed} is not between 0 and 2^63 - 1")
+    identity = (
+        experiment.model,
+        experiment.layers,
+        experiment.optimizer,
+        seed,
+        denominator,
+        stated,
+        [event.valid_ppl for event in epochs],
+        [name_non_finite(event) for event in epochs],
+    )
     info = RunInfo(
         schema=SCHEMA,
         run="",
@@ -123,9 +113,9 @@ def _interpret(source: Source, plan: Plan, there: Sequence[Run]) -> tuple[RunInf
         experiment=experiment,
         preset="imported",
         settings=resolved.settings,
-        origins={**origins, "seed": STATED if seed is not None else ASSUMED},
-        seed=number,
-        config_hash="imported-" + hashlib.sha256(msgspec.json.encode(told)).hexdigest(),
+        origins={**origins, "seed": STATED if stated_seed is not None else ASSUMED},
+        seed=seed,
+        config_hash="imported-" + hashlib.sha256(msgspec.json.encode(identity)).hexdigest(),
         corpus=_corpus(resolved.settings.vocabulary),
         embeddings=None,
         threads=None,
@@ -138,6 +128,28 @@ def _interpret(source: Source, plan: Plan, there: Sequence[Run]) -> tuple[RunInf
     return info, epochs
 
 
+def _stated_settings(source: Source, experiment: Experiment, epochs: int) -> dict[str, int | float]:
+    stated: dict[str, int | float] = {}
+    for name in ("epochs", "batch_size", "learning_rate", "weight_decay", "momentum", "window_tokens"):
+        value = stated_value(source.stated, name)
+        if value is not None and applies(name, experiment):
+            stated[name] = _integer(value, name) if name in _INTEGER_SETTINGS else _float(value, name)
+    stated.setdefault("epochs", epochs)
+    if stated["epochs"] < epochs:
+        raise ImportSourceError(f"numbers for {epochs} epochs, but epochs is {stated['epochs']}")
+    return stated
+
+
+def _denominator(source: Source) -> Denominator:
+    given = stated_value(source.stated, "denominator")
+    if given is None:
+        return "padded"
+    if given not in ("targets", "padded"):
+        raise ImportSourceError(f"denominator: {str(given)[:40]!r} is neither targets nor padded")
+    denominator: Denominator = given
+    return denominator
+
+
 def _corpus(vocabulary: int) -> CorpusInfo:
     return CorpusInfo(
         name="not stated", kind="imported", path=None, vocabulary=vocabulary, tokenizer="not stated", tokens={},
@@ -145,84 +157,100 @@ def _corpus(vocabulary: int) -> CorpusInfo:
     )  # fmt: skip
 
 
-def _choice(source: Source, what: str, known: Mapping[str, str]) -> str:
-    given = stated_under(source.stated, what)
+def _choice(source: Source, setting: str, known: Mapping[str, str]) -> str:
+    given = stated_value(source.stated, setting)
     plain = "".join(c for c in str(given).lower() if c.isalnum())
     if given is None:
-        raise OddSourceError(f"{what} is not stated")
+        raise ImportSourceError(f"{setting} is not stated")
     if plain not in known:
-        raise OddSourceError(f"{what}: {str(given)[:40]!r} is none of {', '.join(dict.fromkeys(known.values()))}")
+        raise ImportSourceError(
+            f"{setting}: {str(given)[:40]!r} is not one of {', '.join(dict.fromkeys(known.values()))}"
+        )
     return known[plain]
 
 
-def _number(value: Any, what: str, kind: Callable[[Any], Any]) -> Any:
+def _integer(value: object, setting: str) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value  # a float would round large seeds
+    number = _float(value, setting)
+    if not number.is_integer():
+        raise ImportSourceError(f"{setting}: {str(value)[:40]!r} is not a whole number")
+    return int(number)
+
+
+def _float(value: object, setting: str) -> float:
+    if value is None:
+        raise ImportSourceError(f"{setting} is not stated")
     try:
-        number = float(value)
-        if isinstance(value, bool) or not math.isfinite(number) or (kind is int and number != int(number)):
-            raise ValueError
-        return kind(value) if isinstance(value, int) else kind(number)
-    except (TypeError, ValueError, OverflowError):
-        shown = (
-            "not stated" if value is None else f"{str(value)[:40]!r} is not a {'whole ' if kind is int else ''}number"
-        )
-        raise OddSourceError(f"{what}: {shown}") from None
+        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float | str) else float(value)
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ImportSourceError(f"{setting}: {str(value)[:40]!r} is not a number")
+    return number
 
 
-def _experiment(plan: Plan, there: Sequence[Run], model: str, layers: int, optimizer: str, place: str) -> Experiment:
-    """The plan's experiment of that kind, or one that earlier imports have made, or a new one."""
-    kind = (model, layers, optimizer)
-    for known in (*plan.experiments, *(run.info.experiment for run in there)):
-        if (known.model, known.layers, known.optimizer) == kind and not known.overrides and not known.name:
-            return msgspec.structs.replace(known, source=f"imported from {place}")
-    taken = {each.id for each in plan.experiments} | {run.info.experiment.id for run in there}
-    free = next(number for number in range(FIRST_FREE_ID, 1_000_000) if number not in taken)
+def _experiment(plan: Plan, known: Sequence[Run], source: Source) -> Experiment:
+    """Return the plan's experiment for the model, layers and optimizer of a source, or that of an earlier import, or a
+    new one."""
+    model = _choice(source, "model", _MODELS)
+    optimizer = _choice(source, "optimizer", _OPTIMIZERS)
+    momentum = stated_value(source.stated, "momentum")
+    if optimizer == "sgd" and momentum not in (None, 0, "0") and _float(momentum, "momentum") > 0.0:
+        optimizer = "momentum"
+    layers = _integer(stated_value(source.stated, "layers"), "layers")
+    origin = f"imported from {source.location}"
+    for each in (*plan.experiments, *(run.info.experiment for run in known)):
+        same_kind = (each.model, each.layers, each.optimizer) == (model, layers, optimizer)
+        if same_kind and not each.overrides and not each.name:
+            return msgspec.structs.replace(each, source=origin)
+    taken = {each.id for each in plan.experiments} | {run.info.experiment.id for run in known}
+    free = next(id_ for id_ in range(FIRST_FREE_ID, 1_000_000) if id_ not in taken)
     try:
         return msgspec.convert(
-            {"id": free, "model": model, "layers": layers, "optimizer": optimizer, "source": f"imported from {place}"},
-            Experiment,
+            {"id": free, "model": model, "layers": layers, "optimizer": optimizer, "source": origin}, Experiment
         )
     except msgspec.ValidationError as error:
-        raise OddSourceError(str(error)) from None
+        raise ImportSourceError(str(error)) from None
 
 
-def _epochs(numbers: Sequence[Numbers]) -> list[Epoch]:
+def _epoch_events(numbers: Sequence[EpochNumbers]) -> list[Epoch]:
     events = []
-    elapsed: float | None = 0.0
+    elapsed_s: float | None = 0.0
     for epoch, each in enumerate(numbers, 1):
-        train, valid = _both(each.train_loss_nats, each.train_ppl), _both(each.valid_loss_nats, each.valid_ppl)
-        if valid[0] is None:
-            raise OddSourceError(f"epoch {epoch} has no validation perplexity")
-        for name in ("train_s", "valid_s"):
-            seconds = getattr(each, name)
+        train_loss_nats, train_ppl = _loss_and_ppl(each.train_loss_nats, each.train_ppl)
+        valid_loss_nats, valid_ppl = _loss_and_ppl(each.valid_loss_nats, each.valid_ppl)
+        if valid_loss_nats is None:
+            raise ImportSourceError(f"epoch {epoch} has no validation perplexity")
+        for name, seconds in (("train_s", each.train_s), ("valid_s", each.valid_s)):
             if seconds is not None and not (math.isfinite(seconds) and seconds >= 0.0):
-                raise OddSourceError(f"epoch {epoch}: {name}: {seconds} is not a time in seconds")
-        elapsed = None if elapsed is None or each.train_s is None else elapsed + each.train_s
+                raise ImportSourceError(f"epoch {epoch}: {name}: {seconds} is not a time in seconds")
+        elapsed_s = None if elapsed_s is None or each.train_s is None else elapsed_s + each.train_s
         events.append(
             Epoch(
                 epoch=epoch,
-                train_loss_nats=train[0],
-                train_ppl=train[1],
-                valid_loss_nats=valid[0],
-                valid_ppl=valid[1],
+                train_loss_nats=train_loss_nats,
+                train_ppl=train_ppl,
+                valid_loss_nats=valid_loss_nats,
+                valid_ppl=valid_ppl,
                 train_s=each.train_s,
                 valid_s=each.valid_s,
-                elapsed_train_s=elapsed,
+                elapsed_train_s=elapsed_s,
             )
         )
     return events
 
 
-def _both(loss_nats: float | None, ppl: float | None) -> tuple[float | None, float | None]:
-    """Loss and perplexity, each from the other where it is not given; the perplexity counts where both are."""
+def _loss_and_ppl(loss_nats: float | None, ppl: float | None) -> tuple[float | None, float | None]:
+    """Derive loss and perplexity from each other. If both are given, the perplexity takes precedence."""
     if ppl is None:
         return loss_nats, None if loss_nats is None else perplexity(loss_nats)
     if math.isfinite(ppl) and ppl <= 0.0:
-        raise OddSourceError(f"a perplexity of {ppl:g} is impossible")
+        raise ImportSourceError(f"a perplexity of {ppl:g} is impossible")
     return math.log(ppl) if math.isfinite(ppl) else ppl, ppl
 
 
-def _make(store: Store, info: RunInfo, epochs: Sequence[Epoch], source: Source) -> Run:
-    """Create the run that the source describes."""
+def _create_run(store: Store, info: RunInfo, epochs: Sequence[Epoch], source: Source) -> Run:
     try:
         name = create_run(store, info, _events(info, epochs, source.test_ppl))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""``python -m lmconsole.report STORE OUT``: the exports at the end of a queue, started by the runner."""
+"""``python -m lmconsole.report STORE OUT``: the exports that the runner starts when the queue is empty."""
 
 import sys
 from pathlib import Path
@@ -9,14 +9,15 @@ from lmconsole.runs.store import Store
 
 
 def main(store: str, out: str) -> int:
-    """Export, and say in one line where to; the headless display repeats it."""
+    """Export, and print one line with the result, which the console and the headless display repeat."""
     try:
         paths = export_automatically(Store(Path(store)), Path(out))
     except LmconsoleError as error:
         print(f"exports: none: {error.message}", flush=True)
         return error.exit_code
-    note = "" if paths[0].parent == Path(out) else f" ({out} shows other runs; `lmconsole export` replaces them)"
-    print(f"exports: {paths[0].parent}{note}", flush=True)
+    folder = paths[0].parent
+    note = "" if folder == Path(out) else f" ({out} shows other runs; `lmconsole export` replaces them)"
+    print(f"exports: {folder}{note}", flush=True)
     return 0
 
 

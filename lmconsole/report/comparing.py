@@ -1,4 +1,4 @@
-"""Two settings side by side: what was measured, and whether seeds and data carry a claim about it."""
+"""Comparison of two experiments: their results, and whether seeds and data support a claim about the difference."""
 
 import math
 import statistics
@@ -8,77 +8,77 @@ from enum import Enum
 
 import msgspec
 
-from lmconsole.report.markup import decimals
+from lmconsole.report.markup import format_ppl
 from lmconsole.report.results import is_complete
-from lmconsole.report.selection import OWN, Group
+from lmconsole.report.selection import Group
 from lmconsole.report.targets import best_valid_ppl
+from lmconsole.runs.comparable import EXPERIMENT_SETTINGS
 from lmconsole.runs.events import Epoch
 from lmconsole.runs.store import Run
 
-ONE_SEED = "This rests on one seed; other seeds may turn it round."
+ONE_SEED = "This rests on one seed; other seeds may reverse it."
 
-LIKELY = 0.05
-"""A larger chance than this is pointed out."""
+SIGNIFICANCE = 0.05
+"""A larger p-value than this is pointed out."""
 
 NEGLIGIBLE = 0.02
-"""Of one seed each, differences up to this share are called too small to mean anything."""
+"""With one seed, relative differences up to this are treated as too small to interpret."""
 
-SAME = 0.001
-"""A smaller share than this is not put into numbers."""
+EQUAL = 0.001
+"""Relative differences below this are not given as numbers."""
 
-RULE = (
-    "Differences are of mean validation perplexity at each run's best epoch. With several seeds, a difference counts "
-    "when every seed of the one lies below every seed of the other and it exceeds the larger standard deviation; else "
-    "it is within the seeds' spread. The chance that seeds separate like that although the settings do not matter is "
-    "given: 2 / C(m + n, n) for m and n seeds. With one seed there is no such chance to give, and a difference of up "
-    f"to {NEGLIGIBLE:.0%} is called too small to mean anything."
+METHOD = (
+    "Differences are in mean validation perplexity at the best epoch of each run. With several seeds, a difference "
+    "counts if every seed of one setting is below every seed of the other and the difference exceeds the larger "
+    "standard deviation; otherwise it is within the spread of the seeds. The p-value is that of an exact two-sided "
+    "permutation test for this complete separation: 2 / C(m + n, n) for m and n seeds. With one seed no p-value can be "
+    f"given, and a difference of up to {NEGLIGIBLE:.0%} is treated as too small to interpret."
 )
 
 
 class Verdict(Enum):
-    """What two measurements say about each other."""
+    """Result of comparing the perplexities of two experiments."""
 
     LOWER = "lower"
-    """The first is lower, and its seeds carry that."""
+    """The first is lower, supported by several seeds."""
     HIGHER = "higher"
-    SPREAD = "within the spread"
-    """Several seeds, and no difference beyond their spread."""
-    HINT_LOWER = "lower in one seed"
-    HINT_HIGHER = "higher in one seed"
-    TINY = "tiny in one seed"
-    NONE = "no data"
+    WITHIN_SPREAD = "within the spread"
+    """The difference of several seeds is within their spread."""
+    LOWER_IN_ONE_SEED = "lower in one seed"
+    HIGHER_IN_ONE_SEED = "higher in one seed"
+    NEGLIGIBLE_IN_ONE_SEED = "negligible in one seed"
+    NO_DATA = "no data"
     """One of the two is missing, unfinished or diverged."""
 
     @property
     def lower(self) -> bool:
-        """Whether the first is lower, by seeds or as a hint."""
-        return self in (Verdict.LOWER, Verdict.HINT_LOWER)
+        """Whether the first is lower, with one seed or several."""
+        return self in (Verdict.LOWER, Verdict.LOWER_IN_ONE_SEED)
 
     @property
     def higher(self) -> bool:
-        """Whether the first is higher, by seeds or as a hint."""
-        return self in (Verdict.HIGHER, Verdict.HINT_HIGHER)
+        """Whether the first is higher, with one seed or several."""
+        return self in (Verdict.HIGHER, Verdict.HIGHER_IN_ONE_SEED)
 
     @property
-    def hint(self) -> bool:
-        """Whether one seed alone speaks."""
-        return self in (Verdict.HINT_LOWER, Verdict.HINT_HIGHER, Verdict.TINY)
+    def one_seed(self) -> bool:
+        """Whether the verdict rests on one seed."""
+        return self in (Verdict.LOWER_IN_ONE_SEED, Verdict.HIGHER_IN_ONE_SEED, Verdict.NEGLIGIBLE_IN_ONE_SEED)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What the runs of one experiment have measured."""
+@dataclass(frozen=True, slots=True)
+class ExperimentResult:
+    """Results of one experiment, over its seeds."""
 
     runs: Sequence[Run]
 
     @property
     def id(self) -> int:
-        """Of the experiment."""
         return self.runs[0].info.experiment.id
 
     @property
     def label(self) -> str:
-        """``GPT-1 1L Adam (5)``."""
+        """Name and id, for example ``GPT-1 1L Adam (5)``."""
         return f"{self.runs[0].info.experiment.label} ({self.id})"
 
     @property
@@ -87,40 +87,43 @@ class Measured:
         return all(is_complete(run) for run in self.runs)
 
     @property
-    def valid_ppl(self) -> list[float]:
+    def valid_ppls(self) -> list[float]:
         """Best validation perplexity of each seed that has a finite one."""
         return [ppl for run in self.runs for ppl in [best_valid_ppl(run)] if ppl is not None and math.isfinite(ppl)]
 
     @property
     def mean_ppl(self) -> float | None:
-        """Mean of ``valid_ppl``."""
-        return statistics.fmean(self.valid_ppl) if self.valid_ppl else None
+        """Mean of ``valid_ppls``."""
+        return statistics.fmean(self.valid_ppls) if self.valid_ppls else None
 
     @property
     def sd_ppl(self) -> float | None:
-        """Standard deviation (n - 1) of ``valid_ppl``; None of one seed."""
-        return statistics.stdev(self.valid_ppl) if len(self.valid_ppl) > 1 else None
+        """Standard deviation (n - 1) of ``valid_ppls``; None for one seed."""
+        return statistics.stdev(self.valid_ppls) if len(self.valid_ppls) > 1 else None
 
     @property
     def train_ppl(self) -> float | None:
-        """Mean train perplexity at each seed's best epoch."""
+        """Mean train perplexity at the best epoch of each seed."""
         return _mean([run.state.best_epoch.train_ppl for run in self.runs if run.state.best_epoch])
 
     @property
     def gap_nats(self) -> float | None:
         """Validation loss minus train loss at the last epoch, mean over seeds."""
-        return _mean([_gap(run.state.epochs[-1]) for run in self.runs if run.state.epochs])
+        return _mean(self._gaps_nats)
 
     @property
     def gap_sd_nats(self) -> float:
-        """Standard deviation (n - 1) of the gap over seeds; 0 of one seed."""
-        gaps = [_gap(run.state.epochs[-1]) for run in self.runs if run.state.epochs]
-        known = [gap for gap in gaps if gap is not None]
+        """Standard deviation (n - 1) of the gap over seeds; 0 for one seed."""
+        known = [gap for gap in self._gaps_nats if gap is not None]
         return statistics.stdev(known) if len(known) > 1 else 0.0
 
     @property
+    def _gaps_nats(self) -> list[float | None]:
+        return [_gap_nats(run.state.epochs[-1]) for run in self.runs if run.state.epochs]
+
+    @property
     def rise_nats(self) -> float | None:
-        """How far validation loss has risen from its best epoch to the last, mean over seeds."""
+        """Rise of the validation loss from the best epoch to the last, mean over seeds."""
         rises = []
         for run in self.runs:
             best, last = run.state.best_epoch, run.state.last_epoch
@@ -132,75 +135,80 @@ class Measured:
 
     @property
     def train_s(self) -> float | None:
-        """Mean seconds of training."""
+        """Mean training time in seconds."""
         return _mean([run.state.elapsed_train_s for run in self.runs])
 
     @property
     def parameters_trainable(self) -> int | None:
-        """Trained numbers of the model."""
+        """Number of trained parameters."""
         started = self.runs[0].state.started
         return started.parameters_trainable if started and started.parameters_trainable else None
 
-    def ppl_words(self) -> str:
-        """``123.456``, or ``123.456 ± 1.234 (n = 3)``."""
+    def format_ppl(self) -> str:
+        """Return the mean as ``123.456``, or as ``123.456 ± 1.234 (n = 3)``."""
         if self.mean_ppl is None:
             return "unknown"
         if self.sd_ppl is None:
-            return decimals(self.mean_ppl)
-        return f"{decimals(self.mean_ppl)} ± {decimals(self.sd_ppl)} (n = {len(self.valid_ppl)})"
+            return format_ppl(self.mean_ppl)
+        return f"{format_ppl(self.mean_ppl)} ± {format_ppl(self.sd_ppl)} (n = {len(self.valid_ppls)})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """The first against the second: the verdict, and the sentence that says what it rests on."""
+    """Verdict on two experiments, and the sentence with the numbers behind it."""
 
     verdict: Verdict
-    words: str
+    sentence: str
     caution: str = ""
-    """What an interpretation has to add, because so few seeds speak."""
+    """Sentence that qualifies an interpretation because there are few seeds."""
 
 
-def measure(group: Group) -> dict[int, Measured]:
-    """Every experiment of a group by its id, in the order of the tables."""
-    return {experiment: Measured(runs) for experiment, runs in group.by_experiment.items()}
+def experiment_results(group: Group) -> dict[int, ExperimentResult]:
+    """Return the results of every experiment by id, in the order of the tables."""
+    return {experiment: ExperimentResult(runs) for experiment, runs in group.by_experiment.items()}
 
 
-def compare(first: Measured, second: Measured) -> Comparison:
-    """Whether ``first`` has the lower validation perplexity."""
-    start = f"{first.label}: {first.ppl_words()}; {second.label}: {second.ppl_words()}.{_also_differ(first, second)}"
+def compare(first: ExperimentResult, second: ExperimentResult) -> Comparison:
+    """Compare the validation perplexity of ``first`` with that of ``second``; see ``METHOD``."""
+    results = "; ".join(f"{each.label}: {each.format_ppl()}" for each in (first, second))
+    start = f"{results}.{_other_differences(first, second)}"
     ours, theirs = first.mean_ppl, second.mean_ppl
     if ours is None or theirs is None or not (first.complete and second.complete):
-        odd = " and ".join(each.label for each in (first, second) if not each.complete or each.mean_ppl is None)
-        return Comparison(Verdict.NONE, f"{start} {odd} did not finish or diverged: no comparison.")
+        incomplete = " and ".join(each.label for each in (first, second) if not each.complete or each.mean_ppl is None)
+        sentence = f"{start} No comparison: {incomplete} did not finish or diverged."
+        return Comparison(verdict=Verdict.NO_DATA, sentence=sentence)
     share = ours / theirs - 1.0
     difference = f"The first is {abs(share):.1%} {'lower' if share < 0 else 'higher'}"
-    if abs(share) < SAME:
-        difference = f"They differ by less than {SAME:.1%}"
-    m, n = len(first.valid_ppl), len(second.valid_ppl)
+    if abs(share) < EQUAL:
+        difference = f"They differ by less than {EQUAL:.1%}"
+    m, n = len(first.valid_ppls), len(second.valid_ppls)
     if min(m, n) < 2:
         if abs(share) <= NEGLIGIBLE:
-            words = f"{start} {difference}, too little to mean anything with one seed."
-            return Comparison(Verdict.TINY, words, ONE_SEED)
-        verdict = Verdict.HINT_LOWER if share < 0 else Verdict.HINT_HIGHER
-        return Comparison(verdict, f"{start} {difference}, in one seed.", ONE_SEED)
-    apart = max(first.valid_ppl) < min(second.valid_ppl) or max(second.valid_ppl) < min(first.valid_ppl)
+            sentence = f"{start} {difference}, too little to interpret with one seed."
+            return Comparison(verdict=Verdict.NEGLIGIBLE_IN_ONE_SEED, sentence=sentence, caution=ONE_SEED)
+        verdict = Verdict.LOWER_IN_ONE_SEED if share < 0 else Verdict.HIGHER_IN_ONE_SEED
+        return Comparison(verdict=verdict, sentence=f"{start} {difference}, with one seed.", caution=ONE_SEED)
+    separate = max(first.valid_ppls) < min(second.valid_ppls) or max(second.valid_ppls) < min(first.valid_ppls)
     spread = max(first.sd_ppl or 0.0, second.sd_ppl or 0.0)
-    if not apart or abs(ours - theirs) <= spread:
-        return Comparison(Verdict.SPREAD, f"{start} {difference}, which is within the seeds' spread.")
-    chance = 2.0 / math.comb(m + n, n)
-    words = f"{start} {difference}, in every seed (chance {chance:.2g} if the settings do not matter)."
-    caution = f"With so few seeds it may be an accident (chance {chance:.2g})." if chance > LIKELY else ""
-    return Comparison(Verdict.LOWER if share < 0 else Verdict.HIGHER, words, caution)
+    if not separate or abs(ours - theirs) <= spread:
+        sentence = f"{start} {difference}, within the spread of the seeds."
+        return Comparison(verdict=Verdict.WITHIN_SPREAD, sentence=sentence)
+    p = 2.0 / math.comb(m + n, n)
+    return Comparison(
+        verdict=Verdict.LOWER if share < 0 else Verdict.HIGHER,
+        sentence=f"{start} {difference}, and the seeds separate completely (p = {p:.2g}).",
+        caution=f"With so few seeds this may be due to chance (p = {p:.2g})." if p > SIGNIFICANCE else "",
+    )
 
 
-def _also_differ(first: Measured, second: Measured) -> str:
-    """A sentence about settings that differ beyond what the two are compared for; empty if none do."""
+def _other_differences(first: ExperimentResult, second: ExperimentResult) -> str:
+    """Name settings that differ although the two are not compared for them; empty if none do."""
     ours, theirs = (msgspec.to_builtins(each.runs[0].info.settings) for each in (first, second))
-    own = [key for key in ours if key not in OWN and ours[key] != theirs[key]]
-    return f" They also differ in {', '.join(key.replace('_', ' ') for key in own)}." if own else ""
+    names = [key.replace("_", " ") for key in ours if key not in EXPERIMENT_SETTINGS and ours[key] != theirs[key]]
+    return f" They also differ in {', '.join(names)}." if names else ""
 
 
-def _gap(epoch: Epoch) -> float | None:
+def _gap_nats(epoch: Epoch) -> float | None:
     if epoch.valid_loss_nats is None or epoch.train_loss_nats is None:
         return None
     gap = epoch.valid_loss_nats - epoch.train_loss_nats
@@ -208,6 +216,6 @@ def _gap(epoch: Epoch) -> float | None:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Mean of values that are all known and finite; None otherwise."""
+    """Return the mean; None unless all values are known and finite."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     return statistics.fmean(known) if known and len(known) == len(values) else None

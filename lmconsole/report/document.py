@@ -1,180 +1,191 @@
-"""The write-up: setup, results, figures, findings and provenance, in markdown and LaTeX from one list of blocks."""
+"""The report: setup, results, figures, findings and provenance, in markdown and LaTeX from one list of blocks."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 
 from lmconsole.importing.import_runs import STATED
+from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.plan.presets import ranges
-from lmconsole.report.figures import Illustration, unfinished
-from lmconsole.report.markup import Cell, Document, escape_latex, escape_markdown, latex_grid, latex_size, markdown_grid
-from lmconsole.report.questions.answer import Finding
-from lmconsole.report.selection import Group, describe
+from lmconsole.report.captions import describe_group, describe_incomplete_runs
+from lmconsole.report.figures import FigureSpec
+from lmconsole.report.markup import escape_latex, escape_markdown
+from lmconsole.report.questions.finding import Finding
+from lmconsole.report.selection import Group
+from lmconsole.report.table import Cell, Column, Table, latex_font_size, latex_grid, markdown_grid
 from lmconsole.runs.info import RunInfo
 
+MANY_RUNS = 60
+"""More runs than this are not listed one by one."""
 
-@dataclass(frozen=True)
+BREAKABLE_LENGTH = 20
+"""Longer words than this can be broken across lines in LaTeX."""
+
+
+@dataclass(frozen=True, slots=True)
 class Heading:
-    """A heading of level 1, a section, or 2."""
+    """Heading of level 1, a section, or 2."""
 
     level: Literal[1, 2]
     text: str
 
 
-@dataclass(frozen=True)
-class Text:
-    """A paragraph, after a bold word or two."""
+@dataclass(frozen=True, slots=True)
+class Paragraph:
+    """Paragraph with an optional bold lead-in."""
 
     text: str
     lead: str = ""
 
 
-@dataclass(frozen=True)
-class Items:
-    """A list of sentences; ``code`` sets them as they would be typed."""
+@dataclass(frozen=True, slots=True)
+class BulletList:
+    """List of sentences, or of code."""
 
-    texts: Sequence[str]
+    items: Sequence[str]
     code: bool = False
 
 
-@dataclass(frozen=True)
-class Code:
-    """A line to type."""
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Command line for a shell."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table with caption and number, which has a file of its own, called ``name``."""
+@dataclass(frozen=True, slots=True)
+class NumberedTable:
+    """Table with a caption, which has its own file ``name``."""
 
     name: str
-    document: Document
+    table: Table
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table in the text, without a caption."""
+@dataclass(frozen=True, slots=True)
+class InlineTable:
+    """Table in the text, without a caption."""
 
-    document: Document
-
-
-@dataclass(frozen=True)
-class Figures:
-    """One wide figure, or two narrow ones side by side."""
-
-    pictures: Sequence[Illustration]
+    table: Table
 
 
-Block = Heading | Text | Items | Code | Table | Grid | Figures
+@dataclass(frozen=True, slots=True)
+class FigureRow:
+    """One figure, or two side by side."""
+
+    figures: Sequence[FigureSpec]
 
 
-def report(
-    group: Group, tables: dict[str, Document], figures: Sequence[Illustration], answers: Sequence[Finding]
+Block = Heading | Paragraph | BulletList | Command | NumberedTable | InlineTable | FigureRow
+
+
+def build_report(
+    group: Group, tables: Mapping[str, Table], figures: Sequence[FigureSpec], findings: Sequence[Finding]
 ) -> list[Block]:
-    """The whole write-up of a group; ``tables`` by the names of their files."""
+    """Return the report on a group; ``tables`` by file name."""
     by_number = {figure.number: figure for figure in figures}
-    results, memory, *more = [Table(name, document) for name, document in tables.items()]
-    blocks: list[Block] = [Heading(1, "Setup"), Text(describe(group)), *_how_complete(group)]
-    blocks += [Heading(1, "Perplexity"), Text(_PERPLEXITY), results]
-    blocks += [Figures([by_number[n]]) for n in (1, 2)] + [Figures([by_number[3], by_number[4]])]
-    blocks += [Heading(1, "Perplexity over time"), Text(_TIME), *[Figures([by_number[n]]) for n in (5, 6)]]
-    blocks += [Figures([by_number[7], by_number[8]]), Figures([by_number[10], by_number[11]])]
-    blocks += [Heading(1, "Memory"), Text(_MEMORY), memory, Figures([by_number[9]])]
-    if more:
-        blocks += [Heading(1, "Comparison"), Text(_COMPARISON), *more]
+
+    def figure_rows(*rows: Sequence[int]) -> list[Block]:
+        return [FigureRow([by_number[number] for number in row]) for row in rows]
+
+    numbered = {name: NumberedTable(name, table) for name, table in tables.items()}
+    blocks: list[Block] = [Heading(1, "Setup"), Paragraph(describe_group(group)), *_completeness(group)]
+    blocks += [Heading(1, "Perplexity"), Paragraph(_PERPLEXITY), numbered.pop("table-1-results")]
+    blocks += figure_rows([1], [2], [3, 4])
+    blocks += [Heading(1, "Perplexity over time"), Paragraph(_TIME)]
+    blocks += figure_rows([5], [6], [7, 8], [10, 11])
+    blocks += [Heading(1, "Memory"), Paragraph(_MEMORY), numbered.pop("table-2-memory"), *figure_rows([9])]
+    if numbered:
+        blocks += [Heading(1, "Comparison"), Paragraph(_COMPARISON), *numbered.values()]
     blocks.append(Heading(1, "Findings"))
-    for answer in answers:
-        blocks += _finding(answer)
+    for finding in findings:
+        blocks += _finding(finding)
     return blocks + _provenance(group)
 
 
 _PERPLEXITY = (
-    "Table 1 lists every experiment at its epoch with the best validation perplexity. Figures 1 to 4 show how train "
-    "and validation perplexity got there, epoch by epoch."
+    "Table 1 lists every experiment at its epoch with the lowest validation perplexity. Figures 1 to 4 show train and "
+    "validation perplexity over epochs."
 )
 _TIME = (
-    "Figures 5 to 8 show the same curves over the time that training took. Figure 10 compares the times to one "
-    "perplexity, Figure 11 the optimizers over many."
+    "Figures 5 to 8 show the same curves over training time. Figure 10 compares the times to reach one perplexity, "
+    "Figure 11 compares the optimizers over many."
 )
-_MEMORY = "Table 2 and Figure 9 show what the runs needed of the machine's memory."
-_COMPARISON = "Table 3 sets the results beside others."
+_MEMORY = "Table 2 and Figure 9 show how much memory the runs used."
+_COMPARISON = "Table 3 compares these results with others."
 
 
-def _how_complete(group: Group) -> list[Block]:
-    lines = unfinished(group)
-    if not lines:
-        return [Text(f"All {len(group.runs)} runs are complete.")]
-    return [Text(f"{len(group.runs) - len(lines)} of {len(group.runs)} runs are complete; the others:"), Items(lines)]
+def _completeness(group: Group) -> list[Block]:
+    incomplete = describe_incomplete_runs(group)
+    if not incomplete:
+        return [Paragraph(f"All {len(group.runs)} runs are complete.")]
+    complete = len(group.runs) - len(incomplete)
+    return [Paragraph(f"{complete} of {len(group.runs)} runs are complete. The others:"), BulletList(incomplete)]
 
 
-def _finding(answer: Finding) -> list[Block]:
-    blocks: list[Block] = [Heading(2, f"Question {answer.number}: {answer.question}")]
-    blocks += [Text("", lead="Measured."), Items(answer.measured)]
-    if answer.table is not None and answer.table.rows:
-        blocks.append(Grid(answer.table))
-    blocks.append(Text(answer.rule, lead="Rule."))
-    if answer.interpretation:
-        blocks += [Text("", lead="Interpretation."), Items(answer.interpretation)]
+def _finding(finding: Finding) -> list[Block]:
+    blocks: list[Block] = [Heading(2, f"Question {finding.number}: {finding.question}")]
+    blocks += [Paragraph("", lead="Observations."), BulletList(finding.observations)]
+    if finding.table is not None and finding.table.rows:
+        blocks.append(InlineTable(finding.table))
+    blocks.append(Paragraph(finding.method, lead="Method."))
+    if finding.interpretation:
+        blocks += [Paragraph("", lead="Interpretation."), BulletList(finding.interpretation)]
     return blocks
 
 
 def _provenance(group: Group) -> list[Block]:
-    info = group.reference
-    blocks: list[Block] = [Heading(1, "Provenance")]
-    started = [run.state.started for run in group.runs if run.state.started]
-    versions = list(
-        dict.fromkeys(
-            ", ".join(f"{name} {version}" for name, version in each.versions.items() if version) for each in started
-        )
-    )
-    lines = [f"Software: {words}." for words in versions if words]
-    if group.devices:
-        threads = sorted({run.info.threads for run in group.runs if run.info.threads})
-        words = f"{' or '.join(map(str, threads))} CPU thread{'' if threads == [1] else 's'} a run"
-        lines.append(f"Device: {', '.join(group.devices)}; {words}.")
-    if info.corpus.sha256:
-        lines.append(f"Corpus: {info.corpus.name}, SHA-256 {info.corpus.sha256}.")
-    if info.embeddings is not None:
-        lines.append(f"Embedding tables: SHA-256 {info.embeddings.sha256}.")
-    days = sorted({run.info.queued_t[:10] for run in group.runs} | {run.state.last_t[:10] for run in group.runs})
-    span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    lines.append(f"{'Imported' if group.imported else 'Trained'}: {span} (UTC).")
-    blocks += [Items(lines), Text("", lead="Settings common to the runs."), Grid(_settings(group))]
+    blocks: list[Block] = [Heading(1, "Provenance"), BulletList(_provenance_items(group))]
+    blocks += [Paragraph("", lead="Settings shared by all runs."), InlineTable(_settings_table(group))]
     names = [run.run for run in group.runs]
     if len(names) <= MANY_RUNS:
-        blocks += [Text("", lead="Runs."), Items(names, code=True)]
+        blocks += [Paragraph("", lead="Runs."), BulletList(names, code=True)]
     else:
-        blocks.append(Text(f"{len(names):,}; data/runs.csv of a CSV export lists them.", lead="Runs."))
+        blocks.append(Paragraph(f"{len(names):,} runs, listed in data/runs.csv of a CSV export.", lead="Runs."))
     if group.imported:
-        blocks.append(Text("These runs were imported: how to repeat them, only their source can say."))
+        blocks.append(Paragraph("These runs were imported. See their source for how to reproduce them."))
     else:
-        blocks += [Text("", lead="To reproduce, runs and exports:"), Code(reproduce(group))]
+        blocks += [Paragraph("", lead="Command to reproduce the runs and this report:"), Command(reproduce(group))]
     return blocks
 
 
-MANY_RUNS = 60
-"""More runs than this are not listed one by one."""
+def _provenance_items(group: Group) -> list[str]:
+    info = group.reference
+    started = [run.state.started for run in group.runs if run.state.started]
+    software = dict.fromkeys(
+        ", ".join(f"{name} {version}" for name, version in each.versions.items() if version) for each in started
+    )
+    items = [f"Software: {versions}." for versions in software if versions]
+    if group.devices:
+        threads = sorted({run.info.threads for run in group.runs if run.info.threads})
+        per_run = f"{' or '.join(map(str, threads))} CPU thread{'' if threads == [1] else 's'} per run"
+        items.append(f"Device: {', '.join(group.devices)}; {per_run}.")
+    if info.corpus.sha256:
+        items.append(f"Corpus: {info.corpus.name}, SHA-256 {info.corpus.sha256}.")
+    if info.embeddings is not None:
+        items.append(f"Embeddings: SHA-256 {info.embeddings.sha256}.")
+    days = sorted({run.info.queued_t[:10] for run in group.runs} | {run.state.last_t[:10] for run in group.runs})
+    span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    return [*items, f"{'Imported' if group.imported else 'Trained'}: {span} (UTC)."]
 
 
-def _settings(group: Group) -> Document:
-    """Settings that all runs share, and where each came from; of imported runs, those that their source states."""
-    each = [msgspec.to_builtins(run.info.settings) for run in group.runs]
+def _settings_table(group: Group) -> Table:
+    """Return the settings that all runs share and their origins; for imported runs only those stated by the source."""
+    settings, *others = (msgspec.to_builtins(run.info.settings) for run in group.runs)
     info = group.reference
     rows = [
-        [Cell(key), Cell(info.origins[key].rpartition("/")[2]), Cell(str(value))]
-        for key, value in each[0].items()
-        if key in info.origins and value is not None and all(other[key] == value for other in each)
+        {"Setting": Cell(key), "Source": Cell(info.origins[key].rpartition("/")[2]), "Value": Cell(str(value))}
+        for key, value in settings.items()
+        if key in info.origins and value is not None and all(other[key] == value for other in others)
         if not group.imported or info.origins[key] == STATED
     ]
-    return Document("", "", "", headers=["Setting", "From", "Value"], numeric=[False, False, False], rows=rows)
+    return Table(columns=[Column(header=header) for header in ("Setting", "Source", "Value")], rows=rows)
 
 
 def reproduce(group: Group) -> str:
-    """The command that trains the runs of a group anew and exports them."""
+    """Return the command that trains the runs of a group again and exports them."""
     info = group.reference
     words = ["lmconsole", "run", *ranges(list(group.by_experiment)).split(), "--preset", info.preset]
     words += ["--seeds", ",".join(map(str, group.seeds))]
@@ -190,19 +201,19 @@ def reproduce(group: Group) -> str:
     if (file := _option(info, "--experiments")) is not None:
         words += ["--experiments", file]
     jobs = [run.info.jobs or (run.state.queued.jobs if run.state.queued else 1) for run in group.runs]
-    asked = max((each for each in jobs if isinstance(each, int)), default=None)
-    if asked is not None and (asked > 1 or not _on_gpu(group)):  # the number of threads decides a CPU's last bits
-        words += ["--jobs", str(asked)]
+    requested = max((each for each in jobs if isinstance(each, int)), default=None)
+    if requested is not None and (requested > 1 or not _on_gpu(group)):  # threads change the last bits on a CPU
+        words += ["--jobs", str(requested)]
     return shlex.join([*words, "--headless"])
 
 
 def _on_gpu(group: Group) -> bool:
-    """Whether its runs were trained on GPUs, which ``--jobs auto`` gives one run at a time."""
+    """Return whether all runs were trained on GPUs, where ``--jobs auto`` means one run at a time."""
     return all(run.state.started.device != "cpu" for run in group.runs if run.state.started)
 
 
 def _option(info: RunInfo, name: str) -> str | None:
-    """What the command line that queued a run gave for an option."""
+    """Return the value of an option on the command line that queued a run."""
     for word, following in zip(info.command, [*info.command[1:], ""], strict=True):
         if word == name:
             return following or None
@@ -212,40 +223,40 @@ def _option(info: RunInfo, name: str) -> str | None:
 
 
 def title(group: Group) -> str:
-    """Of the write-up."""
-    models = list(dict.fromkeys(run.info.experiment.model for run in group.runs))
-    names = " and ".join({"lstm": "LSTM", "gpt1": "GPT-1"}[model] for model in models)
-    of = "imported runs" if group.imported else f"preset {group.reference.preset}"
-    return f"{names} language models compared: {of}"
+    """Return the title of the report."""
+    models = dict.fromkeys(run.info.experiment.model for run in group.runs)
+    names = " and ".join(MODEL_NAMES[model] for model in models)
+    subject = "imported runs" if group.imported else f"preset {group.reference.preset}"
+    return f"Comparison of {names} language models: {subject}"
 
 
 def to_markdown(group: Group, blocks: Sequence[Block]) -> str:
-    """The write-up in markdown, figures beside it in ``figures/``."""
+    """Return the report in markdown, with images in ``figures/``."""
     pieces = [f"# {escape_markdown(title(group))}"]
     for block in blocks:
         match block:
             case Heading(level, text):
                 pieces.append(f"{'#' * (level + 1)} {escape_markdown(text)}")
-            case Text(text, lead):
-                pieces.append(" ".join(word for word in (f"**{lead}**" if lead else "", escape_markdown(text)) if word))
-            case Items(texts, code):
-                pieces.append("\n".join(f"- `{text}`" if code else f"- {escape_markdown(text)}" for text in texts))
-            case Code(text):
+            case Paragraph(text, lead):
+                pieces.append(" ".join(part for part in (f"**{lead}**" if lead else "", escape_markdown(text)) if part))
+            case BulletList(items, code):
+                pieces.append("\n".join(f"- `{item}`" if code else f"- {escape_markdown(item)}" for item in items))
+            case Command(text):
                 pieces.append(f"```sh\n{text}\n```")
-            case Table(_, document):
-                pieces.append(document.render("markdown").rstrip("\n"))
-            case Grid(document):
-                pieces.append(markdown_grid(document).rstrip("\n"))
-            case Figures(pictures):
+            case NumberedTable(_, table):
+                pieces.append(table.render("markdown").rstrip("\n"))
+            case InlineTable(table):
+                pieces.append(markdown_grid(table).rstrip("\n"))
+            case FigureRow(figures):
                 pieces += [
-                    f"![{escape_markdown(each.title)}](figures/{each.name}.png)\n\n{caption_markdown(each)}"
-                    for each in pictures
+                    f"![{escape_markdown(figure.title)}](figures/{figure.name}.png)\n\n{caption_markdown(figure)}"
+                    for figure in figures
                 ]
     return "\n\n".join(pieces) + "\n"
 
 
-def caption_markdown(figure: Illustration) -> str:
-    """A figure's caption."""
+def caption_markdown(figure: FigureSpec) -> str:
+    """Return the number and caption of a figure."""
     return f"**Figure {figure.number}.** {escape_markdown(figure.caption)}"
 
 
@@ -274,78 +285,75 @@ _PREAMBLE = r"""\documentclass[11pt,a4paper]{article}
 
 
 def to_latex(group: Group, blocks: Sequence[Block], *, siunitx: bool = False) -> str:
-    """The write-up for ``pdflatex``, run twice in the folder it lies in: it takes in the files of tables, captions and
-    figures."""
+    """Return the report for ``pdflatex``, to be run twice in the folder of the export. It includes the files of tables,
+    captions and figures."""
     pieces = [_PREAMBLE % ("\\usepackage{siunitx}\n" if siunitx else "", escape_latex(title(group)))]
     for block in blocks:
         match block:
             case Heading(level, text):
                 before = "\\clearpage\n" if text in ("Findings", "Provenance") else ""
                 pieces.append(f"{before}\\{'section' if level == 1 else 'subsection'}*{{{escape_latex(text)}}}")
-            case Text(text, lead):
+            case Paragraph(text, lead):
                 bold = f"\\textbf{{{escape_latex(lead)}}}" if lead else ""
-                pieces.append("\\medskip\\noindent " + " ".join(word for word in (bold, escape_latex(text)) if word))
-            case Items(texts, code):
-                lines = [f"  \\item {_typed(text) if code else _breakable(text)}" for text in texts]
+                pieces.append("\\medskip\\noindent " + " ".join(part for part in (bold, escape_latex(text)) if part))
+            case BulletList(items, code):
+                lines = [f"  \\item {_monospace(item) if code else _breakable(item)}" for item in items]
                 pieces.append("\n".join(["\\begin{itemize}\\setlength{\\itemsep}{0pt}", *lines, "\\end{itemize}"]))
-            case Code(text):
-                pieces.append(f"\\begin{{quote}}\n{{\\raggedright {_typed(text)}\\par}}\n\\end{{quote}}")
-            case Table(name, _):
+            case Command(text):
+                pieces.append(f"\\begin{{quote}}\n{{\\raggedright {_monospace(text)}\\par}}\n\\end{{quote}}")
+            case NumberedTable(name, _):
                 pieces.append(f"\\input{{{name}}}")
-            case Grid(document):
-                grid = "\n".join(latex_grid(document, siunitx=siunitx))
-                pieces.append(f"\\begin{{center}}{latex_size(document)}\n{grid}\n\\end{{center}}")
-            case Figures(pictures):
-                pieces.append(_figures(pictures))
+            case InlineTable(table):
+                grid = "\n".join(latex_grid(table, siunitx=siunitx))
+                pieces.append(f"\\begin{{center}}{latex_font_size(table)}\n{grid}\n\\end{{center}}")
+            case FigureRow(figures):
+                pieces.append(_latex_figures(figures))
     return "\n\n".join(pieces) + "\n\n\\end{document}\n"
 
 
-def _figures(pictures: Sequence[Illustration]) -> str:
-    """A float; narrow figures keep their natural width, or share the line."""
-    if len(pictures) == 1:
-        width = "[width=\\linewidth]" if pictures[0].wide else "[width=0.55\\linewidth]"
-        inside = [f"  \\includegraphics{width}{{figures/{pictures[0].name}}}", f"  \\caption{{{macro(pictures[0])}}}"]
-        inside.append(f"  \\label{{fig:{pictures[0].number}}}")
+def _latex_figures(figures: Sequence[FigureSpec]) -> str:
+    """Return a float with one figure, or with two that share the width of the text."""
+    first = figures[0]
+    if len(figures) == 1:
+        width = "[width=\\linewidth]" if first.full_width else "[width=0.55\\linewidth]"
+        lines = [f"  \\includegraphics{width}{{figures/{first.name}}}", f"  \\caption{{{caption_macro(first)}}}"]
+        lines.append(f"  \\label{{fig:{first.number}}}")
     else:
-        inside = [
+        minipages = [
             "  \\begin{minipage}[t]{0.48\\linewidth}\n"
             f"    \\includegraphics[width=\\linewidth]{{figures/{each.name}}}\n"
-            f"    \\caption{{{macro(each)}}}\n    \\label{{fig:{each.number}}}\n  \\end{{minipage}}"
-            for each in pictures
+            f"    \\caption{{{caption_macro(each)}}}\n    \\label{{fig:{each.number}}}\n  \\end{{minipage}}"
+            for each in figures
         ]
-        inside = ["\\hfill\n".join(inside)]
-    numbered = f"  \\setcounter{{figure}}{{{pictures[0].number - 1}}}"
-    return "\n".join(["\\begin{figure}[htbp]", "  \\centering", numbered, *inside, "\\end{figure}"])
+        lines = ["\\hfill\n".join(minipages)]
+    numbered = f"  \\setcounter{{figure}}{{{first.number - 1}}}"
+    return "\n".join(["\\begin{figure}[htbp]", "  \\centering", numbered, *lines, "\\end{figure}"])
 
 
-def caption_latex(figure: Illustration) -> str:
-    """A figure's caption as a command, to be used as ``\\caption{\\figureOneCaption}``."""
-    return f"\\newcommand{{{macro(figure)}}}{{{escape_latex(figure.caption)}}}"
+def caption_latex(figure: FigureSpec) -> str:
+    """Return the definition of a command for a caption, used as ``\\caption{\\figureOneCaption}``."""
+    return f"\\newcommand{{{caption_macro(figure)}}}{{{escape_latex(figure.caption)}}}"
 
 
-_WORDS = ("One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven")
+_NUMBER_WORDS = ("One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven")
 
 
-def macro(figure: Illustration) -> str:
-    """Name of the command that holds a figure's caption."""
-    return f"\\figure{_WORDS[figure.number - 1]}Caption"
+def caption_macro(figure: FigureSpec) -> str:
+    """Return the name of the command for a figure's caption."""
+    return f"\\figure{_NUMBER_WORDS[figure.number - 1]}Caption"
 
 
-def _typed(text: str) -> str:
+def _monospace(text: str) -> str:
     return f"\\texttt{{{_breakable(text)}}}"
 
 
 def _breakable(text: str) -> str:
-    """Text in which TeX may break long words after signs that join them, and long hexadecimal numbers anywhere."""
+    """Escape a text and allow TeX to break long words, such as paths and hashes, after every eight characters."""
     pieces = []
     for word in text.split(" "):
-        if len(word) <= LONG_WORD:
+        if len(word) <= BREAKABLE_LENGTH:
             pieces.append(escape_latex(word))
         else:
             parts = [word[start : start + 8] for start in range(0, len(word), 8)]
             pieces.append("\\allowbreak{}".join(escape_latex(part) for part in parts))
     return " ".join(pieces)
-
-
-LONG_WORD = 20
-"""Longer words than this may be broken across lines."""

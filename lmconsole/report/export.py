@@ -1,45 +1,50 @@
-"""Writing the exports: everything is made before the first file is touched, each file is replaced whole or not at all,
-and the same data gives the same bytes."""
+"""Writing of exports.
 
-import contextlib
-import os
-import tempfile
+All contents are made before the first file is replaced, an export that fails leaves the earlier one untouched, and
+equal data give equal bytes.
+"""
+
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import pandas as pd
 
 from lmconsole.errors import ExportError
 from lmconsole.report import document
-from lmconsole.report.against import against_document, group_results, published_results
-from lmconsole.report.figures import illustrations
+from lmconsole.report.against import OtherResults, comparison_table, group_results, published_results
+from lmconsole.report.figures import figure_specs
 from lmconsole.report.findings import findings
-from lmconsole.report.markup import SUFFIXES, Document, Form, Picture, frame_to_csv
-from lmconsole.report.result_tables import DOCUMENTS, results_document
+from lmconsole.report.result_tables import TABLES, results_table
 from lmconsole.report.results import FRAMES
 from lmconsole.report.selection import Group, choose_group
+from lmconsole.report.table import SUFFIXES, Table, TextFormat, frame_to_csv
+from lmconsole.report.transaction import replace_files
 from lmconsole.runs.store import Store
 
-Format = Literal["markdown", "latex", "csv", "json", "parquet", "all"]
+if TYPE_CHECKING:
+    from lmconsole.report.draw import ImageFormat
 
-GROUP_FILE = ".group.json"
-"""Which group the files beside it show, and which files those are."""
+FileFormat = Literal["markdown", "latex", "csv", "json", "parquet", "all"]
+DataFormat = Literal["csv", "json", "parquet"]
+
+MANIFEST = ".group.json"
+"""File that names the group shown in a folder and the files of the export."""
 
 POLL_S = 2.0
-"""How often ``keep_current`` looks for news."""
+"""Seconds between two reads of the store in ``keep_current``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ExportOptions:
-    """What to export, and how."""
+    """Runs to export, and formats of the files."""
 
-    form: Format = "all"
-    figures: Picture = "png"
-    """A format of the figures besides PNG."""
+    file_format: FileFormat = "all"
+    figure_format: "ImageFormat" = "png"
+    """Format of the figures in addition to PNG."""
     preset: str | None = None
     run: str | None = None
     imported: bool | None = None
@@ -48,109 +53,160 @@ class ExportOptions:
     siunitx: bool = False
 
 
-def chosen_group(store: Store, options: ExportOptions) -> Group:
-    """The group that ``options`` ask for. Raises ExportError."""
-    return choose_group(store.runs(), preset=options.preset, run=options.run, imported=options.imported)
-
-
 def export(store: Store, out: Path, options: ExportOptions) -> list[Path]:
-    """Write the exports of a group into ``out``; the paths written. Raises ExportError."""
-    return _write(store, chosen_group(store, options), out, options)
+    """Write the exports of a group into ``out``, and return the paths written.
+
+    Raises:
+        ExportError: There is nothing to export, or the files could not be written. ``out`` is unchanged then.
+    """
+    return _write(store, _chosen_group(store, options), out, options)
 
 
 def print_table(store: Store, options: ExportOptions) -> str:
-    """Table 1 as text, or what ``against`` asks for; markdown if all formats are as good. Raises ExportError."""
-    if options.form == "parquet":
-        raise ExportError("-o -: parquet is not text", hint="--format csv and json are.")
-    group = chosen_group(store, options)
-    table = _against(store, group, options.against) if options.against else results_document(group)
-    match options.form:
+    """Return Table 1, or Table 3 if ``against`` is given, as text; in markdown for the format ``all``.
+
+    Raises:
+        ExportError: There is nothing to export, or the format is not text.
+    """
+    if options.file_format == "parquet":
+        raise ExportError("-o -: parquet is not text", hint="Use --format csv or json.")
+    group = _chosen_group(store, options)
+    table = _comparison(store, group, options.against) if options.against else results_table(group)
+    match options.file_format:
         case "json":
             return _to_json(table.data)
         case "all":
             return table.render("markdown")
-        case form:
-            return table.render(form, siunitx=options.siunitx)
+        case text_format:
+            return table.render(text_format, siunitx=options.siunitx)
 
 
 def export_automatically(store: Store, out: Path) -> list[Path]:
-    """What the runner does when the queue drains: like ``export``, but where ``out`` shows another group, into a folder
-    in it that is named for the preset. Raises ExportError."""
+    """Write all exports when the queue is empty, and return the paths written.
+
+    If ``out`` shows another group, the files go to a subfolder named after the preset.
+
+    Raises:
+        ExportError: As for ``export``.
+    """
     group = choose_group(store.runs())
-    preset = group.reference.preset
-    places = (out, out / preset, out / f"{preset}-{group.key[:8]}")
-    free = next((place for place in places if _shown(place).group in (None, group.key)), places[-1])
+    preset, corpus = group.reference.preset, group.reference.corpus.sha256
+    names = (".", preset, f"{preset}-{group.key[:8]}", f"{preset}-{group.key[:8]}-{corpus[:8]}")
+    folders = [out / name for name in names]
+    free = next((each for each in folders if _read_manifest(each).is_free_for(group)), folders[-1])
     return _write(store, group, free, ExportOptions())
 
 
-def keep_current(store: Store, out: Path, options: ExportOptions, wrote: Callable[[Sequence[Path]], None]) -> None:
-    """Export whenever a run of the store has completed an epoch or ended, until none is active; ``wrote`` is told each
-    time. Waits while what is asked for has no epoch yet. Raises ExportError."""
-    before: object = None
+def keep_current(store: Store, out: Path, options: ExportOptions, report: Callable[[Sequence[Path]], None]) -> None:
+    """Export whenever a run has completed an epoch or changed its status, until no run is active.
+
+    ``report`` receives the paths after each export. As long as runs are active, a group without a complete epoch is
+    waited for.
+
+    Raises:
+        ExportError: As for ``export``.
+    """
+    exported: object = None
     while True:
         runs = store.runs()
         active = any(run.status.active for run in runs)
-        now = [(run.run, run.status, len(run.state.epochs)) for run in runs]
-        if now != before:
+        progress = [(run.run, run.status, len(run.state.epochs)) for run in runs]
+        if progress != exported:
             try:
-                group = chosen_group(store, options)
+                group = _chosen_group(store, options)
             except ExportError:
                 if not active:
                     raise
             else:
-                wrote(_write(store, group, out, options))
-                before = now
+                report(_write(store, group, out, options))
+                exported = progress
         if not active:
             return
         time.sleep(POLL_S)
 
 
-def _against(store: Store, group: Group, against: str) -> Document:
-    """Table 3. Raises ExportError if there is nothing to compare with."""
+class _Manifest(msgspec.Struct, frozen=True):
+    """Contents of ``MANIFEST``."""
+
+    group: str | None = None
+    """Key of the group; None if there is no export."""
+    corpus_sha256: str | None = None
+    """None in exports of version 0.1.0."""
+    preset: str = ""
+    files: tuple[str, ...] = ()
+
+    def shows(self, group: Group) -> bool:
+        return self.group == group.key and self.corpus_sha256 in (None, group.reference.corpus.sha256)
+
+    def is_free_for(self, group: Group) -> bool:
+        return self.group is None or self.shows(group)
+
+
+def _read_manifest(out: Path) -> _Manifest:
+    """Read the manifest of a folder; a damaged or missing one counts as no export."""
+    try:
+        found = msgspec.json.decode((out / MANIFEST).read_bytes(), type=_Manifest)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return _Manifest()
+    inside = tuple(name for name in found.files if ".." not in PurePosixPath(name).parts and not name.startswith("/"))
+    return msgspec.structs.replace(found, files=inside)
+
+
+def _chosen_group(store: Store, options: ExportOptions) -> Group:
+    return choose_group(store.runs(), preset=options.preset, run=options.run, imported=options.imported)
+
+
+def _comparison(store: Store, group: Group, against: str) -> Table:
+    return comparison_table(group, _other_results(store, group, against))
+
+
+def _other_results(store: Store, group: Group, against: str) -> OtherResults:
     if against == "published":
-        return against_document(group, published_results(group))
+        return published_results(group)
     if against == "imported":
-        return against_document(group, group_results(group, choose_group(store.runs(), imported=True), "Imported"))
+        return group_results(group, choose_group(store.runs(), imported=True), "Imported")
     folder = Path(against)
     if not folder.is_dir():
         raise ExportError(
-            f"--against {against}: no such folder",
-            hint="--against takes published, imported, or the folder of a store.",
+            f"--against {against}: no such folder", hint="Use published, imported, or the folder of another store."
         )
-    other = Store(folder).runs()
+    runs = Store(folder).runs()
     preset = group.reference.preset
-    preset_there = preset if any(run.info.preset == preset and run.state.epochs for run in other) else None
+    shared_preset = preset if any(run.info.preset == preset and run.state.epochs for run in runs) else None
     try:
-        found = choose_group(other, preset=preset_there)
+        other = choose_group(runs, preset=shared_preset)
     except ExportError as error:
         raise ExportError(f"--against {against}: {error.message}", hint=error.hint) from None
-    return against_document(group, group_results(group, found, "Other store"))
+    return group_results(group, other, "Other store")
 
 
 def _write(store: Store, group: Group, out: Path, options: ExportOptions) -> list[Path]:
-    files = dict(_files(store, group, options))
-    shown = _shown(out)
-    ours = shown.group == group.key
-    label = _Shown(
+    made = dict(_files(store, group, options))
+    shown = _read_manifest(out)
+    kept = shown.files if shown.shows(group) else ()
+    manifest = _Manifest(
         group=group.key,
+        corpus_sha256=group.reference.corpus.sha256,
         preset=group.reference.preset,
-        files=tuple(sorted({*files, *(shown.files if ours else ())})),
+        files=tuple(sorted({*made, *kept})),
     )
+    changes: dict[str, bytes | None] = dict(made)
+    if options.file_format == "all" and not shown.shows(group):
+        # Files of another group would be mistaken for files of this one.
+        changes |= dict.fromkeys(set(shown.files) - set(made))
+    if options.file_format == "all" or shown.is_free_for(group):
+        changes[MANIFEST] = msgspec.json.encode(manifest) + b"\n"
     try:
-        for name, content in files.items():
-            _replace(out / name, content)
-        if options.form == "all" and not ours:
-            for name in set(shown.files) - set(files):  # it would show other runs than the files beside it
-                (out / name).unlink(missing_ok=True)
-        if options.form == "all" or ours or shown.group is None:
-            _replace(out / GROUP_FILE, msgspec.json.encode(label) + b"\n")
+        replace_files(out, changes)
     except OSError as error:
-        where = error.filename2 or error.filename or out
-        raise ExportError(f"{where}: cannot be written: {error.strerror}", hint="--out names another folder.") from None
-    return [out / name for name in files]
+        path = error.filename2 or error.filename or out
+        raise ExportError(
+            f"{path}: cannot be written: {error.strerror}", hint="Use --out to name another folder."
+        ) from None
+    return [out / name for name in made]
 
 
-_FORMS: Mapping[Format, Sequence[Form]] = {
+_TEXT_FORMATS: Mapping[FileFormat, Sequence[TextFormat]] = {
     "markdown": ("markdown",),
     "latex": ("latex",),
     "csv": ("csv",),
@@ -159,104 +215,73 @@ _FORMS: Mapping[Format, Sequence[Form]] = {
 
 
 def _files(store: Store, group: Group, options: ExportOptions) -> Iterator[tuple[str, bytes]]:
-    """Every file of the export by its path under the folder, in the order in which it is worth reading."""
-    if options.form == "parquet":
-        _need_pyarrow()
-    if options.form in ("json", "parquet"):
-        yield from _frames(group, options.form)
+    """Yield relative paths and contents of all files, the most useful first."""
+    if options.file_format == "parquet":
+        _require_pyarrow()
+    if options.file_format in ("json", "parquet"):
+        yield from _data_files(group, options.file_format)
         return
-    forms = _FORMS[options.form]
-    tables = {name: make(group) for name, make in DOCUMENTS.items()}
+    text_formats = _TEXT_FORMATS[options.file_format]
+    tables = {name: make(group) for name, make in TABLES.items()}
     if options.against:
-        tables["table-3-against"] = _against(store, group, options.against)
-    if options.form != "csv":
-        yield from _write_up(group, tables, forms, options)
+        tables["table-3-against"] = _comparison(store, group, options.against)
+    if options.file_format != "csv":
+        yield from _report_files(group, tables, text_formats, options)
     for name, table in tables.items():
-        for form in forms:
-            yield f"{name}.{SUFFIXES[form]}", table.render(form, siunitx=options.siunitx).encode()
-    if "csv" in forms:
-        yield from _frames(group, "csv")
+        for text_format in text_formats:
+            yield f"{name}.{SUFFIXES[text_format]}", table.render(text_format, siunitx=options.siunitx).encode()
+    if "csv" in text_formats:
+        yield from _data_files(group, "csv")
 
 
-def _write_up(
-    group: Group, tables: dict[str, Document], forms: Sequence[Form], options: ExportOptions
+def _report_files(
+    group: Group, tables: Mapping[str, Table], text_formats: Sequence[TextFormat], options: ExportOptions
 ) -> Iterator[tuple[str, bytes]]:
-    """Report, captions and figures."""
-    from lmconsole.report.draw import encoded
+    """Yield the report, the captions and the figures."""
+    from lmconsole.report import draw  # matplotlib is slow to load
 
-    figures = illustrations(group)
-    blocks = document.report(group, tables, figures, findings(group))
-    if "markdown" in forms:
+    figures = figure_specs(group)
+    blocks = document.build_report(group, tables, figures, findings(group))
+    if "markdown" in text_formats:
         captions = "\n\n".join(document.caption_markdown(figure) for figure in figures)
         yield "report.md", document.to_markdown(group, blocks).encode()
         yield "figures/captions.md", f"{captions}\n".encode()
-    if "latex" in forms:
+    if "latex" in text_formats:
         captions = "\n".join(document.caption_latex(figure) for figure in figures)
         yield "report.tex", document.to_latex(group, blocks, siunitx=options.siunitx).encode()
         yield "figures/captions.tex", f"{captions}\n".encode()
+    image_formats: dict[ImageFormat, None] = {"png": None, options.figure_format: None}
     for figure in figures:
-        drawn = figure.draw()
-        for form in dict.fromkeys(("png", options.figures)):
-            yield f"figures/{figure.name}.{form}", encoded(drawn, form)
+        drawn = draw.draw_figure(figure.content)
+        for image_format in image_formats:
+            yield f"figures/{figure.name}.{image_format}", draw.encode_figure(drawn, image_format)
 
 
-def _frames(group: Group, form: Literal["csv", "json", "parquet"]) -> Iterator[tuple[str, bytes]]:
+def _data_files(group: Group, data_format: DataFormat) -> Iterator[tuple[str, bytes]]:
     for name, make in FRAMES.items():
-        yield f"data/{name}.{form}", _encoded(make(group), form)
+        yield f"data/{name}.{data_format}", _encode_frame(make(group), data_format)
 
 
-def _encoded(frame: pd.DataFrame, form: Literal["csv", "json", "parquet"]) -> bytes:
-    if form == "csv":
-        return frame_to_csv(frame).encode()
-    if form == "json":
-        return _to_json(frame).encode()
-    return bytes(frame.to_parquet(None, index=False, engine="pyarrow"))
+def _encode_frame(frame: pd.DataFrame, data_format: DataFormat) -> bytes:
+    match data_format:
+        case "csv":
+            return frame_to_csv(frame).encode()
+        case "json":
+            return _to_json(frame).encode()
+        case "parquet":
+            return bytes(frame.to_parquet(None, index=False, engine="pyarrow"))
 
 
-def _need_pyarrow() -> None:
+def _require_pyarrow() -> None:
     try:
         import pyarrow  # noqa: F401
     except ImportError:
         raise ExportError(
-            "--format parquet needs pyarrow, which is not installed", hint="pip install 'lmconsole[parquet]'"
+            "--format parquet needs pyarrow, which is not installed",
+            hint="Install it with: pip install 'lmconsole[parquet]'",
         ) from None
 
 
 def _to_json(frame: pd.DataFrame) -> str:
-    """One object a row; what is unknown or not a finite number is null."""
+    """Return one object per row; unknown and non-finite values are null."""
     return frame.to_json(orient="records", indent=1, double_precision=15) + "\n"
-
-
-class _Shown(msgspec.Struct, frozen=True):
-    """What GROUP_FILE says."""
-
-    group: str | None = None
-    preset: str = ""
-    files: tuple[str, ...] = ()
-
-
-def _shown(out: Path) -> _Shown:
-    try:
-        found = msgspec.json.decode((out / GROUP_FILE).read_bytes(), type=_Shown)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        return _Shown()
-    ours = tuple(name for name in found.files if ".." not in PurePosixPath(name).parts and not name.startswith("/"))
-    return msgspec.structs.replace(found, files=ours)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".export-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise

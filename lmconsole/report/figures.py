@@ -1,355 +1,395 @@
-"""What the figures show: which experiments stand in which panel, over which axis, and the captions."""
+"""Contents of the figures: their experiments, panels, axes and captions. ``draw`` turns them into images."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from lmconsole import formatting
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
 from lmconsole.plan.presets import ranges
-from lmconsole.report.result_tables import denominator, host_memory_words
-from lmconsole.report.results import is_complete, memory_frame, uses_gpu
-from lmconsole.report.selection import Group, clock_note, describe_briefly
-from lmconsole.report.targets import SLACK, TARGETS, common_target, performance_profile, reached
+from lmconsole.report.captions import (
+    describe_group_briefly,
+    describe_host_memory,
+    ppl_denominator,
+    timing_caveat,
+)
+from lmconsole.report.results import memory_frame, uses_gpu
+from lmconsole.report.selection import Group
+from lmconsole.report.targets import (
+    TARGET_MARGIN,
+    TARGETS,
+    TimeToTarget,
+    common_target,
+    performance_profile,
+    time_to_target,
+)
 from lmconsole.runs.events import Epoch
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from lmconsole.report.draw import Curve, Panel
-
 MAX_PANELS = 16
-"""A figure shows no more experiments than this."""
+"""Largest number of panels in a figure."""
 
-ORDER = ("adam", "adamw", "sgd", "momentum")
-"""Of the panels of figures 1, 2, 5 and 6."""
+MAX_BARS = 40
+"""Largest number of bars in a figure."""
+
+LARGEST_PPL = 1e6
+"""Largest perplexity on an axis; a uniform guess over any vocabulary here has a lower one."""
+
+OPTIMIZER_ORDER = ("adam", "adamw", "sgd", "momentum")
+"""Order of the panels in figures 1, 2, 5 and 6."""
+
+Metric = Callable[[Epoch], float | None]
+
+METRICS: Mapping[str, Metric] = {"Train": lambda epoch: epoch.train_ppl, "Validation": lambda epoch: epoch.valid_ppl}
+"""Metrics of the curves of a panel, by label."""
 
 
-@dataclass(frozen=True)
-class Illustration:
-    """A figure of the export: drawn when it is asked for. ``wide``: as wide as two columns of a paper."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """Line ``y`` over ``x`` with a band from ``low`` to ``high``."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    off_scale: Sequence[float] = ()
+    """x of values that are not finite or larger than ``LARGEST_PPL``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    """Curves of one experiment by label."""
+
+    title: str
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    note: str = ""
+    """Note on what is missing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PanelGrid:
+    """Panels with shared axes; perplexity is on a logarithmic axis."""
+
+    panels: Sequence[Panel]
+    columns: int
+    x_label: str
+    y_label: str
+    integer_x: bool
+    """Whether x is a count and has integer ticks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BarChart:
+    """Horizontal bars, coloured by group and annotated with their values."""
+
+    labels: Sequence[str]
+    values: Sequence[float | None]
+    groups: Sequence[str]
+    x_label: str
+    missing: str
+    """Annotation in place of a value that is None."""
+    spans: Sequence[tuple[float, float] | None] = ()
+    """Lowest and highest of the values whose mean a bar shows."""
+    value_format: str = ",.0f"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepPlot:
+    """Step curves of shares, from 0 to 1, over a logarithmic axis that starts at 1."""
+
+    curves: Mapping[str, Sequence[tuple[float, float]]]
+    x_label: str
+    y_label: str
+    missing: str
+    """Text in place of the curves if there are none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FigureSpec:
+    """Everything that defines a figure of the export."""
 
     number: int
     title: str
     caption: str
-    wide: bool
-    draw: Callable[[], "Figure"]
+    content: PanelGrid | BarChart | StepPlot
+    full_width: bool = False
+    """Whether the figure takes the full width of the text in LaTeX."""
 
     @property
     def name(self) -> str:
-        """Of its file, without suffix."""
+        """File name without suffix."""
         return f"figure-{self.number}"
 
 
-@dataclass(frozen=True)
-class _Slot:
-    """A panel: the experiment that belongs there, if the group has it."""
+def figure_specs(group: Group) -> list[FigureSpec]:
+    """Return all figures of a group: 1 to 4 over epochs, 5 to 8 the same over wall-clock time, 9 memory, 10 time to a
+    perplexity, 11 the performance profile."""
+    found: list[FigureSpec] = []
+    for over_time in (False, True):
+        for deep in (False, True):
+            for model in ("lstm", "gpt1"):
+                found.append(_curves_figure(group, model, len(found) + 1, over_time=over_time, deep=deep))
+    return [*found, _memory_figure(group), _time_figure(group), _profile_figure(group)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _PanelRuns:
+    """Runs of a panel; none if the experiment has not been run."""
 
     title: str
     runs: Sequence[Run]
 
 
-def illustrations(group: Group) -> list[Illustration]:
-    """Every figure of a group in order: 1 to 4 over epochs, 5 to 8 the same over wall-clock time, 9 memory, 10 time to
-    a perplexity, 11 the performance profile."""
-    found: list[Illustration] = []
-    for over_time in (False, True):
-        for model in ("lstm", "gpt1"):
-            found.append(_curves(group, model, len(found) + 1, over_time=over_time, deep=False))
-        for model in ("lstm", "gpt1"):
-            found.append(_curves(group, model, len(found) + 1, over_time=over_time, deep=True))
-    return [*found, _memory(group), _time_to_perplexity(group), _profile(group)]
+def _panel_runs(group: Group, model: str, *, deep: bool) -> list[_PanelRuns]:
+    """Return the runs of every panel for experiments with one layer or, if ``deep``, with more.
 
-
-def _slots(group: Group, model: str, *, deep: bool) -> list[_Slot]:
-    """Where the experiments of a model go: one layer, or more. Those of the published twelve that are missing leave an
-    empty panel, and any others follow."""
-    there = {
-        experiment: runs
-        for experiment, runs in group.by_experiment.items()
+    Missing experiments of the published twelve leave an empty panel; all others follow.
+    """
+    remaining = {
+        id_: runs
+        for id_, runs in group.by_experiment.items()
         if runs[0].info.experiment.model == model and (runs[0].info.experiment.layers > 1) == deep
     }
-    wanted = [(2, "adamw"), (4, "adamw")] if deep else [(1, optimizer) for optimizer in ORDER]
-    slots: list[_Slot] = []
-    for layers, optimizer in wanted:
-        fitting = [id_ for id_, runs in there.items() if _place(runs) == (layers, optimizer)]
-        title = _depth_and_optimizer(layers, optimizer)
-        slots += [_Slot(_titled(title, there[id_]), there.pop(id_)) for id_ in fitting] or [_Slot(title, [])]
-    slots += [_Slot(_titled(_depth_and_optimizer(*_place(runs)), runs), runs) for runs in there.values()]
-    return slots
+    published = [(2, "adamw"), (4, "adamw")] if deep else [(1, optimizer) for optimizer in OPTIMIZER_ORDER]
+    panels: list[_PanelRuns] = []
+    for layers, optimizer in published:
+        fitting = [id_ for id_, runs in remaining.items() if _depth_and_optimizer(runs) == (layers, optimizer)]
+        panels += [_titled(remaining.pop(id_)) for id_ in fitting] or [
+            _PanelRuns(title=_setting(layers, optimizer), runs=[])
+        ]
+    return panels + [_titled(runs) for runs in remaining.values()]
 
 
-def _place(runs: Sequence[Run]) -> tuple[int, str]:
+def _depth_and_optimizer(runs: Sequence[Run]) -> tuple[int, str]:
     return runs[0].info.experiment.layers, runs[0].info.experiment.optimizer
 
 
-def _depth_and_optimizer(layers: int, optimizer: str) -> str:
+def _setting(layers: int, optimizer: str) -> str:
     return f"{layers} layers, {OPTIMIZER_NAMES[optimizer]}" if layers > 1 else OPTIMIZER_NAMES[optimizer]
 
 
-def _titled(title: str, runs: Sequence[Run]) -> str:
+def _titled(runs: Sequence[Run]) -> _PanelRuns:
     experiment = runs[0].info.experiment
-    return f"{title} ({experiment.id}: {experiment.name})" if experiment.name else f"{title} ({experiment.id})"
+    identity = f"{experiment.id}: {experiment.name}" if experiment.name else str(experiment.id)
+    return _PanelRuns(title=f"{_setting(*_depth_and_optimizer(runs))} ({identity})", runs=runs)
 
 
-def _curves(group: Group, model: str, place: int, *, over_time: bool, deep: bool) -> Illustration:
-    found = _slots(group, model, deep=deep)
-    slots = found[:MAX_PANELS]
+def _curves_figure(group: Group, model: str, figure: int, *, over_time: bool, deep: bool) -> FigureSpec:
+    found = _panel_runs(group, model, deep=deep)
+    shown = found[:MAX_PANELS]
     depth = "more than one layer" if deep else "1 layer"
-    over = "wall-clock time" if over_time else "epochs"
-    title = f"{MODEL_NAMES[model]}, {depth}: perplexity over {over}"
-    per = "depth" if deep else "optimizer"
-    words = [
+    title = f"{MODEL_NAMES[model]}, {depth}: perplexity over {'wall-clock time' if over_time else 'epochs'}"
+    panels_by = "depth" if deep else "optimizer"
+    sentences = [
         f"{title}.",
-        f"Train and validation perplexity per {denominator(group)}, logarithmic, one panel per {per}.",
-        "In brackets: number of the experiment.",
+        f"Train and validation perplexity per {ppl_denominator(group)}, logarithmic axis, one panel per {panels_by}.",
+        "Numbers in parentheses are experiments.",
     ]
     if over_time:
-        words.append("Time: cumulated seconds of training, without set-up and evaluation.")
-        words.append(clock_note(group))
+        sentences.append("Time is cumulative training time, without setup and evaluation.")
+        sentences.append(timing_caveat(group))
     else:
-        words.append("Train perplexity is that of the epoch's own training passes.")
-    shown = [run for slot in slots for run in slot.runs]
-    if any(len(slot.runs) > 1 for slot in slots):
-        words.append("Lines are means over seeds, bands reach from the lowest to the highest seed.")
-    words += _incomplete(slots, shown)
-    words.append(_more(len(found) - MAX_PANELS))
-    words.append(describe_briefly(group))
-    return Illustration(
-        number=place,
+        sentences.append("Train perplexity is computed from the training losses of each epoch.")
+    if any(len(panel.runs) > 1 for panel in shown):
+        sentences.append("Lines are means over seeds; bands span the lowest to the highest seed.")
+    sentences += _missing_and_incomplete(shown)
+    sentences.append(_not_shown(len(found) - MAX_PANELS))
+    sentences.append(describe_group_briefly(group))
+    longest_s = max((run.state.elapsed_train_s or 0.0 for panel in shown for run in panel.runs), default=0.0)
+    unit, unit_s = time_unit(longest_s)
+    panels = [_panel(panel, unit_s if over_time else None) for panel in shown]
+    return FigureSpec(
+        number=figure,
         title=title,
-        caption=" ".join(word for word in words if word),
-        wide=not deep,
-        draw=partial(_draw_curves, slots, over_time=over_time, deep=deep, label=_ppl_label(group)),
+        caption=_join(sentences),
+        full_width=not deep,
+        content=PanelGrid(
+            panels=panels,
+            columns=1 if deep and len(panels) <= 2 else 2 if len(panels) <= 4 else 3,
+            x_label=f"Training time ({unit})" if over_time else "Epoch",
+            y_label="Perplexity" if group.reference.denominator == "targets" else "Perplexity (padded)",
+            integer_x=not over_time,
+        ),
     )
 
 
-def _more(left_out: int) -> str:
-    if left_out <= 0:
+def _join(sentences: Sequence[str]) -> str:
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _not_shown(count: int) -> str:
+    if count <= 0:
         return ""
-    return f"{left_out} more {'experiment is' if left_out == 1 else 'experiments are'} not shown, for want of room."
+    return f"{count} more {'experiment is' if count == 1 else 'experiments are'} not shown, for lack of space."
 
 
-def _ppl_label(group: Group) -> str:
-    return "Perplexity" if group.reference.denominator == "targets" else "Perplexity (padded)"
-
-
-def _incomplete(slots: Sequence[_Slot], shown: Sequence[Run]) -> list[str]:
-    words = []
-    missing = [slot.title for slot in slots if not slot.runs]
+def _missing_and_incomplete(panels: Sequence[_PanelRuns]) -> list[str]:
+    sentences = []
+    runs = [run for panel in panels for run in panel.runs]
+    missing = [panel.title for panel in panels if not panel.runs]
     if missing:
-        words.append(f"No run yet: {', '.join(missing)}.")
-    unfinished = [run for run in shown if run.status is not Status.FINISHED]
+        sentences.append(f"No run yet: {', '.join(missing)}.")
+    unfinished = [run for run in runs if run.status is not Status.FINISHED]
     if unfinished:
-        stand = ", ".join(f"{run.info.experiment.id} ({_how_far(run)})" for run in unfinished)
-        words.append(f"Not finished: {stand}.")
-    diverged = [run.info.experiment.id for run in shown if run.state.finished and run.state.finished.diverged]
+        progress = ", ".join(f"{run.info.experiment.id} ({_progress(run)})" for run in unfinished)
+        sentences.append(f"Not finished: {progress}.")
+    diverged = [run.info.experiment.id for run in runs if run.state.finished and run.state.finished.diverged]
     if diverged:
-        words.append(f"Diverged: {ranges(sorted(set(diverged)))}.")
-    if any(_astray(metric(epoch)) for run in shown for epoch in run.state.epochs for metric in METRICS.values()):
-        words.append("A cross at the upper edge marks a perplexity that is not finite or too large to draw.")
-    return words
+        sentences.append(f"Diverged: {ranges(sorted(set(diverged)))}.")
+    if any(_off_scale(metric(epoch)) for run in runs for epoch in run.state.epochs for metric in METRICS.values()):
+        sentences.append("A cross at the upper edge marks a perplexity that is not finite or too large to draw.")
+    return sentences
 
 
-def _how_far(run: Run) -> str:
+def _progress(run: Run) -> str:
     return f"{run.status.value}, {len(run.state.epochs)} of {run.info.settings.epochs} epochs"
 
 
-Metric = Callable[[Epoch], float | None]
-
-METRICS: dict[str, Metric] = {"Train": lambda epoch: epoch.train_ppl, "Validation": lambda epoch: epoch.valid_ppl}
-"""Metric of each curve of a panel."""
-
-
-def _draw_curves(slots: Sequence[_Slot], *, over_time: bool, deep: bool, label: str) -> "Figure":
-    from lmconsole.report.draw import DOUBLE_IN, SINGLE_IN, panels
-
-    longest = max((run.state.elapsed_train_s or 0.0 for slot in slots for run in slot.runs), default=0.0)
-    unit, seconds = time_unit(longest)
-    made = [_panel(slot, seconds if over_time else None) for slot in slots]
-    columns = 1 if deep and len(made) <= 2 else 2 if len(made) <= 4 else 3
-    return panels(
-        made,
-        x_label=f"Training time ({unit})" if over_time else "Epoch",
-        y_label=label,
-        whole_x=not over_time,
-        width_in=SINGLE_IN if columns == 1 else DOUBLE_IN,
-        columns=columns,
-    )
-
-
 def time_unit(longest_s: float) -> tuple[str, float]:
-    """The unit that suits times up to ``longest_s``, and its seconds."""
+    """Return a unit for times up to ``longest_s``, and its seconds."""
     if longest_s <= 180:
         return "s", 1.0
     return ("min", 60.0) if longest_s <= 3 * 3600 else ("h", 3600.0)
 
 
-def _panel(slot: _Slot, seconds: float | None) -> "Panel":
-    from lmconsole.report.draw import Panel
-
-    if not slot.runs:
-        return Panel(slot.title, note="no run yet")
-    curves = {name: _curve(slot.runs, metric, seconds) for name, metric in METRICS.items()}
-    notes = []
-    if seconds is not None and all(run.state.elapsed_train_s is None for run in slot.runs):
-        return Panel(slot.title, note="times unknown")
-    states = {run.status.value for run in slot.runs if run.status is not Status.FINISHED}
-    if states:
-        notes.append(", ".join(sorted(states)))
-    if any(run.state.finished and run.state.finished.diverged for run in slot.runs):
+def _panel(panel: _PanelRuns, unit_s: float | None) -> Panel:
+    runs = panel.runs
+    if not runs:
+        return Panel(title=panel.title, note="no run yet")
+    if unit_s is not None and all(run.state.elapsed_train_s is None for run in runs):
+        return Panel(title=panel.title, note="times unknown")
+    curves = {label: _curve(runs, metric, unit_s) for label, metric in METRICS.items()}
+    notes = sorted({run.status.value for run in runs if run.status is not Status.FINISHED})
+    if any(run.state.finished and run.state.finished.diverged for run in runs):
         notes.append("diverged")
-    return Panel(slot.title, curves, ", ".join(notes))
+    return Panel(title=panel.title, curves=curves, note=", ".join(notes))
 
 
-def _curve(runs: Sequence[Run], metric: Metric, seconds: float | None) -> "Curve":
-    """Mean and range over seeds at each epoch that one of them has completed; over epochs, or over the mean time in
-    units of ``seconds``."""
-    from lmconsole.report.draw import Curve
-
-    xs, means, lows, highs, astray = [], [], [], [], []
+def _curve(runs: Sequence[Run], metric: Metric, unit_s: float | None) -> Curve:
+    """Return mean and range over the seeds that have completed an epoch, by epoch or by mean time in ``unit_s``."""
+    xs, means, lows, highs, off_scale = [], [], [], [], []
     by_epoch: dict[int, list[Epoch]] = {}
     for run in runs:
         for event in run.state.epochs:
             by_epoch.setdefault(event.epoch, []).append(event)
     for epoch, events in sorted(by_epoch.items()):
         times = [event.elapsed_train_s for event in events if event.elapsed_train_s is not None]
-        if seconds is not None and not times:
+        if unit_s is not None and not times:
             continue
-        x = float(epoch) if seconds is None else sum(times) / len(times) / seconds
-        values = [value for event in events if (value := _drawable(metric(event))) is not None]
-        if any(_astray(metric(event)) for event in events):
-            astray.append(x)
-        if values:
+        x = float(epoch) if unit_s is None else sum(times) / len(times) / unit_s
+        values = [value for event in events if (value := metric(event)) is not None]
+        on_scale = [value for value in values if not _off_scale(value)]
+        if len(on_scale) < len(values):
+            off_scale.append(x)
+        if on_scale:
             xs.append(x)
-            means.append(sum(values) / len(values))
-            lows.append(min(values))
-            highs.append(max(values))
-    return Curve(xs, means, lows, highs, astray)
+            means.append(sum(on_scale) / len(on_scale))
+            lows.append(min(on_scale))
+            highs.append(max(on_scale))
+    return Curve(x=xs, y=means, low=lows, high=highs, off_scale=off_scale)
 
 
-def _drawable(value: float | None) -> float | None:
-    return None if _astray(value) else value
-
-
-def _astray(value: float | None) -> bool:
-    from lmconsole.report.draw import LARGEST_PPL
-
+def _off_scale(value: float | None) -> bool:
     return value is not None and not (math.isfinite(value) and 0.0 < value <= LARGEST_PPL)
 
 
-def _label(runs: Sequence[Run]) -> str:
-    experiment = runs[0].info.experiment
-    return f"{experiment.label} ({experiment.id})"
+def _bar_labels(group: Group) -> dict[int, str]:
+    """Return labels by experiment id, for as many experiments as a bar chart shows."""
+    shown = list(group.by_experiment.items())[:MAX_BARS]
+    return {id_: f"{runs[0].info.experiment.label} ({id_})" for id_, runs in shown}
 
 
-def _memory(group: Group) -> Illustration:
-    table = memory_frame(group)
+def _bar_groups(group: Group) -> list[str]:
+    models = [runs[0].info.experiment.model for runs in group.by_experiment.values()]
+    return [MODEL_NAMES[model] for model in models[:MAX_BARS]]
+
+
+def _memory_figure(group: Group) -> FigureSpec:
+    frame = memory_frame(group)
     gpu = uses_gpu(group)
-    column = "memory_mib" if gpu else "host_peak_mib"
-    values = {row.experiment: getattr(row, column) for row in table.itertuples()}
-    known = {number: None if value is None or math.isnan(value) else float(value) for number, value in values.items()}
-    what = "GPU memory" if gpu else "Peak host memory"
-    how = (
-        "Mean over the samples taken while training, from the second epoch on: memory of the process where the driver "
-        "tells it, else of the whole device."
+    known: dict[int, float | None] = {
+        int(experiment): None if mib is None or math.isnan(mib) else float(mib)
+        for experiment, mib in zip(frame["experiment"], frame["memory_mib" if gpu else "host_peak_mib"], strict=True)
+    }
+    quantity = "GPU memory" if gpu else "Peak host memory"
+    explanation = (
+        "Mean over samples taken during training, from the second epoch on: memory of the process if the driver "
+        "reports it, otherwise of the whole device."
         if gpu
-        else host_memory_words(group)
+        else describe_host_memory(group)
     )
-    title = f"{what} by experiment"
-
-    def draw() -> "Figure":
-        from lmconsole.report.draw import bars
-
-        shown = dict(list(group.by_experiment.items())[:MAX_BARS])
-        return bars(
-            [_label(runs) for runs in shown.values()],
-            [known.get(number) for number in shown],
-            x_label=f"{what} (MiB)",
-            absent="unknown",
-            groups=[MODEL_NAMES[runs[0].info.experiment.model] for runs in shown.values()],
-        )
-
-    words = (f"{title}.", how, _more(len(known) - MAX_BARS), describe_briefly(group))
-    return Illustration(9, title, " ".join(word for word in words if word), wide=False, draw=draw)
+    title = f"{quantity} by experiment"
+    labels = _bar_labels(group)
+    return FigureSpec(
+        number=9,
+        title=title,
+        caption=_join([f"{title}.", explanation, _not_shown(len(known) - MAX_BARS), describe_group_briefly(group)]),
+        content=BarChart(
+            labels=list(labels.values()),
+            values=[known.get(id_) for id_ in labels],
+            groups=_bar_groups(group),
+            x_label=f"{quantity} (MiB)",
+            missing="unknown",
+        ),
+    )
 
 
-MAX_BARS = 40
-"""A figure shows no more bars than this."""
-
-
-def _time_to_perplexity(group: Group) -> Illustration:
+def _time_figure(group: Group) -> FigureSpec:
     target = common_target(group)
-    times = {n: reached(runs, target) for n, runs in group.by_experiment.items()} if target is not None else {}
-    unit, seconds = time_unit(max((time.mean_s or 0.0 for time in times.values()), default=0.0))
-    words = "–" if target is None else f"{target:,.10g}"
-    title = f"Training time to a validation perplexity of {words}"
-    caption = (
-        f"{title}, at the end of the first epoch at or below it. The target lies {SLACK:.0%} above the lowest "
-        "perplexity that every architecture has reached in some experiment, with every seed. Not reached: some seed is "
-        "above it in every epoch."
+    times: dict[int, TimeToTarget] = {}
+    if target is not None:
+        times = {id_: time_to_target(runs, target) for id_, runs in group.by_experiment.items()}
+    unit, unit_s = time_unit(max((time.mean_s or 0.0 for time in times.values()), default=0.0))
+    target_text = "–" if target is None else f"{target:,.10g}"
+    title = f"Training time to a validation perplexity of {target_text}"
+    explanation = (
+        f"{title}, reached at the end of the first epoch with at most this value. The target is {TARGET_MARGIN:.0%} "
+        "above the lowest perplexity that every architecture reaches in some experiment with every seed. “Not reached” "
+        "means that at least one seed is above it in every epoch."
     )
     if len(group.seeds) > 1:
-        caption += " Bars are means over seeds, lines reach from the fastest to the slowest."
-
-    def draw() -> "Figure":
-        from lmconsole.report.draw import bars
-
-        shown = dict(list(group.by_experiment.items())[:MAX_BARS])
-        found = [times.get(number) for number in shown]
-        return bars(
-            [_label(runs) for runs in shown.values()],
-            [None if time is None or time.mean_s is None else time.mean_s / seconds for time in found],
-            x_label=f"Training time to perplexity {words} ({unit})",
-            absent="not reached",
-            groups=[MODEL_NAMES[runs[0].info.experiment.model] for runs in shown.values()],
+        explanation += " Bars are means over seeds; lines span the fastest to the slowest seed."
+    not_shown = _not_shown(len(group.by_experiment) - MAX_BARS)
+    labels = _bar_labels(group)
+    shown = [times.get(id_, TimeToTarget()) for id_ in labels]
+    return FigureSpec(
+        number=10,
+        title=title,
+        caption=_join([explanation, not_shown, timing_caveat(group), describe_group_briefly(group)]),
+        content=BarChart(
+            labels=list(labels.values()),
+            values=[None if time.mean_s is None else time.mean_s / unit_s for time in shown],
+            groups=_bar_groups(group),
+            x_label=f"Training time to perplexity {target_text} ({unit})",
+            missing="not reached",
             spans=[
-                None if time is None or time.lowest_s is None or time.highest_s is None
-                else (time.lowest_s / seconds, time.highest_s / seconds)
-                for time in found
+                None
+                if time.lowest_s is None or time.highest_s is None
+                else (time.lowest_s / unit_s, time.highest_s / unit_s)
+                for time in shown
             ],
-            value_format="{:,.1f}",
-        )  # fmt: skip
-
-    more = _more(len(group.by_experiment) - MAX_BARS)
-    note = " ".join(word for word in (caption, more, clock_note(group), describe_briefly(group)) if word)
-    return Illustration(10, title, note, wide=False, draw=draw)
-
-
-def _profile(group: Group) -> Illustration:
-    title = "Performance profile of the optimizers"
-    caption = (
-        f"{title}: the share of problems that an optimizer solves in at most so many times the time that the fastest "
-        f"optimizer needs for each. A problem is one of {TARGETS} validation perplexities for an architecture, depth "
-        "and seed on which several optimizers were tried; they lie evenly, on a logarithmic scale, between the best "
-        "perplexity of the best optimizer and that of the worst. Higher is better; a curve that stays below 1 belongs "
-        "to an optimizer that does not reach them all."
+            value_format=",.1f",
+        ),
     )
 
-    def draw() -> "Figure":
-        from lmconsole.report.draw import steps
 
-        return steps(
-            performance_profile(group),
+def _profile_figure(group: Group) -> FigureSpec:
+    title = "Performance profile of the optimizers"
+    explanation = (
+        f"{title} (Dolan and Moré, 2002): share of problems that an optimizer solves within a given multiple of the "
+        f"fastest optimizer's time. A problem is one of {TARGETS} validation perplexities for an architecture, depth "
+        "and seed with at least two optimizers. The perplexities are spaced evenly on a logarithmic scale between the "
+        "best results of the best and the worst optimizer. Higher is better; a curve that stays below 1 belongs to an "
+        "optimizer that does not solve all problems."
+    )
+    return FigureSpec(
+        number=11,
+        title=title,
+        caption=_join([explanation, timing_caveat(group), describe_group_briefly(group)]),
+        content=StepPlot(
+            curves=performance_profile(group),
             x_label="Time / time of the fastest",
             y_label="Share of problems solved",
-            absent="no two optimizers to compare",
-        )
-
-    note = " ".join(word for word in (caption, clock_note(group), describe_briefly(group)) if word)
-    return Illustration(11, title, note, wide=False, draw=draw)
-
-
-def unfinished(group: Group) -> list[str]:
-    """A line for each run of the group that is not complete: how it stands."""
-    return [
-        f"{run.run}: {'diverged' if run.status is Status.FINISHED else run.status.value} after "
-        f"{len(run.state.epochs)} of {run.info.settings.epochs} epochs, "
-        f"{formatting.seconds(run.state.elapsed_train_s)} of training"
-        for run in group.runs
-        if not is_complete(run)
-    ]
+            missing="no two optimizers to compare",
+        ),
+    )

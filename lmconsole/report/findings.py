@@ -1,18 +1,18 @@
-"""Questions 3 to 8 of the write-up, answered from a group's runs: what was measured, by which rule, and an
-interpretation that the measurement chooses.
+"""Questions 3 to 8 of the report, answered from the runs of a group: observations, the method, and an interpretation
+that follows from the observations.
 
-An interpretation claims no more than seeds and data carry; see ``comparing.RULE``.
+An interpretation claims no more than seeds and data support; see ``comparing.METHOD``.
 """
 
-from lmconsole.report.questions.answer import Finding, Suite
-from lmconsole.report.questions.choice import choice
-from lmconsole.report.questions.footprint import footprint
+from lmconsole.report.questions.finding import Finding, GroupResults
+from lmconsole.report.questions.memory import memory
 from lmconsole.report.questions.models import architectures, depth, overfitting
 from lmconsole.report.questions.optimizers import optimizers
+from lmconsole.report.questions.recommendation import recommendation
 from lmconsole.report.selection import Group
 
 
 def findings(group: Group) -> list[Finding]:
-    """The answers to all questions, in order."""
-    suite = Suite(group)
-    return [ask(suite) for ask in (choice, optimizers, architectures, depth, footprint, overfitting)]
+    """Answer all questions, in order."""
+    results = GroupResults(group)
+    return [answer(results) for answer in (recommendation, optimizers, architectures, depth, memory, overfitting)]

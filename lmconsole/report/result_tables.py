@@ -1,189 +1,178 @@
-"""Tables 1 and 2 in markdown, LaTeX (booktabs and nothing else) and CSV, each with a caption that explains itself."""
+"""Tables 1 and 2: perplexities, and memory and energy."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from lmconsole.report.markup import DASH, Cell, Document, decimals
+from lmconsole.plan.presets import ranges
+from lmconsole.report.captions import describe_group, describe_host_memory, ppl_denominator, seed_list
+from lmconsole.report.markup import DASH, format_ppl
 from lmconsole.report.results import MIN_SAMPLES, memory_frame, results_frame, uses_gpu
-from lmconsole.report.selection import Group, describe
+from lmconsole.report.selection import Group
+from lmconsole.report.table import Cell, Column, Table
+
+_EXPERIMENT = (Column(header="Architecture"), Column(header="Layers", numeric=True), Column(header="Optimizer"))
 
 
-def results_document(group: Group) -> Document:
-    """Table 1: perplexities of every experiment at its best-validation epoch."""
-    table = results_frame(group)
-    several = len(group.seeds) > 1
+def results_table(group: Group) -> Table:
+    """Return Table 1: perplexities of every experiment at its epoch with the lowest validation perplexity."""
+    frame = results_frame(group)
     rows = []
-    for row in table.to_dict("records"):
-        cells = [
-            row["architecture"],
-            str(row["layers"]),
-            row["optimizer"],
-            _spread(row["train_ppl"], row["train_ppl_sd"], row["seeds"]),
-            _spread(row["valid_ppl"], row["valid_ppl_sd"], row["seeds"]) + ("" if row["complete"] else "†"),
-            _epoch(row["epoch"]),
-            _config(row) + ("‡" if row["own_initialisation"] else ""),
-        ]
-        rows.append([Cell(text, bold=bool(row["best"])) for text in cells])
-    data = table.rename(columns={"experiment": "config"}).drop(columns=["own_initialisation"])
-    data[["train_ppl", "train_ppl_sd", "valid_ppl", "valid_ppl_sd"]] = data[
-        ["train_ppl", "train_ppl_sd", "valid_ppl", "valid_ppl_sd"]
-    ].round(3)
-    data["epoch"] = [None if pd.isna(epoch) else f"{epoch:g}" for epoch in table["epoch"]]
-    columns = ["architecture", "layers", "optimizer", "train_ppl", "train_ppl_sd", "valid_ppl", "valid_ppl_sd"]
-    columns += ["epoch", "config", "name", "seeds", "complete", "best"]
-    return Document(
+    for record in frame.to_dict("records"):
+        texts = {
+            **_experiment_texts(record),
+            "Train PPL": _mean_and_sd(record["train_ppl"], record["train_ppl_sd"]),
+            "Validation PPL": _mean_and_sd(record["valid_ppl"], record["valid_ppl_sd"])
+            + ("" if record["complete"] else "†"),
+            "Epoch": _format(record["epoch"], "g"),
+            "Config": _config(record) + ("‡" if record["unspecified_initialization"] else ""),
+        }
+        rows.append({header: Cell(text, bold=bool(record["best"])) for header, text in texts.items()})
+    data = frame.rename(columns={"experiment": "config"})
+    ppls = ["train_ppl", "train_ppl_sd", "valid_ppl", "valid_ppl_sd"]
+    data[ppls] = data[ppls].round(3)
+    data["epoch"] = [None if pd.isna(epoch) else f"{epoch:g}" for epoch in frame["epoch"]]
+    columns = ["architecture", "layers", "optimizer", *ppls, "epoch", "config", "name", "seeds", "complete", "best"]
+    numeric = ("Train PPL", "Validation PPL", "Epoch", "Config")
+    return Table(
         label="tab:results",
         title="Table 1",
-        caption=_results_caption(group, table, several=several),
-        headers=["Architecture", "Layers", "Optimizer", "Train PPL", "Validation PPL", "Epoch", "Config"],
-        numeric=[False, True, False, True, True, True, True],
+        caption=_results_caption(group, frame),
+        columns=[*_EXPERIMENT, *(Column(header=header, numeric=True) for header in numeric)],
         rows=rows,
         data=data[columns],
     )
 
 
-def memory_document(group: Group) -> Document:
-    """Table 2: what training used of the GPU, or, where there was none, of the host's memory."""
-    table = memory_frame(group)
-    on_gpu = bool(table["memory_mib"].notna().any()) or uses_gpu(group)
-    if not on_gpu:
-        return _host_memory_document(group, table)
+def memory_table(group: Group) -> Table:
+    """Return Table 2: GPU memory, utilization and energy, or host memory if no GPU was used."""
+    frame = memory_frame(group)
+    on_gpu = bool(frame["memory_mib"].notna().any()) or uses_gpu(group)
+    return _gpu_memory_table(group, frame) if on_gpu else _host_memory_table(group, frame)
+
+
+def _gpu_memory_table(group: Group, frame: pd.DataFrame) -> Table:
     rows = []
-    for row in table.to_dict("records"):
-        device = "*" if row["scope"] == "device" else ""
-        used = "/".join((_mib(row["memory_mib"]) + device, _mib(row["device_total_mib"])))
-        cells = [row["architecture"], str(row["layers"]), row["optimizer"], used, _mib(row["allocated_peak_mib"])]
-        cells += [_whole(row["utilization_percent"]), str(row["samples"]), _kilojoules(row["energy_j"]), _config(row)]
-        rows.append([Cell(text) for text in cells])
+    for record in frame.to_dict("records"):
+        mark = "*" if record["scope"] == "device" else ""
+        texts = {
+            **_experiment_texts(record),
+            "Memory (MiB)": f"{_format(record['memory_mib'])}{mark}/{_format(record['device_total_mib'])}",
+            "Peak allocated (MiB)": _format(record["allocated_peak_mib"]),
+            "GPU (%)": _format(record["utilization_percent"], ".0f"),
+            "n": str(record["samples"]),
+            "Energy (kJ)": _kilojoules(record["energy_j"]),
+            "Config": _config(record),
+        }
+        rows.append({header: Cell(text) for header, text in texts.items()})
     columns = ["architecture", "layers", "optimizer", "memory_mib", "scope", "device_total_mib", "allocated_peak_mib"]
     columns += ["utilization_percent", "samples", "energy_j", "experiment", "name"]
     caption = (
-        "GPU memory, utilization and energy. Memory: mean over the samples (n) taken about once a second while "
-        "training, from the second epoch on where there is one, of the process's memory over the device's total. "
-        f"Fewer than {MIN_SAMPLES} samples make no mean ({DASH}). Peak allocated: the most that tensors held at once. "
-        "Energy: of the whole board by the driver's counter, training and validation of all epochs"
+        "GPU memory, utilization and energy. Memory: process memory / total device memory, mean over n samples taken "
+        "about once a second during training, from the second epoch on if there is one. No mean is given "
+        f"({DASH}) for fewer than {MIN_SAMPLES} samples. Peak allocated: largest amount of memory held by tensors at "
+        "once. Energy: energy of the whole board from the driver's counter, for training and validation over all epochs"
         f"{', mean over seeds' if len(group.seeds) > 1 else ''}."
     )
-    if table["energy_j"].isna().any():
+    if frame["energy_j"].isna().any():
         caption += (
-            f" It is unknown ({DASH}) where the GPU was shared (other processes, several runs at once, MIG slices), "
-            "where training is unfinished or took less than two seconds, and where the driver does not tell."
+            f" It is unknown ({DASH}) if the GPU was shared (other processes, several runs at once, MIG slices), if "
+            "training is unfinished or took less than two seconds, or if the driver does not report it."
         )
-    if table["scope"].eq("device").any():
-        caption += " *: memory of the whole device, as the driver did not tell the process's."
-    return Document(
+    if frame["scope"].eq("device").any():
+        caption += " *: memory of the whole device, because the driver did not report that of the process."
+    numeric = ("Memory (MiB)", "Peak allocated (MiB)", "GPU (%)", "n", "Energy (kJ)", "Config")
+    return Table(
         label="tab:memory",
         title="Table 2",
-        caption=f"{caption} {describe(group)}",
-        headers=[
-            "Architecture",
-            "Layers",
-            "Optimizer",
-            "Memory (MiB)",
-            "Peak allocated (MiB)",
-            "GPU (%)",
-            "n",
-            "Energy (kJ)",
-            "Config",
-        ],
-        numeric=[False, True, False, True, True, True, True, True, True],
+        caption=f"{caption} {describe_group(group)}",
+        columns=[*_EXPERIMENT, *(Column(header=header, numeric=True) for header in numeric)],
         rows=rows,
-        data=table[columns].round(1).rename(columns={"experiment": "config"}),
+        data=frame[columns].round(1).rename(columns={"experiment": "config"}),
     )
 
 
-def _host_memory_document(group: Group, table: pd.DataFrame) -> Document:
-    rows = [
-        [
-            Cell(text)
-            for text in (
-                row["architecture"],
-                str(row["layers"]),
-                row["optimizer"],
-                _mib(row["host_peak_mib"]),
-                _config(row),
-            )
-        ]
-        for row in table.to_dict("records")
-    ]
-    data = table[["architecture", "layers", "optimizer", "host_peak_mib", "experiment", "name"]].round(1)
-    return Document(
+def _host_memory_table(group: Group, frame: pd.DataFrame) -> Table:
+    rows = []
+    for record in frame.to_dict("records"):
+        texts = {
+            **_experiment_texts(record),
+            "Peak host memory (MiB)": _format(record["host_peak_mib"]),
+            "Config": _config(record),
+        }
+        rows.append({header: Cell(text) for header, text in texts.items()})
+    data = frame[["architecture", "layers", "optimizer", "host_peak_mib", "experiment", "name"]].round(1)
+    return Table(
         label="tab:memory",
         title="Table 2",
-        caption=f"{host_memory_words(group)} {describe(group)}",
-        headers=["Architecture", "Layers", "Optimizer", "Peak host memory (MiB)", "Config"],
-        numeric=[False, True, False, True, True],
+        caption=f"{describe_host_memory(group)} {describe_group(group)}",
+        columns=[
+            *_EXPERIMENT,
+            Column(header="Peak host memory (MiB)", numeric=True),
+            Column(header="Config", numeric=True),
+        ],
         rows=rows,
         data=data.rename(columns={"experiment": "config"}),
     )
 
 
-def host_memory_words(group: Group) -> str:
-    """What the memory of runs without a GPU is."""
-    if group.imported:
-        return "Memory: imported runs do not say."
-    return "Peak host memory: the largest resident memory of the training process; these runs used no GPU."
-
-
-def _results_caption(group: Group, table: pd.DataFrame, *, several: bool) -> str:
-    words = [
-        f"Perplexity (PPL) per {denominator(group)} of each experiment, at its epoch with the best validation PPL.",
-        "Train PPL is that of the epoch's own training passes. Config: number of the experiment.",
+def _results_caption(group: Group, frame: pd.DataFrame) -> str:
+    sentences = [
+        f"Perplexity (PPL) per {ppl_denominator(group)}, at the epoch with the lowest validation PPL.",
+        "Train PPL is computed from the training losses of the epoch, without a separate evaluation.",
+        "Config: experiment number.",
     ]
-    if table["best"].any():
-        words.append("Bold: lowest validation perplexity of its architecture.")
-    if several:
-        words.append(
-            f"Mean ± standard deviation over seeds ({group.seeds_words}) of each seed's best epoch; median epoch."
+    if frame["best"].any():
+        sentences.append("Bold: lowest validation PPL of each architecture.")
+    if len(group.seeds) > 1:
+        sentences.append(
+            f"Mean ± standard deviation over seeds ({seed_list(group)}) at the best epoch of each seed; the epoch is "
+            "the median."
         )
-        if table["seeds"].nunique() > 1:
-            counts = "; ".join(f"{row.experiment}: {row.seeds}" for row in table.itertuples())
-            words.append(f"Seeds per experiment: {counts}.")
-    if not table["complete"].all():
-        words.append("†: not finished, or diverged; never bold.")
-    if table["own_initialisation"].any():
-        words.append(
-            "‡: depends on the initialisation of the attention's projections, which the published protocol leaves open "
-            "(here Xavier-uniform, zero biases)."
+        if frame["seeds"].nunique() > 1:
+            by_count = frame.groupby("seeds")["experiment"].apply(list).sort_index(ascending=False)
+            counts = "; ".join(f"{count} for {', '.join(ranges(ids).split())}" for count, ids in by_count.items())
+            sentences.append(f"Seeds per experiment: {counts}.")
+    if not frame["complete"].all():
+        sentences.append("†: unfinished or diverged; never bold.")
+    if frame["unspecified_initialization"].any():
+        sentences.append(
+            "‡: depends on the initialization of the attention projections, which the published protocol does not "
+            "specify (here Xavier uniform, zero biases)."
         )
-    return " ".join([*words, describe(group)])
+    return " ".join([*sentences, describe_group(group)])
 
 
-def denominator(group: Group) -> str:
-    """What the group's perplexities are per."""
-    return "target token" if group.reference.denominator == "targets" else "slot (padding included)"
+def _experiment_texts(record: Mapping[Hashable, Any]) -> dict[str, str]:
+    return {
+        "Architecture": record["architecture"],
+        "Layers": str(record["layers"]),
+        "Optimizer": record["optimizer"],
+    }
 
 
-def _spread(mean: Any, sd: Any, seeds: int) -> str:
-    if pd.isna(mean):
+def _mean_and_sd(mean: float, sd: float) -> str:
+    if math.isnan(mean):
         return DASH
-    return decimals(mean) if seeds < 2 or pd.isna(sd) else f"{decimals(mean)} ± {decimals(sd)}"
+    return format_ppl(mean) if math.isnan(sd) else f"{format_ppl(mean)} ± {format_ppl(sd)}"
 
 
-def _epoch(value: Any) -> str:
-    return DASH if pd.isna(value) else f"{value:g}"
+def _config(record: Mapping[Hashable, Any]) -> str:
+    return f"{record['experiment']} ({record['name']})" if record["name"] else str(record["experiment"])
 
 
-def _config(row: Mapping[Any, Any]) -> str:
-    return f"{row['experiment']} ({row['name']})" if row["name"] else str(row["experiment"])
+def _format(value: float | None, spec: str = ",.0f") -> str:
+    return DASH if value is None or math.isnan(value) else format(value, spec)
 
 
-def _mib(value: Any) -> str:
-    return DASH if pd.isna(value) else f"{value:,.0f}"
+def _kilojoules(joules: float | None) -> str:
+    return _format(None if joules is None else joules / 1000, ".1f")
 
 
-def _whole(value: Any) -> str:
-    return DASH if pd.isna(value) else f"{value:.0f}"
-
-
-def _kilojoules(value: Any) -> str:
-    return DASH if pd.isna(value) else f"{value / 1000:.1f}"
-
-
-DOCUMENTS: dict[str, Callable[[Group], Document]] = {
-    "table-1-results": results_document,
-    "table-2-memory": memory_document,
+TABLES: dict[str, Callable[[Group], Table]] = {
+    "table-1-results": results_table,
+    "table-2-memory": memory_table,
 }
-"""The tables by the names of their files."""
+"""Tables by file name, without suffix."""

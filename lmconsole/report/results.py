@@ -1,4 +1,4 @@
-"""Runs as pandas frames, units in the names of the columns."""
+"""Runs as pandas frames; column names carry units."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,13 +11,15 @@ from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
 MIN_SAMPLES = 5
-"""Fewer samples than this make no mean."""
+"""Smallest number of samples over which a mean is given."""
 
 
 def run_frame(group: Group) -> pd.DataFrame:
-    """One row a run, at its epoch with the best validation perplexity. Unknown is NaN. Perplexities are comparable
-    within a ``group``, times also need one ``device`` and one number of ``jobs``. ``energy_j`` is of all epochs and of
-    the GPU's whole board, by the driver's counter."""
+    """Return one row per run, at its epoch with the lowest validation perplexity. Unknown values are NaN.
+
+    Perplexities are comparable within a ``group`` and corpus, times only with equal ``device`` and ``jobs``.
+    ``energy_j`` is that of the whole GPU board over all epochs, from the driver's counter.
+    """
     frame = pd.DataFrame([_run_row(run) for run in group.runs])
     frame["group"] = group.key[:12]
     return frame
@@ -27,7 +29,7 @@ def _run_row(run: Run) -> dict[str, object]:
     state, info = run.state, run.info
     best, finished, started = state.best_epoch, state.finished, state.started
     return {
-        **_keys(run),
+        **_identity(run),
         "status": run.status.value,
         "complete": is_complete(run),
         "diverged": finished.diverged if finished else None,
@@ -54,8 +56,8 @@ def _run_row(run: Run) -> dict[str, object]:
     }
 
 
-def _keys(run: Run) -> dict[str, object]:
-    """What every frame's rows begin with."""
+def _identity(run: Run) -> dict[str, object]:
+    """Return the columns with which every frame begins."""
     experiment = run.info.experiment
     return {
         "run": run.run,
@@ -71,37 +73,42 @@ def _keys(run: Run) -> dict[str, object]:
 
 
 def is_complete(run: Run) -> bool:
-    """Whether a run has finished without diverging."""
+    """Return whether the run has finished without diverging."""
     return run.status is Status.FINISHED and run.state.finished is not None and not run.state.finished.diverged
 
 
 def epoch_frame(group: Group) -> pd.DataFrame:
-    """One row a complete epoch of each run; ``elapsed_train_s`` is cumulated over its epochs, ``energy_j`` is of the
-    GPU's whole board by the driver's counter. Unknown is NaN, and ``non_finite`` names what was not a finite number, as
-    ``train_ppl=inf``."""
+    """Return one row per complete epoch of each run. Unknown values are NaN.
+
+    ``elapsed_train_s`` is cumulative, ``energy_j`` that of the whole GPU board, and ``non_finite`` lists values that
+    are not finite, for example ``train_ppl=inf``.
+    """
     rows = []
     for run in group.runs:
-        keys = _keys(run)
+        identity = _identity(run)
         for event in run.state.epochs:
-            losses = {field: getattr(event, field) for field in EPOCH_METRICS}
-            costs = {field: getattr(event, field) for field in EPOCH_COSTS}
-            odd = " ".join(f"{field}={value}" for field, value in event.non_finite.items())
-            rows.append({**keys, "epoch": event.epoch, **losses, **costs, "non_finite": odd})
+            metrics = {field: getattr(event, field) for field in EPOCH_FIELDS}
+            non_finite = " ".join(f"{field}={value}" for field, value in event.non_finite.items())
+            rows.append({**identity, "epoch": event.epoch, **metrics, "non_finite": non_finite})
     return pd.DataFrame(rows)
 
 
-EPOCH_METRICS = ("train_loss_nats", "train_ppl", "valid_loss_nats", "valid_ppl")
-EPOCH_COSTS = ("train_s", "valid_s", "elapsed_train_s", "energy_j")
+EPOCH_FIELDS = (
+    *("train_loss_nats", "train_ppl", "valid_loss_nats", "valid_ppl"),
+    *("train_s", "valid_s", "elapsed_train_s", "energy_j"),
+)
 
 
 def telemetry_frame(group: Group) -> pd.DataFrame:
-    """One row a sample of the machine, about one a second; ``t`` is UTC."""
+    """Return one row per telemetry sample, about one a second; ``t`` is in UTC."""
     fields = [field for field in Telemetry.__struct_fields__ if field != "seq"]
     samples = [sample for run in group.runs for sample in run.state.telemetry]
     counts = [len(run.state.telemetry) for run in group.runs]
-    keys = pd.DataFrame([_keys(run) for run in group.runs])
+    identity = pd.DataFrame([_identity(run) for run in group.runs])
     columns = {field: [getattr(sample, field) for sample in samples] for field in fields}
-    return pd.concat([keys.loc[keys.index.repeat(counts)].reset_index(drop=True), pd.DataFrame(columns)], axis=1)
+    return pd.concat(
+        [identity.loc[identity.index.repeat(counts)].reset_index(drop=True), pd.DataFrame(columns)], axis=1
+    )
 
 
 FRAMES: dict[str, Callable[[Group], pd.DataFrame]] = {
@@ -109,20 +116,23 @@ FRAMES: dict[str, Callable[[Group], pd.DataFrame]] = {
     "epochs": epoch_frame,
     "telemetry": telemetry_frame,
 }
-"""The frames by the names of their files."""
+"""Frames by file name."""
 
 
 def results_frame(group: Group) -> pd.DataFrame:
-    """Table 1: one row an experiment, mean and standard deviation (n - 1) over seeds of each seed's best epoch, median
-    epoch, and ``best`` for the lowest complete validation perplexity of each architecture, ties included."""
+    """Return the data of Table 1, one row per experiment.
+
+    Perplexities are means and standard deviations (n - 1) over the best epochs of the seeds, ``epoch`` is their median.
+    ``best`` marks the lowest validation perplexity of each architecture among complete experiments, ties included.
+    """
     runs = run_frame(group)
-    runs["own_initialisation"] = runs["architecture"].eq("GPT-1") & (
+    runs["unspecified_initialization"] = runs["architecture"].eq("GPT-1") & (
         runs["layers"].gt(1) | runs["optimizer"].isin(["SGD", "Momentum"])
     )
     numbers = ["train_ppl", "valid_ppl", "epoch"]
     runs[numbers] = runs[numbers].astype(float)
-    keys = ["experiment", "name", "architecture", "layers", "optimizer", "own_initialisation"]
-    grouped = runs.groupby(keys, sort=False, dropna=False)
+    experiment = ["experiment", "name", "architecture", "layers", "optimizer", "unspecified_initialization"]
+    grouped = runs.groupby(experiment, sort=False, dropna=False)
     table = grouped.agg(
         train_ppl=("train_ppl", "mean"),
         train_ppl_sd=("train_ppl", "std"),
@@ -139,18 +149,15 @@ def results_frame(group: Group) -> pd.DataFrame:
 
 
 def memory_frame(group: Group) -> pd.DataFrame:
-    """Table 2: one row an experiment, means over the samples of phase train from the second epoch on (from the first
-    where there is only one), all seeds together.
+    """Return the data of Table 2, one row per experiment.
 
-    ``memory_mib`` is the process's GPU memory where the driver tells it for every sample, else the whole device's
-    (``scope``). ``host_peak_mib`` is the largest resident memory of any of its runs. ``energy_j`` is the mean over runs
-    of the board's energy in all epochs, if it is known for each of them.
+    Means are over the training samples of all seeds, from the second epoch on (from the first if there is only one).
+    ``memory_mib`` is the GPU memory of the process if the driver reports it in every sample, else that of the whole
+    device (``scope``). ``host_peak_mib`` is the largest resident memory of any run. ``energy_j`` is the mean over runs
+    of the GPU board's energy in all epochs; it is unknown if it is unknown for any run.
     """
     rows = []
-    by_experiment: dict[int, list[Run]] = {}
-    for run in group.runs:
-        by_experiment.setdefault(run.info.experiment.id, []).append(run)
-    for runs in by_experiment.values():
+    for runs in group.by_experiment.values():
         experiment = runs[0].info.experiment
         samples = [sample for run in runs for sample in _training_samples(run)]
         process, device = _mean(samples, "process_used_mib"), _mean(samples, "device_used_mib")
@@ -182,7 +189,7 @@ def _training_samples(run: Run) -> list[Telemetry]:
 
 
 def _mean(samples: Sequence[Telemetry], field: str) -> float | None:
-    """Mean of a field over samples; None unless all of at least ``MIN_SAMPLES`` know it."""
+    """Return the mean of a field; None if it is missing in any sample or there are fewer than ``MIN_SAMPLES``."""
     values = [getattr(sample, field) for sample in samples]
     if len(values) < MIN_SAMPLES or None in values:
         return None
@@ -202,5 +209,5 @@ def _host_peak_mib(runs: Sequence[Run]) -> float | None:
 
 
 def uses_gpu(group: Group) -> bool:
-    """Whether any run of the group was trained on a GPU."""
+    """Return whether any run was trained on a GPU."""
     return any(run.state.started and run.state.started.device != "cpu" for run in group.runs)

@@ -1,7 +1,7 @@
-"""How long experiments take to reach a perplexity, and who is fastest how often.
+"""Training time to a target perplexity, and performance profiles of the optimizers.
 
-Validation perplexity is known at the ends of epochs, so a target counts as reached at the end of the first epoch that
-is at or below it; time is seconds of training until then.
+Validation perplexity is known at the ends of epochs. A target is reached at the end of the first epoch whose validation
+perplexity is at most the target; time is seconds of training until then.
 """
 
 import math
@@ -12,50 +12,54 @@ from lmconsole.plan.experiment import OPTIMIZER_NAMES
 from lmconsole.report.selection import Group
 from lmconsole.runs.store import Run
 
-SLACK = 0.05
-"""Share that a target lies above the perplexity it is taken from: what is practically as good reaches it too."""
+TARGET_MARGIN = 0.05
+"""Relative margin of a target above the perplexity it is derived from, so that practically equal results reach it."""
 
 TARGETS = 20
-"""Targets that a problem of a performance profile is asked for."""
+"""Number of targets per architecture, depth and seed in a performance profile."""
 
 
-@dataclass(frozen=True)
-class Reached:
-    """When the runs of one experiment reached a target: mean, lowest and highest over its seeds, in seconds of
-    training. ``mean_s`` is None unless every seed did."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimeToTarget:
+    """Training time in seconds until the runs of one experiment reached a target: mean, lowest and highest over seeds.
+    All are None unless every seed reached it."""
 
-    mean_s: float | None
+    mean_s: float | None = None
     lowest_s: float | None = None
     highest_s: float | None = None
 
 
 def best_valid_ppl(run: Run) -> float | None:
-    """The run's lowest validation perplexity; None before it has a finite one."""
+    """Return the lowest validation perplexity of a run; None if it has no finite one."""
     best = run.state.best_epoch
     return best.valid_ppl if best else None
 
 
 def common_target(group: Group) -> float | None:
-    """A perplexity that some experiment of every architecture has reached with every seed: the highest, over the
-    architectures, of their lowest, and ``SLACK`` above it. None without any perplexity."""
+    """Return a perplexity that at least one experiment of every architecture reaches with all seeds; None if there is
+    no perplexity.
+
+    For each architecture, take the lowest perplexity that an experiment reaches with its worst seed. The target is
+    ``TARGET_MARGIN`` above the highest of these.
+    """
     best: dict[str, float] = {}
     for runs in group.by_experiment.values():
         worst_seed = max((best_valid_ppl(run) or math.inf for run in runs), default=math.inf)
         model = runs[0].info.experiment.model
         best[model] = min(best.get(model, math.inf), worst_seed)
     target = max((ppl for ppl in best.values() if math.isfinite(ppl)), default=None)
-    return None if target is None else _rounded_up(target * (1.0 + SLACK))
+    return None if target is None else _round_up(target * (1.0 + TARGET_MARGIN))
 
 
-def _rounded_up(ppl: float) -> float:
-    """``ppl`` with three significant digits, not below it."""
+def _round_up(ppl: float) -> float:
+    """Round up to three significant digits."""
     step = 10.0 ** (math.floor(math.log10(ppl)) - 2)
     return round(math.ceil(ppl / step - 1e-9) * step, 6)
 
 
-def time_to(run: Run, target_ppl: float) -> float | None:
-    """Seconds of training at the end of the first epoch with a validation perplexity of at most ``target_ppl``; None
-    if there is none, or if the run does not say when it was."""
+def seconds_to_target(run: Run, target_ppl: float) -> float | None:
+    """Return the seconds of training until a run reached ``target_ppl``; None if it did not, or if its times are
+    unknown."""
     for epoch in run.state.epochs:
         ppl = epoch.valid_ppl
         if ppl is not None and ppl <= target_ppl:
@@ -63,33 +67,32 @@ def time_to(run: Run, target_ppl: float) -> float | None:
     return None
 
 
-def reached(runs: Sequence[Run], target_ppl: float) -> Reached:
-    """When the seeds of one experiment reached ``target_ppl``."""
-    times = [time for run in runs for time in [time_to(run, target_ppl)] if time is not None]
+def time_to_target(runs: Sequence[Run], target_ppl: float) -> TimeToTarget:
+    """Return when the seeds of one experiment reached ``target_ppl``."""
+    times = [time for run in runs for time in [seconds_to_target(run, target_ppl)] if time is not None]
     if len(times) < len(runs) or not times:
-        return Reached(None)
-    return Reached(sum(times) / len(times), min(times), max(times))
+        return TimeToTarget()
+    return TimeToTarget(mean_s=sum(times) / len(times), lowest_s=min(times), highest_s=max(times))
 
 
 def performance_profile(group: Group) -> dict[str, list[tuple[float, float]]]:
-    """For each optimizer, the share of problems that it solves within ratio × the fastest optimizer's time: points
-    (ratio, share) where the share rises, ratios from 1 (Dolan and Moré 2002, doi:10.1007/s101070100263).
+    """Return, for each optimizer, the share of problems that it solves within a multiple of the fastest optimizer's
+    time (Dolan and Moré 2002, doi:10.1007/s101070100263), as points (multiple, share) where the share rises.
 
-    A problem is one of ``TARGETS`` perplexities of an architecture and depth that several optimizers were tried on, and
-    a seed; they lie evenly, on a logarithmic scale, between the best and the worst optimizer's best. A target that one
-    optimizer alone was tried on is none.
+    A problem is one of ``TARGETS`` perplexities for an architecture, depth and seed with at least two optimizers. The
+    perplexities are spaced evenly on a logarithmic scale between the best results of the best and the worst optimizer.
     """
     ratios: dict[str, list[float]] = {}
     problems = 0
-    for rivals in _rivals(group):
-        best = {name: best_valid_ppl(run) for name, run in rivals.items()}
+    for runs in _runs_by_optimizer(group):
+        best = {name: best_valid_ppl(run) for name, run in runs.items()}
         known = [ppl for ppl in best.values() if ppl is not None and math.isfinite(ppl)]
-        if len(rivals) < 2 or not known:
+        if len(runs) < 2 or not known:
             continue
         low, high = math.log(min(known)), math.log(max(known))
         targets = {math.exp(low + (high - low) * step / (TARGETS - 1)) for step in range(TARGETS)}
         for target in sorted(targets):
-            times = {name: time_to(run, target * (1 + 1e-9)) for name, run in rivals.items()}
+            times = {name: seconds_to_target(run, target * (1 + 1e-9)) for name, run in runs.items()}
             fastest = min((time for time in times.values() if time), default=None)
             if fastest is None:
                 continue
@@ -97,17 +100,15 @@ def performance_profile(group: Group) -> dict[str, list[tuple[float, float]]]:
             for name, time in times.items():
                 ratios.setdefault(name, []).extend([time / fastest] if time else [])
     order = [name for name in OPTIMIZER_NAMES.values() if name in ratios]
-    return {
-        name: [(ratio, (place + 1) / problems) for place, ratio in enumerate(sorted(ratios[name]))] for name in order
-    }
+    return {name: [(ratio, (rank + 1) / problems) for rank, ratio in enumerate(sorted(ratios[name]))] for name in order}
 
 
-def _rivals(group: Group) -> list[dict[str, Run]]:
-    """Runs that differ in their optimizer alone, by its name: those of one architecture, depth and seed. The first
-    experiment with an optimizer counts."""
+def _runs_by_optimizer(group: Group) -> list[dict[str, Run]]:
+    """Return the runs of each architecture, depth and seed by optimizer; of several experiments with the same optimizer
+    the first."""
     found: dict[tuple[str, int, int], dict[str, Run]] = {}
     for run in group.runs:
         experiment = run.info.experiment
-        place = found.setdefault((experiment.model, experiment.layers, run.info.seed), {})
-        place.setdefault(OPTIMIZER_NAMES[experiment.optimizer], run)
+        runs = found.setdefault((experiment.model, experiment.layers, run.info.seed), {})
+        runs.setdefault(OPTIMIZER_NAMES[experiment.optimizer], run)
     return list(found.values())

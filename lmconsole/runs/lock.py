@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _DARWIN = sys.platform == "darwin"
-_FLOCK = (
-    "@qqihh" if _DARWIN else "@hhqqi"
-)  # struct flock: start, len, pid, type, whence / type, whence, start, len, pid
+_FLOCK = "@qqihh" if _DARWIN else "@hhqqi"
+"""Layout of ``struct flock``: start, len, pid, type, whence on macOS; type, whence, start, len, pid on Linux."""
 _POLL_S = 0.02
 
 

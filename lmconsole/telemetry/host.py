@@ -48,7 +48,7 @@ def cores(proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup"
 
 
 def threads_per_run(jobs: int) -> int:
-    """CPU threads for each of ``jobs`` runs at once."""
+    """Return the number of CPU threads for each of ``jobs`` runs at once."""
     return max(1, cores() // jobs)
 
 

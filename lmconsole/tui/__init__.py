@@ -1,1 +1,1 @@
-"""The console: a Textual app that looks at the run store, and asks for runs as the command line does."""
+"""The console: a Textual app that shows the run store, and queues runs as the command line does."""

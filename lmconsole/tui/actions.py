@@ -10,7 +10,7 @@ from lmconsole.engine.probe import ask
 from lmconsole.engine.processes import python
 from lmconsole.engine.queue import Action
 from lmconsole.engine.run_options import RunRequest, parse_request
-from lmconsole.engine.submit import sharing_words, submit, wake_runner
+from lmconsole.engine.submit import describe_sharing, submit, wake_runner
 from lmconsole.errors import LmconsoleError
 from lmconsole.runs.store import Store
 from lmconsole.tui.options import ConsoleOptions
@@ -18,9 +18,9 @@ from lmconsole.tui.options import ConsoleOptions
 EXPORT_TIMEOUT_S = 600.0
 
 
-def parse(options: ConsoleOptions, ids: Sequence[int], words: Mapping[str, str]) -> RunRequest:
-    """Parse the form's ``words`` as `lmconsole run` does. Raises LmconsoleError with everything that is wrong."""
-    given: dict[str, object] = {name: text for name, text in words.items() if text}
+def parse(options: ConsoleOptions, ids: Sequence[int], values: Mapping[str, str]) -> RunRequest:
+    """Parse the form's ``values`` as `lmconsole run` does. Raises LmconsoleError with all problems."""
+    given: dict[str, object] = {name: text for name, text in values.items() if text}
     given |= {"ids": [str(number) for number in ids], "experiments": options.experiments}
     given |= {"data": options.data, "embeddings": options.embeddings, "runs": options.store}
     # Active runs are no reason to refuse the others, and selected rows are in no order.
@@ -55,7 +55,7 @@ def start(request: RunRequest) -> StartResult:
     counts = Counter(decision.action for decision in decisions)
     done = ", ".join(f"{counts[action]} {words}" for action, words in ACTION_WORDS.items() if counts[action])
     devices = ", ".join(answer.device_names)
-    sharing = f" New runs: {sharing_words(answer, request)}." if counts[Action.NEW] else ""
+    sharing = f" New runs: {describe_sharing(answer, request)}." if counts[Action.NEW] else ""
     return StartResult(
         preset=answer.preset,
         message=f"Preset {answer.preset} ({answer.reason}), {devices}: {done}.{sharing}",

@@ -1,8 +1,8 @@
-"""What the console knows: a thread that reads the store and keeps the newest picture of it at hand.
+"""Reading the store in a thread: the newest snapshot of its runs and of the machine.
 
-It knows nothing of the screen. Whoever draws takes ``Feed.picture`` when it suits, and compares by identity: what has
-not changed since the last picture is the same object. A run whose files do not answer is put aside, named as slow, and
-the others are read on without it.
+The feed knows nothing of the screen. The app reads ``Feed.snapshot`` whenever it draws and compares by identity: a run
+that has not changed since the last snapshot is the same object. A run whose files block is set aside and reported, and
+the thread goes on with the others.
 """
 
 import contextlib
@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from lmconsole.errors import StoreError
+from lmconsole.files import LineTail
 from lmconsole.plan.flops import share_of_peak
 from lmconsole.runs.events import (
     AnyEvent,
@@ -40,21 +41,21 @@ from lmconsole.tui.plot.series import Curve
 
 POLL_S = 0.5
 IDLE_POLL_S = 2.0
-"""Between two looks at runs that are over, and at the machine."""
+"""Seconds between two reads of a run that is not active, and between two samples of the machine."""
 PATIENCE_S = 3.0
-"""How long one run's files may keep the thread waiting."""
+"""Seconds for which the files of one run may block the thread."""
 RECENT = 64
 """Progress and telemetry events of a run that stay in memory; its curve is kept apart."""
 MACHINE = "the GPU driver"
-SILENT = f"{MACHINE} does not answer"
-STUCK = "its files do not answer"
+DRIVER_BLOCKED = f"{MACHINE} does not answer"
+FILES_BLOCKED = "its files do not answer"
 
 T = TypeVar("T")
-_Machine: TypeAlias = tuple[tuple[GpuSample, ...], str | None, HostMemory | None]
 
 
 class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
-    """A run as it stood at one moment. ``curve`` alone goes on growing."""
+    """One run at one moment; only ``curve`` goes on growing. A struct without garbage collection, not a dataclass: a
+    store may hold thousands of runs."""
 
     run: str
     folder: Path
@@ -63,9 +64,10 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
     stopping: bool
     problem: str | None
     damaged: int
+    """Damaged lines in the event log."""
     attempt: int
     position: tuple[int, int]
-    """Epoch under way, from 1, and steps done in it."""
+    """Current epoch, from 1, and steps done in it."""
     epochs: tuple[Epoch, ...]
     best: Epoch | None
     progress: Progress | None
@@ -83,142 +85,158 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
     last_t: str
 
     @property
-    def share_of_ceiling(self) -> float | None:
-        """Of the device's measured rate of matrix products, what the run used at last; None if either is unknown."""
-        pace = self.progress and self.progress.tokens_per_s
-        ceiling = self.started and self.started.peak_matmul_gflops
-        if not pace or not math.isfinite(pace) or not ceiling:
+    def share_of_peak(self) -> float | None:
+        """Share of the device's measured peak matmul throughput that the run reached last; None if unknown."""
+        tokens_per_s = self.progress and self.progress.tokens_per_s
+        peak_gflops = self.started and self.started.peak_matmul_gflops
+        if not tokens_per_s or not math.isfinite(tokens_per_s) or not peak_gflops:
             return None
-        return share_of_peak(self.info.settings, self.info.corpus.vocabulary, pace, ceiling)
+        return share_of_peak(self.info.settings, self.info.corpus.vocabulary, tokens_per_s, peak_gflops)
 
 
-@dataclass(frozen=True)
-class Picture:
-    """The store and the machine at one moment."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MachineSample:
+    """The GPUs at one moment, or the host's memory where there is none."""
 
-    number: int
-    runs: dict[str, RunView] = field(default_factory=dict)
-    """Oldest first."""
-    problems: dict[str, str] = field(default_factory=dict)
-    """Run directories that cannot be read, or take too long, and why."""
-    error: str | None = None
-    """Why the store as a whole cannot be read."""
     gpus: tuple[GpuSample, ...] = ()
     gpu_reason: str | None = None
-    """Why there is no GPU to see."""
+    """Reason why no GPU is shown."""
     host: HostMemory | None = None
-    said: tuple[str, ...] = ()
-    """What the runner has said about exports since the console opened."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Snapshot:
+    """The store and the machine at one moment."""
+
+    number: int = 0
+    """Count of snapshots so far; 0 before the store has been read."""
+    runs: dict[str, RunView] = field(default_factory=dict)
+    """Runs by name, oldest first."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """Reasons why run directories cannot be read, or take too long, by name."""
+    error: str | None = None
+    """Reason why the store as a whole cannot be read."""
+    machine: MachineSample = MachineSample()
+    messages: tuple[str, ...] = ()
+    """Messages of the runner about exports since the console opened."""
+
+
+@dataclass(slots=True)
 class _Followed:
     run: Run
     curve: Curve
     view: RunView | None = None
-    looked: float = 0.0
+    read_at: float = 0.0
 
 
 class Feed:
-    """Reads the store at ``root`` in a thread of its own. ``on_first`` is called there when the first picture is
-    complete."""
+    """Reads the store at ``root`` in a thread of its own.
 
-    def __init__(self, root: Path, *, gpus: Callable[[], Gpus] = Gpus.open, on_first: Callable[[], None] | None = None):
+    ``on_first`` is called in that thread once the first snapshot is complete.
+    """
+
+    def __init__(
+        self, root: Path, *, gpus: Callable[[], Gpus] = Gpus.open, on_first: Callable[[], object] | None = None
+    ):
         self._store = Store(root, recent=RECENT)
-        self.picture = Picture(0)
+        self.snapshot = Snapshot()
         self.poll_s = POLL_S
         self._open_gpus = gpus
         self._on_first = on_first
         self._closed = threading.Event()
-        self._look_now = threading.Event()
-        self._hurry = False
+        self._refresh = threading.Event()
+        self._refreshing = False
         self._generation = 0
+        """Number of the thread that may publish; a thread that was blocked for too long finds a higher one."""
         self._busy: tuple[str, float] | None = None
-        self._slow: dict[str, str] = {}
+        self._blocked: dict[str, str] = {}
         self._followed: dict[str, _Followed] = {}
         self._gpus: Gpus | None = None
-        self._log_end = _size(self._store.runner_log)
+        self._runner_log = LineTail(self._store.runner_log, last_bytes=0, restart=False)
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start the thread."""
         self._generation += 1
         threading.Thread(target=self._read, args=(self._generation,), name="feed", daemon=True).start()
 
     def close(self) -> None:
-        """End the thread, soon."""
+        """Let the thread end soon."""
         self._closed.set()
-        self._look_now.set()
+        self._refresh.set()
 
-    def look_now(self) -> None:
-        """Read at once, because something has just been changed."""
-        self._look_now.set()
+    def refresh(self) -> None:
+        """Read every run at once, because something has just been changed."""
+        self._refresh.set()
 
     def check(self) -> None:
-        """To be called now and then by another thread: frees the feed from a run that does not answer."""
+        """Replace the thread if a run has blocked it for too long. Called now and then by another thread."""
         busy = self._busy
         if busy and time.monotonic() - busy[1] > PATIENCE_S:
-            self._slow[busy[0]] = SILENT if busy[0] == MACHINE else STUCK
+            self._blocked[busy[0]] = DRIVER_BLOCKED if busy[0] == MACHINE else FILES_BLOCKED
             self._followed.pop(busy[0], None)
             self._busy = None
             self.start()
 
     def _read(self, generation: int) -> None:
-        machine: _Machine = ((), None, None)
-        looked_at_machine = -math.inf
+        machine = MachineSample()
+        sampled_at = -math.inf
         while not self._closed.is_set() and generation == self._generation:
             now = time.monotonic()
-            if now - looked_at_machine >= IDLE_POLL_S and MACHINE not in self._slow:
-                looked_at_machine = now
-                machine = self._ask(generation, MACHINE, self._machine)
+            if now - sampled_at >= IDLE_POLL_S and MACHINE not in self._blocked:
+                sampled_at = now
+                machine = self._guard(generation, MACHINE, self._sample_machine)
                 if generation != self._generation:
                     return
-            self._publish(generation, machine if MACHINE not in self._slow else ((), self._slow[MACHINE], None))
+            blocked = self._blocked.get(MACHINE)
+            self._publish(generation, MachineSample(gpu_reason=blocked) if blocked else machine)
             if self._on_first is not None and generation == self._generation:
-                done, self._on_first = self._on_first, None
-                done()
-            self._hurry = self._look_now.wait(self.poll_s)
-            self._look_now.clear()
+                on_first, self._on_first = self._on_first, None
+                on_first()
+            self._refreshing = self._refresh.wait(self.poll_s)
+            self._refresh.clear()
 
-    def _ask(self, generation: int, name: str, question: Callable[[], T]) -> T:
-        """The answer of something that may never answer; ``check`` looks after that."""
+    def _guard(self, generation: int, name: str, call: Callable[[], T]) -> T:
+        """Return the result of a call that may never return, which ``check`` notices."""
         self._busy = (name, time.monotonic())
         try:
-            return question()
+            return call()
         finally:
             if generation == self._generation:
                 self._busy = None
             else:
-                self._slow.pop(name, None)
+                self._blocked.pop(name, None)
 
-    def _publish(self, generation: int, machine: _Machine) -> None:
-        problems, error, views = dict(self._slow), None, dict[str, RunView]()
+    def _publish(self, generation: int, machine: MachineSample) -> None:
+        """Read what is new and replace the snapshot if anything in it has changed."""
+        problems, error, views = dict(self._blocked), None, dict[str, RunView]()
         problems.pop(MACHINE, None)
         try:
             names = self._store.names()
         except StoreError as problem:
             error, names = str(problem), set(self._followed)
-        for gone in self._followed.keys() - names:
-            del self._followed[gone]
-        views |= {name: self.picture.runs[name] for name in names & self._slow.keys() & self.picture.runs.keys()}
-        for name in names - self._slow.keys():
-            wrong = self._ask(generation, name, partial(self._look, name))
+        for deleted in self._followed.keys() - names:
+            del self._followed[deleted]
+        old = self.snapshot
+        views |= {name: old.runs[name] for name in names & self._blocked.keys() & old.runs.keys()}
+        for name in names - self._blocked.keys():
+            run_problem = self._guard(generation, name, partial(self._read_run, name))
             if generation != self._generation:
                 return
-            if wrong:
-                problems[name] = wrong
+            if run_problem:
+                problems[name] = run_problem
             followed = self._followed.get(name)
             if followed and followed.view:
                 views[name] = followed.view
-        ordered = dict(sorted(views.items(), key=lambda item: item[1].info.sort_key))
-        old = self.picture
-        said = old.said + self._said()
-        new = Picture(old.number + 1, ordered, problems, error, *machine, said)
-        same = list(old.runs.values()) == list(ordered.values()) and (old.problems, old.error) == (problems, error)
-        if not (same and old.number and (old.gpus, old.gpu_reason, old.host, old.said) == (*machine, said)):
-            self.picture = new
+        runs = dict(sorted(views.items(), key=lambda item: item[1].info.sort_key))
+        messages = old.messages + self._read_messages()
+        same_runs = list(old.runs.values()) == list(runs.values()) and (old.problems, old.error) == (problems, error)
+        if not (same_runs and old.number and (old.machine, old.messages) == (machine, messages)):
+            self.snapshot = Snapshot(
+                number=old.number + 1, runs=runs, problems=problems, error=error, machine=machine, messages=messages
+            )
 
-    def _look(self, name: str) -> str | None:
-        """Read what is new of one run; what is wrong with it."""
+    def _read_run(self, name: str) -> str | None:
+        """Read the new events of one run. Return the reason why it cannot be read, if it cannot."""
         followed = self._followed.get(name)
         now = time.monotonic()
         if followed is None:
@@ -229,13 +247,13 @@ class Feed:
             if run is None:
                 return None
             followed = self._followed[name] = _Followed(run, Curve())
-        elif not followed.run.status.active and now - followed.looked < IDLE_POLL_S and not self._hurry:
+        elif not followed.run.status.active and now - followed.read_at < IDLE_POLL_S and not self._refreshing:
             return followed.run.problem
-        followed.looked = now
+        followed.read_at = now
         events = followed.run.refresh()
         if followed.view is not None and any(isinstance(event, Resumed) for event in events):
-            del self._followed[name]  # points beyond the resumption never happened: read the log anew
-            return self._look(name)
+            del self._followed[name]  # the curve loses the points after the checkpoint: start from an empty one
+            return self._read_run(name)
         _extend(followed.curve, events)
         stopping = followed.run.stop_requested and followed.run.status.active
         old = followed.view
@@ -244,29 +262,22 @@ class Feed:
             followed.view = _view(followed.run, followed.curve, stopping)
         return followed.run.problem
 
-    def _machine(self) -> _Machine:
+    def _sample_machine(self) -> MachineSample:
         if self._gpus is None:
             self._gpus = self._open_gpus()
         if self._gpus.available:
-            return tuple(self._gpus.devices()), None, None
-        return (), self._gpus.reason, host_memory()
+            return MachineSample(gpus=tuple(self._gpus.devices()))
+        return MachineSample(gpu_reason=self._gpus.reason, host=host_memory())
 
-    def _said(self) -> tuple[str, ...]:
-        log = self._store.runner_log
-        if _size(log) <= self._log_end:
-            return ()
-        with contextlib.suppress(OSError), log.open("rb") as file:
-            file.seek(self._log_end)
-            data = file.read()
-            complete = data.rfind(b"\n") + 1
-            self._log_end += complete
-            lines = data[:complete].decode(errors="replace").splitlines()
-            return tuple(line for line in lines if line.startswith("exports: "))
+    def _read_messages(self) -> tuple[str, ...]:
+        """Return the new lines of the runner's log that are about exports."""
+        with contextlib.suppress(OSError):
+            return tuple(line for line in self._runner_log.read_lines() if line.startswith("exports: "))
         return ()
 
 
 def _extend(curve: Curve, events: Iterable[AnyEvent]) -> None:
-    """Add what counts: a ``resumed`` event in the middle takes back the points beyond it."""
+    """Add the progress events to ``curve``, without those that a later ``resumed`` event has undone."""
     kept: list[Progress] = []
     for event in events:
         if isinstance(event, Progress):
@@ -305,10 +316,3 @@ def _view(run: Run, curve: Curve, stopping: bool) -> RunView:
         points=len(curve),
         last_t=state.last_t,
     )
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

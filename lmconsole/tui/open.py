@@ -72,8 +72,8 @@ def open_console(
         submit=submit,
     )
     app = Console(options, driver_class=_driver())
-    if theme is not None and theme not in app.themes_there:
-        raise LmconsoleError(unknown("theme", theme, sorted(app.themes_there)))
+    if theme is not None and theme not in app.theme_names:
+        raise LmconsoleError(unknown("theme", theme, sorted(app.theme_names)))
     message = app.run()
     if app.return_code:
         return ExitCode.RUN_FAILED
@@ -92,9 +92,9 @@ def open_console_on(request: RunRequest) -> ExitCode:
 def _driver() -> "type[Driver] | None":
     if os.environ.get(DRIVER):
         return None
-    from lmconsole.tui.terminal.driver import MeasuredDriver
+    from lmconsole.tui.terminal.driver import BackpressureDriver
 
-    return MeasuredDriver
+    return BackpressureDriver
 
 
 def _prepare(slow: bool) -> None:

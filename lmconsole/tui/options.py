@@ -7,7 +7,7 @@ from lmconsole.engine.run_options import RunRequest
 from lmconsole.plan.presets import Plan
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ConsoleOptions:
     """Everything the console is opened with, parsed and checked."""
 

@@ -1,43 +1,83 @@
-"""The rows of the experiments table: values for cells, worked out from what the feed has seen."""
+"""The rows of the experiments table: texts, sort keys and styles, computed from a snapshot."""
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import UNKNOWN, perplexity, seconds
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES, Experiment
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import queue_order
-from lmconsole.tui.feed import STUCK, RunView
+from lmconsole.tui.feed import FILES_BLOCKED, RunView
 from lmconsole.tui.plot.glyphs import Glyphs, sparkline
 
 SPARK_WIDTH = 10
 COLUMNS = ("", "ID", "Model", "L", "Optimizer", "Status", "Train", "Valid", "Time", "Trend")
-"""Headings; the first holds the checkbox."""
-_ORDER = (Status.RUNNING, Status.QUEUED, Status.FAILED, Status.LOST, Status.STOPPED, Status.FINISHED)
+"""Headings; the first column holds the checkbox."""
+_STATUS_ORDER = (Status.RUNNING, Status.QUEUED, Status.FAILED, Status.LOST, Status.STOPPED, Status.FINISHED)
+
+SortKey = tuple[float, str]
 
 
-class Row(NamedTuple):
-    """One line: an experiment, or beneath it one of its runs."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """An experiment, or below it one of its runs."""
 
     key: str
     experiment: Experiment | None
     """None for a run that has never been readable."""
     run: RunView | None
-    """The run it shows; for an experiment its latest one; None if it has none."""
+    """The run of this row; for an experiment its newest one, None if it has none."""
     child: bool
     cells: tuple[str, ...]
-    """Texts of ``COLUMNS``."""
-    mood: str
-    """Status word that decides the colour of the status cell."""
-    order: tuple[tuple[float, str], ...]
-    """What each column sorts by."""
+    """Texts in the order of ``COLUMNS``."""
+    status_style: str
+    """Key of the status cell's style."""
+    sort_keys: tuple[SortKey, ...]
+    """Sort keys in the order of ``COLUMNS``."""
 
 
-def group_of(runs: Sequence[RunView]) -> list[RunView]:
-    """The runs that belong with the newest of one experiment's ``runs``: the same settings, other seeds; of each seed
-    the newest. In the order of seeds."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sort:
+    """The column that the table is sorted by, and the direction."""
+
+    column: int = 1
+    descending: bool = False
+
+    def by(self, column: int) -> "Sort":
+        """Sort by ``column``, in the other direction if the table is sorted by it already."""
+        return Sort(column=column, descending=not self.descending if column == self.column else False)
+
+    def by_next_column(self) -> "Sort":
+        """Sort by the next column that is not the checkbox."""
+        return Sort(column=max((self.column + 1) % len(COLUMNS), 1))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Context:
+    """Values shared by all rows of one table."""
+
+    wide: bool
+    glyphs: Glyphs
+    problems: Mapping[str, str]
+    queue_positions: Mapping[str, int]
+
+    def has_problem(self, view: RunView) -> bool:
+        return bool(view.problem) or view.run in self.problems
+
+    def checkbox(self, checked: bool) -> str:
+        return self.glyphs.checked if checked else self.glyphs.unchecked
+
+
+def experiment_key(number: int) -> str:
+    """Return the row key of an experiment. The key of a run is its name."""
+    return f"e{number}"
+
+
+def newest_group(runs: Sequence[RunView]) -> list[RunView]:
+    """Return the runs of one experiment that differ from its newest run by their seed alone, the newest run of each
+    seed, ordered by seed."""
     if not runs:
         return []
     newest = runs[-1].info
@@ -54,141 +94,154 @@ def build_rows(
     experiments: Iterable[Experiment],
     runs: Iterable[RunView],
     *,
-    checked: frozenset[str],
-    unfolded: frozenset[str],
+    checked: Collection[str],
+    unfolded: Collection[str],
     wide: bool,
     glyphs: Glyphs,
-    problems: dict[str, str],
+    problems: Mapping[str, str],
 ) -> list[Row]:
-    """A row for each experiment, and for those unfolded one for each of their runs, newest first. Experiments that only
-    runs know, because the file has changed since, come after the others, and runs that were never readable at the end.
-    ``problems``: what is wrong with runs, by their names."""
+    """Return a row for each experiment and, below an unfolded one, a row for each of its runs, newest first.
+
+    Experiments that only runs know, because the file has changed since, come after the others, and runs that have never
+    been readable at the end. ``problems`` are reasons why runs cannot be read, by name.
+    """
     known = {experiment.id: experiment for experiment in experiments}
     by_experiment: dict[int, list[RunView]] = {}
-    unread = dict.fromkeys(sorted(problems))
+    never_read = dict.fromkeys(sorted(problems))
     for view in runs:
-        unread.pop(view.run, None)
+        never_read.pop(view.run, None)
         by_experiment.setdefault(view.info.experiment.id, []).append(view)
         known.setdefault(view.info.experiment.id, view.info.experiment)
-    waiting = [
+    queued = [
         view
         for views in by_experiment.values()
         for view in views
         if view.status is Status.QUEUED and not view.problem and view.run not in problems
     ]
-    waiting.sort(key=lambda view: queue_order(view.info, view.queued))
-    places = {view.run: place for place, view in enumerate(waiting, 1)}
+    queued.sort(key=lambda view: queue_order(view.info, view.queued))
+    positions = {view.run: position for position, view in enumerate(queued, 1)}
+    context = _Context(wide=wide, glyphs=glyphs, problems=problems, queue_positions=positions)
     rows = []
     for experiment in known.values():
-        its = by_experiment.get(experiment.id, [])
-        key = f"e{experiment.id}"
-        fold = "" if len(its) < 2 else glyphs.unfolded if key in unfolded else glyphs.folded
-        rows.append(_experiment_row(key, experiment, its, fold, key in checked, wide, glyphs, problems, places))
-        if key in unfolded and len(its) > 1:
-            rows += [
-                _run_row(experiment, view, view.run in checked, wide, glyphs, problems, places)
-                for view in reversed(its)
-            ]
-    return rows + [_unreadable_row(name, problems[name]) for name in unread]
+        its_runs = by_experiment.get(experiment.id, [])
+        key = experiment_key(experiment.id)
+        foldable, open_ = len(its_runs) > 1, key in unfolded
+        fold = "" if not foldable else glyphs.unfolded if open_ else glyphs.folded
+        rows.append(_experiment_row(key, experiment, its_runs, fold, key in checked, context))
+        if foldable and open_:
+            rows += [_run_row(experiment, view, view.run in checked, context) for view in reversed(its_runs)]
+    return rows + [_unreadable_row(name, problems[name]) for name in never_read]
 
 
 def _experiment_row(
-    key: str,
-    experiment: Experiment,
-    runs: list[RunView],
-    fold: str,
-    checked: bool,
-    wide: bool,
-    glyphs: Glyphs,
-    problems: dict[str, str],
-    places: dict[str, int],
+    key: str, experiment: Experiment, runs: list[RunView], fold: str, checked: bool, context: _Context
 ) -> Row:
     newest = runs[-1] if runs else None
-    group = group_of(runs)
-    named = escape_control_characters(experiment.name) or OPTIMIZER_NAMES[experiment.optimizer]
+    group = newest_group(runs)
+    name = escape_control_characters(experiment.name) or OPTIMIZER_NAMES[experiment.optimizer]
     front = (
-        (glyphs.checked if checked else glyphs.unchecked) + fold,
+        context.checkbox(checked) + fold,
         str(experiment.id),
         MODEL_NAMES[experiment.model],
         str(experiment.layers),
-        named,
+        name,
     )
-    order: tuple[tuple[float, str], ...] = (
+    front_keys: tuple[SortKey, ...] = (
         (float(checked), ""),
         (float(experiment.id), ""),
         (0.0, experiment.model),
         (float(experiment.layers), ""),
-        (0.0, named),
+        (0.0, name),
     )
     if newest is None:
-        return Row(key, experiment, None, False, (*front, UNKNOWN, *[""] * 4), "", (*order, *[(math.inf, "")] * 5))
-    one = len(group) == 1
-    status = describe(newest, wide, problems, places) if one else _several(group, wide, problems, places)
-    cells, back = _numbers(group, newest, glyphs)
-    mood = "problem" if newest.problem or newest.run in problems else _mood(min(group, key=_rank))
-    rank = _rank(newest) + places.get(newest.run, 0) / (len(places) + 1)  # those that wait, in the order of the queue
-    return Row(key, experiment, newest, False, (*front, status, *cells), mood, (*order, (rank, status), *back))
+        return Row(
+            key=key,
+            experiment=experiment,
+            run=None,
+            child=False,
+            cells=(*front, UNKNOWN, *[""] * 4),
+            status_style="",
+            sort_keys=(*front_keys, *[(math.inf, "")] * 5),
+        )
+    status = _status_text(newest, context) if len(group) == 1 else _group_status_text(group, context)
+    metrics, metric_keys = _metrics(group, newest, context.glyphs)
+    style = "problem" if context.has_problem(newest) else _status_style(min(group, key=_rank))
+    # Queued runs sort in the order of the queue.
+    rank = _rank(newest) + context.queue_positions.get(newest.run, 0) / (len(context.queue_positions) + 1)
+    return Row(
+        key=key,
+        experiment=experiment,
+        run=newest,
+        child=False,
+        cells=(*front, status, *metrics),
+        status_style=style,
+        sort_keys=(*front_keys, (rank, status), *metric_keys),
+    )
 
 
-def _run_row(
-    experiment: Experiment,
-    view: RunView,
-    checked: bool,
-    wide: bool,
-    glyphs: Glyphs,
-    problems: dict[str, str],
-    places: dict[str, int],
-) -> Row:
+def _run_row(experiment: Experiment, view: RunView, checked: bool, context: _Context) -> Row:
     front = (
-        f"{glyphs.child}{glyphs.checked if checked else glyphs.unchecked}",
+        f"{context.glyphs.child}{context.checkbox(checked)}",
         "",
         "import" if view.info.origin == "imported" else escape_control_characters(view.info.preset)[:7],
         "",
         f"seed {view.info.seed}",
     )
-    cells, back = _numbers([view], view, glyphs)
-    mood = "problem" if view.problem or view.run in problems else _mood(view)
-    order = ((0.0, ""),) * 6
-    status = describe(view, wide, problems, places)
-    return Row(view.run, experiment, view, True, (*front, status, *cells), mood, (*order, *back))
+    metrics, metric_keys = _metrics([view], view, context.glyphs)
+    return Row(
+        key=view.run,
+        experiment=experiment,
+        run=view,
+        child=True,
+        cells=(*front, _status_text(view, context), *metrics),
+        status_style="problem" if context.has_problem(view) else _status_style(view),
+        sort_keys=(*((0.0, ""),) * 6, *metric_keys),
+    )
 
 
-def _unreadable_row(name: str, why: str) -> Row:
-    what = "not answering" if why == STUCK else "unreadable"
-    cells = ("", "?", "", "", "", f"{what}: {escape_control_characters(name)}", "", "", "", "")
-    return Row(name, None, None, True, cells, "problem", ((math.inf, ""),) * len(COLUMNS))
+def _unreadable_row(name: str, reason: str) -> Row:
+    problem = "not answering" if reason == FILES_BLOCKED else "unreadable"
+    return Row(
+        key=name,
+        experiment=None,
+        run=None,
+        child=True,
+        cells=("", "?", "", "", "", f"{problem}: {escape_control_characters(name)}", "", "", "", ""),
+        status_style="problem",
+        sort_keys=((math.inf, ""),) * len(COLUMNS),
+    )
 
 
 def _rank(view: RunView) -> float:
-    return float(_ORDER.index(view.status))
+    return float(_STATUS_ORDER.index(view.status))
 
 
-def _mood(view: RunView) -> str:
+def _status_style(view: RunView) -> str:
     return "diverged" if view.finished and view.finished.diverged else view.status.value
 
 
-def _several(group: Sequence[RunView], wide: bool, problems: dict[str, str], places: dict[str, int]) -> str:
-    """How the seeds stand: the one that is running, and how many are over."""
+def _group_status_text(group: Sequence[RunView], context: _Context) -> str:
+    """Return how many seeds have finished, and the status of the most important other one."""
     running = [view for view in group if view.status is Status.RUNNING]
-    over = sum(view.status is Status.FINISHED for view in group)
-    count = f"{over}/{len(group)} seeds"
+    finished = sum(view.status is Status.FINISHED for view in group)
+    count = f"{finished}/{len(group)} seeds"
     if running:
-        return f"{count}, {describe(running[0], False, problems, places)}" if wide else f"{count}, running"
-    if over == len(group):
-        return f"finished, {len(group)} seeds" if wide else count
-    foremost = min(group, key=lambda view: (_rank(view), places.get(view.run, 0)))
-    if wide and foremost.run in places:
-        return f"{count}, {describe(foremost, False, problems, places)}"
+        return f"{count}, {_status_text(running[0], context, wide=False)}" if context.wide else f"{count}, running"
+    if finished == len(group):
+        return f"finished, {len(group)} seeds" if context.wide else count
+    foremost = min(group, key=lambda view: (_rank(view), context.queue_positions.get(view.run, 0)))
+    if context.wide and foremost.run in context.queue_positions:
+        return f"{count}, {_status_text(foremost, context, wide=False)}"
     return f"{count}, {foremost.status.value}"
 
 
-def describe(view: RunView, wide: bool, problems: dict[str, str], places: dict[str, int]) -> str:
-    """How a run stands, in about 16 characters, or twice as many if there is room. ``places``: of the runs that wait,
-    from 1, in the order in which they will be started."""
+def _status_text(view: RunView, context: _Context, *, wide: bool | None = None) -> str:
+    """Return the status of a run in about 16 characters, or twice as many if ``wide``."""
+    wide = context.wide if wide is None else wide
     epochs, (epoch, step) = view.info.settings.epochs, view.position
     if view.problem:
         return "unreadable"
-    if view.run in problems:
+    if view.run in context.problems:
         return "not answering"
     if view.status is Status.FINISHED and view.finished:
         if view.finished.diverged:
@@ -205,33 +258,31 @@ def describe(view: RunView, wide: bool, problems: dict[str, str], places: dict[s
             return "starting"
         left = seconds(view.seconds_left)
         if not wide:
-            left = left.removesuffix(" min").removesuffix(" h")  # 2:48 and 1:02:30 say it themselves
+            left = left.removesuffix(" min").removesuffix(" h")  # 2:48 and 1:02:30 need no unit
             return f"{epoch}/{epochs} {left} left" if view.seconds_left is not None else f"{epoch}/{epochs}"
         steps = f" step {step}/{view.progress.steps}" if view.progress else ""
         return f"epoch {epoch}/{epochs}{steps}, {left} left"
     if view.info.origin == "imported":
         return f"imported, {len(view.epochs)}/{epochs}"
-    if view.run in places:
-        place = places[view.run]
-        return f"queued, {place} of {len(places)}" if wide else f"queued {place}"
+    if view.run in context.queue_positions:
+        position = context.queue_positions[view.run]
+        return f"queued, {position} of {len(context.queue_positions)}" if wide else f"queued {position}"
     if view.status in (Status.STOPPED, Status.LOST):
         return f"{view.status.value} in {min(epoch, epochs)}/{epochs}"
     return view.status.value
 
 
-def _numbers(
-    group: Sequence[RunView], newest: RunView, glyphs: Glyphs
-) -> tuple[tuple[str, ...], tuple[tuple[float, str], ...]]:
-    """Train and best validation perplexity (means over several seeds), training time of the newest run, trend."""
+def _metrics(group: Sequence[RunView], newest: RunView, glyphs: Glyphs) -> tuple[tuple[str, ...], tuple[SortKey, ...]]:
+    """Return texts and sort keys of train and best validation perplexity (means over the seeds), and of training time
+    and trend of the newest run."""
     train = _mean([(view.best or view.epochs[-1]).train_ppl for view in group if view.epochs])
     valid = _mean([(view.best or view.epochs[-1]).valid_ppl for view in group if view.epochs])
     known = (epoch.valid_loss_nats for epoch in newest.epochs)
     losses = [loss for loss in known if loss is not None and math.isfinite(loss)]
-    time = newest.elapsed_train_s
-    cells = (perplexity(train), perplexity(valid), seconds(time), sparkline(losses, SPARK_WIDTH, glyphs))
-    order = [(value if value is not None and not math.isnan(value) else math.inf, "") for value in (train, valid, time)]
-    fallen = losses[-1] - losses[0] if losses else math.inf
-    return cells, (*order, (fallen, ""))
+    time_s = newest.elapsed_train_s
+    cells = (perplexity(train), perplexity(valid), seconds(time_s), sparkline(losses, SPARK_WIDTH, glyphs))
+    values = (train, valid, time_s, losses[-1] - losses[0] if losses else None)
+    return cells, tuple((math.inf if value is None or math.isnan(value) else value, "") for value in values)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -239,9 +290,29 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def arrange(rows: Iterable[Row], words: str, sort: Sort) -> list[Row]:
+    """Return the rows that match ``words``, sorted; runs stay below their experiment, unreadable runs at the end."""
+    families: dict[int, list[Row]] = {}
+    unreadable: list[Row] = []
+    for row in rows:
+        if matches(row, words):
+            (families.setdefault(row.experiment.id, []) if row.experiment else unreadable).append(row)
+    ordered = sorted(
+        families.items(), key=lambda item: _family_order(item[1][0], item[0], sort), reverse=sort.descending
+    )
+    return [*(row for _, family in ordered for row in family), *unreadable]
+
+
+def _family_order(row: Row, number: int, sort: Sort) -> tuple[float, str, float]:
+    """Return the sort key of an experiment: unknown values come last in either direction, ties go by id."""
+    value, text = row.sort_keys[sort.column]
+    if math.isinf(value) and value > 0 and sort.descending:
+        value = -math.inf
+    return value, text, -number if sort.descending else number
+
+
 def matches(row: Row, words: str) -> bool:
-    """Whether every word of the filter occurs in the row's texts or its run's id."""
-    text = " ".join(
-        [*row.cells, row.experiment.label if row.experiment else "", row.run.run if row.run else "", row.mood]
-    ).lower()
+    """Whether every word occurs in the row's texts, its experiment's label or its run's id."""
+    label, run = row.experiment.label if row.experiment else "", row.run.run if row.run else ""
+    text = " ".join([*row.cells, label, run, row.status_style]).lower()
     return all(word in text for word in words.lower().split())

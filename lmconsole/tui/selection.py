@@ -1,68 +1,70 @@
-"""What is chosen in the table, in terms of experiments and runs, and the curves that belong to it."""
+"""The selected experiments and runs, and the curves that belong to them."""
 
 from collections.abc import Collection, Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from lmconsole.errors import escape_control_characters
 from lmconsole.plan.experiment import Experiment
 from lmconsole.report.reference import published
-from lmconsole.tui.feed import Picture, RunView
+from lmconsole.tui.feed import RunView, Snapshot
 from lmconsole.tui.plot.chart import Series
-from lmconsole.tui.rows import Row, group_of
+from lmconsole.tui.rows import Row, experiment_key, newest_group
 
 
-class Chosen(NamedTuple):
-    """Experiments to train, and the runs that stand for what is chosen: of an experiment its newest group's."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """Experiments to train, and their runs: for a selected experiment the seeds of its newest group."""
 
     experiments: list[Experiment]
     runs: list[RunView]
 
 
-def by_experiment(picture: Picture) -> dict[int, list[RunView]]:
-    """Runs of each experiment by its id, oldest first."""
+def runs_by_experiment(snapshot: Snapshot) -> dict[int, list[RunView]]:
+    """Return the runs of each experiment by its id, oldest first."""
     found: dict[int, list[RunView]] = {}
-    for view in picture.runs.values():
+    for view in snapshot.runs.values():
         found.setdefault(view.info.experiment.id, []).append(view)
     return found
 
 
-def choose(
-    picture: Picture, experiments: Iterable[Experiment], checked: Collection[str], highlighted: Row | None
-) -> Chosen:
-    """What is checked, whether the filter shows it or not, or what is highlighted if nothing is."""
-    known, runs = _known(picture, experiments), by_experiment(picture)
-    keys = sorted(checked, key=_natural) or ([highlighted.key] if highlighted else [])
-    wanted: dict[int, Experiment] = {}
-    chosen: dict[str, RunView] = {}
+def select(
+    snapshot: Snapshot, experiments: Iterable[Experiment], checked: Collection[str], highlighted: Row | None
+) -> Selection:
+    """Return the checked rows, visible or not, or the highlighted one if none is checked."""
+    known, runs = _all_experiments(snapshot, experiments), runs_by_experiment(snapshot)
+    keys = sorted(checked, key=_natural_order) or ([highlighted.key] if highlighted else [])
+    selected: dict[int, Experiment] = {}
+    selected_runs: dict[str, RunView] = {}
     for key in keys:
-        view = picture.runs.get(key)
-        number = view.info.experiment.id if view else _number(key)
+        view = snapshot.runs.get(key)
+        number = view.info.experiment.id if view else _experiment_id(key)
         if number in known:
-            wanted[number] = known[number]
-            chosen |= {each.run: each for each in ([view] if view else group_of(runs.get(number, [])))}
-    return Chosen(list(wanted.values()), list(chosen.values()))
+            selected[number] = known[number]
+            group = [view] if view else newest_group(runs.get(number, []))
+            selected_runs |= {each.run: each for each in group}
+    return Selection(experiments=list(selected.values()), runs=list(selected_runs.values()))
 
 
-def still_there(checked: Iterable[str], picture: Picture, experiments: Iterable[Experiment]) -> set[str]:
-    """What of ``checked`` has not been deleted since."""
-    there = picture.runs.keys() | {f"e{number}" for number in _known(picture, experiments)}
-    return there.intersection(checked)
+def prune(checked: Iterable[str], snapshot: Snapshot, experiments: Iterable[Experiment]) -> frozenset[str]:
+    """Return those of the ``checked`` keys whose runs or experiments still exist."""
+    existing = snapshot.runs.keys() | {experiment_key(number) for number in _all_experiments(snapshot, experiments)}
+    return frozenset(existing.intersection(checked))
 
 
-def _known(picture: Picture, experiments: Iterable[Experiment]) -> dict[int, Experiment]:
-    """Experiments by their ids, with those that only runs know."""
-    there = {view.info.experiment.id: view.info.experiment for view in picture.runs.values()}
-    return there | {experiment.id: experiment for experiment in experiments}
+def _all_experiments(snapshot: Snapshot, experiments: Iterable[Experiment]) -> dict[int, Experiment]:
+    """Return experiments by id, including those that no file names any more but runs have."""
+    of_runs = {view.info.experiment.id: view.info.experiment for view in snapshot.runs.values()}
+    return of_runs | {experiment.id: experiment for experiment in experiments}
 
 
-def series_of(picture: Picture, views: Iterable[RunView], *, reference: bool) -> list[Series]:
-    """Curves for these runs; ``reference`` says whether published results are drawn beside them."""
-    several = {number for number, runs in by_experiment(picture).items() if len(runs) > 1}
+def series_for(snapshot: Snapshot, views: Iterable[RunView], *, show_published: bool) -> list[Series]:
+    """Return the curves of ``views``, with the published results if ``show_published``."""
+    several_runs = {number for number, runs in runs_by_experiment(snapshot).items() if len(runs) > 1}
     made = []
     for slot, view in enumerate(views):
         info = view.info
-        seed = f" s{info.seed}" if info.experiment.id in several else ""
-        left = (view.seconds_left or 0.0) if view.status.active else 0.0
+        seed = f" s{info.seed}" if info.experiment.id in several_runs else ""
+        seconds_left = (view.seconds_left or 0.0) if view.status.active else 0.0
         made.append(
             Series(
                 run=view.run,
@@ -72,15 +74,15 @@ def series_of(picture: Picture, views: Iterable[RunView], *, reference: bool) ->
                 epochs=view.epochs,
                 planned_epochs=info.settings.epochs,
                 tokens_per_epoch=info.corpus.tokens.get("train"),
-                expected_s=None if view.elapsed_train_s is None else view.elapsed_train_s + left,
-                published_ppl=_published(view) if reference else None,
+                expected_s=None if view.elapsed_train_s is None else view.elapsed_train_s + seconds_left,
+                published_ppl=_published_ppl(view) if show_published else None,
             )
         )
     return made
 
 
-def _published(view: RunView) -> float | None:
-    """The published validation perplexity of this experiment, where the protocol is the published one."""
+def _published_ppl(view: RunView) -> float | None:
+    """Return the published validation perplexity of this experiment if the run follows the published protocol."""
     experiment = view.info.experiment
     result = published().get(experiment.id)
     if result is None or view.info.preset != "paper" or experiment.overrides:
@@ -93,10 +95,10 @@ def _published(view: RunView) -> float | None:
     return result.valid_ppl_per_target if same else None
 
 
-def _number(key: str) -> int:
+def _experiment_id(key: str) -> int:
     return int(key[1:]) if key[1:].isdigit() else -1
 
 
-def _natural(key: str) -> tuple[int, str]:
+def _natural_order(key: str) -> tuple[int, str]:
     number = key[1:] if key.startswith("e") else key.partition("-")[0]
     return (int(number) if number.isdigit() else 0, key)

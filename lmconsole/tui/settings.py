@@ -1,15 +1,16 @@
-"""What the console remembers between two sessions: the theme, and how curves were last drawn."""
+"""Settings of the console that outlast a session: the theme."""
 
 from pathlib import Path
 
 import msgspec
 from platformdirs import user_config_path
 
+from lmconsole.files import atomic_write
 from lmconsole.runs.events import DAMAGED
 
 
-class Remembered(msgspec.Struct, kw_only=True):
-    """The file ``console.json`` in the user's configuration folder. One that cannot be read counts as absent."""
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The file ``console.json`` in the user's configuration folder."""
 
     theme: str = "lmconsole-dark"
 
@@ -18,22 +19,21 @@ def _file() -> Path:
     return user_config_path("lmconsole") / "console.json"
 
 
-def recall() -> Remembered:
-    """What was last remembered."""
+def load_settings() -> Settings:
+    """Return the saved settings, or the defaults if there are none that can be read."""
     try:
-        return msgspec.json.decode(_file().read_bytes(), type=Remembered)
+        return msgspec.json.decode(_file().read_bytes(), type=Settings)
     except (OSError, *DAMAGED):
-        return Remembered()
+        return Settings()
 
 
-def remember(what: Remembered) -> str | None:
-    """Write it down; why that was not possible, if it was not."""
+def save_settings(settings: Settings) -> str | None:
+    """Save ``settings``. Return the reason if that is not possible."""
     file = _file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        temporary.write_bytes(msgspec.json.encode(what) + b"\n")
-        temporary.replace(file)
+        with atomic_write(file) as new:
+            new.write(msgspec.json.encode(settings) + b"\n")
     except OSError as error:
         return f"{file}: {error.strerror}"
     return None

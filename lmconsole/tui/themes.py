@@ -1,4 +1,4 @@
-"""The console's own colours, dark and light, beside Textual's themes."""
+"""The console's own themes, dark and light. Textual's themes can be chosen as well."""
 
 from textual.theme import Theme
 

@@ -1,4 +1,4 @@
-"""Small real corpora on disk, and the shared data where a machine has it."""
+"""Small corpora on disk, and the shared data if this machine has it."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def shared_data(shared: Path) -> Path:
 
 @pytest.fixture
 def write_small_bpe() -> Callable[[Path], None]:
-    """Writes a BPE of 12 tokens in GPT-1's two files into a folder."""
+    """Return a function that writes a BPE of 12 tokens, as GPT-1's two files, into a folder."""
 
     def write(folder: Path) -> None:
         tokens = ["<unk>", "l", "o", "w", "e", "r", "l</w>", "o</w>", "w</w>", "r</w>", "lo", "low</w>"]
@@ -67,7 +67,7 @@ def write_small_bpe() -> Callable[[Path], None]:
 
 @pytest.fixture
 def python() -> Callable[..., str]:
-    """Runs a script in a fresh interpreter and gives back what it printed; it must succeed and say nothing else."""
+    """Return a function that runs a script in a fresh interpreter and returns its output; errors and warnings fail."""
 
     def run(script: str, *arguments: object, **variables: str) -> str:
         environment = {k: v for k, v in os.environ.items() if k not in ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS")}

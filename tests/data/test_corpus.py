@@ -1,4 +1,4 @@
-"""Corpora are found where they should be, and read into three splits with a fingerprint."""
+"""A corpus is found and loaded: three splits with a fingerprint."""
 
 import json
 from collections.abc import Callable
@@ -22,14 +22,14 @@ print(sorted({"tokenizers", "torch", "pandas", "textual", "huggingface_hub"} & s
 
 @pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, with a user data folder that is not there."""
+    """Return an empty working folder; the user data folder does not exist."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
     folder = tmp_path / "work"
     folder.mkdir()
     return folder
 
 
-def test_a_folder_of_npz_files_is_read_as_it_stands(npz_folder: Path) -> None:
+def test_the_ids_of_npz_files_are_not_changed(npz_folder: Path) -> None:
     corpus = load_corpus("tokens", npz_folder, vocabulary=100)
     assert (corpus.name, corpus.kind, corpus.path, corpus.vocabulary) == ("numbers", "npz", npz_folder, 100)
     assert corpus.counts() == {"train": 400, "validation": 50, "test": 60}
@@ -39,7 +39,7 @@ def test_a_folder_of_npz_files_is_read_as_it_stands(npz_folder: Path) -> None:
         assert corpus.splits[split].dtype == np.uint16
 
 
-def test_the_fingerprint_depends_on_ids_and_vocabulary_and_on_nothing_else(npz_folder: Path) -> None:
+def test_the_fingerprint_depends_on_ids_and_vocabulary_only(npz_folder: Path) -> None:
     before = load_corpus("tokens", npz_folder, vocabulary=100).sha256
     with np.load(npz_folder / "wiki.test.npz") as archive:
         ids = archive["tokens"]
@@ -60,7 +60,7 @@ def test_moving_a_token_from_one_split_to_the_next_changes_the_fingerprint(npz_f
     assert load_corpus("tokens", npz_folder, vocabulary=100).sha256 != before
 
 
-def test_a_vocabulary_beyond_two_bytes_is_held_in_four(npz_folder: Path) -> None:
+def test_ids_of_a_large_vocabulary_have_four_bytes(npz_folder: Path) -> None:
     assert load_corpus("tokens", npz_folder, vocabulary=65_536).splits["train"].dtype == np.uint16
     np.savez(npz_folder / "wiki.train.npz", tokens=np.array([1, 70_000, 65_535]))
     corpus = load_corpus("tokens", npz_folder, vocabulary=70_001)
@@ -105,7 +105,7 @@ def test_other_words_in_the_test_split_do_not_change_the_ids_of_the_train_split(
     assert len(after.splits["test"]) != len(before.splits["test"])
 
 
-def test_gpt1s_files_beside_the_text_are_used_and_lines_leave_no_token(
+def test_gpt1s_files_next_to_the_text_are_used_and_line_feeds_give_no_tokens(
     text_folder: Path, cache: Path, write_small_bpe: Callable[[Path], None]
 ) -> None:
     write_small_bpe(text_folder)
@@ -118,9 +118,7 @@ def test_gpt1s_files_beside_the_text_are_used_and_lines_leave_no_token(
         load_corpus("tokens", text_folder, vocabulary=12, cache=cache)
 
 
-def test_validation_txt_serves_as_well_as_valid_txt_and_a_byte_order_mark_is_no_text(
-    text_folder: Path, cache: Path
-) -> None:
+def test_validation_txt_may_replace_valid_txt_and_a_byte_order_mark_is_ignored(text_folder: Path, cache: Path) -> None:
     before = load_corpus("tokens", text_folder, vocabulary=400, cache=cache).sha256
     text = (text_folder / "valid.txt").read_bytes()
     (text_folder / "valid.txt").unlink()
@@ -128,24 +126,22 @@ def test_validation_txt_serves_as_well_as_valid_txt_and_a_byte_order_mark_is_no_
     assert load_corpus("tokens", text_folder, vocabulary=400, cache=cache).sha256 == before
 
 
-def test_a_description_survives_json_even_from_a_folder_whose_name_is_not_text(npz_folder: Path) -> None:
+def test_a_description_is_valid_json_even_if_the_name_of_the_folder_is_not_text(npz_folder: Path) -> None:
     odd = npz_folder.rename(npz_folder.parent / "d\udcffata [red]\x1b[31m 'x' \"y\"")
     corpus = load_corpus("tokens", odd, vocabulary=100, max_tokens=100)
     assert corpus.path == odd
     assert corpus.name == "d\\udcffata [red]\\x1b[31m 'x' \"y\""
-    said = describe(corpus)
-    assert json.loads(json.dumps(said).encode()) == said
-    assert str(said["path"]).encode().endswith(b"'x' \"y\"")
-    assert said["tokens"] == {"train": 100, "validation": 10, "test": 10}
+    description = describe(corpus)
+    assert json.loads(json.dumps(description).encode()) == description
+    assert str(description["path"]).encode().endswith(b"'x' \"y\"")
+    assert description["tokens"] == {"train": 100, "validation": 10, "test": 10}
 
 
-def test_tokens_are_read_without_loading_tokenizers_or_anything_heavy(
-    npz_folder: Path, python: Callable[..., str]
-) -> None:
+def test_tokens_are_read_without_importing_a_heavy_package(npz_folder: Path, python: Callable[..., str]) -> None:
     assert python(LEAN, npz_folder) == "[]\n"
 
 
-def test_data_is_sought_by_option_then_variable_then_here_then_in_the_users_folder(
+def test_data_is_looked_up_by_option_then_variable_then_in_the_working_and_the_user_folder(
     nowhere: Path, npz_folder: Path, tmp_path: Path
 ) -> None:
     assert find_data(None, environ={"LMCONSOLE_DATA": ""}, cwd=nowhere) is None
@@ -162,9 +158,7 @@ def test_data_is_sought_by_option_then_variable_then_here_then_in_the_users_fold
 
 
 @pytest.mark.parametrize("origin", ["--data", "LMCONSOLE_DATA"])
-def test_a_named_folder_without_a_corpus_is_refused_and_never_passed_over(
-    origin: str, nowhere: Path, npz_folder: Path
-) -> None:
+def test_a_chosen_folder_without_a_corpus_is_an_error(origin: str, nowhere: Path, npz_folder: Path) -> None:
     (nowhere / "data").symlink_to(npz_folder)
     (nowhere / "empty").mkdir()
     for folder, complaint in (("missing", "no such folder"), ("empty", "no corpus in this folder")):
@@ -174,7 +168,7 @@ def test_a_named_folder_without_a_corpus_is_refused_and_never_passed_over(
         assert caught.value.hint
 
 
-def test_embeddings_are_sought_by_option_then_beside_the_tokens(npz_folder: Path) -> None:
+def test_embeddings_are_looked_up_by_option_then_next_to_the_tokens(npz_folder: Path) -> None:
     assert find_embeddings(None, None) is None
     assert find_embeddings(None, npz_folder) is None
     (npz_folder / "model.safetensors").touch()
@@ -185,7 +179,7 @@ def test_embeddings_are_sought_by_option_then_beside_the_tokens(npz_folder: Path
 
 
 @pytest.mark.parametrize(("name", "complaint"), [("absent.npz", "no such file"), (".", "this is a folder")])
-def test_embeddings_named_wrongly_are_refused(npz_folder: Path, name: str, complaint: str) -> None:
+def test_a_wrong_path_of_embeddings_is_an_error(npz_folder: Path, name: str, complaint: str) -> None:
     with pytest.raises(EmbeddingsError, match=complaint) as caught:
         find_embeddings(npz_folder / name, npz_folder)
     assert "position" in str(caught.value.hint)

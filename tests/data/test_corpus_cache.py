@@ -1,4 +1,4 @@
-"""Tokenized text is kept and found again; nothing that can be wrong with a cache is the user's problem."""
+"""Tokenized text is cached; an unusable cache is ignored."""
 
 import os
 import subprocess
@@ -31,13 +31,13 @@ def only_entry(cache: Path) -> Path:
     return entry
 
 
-def test_text_met_before_is_not_tokenized_again(text_folder: Path, cache: Path, python: Callable[..., str]) -> None:
+def test_a_text_is_tokenized_once(text_folder: Path, cache: Path, python: Callable[..., str]) -> None:
     first, second = (python(LOAD, text_folder, cache).split() for _ in range(2))
     assert first[0] == second[0] == load(text_folder, cache).sha256
     assert (first[1], second[1]) == ("True", "False")
 
 
-def test_what_comes_from_the_cache_is_what_was_made(text_folder: Path, cache: Path) -> None:
+def test_the_cache_returns_what_was_written(text_folder: Path, cache: Path) -> None:
     made, found = load(text_folder, cache), load(text_folder, cache)
     assert (made.vocabulary, made.tokenizer, made.sha256) == (found.vocabulary, found.tokenizer, found.sha256)
     for split, ids in made.splits.items():
@@ -45,7 +45,7 @@ def test_what_comes_from_the_cache_is_what_was_made(text_folder: Path, cache: Pa
         assert np.array_equal(ids, found.splits[split])
 
 
-def test_another_text_or_vocabulary_gets_an_entry_of_its_own(text_folder: Path, cache: Path) -> None:
+def test_another_text_or_vocabulary_gets_its_own_entry(text_folder: Path, cache: Path) -> None:
     load(text_folder, cache)
     load(text_folder, cache, vocabulary=300)
     with (text_folder / "test.txt").open("a") as file:
@@ -61,7 +61,7 @@ def test_limiting_tokens_uses_the_entry_of_the_whole_text(text_folder: Path, cac
     assert only_entry(cache).suffix == ".npz"
 
 
-def test_a_damaged_or_foreign_entry_is_made_again(text_folder: Path, cache: Path) -> None:
+def test_a_damaged_entry_is_replaced(text_folder: Path, cache: Path) -> None:
     whole = load(text_folder, cache)
     entry = only_entry(cache)
     good = entry.read_bytes()
@@ -75,7 +75,7 @@ def test_a_damaged_or_foreign_entry_is_made_again(text_folder: Path, cache: Path
     assert load(text_folder, cache).sha256 == whole.sha256
 
 
-def test_an_entry_of_another_text_under_this_name_is_not_believed(text_folder: Path, cache: Path) -> None:
+def test_an_entry_of_another_text_under_the_same_name_is_ignored(text_folder: Path, cache: Path) -> None:
     before = load(text_folder, cache)
     entry = only_entry(cache)
     other = entry.read_bytes()
@@ -86,7 +86,7 @@ def test_an_entry_of_another_text_under_this_name_is_not_believed(text_folder: P
     assert load(text_folder, cache).sha256 == after.sha256 != before.sha256
 
 
-def test_an_entry_whose_ids_do_not_match_its_fingerprint_is_not_believed(text_folder: Path, cache: Path) -> None:
+def test_an_entry_whose_ids_do_not_match_its_fingerprint_is_ignored(text_folder: Path, cache: Path) -> None:
     whole = load(text_folder, cache)
     with np.load(only_entry(cache)) as archive:
         arrays = dict(archive)
@@ -95,7 +95,7 @@ def test_an_entry_whose_ids_do_not_match_its_fingerprint_is_not_believed(text_fo
     assert load(text_folder, cache).sha256 == whole.sha256
 
 
-def test_a_folder_or_pipe_in_the_place_of_an_entry_does_no_harm(text_folder: Path, cache: Path) -> None:
+def test_a_folder_or_pipe_in_place_of_an_entry_is_no_problem(text_folder: Path, cache: Path) -> None:
     whole = load(text_folder, cache)
     entry = only_entry(cache)
     entry.unlink()
@@ -108,8 +108,8 @@ def test_a_folder_or_pipe_in_the_place_of_an_entry_does_no_harm(text_folder: Pat
     assert entry.is_file()
 
 
-@pytest.mark.parametrize("place", ["a file", "a name too long", "a folder nobody may write to"])
-def test_a_cache_that_cannot_be_written_is_done_without(place: str, text_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["a file", "a name too long", "a folder that is not writable"])
+def test_a_cache_that_cannot_be_written_is_ignored(place: str, text_folder: Path, tmp_path: Path) -> None:
     cache = {"a file": tmp_path / "file", "a name too long": tmp_path / ("x" * 300)}.get(place, Path("/proc/lmconsole"))
     (tmp_path / "file").touch()
     assert load(text_folder, cache).counts()["train"] > 3
@@ -124,16 +124,16 @@ def test_a_full_disk_leaves_no_half_written_file(text_folder: Path, cache: Path,
     assert only_entry(cache).stat().st_size > 1000
 
 
-def test_two_processes_at_once_agree_and_leave_one_entry(text_folder: Path, cache: Path) -> None:
+def test_two_processes_at_the_same_time_leave_one_entry(text_folder: Path, cache: Path) -> None:
     command = [sys.executable, "-c", LOAD, str(text_folder), str(cache)]
     here = {**os.environ, "PYTHONPATH": str(Path(lmconsole.__file__).parents[1])}
     both = [subprocess.Popen(command, env=here, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = {process.communicate(timeout=60)[0].split()[0] for process in both}
-    assert said == {load(text_folder, cache).sha256}
+    fingerprints = {process.communicate(timeout=60)[0].split()[0] for process in both}
+    assert fingerprints == {load(text_folder, cache).sha256}
     assert only_entry(cache).suffix == ".npz"
 
 
-def test_the_users_cache_folder_is_used_where_none_is_named(
+def test_the_default_is_the_users_cache_folder(
     text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))

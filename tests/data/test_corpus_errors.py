@@ -1,4 +1,4 @@
-"""Whatever is wrong with a corpus ends in one message: which file, what was found, what to do."""
+"""Every problem of a corpus gives one message: which file, what was found, what to do."""
 
 import io
 import os
@@ -22,7 +22,7 @@ from lmconsole.errors import CorpusError, escape_control_characters
 
 
 def refusal(folder: Path | None, cache: Path | None = None, vocabulary: int = 400) -> CorpusError:
-    """The error that loading ``folder`` ends in. It names the folder or a file in it, and is fit for a terminal."""
+    """Return the error from loading ``folder``, after checks of what all of them have in common."""
     with pytest.raises(CorpusError) as caught:
         load_corpus("tokens", folder, vocabulary=vocabulary, cache=cache)
     assert folder is None or escape_control_characters(folder.name) in caught.value.message
@@ -84,7 +84,7 @@ BAD_ARCHIVES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_ARCHIVES)
-def test_a_bad_archive_is_named_with_what_was_found_in_it(kind: str, npz_folder: Path) -> None:
+def test_an_unusable_archive_is_reported_with_its_content(kind: str, npz_folder: Path) -> None:
     data, complaint = BAD_ARCHIVES[kind]
     (npz_folder / "wiki.validation.npz").write_bytes(data)
     error = refusal(npz_folder)
@@ -129,18 +129,18 @@ def test_an_archive_written_by_python_2_is_read_without_a_warning(npz_folder: Pa
     assert np.array_equal(load_corpus("tokens", npz_folder, vocabulary=100).splits["test"], IDS)
 
 
-def test_no_folder_at_all_says_how_to_name_one() -> None:
+def test_without_a_folder_the_hint_is_the_option() -> None:
     assert "--data" in str(refusal(None).hint)
 
 
-def test_a_missing_folder_and_a_file_in_its_place_are_told_apart(npz_folder: Path) -> None:
+def test_a_missing_folder_and_a_file_in_its_place_are_distinguished(npz_folder: Path) -> None:
     assert "no such folder" in refusal(npz_folder.parent / "absent").message
     assert "expected a folder, found a file" in refusal(npz_folder / "wiki.test.npz").message
     assert "cannot be read: File name too long" in refusal(npz_folder / ("x" * 300)).message
     assert "cannot be read" in refusal(Path(f"{npz_folder}/nul\x00")).message
 
 
-def test_a_folder_without_a_corpus_is_told_what_one_looks_like(tmp_path: Path) -> None:
+def test_a_folder_without_a_corpus_gives_the_names_of_its_files(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("nothing to train on")
     error = refusal(tmp_path)
     assert "no corpus in this folder" in error.message
@@ -155,18 +155,18 @@ def test_two_of_three_token_files_are_refused_with_the_name_of_the_third(npz_fol
     assert f"without {gone}" in error.message
 
 
-def test_two_of_three_texts_are_refused_with_the_names_the_third_may_have(text_folder: Path) -> None:
+def test_two_of_three_texts_are_refused_with_the_possible_names_of_the_third(text_folder: Path) -> None:
     (text_folder / "valid.txt").unlink()
     assert "train.txt, test.txt without valid.txt or validation.txt" in refusal(text_folder).message
 
 
-def test_two_validation_texts_are_refused_because_only_one_can_be_meant(text_folder: Path) -> None:
+def test_two_validation_texts_are_refused(text_folder: Path) -> None:
     shutil.copy(text_folder / "valid.txt", text_folder / "validation.txt")
     assert "contains both valid.txt and validation.txt" in refusal(text_folder).message
 
 
 @pytest.mark.parametrize("name", ["train.txt", "wiki.test.npz"])
-def test_a_folder_a_pipe_and_a_broken_link_in_the_place_of_a_file_are_named(
+def test_a_folder_a_pipe_and_a_broken_link_in_place_of_a_file_are_reported(
     name: str, text_folder: Path, npz_folder: Path
 ) -> None:
     path = (text_folder if name.endswith("txt") else npz_folder) / name
@@ -184,7 +184,7 @@ def test_a_folder_a_pipe_and_a_broken_link_in_the_place_of_a_file_are_named(
     assert f"{name}: cannot be read: Too many levels" in refusal(path.parent).message
 
 
-def test_a_file_without_the_right_to_read_it_is_named(npz_folder: Path, ordinary_user: Callable[[], None]) -> None:
+def test_a_file_without_read_permission_is_reported(npz_folder: Path, ordinary_user: Callable[[], None]) -> None:
     (npz_folder / "wiki.test.npz").chmod(0)
     ordinary_user()
     error = refusal(npz_folder)
@@ -192,7 +192,7 @@ def test_a_file_without_the_right_to_read_it_is_named(npz_folder: Path, ordinary
     assert "chmod" in str(error.hint)
 
 
-def test_a_folder_without_the_right_to_list_it_is_named(npz_folder: Path, ordinary_user: Callable[[], None]) -> None:
+def test_a_folder_without_read_permission_is_reported(npz_folder: Path, ordinary_user: Callable[[], None]) -> None:
     npz_folder.chmod(0)
     ordinary_user()
     assert "numbers: cannot be read: Permission denied" in refusal(npz_folder).message
@@ -216,7 +216,7 @@ def test_text_too_short_for_a_window_is_refused(text: bytes, complaint: str, tex
     assert complaint in error.message
 
 
-def test_white_space_alone_is_no_text_to_gpt1(
+def test_white_space_alone_gives_no_tokens_in_gpt1s_encoding(
     text_folder: Path, cache: Path, write_small_bpe: Callable[[Path], None]
 ) -> None:
     write_small_bpe(text_folder)
@@ -245,7 +245,7 @@ BAD_BPE: dict[str, tuple[str, bytes, str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_BPE)
-def test_a_damaged_tokenizer_file_is_named(
+def test_a_damaged_tokenizer_file_is_reported(
     kind: str, text_folder: Path, cache: Path, write_small_bpe: Callable[[Path], None]
 ) -> None:
     name, data, complaint = BAD_BPE[kind]
@@ -267,13 +267,13 @@ def test_one_tokenizer_file_without_the_other_is_refused(
 
 
 @pytest.mark.parametrize("name", ["two words", 'it\'s "quoted"', "[red]bold[/red]", "../up", "line\nfeed"])
-def test_odd_folder_names_come_out_readable_in_messages(name: str, tmp_path: Path) -> None:
+def test_unusual_folder_names_are_readable_in_messages(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "deep" / name
     folder.mkdir(parents=True)
     assert Path(name).name in refusal(folder).message
 
 
-def test_control_codes_in_a_name_cannot_reach_the_terminal(tmp_path: Path) -> None:
+def test_control_characters_in_a_name_are_escaped(tmp_path: Path) -> None:
     folder = tmp_path / "\x1b[31mred\x07"
     folder.mkdir()
     with pytest.raises(CorpusError) as caught:

@@ -1,4 +1,4 @@
-"""The demo corpus is dealt in whole topics, near its shares, from what this Python carries."""
+"""The demo corpus is whole help topics of this Python, split near the intended shares."""
 
 import sys
 import types
@@ -13,7 +13,7 @@ from lmconsole.data.demo import SHARES, demo_texts, split_topics
 from lmconsole.errors import CorpusError
 
 
-def test_the_demo_corpus_is_whole_and_near_its_shares(cache: Path) -> None:
+def test_the_splits_of_the_demo_corpus_are_near_their_shares(cache: Path) -> None:
     texts = demo_texts()
     total = sum(map(len, texts.values()))
     for split, tenths in SHARES.items():
@@ -28,11 +28,11 @@ def test_the_demo_corpus_is_whole_and_near_its_shares(cache: Path) -> None:
 @given(st.dictionaries(st.text("abc", min_size=1, max_size=4), st.text("xyz", min_size=1, max_size=60), max_size=30))
 def test_each_topic_is_in_exactly_one_split_whole(topics: dict[str, str]) -> None:
     texts = split_topics(topics)
-    dealt = sorted(part for text in texts.values() for part in text.split("\n\n") if part)
-    assert dealt == sorted(topics.values())
+    parts = sorted(part for text in texts.values() for part in text.split("\n\n") if part)
+    assert parts == sorted(topics.values())
 
 
-def test_topics_are_dealt_in_the_order_of_their_names_whatever_order_they_come_in() -> None:
+def test_topics_are_distributed_in_the_order_of_their_names() -> None:
     topics = {name: name * 40 for name in "qwertyuiop"}
     assert split_topics(topics) == split_topics(dict(reversed(topics.items())))
     assert list(split_topics({"b": "2", "a": "1"}).values()) == ["1\n\n", "2\n\n", ""]
@@ -41,7 +41,7 @@ def test_topics_are_dealt_in_the_order_of_their_names_whatever_order_they_come_i
 @pytest.mark.parametrize(
     "module", [None, types.SimpleNamespace(), types.SimpleNamespace(topics=3), types.SimpleNamespace(topics={"a": "b"})]
 )
-def test_a_python_without_help_topics_says_what_to_do(module: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_without_help_topics_is_an_error_with_a_hint(module: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", module)
     with pytest.raises(CorpusError, match="demo corpus is unavailable") as caught:
         load_corpus("demo", None, vocabulary=2048)

@@ -1,4 +1,4 @@
-"""GPT-1's encoding agrees with ids made elsewhere; a byte-level one loses nothing and always comes out the same."""
+"""GPT-1's encoding agrees with published ids; a byte-level one is lossless and deterministic."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -44,36 +44,36 @@ def byte_bpe() -> Tokenizer:
 
 @settings(deadline=None)
 @given(text=st.text())
-def test_a_byte_level_encoding_gives_back_any_text(byte_bpe: Tokenizer, text: str) -> None:
+def test_a_byte_level_encoding_is_lossless(byte_bpe: Tokenizer, text: str) -> None:
     ids = byte_bpe.encode(text)
     assert byte_bpe.decode(ids) == text
     assert ((ids > 0) & (ids < byte_bpe.vocabulary)).all()
 
 
 @pytest.mark.parametrize("text", ["<pad>", "<unk></w>", "\r\n\x00\x85\u2028 tail", "\n\n\n", " \t 日本語 🙂"])
-def test_nothing_in_a_text_is_taken_for_a_special_token(byte_bpe: Tokenizer, text: str) -> None:
+def test_no_text_is_a_special_token(byte_bpe: Tokenizer, text: str) -> None:
     assert byte_bpe.decode(byte_bpe.encode(text)) == text
 
 
-def test_a_trained_encoding_has_merged_what_is_frequent_and_left_alone_what_is_seen_once() -> None:
+def test_training_merges_frequent_pairs_and_not_those_that_occur_once() -> None:
     tokenizer = train_byte_bpe("lowest lowest\nunique", 1000)
     assert len(tokenizer.encode("lowest")) == 1
     assert len(tokenizer.encode("unique")) == len("unique")
     assert 257 < tokenizer.vocabulary < 270
 
 
-def test_a_trained_encoding_never_has_more_ids_than_asked_for(byte_bpe: Tokenizer) -> None:
+def test_training_never_gives_more_ids_than_requested(byte_bpe: Tokenizer) -> None:
     assert train_byte_bpe("abcd abcd abcd", 257).vocabulary == 257
     assert byte_bpe.vocabulary <= 300
 
 
-def test_fewer_ids_than_bytes_are_refused_with_the_smallest_number_that_works() -> None:
+def test_a_vocabulary_smaller_than_all_bytes_is_refused_with_the_smallest_size() -> None:
     with pytest.raises(CorpusError, match="vocabulary = 256 is too small") as caught:
         train_byte_bpe("text", 256)
     assert "257" in str(caught.value.hint)
 
 
-def test_training_gives_the_same_ids_whatever_the_threads_and_the_hash_seed(python: Callable[..., str]) -> None:
+def test_training_gives_the_same_ids_for_any_number_of_threads_and_hash_seed(python: Callable[..., str]) -> None:
     runs = [
         python(FINGERPRINT),
         python(FINGERPRINT, TOKENIZERS_PARALLELISM="false", PYTHONHASHSEED="1"),
@@ -83,7 +83,7 @@ def test_training_gives_the_same_ids_whatever_the_threads_and_the_hash_seed(pyth
     assert len(set(runs)) == 1
 
 
-def test_a_forked_child_goes_on_encoding_without_a_warning(python: Callable[..., str]) -> None:
+def test_a_forked_child_encodes_without_a_warning(python: Callable[..., str]) -> None:
     assert python(FORK) == ""
 
 
@@ -96,7 +96,7 @@ def test_lines_end_at_line_feeds_alone_and_join_to_the_text(text: str) -> None:
     assert all(line and "\n" not in line[:-1] for line in lines)
 
 
-def test_gpt1_lowers_case_drops_white_space_and_marks_what_it_does_not_know(
+def test_gpt1_lowers_case_drops_white_space_and_marks_unknown_characters(
     tmp_path: Path, write_small_bpe: Callable[[Path], None]
 ) -> None:
     write_small_bpe(tmp_path)
@@ -107,16 +107,14 @@ def test_gpt1_lowers_case_drops_white_space_and_marks_what_it_does_not_know(
     assert tokenizer.decode([12, 0, 11, 4, 5, 10]) == "low lower"
 
 
-def test_a_merges_file_of_another_system_with_carriage_returns_is_read(
-    tmp_path: Path, write_small_bpe: Callable[[Path], None]
-) -> None:
+def test_a_merges_file_with_carriage_returns_is_read(tmp_path: Path, write_small_bpe: Callable[[Path], None]) -> None:
     write_small_bpe(tmp_path)
     merges = tmp_path / MERGES_FILE
     merges.write_bytes(merges.read_bytes().replace(b"\n", b"\r\n"))
     assert read_gpt1(tmp_path).encode("low").tolist() == [12]
 
 
-def test_gpt1_gives_the_ids_of_the_shared_test_split_for_every_line_it_knows_whole(shared_data: Path) -> None:
+def test_gpt1_gives_the_published_ids_for_every_line_without_unknown_characters(shared_data: Path) -> None:
     tokenizer = read_gpt1(shared_data / "gpt1-bpe")
     with np.load(shared_data / "wikitext-2" / "wiki.test.npz") as archive:
         lines = np.split(archive["tokens"], np.cumsum(archive["sizes"])[:-1])
@@ -125,7 +123,7 @@ def test_gpt1_gives_the_ids_of_the_shared_test_split_for_every_line_it_knows_who
     assert (tokenizer.vocabulary, len(lines), len(known), len(again)) == (40_479, 2_891, 2_457, 2_457)
 
 
-def test_the_shared_train_split_reads_as_text_and_has_no_line_feeds(shared_data: Path) -> None:
+def test_the_published_train_split_decodes_to_text_without_line_feeds(shared_data: Path) -> None:
     tokenizer = read_gpt1(shared_data / "gpt1-bpe")
     with np.load(shared_data / "wikitext-2" / "wiki.train.npz") as archive:
         tokens, sizes = archive["tokens"], archive["sizes"]

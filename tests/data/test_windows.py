@@ -1,4 +1,4 @@
-"""Windows cut every target exactly once, but for the one that the course's last window passes over."""
+"""Windows have every target exactly once, except the one that the last window skips."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from lmconsole.data.windows import cut_windows
 
 
 def targets(starts: np.ndarray, lengths: np.ndarray) -> list[int]:
-    """Positions predicted by the windows, in their order."""
+    """Return the positions that the windows predict, in order."""
     return [position for s, n in zip(starts, lengths, strict=True) for position in range(s + 1, s + n + 1)]
 
 
@@ -28,23 +28,24 @@ def test_wikitext2_gives_the_windows_of_the_published_runs(
 
 @settings(deadline=None)
 @given(tokens=st.integers(0, 400), window=st.integers(1, 60))
-def test_every_target_is_predicted_once_except_the_one_the_last_window_passes_over(tokens: int, window: int) -> None:
+def test_every_target_is_predicted_once_except_the_one_that_the_last_window_skips(tokens: int, window: int) -> None:
     starts, lengths = cut_windows(tokens, window)
-    passed_over = set()
+    skipped = set()
     if tokens > 1 and (tokens - 1) % window:
-        passed_over = {(tokens - 1) // window * window + 1}
-    assert targets(starts, lengths) == [t for t in range(1, tokens) if t not in passed_over]
+        skipped = {(tokens - 1) // window * window + 1}
+    assert targets(starts, lengths) == [t for t in range(1, tokens) if t not in skipped]
 
 
 @settings(deadline=None)
 @given(tokens=st.integers(3, 10**5), window=st.integers(1, 10**6))
-def test_windows_are_full_but_for_the_last_and_stay_inside_the_stream(tokens: int, window: int) -> None:
+def test_all_windows_but_the_last_are_full_and_all_are_inside_the_stream(tokens: int, window: int) -> None:
     starts, lengths = cut_windows(tokens, window)
     assert len(starts) == len(lengths) >= 1
     assert (lengths[:-1] == window).all()
     assert 1 <= lengths[-1] <= window
     assert (starts[:-1] == np.arange(len(starts) - 1) * window).all()
-    assert starts[-1] + lengths[-1] == tokens - 1 or (tokens - 1) % window == 1
+    dropped = 1 if (tokens - 1) % window == 1 else 0
+    assert starts[-1] + lengths[-1] == tokens - 1 - dropped
     assert starts.dtype == lengths.dtype == np.int64
 
 
@@ -61,8 +62,6 @@ def test_windows_are_full_but_for_the_last_and_stay_inside_the_stream(tokens: in
         (8, [(0, 4), (5, 2)]),
     ],
 )
-def test_short_streams_of_windows_of_four_come_out_as_counted_by_hand(
-    tokens: int, expected: list[tuple[int, int]]
-) -> None:
+def test_short_streams_give_the_windows_counted_by_hand(tokens: int, expected: list[tuple[int, int]]) -> None:
     starts, lengths = cut_windows(tokens, 4)
     assert list(zip(starts.tolist(), lengths.tolist(), strict=True)) == expected

@@ -41,7 +41,7 @@ def test_a_run_queued_again_before_its_end_was_noticed_is_not_marked_failed(tmp_
     store = Store(tmp_path / "runs")
     serving = Runner(store)
     (seen,) = store.runs()
-    serving._children[run.run] = runner._Child(Dead(0), "cpu", seen.state.queued_seq)  # type: ignore[arg-type]
+    serving._workers[run.run] = runner._Worker(Dead(0), "cpu", seen.state.queued_seq)  # type: ignore[arg-type]
     log = EventLog(run.paths.events)
     log.append(STARTED)
     log.append(Stopped(epoch=1, step=1))
@@ -58,7 +58,7 @@ def test_a_worker_that_died_without_an_outcome_gets_a_failed_event(tmp_path: Pat
     store = Store(tmp_path / "runs")
     serving = Runner(store)
     (seen,) = store.runs()
-    serving._children[run.run] = runner._Child(Dead(3), "cpu", seen.state.queued_seq)  # type: ignore[arg-type]
+    serving._workers[run.run] = runner._Worker(Dead(3), "cpu", seen.state.queued_seq)  # type: ignore[arg-type]
     serving._reap(store.runs())
     run.refresh()
     assert run.status is Status.FAILED

@@ -121,7 +121,7 @@ def test_a_device_is_shared_as_its_runs_allow_or_as_asked(
     given = answer("demo")
     runs = tuple(msgspec.structs.replace(each, threads=threads) for each in given.runs)
     given = msgspec.structs.replace(given, runs=runs, device_keys=(device,))
-    assert submit.sharing_words(given, asked) == shown
+    assert submit.describe_sharing(given, asked) == shown
 
 
 def dry(root: Path, *arguments: str) -> dict[str, Any]:

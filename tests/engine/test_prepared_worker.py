@@ -263,7 +263,7 @@ class FakeWorkers:
 
     def owner(self, run: Run) -> Owner | None:
         """A worker holds its lock from its start on."""
-        return Owner(1) if run.run in self.runner._children or run.run in self.runner._waiting else None
+        return Owner(1) if run.run in self.runner._workers or run.run in self.runner._prepared else None
 
     def start_waiting(self, run: Run, *_: object) -> Any:
         sent = self.sent.setdefault(run.run, [])
@@ -315,12 +315,12 @@ def test_the_device_is_left_alone_until_the_other_run_only_has_its_tests_left(
     assert (turn.go, turn.variables, turn.siblings) == (False, {"CUDA_VISIBLE_DEVICES": "GPU-a"}, ())
     assert list(fake.sent) == [second.run]
     assert third.run not in fake.sent, "one run is prepared for each GPU"
-    del fake.runner._children[first.run]
+    del fake.runner._workers[first.run]
     end(first)
     fake.step()
     assert [turn.go for turn in fake.sent[second.run]] == [False, True]
     assert fake.started == [(first.run, "GPU-a")], "the worker that waited trains the run"
-    assert fake.runner._children[second.run].device == "GPU-a"
+    assert fake.runner._workers[second.run].device == "GPU-a"
 
 
 def end(run: Run) -> None:
@@ -378,10 +378,10 @@ def test_the_run_that_is_prepared_on_a_device_goes_first_there(tmp_path: Path, m
     for run, device in ((a, "GPU-a"), (b, "GPU-b")):
         running(run, epoch(1), epoch(2), device=device)
     fake.step()
-    assert {fake.runner._waiting[run.run].device for run in (c, d)} == {"GPU-a", "GPU-b"}
-    free = fake.runner._waiting[d.run].device
-    ended = next(run for run in (a, b) if fake.runner._children[run.run].device == free)
-    del fake.runner._children[ended.run]
+    assert {fake.runner._prepared[run.run].device for run in (c, d)} == {"GPU-a", "GPU-b"}
+    free = fake.runner._prepared[d.run].device
+    ended = next(run for run in (a, b) if fake.runner._workers[run.run].device == free)
+    del fake.runner._workers[ended.run]
     end(ended)
     fake.step()
     assert [turn.go for turn in fake.sent[d.run]] == [False, True]
@@ -396,7 +396,7 @@ def test_a_worker_that_waits_on_a_device_ends_when_another_run_is_started_there(
     fake = FakeWorkers(tmp_path, monkeypatch)
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process: Any = SimpleNamespace(pid=0, exitcode=None, sentinel=0)
-    fake.runner._waiting[later.run] = runner._Waiting(process, sender, later.state.queued_seq, "GPU-a")
+    fake.runner._prepared[later.run] = runner._PreparedWorker(process, sender, later.state.queued_seq, "GPU-a")
     fake.step()
     assert fake.started == [(first.run, "GPU-a")]
     with pytest.raises(EOFError):
@@ -404,7 +404,7 @@ def test_a_worker_that_waits_on_a_device_ends_when_another_run_is_started_there(
     receiver.close()
     process.exitcode = worker.EXIT_NOT_TRAINED
     fake.runner._reap(fake.store.runs())
-    assert later.run not in fake.runner._waiting
+    assert later.run not in fake.runner._prepared
     assert later.run not in fake.runner._not_ahead, "it may be prepared again"
 
 
@@ -419,7 +419,7 @@ def test_one_run_is_prepared_for_each_gpu_and_takes_whichever_is_free_first(
         running(run, device=device)
     fake.step()
     assert fake.sent == {c.run: [], d.run: []}
-    free = fake.runner._children.pop(b.run).device
+    free = fake.runner._workers.pop(b.run).device
     end(b)
     fake.step()
     assert [turn.variables for turn in fake.sent[c.run]] == [{"CUDA_VISIBLE_DEVICES": free}]

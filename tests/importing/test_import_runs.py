@@ -9,7 +9,7 @@ import tiny
 
 from lmconsole.engine.queue import requeue
 from lmconsole.errors import StoreError
-from lmconsole.importing.import_runs import Report, import_runs
+from lmconsole.importing.import_runs import ImportReport, import_runs
 from lmconsole.plan.load import load_plan
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
@@ -29,7 +29,7 @@ def put(folder: Path, arguments: object = ARGS, **series: list[object]) -> Path:
     return folder
 
 
-def take(root: Path, source: Path) -> Report:
+def take(root: Path, source: Path) -> ImportReport:
     return import_runs(Store(root / "runs"), source, load_plan())
 
 
@@ -45,7 +45,7 @@ def test_a_folder_becomes_a_run_with_what_it_says_and_nothing_else(tmp_path: Pat
     report = take(tmp_path, tmp_path / "theirs")
     assert report.problems == []
     (run,) = runs(tmp_path)
-    assert report.made == {str(tmp_path / "theirs/5"): run.run}
+    assert report.imported == {str(tmp_path / "theirs/5"): run.run}
     info, state = run.info, run.state
     assert (info.experiment.id, info.origin, info.denominator, info.seed) == (5, "imported", "padded", 7)
     assert "-imported-s7-" in run.run
@@ -74,8 +74,8 @@ def test_the_same_source_is_imported_once(tmp_path: Path) -> None:
     put(tmp_path / "theirs/a")
     first = take(tmp_path, tmp_path / "theirs")
     again = take(tmp_path, tmp_path / "theirs")
-    assert (again.made, again.problems) == ({}, [])
-    assert list(again.known.values()) == list(first.made.values())
+    assert (again.imported, again.problems) == ({}, [])
+    assert list(again.imported_before.values()) == list(first.imported.values())
     assert len(runs(tmp_path)) == 1
 
 
@@ -100,18 +100,18 @@ def test_an_experiment_that_is_none_of_the_plans_gets_a_number_and_keeps_it(tmp_
     [
         ("{", {}, "args.json is not JSON"),
         ("[]", {}, "args.json is not an object"),
-        (ARGS | {"model": "gru"}, {}, "model: 'gru' is none of lstm, gpt1"),
+        (ARGS | {"model": "gru"}, {}, "model: 'gru' is not one of lstm, gpt1"),
         ({**ARGS, "optimizer": None}, {}, "optimizer is not stated"),
         (ARGS | {"layers": "two"}, {}, "layers: 'two' is not a whole number"),
         (ARGS | {"layers": 0}, {}, "layers"),
         (ARGS | {"lr": -1}, {}, "learning_rate"),
         (ARGS | {"seed": -1}, {}, "seed: -1"),
         (ARGS | {"denominator": "words"}, {}, "denominator: 'words' is neither"),
-        (ARGS | {"epochs": 2}, {}, "3 epochs of numbers, but epochs is 2"),
+        (ARGS | {"epochs": 2}, {}, "numbers for 3 epochs, but epochs is 2"),
         (ARGS, {"valid_ppl": [1, "x", 3]}, "valid_ppl.txt line 2: 'x' is not a number"),
         (ARGS, {"valid_ppl": []}, "no epoch"),
         (ARGS, {"valid_ppl": [1, -2, 3]}, "a perplexity of -2 is impossible"),
-        (ARGS, {"train_ppl": [1, 2]}, "different numbers of epochs: train_ppl 2, valid_ppl 3"),
+        (ARGS, {"train_ppl": [1, 2]}, "different numbers of epochs: train_ppl.txt 2, valid_ppl.txt 3"),
         (ARGS, {"train_time": [1, "nan", 3]}, "train_s: nan is not a time"),
         (ARGS, {"test_ppl": [1, 2]}, "test_ppl.txt has 2 numbers instead of one"),
     ],
@@ -125,7 +125,7 @@ def test_odd_folders_are_named_and_the_rest_is_imported(
     (problem,) = report.problems
     assert problem.startswith(str(tmp_path / "theirs/odd: "))
     assert words in problem
-    assert list(report.made) == [str(tmp_path / "theirs/right")]
+    assert list(report.imported) == [str(tmp_path / "theirs/right")]
 
 
 def test_folders_without_their_files_are_named(tmp_path: Path) -> None:
@@ -176,9 +176,9 @@ def test_csv_has_a_row_an_epoch_in_any_order(tmp_path: Path) -> None:
         "gpt1,1,adam,1,2,200,,,\n"
     )
     report = take(tmp_path, tmp_path / "runs.csv")
-    assert len(report.made) == 2
+    assert len(report.imported) == 2
     (problem,) = report.problems
-    assert "its epochs are not 1 to 1: 2" in problem
+    assert "epochs are not 1 to 1: 2" in problem
     first, second = sorted(runs(tmp_path), key=lambda run: run.info.seed)
     assert [epoch.valid_ppl for epoch in first.state.epochs] == [300.0, 200.0]
     assert first.info.denominator == "targets"
@@ -228,7 +228,7 @@ def test_our_own_data_comes_back_as_it_went(tmp_path: Path) -> None:
 def test_a_store_of_our_own_is_pointed_to_its_option(tmp_path: Path) -> None:
     tiny.queue_tiny(tmp_path)
     (problem,) = import_runs(Store(tmp_path / "other"), tmp_path / "runs", load_plan()).problems
-    assert "a run of lmconsole's own; --runs names its store" in problem
+    assert "already a run of lmconsole; use --runs to open its store" in problem
 
 
 def test_exit_codes_say_whether_everything_came_in(tmp_path: Path) -> None:

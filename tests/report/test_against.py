@@ -9,7 +9,7 @@ import tiny
 from recorded import record
 
 from lmconsole.errors import ExportError
-from lmconsole.report.against import against_document, per_target, published_results
+from lmconsole.report.against import comparison_table, per_target, published_results
 from lmconsole.report.export import ExportOptions, export, print_table
 from lmconsole.report.reference import PADDED_SHARE, PUBLISHED_CORPUS, published
 from lmconsole.report.selection import Group, choose_group
@@ -37,25 +37,25 @@ def test_padded_perplexities_are_converted_by_the_share_of_their_logarithm() -> 
     assert per_target(None, "train", "padded") is None
 
 
-def test_published_results_stand_beside_ours_both_ways(tmp_path: Path) -> None:
+def test_published_results_are_shown_as_given_and_converted(tmp_path: Path) -> None:
     on_wikitext(record(tmp_path, 1, "lstm", [(4.5, 5.0)]))
-    document = against_document(group(tmp_path), published_results(group(tmp_path)))
-    train, valid = document.data.to_dict("records")
+    table = comparison_table(group(tmp_path), published_results(group(tmp_path)))
+    train, valid = table.data.to_dict("records")
     given = published()[1]
     assert (train["split"], valid["split"]) == ("Train", "Validation")
     assert valid["theirs_ppl_as_given"] == given.valid_ppl
     converted = given.valid_ppl_per_target
     assert valid["theirs_ppl_per_target"] == pytest.approx(converted, abs=1e-3)
     assert valid["difference_percent"] == pytest.approx(100 * (math.exp(5.0) / converted - 1), abs=1e-3)
-    assert "their logarithm is 0.998761 for train and 0.997087 for validation" in document.caption
+    assert "their logarithm is 0.998761 for train and 0.997087 for validation" in table.caption
 
 
-def test_other_text_is_shown_beside_but_not_compared(tmp_path: Path) -> None:
+def test_results_on_other_text_are_shown_but_not_compared(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(4.5, 5.0)])
-    document = against_document(group(tmp_path), published_results(group(tmp_path)))
-    assert document.data["difference_percent"].isna().all()
-    assert "no difference is given" in document.caption
-    assert document.data["theirs_ppl_as_given"].notna().all()
+    table = comparison_table(group(tmp_path), published_results(group(tmp_path)))
+    assert table.data["difference_percent"].isna().all()
+    assert "no difference is given" in table.caption
+    assert table.data["theirs_ppl_as_given"].notna().all()
 
 
 def test_another_store_is_compared_experiment_by_experiment(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_another_store_is_compared_experiment_by_experiment(tmp_path: Path) -> N
     record(tmp_path / "a", 5, "gpt1", [(4.5, 4.0)])
     for seed, loss in ((1, 5.0), (2, 5.2)):
         record(tmp_path / "b", 1, "lstm", [(4.5, loss)], seed=seed)
-    text = print_table(Store(tmp_path / "a/runs"), ExportOptions(against=str(tmp_path / "b/runs"), form="csv"))
+    text = print_table(Store(tmp_path / "a/runs"), ExportOptions(against=str(tmp_path / "b/runs"), file_format="csv"))
     rows = [line.split(",") for line in text.splitlines()[1:]]
     mean = (math.exp(5.0) + math.exp(5.2)) / 2
     found = {(row[0], row[3]): row[5] for row in rows}
@@ -72,7 +72,7 @@ def test_another_store_is_compared_experiment_by_experiment(tmp_path: Path) -> N
     assert float(rows[-1][7]) == pytest.approx(100 * (math.exp(5.0) / mean - 1), abs=1e-3)
 
 
-def test_nothing_to_compare_with_is_said(tmp_path: Path) -> None:
+def test_missing_results_to_compare_with_are_an_error(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(4.5, 5.0)])
     store = Store(tmp_path / "runs")
     with pytest.raises(ExportError, match="no such folder"):

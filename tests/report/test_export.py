@@ -58,14 +58,14 @@ def test_each_format_writes_its_files_and_names_them(
     if form == "parquet":
         pytest.importorskip("pyarrow")
     out = tmp_path / "new" / "exports"
-    paths = export(store, out, ExportOptions(form=form))  # type: ignore[arg-type]
+    paths = export(store, out, ExportOptions(file_format=form))  # type: ignore[arg-type]
     assert written(out) == expected == {path.relative_to(out).as_posix() for path in paths}
 
 
 def test_the_frames_are_the_same_in_every_format(store: Store, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     for form in ("csv", "json", "parquet"):
-        export(store, tmp_path / form, ExportOptions(form=form))  # type: ignore[arg-type]
+        export(store, tmp_path / form, ExportOptions(file_format=form))  # type: ignore[arg-type]
     epochs = pd.read_csv(tmp_path / "csv/data/epochs.csv")
     assert list(epochs["valid_loss_nats"]) == [6.0, 5.25, 4.5, 4.75]
     assert list(epochs["epoch"]) == [1, 2, 1, 2]
@@ -85,8 +85,8 @@ def test_energy_is_in_the_frames_and_empty_where_it_is_unknown(tmp_path: Path) -
     record(tmp_path, 1, "lstm", [(5.0, 4.5), (4.0, 4.75)], device="cuda:0", energy_j=9_000.5)
     record(tmp_path, 5, "gpt1", [(6.0, 6.0), (5.5, 5.25)], device="cuda:0")
     store = Store(tmp_path / "runs")
-    export(store, tmp_path / "csv", ExportOptions(form="csv"))
-    export(store, tmp_path / "json", ExportOptions(form="json"))
+    export(store, tmp_path / "csv", ExportOptions(file_format="csv"))
+    export(store, tmp_path / "json", ExportOptions(file_format="json"))
     for name, joules in (("runs", [None, 9_000.5]), ("epochs", [None, None, 4_500.25, 4_500.25])):
         rows = json.loads((tmp_path / f"json/data/{name}.json").read_text())
         assert [row["energy_j"] for row in rows] == joules
@@ -99,14 +99,14 @@ def test_energy_is_in_the_frames_and_empty_where_it_is_unknown(tmp_path: Path) -
 def test_a_store_that_knows_no_energy_opens_and_exports_as_one_where_it_is_unknown(tmp_path: Path, device: str) -> None:
     """Version 0.1.0 wrote events without that field."""
     run = record(tmp_path, 1, "lstm", [(5.0, 4.5), (4.0, 4.75)], device=device, samples=5)
-    export(Store(tmp_path / "runs"), tmp_path / "now", ExportOptions(form="csv"))
+    export(Store(tmp_path / "runs"), tmp_path / "now", ExportOptions(file_format="csv"))
     text = run.paths.events.read_text()
     assert text.count(',"energy_j":null') == 3
     run.paths.events.write_text(text.replace(',"energy_j":null', ""))
     store = Store(tmp_path / "runs")
     (old,) = store.runs()
     assert (old.state.damaged, old.status) == (0, "finished")
-    export(store, tmp_path / "before", ExportOptions(form="csv"))
+    export(store, tmp_path / "before", ExportOptions(file_format="csv"))
     for path in written(tmp_path / "now"):
         assert (tmp_path / "now" / path).read_bytes() == (tmp_path / "before" / path).read_bytes()
 
@@ -114,7 +114,7 @@ def test_a_store_that_knows_no_energy_opens_and_exports_as_one_where_it_is_unkno
 def test_a_number_that_is_not_finite_is_named_in_every_format(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(5.0, 4.0), (NAN, float("inf"))])
     store = Store(tmp_path / "runs")
-    export(store, tmp_path / "out", ExportOptions(form="json"))
+    export(store, tmp_path / "out", ExportOptions(file_format="json"))
     last = json.loads((tmp_path / "out/data/epochs.json").read_text())[-1]
     assert last["valid_ppl"] is None
     assert "valid_ppl=inf" in last["non_finite"]
@@ -122,7 +122,7 @@ def test_a_number_that_is_not_finite_is_named_in_every_format(tmp_path: Path) ->
 
 
 def test_pdf_and_svg_come_beside_png(store: Store, tmp_path: Path) -> None:
-    export(store, tmp_path / "out", ExportOptions(form="markdown", figures="pdf"))
+    export(store, tmp_path / "out", ExportOptions(file_format="markdown", figure_format="pdf"))
     assert {path.suffix for path in (tmp_path / "out/figures").glob("figure-3.*")} == {".png", ".pdf"}
 
 
@@ -182,9 +182,9 @@ def test_the_command_that_reproduces_gives_the_same_threads(
 def test_the_report_names_every_number_of_threads_and_what_that_does_to_times(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(5.0, 4.5)], jobs=4, threads=1)
     record(tmp_path, 2, "lstm", [(5.0, 4.5)], jobs=1, threads=2)
-    export(Store(tmp_path / "runs"), tmp_path / "out", ExportOptions(form="markdown"))
+    export(Store(tmp_path / "runs"), tmp_path / "out", ExportOptions(file_format="markdown"))
     text = (tmp_path / "out/report.md").read_text()
-    assert "Device: CPU; 1 or 2 CPU threads a run." in text
+    assert "Device: CPU; 1 or 2 CPU threads per run." in text
     assert "different numbers of runs shared the device (1, 4); the runs used different numbers of threads" in text
 
 
@@ -220,7 +220,7 @@ def test_names_full_of_markup_pass_through_every_file(tmp_path: Path) -> None:
 
 def test_exports_of_another_group_leave_nothing_of_the_first_behind(store: Store, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    export(store, out, ExportOptions(against="published", figures="svg"))
+    export(store, out, ExportOptions(against="published", figure_format="svg"))
     (out / "notes.txt").write_text("mine")
     record(tmp_path, 1, "lstm", [(5.0, 3.0)], epochs=7)
     export(store, out, ExportOptions())
@@ -230,7 +230,7 @@ def test_exports_of_another_group_leave_nothing_of_the_first_behind(store: Store
 def test_more_formats_of_one_group_gather_in_one_folder(store: Store, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for form in ("csv", "json", "markdown"):
-        export(store, out, ExportOptions(form=form))  # type: ignore[arg-type]
+        export(store, out, ExportOptions(file_format=form))  # type: ignore[arg-type]
     assert written(out) >= CSV | MARKDOWN | {"data/runs.json"}
     listed = set(json.loads((out / ".group.json").read_text())["files"])
     assert listed == written(out)
@@ -281,7 +281,7 @@ def test_a_file_in_the_place_of_the_folder_is_an_error(store: Store, tmp_path: P
     assert (tmp_path / "taken").read_text() == "mine"
     done = tiny.lmconsole("export", "--out", "taken", cwd=tmp_path, check=2)
     assert done.stderr.count("\n") <= 2
-    assert "--out names another folder" in done.stderr
+    assert "Use --out to name another folder" in done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -320,14 +320,14 @@ def test_parquet_without_pyarrow_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ExportError, match="pyarrow") as caught:
-        export(store, tmp_path / "out", ExportOptions(form="parquet"))
+        export(store, tmp_path / "out", ExportOptions(file_format="parquet"))
     assert "lmconsole[parquet]" in str(caught.value)
     with pytest.raises(ExportError, match="parquet is not text"):
-        print_table(store, ExportOptions(form="parquet"))
+        print_table(store, ExportOptions(file_format="parquet"))
 
 
 def test_siunitx_aligns_what_it_can(store: Store) -> None:
-    text = print_table(store, ExportOptions(form="latex", siunitx=True))
+    text = print_table(store, ExportOptions(file_format="latex", siunitx=True))
     assert "\\usepackage{siunitx}" in text
     assert "{lrlS[table-format=3.3," in text
     assert "{Validation PPL}" in text
@@ -379,7 +379,7 @@ def test_watching_waits_for_the_group_that_is_asked_for(
         log.close()
 
     monkeypatch.setattr(exporting.time, "sleep", pause)
-    options = ExportOptions(form="csv", run=run.run)
+    options = ExportOptions(file_format="csv", run=run.run)
     with pytest.raises(ExportError, match="none of 1 runs has completed an epoch"):
         keep_current(store, tmp_path / "out", options, lambda paths: None)
     assert looks == [1]
@@ -387,7 +387,7 @@ def test_watching_waits_for_the_group_that_is_asked_for(
 
 def test_watching_a_store_without_active_runs_exports_once(store: Store, tmp_path: Path) -> None:
     times: list[int] = []
-    keep_current(store, tmp_path / "out", ExportOptions(form="csv"), lambda paths: times.append(len(paths)))
+    keep_current(store, tmp_path / "out", ExportOptions(file_format="csv"), lambda paths: times.append(len(paths)))
     assert times == [5]
 
 
@@ -399,5 +399,5 @@ def test_the_runner_keeps_imported_runs_out(store: Store, tmp_path: Path) -> Non
     export_automatically(store, tmp_path / "out")
     assert "Imported" not in (tmp_path / "out/report.md").read_text()
     table = tiny.lmconsole("export", "-o", "-", "--imported", cwd=tmp_path, check=0).stdout
-    assert "Imported runs, perplexities per slot, padding included" in table
+    assert "Imported runs with perplexity per position, padding included" in table
     assert "**99.000**" in table

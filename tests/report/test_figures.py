@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
 from recorded import record
 
-from lmconsole.report.draw import LARGEST_PPL, encoded, log_ticks, shown
-from lmconsole.report.figures import illustrations, time_unit
+from lmconsole.report.draw import ImageFormat, displayable, draw_figure, encode_figure, log_ticks
+from lmconsole.report.figures import LARGEST_PPL, figure_specs, time_unit
 from lmconsole.report.selection import choose_group
 from lmconsole.runs.store import Store
 
@@ -20,11 +20,11 @@ NAN, INF = float("nan"), float("inf")
 
 
 def figure(root: Path, number: int) -> Figure:
-    return illustrations(choose_group(Store(root / "runs").runs()))[number - 1].draw()
+    return draw_figure(figure_specs(choose_group(Store(root / "runs").runs()))[number - 1].content)
 
 
 def caption(root: Path, number: int) -> str:
-    return illustrations(choose_group(Store(root / "runs").runs()))[number - 1].caption
+    return figure_specs(choose_group(Store(root / "runs").runs()))[number - 1].caption
 
 
 def legend(drawn: Figure) -> list[str]:
@@ -107,7 +107,7 @@ def test_seeds_become_a_mean_and_a_band(tmp_path: Path) -> None:
     assert max(heights) == pytest.approx(math.exp(5.0))
     assert ppls[2] in [pytest.approx(height) for height in heights]
     assert "range of seeds" in legend(drawn)
-    assert "bands reach from the lowest to the highest seed" in caption(tmp_path, 1)
+    assert "bands span the lowest to the highest seed" in caption(tmp_path, 1)
 
 
 def test_what_is_missing_is_said_in_the_panel_and_the_caption(tmp_path: Path) -> None:
@@ -133,8 +133,8 @@ def test_what_cannot_be_drawn_is_marked_at_the_edge(tmp_path: Path, odd: float) 
 
 def test_a_run_of_nothing_but_nan_still_gives_every_figure(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(NAN, NAN)])
-    for each in illustrations(choose_group(Store(tmp_path / "runs").runs())):
-        assert encoded(each.draw(), "png").startswith(b"\x89PNG")
+    for each in figure_specs(choose_group(Store(tmp_path / "runs").runs())):
+        assert encode_figure(draw_figure(each.content), "png").startswith(b"\x89PNG")
 
 
 def test_experiments_beyond_the_twelve_get_panels_too(tmp_path: Path) -> None:
@@ -144,8 +144,8 @@ def test_experiments_beyond_the_twelve_get_panels_too(tmp_path: Path) -> None:
     titles = [axes.get_title(loc="left") for axes in figure(tmp_path, 1).axes]
     assert titles[:3] == ["(a) Adam (1)", "(b) Adam (31: a very long na…", "(c) AdamW"]
     assert [axes.get_title(loc="left") for axes in figure(tmp_path, 3).axes][2] == "(c) 3 layers, Adam (32)"
-    assert shown("🚀 \x1b $x$") == "[rocket] \\x1b $x$"
-    assert encoded(figure(tmp_path, 9), "png")
+    assert displayable("🚀 \x1b $x$") == "[rocket] \\x1b $x$"
+    assert encode_figure(figure(tmp_path, 9), "png")
 
 
 def test_bars_carry_their_values_and_what_was_not_reached(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_the_profile_rises_to_one_for_the_optimizer_that_always_gets_there(tmp_p
 @pytest.mark.parametrize("form", ["png", "pdf", "svg"])
 def test_the_same_data_gives_the_same_file(tmp_path: Path, form: str) -> None:
     twelve(tmp_path)
-    first, second = (encoded(figure(tmp_path, 6), form) for _ in range(2))  # type: ignore[arg-type]
+    first, second = (encode_figure(figure(tmp_path, 6), form) for _ in range(2))  # type: ignore[arg-type]
     assert first == second
     assert b"matplotlib.org" not in first or form == "svg"
     if form == "pdf":
@@ -186,9 +186,9 @@ def test_a_persons_matplotlibrc_changes_nothing(tmp_path: Path) -> None:
     import matplotlib
 
     twelve(tmp_path)
-    before = encoded(figure(tmp_path, 1), "png")
+    before = encode_figure(figure(tmp_path, 1), "png")
     with matplotlib.rc_context({"font.size": 30.0, "axes.facecolor": "black", "savefig.dpi": 20}):
-        assert encoded(figure(tmp_path, 1), "png") == before
+        assert encode_figure(figure(tmp_path, 1), "png") == before
         assert matplotlib.rcParams["font.size"] == 30.0
 
 

@@ -1,4 +1,4 @@
-"""Findings on made-up runs whose right answer is known, and the edges of each rule."""
+"""Findings on recorded runs with known answers, and the edge cases of each criterion."""
 
 import math
 from pathlib import Path
@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded import record
 
-from lmconsole.report.comparing import NEGLIGIBLE, Verdict, compare, measure
-from lmconsole.report.findings import Finding, findings
+from lmconsole.report.comparing import NEGLIGIBLE, Verdict, compare, experiment_results
+from lmconsole.report.findings import findings
+from lmconsole.report.questions.finding import Finding
 from lmconsole.report.selection import Group, choose_group
-from lmconsole.report.targets import SLACK, best_valid_ppl, common_target, performance_profile, reached, time_to
+from lmconsole.report.targets import TARGET_MARGIN, best_valid_ppl, common_target, performance_profile, time_to_target, seconds_to_target
 from lmconsole.runs.info import read_info
 from lmconsole.runs.store import Store
 
@@ -39,29 +40,29 @@ def question(root: Path, number: int) -> Finding:
     return findings(group(root))[number - 3]
 
 
-def said(finding: Finding) -> str:
-    return " ".join((*finding.measured, *finding.interpretation))
+def sentences(finding: Finding) -> str:
+    return " ".join((*finding.observations, *finding.interpretation))
 
 
 def verdict(root: Path, first: int = 2, second: int = 1) -> Verdict:
-    measured = measure(group(root))
+    measured = experiment_results(group(root))
     return compare(measured[first], measured[second]).verdict
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "expected"),
     [
-        ([4.0], [4.0], Verdict.TINY),
-        ([4.0], [4.0 - math.log(1 - NEGLIGIBLE) - 1e-6], Verdict.TINY),
-        ([4.0], [4.0 - math.log(1 - NEGLIGIBLE) + 1e-6], Verdict.HINT_LOWER),
-        ([4.5], [4.0], Verdict.HINT_HIGHER),
-        ([4.0, 4.1], [4.5], Verdict.HINT_LOWER),
+        ([4.0], [4.0], Verdict.NEGLIGIBLE_IN_ONE_SEED),
+        ([4.0], [4.0 - math.log(1 - NEGLIGIBLE) - 1e-6], Verdict.NEGLIGIBLE_IN_ONE_SEED),
+        ([4.0], [4.0 - math.log(1 - NEGLIGIBLE) + 1e-6], Verdict.LOWER_IN_ONE_SEED),
+        ([4.5], [4.0], Verdict.HIGHER_IN_ONE_SEED),
+        ([4.0, 4.1], [4.5], Verdict.LOWER_IN_ONE_SEED),
         ([4.0, 4.1, 4.2], [4.5, 4.6, 4.7], Verdict.LOWER),
         ([4.5, 4.6], [4.0, 4.1], Verdict.HIGHER),
-        ([4.0, 4.1, 4.6], [4.5, 4.6, 4.7], Verdict.SPREAD),
-        ([4.0, 4.0], [4.0, 4.0], Verdict.SPREAD),
-        ([3.0, 4.0], [4.01, 4.02], Verdict.SPREAD),
-        ([NAN], [4.0], Verdict.NONE),
+        ([4.0, 4.1, 4.6], [4.5, 4.6, 4.7], Verdict.WITHIN_SPREAD),
+        ([4.0, 4.0], [4.0, 4.0], Verdict.WITHIN_SPREAD),
+        ([3.0, 4.0], [4.01, 4.02], Verdict.WITHIN_SPREAD),
+        ([NAN], [4.0], Verdict.NO_DATA),
     ],
 )
 def test_a_difference_counts_when_seeds_carry_it(
@@ -73,28 +74,28 @@ def test_a_difference_counts_when_seeds_carry_it(
     assert verdict(tmp_path) is expected
 
 
-def test_the_chance_of_a_separation_is_given(tmp_path: Path) -> None:
+def test_a_complete_separation_has_a_p_value(tmp_path: Path) -> None:
     for seed in range(3):
         put(tmp_path, ("lstm", 1, "adamw"), 4.0 + seed / 100, seed=seed)
         put(tmp_path, ("lstm", 1, "adam"), 4.5 + seed / 100, seed=seed)
-    words = question(tmp_path, 4).measured[0]
-    assert "in every seed (chance 0.1 if the settings do not matter)" in words
+    words = question(tmp_path, 4).observations[0]
+    assert "the seeds separate completely (p = 0.1)" in words
     assert "(n = 3)" in words
 
 
 def test_unfinished_runs_carry_no_claim(tmp_path: Path) -> None:
     put(tmp_path, ("lstm", 1, "adamw"), 4.0)
     put(tmp_path, ("lstm", 1, "adam"), 5.0, finish=False)
-    assert verdict(tmp_path) is Verdict.NONE
-    assert "LSTM 1L Adam (1) did not finish or diverged: no comparison." in said(question(tmp_path, 4))
-    assert "AdamW with weight decay ends" not in said(question(tmp_path, 4))
+    assert verdict(tmp_path) is Verdict.NO_DATA
+    assert "No comparison: LSTM 1L Adam (1) did not finish or diverged." in sentences(question(tmp_path, 4))
+    assert "AdamW with weight decay" not in sentences(question(tmp_path, 4))
 
 
 def test_missing_experiments_leave_the_question_open(tmp_path: Path) -> None:
     put(tmp_path, ("lstm", 1, "adam"), 4.0)
     for number in (4, 5, 6):
         finding = question(tmp_path, number)
-        assert all("nothing can be said" in words for words in finding.measured)
+        assert all("no comparison is possible" in words for words in finding.observations)
         assert not [words for words in finding.interpretation if "seed" not in words]
 
 
@@ -104,29 +105,29 @@ def test_time_to_a_target_is_not_the_shortest_run(tmp_path: Path) -> None:
     put(tmp_path, ("gpt1", 1, "adam"), 4.2, 3.9, 3.5, seconds=8.0)
     target = common_target(group(tmp_path))
     assert target is not None
-    assert math.exp(4.0) * (1 + SLACK) <= target <= math.exp(4.0) * (1 + SLACK) * 1.01
-    words = said(question(tmp_path, 3))
+    assert math.exp(4.0) * (1 + TARGET_MARGIN) <= target <= math.exp(4.0) * (1 + TARGET_MARGIN) * 1.01
+    words = sentences(question(tmp_path, 3))
     assert "GPT-1 1L Adam (5), 16 s of training" in words
     assert (
-        "If wall-clock time matters: GPT-1 1L Adam (5). The shortest run, LSTM 1L SGD (3), is not the answer" in words
+        "If wall-clock time matters most: GPT-1 1L Adam (5). The shortest run, LSTM 1L SGD (3), is not the answer" in words
     )
-    assert "If generalization matters: GPT-1 1L Adam (5)." in words
+    assert "If generalization matters most: GPT-1 1L Adam (5)." in words
 
 
 def test_times_too_close_to_call_are_named_together(tmp_path: Path) -> None:
     put(tmp_path, ("lstm", 1, "adam"), 5.0, 4.0, seconds=10.0)
     put(tmp_path, ("lstm", 1, "adamw"), 5.0, 4.0, seconds=10.9)
-    words = said(question(tmp_path, 3))
-    assert "If wall-clock time matters: LSTM 1L Adam (1), LSTM 1L AdamW (2). Between these" in words
-    assert "The measurement does not tell it from" in words
+    words = sentences(question(tmp_path, 3))
+    assert "If wall-clock time matters most: LSTM 1L Adam (1), LSTM 1L AdamW (2). The measurements" in words
+    assert "The measurements do not distinguish it from" in words
 
 
 def test_the_smallest_gap_alone_misleads(tmp_path: Path) -> None:
     put(tmp_path, ("lstm", 1, "adam"), 4.0, train=3.0)
     put(tmp_path, ("lstm", 1, "sgd"), 7.0, train=7.0)
-    assert "The smallest gap alone misleads: LSTM 1L SGD (3)" in said(question(tmp_path, 3))
+    assert "The smallest gap alone is misleading: LSTM 1L SGD (3)" in sentences(question(tmp_path, 3))
     put(tmp_path, ("lstm", 1, "momentum"), 3.0, train=3.0)
-    assert "misleads" not in said(question(tmp_path, 3))
+    assert "misleading" not in sentences(question(tmp_path, 3))
 
 
 def test_the_target_is_one_that_every_seed_has_reached(tmp_path: Path) -> None:
@@ -136,15 +137,15 @@ def test_the_target_is_one_that_every_seed_has_reached(tmp_path: Path) -> None:
     target = common_target(both)
     assert target is not None
     assert target >= math.exp(4.5)
-    assert reached(both.runs, math.exp(4.2)).mean_s is None
-    assert reached(both.runs, target).mean_s == 1.0
+    assert time_to_target(both.runs, math.exp(4.2)).mean_s is None
+    assert time_to_target(both.runs, target).mean_s == 1.0
 
 
 def test_without_a_finite_perplexity_there_is_no_target(tmp_path: Path) -> None:
     put(tmp_path, ("lstm", 1, "adam"), NAN)
     assert common_target(group(tmp_path)) is None
     assert performance_profile(group(tmp_path)) == {}
-    assert "none can be chosen" in said(question(tmp_path, 3))
+    assert "none can be recommended" in sentences(question(tmp_path, 3))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_without_a_finite_perplexity_there_is_no_target(tmp_path: Path) -> None:
     [
         ((5.0, 4.5, 4.0), "As expected"),
         ((4.0, 4.5, 4.2), "Not as expected"),
-        ((4.0, 4.0, 4.0), "Neither as expected nor against it"),
+        ((4.0, 4.0, 4.0), "Inconclusive"),
     ],
 )
 def test_depth_is_judged_against_what_is_expected(
@@ -168,7 +169,7 @@ def test_a_deeper_model_that_fits_better_and_validates_worse_overfits(tmp_path: 
     put(tmp_path, ("gpt1", 2, "adamw"), 4.5, 4.6, train=3.0)
     put(tmp_path, ("gpt1", 4, "adamw"), 5.1, 5.0, train=4.8)
     first, second = question(tmp_path, 6).interpretation[1:3]
-    assert "the sign of overfitting" in first
+    assert "which indicates overfitting" in first
     assert "more epochs" not in first
     assert "harder to optimize" in second
     assert "more epochs may change the order" in second
@@ -178,22 +179,22 @@ def test_the_class_with_the_larger_gap_at_every_depth_overfits_more(tmp_path: Pa
     for layers in (1, 2, 4):
         put(tmp_path, ("lstm", layers, "adamw"), 4.0, train=3.9)
         put(tmp_path, ("gpt1", layers, "adamw"), 4.0, train=3.0)
-    assert "GPT-1 has the larger gap at every depth compared (1, 2, 4 layers)" in said(question(tmp_path, 8))
+    assert "GPT-1 has the larger gap at every depth compared (1, 2, 4 layers)" in sentences(question(tmp_path, 8))
     put(tmp_path, ("lstm", 4, "adamw"), 6.0, train=3.9)
-    assert "Neither class overfits more throughout" in said(question(tmp_path, 8))
+    assert "Neither architecture overfits more" in sentences(question(tmp_path, 8))
 
 
 def test_gaps_within_the_seeds_spread_are_no_difference(tmp_path: Path) -> None:
     for seed, extra in enumerate((0.0, 0.2, 0.4)):
         put(tmp_path, ("lstm", 1, "adamw"), 4.0, train=3.5 + extra, seed=seed)
         put(tmp_path, ("gpt1", 1, "adamw"), 4.0, train=3.4 + extra, seed=seed)
-    assert "Neither class overfits more throughout" in said(question(tmp_path, 8))
+    assert "Neither architecture overfits more" in sentences(question(tmp_path, 8))
 
 
 def test_equal_gaps_mislead_nobody(tmp_path: Path) -> None:
     put(tmp_path, ("lstm", 1, "adam"), 4.00, train=3.0)
     put(tmp_path, ("lstm", 1, "adamw"), 4.50, train=3.501)
-    assert "misleads" not in said(question(tmp_path, 3))
+    assert "misleading" not in sentences(question(tmp_path, 3))
 
 
 def test_few_seeds_are_a_caution(tmp_path: Path) -> None:
@@ -201,16 +202,16 @@ def test_few_seeds_are_a_caution(tmp_path: Path) -> None:
         for optimizer, loss in (("momentum", 4.0), ("sgd", 5.0)):
             put(tmp_path, ("lstm", 1, optimizer), loss + seed / 100, seed=seed)
         if seed == 2:
-            assert "With so few seeds it may be an accident (chance 0.1)." in said(question(tmp_path, 4))
-    words = said(question(tmp_path, 4))
-    assert "chance 0.029" in words
-    assert "accident" not in words
+            assert "With so few seeds this may be due to chance (p = 0.1)." in sentences(question(tmp_path, 4))
+    words = sentences(question(tmp_path, 4))
+    assert "p = 0.029" in words
+    assert "due to chance" not in words
 
 
-def test_one_of_two_doublings_is_in_part_as_expected(tmp_path: Path) -> None:
+def test_one_of_two_doublings_is_partly_as_expected(tmp_path: Path) -> None:
     for layers, loss in ((1, 4.5), (2, 4.0), (4, 4.0)):
         put(tmp_path, ("gpt1", layers, "adamw"), loss)
-    assert question(tmp_path, 6).interpretation[0].startswith("In part as expected")
+    assert question(tmp_path, 6).interpretation[0].startswith("Partly as expected")
 
 
 def test_settings_that_differ_besides_are_named(tmp_path: Path) -> None:
@@ -220,29 +221,29 @@ def test_settings_that_differ_besides_are_named(tmp_path: Path) -> None:
     own = msgspec.structs.replace(info.experiment, overrides={"learning_rate": 0.5})
     settings = msgspec.structs.replace(info.settings, learning_rate=0.5)
     run.paths.info.write_bytes(msgspec.json.encode(msgspec.structs.replace(info, experiment=own, settings=settings)))
-    assert "They also differ in learning rate." in question(tmp_path, 4).measured[0]
+    assert "They also differ in learning rate." in question(tmp_path, 4).observations[0]
 
 
 def test_no_positive_gap_is_no_overfitting(tmp_path: Path) -> None:
     for model in ("lstm", "gpt1"):
         put(tmp_path, (model, 1, "adamw"), 4.0, train=4.5)
-    assert "nothing is overfitted yet" in said(question(tmp_path, 8))
+    assert "no overfitting yet" in sentences(question(tmp_path, 8))
 
 
 def test_memory_names_the_least_and_the_most(tmp_path: Path) -> None:
     for kind, mib in ((("lstm", 1, "adam"), 700.0), (("gpt1", 4, "adamw"), 2100.0)):
         put(tmp_path, kind, 4.0, 3.9, device="cuda:0", samples=5, process_mib=mib)
     finding = question(tmp_path, 7)
-    assert "from 700 MiB, LSTM 1L Adam (1), to 2,100 MiB, GPT-1 4L AdamW (12)" in finding.measured[0]
-    assert "What differs grows with the model" in finding.interpretation[0]
-    assert "4 × 8 × 300 × 4 bytes = 0.0 MiB" in finding.measured[2]
+    assert "from 700 MiB (LSTM 1L Adam (1)) to 2,100 MiB (GPT-1 4L AdamW (12))" in finding.observations[0]
+    assert "The difference grows with the model" in finding.interpretation[0]
+    assert "4 × 8 × 300 × 4 bytes = 0.0 MiB" in finding.observations[2]
 
 
 def test_every_question_has_rule_and_measurement_even_for_one_poor_run(tmp_path: Path) -> None:
     put(tmp_path, ("gpt1", 1, "sgd"), NAN, finish=False)
     answers = findings(group(tmp_path))
     assert [answer.number for answer in answers] == [3, 4, 5, 6, 7, 8]
-    assert all(answer.measured and answer.rule for answer in answers)
+    assert all(answer.observations and answer.method for answer in answers)
 
 
 @given(st.lists(st.floats(2.0, 9.0), min_size=1, max_size=6), st.floats(5.0, 9000.0))
@@ -253,7 +254,7 @@ def test_a_target_is_reached_at_the_first_epoch_that_is_no_higher(
     run = record(root, 1, "lstm", [(4.0, loss) for loss in losses], seconds=2.0)
     run.refresh()
     places = [epoch for epoch, loss in enumerate(losses, 1) if math.exp(loss) <= target]
-    assert time_to(run, target) == (2.0 * places[0] if places else None)
+    assert seconds_to_target(run, target) == (2.0 * places[0] if places else None)
     assert best_valid_ppl(run) == pytest.approx(math.exp(min(losses)))
 
 

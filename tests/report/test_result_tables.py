@@ -1,4 +1,4 @@
-"""Tables 1 and 2 on recorded logs: golden texts, what is bold, what is marked, what is left out."""
+"""Tables 1 and 2 of recorded runs: complete texts, bold and marked cells, and excluded runs."""
 
 import csv
 import io
@@ -15,15 +15,15 @@ from recorded import record
 from lmconsole.errors import ExportError
 from lmconsole.report.export import ExportOptions, export, export_automatically
 from lmconsole.report.markup import escape_latex, escape_markdown
-from lmconsole.report.result_tables import memory_document, results_document
+from lmconsole.report.result_tables import memory_table, results_table
 from lmconsole.report.selection import choose_group
 from lmconsole.runs.events import perplexity
 from lmconsole.runs.store import Store
 
 CAPTION = (
-    "Preset tiny: data, 794 train, 116 validation and 84 test tokens, vocabulary 300 (byte-level BPE of 300 trained on "
-    "the train split); learned embedding tables; 2 epochs, batches of 4 windows of 8 tokens, learning rate 0.01; "
-    "precision fp32. Trained on CPU."
+    "Preset tiny: corpus data with 794 training, 116 validation and 84 test tokens; vocabulary of 300 (byte-level BPE "
+    "of 300 trained on the train split); learned embeddings; 2 epochs; batches of 4 windows of 8 tokens; learning rate "
+    "0.01; fp32 precision. Trained on CPU."
 )
 
 
@@ -43,13 +43,13 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_table_1_in_markdown(store: Store) -> None:
-    text = results_document(choose_group(store.runs())).render("markdown")
+    text = results_table(choose_group(store.runs())).render("markdown")
     assert text == (
-        "**Table 1.** Perplexity (PPL) per target token of each experiment, at its epoch with the best validation "
-        "PPL. Train PPL is that of the epoch's own training passes. Config: number of the experiment. Bold: "
-        "lowest validation perplexity of its architecture. †: not finished, or diverged; never bold. ‡: depends on the "
-        "initialisation of the attention's projections, which the published protocol leaves open (here "
-        f"Xavier-uniform, zero biases). {CAPTION} Seed 42.\n"
+        "**Table 1.** Perplexity (PPL) per target token, at the epoch with the lowest validation PPL. Train PPL is "
+        "computed from the training losses of the epoch, without a separate evaluation. Config: experiment number. "
+        "Bold: lowest validation PPL of each architecture. †: unfinished or diverged; never bold. ‡: depends on the "
+        "initialization of the attention projections, which the published protocol does not specify (here Xavier "
+        f"uniform, zero biases). {CAPTION} Seed 42.\n"
         "\n"
         "| Architecture | Layers | Optimizer |   Train PPL | Validation PPL | Epoch | Config |\n"
         "| ------------ | -----: | --------- | ----------: | -------------: | ----: | -----: |\n"
@@ -62,7 +62,7 @@ def test_table_1_in_markdown(store: Store) -> None:
 
 
 def test_table_1_in_latex(store: Store) -> None:
-    text = results_document(choose_group(store.runs())).render("latex")
+    text = results_table(choose_group(store.runs())).render("latex")
     body = text[text.index("  \\begin{tabular}") :]
     assert text.startswith(
         "% needs \\usepackage{booktabs}\n\\begin{table}[htbp]\n  \\centering\n  \\caption{Perplexity (PPL)"
@@ -86,7 +86,7 @@ def test_table_1_in_latex(store: Store) -> None:
 
 
 def test_table_1_in_csv_holds_plain_numbers(store: Store) -> None:
-    assert results_document(choose_group(store.runs())).render("csv") == (
+    assert results_table(choose_group(store.runs())).render("csv") == (
         "architecture,layers,optimizer,train_ppl,train_ppl_sd,valid_ppl,valid_ppl_sd,epoch,config,name,seeds,complete,best\n"
         "GPT-1,1,Adam,244.692,,190.566,,2,5,,1,True,True\n"
         "GPT-1,1,Momentum,403.429,,20.086,,1,7,,1,False,False\n"
@@ -100,16 +100,16 @@ def test_seeds_give_mean_and_standard_deviation_of_each_seeds_best_epoch(tmp_pat
     for seed, valid in ((1, 4.0), (2, 4.2), (3, 4.4)):
         record(tmp_path, 1, "lstm", [(5.0, 5.0), (3.0, valid)], seed=seed)
     record(tmp_path, 3, "lstm", [(5.0, 3.9), (3.0, 4.5)], seed=1, optimizer="sgd")
-    document = results_document(choose_group(Store(tmp_path / "runs").runs()))
+    table = results_table(choose_group(Store(tmp_path / "runs").runs()))
     ppls = [perplexity(loss) for loss in (4.0, 4.2, 4.4)]
     mean = sum(ppls) / 3
     sd = (sum((ppl - mean) ** 2 for ppl in ppls) / 2) ** 0.5
-    first, second = rows(document.render("markdown"))
+    first, second = rows(table.render("markdown"))
     assert first[3:6] == [f"{perplexity(3.0):.3f} ± 0.000", f"{mean:.3f} ± {sd:.3f}", "2"]
     assert second[3:6] == [f"**{perplexity(5.0):.3f}**", f"**{perplexity(3.9):.3f}**", "**1**"]
-    assert "over seeds (1, 2, 3)" in document.caption
-    assert "Seeds per experiment: 1: 3; 3: 1." in document.caption
-    read = list(csv.DictReader(io.StringIO(document.render("csv"))))
+    assert "over seeds (1, 2, 3)" in table.caption
+    assert "Seeds per experiment: 3 for 1; 1 for 3." in table.caption
+    read = list(csv.DictReader(io.StringIO(table.render("csv"))))
     assert float(read[0]["valid_ppl"]) == pytest.approx(mean, abs=5e-4)
     assert float(read[0]["valid_ppl_sd"]) == pytest.approx(sd, abs=5e-4)
     assert read[1]["valid_ppl_sd"] == ""
@@ -118,7 +118,7 @@ def test_seeds_give_mean_and_standard_deviation_of_each_seeds_best_epoch(tmp_pat
 def test_ties_are_all_bold(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(5.0, 4.0)])
     record(tmp_path, 3, "lstm", [(4.0, 4.0)], optimizer="sgd")
-    table = rows(results_document(choose_group(Store(tmp_path / "runs").runs())).render("markdown"))
+    table = rows(results_table(choose_group(Store(tmp_path / "runs").runs())).render("markdown"))
     assert all(row[0] == "**LSTM**" for row in table)
 
 
@@ -126,9 +126,9 @@ def test_the_latest_finished_run_counts_and_repeats_are_not_averaged(tmp_path: P
     record(tmp_path, 1, "lstm", [(5.0, 4.0)])
     record(tmp_path, 1, "lstm", [(5.0, 4.5)], fresh=True)
     record(tmp_path, 1, "lstm", [(5.0, 1.0)], fresh=True, finish=False)
-    document = results_document(choose_group(Store(tmp_path / "runs").runs()))
-    assert [row[4] for row in rows(document.render("markdown"))] == ["**90.017**"]
-    assert "Left out: 2 repeated." in document.caption
+    table = results_table(choose_group(Store(tmp_path / "runs").runs()))
+    assert [row[4] for row in rows(table.render("markdown"))] == ["**90.017**"]
+    assert "Excluded runs: 2 superseded by another run." in table.caption
 
 
 def test_runs_of_another_precision_preset_length_or_corpus_are_another_group(tmp_path: Path) -> None:
@@ -155,28 +155,28 @@ def test_a_group_that_exports_show_is_not_overwritten_by_another_unasked(tmp_pat
     record(tmp_path, 1, "lstm", [(5.0, 3.0)], epochs=7)
     assert export_automatically(store, out)[0].parent == out / "tiny"
     assert (out / "table-1-results.md").read_bytes() == before
-    export(store, out, ExportOptions(form="markdown"))
+    export(store, out, ExportOptions(file_format="markdown"))
     assert (out / "table-1-results.md").read_bytes() != before
     assert not list(out.glob(".export-*"))
 
 
 def test_table_2_on_a_cpu_is_about_host_memory_and_says_so(store: Store) -> None:
-    document = memory_document(choose_group(store.runs()))
-    assert document.caption.startswith("Peak host memory")
-    assert rows(document.render("markdown"))[0] == ["GPT-1", "1", "Adam", "123", "5"]
+    table = memory_table(choose_group(store.runs()))
+    assert table.caption.startswith("Peak host memory")
+    assert rows(table.render("markdown"))[0] == ["GPT-1", "1", "Adam", "123", "5"]
 
 
 def test_table_2_takes_the_process_from_the_second_epoch_on(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(5.0, 4.0), (4.0, 3.0)], device="cuda:0", samples=5, process_mib=700.0)
     record(tmp_path, 5, "gpt1", [(5.0, 4.0), (4.0, 3.0)], device="cuda:0", samples=5)
     record(tmp_path, 6, "gpt1", [(5.0, 4.0), (4.0, 3.0)], device="cuda:0", samples=4, optimizer="adamw")
-    document = memory_document(choose_group(Store(tmp_path / "runs").runs()))
-    assert rows(document.render("markdown")) == [
+    table = memory_table(choose_group(Store(tmp_path / "runs").runs()))
+    assert rows(table.render("markdown")) == [
         ["GPT-1", "1", "Adam", "2,000\\*/80,000", "512", "50", "5", "–", "5"],
         ["GPT-1", "1", "AdamW", "–/–", "512", "–", "4", "–", "6"],
         ["LSTM", "1", "Adam", "700/80,000", "512", "50", "5", "–", "1"],
     ]
-    assert "memory of the whole device" in document.caption
+    assert "memory of the whole device" in table.caption
 
 
 def test_table_2_gives_the_boards_energy_as_a_mean_over_seeds_that_all_know_it(tmp_path: Path) -> None:
@@ -188,59 +188,58 @@ def test_table_2_gives_the_boards_energy_as_a_mean_over_seeds_that_all_know_it(t
     for seed in (1, 2):
         record(tmp_path, 6, "gpt1", losses, device="cuda:0", seed=seed, optimizer="adamw", energy_j=33_333.0)
     record(tmp_path, 7, "gpt1", losses, device="cuda:0", seed=1, optimizer="sgd", finish=False, energy_j=33_333.0)
-    document = memory_document(choose_group(Store(tmp_path / "runs").runs()))
-    assert document.headers[-2] == "Energy (kJ)"
-    found = [(row[2], row[0], row[-2]) for row in rows(document.render("markdown"))]
+    table = memory_table(choose_group(Store(tmp_path / "runs").runs()))
+    assert "Energy (kJ)" in table.headers
+    found = [(row[2], row[0], row[-2]) for row in rows(table.render("markdown"))]
     assert found == [
         ("Adam", "GPT-1", "–"),
         ("AdamW", "GPT-1", "33.3"),
         ("SGD", "GPT-1", "–"),
         ("Adam", "LSTM", "12.3"),
     ]
-    assert "Energy: of the whole board by the driver's counter, training and validation of all epochs" in (
-        document.caption
+    assert "Energy: energy of the whole board from the driver's counter, for training and validation over all epochs" in (
+        table.caption
     )
-    assert "mean over seeds. It is unknown (–) where the GPU was shared" in document.caption
-    read = list(csv.DictReader(io.StringIO(document.render("csv"))))
+    assert "mean over seeds. It is unknown (–) if the GPU was shared" in table.caption
+    read = list(csv.DictReader(io.StringIO(table.render("csv"))))
     assert [row["energy_j"] for row in read] == ["", "33333.0", "", "12300.0"]
 
 
 def test_table_2_in_latex_has_units_under_the_names_and_in_markdown_a_rule_that_readers_know(tmp_path: Path) -> None:
     """A cell ``:`` alone in the rule would make it no table, and headers with units would make it wider than a page."""
     record(tmp_path, 1, "lstm", [(5.0, 4.0)], device="cuda:0", samples=5, energy_j=12_345.0)
-    document = memory_document(choose_group(Store(tmp_path / "runs").runs()))
+    table = memory_table(choose_group(Store(tmp_path / "runs").runs()))
     assert (
         "    \\toprule\n"
         "    Architecture & Layers & Optimizer & Memory & Peak allocated & GPU & n & Energy & Config \\\\\n"
         "     &  &  & (MiB) & (MiB) & (\\%) &  & (kJ) &  \\\\\n"
         "    \\midrule\n"
         "    LSTM & 1 & Adam & 1,000*/80,000 & 512 & 50 & 5 & 12.3 & 1 \\\\\n"
-    ) in document.render("latex")
-    assert " & {(kJ)} & " in document.render("latex", siunitx=True)
-    rule = next(line for line in document.render("markdown").splitlines() if line.startswith("| -"))
+    ) in table.render("latex")
+    assert " & {(kJ)} & " in table.render("latex", siunitx=True)
+    rule = next(line for line in table.render("markdown").splitlines() if line.startswith("| -"))
     assert all(re.fullmatch("-+:?", cell.strip()) for cell in rule.strip("|").split("|"))
 
 
 def test_table_2_explains_no_dash_that_is_not_there(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(5.0, 4.0)], device="cuda:0", energy_j=960.0)
-    document = memory_document(choose_group(Store(tmp_path / "runs").runs()))
-    assert rows(document.render("markdown"))[0][-2] == "1.0"
-    assert "It is unknown" not in document.caption
-    assert "mean over seeds" not in document.caption
+    table = memory_table(choose_group(Store(tmp_path / "runs").runs()))
+    assert rows(table.render("markdown"))[0][-2] == "1.0"
+    assert "It is unknown" not in table.caption
+    assert "mean over seeds" not in table.caption
 
 
 def test_table_2_has_no_energy_where_no_gpu_was_used(store: Store) -> None:
-    document = memory_document(choose_group(store.runs()))
-    assert "Energy" not in document.render("markdown") + document.render("latex")
-    assert "energy" not in document.render("csv")
+    table = memory_table(choose_group(store.runs()))
+    assert "Energy" not in table.render("markdown") + table.render("latex")
+    assert "energy" not in table.render("csv")
 
 
-def test_names_full_of_markup_stay_text(tmp_path: Path) -> None:
+def test_names_full_of_markup_stay_text() -> None:
     name = r"&%$#_{}~^\ | <b> [red] *x* `y` 🎉"
     markdown, latex = escape_markdown(name), escape_latex(name)
     assert re.sub(r"\\([\\`*_{}\[\]<>#|~&$])", r"\1", markdown) == name
     assert latex.startswith(r"\&\%\$\#\_\{\}\textasciitilde{}\textasciicircum{}\textbackslash{} \textbar{} ")
-    assert tmp_path.exists()
 
 
 @given(st.text())
@@ -290,7 +289,7 @@ def test_the_same_data_gives_the_same_bytes(store: Store, tmp_path: Path) -> Non
 
 def test_perplexities_that_are_out_of_all_bounds_stay_short(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(300.0, 400.0)])
-    assert rows(results_document(choose_group(Store(tmp_path / "runs").runs())).render("markdown"))[0][3:5] == [
+    assert rows(results_table(choose_group(Store(tmp_path / "runs").runs())).render("markdown"))[0][3:5] == [
         "**1.942e+130**",
         "**5.221e+173**",
     ]

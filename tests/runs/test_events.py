@@ -1,4 +1,4 @@
-"""The event log: whole lines or none, whatever happens to the writer, and readers that never stumble."""
+"""The event log: lines are written whole or not at all, and damaged ones do not stop a reader."""
 
 import errno
 import json
@@ -13,7 +13,7 @@ from factories import append_events, epoch, finished, progress, queued, telemetr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmconsole.runs.events import Epoch, EventLog, EventReader, Progress, Queued, Resumed, Stopped, perplexity
+from lmconsole.runs.events import AnyEvent, Epoch, EventLog, EventReader, Progress, Queued, Resumed, Stopped, perplexity
 from lmconsole.runs.paths import RunPaths
 
 
@@ -34,7 +34,7 @@ def test_events_are_numbered_from_one_without_gaps_across_writers(tmp_path: Path
     assert all(str(line["t"]).endswith("Z") for line in found)
 
 
-def test_a_torn_tail_is_cut_before_the_first_append(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_cut_off_before_the_first_append(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     log = EventLog(path)
     log.append(queued())
@@ -48,7 +48,7 @@ def test_a_torn_tail_is_cut_before_the_first_append(tmp_path: Path) -> None:
     assert [line["seq"] for line in lines(path)] == [1, 2]
 
 
-def test_threads_never_mix_their_lines(tmp_path: Path) -> None:
+def test_lines_of_several_threads_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     log = EventLog(path)
     threads = [threading.Thread(target=lambda: [log.append(telemetry()) for _ in range(200)]) for _ in range(4)]
@@ -60,7 +60,7 @@ def test_threads_never_mix_their_lines(tmp_path: Path) -> None:
     assert [line["seq"] for line in lines(path)] == list(range(1, 801))
 
 
-def test_a_short_write_leaves_no_torn_line_and_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_write_is_undone_and_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "events.jsonl"
     log = EventLog(path)
     log.append(queued())
@@ -76,7 +76,7 @@ def test_a_short_write_leaves_no_torn_line_and_raises(tmp_path: Path, monkeypatc
     log.close()
 
 
-def test_a_reader_waits_for_the_rest_of_a_torn_line(tmp_path: Path) -> None:
+def test_a_reader_waits_for_the_rest_of_an_incomplete_line(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     log = EventLog(path)
     log.append(queued())
@@ -84,20 +84,20 @@ def test_a_reader_waits_for_the_rest_of_a_torn_line(tmp_path: Path) -> None:
     log.close()
     whole = path.read_bytes()
     reader = EventReader(path)
-    seen = []
+    events: list[AnyEvent] = []
     for size in range(len(whole) + 1):
         path.write_bytes(whole[:size])
-        seen += reader.read_new()
-    assert [type(event) for event in seen] == [Queued, Resumed]
+        events += reader.read_new()
+    assert [type(event) for event in events] == [Queued, Resumed]
     assert reader.damaged == 0
 
 
-def test_damaged_lines_are_counted_and_unknown_kinds_and_fields_passed_over(tmp_path: Path) -> None:
+def test_damaged_lines_are_counted_and_unknown_kinds_and_fields_ignored(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(
         b'{"kind":"queued","seq":1,"t":"","devices":["cpu"],"jobs":1,"colour":"red"}\n'
         b"\x00\xff garbage\n"
-        b'{"kind":"dreamt","seq":3,"t":""}\n'
+        b'{"kind":"unheard-of","seq":3,"t":""}\n'
         b'{"kind":"stopped","seq":4,"t":""}\n'
         b'{"kind":"stopped","seq":5,"t":"","epoch":1,"step":2}\n'
     )
@@ -107,7 +107,7 @@ def test_damaged_lines_are_counted_and_unknown_kinds_and_fields_passed_over(tmp_
 
 
 @given(st.binary(max_size=300))
-def test_no_bytes_at_all_make_a_reader_stumble(junk: bytes) -> None:
+def test_any_bytes_before_an_event_leave_it_readable(junk: bytes) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -155,7 +155,8 @@ def test_a_metric_that_is_not_finite_is_read_as_that_number_and_an_unknown_one_a
     assert mean.train_loss_nats is not None
     assert math.isnan(mean.train_loss_nats)
     assert mean.tokens_per_s is None
-    assert (second.valid_ppl, second.non_finite) == (pytest.approx(100.0), {})
+    assert second.valid_ppl == pytest.approx(100.0)
+    assert second.non_finite == {}
 
 
 @pytest.mark.parametrize("non_finite", ['{"epoch":"nan","colour":"inf"}', '{"kind":"nan"}'])
@@ -167,10 +168,11 @@ def test_only_metrics_are_restored(tmp_path: Path, non_finite: str) -> None:
     paths.events.write_text(text.replace('"non_finite":{}', f'"non_finite":{non_finite}'))
     (read,) = EventReader(paths.events).read_new()
     assert isinstance(read, Epoch)
-    assert (read.epoch, read.valid_ppl) == (1, pytest.approx(100.0))
+    assert read.epoch == 1
+    assert read.valid_ppl == pytest.approx(100.0)
 
 
-def test_the_perplexity_of_an_absurd_loss_is_infinite() -> None:
+def test_the_perplexity_of_an_enormous_loss_is_infinite() -> None:
     assert perplexity(0.0) == 1.0
     assert perplexity(700.0) == math.exp(700.0)
     assert perplexity(700.1) == math.inf

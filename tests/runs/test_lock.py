@@ -1,4 +1,4 @@
-"""Locks: one owner, known to everybody, gone with its process."""
+"""Locks: one owner, which every process can ask for, until its process ends."""
 
 import os
 import subprocess
@@ -10,13 +10,13 @@ from factories import kill_and_wait, locked_by_another_process
 from lmconsole.runs import lock
 
 
-def test_nobody_holds_a_lock_that_nobody_took(tmp_path: Path) -> None:
+def test_a_lock_has_no_owner_before_it_is_acquired(tmp_path: Path) -> None:
     assert lock.owner(tmp_path / "lock") is None
     (tmp_path / "lock").touch()
     assert lock.owner(tmp_path / "lock") is None
 
 
-def test_the_owner_is_known_by_its_pid_and_keeps_the_lock(tmp_path: Path) -> None:
+def test_asking_for_the_owner_and_trying_to_acquire_leave_the_lock_to_it(tmp_path: Path) -> None:
     with locked_by_another_process(tmp_path / "lock") as process:
         for _ in range(50):
             assert lock.owner(tmp_path / "lock") == lock.Owner(process.pid)
@@ -24,7 +24,7 @@ def test_the_owner_is_known_by_its_pid_and_keeps_the_lock(tmp_path: Path) -> Non
         assert lock.acquire(tmp_path / "lock", timeout_s=0.1) is None
 
 
-def test_the_lock_is_free_once_its_owner_was_killed(tmp_path: Path) -> None:
+def test_a_lock_is_free_when_its_owner_was_killed(tmp_path: Path) -> None:
     with locked_by_another_process(tmp_path / "lock") as process:
         kill_and_wait(process)
         assert lock.owner(tmp_path / "lock") is None
@@ -32,20 +32,20 @@ def test_the_lock_is_free_once_its_owner_was_killed(tmp_path: Path) -> None:
             assert mine is not None
 
 
-def test_a_read_only_file_can_be_asked_about(tmp_path: Path) -> None:
+def test_the_owner_of_a_read_only_lock_file_is_known(tmp_path: Path) -> None:
     with locked_by_another_process(tmp_path / "lock") as process:
         (tmp_path / "lock").chmod(0o444)
         assert lock.owner(tmp_path / "lock") == lock.Owner(process.pid)
 
 
-def test_waiting_gets_the_lock_when_it_is_given_up(tmp_path: Path) -> None:
+def test_a_waiting_process_gets_the_lock_when_it_is_released(tmp_path: Path) -> None:
     with locked_by_another_process(tmp_path / "lock") as process:
         process.kill()
         with lock.held(tmp_path / "lock", timeout_s=10.0) as mine:
             assert mine is not None
 
 
-def test_a_lock_is_free_after_its_block(tmp_path: Path) -> None:
+def test_a_lock_is_held_during_its_block_only(tmp_path: Path) -> None:
     ask = "import sys; from pathlib import Path; from lmconsole.runs import lock; print(lock.owner(Path(sys.argv[1])))"
 
     def owner() -> str:

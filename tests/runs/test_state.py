@@ -1,4 +1,4 @@
-"""Folding a log: one history, whatever was interrupted."""
+"""The state of a run: one history, whatever was interrupted."""
 
 import math
 
@@ -16,7 +16,7 @@ def fold(*events: AnyEvent) -> RunState:
     return state
 
 
-def test_status_follows_the_last_word() -> None:
+def test_status_follows_the_last_event() -> None:
     assert fold(queued()).status is Status.QUEUED
     assert fold(queued(), started()).status is Status.RUNNING
     assert fold(queued(), started(), Stopped(epoch=1, step=0)).status is Status.STOPPED
@@ -25,7 +25,7 @@ def test_status_follows_the_last_word() -> None:
     assert fold(queued(), started(), Stopped(epoch=1, step=0), queued()).status is Status.QUEUED
 
 
-def test_resuming_takes_back_what_lies_beyond_the_checkpoint() -> None:
+def test_resuming_removes_what_comes_after_the_checkpoint() -> None:
     state = fold(
         queued(), started(), progress(1, 2), progress(1, 4), epoch(1), progress(2, 2), progress(2, 4), epoch(2),
         progress(3, 1), queued(), started(attempt=2), Resumed(epoch=2, step=2), progress(2, 3), epoch(2),
@@ -35,14 +35,14 @@ def test_resuming_takes_back_what_lies_beyond_the_checkpoint() -> None:
     assert state.position == (3, 0)
 
 
-def test_starting_over_takes_everything_back_but_what_was_measured_of_the_machine() -> None:
+def test_starting_over_removes_everything_except_telemetry() -> None:
     state = fold(started(), telemetry(), progress(1, 4), epoch(1), started(attempt=2), Resumed(epoch=1, step=0))
     assert (state.epochs, list(state.progress), len(state.telemetry)) == ([], [], 1)
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, STEPS)), max_size=6))
-def test_after_any_interruptions_the_history_is_that_of_an_undisturbed_run(points: list[tuple[int, int]]) -> None:
-    """Attempts die at arbitrary places and resume at any checkpoint before; each trains on from there to the end."""
+def test_after_any_interruptions_the_history_is_that_of_an_uninterrupted_run(points: list[tuple[int, int]]) -> None:
+    """Each attempt resumes from an arbitrary checkpoint and trains to the end; the log has the events of all."""
     total = 4
     whole = [(e, s) for e in range(1, total + 1) for s in range(1, STEPS + 1)]
 
@@ -65,7 +65,7 @@ def test_after_any_interruptions_the_history_is_that_of_an_undisturbed_run(point
     assert [(p.epoch, p.step) for p in state.progress] == whole
 
 
-def test_the_best_epoch_is_the_first_of_the_lowest_and_never_a_diverged_one() -> None:
+def test_the_best_epoch_is_the_first_with_the_lowest_finite_loss() -> None:
     losses = (9.0, 5.0, 5.0, -math.inf, math.nan, None)
     best = fold(*(epoch(n, loss) for n, loss in enumerate(losses, 1))).best_epoch
     assert best is not None
@@ -73,7 +73,7 @@ def test_the_best_epoch_is_the_first_of_the_lowest_and_never_a_diverged_one() ->
     assert fold(epoch(1, math.nan), epoch(2, None)).best_epoch is None
 
 
-def test_the_share_done_counts_steps_and_epochs() -> None:
+def test_the_fraction_done_counts_steps_and_epochs() -> None:
     assert fold(queued()).done(2) == 0.0
     assert fold(started(), progress(1, STEPS // 2)).done(2) == 0.25
     assert fold(started(), progress(1, STEPS), epoch(1)).done(2) == 0.5

@@ -1,4 +1,4 @@
-"""The store: runs are found and followed, and nothing else in the folder matters."""
+"""The store: runs are found and followed, and everything else in the folder is ignored."""
 
 import json
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from lmconsole.runs.state import Status
 from lmconsole.runs.store import Store, has_room
 
 
-def test_a_store_that_does_not_exist_is_empty_and_is_not_made(tmp_path: Path) -> None:
+def test_a_store_that_does_not_exist_is_empty_and_is_not_created(tmp_path: Path) -> None:
     assert Store(tmp_path / "runs").runs() == []
     assert not (tmp_path / "runs").exists()
 
 
-def test_runs_are_found_by_id_by_a_unique_beginning_and_by_experiment(tmp_path: Path) -> None:
+def test_runs_are_found_by_id_by_unique_prefix_and_by_experiment(tmp_path: Path) -> None:
     first = tiny.queue_tiny(tmp_path, number=1)
     second = tiny.queue_tiny(tmp_path, number=2, model="gpt1")
     newest = tiny.queue_tiny(tmp_path, number=1, seed=7)
@@ -36,7 +36,7 @@ def test_runs_are_found_by_id_by_a_unique_beginning_and_by_experiment(tmp_path: 
         assert "\x1b" not in str(caught.value)
 
 
-def test_a_run_directory_is_complete_from_the_moment_it_can_be_seen(tmp_path: Path) -> None:
+def test_a_run_directory_is_complete(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path)
     assert sorted(path.name for path in run.paths.folder.iterdir()) == ["events.jsonl", "lock", "run.json"]
     info = json.loads(run.paths.info.read_text())
@@ -54,7 +54,7 @@ def test_two_runs_queued_in_one_second_get_different_names(tmp_path: Path) -> No
     assert len(set(runs)) == 7
 
 
-def test_foreign_and_damaged_things_in_the_store_are_left_alone_and_named(tmp_path: Path) -> None:
+def test_other_files_in_the_store_are_left_alone_and_damaged_runs_are_reported(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path)
     root = tmp_path / "runs"
     (root / "notes.txt").write_text("mine")
@@ -71,19 +71,21 @@ def test_foreign_and_damaged_things_in_the_store_are_left_alone_and_named(tmp_pa
     assert (root / "notes.txt").read_text() == "mine"
 
 
-def test_a_run_whose_worker_is_gone_is_lost_and_one_whose_worker_lives_is_running(tmp_path: Path) -> None:
+def test_a_run_is_lost_without_its_worker(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path)
     append_events(run.paths, started())
-    run.refresh()
-    assert run.status is Status.LOST
-    with locked_by_another_process(run.paths.lock):
+
+    def status() -> Status:
         run.refresh()
-        assert run.status is Status.RUNNING
-    run.refresh()
-    assert run.status is Status.LOST
+        return run.status
+
+    assert status() is Status.LOST
+    with locked_by_another_process(run.paths.lock):
+        assert status() is Status.RUNNING
+    assert status() is Status.LOST
 
 
-def test_following_gives_each_event_once(tmp_path: Path) -> None:
+def test_each_refresh_returns_the_new_events(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path)
     store = Store(tmp_path / "runs")
     (followed,) = store.runs()
@@ -94,7 +96,7 @@ def test_following_gives_each_event_once(tmp_path: Path) -> None:
     assert store.runs()[0] is followed
 
 
-def test_a_deleted_run_is_gone_and_a_deleted_log_is_a_problem_of_that_run_only(tmp_path: Path) -> None:
+def test_a_deleted_run_disappears_and_a_deleted_log_is_a_problem_of_its_run_only(tmp_path: Path) -> None:
     first, second = tiny.queue_tiny(tmp_path, seed=1), tiny.queue_tiny(tmp_path, seed=2)
     store = Store(tmp_path / "runs")
     assert len(store.runs()) == 2
@@ -132,10 +134,10 @@ def test_a_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
         (2, [2], True),
         (2, [2, 2], False),
         (3, [3, 3], True),
-        (8, [2, 8, 8, 8], True),  # one resumed with four threads of eight, and four with one
+        (8, [2, 8, 8, 8], True),  # one run resumed with four threads on eight cores, and four runs with one thread
         (8, [2, 8, 8, 8, 8], False),
-        (2, [0], False),  # one that comes first waits for the device
+        (2, [0], False),  # the device waits for the next run in the queue
     ],
 )
-def test_a_run_takes_one_part_in_its_jobs_of_a_device(jobs: int, others: list[int], room: bool) -> None:
+def test_a_run_takes_one_part_in_jobs_of_a_device(jobs: int, others: list[int], room: bool) -> None:
     assert has_room(jobs, others) is room

@@ -1,4 +1,4 @@
-"""NVML as seen through the real bindings, talking to a library that plays the driver."""
+"""GPUs are reported through the real bindings of NVML, which call a fake driver library."""
 
 import json
 import os
@@ -13,7 +13,8 @@ from fake_nvml import build_fake_nvml
 
 GPU_0 = "GPU-abcdef00-0000-4000-8000-000000000000"
 GPU_1 = "GPU-abcdef01-0000-4000-8000-000000000000"
-NOBODY = 2**22 + 1  # above the highest pid that Linux gives out
+NOBODY = 2**22 + 1
+"""A pid above the highest one of Linux."""
 
 SCRIPT_START = """\
 import json, os, msgspec
@@ -26,7 +27,7 @@ Ask = Callable[..., Any]
 
 
 def run_child(script: str, environment: dict[str, str]) -> Any:
-    """What the script said, one value for each ``say``; a single value as itself."""
+    """Run a script and return the values of its calls of ``say``: a list, or the only value."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", SCRIPT_START + script],
         env=os.environ | environment,
@@ -37,8 +38,8 @@ def run_child(script: str, environment: dict[str, str]) -> Any:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    said = [json.loads(line) for line in done.stdout.splitlines()]
-    return said[0] if len(said) == 1 else said
+    values = [json.loads(line) for line in done.stdout.splitlines()]
+    return values[0] if len(values) == 1 else values
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +51,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def ask(library: Path) -> Ask:
-    """Runs a script in a process that finds the fake driver, which is told what to be by keywords."""
+    """Return a function that runs a script with the fake driver, which keywords configure."""
 
-    def ask(script: str, **told: str | int) -> Any:
-        chosen = {f"FAKE_NVML_{key.upper()}": str(value) for key, value in told.items()}
-        return run_child(script, {"LD_LIBRARY_PATH": str(library), **chosen})
+    def ask(script: str, **settings: str | int) -> Any:
+        environment = {f"FAKE_NVML_{key.upper()}": str(value) for key, value in settings.items()}
+        return run_child(script, {"LD_LIBRARY_PATH": str(library), **environment})
 
     return ask
 
@@ -83,7 +84,7 @@ def test_a_gpu_is_found_by_its_uuid_however_it_is_written(ask: Ask, uuid: str) -
     assert ask(f"say(Gpus.open().sample({uuid!r}))")["index"] == 1
 
 
-def test_an_unknown_uuid_is_no_sample(ask: Ask) -> None:
+def test_an_unknown_uuid_gives_no_sample(ask: Ask) -> None:
     assert ask("say(Gpus.open().sample('GPU-ffffffff-0000-0000-0000-000000000000'))") is None
 
 
@@ -135,12 +136,12 @@ def test_a_driver_without_gpus(ask: Ask) -> None:
         (["nvmlDeviceGetName"], "name"),
     ],
 )
-def test_an_unanswered_question_leaves_one_field_unknown(ask: Ask, functions: list[str], field: str, code: int) -> None:
+def test_an_unanswered_query_leaves_one_field_unknown(ask: Ask, functions: list[str], field: str, code: int) -> None:
     sample = ask(f"say(Gpus.open().sample({GPU_0!r}))", fail=",".join(f"{each}={code}" for each in functions))
     assert {key for key, value in sample.items() if value is None} == {field, "process_used_mib"}
 
 
-def test_memory_of_an_old_driver_includes_what_it_reserves(ask: Ask) -> None:
+def test_the_used_memory_of_an_old_driver_includes_its_own(ask: Ask) -> None:
     first, second = ask(
         f"g = Gpus.open(); say(g.sample({GPU_0!r})); say(g.sample({GPU_0!r}))", fail="nvmlDeviceGetMemoryInfo_v2=13"
     )
@@ -153,13 +154,13 @@ def test_temperature_of_an_old_driver(ask: Ask) -> None:
     assert sample["temperature_c"] == 61.0
 
 
-def test_a_gpu_one_may_not_touch_is_listed_as_unknown(ask: Ask) -> None:
+def test_a_gpu_without_permission_is_listed_as_unknown(ask: Ask) -> None:
     first, second = ask("say(Gpus.open().devices())", fail="nvmlDeviceGetHandleByIndex_v2=4")
     assert (first["index"], second["index"]) == (0, 1)
     assert {value for key, value in first.items() if key != "index"} == {None}
 
 
-def test_a_gpu_lost_midway_is_unknown_and_keeps_its_name(ask: Ask) -> None:
+def test_a_lost_gpu_is_unknown_and_keeps_its_name(ask: Ask) -> None:
     script = f"""
 g = Gpus.open()
 say(g.sample({GPU_0!r}, os.getpid()))
@@ -175,7 +176,7 @@ say(g.sample({GPU_0!r}, os.getpid()))
     assert others is None
 
 
-def test_our_memory_is_known_where_the_driver_lists_us(ask: Ask) -> None:
+def test_our_memory_is_known_if_the_driver_lists_us(ask: Ask) -> None:
     script = f"say(Gpus.open().sample({GPU_0!r}, os.getpid()))"
     assert ask(script, processes="self:300,1:50")["process_used_mib"] == 300.0
 
@@ -189,8 +190,8 @@ def test_a_process_listed_twice_is_added_up(ask: Ask) -> None:
     "processes",
     [
         "",
-        f"{NOBODY}:300",  # the host's pids only
-        f"self:300,{NOBODY}:50",  # our number by chance, in a list of the host's pids
+        f"{NOBODY}:300",  # pids of the host only
+        f"self:300,{NOBODY}:50",  # our pid by chance, among pids of the host
         "self:300,0:50",
         "self:unavailable",
         "self:300,self:unavailable",
@@ -204,8 +205,8 @@ def test_our_memory_is_unknown_rather_than_guessed(ask: Ask, processes: str) -> 
 
 def test_old_drivers_list_processes_too(ask: Ask) -> None:
     script = f"say(Gpus.open().sample({GPU_0!r}, os.getpid()))"
-    told = {"processes": "self:300", "fail": "nvmlDeviceGetComputeRunningProcesses_v3=13"}
-    assert ask(script, **told)["process_used_mib"] == 300.0
+    sample = ask(script, processes="self:300", fail="nvmlDeviceGetComputeRunningProcesses_v3=13")
+    assert sample["process_used_mib"] == 300.0
 
 
 @pytest.mark.parametrize(
@@ -215,22 +216,22 @@ def test_old_drivers_list_processes_too(ask: Ask) -> None:
         ("self:300,1:50", "[os.getpid()]", 1),
         ("self:300,1:50,1:20", "[os.getpid()]", 1),
         ("", "[]", 0),
-        (f"{NOBODY}:50,{NOBODY + 1}:50", "[]", 2),  # none is ours, so no pid needs comparing
-        (f"{NOBODY}:50", "[os.getpid()]", None),  # one of ours or one of theirs: who knows
+        (f"{NOBODY}:50,{NOBODY + 1}:50", "[]", 2),  # none is ours, so no pid needs to be compared
+        (f"{NOBODY}:50", "[os.getpid()]", None),  # this can be our process or another one
         (f"{NOBODY}:50,{NOBODY + 1}:50", "[os.getpid()]", 1),
-        ("", "[os.getpid()]", None),  # we hold the GPU and are not listed: the list hides processes
+        ("", "[os.getpid()]", None),  # we use the GPU and are not listed: the driver hides processes
     ],
 )
-def test_others_on_the_gpu(ask: Ask, processes: str, own: str, others: int | None) -> None:
+def test_other_processes_on_the_gpu(ask: Ask, processes: str, own: str, others: int | None) -> None:
     assert ask(f"say(Gpus.open().other_processes({GPU_0!r}, {own}))", processes=processes) == others
 
 
-def test_others_are_unknown_where_processes_are_hidden(ask: Ask) -> None:
+def test_other_processes_are_unknown_if_the_driver_hides_them(ask: Ask) -> None:
     fail = "nvmlDeviceGetComputeRunningProcesses_v3=4,nvmlDeviceGetComputeRunningProcesses_v2=4"
     assert ask(f"say(Gpus.open().other_processes({GPU_0!r}, []))", fail=fail) is None
 
 
-def test_names_in_bytes_as_old_bindings_give_them(ask: Ask) -> None:
+def test_names_may_be_bytes_as_in_old_bindings(ask: Ask) -> None:
     script = """
 import pynvml
 pynvml.nvmlInit()
@@ -243,14 +244,14 @@ say(Gpus.open().devices())
     assert (first["name"], first["uuid"]) == ("Fake GPU 0", GPU_0)
 
 
-def test_a_name_that_is_no_text_is_unknown(ask: Ask) -> None:
+def test_a_name_that_is_not_text_is_unknown(ask: Ask) -> None:
     script = f"say(Gpus.open().sample({GPU_0!r}))"
     sample = ask(script, name=os.fsdecode(b"\xff\xfe"))
     assert sample["name"] is None
     assert sample["device_used_mib"] == 1000.0
 
 
-def test_slices_of_a_gpu_stand_in_its_place(ask: Ask) -> None:
+def test_slices_of_a_gpu_take_its_place(ask: Ask) -> None:
     devices, sample = ask(
         "g = Gpus.open(); say(g.devices()); say(g.sample(g.devices()[1].uuid, os.getpid()))",
         mig=1,
@@ -265,7 +266,7 @@ def test_slices_of_a_gpu_stand_in_its_place(ask: Ask) -> None:
 
 
 def test_energy_is_the_rise_of_the_boards_counter_in_joules(ask: Ask) -> None:
-    """The counter of the stand-in is power times the monotonic clock."""
+    """The counter of the fake driver is power times the monotonic clock."""
     script = f"""
 import time
 g = Gpus.open()
@@ -273,7 +274,8 @@ for _ in range(2):
     before = time.monotonic()
     joules = g.total_energy_j({GPU_1!r})
     say([before, joules, time.monotonic()])
-    time.sleep(0.05)
+    while g.total_energy_j({GPU_1!r}) < joules + 10:
+        pass
 """
     (t0, first, t1), (t2, second, t3) = ask(script, power_w=250)
     assert 250 * t0 - 0.001 <= first <= 250 * t1
@@ -285,7 +287,7 @@ def test_a_large_energy_counter_keeps_every_millijoule(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("code", [3, 4, 13, 999])
-def test_energy_is_unknown_where_the_driver_does_not_tell(ask: Ask, code: int) -> None:
+def test_energy_is_unknown_if_the_driver_does_not_report_it(ask: Ask, code: int) -> None:
     energy, power = ask(
         f"g = Gpus.open(); say(g.total_energy_j({GPU_0!r})); say(g.sample({GPU_0!r}).power_w)",
         fail=f"nvmlDeviceGetTotalEnergyConsumption={code}",
@@ -293,7 +295,7 @@ def test_energy_is_unknown_where_the_driver_does_not_tell(ask: Ask, code: int) -
     assert (energy, power) == (None, 123.456)
 
 
-def test_energy_is_unknown_of_gpus_lost_or_never_there(ask: Ask) -> None:
+def test_the_energy_of_a_lost_or_missing_gpu_is_unknown(ask: Ask) -> None:
     script = f"""
 g = Gpus.open()
 say(g.total_energy_j('GPU-ffffffff-0000-0000-0000-000000000000'))
@@ -303,7 +305,7 @@ say(g.total_energy_j({GPU_0!r}))
     assert ask(script) == [None, None]
 
 
-def test_a_slice_has_no_energy_even_where_the_driver_gives_it_the_boards(ask: Ask) -> None:
+def test_a_slice_has_no_energy_even_if_the_driver_reports_that_of_the_board(ask: Ask) -> None:
     script = """
 g = Gpus.open()
 energies = lambda: say([g.total_energy_j(each.uuid) for each in g.devices()])
@@ -315,7 +317,7 @@ energies()
     assert ask(script, mig=1, energy_mj=7_000) == [[None, None, 7.0], [None, None, 5.0]]
 
 
-def test_after_closing_there_is_nothing_and_no_error(ask: Ask) -> None:
+def test_after_closing_there_are_no_gpus_and_no_errors(ask: Ask) -> None:
     script = f"""
 g = Gpus.open(); g.close(); g.close()
 say([g.available, g.reason, g.devices(), g.sample({GPU_0!r}), g.total_energy_j({GPU_0!r})])

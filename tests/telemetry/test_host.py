@@ -1,4 +1,4 @@
-"""Memory, cores and disk of the machine the tests run on."""
+"""Memory, cores and disk space are those of the machine on which the tests run."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from lmconsole.telemetry import host
 ALLOWED = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def test_resident_memory_grows_with_what_a_process_touches() -> None:
+def test_resident_memory_grows_with_the_memory_in_use() -> None:
     before = host.rss_mib()
     ballast = bytearray(os.urandom(1)) * (64 * host.MIB)
     after = host.rss_mib()
@@ -21,7 +21,7 @@ def test_resident_memory_grows_with_what_a_process_touches() -> None:
     assert 48 < after - before < 96, len(ballast)
 
 
-def test_memory_of_another_process_and_of_one_that_is_gone() -> None:
+def test_the_memory_of_another_process_is_known_until_it_ends() -> None:
     script = "print('running', flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
@@ -39,7 +39,7 @@ def test_the_machine_has_more_memory_than_it_uses() -> None:
     assert 0 < memory.available_mib <= memory.total_mib
 
 
-def test_cores_without_a_quota_are_those_allowed(tmp_path: Path) -> None:
+def test_cores_without_a_quota_are_those_of_the_affinity(tmp_path: Path) -> None:
     assert host.cores(tmp_path, tmp_path) == ALLOWED
 
 
@@ -65,7 +65,7 @@ def quota_v1(folder: Path, quota: int, period: int) -> None:
 
 @pytest.fixture
 def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(64)), raising=False)
 
 
 @pytest.mark.usefixtures("many_cores")
@@ -73,14 +73,14 @@ def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     ("text", "expected"),
     [("250000 100000\n", 2), ("50000 100000\n", 1), ("6400000 100000\n", 64), ("max 100000\n", 64), ("", 64)],
 )
-def test_cores_within_a_quota(tmp_path: Path, text: str, expected: int) -> None:
+def test_a_quota_limits_the_cores(tmp_path: Path, text: str, expected: int) -> None:
     (tmp_path / "cgroup").write_text("0::/jobs/this one\n")
     quota_v2(tmp_path / "sys" / "jobs" / "this one", text)
     assert host.cores(tmp_path, tmp_path / "sys") == expected
 
 
 @pytest.mark.usefixtures("many_cores")
-def test_the_tightest_quota_around_a_process_counts(tmp_path: Path) -> None:
+def test_the_smallest_quota_of_all_parent_groups_counts(tmp_path: Path) -> None:
     (tmp_path / "cgroup").write_text("0::/jobs/inner\n")
     quota_v2(tmp_path / "sys" / "jobs", "300000 100000\n")
     quota_v2(tmp_path / "sys" / "jobs" / "inner", "900000 100000\n")
@@ -97,25 +97,25 @@ def test_a_container_sees_its_own_group_as_the_root(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("many_cores")
 @pytest.mark.parametrize("mount", ["cpu", "cpu,cpuacct"])
 @pytest.mark.parametrize(("quota", "expected"), [(500000, 5), (-1, 64), (1000, 1)])
-def test_quotas_of_the_first_version(tmp_path: Path, mount: str, quota: int, expected: int) -> None:
+def test_quotas_of_cgroup_v1_count_too(tmp_path: Path, mount: str, quota: int, expected: int) -> None:
     (tmp_path / "cgroup").write_text("5:cpu,cpuacct:/docker/1234\n4:memory:/docker/1234\n0::/\n")
     quota_v1(tmp_path / "sys" / mount / "docker" / "1234", quota, 100000)
     assert host.cores(tmp_path, tmp_path / "sys") == expected
 
 
-def test_free_disk_where_a_folder_is_still_to_be_made(tmp_path: Path) -> None:
-    there = host.free_disk_mib(tmp_path)
-    to_be = host.free_disk_mib(tmp_path / "not" / "yet")
-    assert there is not None
-    assert to_be is not None
-    assert there > 0
-    assert to_be == pytest.approx(there, rel=0.1)
+def test_free_disk_space_of_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
+    existing = host.free_disk_mib(tmp_path)
+    missing = host.free_disk_mib(tmp_path / "not" / "yet")
+    assert existing is not None
+    assert missing is not None
+    assert existing > 0
+    assert missing == pytest.approx(existing, rel=0.1)
 
 
-def test_free_disk_below_a_file_is_that_of_its_folder(tmp_path: Path) -> None:
+def test_free_disk_space_below_a_file_is_that_of_its_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert host.free_disk_mib(tmp_path / "file" / "below") is not None
+    assert host.free_disk_mib(tmp_path / "file" / "below") == pytest.approx(host.free_disk_mib(tmp_path), rel=0.1)
 
 
 def test_the_machine_has_a_name() -> None:
-    assert host.host_name()
+    assert host.host_name() == os.uname().nodename

@@ -1,4 +1,4 @@
-"""Every test of the console has a home, a configuration and a locale of its own, and may be a coroutine."""
+"""Fixtures that give each test of the console its own home, settings and locale, and run coroutines."""
 
 import asyncio
 import inspect
@@ -13,7 +13,7 @@ from lmconsole.tui.plot import glyphs
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run a test that is a coroutine in an event loop of its own."""
+    """Run a coroutine test in an event loop of its own."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     wanted = inspect.signature(pyfuncitem.obj).parameters
@@ -22,8 +22,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the console reads of the person and the terminal."""
+def isolated_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Isolate the test from the settings of the user and the terminal."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("config", "cache", "data"):
@@ -31,23 +31,23 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLORTERM", "truecolor")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    speak(monkeypatch, "C.UTF-8")
-    monkeypatch.setattr("textual._wait.SLEEP_GRANULARITY", 0.005, raising=False)  # the pilot looks often
+    set_locale(monkeypatch, "C.UTF-8")
+    monkeypatch.setattr("textual._wait.SLEEP_GRANULARITY", 0.005, raising=False)  # the pilot polls often
 
 
-def speak(monkeypatch: pytest.MonkeyPatch, locale: str) -> None:
-    """Let the console believe that it was started with this ``LC_ALL``."""
+def set_locale(monkeypatch: pytest.MonkeyPatch, locale: str) -> None:
+    """Start the console as if ``LC_ALL`` were ``locale``."""
     monkeypatch.setattr(glyphs, "_initial_environment", lambda: {"LC_ALL": locale})
 
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
-    """An empty store, and all it takes to fill it."""
+    """Return an empty store, with methods to fill it."""
     with Stage(tmp_path) as stage:
         yield stage
 
 
 @pytest.fixture
 def ascii_locale(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal without Unicode."""
-    speak(monkeypatch, "C")
+    """Set a locale without Unicode."""
+    set_locale(monkeypatch, "C")

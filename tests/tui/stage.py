@@ -1,4 +1,4 @@
-"""A store with runs in any state, written by the package's own code, and the console on it, played by a pilot."""
+"""A store with runs in any state, written by the package's own code, and the console on it, driven by a pilot."""
 
 import html
 import math
@@ -42,11 +42,11 @@ from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.store import Store
 from lmconsole.telemetry.gpu import Gpus
 from lmconsole.tui.app import Console
-from lmconsole.tui.feed import Feed, Picture
+from lmconsole.tui.feed import Feed, Snapshot
 from lmconsole.tui.options import ConsoleOptions
 
 STEPS = 8
-"""Steps of an epoch."""
+"""Steps per epoch."""
 STEP_S = 0.5
 VALID_S = 1.0
 FALLING = (6.0, 5.5, 5.2, 5.0)
@@ -81,12 +81,12 @@ STARTED = Started(
 
 
 class Recorded:
-    """A run whose log a test writes."""
+    """A run whose log is written by a test."""
 
     def __init__(self, folder: Path, holder: "subprocess.Popen[str] | None" = None) -> None:
         self.paths = RunPaths(folder)
         self.holder = holder
-        """The process that plays its worker."""
+        """The process that holds the lock of its worker."""
 
     @property
     def run(self) -> str:
@@ -94,21 +94,21 @@ class Recorded:
         return self.paths.run
 
     def append(self, *events: Event) -> None:
-        """More lines of its log."""
+        """Append events to its log."""
         log = EventLog(self.paths.events)
         for event in events:
             log.append(event)
         log.close()
 
     def end(self, *events: Event) -> None:
-        """Its last lines, and then its worker's death."""
+        """Append its last events, and end its worker."""
         self.append(*events)
         if self.holder is not None:
             end(self.holder)
 
 
 class Stage:
-    """A store under ``root``, where runs are queued and recorded, and whatever plays their workers."""
+    """A store under ``root``, in which runs are queued and recorded, and the processes that hold their locks."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -124,7 +124,7 @@ class Stage:
             end(holder)
 
     def hold(self, path: Path) -> "subprocess.Popen[str]":
-        """A process that holds the lock on ``path`` until it is ended."""
+        """Start a process that holds the lock on ``path``, and return it."""
         path.parent.mkdir(exist_ok=True, parents=True)
         path.touch()
         command = [sys.executable, "-S", "-E", "-c", HOLD, str(path)]
@@ -135,13 +135,13 @@ class Stage:
         return holder
 
     def no_runner(self) -> None:
-        """Let everybody believe that a runner is at work, so that what is queued stays queued."""
+        """Hold the runner's lock, so that queued runs stay queued."""
         self.hold(self.store.runner_lock)
 
     def queue(
         self, number: int = 1, *, seed: int = 42, preset: str = "demo", corpus: CorpusInfo = CORPUS, **settings: object
     ) -> Recorded:
-        """One more run in the queue."""
+        """Queue a run."""
         experiment = self.plan.experiment(number)
         resolved = self.plan.resolve(experiment, preset, {"precision": "fp32", **settings})
         wanted = ResolvedRun(
@@ -161,7 +161,7 @@ class Stage:
     def record(
         self, number: int = 1, status: str = "finished", *, valid: Sequence[float] = FALLING, **more: Any
     ) -> Recorded:
-        """A run with an epoch for each of the losses in ``valid``, that then stands as ``status`` says."""
+        """Record a run with an epoch for each of the losses in ``valid``, which ends with ``status``."""
         whole = status in ("finished", "diverged")
         more.setdefault("epochs", len(valid) if whole else len(valid) + 2)
         run = self.queue(number, **more)
@@ -186,7 +186,7 @@ class Stage:
         return run
 
     def options(self, **more: Any) -> ConsoleOptions:
-        """What the console is opened with."""
+        """Return options of the console, changed by ``more``."""
         given: dict[str, Any] = {"plan": self.plan, "store": self.store.root, "exports": self.root / "exports"}
         return ConsoleOptions(**{**given, **more})
 
@@ -194,18 +194,24 @@ class Stage:
     async def console(
         self, *, size: tuple[int, int] = (120, 40), gpus: Callable[[], Gpus] | None = None, **more: Any
     ) -> AsyncIterator[Pilot[str]]:
-        """The console on this store, once it has drawn what is there."""
+        """Open the console on this store, and yield it once it has shown the store."""
         feed = None if gpus is None else Feed(self.store.root, gpus=gpus)
         app = Console(self.options(**more), feed=feed)
         app.feed.poll_s = 0.1
         async with app.run_test(size=size, notifications=True) as pilot:
-            await eventually(pilot, lambda: app.feed.picture.number > 0)
+            await eventually(pilot, lambda: app.feed.snapshot.number > 0)
             await pilot.pause()
             yield pilot
 
 
+def console_of(pilot: Pilot[str]) -> Console:
+    """Return the app that ``pilot`` plays."""
+    assert isinstance(pilot.app, Console)
+    return pilot.app
+
+
 def end(process: "subprocess.Popen[str]") -> None:
-    """End a process that plays a worker, and wait until its lock is free."""
+    """Kill a process that holds a lock, and wait until the lock is free."""
     process.kill()
     process.wait()
     for stream in (process.stdin, process.stdout):
@@ -214,7 +220,7 @@ def end(process: "subprocess.Popen[str]") -> None:
 
 
 def progress(epoch: int, step: int, loss_nats: float, steps: int = STEPS) -> Progress:
-    """The mean train loss after ``step`` steps of ``epoch``."""
+    """Return the event with the mean train loss after ``step`` steps of ``epoch``."""
     elapsed_s = ((epoch - 1) * steps + step) * STEP_S
     return Progress(
         epoch=epoch,
@@ -227,7 +233,7 @@ def progress(epoch: int, step: int, loss_nats: float, steps: int = STEPS) -> Pro
 
 
 def epoch(number: int, valid_nats: float, train_nats: float | None = None) -> Epoch:
-    """The end of an epoch; the train loss is a little lower unless it is told."""
+    """Return the event at the end of an epoch. The train loss is 0.2 nats lower by default."""
     train = valid_nats - 0.2 if train_nats is None else train_nats
     return Epoch(
         epoch=number,
@@ -242,13 +248,13 @@ def epoch(number: int, valid_nats: float, train_nats: float | None = None) -> Ep
 
 
 def epoch_events(number: int, valid_nats: float) -> list[Event]:
-    """A whole epoch: two looks at the train loss, which falls, and its end."""
+    """Return the events of a whole epoch: two train losses and its end."""
     half = progress(number, STEPS // 2, valid_nats + 0.1)
     return [half, progress(number, STEPS, valid_nats - 0.3), epoch(number, valid_nats)]
 
 
 def finished(valid: Sequence[float]) -> Finished:
-    """The outcome of a run with these validation losses."""
+    """Return the event at the end of a run with these validation losses."""
     finite = [loss for loss in valid if math.isfinite(loss)]
     best = min(finite, default=math.nan)
     return Finished(
@@ -263,16 +269,16 @@ def finished(valid: Sequence[float]) -> Finished:
 
 
 def telemetry(**more: float) -> Telemetry:
-    """One sample of a run on the CPU."""
+    """Return a telemetry sample of a run on the CPU."""
     return msgspec.structs.replace(Telemetry(phase="train", epoch=1, rss_mib=2_048.0), **more)
 
 
 class NvmlError(Exception):
-    """What the driver answers with when it cannot."""
+    """The error of the GPU driver."""
 
 
 def driver(*used_gib: float, total_gib: float = 24.0, watts: float | None = 250.0) -> Callable[[], Gpus]:
-    """GPUs with so much memory in use, known to a driver that is none. ``watts`` None: it does not tell."""
+    """Return a fake driver of GPUs with ``used_gib`` in use. ``watts`` is None if power is not supported."""
     gib = 1024**3
 
     def power(_handle: int) -> int:
@@ -299,13 +305,13 @@ def driver(*used_gib: float, total_gib: float = 24.0, watts: float | None = 250.
 
 
 def no_driver() -> Gpus:
-    """A machine without a GPU."""
+    """Return the driver of a machine without a GPU."""
     return Gpus(None, "no NVIDIA driver: its library libnvidia-ml.so.1 is missing or cannot be loaded")
 
 
 @contextmanager
 def following(root: Path, gpus: Callable[[], Gpus] = no_driver) -> Iterator[Feed]:
-    """A feed at work on a store, which looks often."""
+    """Start a feed that polls often."""
     feed = Feed(root, gpus=gpus)
     feed.poll_s = 0.02
     feed.start()
@@ -315,14 +321,14 @@ def following(root: Path, gpus: Callable[[], Gpus] = no_driver) -> Iterator[Feed
         feed.close()
 
 
-def picture(feed: Feed, wanted: Callable[[Picture], object], seconds: float = 10.0) -> Picture:
-    """The first picture for which that is true."""
+def wait_for_snapshot(feed: Feed, wanted: Callable[[Snapshot], object], seconds: float = 10.0) -> Snapshot:
+    """Return the first snapshot that is ``wanted``."""
     deadline = time.monotonic() + seconds
-    while not (feed.picture.number and wanted(feed.picture)):
-        assert time.monotonic() < deadline, f"it never came to that: {feed.picture}"
+    while not (feed.snapshot.number and wanted(feed.snapshot)):
+        assert time.monotonic() < deadline, f"timed out with {feed.snapshot}"
         feed.check()
         time.sleep(0.01)
-    return feed.picture
+    return feed.snapshot
 
 
 _CELLS = re.compile(r'<text class="[^"]*-r\d+" x="([\d.]+)" y="([\d.]+)"[^>]*>(.*?)</text>', re.DOTALL)
@@ -330,7 +336,7 @@ _CELL_WIDTH, _LINE_HEIGHT, _BASELINE = 12.2, 24.4, 20.0
 
 
 def lines_of(svg: str) -> list[str]:
-    """The text of the app's own picture of its screen."""
+    """Return the lines of a screenshot."""
     rows: dict[int, str] = {}
     for x, y, words in _CELLS.findall(svg):
         column, row = round(float(x) / _CELL_WIDTH), round((float(y) - _BASELINE) / _LINE_HEIGHT)
@@ -340,12 +346,12 @@ def lines_of(svg: str) -> list[str]:
 
 
 def screen(pilot: Pilot[Any]) -> str:
-    """What the screen shows."""
+    """Return the text on the screen."""
     return "\n".join(lines_of(pilot.app.export_screenshot()))
 
 
 def line_with(pilot: Pilot[Any], words: str) -> str:
-    """The first line of the screen in which ``words`` stand."""
+    """Return the first line of the screen that contains ``words``."""
     shown = screen(pilot)
     found = [line for line in shown.splitlines() if words in line]
     assert found, f"no {words!r} in\n{shown}"
@@ -353,7 +359,7 @@ def line_with(pilot: Pilot[Any], words: str) -> str:
 
 
 def experiment(pilot: Pilot[Any], number: int) -> str:
-    """The table's line about an experiment."""
+    """Return the table row of an experiment."""
     found = re.search(rf"^ ?[■□x.][▸▾>v]? +{number} +(LSTM|GPT-1).*$", screen(pilot), re.MULTILINE)
     assert found, f"no experiment {number} in\n{screen(pilot)}"
     return found[0].strip()
@@ -363,25 +369,25 @@ _ROW = re.compile(r"^ ?([■□x.])[▸▾>v]? +(\d+) +(?:LSTM|GPT-1)", re.MULTI
 
 
 def listed(pilot: Pilot[Any]) -> list[int]:
-    """The experiments in the table, from the top."""
+    """Return the ids of the experiments in the table."""
     return [int(number) for _, number in _ROW.findall(screen(pilot))]
 
 
 def selected(pilot: Pilot[Any]) -> list[int]:
-    """The experiments whose box is ticked."""
+    """Return the ids of the experiments whose box is checked."""
     return [int(number) for box, number in _ROW.findall(screen(pilot)) if box in "■x"]
 
 
 async def eventually(pilot: Pilot[Any], condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Wait until something is so."""
+    """Wait until ``condition`` holds."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"it did not happen; the screen shows\n{screen(pilot)}"
+        assert time.monotonic() < deadline, f"timed out; the screen shows\n{screen(pilot)}"
         await pilot.pause(0.02)
 
 
 async def sees(pilot: Pilot[Any], look: Callable[[Pilot[Any]], object], wanted: object) -> None:
-    """Wait until ``look`` finds ``wanted`` on the screen."""
+    """Wait until ``look`` returns ``wanted``."""
     deadline = time.monotonic() + 10.0
     while (seen := look(pilot)) != wanted and time.monotonic() < deadline:
         await pilot.pause(0.02)
@@ -401,6 +407,6 @@ async def shows_no_more(pilot: Pilot[Any], words: str, seconds: float = 10.0) ->
 async def _screen_when(pilot: Pilot[Any], condition: Callable[[str], bool], seconds: float) -> str:
     deadline = time.monotonic() + seconds
     while not condition(shown := screen(pilot)):
-        assert time.monotonic() < deadline, f"it did not happen; the screen shows\n{shown}"
+        assert time.monotonic() < deadline, f"timed out; the screen shows\n{shown}"
         await pilot.pause(0.02)
     return shown

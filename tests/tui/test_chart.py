@@ -1,4 +1,4 @@
-"""Perplexity curves as characters, whatever the numbers are."""
+"""Perplexity curves as characters, for any numbers."""
 
 import math
 import re
@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tui.stage import epoch
 
-from lmconsole.tui.plot.chart import SMOOTHING, Drawing, Series, Shown, View, XAxis, draw, step_above, step_below
+from lmconsole.tui.plot.axes import XAxis, step_above, step_below
+from lmconsole.tui.plot.chart import SMOOTHING, ChartOptions, Drawing, Series, ShownCurves, draw
 from lmconsole.tui.plot.glyphs import ASCII, UNICODE, Glyphs
 from lmconsole.tui.plot.series import Point
 
@@ -22,7 +23,7 @@ BRAILLE = re.compile("[\u2801-\u28ff]")
 def series(
     *valid_nats: float, train_nats: Sequence[float] = (), slot: int = 0, planned: int | None = None, **more: object
 ) -> Series:
-    """A run with an epoch for each validation loss, and train losses spread evenly over those epochs."""
+    """Return a run with an epoch for each validation loss, and train losses spread evenly over those epochs."""
     epochs = max(len(valid_nats), 1)
     points = [
         Point(
@@ -44,70 +45,74 @@ def series(
 
 
 def drawn(
-    *runs: Series, view: View | None = None, width: int = WIDTH, height: int = HEIGHT, glyphs: Glyphs = UNICODE
+    *runs: Series,
+    options: ChartOptions | None = None,
+    width: int = WIDTH,
+    height: int = HEIGHT,
+    glyphs: Glyphs = UNICODE,
 ) -> Drawing:
-    """The runs on a grid, which has exactly the size that was asked for."""
-    drawing = draw(runs, view or View(), width, height, glyphs)
+    """Draw the runs, and check the size of the grid."""
+    drawing = draw(runs, options or ChartOptions(), width, height, glyphs)
     assert [len(row) for row in drawing.rows] == [width] * height
     assert all(len(text) == 1 for row in drawing.rows for text, _ in row)
     return drawing
 
 
 def text(drawing: Drawing) -> str:
-    """The grid as lines."""
+    """Return the grid as text."""
     return "\n".join("".join(character for character, _ in row).rstrip() for row in drawing.rows)
 
 
 def ticks(drawing: Drawing) -> list[str]:
-    """What stands left of the y axis, from the top."""
+    """Return the labels of the y axis, from the top."""
     return [line[: line.index("┤")].strip() for line in text(drawing).splitlines() if "┤" in line]
 
 
 def x_ticks(drawing: Drawing) -> list[str]:
-    """What stands below the x axis."""
+    """Return the labels of the x axis."""
     return re.split(r"\s{2,}", text(drawing).splitlines()[-1].strip())
 
 
 def places(drawing: Drawing, character: str) -> list[tuple[int, int]]:
-    """Column and row of every cell with that character."""
+    """Return column and row of every cell with that character."""
     return [(x, y) for y, row in enumerate(drawing.rows) for x, (shown, _) in enumerate(row) if shown == character]
 
 
-def views() -> Iterator[View]:
-    """Every way to draw."""
+def all_options() -> Iterator[ChartOptions]:
+    """Yield every combination of options."""
     for x in XAxis:
         for log in (True, False):
-            for shown in Shown:
+            for shown in ShownCurves:
                 for smoothing in SMOOTHING:
-                    yield View(x, log, shown, smoothing)
+                    yield ChartOptions(x=x, log=log, shown=shown, smoothing=smoothing)
 
 
-def test_a_run_that_learns_goes_down_from_left_to_right() -> None:
+def test_falling_losses_are_drawn_from_top_left_to_bottom_right() -> None:
     drawing = drawn(series(6.0, 5.5, 5.2, 5.0, train_nats=[7.0, 6.0, 5.5, 5.2, 5.0, 4.8]))
     marks = sorted(places(drawing, "●"))
     assert len(marks) == 4
     assert [y for _, y in marks] == sorted(y for _, y in marks)
     assert BRAILLE.search(text(drawing)), "a line joins the epochs"
     assert places(drawing, "·"), "train losses are dots"
-    assert drawing.x_at(marks[-1][0]) == pytest.approx(4.0, abs=0.05), "the last epoch is at its place"
+    assert drawing.x_at(marks[-1][0]) == pytest.approx(4.0, abs=0.05), "the last epoch is at x = 4"
 
 
-ODD = {
+EDGE_CASES = {
     "no run": [],
-    "a run that has only begun": [series()],
+    "a run without points": [series()],
     "one epoch": [series(5.0)],
     "flat": [series(5.0, 5.0, 5.0)],
-    "learnt by heart": [series(0.0, 0.0)],
-    "never a number": [series(NAN)],
+    "zero loss": [series(0.0, 0.0)],
+    "always NaN": [series(NAN)],
     "always infinite": [series(INF, INF)],
-    "now and then a number": [series(5.0, NAN, 4.0, INF, 3.0, train_nats=[INF, 5.0, NAN, 4.0])],
-    "one step, and no number": [series(train_nats=[NAN])],
+    "sometimes finite": [series(5.0, NAN, 4.0, INF, 3.0, train_nats=[INF, 5.0, NAN, 4.0])],
+    "one step, NaN": [series(train_nats=[NAN])],
     "one step": [series(train_nats=[6.0])],
-    "beyond all bounds": [series(500.0, 699.0, train_nats=[900.0, 1e300])],
-    "around the largest that is drawn": [series(13.0, 14.0)],
-    "nearly no loss": [series(1e-9, 1e-12)],
-    "an epoch of very many": [series(5.0, planned=100_000)],
-    "no known pace beside a very slow one": [series(5.0, expected_s=None), series(4.0, slot=1, expected_s=1e9)],
+    "beyond the largest perplexity": [series(500.0, 699.0, train_nats=[900.0, 1e300])],
+    "around the largest perplexity": [series(13.0, 14.0)],
+    "nearly zero loss": [series(1e-9, 1e-12)],
+    "one epoch of 100,000": [series(5.0, planned=100_000)],
+    "unknown time next to a very long one": [series(5.0, expected_s=None), series(4.0, slot=1, expected_s=1e9)],
     "no time and one token": [series(5.0, expected_s=0.0, tokens_per_epoch=1)],
     "published": [series(5.0, published_ppl=200.0), series(slot=1, published_ppl=1e9)],
     "two thousand epochs": [series(*[6.0 - i / 500 for i in range(2_000)], train_nats=[5.0] * 1_024)],
@@ -116,23 +121,24 @@ ODD = {
 SIZES = [(200, 60), (40, 12), (17, 5), (16, 4), (15, 4), (16, 3), (1, 1), (0, 0)]
 
 
-@pytest.mark.parametrize("runs", list(ODD.values()), ids=list(ODD))
-def test_no_run_is_too_odd_to_be_drawn_in_any_way_at_any_size(runs: list[Series]) -> None:
-    for view in views():
-        drawn(*runs, view=view)
+@pytest.mark.parametrize("runs", list(EDGE_CASES.values()), ids=list(EDGE_CASES))
+def test_edge_cases_are_drawn_with_any_options_at_any_size(runs: list[Series]) -> None:
+    for options in all_options():
+        drawn(*runs, options=options)
     for (width, height), glyphs in product(SIZES, (UNICODE, ASCII)):
         drawing = drawn(*runs, width=width, height=height, glyphs=glyphs)
-        assert glyphs is UNICODE or text(drawing).isascii()
+        if glyphs is ASCII:
+            assert text(drawing).isascii()
 
 
-views_drawn = st.sampled_from(list(views()))
+any_options = st.sampled_from(list(all_options()))
 sizes = st.tuples(st.integers(0, 140), st.integers(0, 50))
 losses = st.floats(0.0) | st.floats(0.0, 20.0) | st.just(NAN)
 anything = st.floats()
 
 
 def draw_somehow(numbers: st.SearchStrategy[float], data: st.DataObject) -> None:
-    """Some runs with these numbers, drawn in some way at some size."""
+    """Draw runs with these numbers, with any options and any size."""
     train = data.draw(st.lists(numbers, max_size=12), "train")
     valid = data.draw(st.lists(st.lists(numbers, max_size=8), max_size=4), "valid")
     planned, published = data.draw(st.integers(8, 100_000), "planned"), data.draw(st.none() | st.floats(1.0, 1e12))
@@ -141,38 +147,39 @@ def draw_somehow(numbers: st.SearchStrategy[float], data: st.DataObject) -> None
         for slot, nats in enumerate(valid)
     ]
     (width, height), glyphs = data.draw(sizes, "size"), data.draw(st.sampled_from([UNICODE, ASCII]))
-    drawing = drawn(*runs, view=data.draw(views_drawn, "view"), width=width, height=height, glyphs=glyphs)
-    assert glyphs is UNICODE or text(drawing).isascii()
+    drawing = drawn(*runs, options=data.draw(any_options, "options"), width=width, height=height, glyphs=glyphs)
+    if glyphs is ASCII:
+        assert text(drawing).isascii()
 
 
 @settings(deadline=None, max_examples=100)
 @given(st.data())
-def test_whatever_losses_a_run_can_have_are_drawn_at_exactly_the_size_that_was_asked_for(data: st.DataObject) -> None:
+def test_any_losses_are_drawn_at_exactly_the_given_size(data: st.DataObject) -> None:
     draw_somehow(losses, data)
 
 
 @settings(deadline=None, max_examples=100)
 @given(st.data())
-def test_any_numbers_at_all_are_drawn_at_exactly_the_size_that_was_asked_for(data: st.DataObject) -> None:
+def test_any_numbers_are_drawn_at_exactly_the_given_size(data: st.DataObject) -> None:
     draw_somehow(anything, data)
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.floats(1e-300, 1e300))
-def test_axis_steps_enclose_what_they_are_for(value: float) -> None:
+def test_axis_steps_enclose_their_value(value: float) -> None:
     assert value / 1.7 <= step_below(value) <= value * (1 + 1e-6)
     assert value * (1 - 1e-6) <= step_above(value) <= value * 1.7
 
 
 @pytest.mark.parametrize("log", [True, False])
-@pytest.mark.parametrize("shown", list(Shown))
+@pytest.mark.parametrize("shown", list(ShownCurves))
 @pytest.mark.parametrize("nats", [(0.5, 0.1), (6.0, 5.0), (9.0, 3.0), (13.0, 2.0), (2.0, 1.99), (7.601, 7.6)])
-def test_ticks_are_plain_numbers_evenly_told(nats: tuple[float, float], shown: Shown, log: bool) -> None:
-    drawing = drawn(series(*nats, train_nats=nats), view=View(log=log, shown=shown))
+def test_y_ticks_are_distinct_plain_numbers(nats: tuple[float, float], shown: ShownCurves, log: bool) -> None:
+    drawing = drawn(series(*nats, train_nats=nats), options=ChartOptions(log=log, shown=shown))
     assert 2 <= len(ticks(drawing)) <= HEIGHT // 3 + 1
     assert all(re.fullmatch(r"\d{1,3}(,\d{3})*(\.\d)?", tick) for tick in ticks(drawing)), ticks(drawing)
     values = [float(tick.replace(",", "")) for tick in ticks(drawing)]
-    assert values == sorted(set(values), reverse=True), "no two ticks say the same"
+    assert values == sorted(set(values), reverse=True), "no two ticks have the same label"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +199,7 @@ def test_the_x_axis_counts_in_round_steps_with_a_unit(
     axis: XAxis, planned: int, expected_s: float | None, words: list[str]
 ) -> None:
     run = series(5.0, planned=planned, expected_s=expected_s)
-    assert x_ticks(drawn(run, view=View(axis))) == words
+    assert x_ticks(drawn(run, options=ChartOptions(x=axis))) == words
 
 
 def test_axis_limits_do_not_move_with_every_new_point() -> None:
@@ -201,7 +208,7 @@ def test_axis_limits_do_not_move_with_every_new_point() -> None:
     assert len({(tuple(ticks(each)), each.x_limits) for each in grown}) == 1
 
 
-def test_a_flat_run_is_a_line_that_can_be_seen() -> None:
+def test_constant_losses_are_a_horizontal_line() -> None:
     drawing = drawn(series(5.0, 5.0, 5.0))
     rows = {y for _, y in places(drawing, "●")}
     assert len(places(drawing, "●")) == 3
@@ -212,7 +219,7 @@ def test_one_epoch_is_one_mark() -> None:
     assert len(places(drawn(series(5.0)), "●")) == 1
 
 
-def test_a_run_that_diverged_is_marked_where_it_did_and_does_not_flatten_the_others() -> None:
+def test_a_diverged_run_is_marked_and_does_not_flatten_the_others() -> None:
     good, alone = series(6.0, 5.5, 5.2, 5.0), drawn(series(6.0, 5.5, 5.2, 5.0))
     both = drawn(good, series(6.0, NAN, INF, 400.0, slot=1))
     crosses = places(both, "✗")
@@ -221,12 +228,12 @@ def test_a_run_that_diverged_is_marked_where_it_did_and_does_not_flatten_the_oth
     assert ticks(both) == ticks(alone)
 
 
-def test_a_loss_between_two_epochs_that_is_not_finite_is_marked_too() -> None:
+def test_a_non_finite_train_loss_is_marked_too() -> None:
     drawing = drawn(series(6.0, 5.5, train_nats=[6.0, 5.9, NAN, 5.5]))
     assert len(places(drawing, "✗")) == 1
 
 
-def test_no_valley_between_two_thousand_epochs_is_left_out() -> None:
+def test_a_single_low_value_among_two_thousand_epochs_is_drawn() -> None:
     losses = [5.0] * 2_000
     losses[1_234] = 3.0
     with_valley, without = drawn(series(*losses)), drawn(series(*[5.0] * 2_000))
@@ -239,19 +246,19 @@ def test_no_valley_between_two_thousand_epochs_is_left_out() -> None:
 def test_each_of_twelve_runs_has_a_marker_of_its_own() -> None:
     drawing = drawn(*(series(6.0 - slot / 4, 5.9 - slot / 4, slot=slot) for slot in range(12)))
     assert all(places(drawing, marker) for marker in UNICODE.markers)
-    inks = {ink.slot for row in drawing.rows for shown, ink in row if shown in UNICODE.markers}
-    assert inks == set(range(12))
+    slots = {role.slot for row in drawing.rows for shown, role in row if shown in UNICODE.markers}
+    assert slots == set(range(12))
 
 
-def test_what_is_not_shown_is_not_drawn() -> None:
+def test_only_the_chosen_curves_are_drawn() -> None:
     run = series(6.0, 5.0, train_nats=[6.0, 5.5, 5.0], published_ppl=150.0)
-    shown = {each: text(drawn(run, view=View(shown=each))) for each in Shown}
-    assert ["●" in shown[each] for each in Shown] == [True, True, False]
-    assert ["·" in shown[each] for each in Shown] == [True, False, True]
-    assert ["╌" in shown[each] for each in Shown] == [True, True, False]
+    shown = {each: text(drawn(run, options=ChartOptions(shown=each))) for each in ShownCurves}
+    assert ["●" in shown[each] for each in ShownCurves] == [True, True, False]
+    assert ["·" in shown[each] for each in ShownCurves] == [True, False, True]
+    assert ["╌" in shown[each] for each in ShownCurves] == [True, True, False]
 
 
-def test_without_unicode_curves_are_told_apart_by_letters() -> None:
+def test_without_unicode_markers_are_ascii() -> None:
     drawing = drawn(series(6.0, 5.0, train_nats=[7.0, 6.0]), series(5.5, 4.5, slot=1), glyphs=ASCII)
     assert text(drawing).isascii()
     assert places(drawing, "*")
@@ -259,27 +266,29 @@ def test_without_unicode_curves_are_told_apart_by_letters() -> None:
     assert places(drawing, ".")
 
 
-def test_smoothing_moves_train_losses_and_leaves_validation_alone() -> None:
+def test_smoothing_applies_to_train_losses_only() -> None:
     losses = [6.0 + (-1) ** i for i in range(40)]
-    rough, smooth = (drawn(series(6.0, 5.9, train_nats=losses), view=View(smoothing=s)).traces[0] for s in (0.0, 0.95))
+    rough, smooth = (
+        drawn(series(6.0, 5.9, train_nats=losses), options=ChartOptions(smoothing=s)).traces[0] for s in (0.0, 0.95)
+    )
     spread = [max(y for _, y in t.train[20:]) - min(y for _, y in t.train[20:]) for t in (rough, smooth)]
     assert spread[1] < spread[0] / 5
     assert rough.valid == smooth.valid
 
 
-@pytest.mark.parametrize("view", [View(log=log, x=x) for log in (True, False) for x in XAxis])
-def test_values_are_read_off_as_they_were_recorded(view: View) -> None:
-    drawing = drawn(series(6.0, 5.5, 5.0, train_nats=[6.2, 5.4, 4.8]), view=view)
+@pytest.mark.parametrize("options", [ChartOptions(log=log, x=x) for log in (True, False) for x in XAxis])
+def test_readings_are_the_recorded_values(options: ChartOptions) -> None:
+    drawing = drawn(series(6.0, 5.5, 5.0, train_nats=[6.2, 5.4, 4.8]), options=options)
     (trace,) = drawing.traces
     high = drawing.x_limits[1]
-    assert drawing.reading(trace, high) == (pytest.approx(math.exp(4.8)), pytest.approx(math.exp(5.0)))
+    assert drawing.reading(trace, high) == pytest.approx((math.exp(4.8), math.exp(5.0)))
     second = trace.valid[1][0]
-    assert drawing.reading(trace, second) == (pytest.approx(math.exp(5.4)), pytest.approx(math.exp(5.5)))
-    assert drawing.reading(trace, second * 0.99)[1] == pytest.approx(math.exp(6.0)), "the last one before it"
+    assert drawing.reading(trace, second) == pytest.approx((math.exp(5.4), math.exp(5.5)))
+    assert drawing.reading(trace, second * 0.99)[1] == pytest.approx(math.exp(6.0)), "the last one before x"
     assert drawing.reading(trace, 0.0) == (None, None), "before the first there is none"
 
 
-def test_columns_and_values_of_the_x_axis_belong_together() -> None:
+def test_columns_map_to_x_values() -> None:
     drawing = drawn(series(6.0, 5.5, 5.0, 4.5))
     assert drawing.x_at(drawing.first_column) == 0.0
     assert drawing.x_at(drawing.first_column + drawing.columns - 1) == 4.0

@@ -1,4 +1,4 @@
-"""Partial updates: exactly the changed cells, each in its place."""
+"""Partial updates contain exactly the changed cells."""
 
 import io
 import re
@@ -21,20 +21,18 @@ STRIPS = st.lists(
 
 
 def written(strip: Strip, x1: int, x2: int, at: int = 0) -> str:
-    """What is sent of a strip that begins in column ``at`` when the columns from ``x1`` up to ``x2`` have changed."""
+    """Return the output for a strip at column ``at`` of which the columns from ``x1`` up to ``x2`` have changed."""
     update = CroppedUpdate([{at: strip}], [(0, x1, x2)], [[at + strip.cell_length]])
     return update.render_segments(Console(file=io.StringIO(), color_system="standard", force_terminal=True))
 
 
 def text(data: str) -> str:
-    """What is left without escape sequences."""
+    """Return the text without escape sequences."""
     return re.sub(r"\x1b\[[\d;]*[A-Za-z]", "", data)
 
 
 @given(STRIPS, st.integers(0, 30), st.integers(1, 30), st.integers(0, 9))
-def test_what_is_sent_is_what_the_strip_has_there(
-    parts: list[tuple[str, Style]], first: int, length: int, at: int
-) -> None:
+def test_an_update_is_the_cropped_strip(parts: list[tuple[str, Style]], first: int, length: int, at: int) -> None:
     strip = Strip([Segment(*part) for part in parts])
     first, last = min(first, strip.cell_length), min(first + length, strip.cell_length)
     if last <= first:
@@ -47,13 +45,13 @@ def test_what_is_sent_is_what_the_strip_has_there(
     assert data.partition("H")[2] == expected.simplify().render(console), "colours and weights too"
 
 
-def test_cells_beside_the_change_are_not_sent() -> None:
+def test_unchanged_cells_are_not_sent() -> None:
     data = written(Strip([Segment("left "), Segment("old", RED), Segment(" right")]), 5, 8)
     assert text(data) == "old"
 
 
-def test_cutting_changing_numbers_fills_no_cache() -> None:
-    before = Segment._split_cells.cache_info().currsize  # type: ignore[attr-defined]
+def test_cropping_changing_numbers_fills_no_cache() -> None:
+    before = Segment._split_cells.cache_info().currsize
     for number in range(300):
         written(Strip([Segment(f"a number: {number}")]), 3, 12)
-    assert Segment._split_cells.cache_info().currsize == before  # type: ignore[attr-defined]
+    assert Segment._split_cells.cache_info().currsize == before

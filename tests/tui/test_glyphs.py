@@ -1,4 +1,4 @@
-"""What is drawn with, where Unicode is shown and where it is not."""
+"""Characters and palettes, for terminals with and without Unicode."""
 
 import os
 import subprocess
@@ -16,8 +16,8 @@ from lmconsole.tui.plot.glyphs import (
     DARK_PALETTE,
     PALETTE,
     UNICODE,
+    AsciiFilter,
     Glyphs,
-    PlainCharacters,
     bar,
     locale_is_utf8,
     sparkline,
@@ -40,11 +40,11 @@ from lmconsole.tui.plot.glyphs import (
         ({}, False),
     ],
 )
-def test_the_first_of_three_variables_that_says_anything_decides(environment: Mapping[str, str], utf8: bool) -> None:
+def test_the_first_variable_that_is_set_decides(environment: Mapping[str, str], utf8: bool) -> None:
     assert locale_is_utf8(environment) is utf8
 
 
-SAY = """
+SCRIPT = """
 import os
 os.environ["LC_ALL"] = "C.UTF-8"
 from lmconsole.tui.plot.glyphs import locale_is_utf8
@@ -52,23 +52,23 @@ print(locale_is_utf8())
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process cannot look at what it was started with")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps the initial environment")
 @pytest.mark.parametrize(("locale", "utf8"), [("C", "False"), ("C.UTF-8", "True")])
-def test_a_locale_that_a_process_gives_itself_later_does_not_count(locale: str, utf8: str) -> None:
+def test_the_locale_at_the_start_of_the_process_counts(locale: str, utf8: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SAY], env=os.environ | {"LC_ALL": locale}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", SCRIPT], env=os.environ | {"LC_ALL": locale}, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == utf8
 
 
 def everything(glyphs: Glyphs) -> str:
-    """Every character that ``glyphs`` draws with."""
-    names = ("markers", "train", "published", "off_scale", "diverged", "cursor", "spark", "bar")
+    """Return every character of ``glyphs``."""
+    names: tuple[str, ...] = ("markers", "train", "published", "diverged", "cursor", "spark", "bar")
     names += ("checked", "unchecked", "folded", "unfolded", "child")
     return "".join(getattr(glyphs, name) for name in names)
 
 
-def test_without_unicode_everything_is_ascii() -> None:
+def test_ascii_glyphs_are_ascii() -> None:
     assert everything(ASCII).isascii()
 
 
@@ -87,9 +87,9 @@ def test_twelve_curves_differ_by_marker_alone_and_twenty_four_by_marker_and_colo
     assert len(looks) == 24
 
 
-def test_the_filter_leaves_ascii_alone_and_replaces_everything_else_one_for_one() -> None:
+def test_the_filter_replaces_each_character_outside_ascii_by_one() -> None:
     every = "".join(map(chr, range(0x20, 0x3000))) + everything(UNICODE)
-    kept, plain, known = PlainCharacters().apply([Segment("abc"), Segment(every), Segment("5 – 6 …")], Color(0, 0, 0))
+    kept, plain, known = AsciiFilter().apply([Segment("abc"), Segment(every), Segment("5 – 6 …")], Color(0, 0, 0))
     assert kept.text == "abc"
     assert plain.text.isascii()
     assert len(plain.text) == len(every)

@@ -1,12 +1,13 @@
-"""The experiments table as values: one line for each experiment, whatever its runs are like."""
+"""The rows of the experiments table."""
 
 import math
 import shutil
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 import pytest
-from tui.stage import STARTED, STEPS, Stage, epoch, epoch_events, finished, following, picture, progress
+from tui.stage import STARTED, STEPS, Stage, epoch, epoch_events, finished, following, progress, wait_for_snapshot
 
 from lmconsole.engine.queue import requeue
 from lmconsole.plan.experiment import Experiment
@@ -16,34 +17,39 @@ from lmconsole.tui.rows import COLUMNS, Row, build_rows, matches
 
 
 def rows(stage: Stage, *, experiments: tuple[Experiment, ...] | None = None, **more: Any) -> list[Row]:
-    """The table of everything in the store."""
+    """Return the rows for the store."""
     with following(stage.store.root) as feed:
-        runs = picture(feed, lambda now: len(now.runs) == len(stage.store.names())).runs
+        runs = wait_for_snapshot(feed, lambda now: len(now.runs) == len(stage.store.names())).runs
     given: dict[str, Any] = {"checked": frozenset(), "unfolded": frozenset(), "wide": False, "glyphs": UNICODE}
     given |= {"problems": {}} | more
     return build_rows(stage.plan.experiments if experiments is None else experiments, runs.values(), **given)
 
 
+def ids(rows: Iterable[Row]) -> list[int]:
+    """Return the ids of the experiments."""
+    return [row.experiment.id for row in rows if row.experiment]
+
+
 def cell(row: Row, column: str) -> str:
-    """What stands in a column."""
+    """Return the text in a column."""
     return row.cells[COLUMNS.index(column)]
 
 
 def order(row: Row, column: str) -> float:
-    """What a column sorts by."""
-    return row.order[COLUMNS.index(column)][0]
+    """Return the sort key of a column."""
+    return row.sort_keys[COLUMNS.index(column)][0]
 
 
 def status(stage: Stage, number: int = 1, **more: Any) -> str:
-    """What the table says about how an experiment stands."""
+    """Return the status of an experiment."""
     return cell(rows(stage, **more)[number - 1], "Status")
 
 
-def test_an_experiment_that_was_never_trained_has_its_name_and_dashes(stage: Stage) -> None:
+def test_an_untrained_experiment_has_a_dash_as_status(stage: Stage) -> None:
     made = rows(stage)
-    assert [row.experiment.id for row in made] == list(range(1, 13))
+    assert ids(made) == list(range(1, 13))
     assert made[8].cells == ("□", "9", "LSTM", "2", "AdamW", "–", "", "", "", "")
-    assert (made[8].run, made[8].mood) == (None, "")
+    assert (made[8].run, made[8].status_style) == (None, "")
 
 
 def test_a_finished_run_shows_its_best_epoch_its_time_and_its_trend(stage: Stage) -> None:
@@ -51,9 +57,9 @@ def test_a_finished_run_shows_its_best_epoch_its_time_and_its_trend(stage: Stage
     row = rows(stage)[4]
     best, train = math.exp(5.0), math.exp(4.8)
     assert row.cells == ("□", "5", "GPT-1", "1", "Adam", "finished", f"{train:.1f}", f"{best:.1f}", "12 s", "█▁▅")
-    assert (order(row, "Valid"), order(row, "Train")) == (pytest.approx(best), pytest.approx(train))
+    assert (order(row, "Valid"), order(row, "Train")) == pytest.approx((best, train))
     assert row.run is not None
-    assert (row.run.run, row.mood) == (run.run, "finished")
+    assert (row.run.run, row.status_style) == (run.run, "finished")
 
 
 @pytest.mark.parametrize(
@@ -67,15 +73,13 @@ def test_a_finished_run_shows_its_best_epoch_its_time_and_its_trend(stage: Stage
         ("finished", "finished", "finished"),
     ],
 )
-def test_how_a_run_stands_is_told_in_as_many_words_as_there_is_room(
-    stage: Stage, given: str, narrow: str, wide: str
-) -> None:
+def test_a_status_is_short_or_long_by_the_width(stage: Stage, given: str, narrow: str, wide: str) -> None:
     stage.record(1, given)
     assert (status(stage), status(stage, wide=True)) == (narrow, wide)
-    assert rows(stage)[0].mood == given
+    assert rows(stage)[0].status_style == given
 
 
-def test_a_run_under_way_goes_through_starting_and_testing(stage: Stage) -> None:
+def test_a_running_run_is_starting_training_and_testing(stage: Stage) -> None:
     run = stage.queue(1, epochs=1)
     run.holder = stage.hold(run.paths.lock)
     run.append(STARTED)
@@ -83,14 +87,14 @@ def test_a_run_under_way_goes_through_starting_and_testing(stage: Stage) -> None
     run.append(progress(1, 1, 7.0))
     assert status(stage).startswith("1/1 ")
     run.append(progress(1, STEPS, 6.5))
-    assert "left" in status(stage), "it is still to be validated"
+    assert "left" in status(stage), "validation is still to come"
     run.append(epoch(1, 6.0))
     assert status(stage) == "testing"
     run.end(finished([6.0]))
     assert status(stage) == "finished"
 
 
-def test_runs_that_wait_say_when_their_turn_is_and_sort_by_it(stage: Stage) -> None:
+def test_queued_runs_show_their_position_and_sort_by_it(stage: Stage) -> None:
     for number in (5, 2, 9):
         stage.queue(number)
     stage.record(1, "running")
@@ -100,12 +104,12 @@ def test_runs_that_wait_say_when_their_turn_is_and_sort_by_it(stage: Stage) -> N
     made = rows(stage)
     assert [cell(made[n - 1], "Status") for n in (5, 2, 9, 3, 12)] == [f"queued {place}" for place in range(1, 6)]
     assert status(stage, 3, wide=True) == "queued, 4 of 5"
-    assert {made[n - 1].mood for n in (5, 2, 9, 3, 12)} == {"queued"}
-    by_status = sorted(made, key=lambda row: row.order[COLUMNS.index("Status")])
-    assert [row.experiment.id for row in by_status][:6] == [1, 5, 2, 9, 3, 12]
+    assert {made[n - 1].status_style for n in (5, 2, 9, 3, 12)} == {"queued"}
+    by_status = sorted(made, key=lambda row: row.sort_keys[COLUMNS.index("Status")])
+    assert ids(by_status)[:6] == [1, 5, 2, 9, 3, 12]
 
 
-def test_of_seeds_that_wait_the_next_says_when_its_turn_is(stage: Stage) -> None:
+def test_a_group_shows_the_position_of_its_next_seed(stage: Stage) -> None:
     stage.record(4, seed=1, epochs=6)
     stage.queue(8, epochs=6)
     for seed in (3, 2):
@@ -116,43 +120,43 @@ def test_of_seeds_that_wait_the_next_says_when_its_turn_is(stage: Stage) -> None
     assert status(stage, 4) == "1/3 seeds, queued"
 
 
-def test_a_run_that_is_asked_to_stop_says_so(stage: Stage) -> None:
+def test_a_run_that_was_asked_to_stop_is_stopping(stage: Stage) -> None:
     run = stage.record(1, "running")
     run.paths.stop.touch()
     assert status(stage) == "stopping"
 
 
-def test_a_run_stopped_after_its_last_epoch_is_not_in_an_epoch_that_does_not_exist(stage: Stage) -> None:
+def test_a_run_stopped_after_its_last_epoch_is_shown_in_its_last_epoch(stage: Stage) -> None:
     run = stage.queue(1, epochs=2)
     run.append(STARTED, *epoch_events(1, 6.0), *epoch_events(2, 5.5), Stopped(epoch=3, step=0))
     assert status(stage) == "stopped in 2/2"
 
 
-def test_a_run_that_ended_early_or_diverged_is_not_just_finished(stage: Stage) -> None:
+def test_a_run_that_stopped_early_or_diverged_is_not_just_finished(stage: Stage) -> None:
     early = stage.queue(1, epochs=6)
     early.append(STARTED, *epoch_events(1, 6.0), msgspec.structs.replace(finished([6.0]), stopped_early=True))
     stage.record(2, "diverged", valid=(6.0, math.nan, math.nan))
     made = rows(stage)
     assert cell(made[0], "Status") == "stopped early"
-    assert (cell(made[1], "Status"), made[1].mood) == ("diverged", "diverged")
-    assert cell(made[1], "Valid") == f"{math.exp(6.0):.1f}", "the best there was"
+    assert (cell(made[1], "Status"), made[1].status_style) == ("diverged", "diverged")
+    assert cell(made[1], "Valid") == f"{math.exp(6.0):.1f}", "the best epoch"
 
 
-def test_a_run_that_was_never_finite_says_nan_and_sorts_as_unknown(stage: Stage) -> None:
+def test_a_run_without_finite_losses_shows_nan_and_sorts_as_unknown(stage: Stage) -> None:
     stage.record(1, "diverged", valid=(math.nan, math.nan))
     row = rows(stage)[0]
     assert (cell(row, "Valid"), cell(row, "Trend")) == ("nan", "")
     assert order(row, "Valid") == math.inf
 
 
-def test_a_perplexity_beyond_counting_is_infinite_and_not_drawn_as_trend(stage: Stage) -> None:
+def test_an_infinite_loss_is_left_out_of_the_trend(stage: Stage) -> None:
     stage.record(1, "diverged", valid=(6.0, 5.5, math.inf))
     row = rows(stage)[0]
     assert cell(row, "Valid") == f"{math.exp(5.5):.1f}"
     assert cell(row, "Trend") == "█▁"
 
 
-def test_seeds_of_one_experiment_are_one_line_with_their_mean(stage: Stage) -> None:
+def test_seeds_of_one_experiment_are_one_row_with_their_mean(stage: Stage) -> None:
     for seed, best in ((1, 5.0), (2, 5.2), (3, 5.4)):
         stage.record(4, seed=seed, valid=(6.0, best))
     made = rows(stage)
@@ -164,24 +168,24 @@ def test_seeds_of_one_experiment_are_one_line_with_their_mean(stage: Stage) -> N
     assert cell(made[3], "Valid") == f"{mean:.1f}"
 
 
-def test_seeds_under_way_are_counted(stage: Stage) -> None:
+def test_finished_seeds_are_counted(stage: Stage) -> None:
     stage.record(4, seed=1, epochs=6)
     stage.record(4, "running", seed=2)
     stage.record(4, "queued", seed=3, epochs=6)
     made = rows(stage)[3]
-    assert (cell(made, "Status"), made.mood) == ("1/3 seeds, running", "running")
+    assert (cell(made, "Status"), made.status_style) == ("1/3 seeds, running", "running")
     assert status(stage, 4, wide=True) == "1/3 seeds, 5/6 8.0 s left"
 
 
-def test_a_failed_seed_among_finished_ones_is_what_the_line_is_about(stage: Stage) -> None:
+def test_a_failed_seed_decides_the_status_of_its_group(stage: Stage) -> None:
     stage.record(4, "failed", seed=1)
     stage.record(4, seed=2, epochs=6)
     stage.record(4, seed=3, epochs=6)
     made = rows(stage)[3]
-    assert (cell(made, "Status"), made.mood) == ("2/3 seeds, failed", "failed")
+    assert (cell(made, "Status"), made.status_style) == ("2/3 seeds, failed", "failed")
 
 
-def test_unfolded_an_experiment_shows_its_runs_newest_first(stage: Stage) -> None:
+def test_an_unfolded_experiment_shows_its_runs_newest_first(stage: Stage) -> None:
     runs = [stage.record(4, seed=seed) for seed in (1, 2, 3)]
     made = rows(stage, unfolded=frozenset({"e4"}), checked=frozenset({runs[1].run}))
     assert len(made) == 15
@@ -196,17 +200,17 @@ def test_unfolded_an_experiment_shows_its_runs_newest_first(stage: Stage) -> Non
     assert all(row.child for row in children)
 
 
-def test_runs_with_other_settings_do_not_count_as_seeds(stage: Stage) -> None:
+def test_runs_with_other_settings_are_not_in_the_group(stage: Stage) -> None:
     stage.record(4, seed=1, valid=(6.0, 3.0), learning_rate=0.5)
     stage.record(4, seed=1, valid=(6.0, 5.0))
     stage.record(4, seed=2, valid=(6.0, 5.0))
     made = rows(stage, unfolded=frozenset({"e4"}))
     assert cell(made[3], "Status") == "2/2 seeds"
     assert cell(made[3], "Valid") == f"{math.exp(5.0):.1f}"
-    assert len(made) == 15, "the older one is shown with its experiment all the same"
+    assert len(made) == 15, "the older run has a row as well"
 
 
-def test_a_run_repeated_with_the_same_seed_stands_in_for_the_older_one(stage: Stage) -> None:
+def test_of_two_runs_with_the_same_seed_the_newer_one_counts(stage: Stage) -> None:
     stage.record(4, valid=(6.0, 5.0))
     newer = stage.record(4, valid=(6.0, 5.5))
     row = rows(stage)[3]
@@ -215,27 +219,27 @@ def test_a_run_repeated_with_the_same_seed_stands_in_for_the_older_one(stage: St
     assert row.run.run == newer.run
 
 
-def test_runs_of_an_experiment_that_the_file_no_longer_has_come_at_the_end(stage: Stage) -> None:
+def test_experiments_that_only_runs_know_come_last(stage: Stage) -> None:
     stage.record(2)
     made = rows(stage, experiments=stage.plan.experiments[4:])
-    assert [row.experiment.id for row in made] == [*range(5, 13), 2]
+    assert ids(made) == [*range(5, 13), 2]
     assert cell(made[-1], "Status") == "finished"
 
 
-def test_a_run_that_cannot_be_read_any_more_or_does_not_answer_says_so(stage: Stage) -> None:
+def test_runs_that_are_unreadable_or_block_have_a_problem(stage: Stage) -> None:
     unreadable, stuck = stage.record(1), stage.record(2)
-    shutil.copy(unreadable.paths.info, unreadable.paths.events)  # what is there is no log
+    shutil.copy(unreadable.paths.info, unreadable.paths.events)  # not an event log
     made = rows(stage, problems={stuck.run: "its files do not answer"})
     assert [cell(row, "Status") for row in made[:2]] == ["unreadable", "not answering"]
-    assert [row.mood for row in made[:2]] == ["problem", "problem"]
+    assert [row.status_style for row in made[:2]] == ["problem", "problem"]
 
 
-def test_names_from_a_file_cannot_steer_the_terminal(stage: Stage) -> None:
+def test_control_characters_in_names_are_escaped(stage: Stage) -> None:
     named = Experiment(id=1, model="lstm", layers=1, optimizer="adam", name="\x1b[31mmine\u202e")
     assert cell(rows(stage, experiments=(named,))[0], "Optimizer") == "\\x1b[31mmine\\u202e"
 
 
-def test_without_unicode_a_line_is_ascii_but_for_dashes_that_the_screen_replaces(stage: Stage) -> None:
+def test_without_unicode_a_row_is_ascii_except_for_dashes(stage: Stage) -> None:
     stage.record(4, seed=1)
     stage.record(4, seed=2)
     made = rows(stage, unfolded=frozenset({"e4"}), checked=frozenset({"e4"}), glyphs=ASCII)
@@ -244,7 +248,7 @@ def test_without_unicode_a_line_is_ascii_but_for_dashes_that_the_screen_replaces
 
 
 @pytest.mark.parametrize(
-    ("words", "ids"),
+    ("words", "matching"),
     [
         ("", list(range(1, 13))),
         ("lstm", [1, 2, 3, 4, 9, 10]),
@@ -255,9 +259,9 @@ def test_without_unicode_a_line_is_ascii_but_for_dashes_that_the_screen_replaces
         ("nothing like it", []),
     ],
 )
-def test_a_row_matches_if_every_word_is_in_it(stage: Stage, words: str, ids: list[int]) -> None:
+def test_a_row_matches_if_every_word_is_in_it(stage: Stage, words: str, matching: list[int]) -> None:
     stage.record(3)
-    assert [row.experiment.id for row in rows(stage) if matches(row, words)] == ids
+    assert ids(row for row in rows(stage) if matches(row, words)) == matching
 
 
 @pytest.mark.parametrize(
@@ -271,16 +275,17 @@ def test_a_row_matches_if_every_word_is_in_it(stage: Stage, words: str, ids: lis
         ("L", [1, 2]),
     ],
 )
-def test_columns_sort_by_value_and_what_is_unknown_comes_last(stage: Stage, column: str, first: list[int]) -> None:
+def test_columns_sort_by_value_with_unknown_values_last(stage: Stage, column: str, first: list[int]) -> None:
     stage.record(1, valid=(6.0, 5.2))
     stage.record(2, "running")
     stage.record(3, "diverged", valid=(math.nan,))
-    made = sorted(rows(stage), key=lambda row: row.order[COLUMNS.index(column)])
-    assert [row.experiment.id for row in made][: len(first)] == first
-    assert column == "L" or [row.run for row in made[3:]] == [None] * 9
+    made = sorted(rows(stage), key=lambda row: row.sort_keys[COLUMNS.index(column)])
+    assert ids(made)[: len(first)] == first
+    if column != "L":
+        assert [row.run for row in made[3:]] == [None] * 9
 
 
-def test_an_outcome_without_numbers_is_shown_as_unknown(stage: Stage) -> None:
+def test_a_result_without_numbers_is_shown_as_unknown(stage: Stage) -> None:
     run = stage.queue(1, epochs=1)
     run.append(
         STARTED,

@@ -1,6 +1,6 @@
-"""The whole screen against pictures that somebody has looked at.
+"""The whole screen, compared with screenshots that were checked by eye.
 
-`LMCONSOLE_SNAPSHOTS=write pytest tests/tui/test_snapshots.py` draws them anew; look at them before they are committed.
+`LMCONSOLE_SNAPSHOTS=write pytest tests/tui/test_snapshots.py` writes new ones. Check them before they are committed.
 """
 
 import os
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tui.conftest import speak
-from tui.stage import Stage, driver, lines_of, shows
+from tui.conftest import set_locale
+from tui.stage import Stage, console_of, driver, lines_of, shows
 
 FOLDER = Path(__file__).parent / "snapshots"
 SIZES = ((120, 40), (80, 24), (40, 12))
@@ -17,7 +17,7 @@ LOOKS = ("dark", "light", "ascii", "no-colour")
 
 
 def record_everything(stage: Stage) -> None:
-    """A store with a run in every state."""
+    """Record a run of every status."""
     stage.no_runner()
     stage.record(1)
     stage.record(2, valid=(6.0, 5.7, 5.6, 5.55))
@@ -32,20 +32,20 @@ def record_everything(stage: Stage) -> None:
 
 
 @pytest.fixture
-def still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine is looked at once."""
+def one_machine_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sample the machine only once."""
     monkeypatch.setattr("lmconsole.tui.feed.IDLE_POLL_S", 1e9)
 
 
-@pytest.mark.usefixtures("still")
+@pytest.mark.usefixtures("one_machine_sample")
 @pytest.mark.parametrize("look", LOOKS)
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-async def test_the_screen_looks_as_it_did(
+async def test_the_screen_matches_its_screenshot(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], look: str
 ) -> None:
     record_everything(stage)
     if look == "ascii":
-        speak(monkeypatch, "C")
+        set_locale(monkeypatch, "C")
     if look == "no-colour":
         monkeypatch.setenv("NO_COLOR", "1")
     more: dict[str, Any] = {"theme": "lmconsole-light"} if look == "light" else {}
@@ -54,7 +54,7 @@ async def test_the_screen_looks_as_it_did(
         await pilot.press("space", "down", "space", "down", "down", "down", "space")
         if size[0] > 40:
             await shows(pilot, "3 selected")
-        pilot.app.main.redraw()
+        console_of(pilot).main.redraw()
         await pilot.pause()
         svg = pilot.app.export_screenshot(title="lmconsole", simplify=True)
     if look == "ascii":
@@ -67,4 +67,4 @@ async def test_the_screen_looks_as_it_did(
         seen = stage.root / file.name
         seen.write_text(svg, encoding="utf-8")
         assert lines_of(svg) == lines_of(file.read_text(encoding="utf-8")), f"{seen} and {file} differ"
-        pytest.fail(f"{seen} and {file} differ in colours alone")
+        pytest.fail(f"{seen} and {file} differ only in colors")

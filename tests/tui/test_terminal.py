@@ -1,4 +1,4 @@
-"""The command on a terminal of its own, started, hung up, ended and resized as windows and multiplexers do it."""
+"""The command on a pty: started, resized, ended by signals and hung up."""
 
 import contextlib
 import fcntl
@@ -24,16 +24,16 @@ from lmconsole.runs.state import Status
 
 PATIENCE_S = 30.0
 ANSWERS = {b"\x1b[?2026$p": b"\x1b[?2026;2$y", b"\x1b[?2048$p": b"\x1b[?2048;0$y"}
-"""What the app asks a terminal at the start, and what most of today's answer."""
+"""Queries of the app at the start, and the answers of most terminals."""
 CONTROLS = re.compile(rb"\x1b\[[0-9;:?<=>]*[ -/]*[@-~]|\x1b[@-Z\\-_=>]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 RESTORED = (b"\x1b[?1049l", b"\x1b[?25h")
-"""The screen that was there before, and its cursor."""
+"""Back to the primary screen, with the cursor."""
 
 pytestmark = pytest.mark.slow
 
 
 class Window:
-    """`lmconsole` on a pty of so many columns and rows."""
+    """`lmconsole` on a pty of ``size`` columns and rows."""
 
     def __init__(self, cwd: Path, *words: str, environment: Mapping[str, str] = {}, size: tuple[int, int] = (120, 40)):
         self.leader, follower = pty.openpty()
@@ -59,16 +59,16 @@ class Window:
         fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def read(self) -> None:
-        """Take in what has come, for a twentieth of a second."""
+        """Read output, for at most a twentieth of a second."""
         if not select.select([self.leader], [], [], 0.05)[0]:
             return
-        with contextlib.suppress(OSError):  # nobody is there any more
+        with contextlib.suppress(OSError):  # the process has ended
             self.seen += os.read(self.leader, 65_536)
         for question in [each for each in self._unanswered if each in self.seen]:
             os.write(self.leader, self._unanswered.pop(question))
 
     def text(self, start: int = 0) -> str:
-        """What was printed from byte ``start`` on, without its controls; where lines end is lost."""
+        """Return the output from byte ``start`` on, without control sequences and line ends."""
         return CONTROLS.sub(b" ", self.seen[start:]).decode(errors="replace")
 
     def shows(self, words: str, start: int = 0) -> None:
@@ -84,29 +84,29 @@ class Window:
         os.write(self.leader, keys)
 
     def resize(self, columns: int, rows: int) -> int:
-        """Another size; how much had been printed before."""
+        """Resize, and return the number of bytes printed before."""
         mark = len(self.seen)
         self._size(self.leader, columns, rows)
         return mark
 
     def ends(self, within_s: float = PATIENCE_S) -> int:
-        """Wait until the command has ended, and read what it leaves."""
+        """Wait until the command has ended, and return its exit code."""
         deadline = time.monotonic() + within_s
         while self.process.poll() is None:
-            assert time.monotonic() < deadline, "it goes on"
+            assert time.monotonic() < deadline, "still running"
             self.read() if self.leader >= 0 else time.sleep(0.05)
         if self.leader >= 0:
             self.read()
         return self.process.returncode
 
     def hang_up(self) -> None:
-        """Close the window: the terminal is gone."""
+        """Close the pty, as a closed window does."""
         os.close(self.settings)
         os.close(self.leader)
         self.leader = self.settings = -1
 
     def close(self) -> None:
-        """Nothing stays behind."""
+        """End the process and close the pty."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -117,7 +117,7 @@ class Window:
 
 @contextlib.contextmanager
 def window(stage: Stage, *words: str, size: tuple[int, int] = (120, 40), **environment: str) -> Iterator[Window]:
-    """The console of a stage in a window, with the keys ready."""
+    """Open the console on the store of ``stage``."""
     opened = Window(stage.root, "--runs", str(stage.store.root), *words, environment=environment, size=size)
     try:
         yield opened
@@ -125,7 +125,7 @@ def window(stage: Stage, *words: str, size: tuple[int, int] = (120, 40), **envir
         opened.close()
 
 
-def test_q_leaves_the_terminal_as_it_was(stage: Stage) -> None:
+def test_q_restores_the_terminal(stage: Stage) -> None:
     stage.record(1)
     with window(stage) as terminal:
         terminal.shows("finished")
@@ -136,7 +136,7 @@ def test_q_leaves_the_terminal_as_it_was(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_it_with_the_terminal_in_order_and_runs_go_on(stage: Stage, number: int) -> None:
+def test_a_signal_restores_the_terminal_and_runs_continue(stage: Stage, number: int) -> None:
     run = stage.record(1, "running")
     with window(stage) as terminal:
         terminal.shows("epoch 5/6")
@@ -149,7 +149,7 @@ def test_a_signal_ends_it_with_the_terminal_in_order_and_runs_go_on(stage: Stage
     assert run.holder.poll() is None
 
 
-def test_a_window_that_is_closed_ends_it_soon_and_nothing_spins(stage: Stage) -> None:
+def test_a_hang_up_ends_the_app_without_spinning(stage: Stage) -> None:
     stage.record(1, "running")
     with window(stage) as terminal:
         terminal.shows("epoch 5/6")
@@ -164,9 +164,9 @@ def test_a_window_that_is_closed_ends_it_soon_and_nothing_spins(stage: Stage) ->
         assert spent_s - before_s < 3.0
 
 
-def test_another_size_gets_another_picture(stage: Stage) -> None:
+def test_the_screen_is_redrawn_after_a_resize(stage: Stage) -> None:
     stage.record(1)
-    with window(stage, COLUMNS="90", LINES="30") as terminal:  # a shell that exports what it once was
+    with window(stage, COLUMNS="90", LINES="30") as terminal:  # exported by the shell, and outdated
         terminal.shows("finished")
         assert "Trend" in terminal.text()
         mark = terminal.resize(60, 20)
@@ -177,7 +177,7 @@ def test_another_size_gets_another_picture(stage: Stage) -> None:
         terminal.shows("Trend", mark)
 
 
-def test_what_is_started_goes_on_without_its_window_and_is_there_in_the_next(stage: Stage) -> None:
+def test_runs_continue_after_a_hang_up_and_appear_in_the_next_session(stage: Stage) -> None:
     file = tiny.write_experiments(stage.root / "mine.toml", tiny.row(1), tiny.row(2, "gpt1"))
     words = ("--experiments", str(file), "--data", str(tiny.write_corpus(stage.root / "texts")), "--preset", "tiny")
     with window(stage, *words) as terminal:
@@ -197,26 +197,26 @@ def test_what_is_started_goes_on_without_its_window_and_is_there_in_the_next(sta
         assert terminal.ends() == 0
 
 
-def test_leaving_says_on_the_terminal_that_runs_go_on(stage: Stage) -> None:
+def test_quitting_prints_that_runs_continue(stage: Stage) -> None:
     run = stage.record(1, "running")
     with window(stage) as terminal:
         terminal.shows("epoch 5/6")
         terminal.press(b"q")
         assert terminal.ends() == 0
         after = terminal.seen.rindex(RESTORED[0])
-        assert "1 run goes on without the console" in terminal.text(after)
+        assert "1 run continues without the console" in terminal.text(after)
     assert run.holder is not None
     end(run.holder)
 
 
-def test_a_terminal_that_can_do_nothing_is_told_so(stage: Stage) -> None:
+def test_a_dumb_terminal_is_an_error_with_a_hint(stage: Stage) -> None:
     with window(stage, TERM="dumb") as terminal:
         assert terminal.ends() == 2
         assert "TERM=dumb" in terminal.text()
         assert "lmconsole run --all --headless" in terminal.text()
 
 
-def test_without_a_terminal_it_says_what_to_do_instead(stage: Stage) -> None:
+def test_without_a_terminal_there_is_an_error_with_a_hint(stage: Stage) -> None:
     command = [sys.executable, "-m", "lmconsole", "--runs", str(stage.store.root)]
     done = subprocess.run(command, cwd=stage.root, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 2

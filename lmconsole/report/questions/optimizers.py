@@ -1,58 +1,61 @@
-"""Question 4: what weight decay, momentum and adaptive step sizes change."""
+"""Question 4: the effect of weight decay, momentum and adaptive step sizes."""
 
 from lmconsole.plan.experiment import MODEL_NAMES
-from lmconsole.report.comparing import RULE, Comparison, Measured, Verdict
-from lmconsole.report.questions.answer import Answer, Finding, Suite
+from lmconsole.report.comparing import METHOD, Comparison, ExperimentResult, Verdict
+from lmconsole.report.questions.finding import Draft, Finding, GroupResults
 
 
-def optimizers(suite: Suite) -> Finding:
-    """Question 4: weight decay, momentum, adaptive steps."""
-    answer = Answer()
+def optimizers(results: GroupResults) -> Finding:
+    """Answer question 4: effects of the optimizers."""
+    draft = Draft()
     for model in ("lstm", "gpt1"):
         name = MODEL_NAMES[model]
-        adam, adamw, sgd, momentum = (suite.find(model, 1, each) for each in ("adam", "adamw", "sgd", "momentum"))
-        decay = answer.compare(adamw, adam, f"{name}, AdamW and Adam")
-        answer.interpretation.append(_decay_words(name, decay, adam, adamw))
-        moment = answer.compare(momentum, sgd, f"{name}, momentum and SGD")
-        answer.interpretation.append(_momentum_words(name, moment, momentum))
-        adaptive = answer.compare(adamw, sgd, f"{name}, AdamW and SGD")
-        answer.interpretation.append(_adaptive_words(name, adaptive))
+        adam, adamw, sgd, momentum = (results.find(model, 1, each) for each in ("adam", "adamw", "sgd", "momentum"))
+        decay_effect = draft.compare(adamw, adam, f"{name} with AdamW and Adam")
+        draft.interpretation.append(_interpret_decay(name, decay_effect, adam, adamw))
+        momentum_effect = draft.compare(momentum, sgd, f"{name} with momentum and SGD")
+        draft.interpretation.append(_interpret_momentum(name, momentum_effect, momentum))
+        adaptive_effect = draft.compare(adamw, sgd, f"{name} with AdamW and SGD")
+        draft.interpretation.append(_interpret_adaptive(name, adaptive_effect))
     return Finding(
         number=4,
-        question="What do weight decay, momentum and adaptive step sizes change?",
-        measured=answer.measured,
-        rule=f"AdamW against Adam, momentum against SGD, AdamW against SGD, one layer each. {RULE}",
-        interpretation=[words for words in answer.interpretation if words],
+        question="What effect do weight decay, momentum and adaptive step sizes have?",
+        observations=draft.observations,
+        method=f"AdamW against Adam, momentum against SGD, and AdamW against SGD, with one layer each. {METHOD}",
+        interpretation=[sentence for sentence in draft.interpretation if sentence],
     )
 
 
-def _decay_words(name: str, found: Comparison, adam: Measured | None, adamw: Measured | None) -> str:
+def _interpret_decay(
+    name: str, found: Comparison, adam: ExperimentResult | None, adamw: ExperimentResult | None
+) -> str:
     verdict = found.verdict
-    if verdict is Verdict.NONE or adam is None or adamw is None:
+    if verdict is Verdict.NO_DATA or adam is None or adamw is None:
         return ""
-    start = {
-        Verdict.SPREAD: f"{name}: weight decay makes no difference that these seeds show.",
-        Verdict.TINY: f"{name}: with weight decay the result is practically the same.",
-    }.get(verdict, f"{name}: AdamW with weight decay ends {'lower' if verdict.lower else 'higher'} than Adam.")
-    words = [start, "" if verdict is Verdict.TINY else found.caution]
+    direction = "lower" if verdict.lower else "higher"
+    effect = {
+        Verdict.WITHIN_SPREAD: f"{name}: these seeds show no effect of weight decay.",
+        Verdict.NEGLIGIBLE_IN_ONE_SEED: f"{name}: weight decay makes practically no difference.",
+    }.get(verdict, f"{name}: AdamW with weight decay reaches a {direction} perplexity than Adam.")
+    sentences = [effect, "" if verdict is Verdict.NEGLIGIBLE_IN_ONE_SEED else found.caution]
     info = adamw.runs[0].info
-    shrunk = _shrunk(adamw)
-    if shrunk is not None:
-        words.append(
-            f"Decay of {info.settings.weight_decay:g} at a learning rate of {info.settings.learning_rate:g} alone "
-            f"would have shrunk a weight by {shrunk:.2%} over the whole run"
-            + (", so little was to be expected." if shrunk < 0.05 else ".")
+    shrinkage = _shrinkage(adamw)
+    if shrinkage is not None:
+        sentences.append(
+            f"Weight decay of {info.settings.weight_decay:g} at a learning rate of {info.settings.learning_rate:g} "
+            f"alone would shrink a weight by {shrinkage:.2%} over the whole run"
+            + (", so little effect was to be expected." if shrinkage < 0.05 else ".")
         )
     if info.origin == "trained" and adam.runs[0].info.settings.weight_decay == 0.0:
-        words.append(
-            "Adam here has no decay and AdamW a decoupled one: the effect of decay cannot be told from that of its "
-            "form."
+        sentences.append(
+            "Adam is used here without weight decay and AdamW with decoupled weight decay, so the effect of the decay "
+            "cannot be separated from that of its form."
         )
-    return " ".join(word for word in words if word)
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _shrunk(adamw: Measured) -> float | None:
-    """Share by which AdamW's decay alone shrinks a weight: 1 - (1 - learning rate × decay)^steps, with a constant
+def _shrinkage(adamw: ExperimentResult) -> float | None:
+    """Share by which the decay of AdamW alone shrinks a weight: 1 - (1 - learning rate × decay)^steps for a constant
     learning rate (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
     run = adamw.runs[0]
     settings = run.info.settings
@@ -62,36 +65,36 @@ def _shrunk(adamw: Measured) -> float | None:
     return 1.0 - (1.0 - settings.learning_rate * settings.weight_decay) ** steps
 
 
-def _momentum_words(name: str, found: Comparison, momentum: Measured | None) -> str:
+def _interpret_momentum(name: str, found: Comparison, momentum: ExperimentResult | None) -> str:
     verdict = found.verdict
-    if verdict is Verdict.NONE or momentum is None:
+    if verdict is Verdict.NO_DATA or momentum is None:
         return ""
     decay = momentum.runs[0].info.settings.momentum or 0.0
     if verdict.lower:
-        words = (
-            f"{name}: momentum {'seems to help' if verdict.hint else 'helps'}. With {decay:g} a lasting gradient moves "
-            f"a weight {1.0 / (1.0 - decay):.3g} times as far, which matters where plain SGD is too slow at its "
-            "learning rate."
+        effect = (
+            f"{name}: momentum {'seems to help' if verdict.one_seed else 'helps'}. With a momentum of {decay:g}, a "
+            f"persistent gradient moves a weight {1.0 / (1.0 - decay):.3g} times as far, which matters where plain SGD "
+            "is too slow at its learning rate."
         )
     elif verdict.higher:
-        words = f"{name}: momentum {'seems to hurt' if verdict.hint else 'hurts'} at this learning rate."
+        effect = f"{name}: momentum {'seems to hurt' if verdict.one_seed else 'hurts'} at this learning rate."
     else:
-        words = f"{name}: no difference between momentum and plain SGD is shown."
-    return f"{words} {found.caution}".rstrip()
+        effect = f"{name}: no difference between momentum and plain SGD is shown."
+    return f"{effect} {found.caution}".rstrip()
 
 
-def _adaptive_words(name: str, found: Comparison) -> str:
+def _interpret_adaptive(name: str, found: Comparison) -> str:
     verdict = found.verdict
-    if verdict is Verdict.NONE:
+    if verdict is Verdict.NO_DATA:
         return ""
     if verdict.lower:
-        words = (
-            f"{name}: AdamW gets further than SGD. Its steps do not depend on the gradient's size, while SGD's are "
-            "proportional to it; no learning rate was searched for either, so this says nothing about the best that "
-            "SGD can do."
+        effect = (
+            f"{name}: AdamW reaches a lower perplexity than SGD. Its steps do not depend on the scale of the gradient, "
+            "while those of SGD are proportional to it. No learning rate was tuned for either, so this says nothing "
+            "about the best that SGD can do."
         )
     elif verdict.higher:
-        words = f"{name}: SGD ends lower than AdamW."
+        effect = f"{name}: SGD reaches a lower perplexity than AdamW."
     else:
-        words = f"{name}: no difference between AdamW and SGD is shown."
-    return f"{words} {found.caution}".rstrip()
+        effect = f"{name}: no difference between AdamW and SGD is shown."
+    return f"{effect} {found.caution}".rstrip()

@@ -1,4 +1,4 @@
-"""Characters for terminals that show Unicode and for those that do not, and colours that most eyes can tell apart."""
+"""Characters for terminals with and without Unicode, and color-blind-safe palettes."""
 
 import os
 from collections.abc import Mapping
@@ -11,24 +11,23 @@ from textual.color import Color
 from textual.filter import LineFilter
 
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b9a800", "#8c8c8c")
-"""Okabe and Ito's colours for the colour-blind (https://jfly.uni-koeln.de/color/), the yellow darker and grey for
-black, so that each shows on light and on dark."""
+"""The color-blind-safe palette of Okabe and Ito (https://jfly.uni-koeln.de/color/), with a darker yellow, and grey for
+black, so that every color is visible on a light and on a dark background."""
 DARK_PALETTE = ("#4aa3df", "#e69f00", "#1fbf92", "#cc79a7", "#8fd0f5", "#f0763a", "#f0e442", "#b8b8b8")
 """The same hues for a dark background."""
 ANSI_PALETTE = ("blue", "yellow", "green", "magenta", "cyan", "red", "bright_yellow", "white")
-"""Of the 16 colours that every terminal has."""
+"""Names among the 16 colors that every terminal has."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Glyphs:
-    """How things are drawn. ``markers`` tell curves apart where colours do not."""
+    """Characters to draw with. ``markers`` distinguish curves without color."""
 
     unicode: bool
     markers: str
     line: str
     train: str
     published: str
-    off_scale: str
     diverged: str
     cursor: str
     spark: str
@@ -46,7 +45,6 @@ UNICODE = Glyphs(
     line="braille",
     train="·",
     published="╌",
-    off_scale="↑",
     diverged="✗",
     cursor="│",
     spark="▁▂▃▄▅▆▇█",
@@ -63,7 +61,6 @@ ASCII = Glyphs(
     line="",
     train=".",
     published="-",
-    off_scale="^",
     diverged="X",
     cursor="|",
     spark="_.-=*#",
@@ -77,12 +74,15 @@ ASCII = Glyphs(
 
 
 def locale_is_utf8(environment: Mapping[str, str] | None = None) -> bool:
-    """Whether the person's locale is a UTF-8 one. Python itself overrides a C locale with a UTF-8 one of its own, which
-    a terminal multiplexer knows nothing of: what counts is the environment that this process was started with."""
-    given = _initial_environment() if environment is None else environment
+    """Whether the user's locale is UTF-8.
+
+    Python replaces a C locale with a UTF-8 one of its own, of which a terminal multiplexer knows nothing. So the
+    environment with which this process was started decides.
+    """
+    variables = _initial_environment() if environment is None else environment
     for name in ("LC_ALL", "LC_CTYPE", "LANG"):
-        if given.get(name):
-            return "utf8" in given[name].lower().replace("-", "")
+        if variables.get(name):
+            return "utf8" in variables[name].lower().replace("-", "")
     return False
 
 
@@ -95,7 +95,7 @@ def _initial_environment() -> Mapping[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-_PLAIN = str.maketrans(
+_ASCII_EQUIVALENTS = str.maketrans(
     {
         **dict.fromkeys("─━╌╍═▁▂▔▄▀╸╺", "-"),
         **dict.fromkeys("│┃║▌▐▎▊▏▕┆", "|"),
@@ -132,23 +132,23 @@ _PLAIN = str.maketrans(
 )
 
 
-class PlainCharacters(LineFilter):
-    """Replaces what a terminal without Unicode cannot show, on the whole screen."""
+class AsciiFilter(LineFilter):
+    """Replaces every character outside ASCII on the whole screen."""
 
     def apply(self, segments: list[Segment], _background: Color) -> list[Segment]:
-        """The same line in ASCII."""
+        """Return the segments in ASCII, as many cells wide."""
         return [
-            Segment(_plain(segment.text), segment.style, segment.control) if not segment.text.isascii() else segment
+            Segment(_ascii(segment.text), segment.style, segment.control) if not segment.text.isascii() else segment
             for segment in segments
         ]
 
 
-def _plain(text: str) -> str:
-    return "".join(each if each.isascii() else "?" for each in text.translate(_PLAIN))
+def _ascii(text: str) -> str:
+    return "".join(each if each.isascii() else "?" for each in text.translate(_ASCII_EQUIVALENTS))
 
 
 def sparkline(values: list[float], width: int, glyphs: Glyphs) -> str:
-    """The last ``width`` of ``values``, lowest to highest; a flat line for equal ones. Values must be finite."""
+    """Return the last ``width`` of ``values`` scaled from lowest to highest. Values must be finite."""
     shown = values[-width:]
     if not shown:
         return ""
@@ -159,7 +159,7 @@ def sparkline(values: list[float], width: int, glyphs: Glyphs) -> str:
 
 
 def bar(share: float, width: int, glyphs: Glyphs) -> str:
-    """``share`` (0 to 1) of ``width`` cells, to an eighth of a cell where Unicode is shown."""
+    """Return a bar over ``share`` (0 to 1) of ``width`` cells, to an eighth of a cell with Unicode."""
     cells = max(0.0, min(share, 1.0)) * width
     full = int(cells)
     if not glyphs.unicode:
@@ -168,6 +168,6 @@ def bar(share: float, width: int, glyphs: Glyphs) -> str:
     return "█" * full + (glyphs.bar[8 - eighth] if eighth else "")
 
 
-def rich_style(colour: str, *, bold: bool = False, dim: bool = False) -> Style:
-    """A foreground style; empty ``colour`` is the terminal's own."""
-    return Style.parse(f"{'bold ' if bold else ''}{'dim ' if dim else ''}{colour}".strip() or "none")
+def rich_style(color: str, *, bold: bool = False, dim: bool = False) -> Style:
+    """Return a foreground style. An empty ``color`` is the terminal's default."""
+    return Style.parse(f"{'bold ' if bold else ''}{'dim ' if dim else ''}{color}".strip() or "none")

@@ -1,7 +1,8 @@
-"""Everything about one run: how it stands, its settings, its events, and what its worker printed."""
+"""One run in detail: its state, settings, events and worker log."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 from rich.table import Table
@@ -14,77 +15,85 @@ from textual.widgets import Footer, Label, RichLog, Static, TabbedContent, TabPa
 
 from lmconsole import formatting
 from lmconsole.errors import escape_control_characters
+from lmconsole.files import LineTail
+from lmconsole.runs.events import Finished, Started
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import Status
 from lmconsole.tui.feed import RunView
-from lmconsole.tui.screens.tail import Tail
 
 REFRESH_S = 1.0
-MOST_LINES = 5_000
+MAX_LINES = 5_000
+FIRST_BYTES = 64 * 1024
+"""Bytes at the end of a file that are shown at first."""
+MAX_BYTES = 256 * 1024
+"""Bytes of one read."""
 TABS = ("state", "settings", "events", "log")
 
 
 class Details(ModalScreen[None]):
-    """Follows one run until it is closed. ``look`` gives the run as it stands, None once it is gone."""
+    """Follows one run until it is closed. ``current`` returns the run as it is now, None once it is deleted."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,enter", "dismiss", "Close"),
-        Binding("tab,right", "turn(1)", "Next page", priority=True),
-        Binding("shift+tab,left", "turn(-1)", "Previous page", show=False, priority=True),
+        Binding("tab,right", "next_tab(1)", "Next page", priority=True),
+        Binding("shift+tab,left", "next_tab(-1)", "Previous page", show=False, priority=True),
         Binding("f", "follow", "Follow the log"),
     ]
 
-    def __init__(self, look: Callable[[], RunView | None], first: RunView, page: str = "state") -> None:
+    def __init__(self, current: Callable[[], RunView | None], first: RunView) -> None:
         super().__init__()
-        self._look, self._view, self._first_page = look, first, page
+        self._current, self._view = current, first
         paths = RunPaths(first.folder)
-        self._tails = {"events": Tail(paths.events), "log": Tail(paths.worker_log)}
+        self._tails = {"events": _tail(paths.events), "log": _tail(paths.worker_log)}
         self._reading = False
-        self._said: dict[str, str] = {}
+        self._shown_state = ""
+        self._log_is_empty: bool | None = None
+        """None before the worker log has been read."""
 
     def compose(self) -> ComposeResult:
-        """Four pages."""
+        """Yield four tabs."""
         with Vertical(classes="wide-box"):
             yield Label(
                 escape_control_characters(f"{self._view.info.experiment.label}   {self._view.run}"),
                 classes="title",
                 markup=False,
             )
-            with TabbedContent(initial=self._first_page):
+            with TabbedContent(initial=TABS[0]):
                 with TabPane("State", id="state"), VerticalScroll():
                     yield Static(id="state-body")
                 with TabPane("Settings", id="settings"), VerticalScroll():
                     yield Static(_settings(self._view), id="settings-body")
                 for name, title in (("events", "Events"), ("log", "Worker log")):
                     with TabPane(title, id=name):
-                        yield RichLog(id=f"{name}-body", max_lines=MOST_LINES, wrap=True, markup=False, highlight=False)
+                        yield RichLog(id=f"{name}-body", max_lines=MAX_LINES, wrap=True, markup=False, highlight=False)
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
-        """Begin to follow."""
-        self._refresh()
-        self.set_interval(REFRESH_S, self._refresh)
+        """Start to follow the run."""
+        self._update()
+        self.set_interval(REFRESH_S, self._update)
 
-    def _refresh(self) -> None:
-        view = self._look()
+    def _update(self) -> None:
+        view = self._current()
         if view is None:
             self.notify("The run has been deleted.", severity="warning")
             self.dismiss()
             return
         self._view = view
-        body = _state(view)
-        if self._said.get("state") != str(body[0]):
-            self._said["state"] = str(body[0])
-            self.query_one("#state-body", Static).update(body[1])
+        state = _state(view)
+        if str(state) != self._shown_state:
+            self._shown_state = str(state)
+            self.query_one("#state-body", Static).update(_table([(name, value, "") for name, value in state]))
         if not self._reading:
             self._reading = True
             self.run_worker(self._read, thread=True, exit_on_error=False)
 
     def _read(self) -> None:
+        """Read new lines in a thread and hand them back to the screen."""
         found: dict[str, list[str]] = {}
         for name, tail in self._tails.items():
             try:
-                found[name] = tail.read_new()
+                found[name] = tail.read_lines()
             except OSError as error:
                 found[name] = [f"cannot be read: {error.strerror}"]
         self.app.call_from_thread(self._append, found)
@@ -96,29 +105,34 @@ class Details(ModalScreen[None]):
         for name, lines in found.items():
             log = self.query_one(f"#{name}-body", RichLog)
             for line in lines:
-                self._said[name] = "something"
-                log.write(
-                    Text(_event(line) if name == "events" else escape_control_characters(line)),
-                    scroll_end=log.auto_scroll,
-                )
-            if name == "log" and not lines and "log" not in self._said:
-                log.write(Text("The worker has printed nothing so far.", style="dim"))
+                text = _event(line) if name == "events" else escape_control_characters(line)
+                log.write(Text(text), scroll_end=log.auto_scroll)
+        if found["log"]:
+            self._log_is_empty = False
+        elif self._log_is_empty is None:
+            self._log_is_empty = True
+            note = Text("The worker has printed nothing so far.", style="dim")
+            self.query_one("#log-body", RichLog).write(note)
 
-    def action_turn(self, by: int) -> None:
-        """Another page."""
+    def action_next_tab(self, step: int) -> None:
+        """Go to the next tab, or to the previous one."""
         tabs = self.query_one(TabbedContent)
-        tabs.active = TABS[(TABS.index(tabs.active) + by) % len(TABS)]
+        tabs.active = TABS[(TABS.index(tabs.active) + step) % len(TABS)]
 
     def action_follow(self) -> None:
-        """Keep to the end of the log and the events, or stay where one reads."""
+        """Scroll to new lines of log and events, or stop doing so."""
         for name in ("events", "log"):
             log = self.query_one(f"#{name}-body", RichLog)
             log.auto_scroll = not log.auto_scroll
-        self.notify("Following the end." if log.auto_scroll else "Staying here.", timeout=2)
+        self.notify("Following the log." if log.auto_scroll else "Not following the log.", timeout=2)
+
+
+def _tail(path: Path) -> LineTail:
+    return LineTail(path, last_bytes=FIRST_BYTES, limit=MAX_BYTES)
 
 
 def _event(line: str) -> str:
-    """A line of the log as time, kind and fields; a damaged one as it is."""
+    """Return an event as time, kind and fields, a damaged line as it is."""
     try:
         event = msgspec.json.decode(line)
         time, kind = str(event.pop("t"))[11:19], str(event.pop("kind"))
@@ -129,23 +143,22 @@ def _event(line: str) -> str:
     return escape_control_characters(f"{time} {kind:<9} {', '.join(fields)}")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     return msgspec.json.encode(value).decode() if isinstance(value, dict | list) else str(value)
 
 
-def _state(view: RunView) -> tuple[str, Table]:
-    """How the run stands, as text to compare by and as a table."""
+def _state(view: RunView) -> list[tuple[str, str]]:
+    """Return names and values that describe the state of a run."""
     epochs, (epoch, step) = view.info.settings.epochs, view.position
-    rows: list[tuple[str, str]] = [("status", view.status.value + (", stopping" if view.stopping else ""))]
     imported = view.info.origin == "imported"
+    rows = [("status", view.status.value + (", stopping" if view.stopping else ""))]
     if imported:
         per = "slot, padding included" if view.info.denominator == "padded" else "target"
-        rows += [("origin", f"{escape_control_characters(view.info.experiment.source)}; perplexities per {per}")]
-    problem = view.failed
-    if problem:
-        rows += [("error", problem.message), ("what to do", problem.hint)]
+        rows += [("origin", f"{view.info.experiment.source}; perplexities per {per}")]
+    if view.failed:
+        rows += [("error", view.failed.message), ("what to do", view.failed.hint)]
     if view.problem:
         rows += [("problem", view.problem)]
     if view.damaged:
@@ -153,43 +166,54 @@ def _state(view: RunView) -> tuple[str, Table]:
     if view.status is not Status.FINISHED and not imported:
         rows += [("position", f"epoch {min(epoch, epochs)} of {epochs}, step {step}")]
         rows += [("time left", formatting.seconds(view.seconds_left))]
-    rows += [] if imported else [("attempt", str(view.attempt))]
+    if not imported:
+        rows += [("attempt", str(view.attempt))]
     rows += [("training time", formatting.seconds(view.elapsed_train_s))]
     if view.progress:
         speed = f"{formatting.rate(view.progress.tokens_per_s)} tokens/s"
-        if (share := view.share_of_ceiling) is not None:
-            speed += f", {100 * share:.0f} % of the device's measured ceiling"
+        if (share := view.share_of_peak) is not None:
+            speed += f", {100 * share:.0f} % of the device's measured peak"
         rows += [("speed", speed)]
     if view.best:
         best = view.best
         ppl = f"{formatting.perplexity(best.valid_ppl)} in epoch {best.epoch}"
         rows += [("best valid ppl", f"{ppl}, train {formatting.perplexity(best.train_ppl)}")]
     if view.finished:
-        done = view.finished
-        tests = [formatting.perplexity(ppl) for ppl in (done.test_ppl_best, done.test_ppl_final)]
-        rows += [("test ppl", f"{tests[0]} with the best weights, {tests[1]} with the last")]
-        if not imported:
-            rows += [("set-up, whole run", f"{formatting.seconds(done.setup_s)}, {formatting.seconds(done.wall_s)}")]
-        if done.energy_j is not None:
-            rows += [("energy", f"{formatting.energy(done.energy_j)} in all epochs (board, driver's counter)")]
+        rows += _outcome(view.finished, imported)
     if view.started:
-        start = view.started
-        versions = ", ".join(f"{name} {version}" for name, version in start.versions.items() if version)
-        rows += [("device", f"{start.device_name} ({start.device}), {start.precision}")]
-        rows += [("CPU threads", str(start.threads))]
-        rows += [("host, process", f"{start.host}, {start.pid}"), ("versions", versions)]
-        rows += [("parameters", f"{start.parameters_trainable:,} trainable of {start.parameters_total:,}")]
+        rows += _environment(view.started)
     telemetry = view.telemetry
     if telemetry:
-        memory = telemetry.process_used_mib or telemetry.torch_reserved_mib
-        words = [f"{formatting.mib(telemetry.rss_mib)} host"] + ([f"{formatting.mib(memory)} GPU"] if memory else [])
-        rows += [("memory", ", ".join(words))]
-    rows += [("folder", str(view.folder)), ("command", " ".join(view.info.command))]
-    return str(rows), _table([(name, value, "") for name, value in rows])
+        gpu_mib = telemetry.process_used_mib or telemetry.torch_reserved_mib
+        memory = f"{formatting.mib(telemetry.rss_mib)} host"
+        rows += [("memory", f"{memory}, {formatting.mib(gpu_mib)} GPU" if gpu_mib else memory)]
+    return [*rows, ("folder", str(view.folder)), ("command", " ".join(view.info.command))]
+
+
+def _outcome(finished: Finished, imported: bool) -> list[tuple[str, str]]:
+    best, final = [formatting.perplexity(ppl) for ppl in (finished.test_ppl_best, finished.test_ppl_final)]
+    rows = [("test ppl", f"{best} with the best weights, {final} with the last")]
+    if not imported:
+        setup, total = formatting.seconds(finished.setup_s), formatting.seconds(finished.wall_s)
+        rows += [("set-up, whole run", f"{setup}, {total}")]
+    if finished.energy_j is not None:
+        rows += [("energy", f"{formatting.energy(finished.energy_j)} in all epochs (board, driver's counter)")]
+    return rows
+
+
+def _environment(started: Started) -> list[tuple[str, str]]:
+    versions = ", ".join(f"{name} {version}" for name, version in started.versions.items() if version)
+    return [
+        ("device", f"{started.device_name} ({started.device}), {started.precision}"),
+        ("CPU threads", str(started.threads)),
+        ("host, process", f"{started.host}, {started.pid}"),
+        ("versions", versions),
+        ("parameters", f"{started.parameters_trainable:,} trainable of {started.parameters_total:,}"),
+    ]
 
 
 def _settings(view: RunView) -> Table:
-    """Every setting, and where it came from."""
+    """Return every setting and its source."""
     info = view.info
     corpus = f"{info.corpus.name}, {info.corpus.tokenizer}, sha256 {info.corpus.sha256[:12]}"
     tokens = ", ".join(f"{count:,} {split}" for split, count in info.corpus.tokens.items())

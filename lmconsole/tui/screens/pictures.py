@@ -1,4 +1,4 @@
-"""Figures in the terminal, where it can show pictures: kitty's way or sixel. The app stands aside meanwhile."""
+"""Figures in terminals that show images, by kitty's protocol or sixel. The app is suspended meanwhile."""
 
 import sys
 import termios
@@ -12,40 +12,40 @@ KEYS = "space: next   b: back   q: close"
 
 
 def figures_in(folder: Path) -> list[Path]:
-    """The figures of an exports folder, by their numbers."""
+    """Return the figures of an exports folder in the order of their numbers."""
     return sorted((folder / "figures").glob("*.png"), key=lambda path: (len(path.name), path.name))
 
 
 def browse(pictures: Sequence[Path]) -> str | None:
-    """Show ``pictures`` one by one on the terminal, which nobody else uses now; why that cannot be done, if it cannot.
+    """Show ``pictures`` one by one on the terminal. Return the reason if that is not possible.
 
-    textual-image asks the terminal what it can when it is imported, so that has to happen here.
+    textual-image queries the terminal when it is imported, so it is imported here, while the app is suspended.
     """
     try:
         from textual_image.renderable import Image, SixelImage, TGPImage
     except ImportError:
-        return "textual-image is not installed: pip install 'lmconsole[pictures]' shows figures here."
+        return "textual-image is not installed. Run pip install 'lmconsole[pictures]' to see figures here."
     if Image not in (SixelImage, TGPImage):
-        return "This terminal shows no pictures (kitty and sixel are known)."
+        return "This terminal shows no images. Use one that supports kitty's protocol or sixel."
     console = Console(file=sys.__stdout__, highlight=False, markup=False)
-    at = 0
-    while 0 <= at < len(pictures):
+    index = 0
+    while index < len(pictures):
         console.clear()
-        console.print(f"{pictures[at].name}  ({at + 1} of {len(pictures)})   {KEYS}", style="dim")
+        console.print(f"{pictures[index].name}  ({index + 1} of {len(pictures)})   {KEYS}", style="dim")
         try:
-            console.print(Image(pictures[at], width="100%", height="auto"))
+            console.print(Image(pictures[index], width="100%", height="auto"))
         except OSError as error:
-            console.print(f"{pictures[at]}: cannot be shown: {error}")
+            console.print(f"{pictures[index]}: cannot be shown: {error}")
         key = _key()
         if key in "q\x1b\x03":
             break
-        at = max(at - 1, 0) if key == "b" else at + 1
+        index = max(index - 1, 0) if key == "b" else index + 1
     console.clear()
     return None
 
 
 def _key() -> str:
-    """One key press, without waiting for a whole line."""
+    """Return one key press without waiting for the end of a line."""
     assert sys.__stdin__ is not None
     descriptor = sys.__stdin__.fileno()
     before = termios.tcgetattr(descriptor)

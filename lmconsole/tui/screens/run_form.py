@@ -1,4 +1,4 @@
-"""Form for runs with changed settings."""
+"""Form for running experiments with other settings."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -14,27 +14,31 @@ from lmconsole.errors import LmconsoleError
 
 
 class RunForm(ModalScreen[dict[str, str] | None]):
-    """Runs with changed settings. ``check`` says what is wrong with the words, if anything; they go back as typed."""
+    """Asks for the settings of runs, and returns them as typed, by field. None: canceled.
+
+    ``check`` raises LmconsoleError if a value is wrong; the form shows the message and stays open.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "Cancel"),
         Binding("ctrl+s", "accept", "Run", priority=True),
     ]
     FIELDS: ClassVar[dict[str, Option]] = {name: option for name, option in OPTIONS.items() if option.hint}
+    """Options of the form, by field of the request."""
 
-    def __init__(self, title: str, words: dict[str, str], check: Callable[[dict[str, str]], object]) -> None:
+    def __init__(self, title: str, values: dict[str, str], check: Callable[[dict[str, str]], object]) -> None:
         super().__init__()
-        self._title, self._words, self._check = title, words, check
+        self._title, self._values, self._check = title, values, check
 
     def compose(self) -> ComposeResult:
-        """A line for each setting."""
+        """Yield a row for each setting."""
         with VerticalScroll(classes="box", can_focus=False):
             yield Label(self._title, classes="title", markup=False)
             for name, option in self.FIELDS.items():
                 with Horizontal(classes="row"):
                     yield Label(name.replace("_", " "))
                     yield Input(
-                        self._words.get(name, ""),
+                        self._values.get(name, ""),
                         placeholder=option.hint or "",
                         id=name,
                         tooltip=option.help,
@@ -47,25 +51,25 @@ class RunForm(ModalScreen[dict[str, str] | None]):
                 yield Button("Run (ctrl+s)", id="run", variant="success")
 
     def on_input_submitted(self) -> None:
-        """Enter in a field."""
+        """Accept the form when Enter is pressed in a field."""
         self.action_accept()
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
-        """Either button."""
+        """Accept or cancel the form."""
         if event.button.id == "run":
             self.action_accept()
         else:
             self.dismiss(None)
 
     def action_accept(self) -> None:
-        """Check the words; close if they are right."""
-        words = {name: self.query_one(f"#{name}", Input).value.strip() for name in self.FIELDS}
+        """Close the form if its values are valid."""
+        values = {name: self.query_one(f"#{name}", Input).value.strip() for name in self.FIELDS}
         try:
-            self._check(words)
+            self._check(values)
         except LmconsoleError as error:
             self.query_one("#problem", Label).update(str(error))
             return
-        self.dismiss(words)
+        self.dismiss(values)
 
     def action_leave(self) -> None:
         """Close without running anything."""

@@ -1,72 +1,82 @@
-"""A terminal driver that knows how long the terminal takes to accept what it is sent, and notices when it is gone."""
+"""A terminal driver that measures how long writes are blocked, and notices when the terminal is gone."""
 
 import os
 import sys
 import termios
 import time
-from typing import Any, TextIO
+from collections.abc import Callable
+from typing import Any, TextIO, TypeVar
 
 from textual.drivers.linux_driver import LinuxDriver
 
+from lmconsole.tui.terminal.textual_internals import set_output
 
-class MeasuredOutput:
-    """The terminal's output, with the time for which writing to it had to wait."""
+T = TypeVar("T")
+
+
+class BackpressureOutput:
+    """The terminal's output, with the time for which writes to it were blocked."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
-        self._waiting_since: float | None = None
-        self.waited_s = 0.0
-        """Seconds of waiting since somebody last set this to 0."""
+        self._blocked_since: float | None = None
+        self._total_s = 0.0
         self.gone = False
+        """True once a write has failed: the terminal has hung up."""
 
     @property
-    def waiting_s(self) -> float:
-        """How long the write under way has been waiting; 0 if there is none."""
-        since = self._waiting_since
+    def blocked_s(self) -> float:
+        """Seconds for which the write under way has been blocked; 0 if there is none."""
+        since = self._blocked_since
         return 0.0 if since is None else time.monotonic() - since
 
+    def take_blocked_s(self) -> float:
+        """Return the seconds spent in writes since the last call, or in the write under way if that is longer."""
+        blocked_s, self._total_s = max(self._total_s, self.blocked_s), 0.0
+        return blocked_s
+
     def write(self, text: str) -> int:
-        """Write through, unless the terminal is gone."""
-        return self._timed(self._file.write, text) or 0
+        """Write ``text``, unless the terminal is gone."""
+        return self._timed(lambda: self._file.write(text)) or 0
 
     def flush(self) -> None:
-        """Flush through, unless the terminal is gone."""
+        """Flush, unless the terminal is gone."""
         self._timed(self._file.flush)
 
-    def _timed(self, call: Any, *arguments: Any) -> Any:
+    def _timed(self, call: Callable[[], T]) -> T | None:
         if self.gone:
             return None
-        began = self._waiting_since = time.monotonic()
+        began = self._blocked_since = time.monotonic()
         try:
-            return call(*arguments)
+            return call()
         except OSError:
-            self.gone = True  # hung up: nobody sees what is written from here on
+            self.gone = True
             return None
         finally:
-            self.waited_s += time.monotonic() - began
-            self._waiting_since = None
+            self._total_s += time.monotonic() - began
+            self._blocked_since = None
 
     def fileno(self) -> int:
-        """The terminal's descriptor."""
+        """Return the terminal's file descriptor."""
         return self._file.fileno()
 
     def isatty(self) -> bool:
-        """Whether it is a terminal."""
+        """Whether the output is a terminal."""
         return self._file.isatty()
 
 
-class MeasuredDriver(LinuxDriver):
-    """Textual's driver for Linux and macOS with a ``MeasuredOutput``."""
+class BackpressureDriver(LinuxDriver):
+    """Textual's driver for Linux and macOS, writing to a ``BackpressureOutput``."""
 
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         assert sys.__stderr__ is not None
-        self.output = MeasuredOutput(sys.__stderr__)
-        self._file = self.output  # type: ignore[assignment]
+        self.output = BackpressureOutput(sys.__stderr__)
+        set_output(self, self.output)
 
     @property
     def hung_up(self) -> bool:
-        """Whether there is no terminal any more."""
+        """Whether the terminal is gone."""
         if self.output.gone:
             return True
         try:

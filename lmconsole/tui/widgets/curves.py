@@ -1,36 +1,39 @@
-"""The curves and their legend."""
+"""The curves of the selected runs, with their legend."""
 
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from textwrap import wrap
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from rich.style import Style
 from textual.binding import Binding, BindingType
-from textual.events import Click, Resize
+from textual.events import Click
 
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import UNKNOWN, perplexity, rate, seconds
-from lmconsole.tui.plot.chart import SMOOTHING, Drawing, Ink, Series, Shown, View, XAxis, draw
+from lmconsole.tui.plot.axes import XAxis
+from lmconsole.tui.plot.chart import CURSOR, SMOOTHING, CellRole, ChartOptions, Drawing, Series, ShownCurves, draw
 from lmconsole.tui.plot.glyphs import ANSI_PALETTE, DARK_PALETTE, PALETTE, Glyphs, rich_style
 from lmconsole.tui.widgets.grid import Grid, GridCell, text_cells
 
 LEGEND_WIDTH = 37
 NARROW_LEGEND_WIDTH = 25
-LEAST_PLOT = 30
-COST_SHARE = 0.02
-"""Of the time, at most so much goes into drawing curves; when there are many, they are drawn less often."""
+LEAST_PLOT_WIDTH = 30
+MAX_DRAWING_SHARE = 0.02
+"""Share of the time that may go into drawing curves: many curves are drawn less often."""
 QUICK_S = 0.01
-"""What takes less is drawn at once."""
-MOST_RUNS = 24
+"""Curves that take less time than this are drawn at once."""
+MAX_RUNS = 24
 
 T = TypeVar("T")
+Setting = Literal["x", "log", "shown", "smoothing"]
 
 
 class Curves(Grid, can_focus=True):
-    """Draws ``Series``; keys and clicks move a cursor that reads values off."""
+    """Draws ``Series``; keys and clicks move a cursor that reads off values."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("right", "move(1)", "Cursor right", show=False, tooltip="Read values further to the right"),
@@ -43,118 +46,119 @@ class Curves(Grid, can_focus=True):
         super().__init__("curves")
         self._glyphs = glyphs
         self.series: tuple[Series, ...] = ()
-        self._left_out = 0
+        self._omitted = 0
+        """Runs beyond ``MAX_RUNS``."""
         self._hint = ""
-        self.view = View()
+        self.options = ChartOptions()
         self.cursor: int | None = None
-        """Column of the plot's own, from 0; None if values at the end are shown."""
-        self.drawing = Drawing([])
-        self._drawn = -1e9
-        self._cost_s = 0.0
-        self._drawing = False
+        """Column inside the axes, from 0; None to show the last values."""
+        self.drawing = Drawing(rows=[])
+        self._drawn_at = -1e9
+        self._drawing_s = 0.0
+        """Time that the last drawing took."""
+        self._in_progress = False
 
     def show(self, series: Sequence[Series], hint: str = "") -> None:
-        """Draw these runs; ``hint`` is what to say where there is nothing to draw."""
-        known = [each.run for each in self.series] == [each.run for each in series[:MOST_RUNS]]
-        self._left_out = max(len(series) - MOST_RUNS, 0)
-        self.series, self._hint = tuple(series[:MOST_RUNS]), hint
-        if not known or self._cost_s < QUICK_S:
+        """Draw ``series``, or ``hint`` if they have no points."""
+        same_runs = [each.run for each in self.series] == [each.run for each in series[:MAX_RUNS]]
+        self._omitted = max(len(series) - MAX_RUNS, 0)
+        self.series, self._hint = tuple(series[:MAX_RUNS]), hint
+        if not same_runs or self._drawing_s < QUICK_S:
             self.redraw()
-        elif not self._drawing and time.monotonic() - self._drawn >= self._cost_s / COST_SHARE:
-            self._drawing = True
-            self.run_worker(self._draw_aside(), exit_on_error=False)
+        elif not self._in_progress and time.monotonic() - self._drawn_at >= self._drawing_s / MAX_DRAWING_SHARE:
+            self._in_progress = True
+            self.run_worker(self._draw_in_thread(), exit_on_error=False)
 
-    async def _draw_aside(self) -> None:
-        """Draw in another thread, so that keys need not wait for many curves."""
-        width, height, legend = self._measure()
-        asked = (self.series, self.view, width - legend, height - 1, self._glyphs)
+    async def _draw_in_thread(self) -> None:
+        """Compute the drawing in a thread, so that keys are answered meanwhile, and show it if it is still wanted."""
+        series, options = self.series, self.options
+        width, height, legend = self._layout()
         began = time.monotonic()
         try:
-            drawing = await asyncio.to_thread(draw, *asked)
+            drawing = await asyncio.to_thread(draw, series, options, width - legend, height - 1, self._glyphs)
         finally:
-            self._drawing = False
-        if asked[:2] == (self.series, self.view) and (width, height, legend) == self._measure():
-            self._cost_s, self._drawn = time.monotonic() - began, time.monotonic()
+            self._in_progress = False
+        if (series, options) == (self.series, self.options) and (width, height, legend) == self._layout():
+            self._drawing_s, self._drawn_at = time.monotonic() - began, time.monotonic()
             self._show_drawing(drawing)
 
     def redraw(self) -> None:
-        """Draw now."""
-        width, height, legend = self._measure()
+        """Draw at once."""
+        width, height, legend = self._layout()
         if width and height:
             began = time.monotonic()
-            self._show_drawing(draw(self.series, self.view, width - legend, height - 1, self._glyphs))
-            self._drawn = time.monotonic()
-            self._cost_s = self._drawn - began
+            self._show_drawing(draw(self.series, self.options, width - legend, height - 1, self._glyphs))
+            self._drawn_at = time.monotonic()
+            self._drawing_s = self._drawn_at - began
 
-    def _measure(self) -> tuple[int, int, int]:
-        """Width and height of the widget, and the width of the legend."""
+    def _layout(self) -> tuple[int, int, int]:
+        """Return width and height of the widget, and the width of the legend."""
         width, height = self.size
-        legend = (
-            LEGEND_WIDTH if width >= 100 else NARROW_LEGEND_WIDTH if width - NARROW_LEGEND_WIDTH >= LEAST_PLOT else 0
-        )
-        return width, height, legend
+        if width >= 100:
+            return width, height, LEGEND_WIDTH
+        return width, height, NARROW_LEGEND_WIDTH if width - NARROW_LEGEND_WIDTH >= LEAST_PLOT_WIDTH else 0
 
     def _show_drawing(self, drawing: Drawing) -> None:
-        width, height, legend = self._measure()
+        width, height, legend_width = self._layout()
         self.drawing = drawing
         if self.cursor is not None and drawing.columns:
             self.cursor = max(0, min(self.cursor, drawing.columns - 1))
-        rows = [self._title(width)]
-        side = self._legend(legend, height - 1)
+        rows = [self._heading(width)]
+        legend = self._legend(legend_width, height - 1)
         for y, cells in enumerate(self._styled()):
-            rows.append(cells + (side[y] if y < len(side) else []))
+            rows.append(cells + (legend[y] if y < len(legend) else []))
         if not drawing.columns:
-            nothing = self._nothing(width)
-            rows = [rows[0], *([[] for _ in range(max((height - 2 - len(nothing)) // 2, 0))]), *nothing]
+            hint = self._hint_rows(width)
+            rows = [rows[0], *([[] for _ in range(max((height - 2 - len(hint)) // 2, 0))]), *hint]
         self.put(rows)
 
-    def _on_resize(self, _event: Resize) -> None:
-        self.redraw()
-
-    def _title(self, width: int) -> list[GridCell]:
-        view = self.view
-        where = "" if self.cursor is None else f"  at {self._x_text()}"
-        scale = "log" if view.log else "linear"
-        smooth = f", smoothing {view.smoothing:g}" if view.smoothing else ""
-        long = f"Perplexity ({scale}, {view.shown.value}{smooth}) over {view.x.value}{where}"
-        short = f"{view.shown.value}, {scale}, over {view.x.value}{where}"
+    def _heading(self, width: int) -> list[GridCell]:
+        options = self.options
+        position = "" if self.cursor is None else f"  at {self._cursor_text()}"
+        scale = "log" if options.log else "linear"
+        smoothing = f", smoothing {options.smoothing:g}" if options.smoothing else ""
+        long = f"Perplexity ({scale}, {options.shown.value}{smoothing}) over {options.x.value}{position}"
+        short = f"{options.shown.value}, {scale}, over {options.x.value}{position}"
         line = text_cells(long if len(long) <= width else short, rich_style("", bold=True))
-        if view.shown is Shown.BOTH and width - len(line) > 40:
+        if options.shown is ShownCurves.BOTH and width - len(line) > 40:
             curve = "⠒⠒●" if self._glyphs.unicode else f"{self._glyphs.markers[0] * 3}"
             dots = self._glyphs.train * 3
-            dashes = f"   {self._glyphs.published * 3} published" if any(s.published_ppl for s in self.series) else ""
+            published = any(series.published_ppl for series in self.series)
+            dashes = f"   {self._glyphs.published * 3} published" if published else ""
             key = f"{curve} validation   {dots} train{dashes}"
             line += text_cells(" " * (width - len(line) - len(key)) + key, rich_style("", dim=True))
         return line
 
-    def _nothing(self, width: int) -> list[list[GridCell]]:
+    def _hint_rows(self, width: int) -> list[list[GridCell]]:
         lines = wrap(escape_control_characters(self._hint or "No measurements yet."), max(width - 4, 1))
         return [text_cells(" " * ((width - len(line)) // 2) + line, rich_style("", dim=True)) for line in lines]
 
     def _styled(self) -> list[list[GridCell]]:
+        """Return the cells of the drawing in their styles, with the cursor."""
         drawing, cursor = self.drawing, self.cursor
         column = None if cursor is None else drawing.first_column + cursor
-        styles: dict[Ink, Style] = {}
+        styles: dict[CellRole, Style] = {}
         rows = []
         for y, row in enumerate(drawing.rows):
             cells = []
-            for x, (text, ink) in enumerate(row):
+            for x, (text, role) in enumerate(row):
                 if x == column and text == " " and y < len(drawing.rows) - 2:
-                    text, ink = self._glyphs.cursor, Ink("cursor")
-                if ink not in styles:
-                    styles[ink] = self._style(ink)
-                cells.append((text, styles[ink] if text != " " else Style.null()))
+                    text, role = self._glyphs.cursor, CURSOR
+                if role not in styles:
+                    styles[role] = self._role_style(role)
+                cells.append((text, styles[role] if text != " " else Style.null()))
             rows.append(cells)
         return rows
 
-    def _style(self, ink: Ink) -> Style:
-        if ink.what == "axis":
+    def _role_style(self, role: CellRole) -> Style:
+        if role.kind == "axis":
             return rich_style("", dim=True)
-        if ink.what == "cursor":
+        if role.kind == "cursor":
             return rich_style("", bold=True)
-        return rich_style(
-            self._palette()[ink.slot % len(PALETTE)], bold=ink.what == "valid", dim=ink.what == "published"
-        )
+        return rich_style(self._color(role.slot), bold=role.kind == "valid", dim=role.kind == "published")
+
+    def _color(self, slot: int) -> str:
+        return self._palette()[slot % len(PALETTE)]
 
     def _palette(self) -> tuple[str, ...]:
         if self.app.no_color:
@@ -163,102 +167,102 @@ class Curves(Grid, can_focus=True):
             return ANSI_PALETTE
         return DARK_PALETTE if self.app.current_theme.dark else PALETTE
 
+    def _marker(self, slot: int) -> str:
+        return self._glyphs.markers[slot % len(self._glyphs.markers)]
+
     def _legend(self, width: int, height: int) -> list[list[GridCell]]:
-        """Beside the plot, so that it never hides a curve: a line a run, or with little room several runs a line."""
+        """Return the legend, which is next to the plot so that it hides no curve: a run per line, or several of them
+        where there are more runs than lines."""
         if not width or not self.series:
             return []
-        if len(self.series) + (self._left_out > 0) <= height - 1:
-            both = width >= LEGEND_WIDTH and self.view.shown is Shown.BOTH
-            values = (
-                f"{'train':>7} {'valid':>7}"
-                if both
-                else f"{'valid' if self.view.shown is not Shown.TRAIN else 'train':>7}"
-            )
-            lines = [text_cells(f"{values:>{width}}", rich_style("", dim=True))]
+        if len(self.series) + (self._omitted > 0) <= height - 1:
+            both = width >= LEGEND_WIDTH and self.options.shown is ShownCurves.BOTH
+            one = "train" if self.options.shown is ShownCurves.TRAIN else "valid"
+            headings = f"{'train':>7} {'valid':>7}" if both else f"{one:>7}"
+            lines = [text_cells(f"{headings:>{width}}", rich_style("", dim=True))]
             lines += [self._entry(series, width, both) for series in self.series]
         else:
             per_line = max(width // 12, 1)
             entries = [self._short_entry(series) for series in self.series]
             lines = [list(chain(*entries[i : i + per_line])) for i in range(0, len(entries), per_line)]
-            hidden = len(lines) - height
-            if hidden > 0:
+            if len(lines) > height:
                 lines[height - 1 :] = [text_cells(f" and {len(self.series) - (height - 1) * per_line} more")]
-        if self._left_out:
-            lines = [
-                *lines[: height - 1],
-                text_cells(f" {self._left_out} more are not drawn", rich_style("", dim=True)),
-            ]
+        if self._omitted:
+            omitted = text_cells(f" {self._omitted} more are not drawn", rich_style("", dim=True))
+            lines = [*lines[: height - 1], omitted]
         return lines
 
     def _values(self, series: Series) -> tuple[str, str]:
+        """Return train and validation perplexity at the cursor, or the last ones."""
         trace = next((t for t in self.drawing.traces if t.series is series), None)
         if trace is None:
             return UNKNOWN, UNKNOWN
-        x = self.drawing.x_limits[1] if self.cursor is None else self._x()
+        x = self.drawing.x_limits[1] if self.cursor is None else self._cursor_x()
         train, valid = self.drawing.reading(trace, x)
         texts = []
-        for value, at in ((train, trace.train), (valid, trace.valid)):
-            lost = trace.astray and trace.astray[-1] <= x and (not at or trace.astray[-1] > at[-1][0])
-            texts.append("nan/inf" if lost else perplexity(value))
+        for value, points in ((train, trace.train), (valid, trace.valid)):
+            last = trace.off_scale[-1] if trace.off_scale else None
+            diverged = last is not None and last <= x and (not points or last > points[-1][0])
+            texts.append("nan/inf" if diverged else perplexity(value))
         return texts[0], texts[1]
 
     def _entry(self, series: Series, width: int, both: bool) -> list[GridCell]:
-        colour = self._palette()[series.slot % len(PALETTE)]
         train, valid = self._values(series)
-        values = f"{train:>7} {valid:>7}" if both else f"{train if self.view.shown is Shown.TRAIN else valid:>7}"
+        one = train if self.options.shown is ShownCurves.TRAIN else valid
+        values = f"{train:>7} {valid:>7}" if both else f"{one:>7}"
         room = width - len(values) - 4
         label = series.label if len(series.label) <= room else series.label[: room - 1] + "…"
-        marker = self._glyphs.markers[series.slot % len(self._glyphs.markers)]
-        return [*text_cells(f" {marker} ", rich_style(colour, bold=True)), *text_cells(f"{label:<{room}} {values}")]
+        marker = text_cells(f" {self._marker(series.slot)} ", rich_style(self._color(series.slot), bold=True))
+        return [*marker, *text_cells(f"{label:<{room}} {values}")]
 
     def _short_entry(self, series: Series) -> list[GridCell]:
-        colour = self._palette()[series.slot % len(PALETTE)]
         train, valid = self._values(series)
-        marker = self._glyphs.markers[series.slot % len(self._glyphs.markers)]
-        value = train if self.view.shown is Shown.TRAIN else valid
+        value = train if self.options.shown is ShownCurves.TRAIN else valid
         number = series.label.split(" ")[0]
-        return [*text_cells(f" {marker}", rich_style(colour, bold=True)), *text_cells(f"{number:>2} {value:>7}")]
+        marker = text_cells(f" {self._marker(series.slot)}", rich_style(self._color(series.slot), bold=True))
+        return [*marker, *text_cells(f"{number:>2} {value:>7}")]
 
-    def _x(self) -> float:
+    def _cursor_x(self) -> float:
         return self.drawing.x_at(self.drawing.first_column + (self.cursor or 0))
 
-    def _x_text(self) -> str:
-        x = self._x()
-        if self.view.x is XAxis.TIME:
+    def _cursor_text(self) -> str:
+        x = self._cursor_x()
+        if self.options.x is XAxis.TIME:
             return seconds(x)
-        return f"{rate(x)} tokens" if self.view.x is XAxis.TOKENS else f"epoch {x:.2f}"
+        return f"{rate(x)} tokens" if self.options.x is XAxis.TOKENS else f"epoch {x:.2f}"
 
     def action_move(self, columns: int) -> None:
-        """Move the cursor; from its place at the end it steps in."""
+        """Move the cursor; without one, start from the right end."""
         if self.drawing.columns:
             start = self.drawing.columns - 1 if self.cursor is None else self.cursor
             self.cursor = max(0, min(start + columns, self.drawing.columns - 1))
             self.redraw()
 
-    def drop_cursor(self) -> bool:
-        """Take the cursor away, if there is one."""
-        had, self.cursor = self.cursor is not None, None
-        if had:
+    def remove_cursor(self) -> bool:
+        """Remove the cursor. Return whether there was one."""
+        had_cursor, self.cursor = self.cursor is not None, None
+        if had_cursor:
             self.redraw()
-        return had
+        return had_cursor
 
-    async def _on_click(self, event: Click) -> None:
-        at = event.x - self.drawing.first_column
-        if 0 <= at < self.drawing.columns and event.y > 0:
-            self.cursor = at
+    async def on_click(self, event: Click) -> None:
+        """Put the cursor into the column that was clicked."""
+        column = event.x - self.drawing.first_column
+        if 0 <= column < self.drawing.columns and event.y > 0:
+            self.cursor = column
             self.redraw()
 
-    def turn(self, what: str) -> None:
-        """The next of several ways: ``x`` axis, ``log`` scale, ``shown`` curves, ``smoothing``."""
-        view = self.view
-        if what == "x":
-            self.view = View(_next(list(XAxis), view.x), view.log, view.shown, view.smoothing)
-        elif what == "log":
-            self.view = View(view.x, not view.log, view.shown, view.smoothing)
-        elif what == "shown":
-            self.view = View(view.x, view.log, _next(list(Shown), view.shown), view.smoothing)
+    def cycle(self, setting: Setting) -> None:
+        """Change one of the chart's options to its next value."""
+        options = self.options
+        if setting == "x":
+            self.options = replace(options, x=_next(list(XAxis), options.x))
+        elif setting == "log":
+            self.options = replace(options, log=not options.log)
+        elif setting == "shown":
+            self.options = replace(options, shown=_next(list(ShownCurves), options.shown))
         else:
-            self.view = View(view.x, view.log, view.shown, _next(list(SMOOTHING), view.smoothing))
+            self.options = replace(options, smoothing=_next(list(SMOOTHING), options.smoothing))
         self.redraw()
 
 

@@ -1,4 +1,4 @@
-"""The table of experiments: a data table that repaints only the cells that have changed."""
+"""The table of experiments: a ``DataTable`` that repaints only the cells that have changed."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -12,10 +12,11 @@ from textual.message import Message
 from textual.widgets import DataTable
 from textual.widgets.data_table import ColumnKey, RowKey
 
-from lmconsole.tui.rows import COLUMNS, Row
+from lmconsole.tui.rows import COLUMNS, Row, Sort
+from lmconsole.tui.terminal.textual_internals import discard_cached_cells, invalidate_headings, set_cell
 
-RIGHT = frozenset({"ID", "L", "Train", "Valid", "Time"})
-MOODS = {
+RIGHT_ALIGNED = frozenset({"ID", "L", "Train", "Valid", "Time"})
+STATUS_STYLES = {
     "running": "bold $primary",
     "queued": "$text-muted",
     "finished": "$text-success",
@@ -25,23 +26,27 @@ MOODS = {
     "lost": "bold $text-error",
     "problem": "bold $text-error",
 }
+"""Rich styles with theme variables, by ``Row.status_style``."""
 WIDTHS = {"": 2, "ID": 3, "Model": 7, "L": 2, "Optimizer": 9, "Train": 7, "Valid": 7, "Time": 8, "Trend": 10}
-"""Columns' widths; the status takes what is left."""
+"""Widths of columns; the status takes the rest."""
 NARROW = 64
-"""Screens below this have no cells to spare between columns."""
+"""Screens below this width have no padding between columns."""
 NARROW_WIDTHS = WIDTHS | {"ID": 2, "Optimizer": 10, "Train": 8, "Valid": 8}
-"""Without cells between columns."""
+"""Widths of columns without padding."""
 INDENTED = frozenset({"Model", "Optimizer"})
-"""Columns that follow one whose texts end at its right edge."""
-DROPPED = ("Trend", "Time", "Train", "L")
-"""What narrow screens go without, first to last."""
+"""Columns to the right of a right-aligned one, which need a space where there is no padding."""
+OPTIONAL_COLUMNS = ("Trend", "Time", "Train", "L")
+"""Columns that narrow screens leave out, the first one first."""
 LEAST_STATUS = 15
 LEAST_NARROW_STATUS = 7
+MOST_STATUS = 44
+WIDE_STATUS = 34
+"""Width of the status column from which on it has room for details."""
 PADDING = 1
 
 
 class ExperimentTable(DataTable[Text]):
-    """Shows ``Row`` values. The cursor stays on its row, whatever comes and goes around it."""
+    """Shows ``Row`` values. The cursor stays on its row when rows above it come and go."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space", "check", "Select", tooltip="Select: select or unselect this row"),
@@ -51,39 +56,40 @@ class ExperimentTable(DataTable[Text]):
         Binding("left", "fold(False)", "Fold", show=False, tooltip="Select: hide the runs of this experiment"),
     ]
 
-    class Checked(Message):
-        """A row is to be selected or unselected."""
+    class CheckToggled(Message):
+        """The checkbox of a row was toggled."""
 
         def __init__(self, key: str) -> None:
             super().__init__()
             self.key = key
 
-    class Folded(Message):
-        """An experiment's runs are to be shown or hidden."""
+    class FoldToggled(Message):
+        """The runs of an experiment should be shown or hidden."""
 
         def __init__(self, row: Row, unfold: bool) -> None:
             super().__init__()
             self.row = row
             self.unfold = unfold
 
-    class SortAsked(Message):
-        """Somebody has clicked on the heading of a column."""
+    class HeadingClicked(Message):
+        """The heading of a column was clicked."""
 
         def __init__(self, column: int) -> None:
             super().__init__()
             self.column = column
 
-    class Opened(Message):
-        """Somebody wants to see everything about a row."""
+    class RowOpened(Message):
+        """The row under the cursor should be shown in detail."""
 
-    class Moved(Message):
-        """The cursor is on another row."""
+    class RowChanged(Message):
+        """The cursor has moved to another row."""
 
     def __init__(self) -> None:
         super().__init__(cursor_type="row", zebra_stripes=False, cell_padding=PADDING, id="experiments")
         self.rows_shown: list[Row] = []
         self._names: tuple[str, ...] = ()
-        self._sorted: tuple[int, bool] = (1, False)
+        """Columns shown."""
+        self._sort = Sort()
         self._status_width = 0
         self._widths = WIDTHS
 
@@ -94,11 +100,11 @@ class ExperimentTable(DataTable[Text]):
 
     @property
     def wide(self) -> bool:
-        """Whether the status has room for more than a few words."""
-        return self._status_width >= 34
+        """Whether the status column has room for details."""
+        return self._status_width >= WIDE_STATUS
 
     def fit(self, width: int) -> None:
-        """Choose columns for a screen of ``width`` cells, one of which may go to the scroll bar."""
+        """Choose the columns for a screen of ``width`` cells, one of which a scroll bar may need."""
         padding = PADDING if width >= NARROW else 0
         widths = WIDTHS if padding else NARROW_WIDTHS
         names = [name for name in COLUMNS if name != "Status"]
@@ -107,31 +113,31 @@ class ExperimentTable(DataTable[Text]):
             return width - 2 - sum(widths[name] + 2 * padding for name in names) - 2 * padding
 
         least = LEAST_STATUS if padding else LEAST_NARROW_STATUS
-        for name in DROPPED:
+        for name in OPTIONAL_COLUMNS:
             if room() >= least:
                 break
             names.remove(name)
-        status = max(min(room(), 44), 8)
+        status = max(min(room(), MOST_STATUS), 8)
         chosen = tuple(name for name in COLUMNS if name in names or name == "Status")
         if (chosen, status) != (self._names, self._status_width):
             self._names, self._status_width, self._widths = chosen, status, widths
-            place, offset = self.cursor_row, self.scroll_offset
+            cursor_row, offset = self.cursor_row, self.scroll_offset
             self.clear(columns=True)
             self.cell_padding = padding
             for name in chosen:
-                self.add_column(self._heading(name), width=widths.get(name, status), key=name or "check")
-            self._fill(self.rows_shown, place, offset)
+                self.add_column(self._heading(name), width=widths.get(name, status), key=_column_key(name).value)
+            self._fill(self.rows_shown, cursor_row, offset)
 
-    def show(self, rows: Sequence[Row], sort: tuple[int, bool] | None = None) -> None:
-        """Show ``rows``. ``sort``: the column they are sorted by, and whether downwards, for the headings."""
+    def show(self, rows: Sequence[Row], sort: Sort) -> None:
+        """Show ``rows``, which are sorted by ``sort``."""
         if not self._names:
             self.rows_shown = list(rows)
             return
-        if sort is not None and sort != self._sorted:
-            self._sorted = sort
-            for column in self.columns.values():
-                column.label = self._heading("" if column.key.value == "check" else str(column.key.value))
-            self._update_count += 1
+        if sort != self._sort:
+            self._sort = sort
+            for name in self._names:
+                self.columns[_column_key(name)].label = self._heading(name)
+            invalidate_headings(self)
             self.refresh()
         if [row.key for row in rows] != [row.key for row in self.rows_shown] or len(rows) != self.row_count:
             self._rebuild(rows)
@@ -139,56 +145,45 @@ class ExperimentTable(DataTable[Text]):
         changed = [
             cell
             for index, (old, new) in enumerate(zip(self.rows_shown, rows, strict=True))
-            if (old.cells, old.mood) != (new.cells, new.mood)
-            for cell in self._update(index, old, new)
+            if (old.cells, old.status_style) != (new.cells, new.status_style)
+            for cell in self._update_row(index, old, new)
         ]
         if changed:
-            self._forget(frozenset(changed))
+            discard_cached_cells(self, frozenset(changed))
         self.rows_shown = list(rows)
 
     def _rebuild(self, rows: Sequence[Row]) -> None:
         keys = [row.key for row in rows]
-        place = keys.index(self.row.key) if self.row and self.row.key in keys else self.cursor_row
+        index = keys.index(self.row.key) if self.row and self.row.key in keys else self.cursor_row
         offset = self.scroll_offset
         self.clear()
-        self._fill(rows, place, offset)
+        self._fill(rows, index, offset)
 
-    def _fill(self, rows: Sequence[Row], place: int, offset: Offset) -> None:
-        """Put ``rows`` into the empty table, the cursor on the one at ``place``."""
+    def _fill(self, rows: Sequence[Row], cursor_row: int, offset: Offset) -> None:
+        """Add ``rows`` to the empty table."""
         self.rows_shown = list(rows)
         for row in rows:
             self.add_row(*(self._cell(row, name) for name in self._names), key=row.key)
         if rows:
-            self.move_cursor(row=min(place, len(rows) - 1), animate=False)
+            self.move_cursor(row=min(cursor_row, len(rows) - 1), animate=False)
             self.scroll_to(y=offset.y, animate=False)
 
-    def _update(self, index: int, old: Row, new: Row) -> list[tuple[RowKey, ColumnKey]]:
-        """Put the cells that differ in place, and name them. The data table's own update would repaint all of it."""
+    def _update_row(self, index: int, old: Row, new: Row) -> list[tuple[RowKey, ColumnKey]]:
+        """Update and repaint the cells that differ. Return their keys."""
         row_key, changed = RowKey(new.key), []
         for at, name in enumerate(self._names):
             i = COLUMNS.index(name)
-            if old.cells[i] != new.cells[i] or (name == "Status" and old.mood != new.mood):
-                key = ColumnKey(name or "check")
-                self._data[row_key][key] = self._cell(new, name)
-                changed.append((row_key, key))
+            if old.cells[i] != new.cells[i] or (name == "Status" and old.status_style != new.status_style):
+                set_cell(self, row_key, _column_key(name), self._cell(new, name))
+                changed.append((row_key, _column_key(name)))
                 self.refresh_coordinate(Coordinate(index, at))
         return changed
-
-    def _forget(self, changed: frozenset[tuple[RowKey, ColumnKey]]) -> None:
-        """Render these cells anew and keep the others. The data table's own way is to render all of them, which takes
-        four times as long as everything else that happens in a tick."""
-        for key in list(self._cell_render_cache.keys()):
-            if key[:2] in changed:
-                self._cell_render_cache.discard(key)
-        self._row_renderable_cache.clear()
-        self._row_render_cache.clear()
-        self._line_cache.clear()
 
     def _cell(self, row: Row, name: str) -> Text:
         text = self._indented(name) + row.cells[COLUMNS.index(name)]
         style = ""
-        if name == "Status" and row.mood:
-            style = self._styles_of_moods().get(row.mood, "")
+        if name == "Status" and row.status_style:
+            style = self._status_style(row.status_style)
         elif name == "Valid":
             style = "bold"
         elif row.child:
@@ -196,60 +191,63 @@ class ExperimentTable(DataTable[Text]):
         width = self._widths.get(name, self._status_width)
         if len(text) > width:
             text = text[: width - 1] + "…"
-        return Text(text, style=style, justify="right" if name in RIGHT else "left", no_wrap=True)
+        return Text(text, style=style, justify="right" if name in RIGHT_ALIGNED else "left", no_wrap=True)
 
-    def _styles_of_moods(self) -> dict[str, str]:
+    def _status_style(self, name: str) -> str:
+        """Return the Rich style of a status in the present theme."""
         variables = self.app.theme_variables
-        styles = {}
-        for mood, words in MOODS.items():
-            parts = [variables.get(word[1:], "") if word.startswith("$") else word for word in words.split()]
-            styles[mood] = " ".join(part for part in parts if part and not part.startswith("auto"))
-        return styles
+        words = STATUS_STYLES.get(name, "").split()
+        parts = [variables.get(word[1:], "") if word.startswith("$") else word for word in words]
+        return " ".join(part for part in parts if part and not part.startswith("auto"))
 
     def _heading(self, name: str) -> Text:
-        column, down = self._sorted
-        arrow = ("↓" if down else "↑") if name and COLUMNS[column] == name and (column, down) != (1, False) else ""
-        label = f"{arrow}{name}" if name in RIGHT else f"{self._indented(name)}{name}{arrow}"
-        return Text(label, justify="right" if name in RIGHT else "left", no_wrap=True)
+        sort = self._sort
+        arrow = ("↓" if sort.descending else "↑") if name and COLUMNS[sort.column] == name and sort != Sort() else ""
+        label = f"{arrow}{name}" if name in RIGHT_ALIGNED else f"{self._indented(name)}{name}{arrow}"
+        return Text(label, justify="right" if name in RIGHT_ALIGNED else "left", no_wrap=True)
 
     def _indented(self, name: str) -> str:
         return " " if name in INDENTED and not self.cell_padding else ""
 
     def restyle(self) -> None:
-        """Take over the colours of another theme."""
+        """Use the colors of the present theme."""
         self._rebuild(self.rows_shown)
 
     def action_check(self) -> None:
         """Select or unselect the row under the cursor."""
         if self.row:
-            self.post_message(self.Checked(self.row.key))
+            self.post_message(self.CheckToggled(self.row.key))
 
     def action_fold(self, unfold: bool) -> None:
         """Show or hide the runs of the experiment under the cursor."""
         if self.row:
-            self.post_message(self.Folded(self.row, unfold))
+            self.post_message(self.FoldToggled(self.row, unfold))
 
     def action_select_cursor(self) -> None:
         """Open the row under the cursor."""
-        self.post_message(self.Opened())
+        self.post_message(self.RowOpened())
 
-    async def _on_click(self, event: Click) -> None:
-        """A click on the checkbox selects, one on a heading sorts, another moves the cursor, a second one opens."""
+    async def on_click(self, event: Click) -> None:
+        """Toggle a checkbox, sort by a heading, move the cursor; a double click opens a row."""
         meta = event.style.meta
         row, column = meta.get("row", -1), meta.get("column", -1)
         if row == -1 and 0 <= column < len(self._names):
-            self.post_message(self.SortAsked(COLUMNS.index(self._names[column])))
+            self.post_message(self.HeadingClicked(COLUMNS.index(self._names[column])))
         elif 0 <= row < len(self.rows_shown):
             self.move_cursor(row=row)
             if column == 0:
-                self.post_message(self.Checked(self.rows_shown[row].key))
+                self.post_message(self.CheckToggled(self.rows_shown[row].key))
             elif event.chain == 2:
-                self.post_message(self.Opened())
+                self.post_message(self.RowOpened())
         event.stop()
-        event.prevent_default()
+        event.prevent_default()  # the data table would select the cell
 
     def watch_cursor_coordinate(self, old_coordinate: Coordinate, new_coordinate: Coordinate) -> None:
-        """Tell the screen that another row is highlighted."""
+        """Post ``RowChanged`` when the cursor moves to another row."""
         super().watch_cursor_coordinate(old_coordinate, new_coordinate)
         if old_coordinate.row != new_coordinate.row:
-            self.post_message(self.Moved())
+            self.post_message(self.RowChanged())
+
+
+def _column_key(name: str) -> ColumnKey:
+    return ColumnKey(name or "check")

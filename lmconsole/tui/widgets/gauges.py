@@ -1,128 +1,170 @@
 """Memory gauges: one line for each GPU, or one for the host's memory where there is none."""
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from rich.style import Style
+from textual.reactive import reactive
 
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import UNKNOWN, rate
+from lmconsole.runs.state import Status
 from lmconsole.telemetry.gpu import GpuSample
 from lmconsole.telemetry.host import HostMemory
+from lmconsole.tui.feed import RunView, Snapshot
 from lmconsole.tui.plot.glyphs import Glyphs, bar, rich_style, sparkline
 from lmconsole.tui.widgets.grid import Grid, GridCell, text_cells
 
 HISTORY = 60
-"""Looks that the history goes back, two seconds apart."""
-GIB = 1024.0
+"""Samples kept, two seconds apart."""
+SPARK_WIDTH = 16
+MIB_PER_GIB = 1024.0
 
 
-class Ours(NamedTuple):
-    """What runs of this store hold of a device and get out of it; None while unknown."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunUsage:
+    """Memory and throughput of the store's runs on one device; None while unknown."""
 
-    mib: float | None = None
+    used_mib: float | None = None
     tokens_per_s: float | None = None
-    share: float | None = None
-    """Of its measured rate of matrix products."""
+    share_of_peak: float | None = None
+    """Share of the device's measured peak matmul throughput."""
 
-    def plus(self, mib: float | None, tokens_per_s: float | None, share: float | None) -> "Ours":
-        """One run more."""
-        more = (mib, tokens_per_s, share)
-        return Ours(*(a if b is None else (a or 0.0) + b for a, b in zip(self, more, strict=True)))
+    def __add__(self, other: "RunUsage") -> "RunUsage":
+        return RunUsage(
+            used_mib=_sum(self.used_mib, other.used_mib),
+            tokens_per_s=_sum(self.tokens_per_s, other.tokens_per_s),
+            share_of_peak=_sum(self.share_of_peak, other.share_of_peak),
+        )
 
-    def parts(self) -> list[str]:
-        """In words."""
-        words = []
-        if self.mib is not None:
-            words.append(f"runs {self.mib / GIB:.1f} GiB")
+    def texts(self) -> list[str]:
+        """Return a text for each known value."""
+        texts = []
+        if self.used_mib is not None:
+            texts.append(f"runs {self.used_mib / MIB_PER_GIB:.1f} GiB")
         if self.tokens_per_s is not None:
-            words.append(f"{rate(self.tokens_per_s)} tokens/s")
-        if self.share is not None:
-            words.append(f"{100 * self.share:.0f} % of ceiling")
-        return words
+            texts.append(f"{rate(self.tokens_per_s)} tokens/s")
+        if self.share_of_peak is not None:
+            texts.append(f"{100 * self.share_of_peak:.0f} % of peak")
+        return texts
+
+
+def _sum(a: float | None, b: float | None) -> float | None:
+    return a if b is None else (a or 0.0) + b
+
+
+def usage_by_gpu(runs: Iterable[RunView]) -> dict[str | None, RunUsage]:
+    """Return the usage of the running ``runs`` by the UUID of their GPU, None for the CPU."""
+    usage: dict[str | None, RunUsage] = {}
+    for view in runs:
+        sample, started = view.telemetry, view.started
+        if view.status is Status.RUNNING and sample is not None and started is not None:
+            uuid = bare_uuid(started.device_uuid)
+            used_mib = sample.rss_mib if uuid is None else sample.process_used_mib or sample.torch_reserved_mib
+            tokens_per_s = view.progress.tokens_per_s if view.progress else None
+            usage[uuid] = usage.get(uuid, RunUsage()) + RunUsage(
+                used_mib=used_mib, tokens_per_s=tokens_per_s, share_of_peak=view.share_of_peak
+            )
+    return usage
 
 
 class Gauges(Grid):
-    """Used memory over total, with what has gone before and what our own runs hold of it."""
+    """Used and total memory with its recent history, and the usage of the store's own runs."""
+
+    snapshot = reactive(Snapshot(), init=False, repaint=False)
 
     def __init__(self, glyphs: Glyphs) -> None:
         super().__init__("gauges")
         self._glyphs = glyphs
         self._history: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=HISTORY))
-        self.lines = 1
 
-    def show(
-        self,
-        gpus: Iterable[GpuSample],
-        host: HostMemory | None,
-        reason: str | None,
-        ours: Mapping[str | None, Ours],
-        *,
-        fresh: bool,
-    ) -> None:
-        """``ours``: what running runs hold and do, by the UUID of their GPU, None for runs on the CPU. ``fresh``
-        says that these are new samples, for the history."""
-        rows = []
-        for gpu in gpus:
-            share = _share(gpu.device_used_mib, gpu.device_total_mib)
-            key = gpu.uuid or str(gpu.index)
-            if fresh and share is not None:
-                self._history[key].append(share)
-            facts = [
-                f"{_whole(gpu.utilization_percent)} %",
-                f"{_whole(gpu.temperature_c)} {'°' if self._glyphs.unicode else ''}C",
-                f"{_whole(gpu.power_w)} W",
-            ]
-            name = escape_control_characters(gpu.name or "").removeprefix("NVIDIA ")
-            size = _of(gpu.device_used_mib, gpu.device_total_mib)
-            mine = ours.get(bare_uuid(gpu.uuid), Ours())
-            rows.append(self._line(f"GPU {gpu.index}", name, share, size, mine, facts, key))
-        if not rows and host is not None:
-            share = _share(host.used_mib, host.total_mib)
-            if fresh and share is not None:
-                self._history["host"].append(share)
-            size, mine = _of(host.used_mib, host.total_mib), ours.get(None, Ours())
-            rows.append(self._line("Host memory", "", share, size, mine, [f"({_short(reason)})"], "host"))
+    def watch_snapshot(self, old: Snapshot, new: Snapshot) -> None:
+        """Add a new sample of the machine to the history, and draw."""
+        if new.machine != old.machine:
+            for key, used_share in _used_shares(new):
+                self._history[key].append(used_share)
+        self.redraw()
+
+    def redraw(self) -> None:
+        """Draw a line for each device."""
+        machine, usage = self.snapshot.machine, usage_by_gpu(self.snapshot.runs.values())
+        rows = [self._gpu_line(gpu, usage.get(bare_uuid(gpu.uuid), RunUsage())) for gpu in machine.gpus]
+        if not rows and machine.host is not None:
+            rows = [self._host_line(machine.host, machine.gpu_reason, usage.get(None, RunUsage()))]
         if not rows:
-            rows.append(text_cells(f"GPU memory: {_short(reason) or 'looking …'}", rich_style("", dim=True)))
-        self.lines = len(rows)
-        self.styles.height = self.lines
+            text = f"GPU memory: {_short(machine.gpu_reason) or 'reading …'}"
+            rows = [text_cells(text, rich_style("", dim=True))]
+        self.styles.height = len(rows)
         self.put(rows)
 
+    def _gpu_line(self, gpu: GpuSample, usage: RunUsage) -> list[GridCell]:
+        facts = [
+            f"{_whole(gpu.utilization_percent)} %",
+            f"{_whole(gpu.temperature_c)} {'°' if self._glyphs.unicode else ''}C",
+            f"{_whole(gpu.power_w)} W",
+        ]
+        name = escape_control_characters(gpu.name or "").removeprefix("NVIDIA ")
+        used, total = gpu.device_used_mib, gpu.device_total_mib
+        return self._line(f"GPU {gpu.index}", name, used, total, usage, facts, _gpu_key(gpu))
+
+    def _host_line(self, host: HostMemory, gpu_reason: str | None, usage: RunUsage) -> list[GridCell]:
+        facts = [f"({_short(gpu_reason)})"]
+        return self._line("Host memory", "", host.used_mib, host.total_mib, usage, facts, "host")
+
     def _line(
-        self, label: str, name: str, share: float | None, size: str, mine: Ours, facts: list[str], key: str
+        self,
+        label: str,
+        name: str,
+        used_mib: float | None,
+        total_mib: float | None,
+        usage: RunUsage,
+        facts: list[str],
+        key: str,
     ) -> list[GridCell]:
-        """As many of the parts as fit, the most telling first."""
+        """Return as many of the parts as fit, the most important first."""
         width = self.size.width
-        narrow = width < 70
-        wide_bar = 8 if narrow else 20
-        filled = bar(share or 0.0, wide_bar, self._glyphs)
-        colour = "" if self.app.no_color else self._colour(share or 0.0)
+        bar_width = 8 if width < 70 else 20
+        share = _share(used_mib, total_mib) or 0.0
+        filled = bar(share, bar_width, self._glyphs)
+        color = "" if self.app.no_color else self._color(share)
         line = text_cells(f"{label} ", rich_style("", bold=True))
-        line += text_cells(filled, rich_style(colour))
-        line += text_cells(("░" if self._glyphs.unicode else ".") * (wide_bar - len(filled)), rich_style("", dim=True))
-        line += text_cells(f" {size}")
-        spark = sparkline(list(self._history[key])[-16:], 16, self._glyphs)
-        parts: list[tuple[str, Style]] = [(text, Style.null()) for text in (*mine.parts(), *facts)]
-        parts += [(spark, rich_style(colour)), (name, rich_style("", dim=True))]
+        line += text_cells(filled, rich_style(color))
+        line += text_cells(("░" if self._glyphs.unicode else ".") * (bar_width - len(filled)), rich_style("", dim=True))
+        line += text_cells(f" {_used_of_total(used_mib, total_mib)}")
+        spark = sparkline(list(self._history[key])[-SPARK_WIDTH:], SPARK_WIDTH, self._glyphs)
+        parts: list[tuple[str, Style]] = [(text, Style.null()) for text in (*usage.texts(), *facts)]
+        parts += [(spark, rich_style(color)), (name, rich_style("", dim=True))]
         for text, style in parts:
             if text and len(line) + 2 + len(text) <= width:
                 line += text_cells("  ") + text_cells(text, style)
         return line
 
-    def _colour(self, share: float) -> str:
+    def _color(self, share: float) -> str:
         variables = self.app.theme_variables
         return variables["error" if share > 0.95 else "warning" if share > 0.85 else "success"]
+
+
+def _used_shares(snapshot: Snapshot) -> list[tuple[str, float]]:
+    """Return the known shares of used memory, by the key of their history."""
+    machine = snapshot.machine
+    shares = [(_gpu_key(gpu), _share(gpu.device_used_mib, gpu.device_total_mib)) for gpu in machine.gpus]
+    if not machine.gpus and machine.host is not None:
+        shares = [("host", _share(machine.host.used_mib, machine.host.total_mib))]
+    return [(key, share) for key, share in shares if share is not None]
+
+
+def _gpu_key(gpu: GpuSample) -> str:
+    return gpu.uuid or str(gpu.index)
 
 
 def _share(used: float | None, total: float | None) -> float | None:
     return None if used is None or not total else used / total
 
 
-def _of(used: float | None, total: float | None) -> str:
-    shown = [UNKNOWN if value is None else f"{value / GIB:.1f}" for value in (used, total)]
-    return f"{shown[0]}/{shown[1]} GiB"
+def _used_of_total(used_mib: float | None, total_mib: float | None) -> str:
+    used, total = [UNKNOWN if value is None else f"{value / MIB_PER_GIB:.1f}" for value in (used_mib, total_mib)]
+    return f"{used}/{total} GiB"
 
 
 def _whole(value: float | None) -> str:
@@ -134,5 +176,5 @@ def _short(reason: str | None) -> str:
 
 
 def bare_uuid(uuid: str | None) -> str | None:
-    """A GPU's UUID without the prefix that PyTorch leaves out and NVML does not."""
+    """Return a GPU's UUID without the prefix, which NVML writes and PyTorch does not."""
     return None if uuid is None else uuid.lower().removeprefix("gpu-").removeprefix("mig-")

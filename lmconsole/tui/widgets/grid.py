@@ -5,29 +5,28 @@ from itertools import groupby
 
 from rich.segment import Segment
 from rich.style import Style
-from textual.events import Resize
 from textual.geometry import Region, Size
 from textual.strip import Strip
 from textual.widget import Widget
 
 GridCell = tuple[str, Style]
-JOIN = 6
-"""Unchanged cells between two changed ones that are cheaper to send again than to jump over."""
+"""A character and its style."""
+MERGE_GAP = 6
+"""Unchanged cells between two changed ones that take fewer bytes to send again than to skip."""
 
 
 class Grid(Widget):
-    """Shows rows of cells. What is beyond them is blank."""
+    """Shows rows of cells. Cells beyond them are blank."""
 
-    def __init__(self, name: str) -> None:
-        """``name`` is the widget's id."""
-        super().__init__(id=name)
+    def __init__(self, widget_id: str) -> None:
+        super().__init__(id=widget_id)
         self._rows: Sequence[Sequence[GridCell]] = ()
         self._cells: list[list[GridCell]] = []
         self.repainted_cells = 0
-        """Cells sent so far; what a slow line has had to carry."""
+        """Cells repainted so far: the traffic on a slow connection."""
 
     def put(self, rows: Sequence[Sequence[GridCell]]) -> None:
-        """Show ``rows`` in the place of what is there."""
+        """Show ``rows`` and repaint the cells that differ."""
         self._rows = rows
         width, height = self.size
         new = [(list(row) + [(" ", Style.null())] * (width - len(row)))[:width] for row in rows[:height]]
@@ -44,11 +43,16 @@ class Grid(Widget):
             self.repainted_cells += sum(region.width for region in regions)
             self.refresh(*regions)
 
-    def _on_resize(self, _event: Resize) -> None:
+    def redraw(self) -> None:
+        """Draw for the present size and theme. Subclasses compute their rows here."""
         self.put(self._rows)
 
+    def on_resize(self) -> None:
+        """Draw for the new size."""
+        self.redraw()
+
     def render_line(self, y: int) -> Strip:
-        """One row, in the widget's own background."""
+        """Return row ``y`` on the widget's own background."""
         base = self.rich_style
         width = self.size.width
         cells = self._cells[y] if y < len(self._cells) else []
@@ -59,17 +63,17 @@ class Grid(Widget):
         return Strip(segments).adjust_cell_length(width, base)
 
     def get_content_height(self, _container: Size, _viewport: Size, _width: int) -> int:
-        """As many rows as were put."""
+        """Return the number of rows."""
         return len(self._rows) or 1
 
 
 def _changed(old: Sequence[GridCell], new: Sequence[GridCell]) -> list[tuple[int, int]]:
-    """Starts and lengths of the stretches in which two rows differ."""
+    """Return start and length of each stretch in which two rows differ."""
     stretches: list[tuple[int, int]] = []
     for x, (before, after) in enumerate(zip(old, new, strict=True)):
         if before == after:
             continue
-        if stretches and x - sum(stretches[-1]) <= JOIN:
+        if stretches and x - sum(stretches[-1]) <= MERGE_GAP:
             start = stretches[-1][0]
             stretches[-1] = (start, x - start + 1)
         else:
@@ -78,6 +82,6 @@ def _changed(old: Sequence[GridCell], new: Sequence[GridCell]) -> list[tuple[int
 
 
 def text_cells(text: str, style: Style | None = None) -> list[GridCell]:
-    """``text`` as cells of one style. Every character must be one cell wide."""
+    """Return ``text`` as cells of one style. Every character must be one cell wide."""
     shown = style or Style.null()
     return [(character, shown) for character in text]

@@ -1,0 +1,68 @@
+"""Parts of a finding: the answer to one question of the report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lmconsole.report.comparing import Comparison, ExperimentResult, Verdict, compare, experiment_results
+from lmconsole.report.selection import Group
+from lmconsole.report.table import Table
+
+EQUAL_NATS = 0.02
+"""Gaps between train and validation loss that differ by no more than this count as equal."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """Answer to one question, in sentences."""
+
+    number: int
+    question: str
+    observations: Sequence[str]
+    method: str
+    interpretation: Sequence[str]
+    table: Table | None = None
+
+
+@dataclass
+class Draft:
+    """Sentences of a finding, collected one by one."""
+
+    observations: list[str] = field(default_factory=list)
+    interpretation: list[str] = field(default_factory=list)
+
+    def compare(self, first: ExperimentResult | None, second: ExperimentResult | None, subject: str) -> Comparison:
+        """Compare two experiments and note the result. ``subject`` names them if one is missing."""
+        if first is None or second is None:
+            self.observations.append(f"{subject}: at least one of them has not been run, so no comparison is possible.")
+            return Comparison(verdict=Verdict.NO_DATA, sentence="")
+        found = compare(first, second)
+        self.observations.append(found.sentence)
+        return found
+
+
+class GroupResults:
+    """Results of the experiments of a group."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.by_id = experiment_results(group)
+
+    def find(self, model: str, layers: int, optimizer: str) -> ExperimentResult | None:
+        """Return the experiment of that kind with the fewest settings of its own, and of these the lowest id."""
+        fitting = [
+            (len(experiment.overrides), experiment.id)
+            for result in self.by_id.values()
+            for experiment in [result.runs[0].info.experiment]
+            if (experiment.model, experiment.layers, experiment.optimizer) == (model, layers, optimizer)
+        ]
+        return self.by_id[min(fitting)[1]] if fitting else None
+
+    @property
+    def complete(self) -> list[ExperimentResult]:
+        """Complete experiments with a finite perplexity."""
+        return [each for each in self.by_id.values() if each.complete and each.mean_ppl is not None]
+
+
+def format_layers(layers: int) -> str:
+    """Return ``1 layer``, ``2 layers``."""
+    return f"{layers} layer" if layers == 1 else f"{layers} layers"

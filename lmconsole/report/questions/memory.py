@@ -1,0 +1,86 @@
+"""Question 7: how much memory the runs need, and for what."""
+
+import math
+from collections.abc import Sequence
+
+from lmconsole import formatting
+from lmconsole.report.comparing import ExperimentResult
+from lmconsole.report.questions.finding import Draft, Finding, GroupResults
+from lmconsole.report.results import MIN_SAMPLES, memory_frame, uses_gpu
+from lmconsole.runs.info import RunInfo
+
+MOMENT_BYTES = {"adam": 8, "adamw": 8, "momentum": 4}
+"""Bytes of optimizer state per trained parameter, in single precision."""
+
+
+def memory(results: GroupResults) -> Finding:
+    """Answer question 7: memory of the runs."""
+    draft = Draft()
+    frame = memory_frame(results.group)
+    gpu = uses_gpu(results.group)
+    used_mib = {
+        int(experiment): float(mib)
+        for experiment, mib in zip(frame["experiment"], frame["memory_mib" if gpu else "host_peak_mib"], strict=True)
+        if mib is not None and not math.isnan(mib)
+    }
+    quantity = "GPU memory during training" if gpu else "Peak host memory"
+    if used_mib:
+        low, high = min(used_mib, key=lambda n: used_mib[n]), max(used_mib, key=lambda n: used_mib[n])
+        draft.observations.append(
+            f"{quantity}: from {formatting.mib(used_mib[low])} ({results.by_id[low].label}) to "
+            f"{formatting.mib(used_mib[high])} ({results.by_id[high].label})."
+        )
+        draft.interpretation.append(_interpretation(used_mib[low], used_mib[high], gpu=gpu))
+    else:
+        draft.observations.append(f"No run recorded its memory in at least {MIN_SAMPLES} samples.")
+    sized = [each for each in results.by_id.values() if each.parameters_trainable]
+    if sized:
+        draft.observations += [_describe_state(sized), _describe_logits(results.group.reference)]
+    return Finding(
+        number=7,
+        question="How much memory do the runs need, and for what?",
+        observations=draft.observations,
+        method=(
+            f"{quantity}: "
+            + ("mean over training samples (Table 2)." if gpu else "largest resident memory (Table 2).")
+            + " State: 4 bytes each for a trained weight and its gradient, and 8 more for Adam's two moments or 4 for "
+            "the momentum. Logits: batch × window × vocabulary × 4 bytes."
+        ),
+        interpretation=draft.interpretation,
+    )
+
+
+def _interpretation(low_mib: float, high_mib: float, *, gpu: bool) -> str:
+    if high_mib <= low_mib * 1.25:
+        sentence = (
+            "The experiments need about the same amount although their models differ, so most of it is common to all: "
+            + ("the CUDA context and kernels" if gpu else "the interpreter, the libraries and the corpus")
+            + ", the embedding tables, and the logits of a step."
+        )
+    else:
+        sentence = (
+            "The difference grows with the model: weights, gradients and moments with its parameters, activations kept "
+            "for the backward pass with its layers."
+        )
+    return sentence + " Logits are computed in chunks and never held in memory as a whole."
+
+
+def _describe_state(sized: Sequence[ExperimentResult]) -> str:
+    def state_mib(result: ExperimentResult) -> float:
+        moments = MOMENT_BYTES.get(result.runs[0].info.experiment.optimizer, 0)
+        return (result.parameters_trainable or 0) * (8 + moments) / 2**20
+
+    low, high = min(sized, key=state_mib), max(sized, key=state_mib)
+    return (
+        f"Weights, gradients and optimizer state: from {state_mib(low):,.1f} MiB ({low.label}) to "
+        f"{state_mib(high):,.1f} MiB ({high.label})."
+    )
+
+
+def _describe_logits(info: RunInfo) -> str:
+    s = info.settings
+    logits_mib = s.batch_size * s.window_tokens * info.corpus.vocabulary * 4 / 2**20
+    return (
+        f"Logits of one step in single precision, if held as a whole: {s.batch_size} × {s.window_tokens} × "
+        f"{info.corpus.vocabulary:,} × 4 bytes = {logits_mib:,.1f} MiB."
+    )

@@ -1,0 +1,137 @@
+"""Question 3: the recommended setting."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from lmconsole import formatting
+from lmconsole.report.captions import timing_caveat
+from lmconsole.report.comparing import ExperimentResult, Verdict, compare
+from lmconsole.report.markup import DASH, format_ppl
+from lmconsole.report.questions.finding import EQUAL_NATS, Draft, Finding, GroupResults
+from lmconsole.report.table import Cell, Column, Table
+from lmconsole.report.targets import TARGET_MARGIN, common_target, time_to_target
+
+EQUAL_TIME = 0.1
+"""Times up to this share above the shortest count as equal."""
+
+LONGEST_LABEL = 32
+"""Longer labels are shortened in the table."""
+
+
+def recommendation(results: GroupResults) -> Finding:
+    """Answer question 3: the best settings for wall-clock time and for generalization."""
+    draft = Draft()
+    target = common_target(results.group)
+    times: dict[int, float] = {}
+    if target is not None:
+        for result in results.by_id.values():
+            if (time_s := time_to_target(result.runs, target).mean_s) is not None:
+                times[result.id] = time_s
+    if target is None or not results.complete:
+        draft.observations.append("No experiment is complete, so none can be recommended.")
+    else:
+        _recommend_for_time(results, draft, target, times)
+        _recommend_for_generalization(draft, results.complete)
+    return Finding(
+        number=3,
+        question="Which setting is best for wall-clock time, and which for generalization?",
+        observations=draft.observations,
+        method=(
+            "Wall-clock time: shortest training time to a target validation perplexity, known at the ends of epochs. "
+            f"The target is {TARGET_MARGIN:.0%} above the lowest perplexity that every architecture reaches in some "
+            "experiment with every seed. Generalization: lowest validation perplexity of a complete experiment; the "
+            "gap is validation loss minus train loss at the last epoch, in nats. Times within "
+            f"{EQUAL_TIME:.0%} of the shortest count as equal."
+        ),
+        interpretation=draft.interpretation,
+        table=_times_table(results, target, times),
+    )
+
+
+def _recommend_for_time(results: GroupResults, draft: Draft, target: float, times: Mapping[int, float]) -> None:
+    train_s = {each.id: each.train_s for each in results.complete if each.train_s is not None}
+    if not times or not train_s:
+        draft.observations.append("The runs do not record how long they took.")
+        return
+    fastest = min(times, key=lambda id_: times[id_])
+    equal = [id_ for id_ in times if id_ != fastest and times[id_] <= times[fastest] * (1 + EQUAL_TIME)]
+    draft.observations.append(
+        f"Shortest time to a validation perplexity of {target:,.10g}: {results.by_id[fastest].label}, "
+        f"{formatting.seconds(times[fastest])} of training"
+        + (f"; within {EQUAL_TIME:.0%} of that: {_labels(results, equal)}." if equal else ".")
+    )
+    shortest = min(train_s, key=lambda id_: train_s[id_])
+    shortest_label = results.by_id[shortest].label
+    draft.observations.append(
+        f"Shortest run: {shortest_label}, {formatting.seconds(train_s[shortest])} of training; it "
+        f"{'also reaches' if shortest in times else 'never reaches'} that perplexity."
+    )
+    draft.interpretation.append(
+        f"If wall-clock time matters most: {_labels(results, sorted([fastest, *equal]))}."
+        + (" The measurements do not distinguish between these." if equal else "")
+        + (
+            f" The shortest run, {shortest_label}, is not the answer: it ends first but never reaches the target."
+            if shortest not in times
+            else ""
+        )
+    )
+    if caveat := timing_caveat(results.group):
+        draft.interpretation.append(caveat)
+
+
+def _recommend_for_generalization(draft: Draft, complete: Sequence[ExperimentResult]) -> None:
+    ranked = sorted(complete, key=lambda each: each.mean_ppl or math.inf)
+    best = ranked[0]
+    draft.observations.append(f"Lowest validation perplexity: {best.label}, {best.format_ppl()}.")
+    interpretation = f"If generalization matters most: {best.label}."
+    if len(ranked) > 1:
+        found = compare(best, ranked[1])
+        draft.observations.append(f"Compared with the next best: {found.sentence}")
+        if found.verdict in (Verdict.WITHIN_SPREAD, Verdict.NEGLIGIBLE_IN_ONE_SEED):
+            interpretation += f" The measurements do not distinguish it from {ranked[1].label}."
+        elif found.caution:
+            interpretation += f" {found.caution}"
+    draft.interpretation.append(interpretation)
+    gaps = [(abs(each.gap_nats), each) for each in complete if each.gap_nats is not None]
+    if not gaps:
+        return
+    smallest = min(gaps, key=lambda pair: pair[0])[1]
+    draft.observations.append(
+        f"Smallest gap between train and validation loss: {smallest.label}, {smallest.gap_nats:+.3f} nats, at a "
+        f"validation perplexity of {smallest.format_ppl()}; {best.label} has {best.gap_nats or 0.0:+.3f} nats."
+    )
+    learned_less = compare(best, smallest).verdict.lower
+    if learned_less and abs(best.gap_nats or 0.0) - abs(smallest.gap_nats or 0.0) > EQUAL_NATS:
+        draft.interpretation.append(
+            f"The smallest gap alone is misleading: {smallest.label} generalizes what it has learned but has learned "
+            "less. Train perplexity is averaged over an epoch during which the weights improve, so early gaps can even "
+            "be negative."
+        )
+
+
+def _times_table(results: GroupResults, target: float | None, times: Mapping[int, float]) -> Table:
+    time_header = f"Time to PPL {'target' if target is None else f'{target:,.10g}'} (s)"
+    rows = []
+    for result in results.by_id.values():
+        label = result.label
+        if len(label) > LONGEST_LABEL:
+            label = f"{label[: LONGEST_LABEL - 6]}… ({result.id})"
+        texts = {
+            "Experiment": label,
+            time_header: _format_seconds(times.get(result.id), "not reached" if target is not None else DASH),
+            "Training (s)": _format_seconds(result.train_s, DASH),
+            "Validation PPL": format_ppl(result.mean_ppl) if result.mean_ppl is not None else DASH,
+            "Gap (nats)": f"{result.gap_nats:+.3f}" if result.gap_nats is not None else DASH,
+        }
+        rows.append({header: Cell(text) for header, text in texts.items()})
+    numeric = (time_header, "Training (s)", "Validation PPL", "Gap (nats)")
+    columns = [Column(header="Experiment"), *(Column(header=header, numeric=True) for header in numeric)]
+    return Table(columns=columns, rows=rows)
+
+
+def _labels(results: GroupResults, ids: Sequence[int]) -> str:
+    return ", ".join(results.by_id[id_].label for id_ in ids)
+
+
+def _format_seconds(value: float | None, missing: str) -> str:
+    return missing if value is None else f"{value:,.1f}"

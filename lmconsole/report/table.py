@@ -1,0 +1,204 @@
+"""Tables in markdown, LaTeX and CSV."""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pandas as pd
+
+from lmconsole.report.markup import DASH, escape_latex, escape_markdown
+
+TextFormat = Literal["markdown", "latex", "csv"]
+SUFFIXES: dict[TextFormat, str] = {"markdown": "md", "latex": "tex", "csv": "csv"}
+
+FONT_SIZES = ((80, "\\footnotesize"), (65, "\\small"))
+"""LaTeX font sizes for tables with more than this many characters per line, so that they fit on a page."""
+
+WRAPPED_LENGTH = 14
+"""In LaTeX, a last column with longer cells than this is wrapped."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Column:
+    """Header and alignment of a column; numeric columns are right-aligned."""
+
+    header: str
+    numeric: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Displayed text of a cell, before escaping."""
+
+    text: str
+    bold: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """A table before it is written in a format."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Mapping[str, Cell]]
+    """Cells by the header of their column."""
+    title: str = ""
+    caption: str = ""
+    label: str = ""
+    """Label for ``\\ref`` in LaTeX."""
+    data: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Contents of the CSV file."""
+
+    @property
+    def headers(self) -> list[str]:
+        return [column.header for column in self.columns]
+
+    def texts(self, column: Column) -> list[str]:
+        """Return the texts of a column, without its header."""
+        return [row[column.header].text for row in self.rows]
+
+    def render(self, text_format: TextFormat, *, siunitx: bool = False) -> str:
+        """Return the table with its caption; CSV has none."""
+        if text_format == "latex":
+            return to_latex(self, siunitx=siunitx)
+        return to_markdown(self) if text_format == "markdown" else frame_to_csv(self.data)
+
+
+def to_markdown(table: Table) -> str:
+    """Return the caption and a pipe table."""
+    return f"**{table.title}.** {escape_markdown(table.caption)}\n\n{markdown_grid(table)}"
+
+
+def markdown_grid(table: Table) -> str:
+    """Return a pipe table without a caption, its columns padded so that it reads well as plain text."""
+    grid = [[escape_markdown(header) for header in table.headers]]
+    grid += [[_markdown_cell(row[header]) for header in table.headers] for row in table.rows]
+    widths = [max(2, *map(len, cells)) for cells in zip(*grid, strict=True)]
+    rule = [
+        "-" * (width - 1) + ":" if column.numeric else "-" * width
+        for width, column in zip(widths, table.columns, strict=True)
+    ]
+    padded = [
+        [
+            cell.rjust(width) if column.numeric else cell.ljust(width)
+            for cell, width, column in zip(cells, widths, table.columns, strict=True)
+        ]
+        for cells in grid
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [padded[0], rule, *padded[1:]]) + "\n"
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = escape_markdown(cell.text)
+    return f"**{text}**" if cell.bold else text
+
+
+def to_latex(table: Table, *, siunitx: bool = False) -> str:
+    """Return a floating table that needs booktabs, and siunitx if asked for, but no other package."""
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs}" + (" and \\usepackage{siunitx}" if siunitx else ""),
+            "\\begin{table}[htbp]",
+            f"  \\centering{latex_font_size(table)}",
+            f"  \\caption{{{escape_latex(table.caption)}}}",
+            f"  \\label{{{table.label}}}",
+            *(f"  {line}" for line in latex_grid(table, siunitx=siunitx)),
+            "\\end{table}",
+            "",
+        ]
+    )
+
+
+def latex_font_size(table: Table) -> str:
+    """Return the command for the font size at which the rows fit on a page."""
+    header_lines = _header_lines(table)
+    lengths = [
+        max(map(len, (*(line[column.header] for line in header_lines), *table.texts(column))))
+        for column in table.columns
+    ]
+    if lengths and lengths[-1] > WRAPPED_LENGTH:
+        lengths[-1] = WRAPPED_LENGTH
+    return next((size for characters, size in FONT_SIZES if sum(lengths) > characters), "")
+
+
+def latex_grid(table: Table, *, siunitx: bool = False) -> list[str]:
+    """Return the lines of the ``tabular`` environment."""
+    formats = {column.header: _siunitx_format(table.texts(column)) if siunitx else None for column in table.columns}
+    alignments = {
+        column.header: f"S[{number_format}]"
+        if (number_format := formats[column.header])
+        else "r"
+        if column.numeric
+        else "l"
+        for column in table.columns
+    }
+    last = table.columns[-1].header
+    if any(len(row[last].text) > WRAPPED_LENGTH for row in table.rows):
+        alignments[last] = "p{2.8cm}"
+    lines = []
+    for row in table.rows:
+        cells = {header: _latex_cell(row[header], formats[header]) for header in table.headers}
+        if len(row[last].text) > WRAPPED_LENGTH:
+            cells[last] = f"{{\\raggedright {cells[last]}\\par}}"
+        lines.append(" & ".join(cells.values()))
+    header_lines = [
+        " & ".join(
+            f"{{{escape_latex(text)}}}" if formats[header] else escape_latex(text) for header, text in line.items()
+        )
+        for line in _header_lines(table)
+    ]
+    return [
+        f"\\begin{{tabular}}{{{''.join(alignments.values())}}}",
+        "  \\toprule",
+        *(f"  {line} \\\\" for line in header_lines),
+        "  \\midrule",
+        *(f"  {line} \\\\" for line in lines),
+        "  \\bottomrule",
+        "\\end{tabular}",
+    ]
+
+
+_UNIT = re.compile(r"(.+) (\([^()]+\))")
+
+
+def _header_lines(table: Table) -> list[dict[str, str]]:
+    """Return the headers with units on a second line, because ``Energy (kJ)`` on one line is wider than its column."""
+    matches = {header: _UNIT.fullmatch(header) for header in table.headers}
+    names = {header: match[1] if match else header for header, match in matches.items()}
+    units = {header: match[2] if match else "" for header, match in matches.items()}
+    return [names, units] if any(units.values()) else [names]
+
+
+_NUMBER = re.compile(r"(\d+)(\.\d+)(?: ± (\d+)(\.\d+))?([†‡*]?)")
+
+
+def _siunitx_format(texts: Sequence[str]) -> str | None:
+    """Return the ``table-format`` of a column of numbers; None if it holds anything else."""
+    found = [_NUMBER.fullmatch(text) for text in texts]
+    matches = [match for match in found if match]
+    if not matches or any(text != DASH for text, match in zip(texts, found, strict=True) if not match):
+        return None
+    whole, places = max(len(match[1]) for match in matches), max(len(match[2]) for match in matches) - 1
+    spreads = [len(match[3]) for match in matches if match[3]]
+    spread = f" +- {max(spreads)}.{places}" if spreads else ""
+    mark = next((f", table-space-text-post={{{escape_latex(match[5])}}}" for match in matches if match[5]), "")
+    return f"table-format={whole}.{places}{spread}, reset-text-series=false, text-series-to-math=true{mark}"
+
+
+def _latex_cell(cell: Cell, number_format: str | None) -> str:
+    text = escape_latex(cell.text)
+    match = _NUMBER.fullmatch(cell.text) if number_format else None
+    if match:
+        number = match[1] + match[2] + (f" +- {match[3]}{match[4]}" if match[3] else "")
+        return ("\\bfseries " if cell.bold else "") + number + escape_latex(match[5])
+    text = f"\\textbf{{{text}}}" if cell.bold else text
+    return f"{{{text}}}" if number_format else text
+
+
+def frame_to_csv(frame: pd.DataFrame) -> str:
+    """Return a frame as CSV with a header line and plain numbers; empty cells are unknown."""
+    out = io.StringIO()
+    frame.to_csv(out, index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
+    return out.getvalue()

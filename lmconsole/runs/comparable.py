@@ -1,0 +1,50 @@
+"""Which runs can be compared with each other: the rule for exports, and for seeds in the experiments table."""
+
+from lmconsole.plan.experiment import APPLIES_TO, MODEL_NAMES, Settings
+from lmconsole.runs.info import RunInfo
+
+EXPERIMENT_SETTINGS = frozenset({"model", "layers", "optimizer", "weight_decay", *APPLIES_TO})
+"""Settings that distinguish experiments. All other settings must be equal; these must be equal between experiments with
+the same model or optimizer."""
+
+
+def comparable(one: RunInfo, other: RunInfo) -> bool:
+    """Return whether the two runs can share a table: same conditions, and the same settings except for those that an
+    experiment defines."""
+    if _conditions(one) != _conditions(other):
+        return False
+    free = {"model", "layers", "optimizer", *one.experiment.overrides, *other.experiment.overrides}
+    for key in EXPERIMENT_SETTINGS - free:
+        owner = "model" if set(APPLIES_TO.get(key, ())) & set(MODEL_NAMES) else "optimizer"
+        if getattr(one.settings, owner) != getattr(other.settings, owner):
+            free.add(key)
+    return all(
+        getattr(one.settings, key) == getattr(other.settings, key)
+        for key in Settings.__struct_fields__
+        if key not in free
+    )
+
+
+def differ_only_in_seed(one: RunInfo, other: RunInfo) -> bool:
+    """Return whether the two runs repeat one experiment; their seeds may be equal too."""
+    return (
+        one.experiment.id == other.experiment.id
+        and one.settings == other.settings
+        and _conditions(one) == _conditions(other)
+    )
+
+
+def same_text(one: RunInfo, other: RunInfo) -> bool:
+    """Return whether the two runs were trained and evaluated on the same tokens."""
+    return (one.corpus.sha256, one.corpus.max_tokens) == (other.corpus.sha256, other.corpus.max_tokens)
+
+
+def _conditions(info: RunInfo) -> tuple[object, ...]:
+    return (
+        info.origin,
+        info.denominator,
+        info.preset,
+        info.corpus.sha256,
+        info.corpus.max_tokens,
+        info.embeddings.sha256 if info.embeddings else None,
+    )

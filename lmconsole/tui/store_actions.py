@@ -1,0 +1,155 @@
+"""Changes of the store and exports, which take long: each runs in a thread and posts its outcome to the app."""
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from textual.app import App
+from textual.message import Message
+
+from lmconsole.engine.run_options import RunRequest
+from lmconsole.engine.submit import resume_runs, stop_runs
+from lmconsole.errors import LmconsoleError
+from lmconsole.runs.store import Store
+from lmconsole.runs.trash import discard, restore
+from lmconsole.tui import actions
+from lmconsole.tui.options import ConsoleOptions
+
+
+class StoreActions:
+    """Methods return at once, and the app receives one of the messages below when the work is done.
+
+    Nothing here touches a widget: the threads only compute, and the app's message handlers change what is shown.
+    """
+
+    class Queued(Message):
+        """Runs were queued."""
+
+        def __init__(self, started: actions.StartResult) -> None:
+            super().__init__()
+            self.started = started
+
+    class Stopping(Message):
+        """Runs were asked to stop."""
+
+        def __init__(self, runs: Sequence[str]) -> None:
+            super().__init__()
+            self.runs = runs
+
+    class Resumed(Message):
+        """Runs were queued again."""
+
+        def __init__(self, runs: Sequence[str]) -> None:
+            super().__init__()
+            self.runs = runs
+
+    class Deleted(Message):
+        """Runs were moved to the trash."""
+
+        def __init__(self, runs: Sequence[str]) -> None:
+            super().__init__()
+            self.runs = runs
+
+    class Restored(Message):
+        """Runs were moved back from the trash."""
+
+        def __init__(self, runs: Sequence[str]) -> None:
+            super().__init__()
+            self.runs = runs
+
+    class Exported(Message):
+        """Exports were written."""
+
+        def __init__(self, paths: list[Path], table: str, figures: list[Path]) -> None:
+            super().__init__()
+            self.paths = paths
+            self.table = table
+            """The results table in markdown."""
+            self.figures = figures
+
+    class TableReady(Message):
+        """The results table to copy."""
+
+        def __init__(self, table_format: str, table: str) -> None:
+            super().__init__()
+            self.table_format = table_format
+            self.table = table
+
+    class Failed(Message):
+        """An action was not carried out."""
+
+        def __init__(self, error: LmconsoleError) -> None:
+            super().__init__()
+            self.error = error
+
+    class ExportFailed(Message):
+        """No exports were written."""
+
+        def __init__(self, error: LmconsoleError) -> None:
+            super().__init__()
+            self.error = error
+
+    def __init__(self, app: App[Any], options: ConsoleOptions) -> None:
+        self._app = app
+        self._options = options
+
+    def queue(self, request: RunRequest) -> None:
+        """Queue runs and see that a runner is at work."""
+        self._run(lambda: self.Queued(actions.start(request)))
+
+    def stop(self, runs: Collection[str]) -> None:
+        """Ask the active ones of ``runs`` to stop."""
+
+        def stop() -> Message:
+            store = self._store()
+            active = [run for run in store.runs() if run.run in runs and run.status.active]
+            return self.Stopping(stop_runs(store, active))
+
+        self._run(stop)
+
+    def resume(self, runs: Sequence[str]) -> None:
+        """Queue ``runs`` again with the settings that they have."""
+        self._run(lambda: self.Resumed(resume_runs(self._store(), list(runs))))
+
+    def delete(self, runs: Sequence[str]) -> None:
+        """Move ``runs`` to the trash."""
+        self._run(lambda: self.Deleted(discard(self._store(), list(runs))))
+
+    def restore(self, runs: Sequence[str]) -> None:
+        """Move ``runs`` back from the trash."""
+        self._run(lambda: self.Restored(restore(self._store(), list(runs))))
+
+    def export(self) -> None:
+        """Write the exports."""
+
+        def export() -> Message:
+            from lmconsole.tui.screens.pictures import figures_in
+
+            try:
+                paths, table = actions.export(self._options)
+            except LmconsoleError as error:
+                return self.ExportFailed(error)
+            return self.Exported(paths, table, figures_in(self._options.exports))
+
+        self._run(export, group="export", exclusive=True)
+
+    def make_table(self, table_format: str) -> None:
+        """Make the results table as ``markdown`` or ``latex``."""
+        self._run(
+            lambda: self.TableReady(table_format, actions.table(self._options, table_format)),
+            group="export",
+            exclusive=True,
+        )
+
+    def _store(self) -> Store:
+        return Store(self._options.store)
+
+    def _run(self, work: Callable[[], Message], *, group: str = "store", exclusive: bool = False) -> None:
+        def run() -> None:
+            try:
+                outcome = work()
+            except LmconsoleError as error:
+                outcome = self.Failed(error)
+            self._app.post_message(outcome)
+
+        self._app.run_worker(run, thread=True, group=group, exclusive=exclusive)

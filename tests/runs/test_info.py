@@ -1,0 +1,55 @@
+"""run.json: written once, and read with the defaults that older versions did not write."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+
+from lmconsole.errors import StoreError
+from lmconsole.runs.info import SCHEMA, read_info, write_info
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    info = tiny.queue_tiny(tmp_path).info
+    write_info(tmp_path / "run.json", info)
+    assert read_info(tmp_path / "run.json") == info
+    with pytest.raises(FileExistsError):
+        write_info(tmp_path / "run.json", info)
+
+
+def test_fields_that_version_0_1_0_did_not_write_have_defaults(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    fields = json.loads(run.paths.info.read_bytes())
+    for later in ("jobs", "origin", "denominator"):
+        del fields[later]
+    (tmp_path / "run.json").write_text(json.dumps(fields))
+    info = read_info(tmp_path / "run.json")
+    assert (info.jobs, info.origin, info.denominator) == (None, "trained", "targets")
+    assert info.config_hash == fields["same_run"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"{}", b'{"schema": "1"}', b'{"schema": 1}'])
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "run.json"
+    path.write_bytes(content)
+    with pytest.raises(StoreError) as caught:
+        read_info(path)
+    assert caught.value.message.startswith(f"{path}: not a run.json of lmconsole: ")
+
+
+def test_a_file_of_a_later_schema_is_an_error_whatever_else_it_contains(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"schema": SCHEMA + 1, "run": ["a", "list"]}))
+    with pytest.raises(StoreError) as caught:
+        read_info(tmp_path / "run.json")
+    assert f"schema {SCHEMA + 1}" in caught.value.message
+    assert caught.value.hint is not None
+
+
+def test_imported_runs_come_before_trained_ones_and_older_before_later(tmp_path: Path) -> None:
+    from msgspec.structs import replace
+
+    trained = tiny.queue_tiny(tmp_path).info
+    later = replace(trained, queued_t="9999")
+    imported = replace(trained, queued_t="9999", origin="imported")
+    assert sorted([later, trained, imported], key=lambda info: info.sort_key) == [imported, trained, later]

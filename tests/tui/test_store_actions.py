@@ -1,0 +1,424 @@
+"""Runs queued, stopped, resumed, deleted and exported by keys, with the outcome on disk and on the screen."""
+
+import math
+from typing import Any
+
+import pytest
+import tiny
+from tui.stage import Recorded, Stage, console_of, eventually, experiment, finished, screen, shows, shows_no_more
+
+from lmconsole.plan.load import load_plan
+from lmconsole.runs.events import EventReader, Queued, Stopped
+from lmconsole.runs.state import Status
+from lmconsole.runs.store import Run
+from lmconsole.telemetry.host import cores
+
+LONG_S = 40.0
+"""Timeout for a child process that imports torch or pandas on a busy machine."""
+
+
+@pytest.fixture
+def small(stage: Stage) -> dict[str, Any]:
+    """Return options for a console on three experiments that train in a second."""
+    file = tiny.write_experiments(stage.root / "mine.toml", tiny.row(1), tiny.row(2, "gpt1"), tiny.row(3))
+    stage.plan = load_plan(file)
+    return {"experiments": file, "data": tiny.write_corpus(stage.root / "texts"), "preset": "tiny"}
+
+
+@pytest.fixture
+def no_runner(stage: Stage) -> None:
+    """Keep queued runs in the queue."""
+    stage.no_runner()
+
+
+def runs(stage: Stage) -> list[Run]:
+    """Return the runs of the store."""
+    return stage.store.runs()
+
+
+def last_event(run: Recorded) -> object:
+    """Return the last event of the run's log."""
+    return EventReader(run.paths.events).read_new()[-1]
+
+
+# ---- r and R
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_runner")
+async def test_r_queues_the_selection_with_the_preset_and_reports_it(stage: Stage, small: dict[str, Any]) -> None:
+    async with stage.console(**small) as pilot:
+        await pilot.press("space", "down", "space", "r")
+        await shows(pilot, "Checking data and devices")
+        await shows(pilot, "Preset tiny", "2 queued.", "at once", seconds=LONG_S)
+        await shows(pilot, "2 selected, 2 queued")
+        one, two = sorted(runs(stage), key=lambda run: run.info.experiment.id)
+        assert [run.info.experiment.id for run in (one, two)] == [1, 2]
+        assert {run.info.preset for run in (one, two)} == {"tiny"}
+        assert {run.info.settings.epochs for run in (one, two)} == {2}
+        queued = one.state.queued
+        assert queued is not None
+        assert (queued.devices, queued.jobs, queued.exports) == (("cpu",), cores(), str(stage.root / "exports"))
+        assert (one.info.threads, one.info.jobs) == (1, "auto")
+        await pilot.press("escape", "down", "space", "up", "space", "r")
+        await shows(pilot, "1 already", seconds=LONG_S)
+        assert sorted(run.info.experiment.id for run in runs(stage)) == [1, 2, 3]
+
+
+@pytest.mark.slow
+async def test_a_queue_runs_from_r_to_the_exports(stage: Stage, small: dict[str, Any]) -> None:
+    file = small["experiments"]
+    file.write_text(file.read_text().replace("epochs = 2", "epochs = 200"))  # long enough to be seen running
+    async with stage.console(**small) as pilot:
+        await pilot.press("down", "r")
+        await shows(pilot, "1 running", seconds=LONG_S)
+        await shows(pilot, "1 finished", "All runs have ended", seconds=LONG_S)
+        await shows(pilot, str(stage.root / "exports")[:20], seconds=LONG_S)
+        (run,) = runs(stage)
+        assert (run.info.experiment.id, run.status) == (2, Status.FINISHED)
+        best = run.state.best_epoch
+        assert best is not None
+        assert f"{best.valid_ppl:.1f}" in experiment(pilot, 2)
+        assert list((stage.root / "exports").glob("table-1-results.*"))
+        await pilot.press("r")
+        await shows(pilot, "1 finished before", seconds=LONG_S)
+        await eventually(pilot, lambda: stage.store.runner() is None, seconds=LONG_S)
+
+
+@pytest.mark.slow
+async def test_missing_data_is_reported_and_nothing_is_queued(stage: Stage, small: dict[str, Any]) -> None:
+    async with stage.console(**{**small, "data": stage.root / "nowhere"}) as pilot:
+        await pilot.press("r")
+        await shows(pilot, "nowhere", seconds=LONG_S)
+        assert runs(stage) == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_runner")
+async def test_the_form_queues_with_the_typed_settings_and_keeps_them(stage: Stage, small: dict[str, Any]) -> None:
+    async with stage.console(**small) as pilot:
+        await pilot.press("R")
+        await shows(pilot, "Run experiment 1 with", "preset", "tiny", "auto")
+        await pilot.click("#epochs")
+        await pilot.press(*"5", "tab", *"7..8", "tab", "tab", *"fp32", "tab", *"2", "ctrl+s")
+        await shows(pilot, "2 queued.", seconds=LONG_S)
+        found = runs(stage)
+        assert [run.info.seed for run in found] == [7, 8]
+        assert {(run.info.settings.epochs, run.info.settings.precision) for run in found} == {(5, "fp32")}
+        assert {run.state.queued.jobs for run in found if run.state.queued} == {2}
+        await pilot.press("down", "R")
+        await shows(pilot, "Run experiment 2 with", "7..8", "fp32")
+
+
+@pytest.mark.usefixtures("no_runner")
+@pytest.mark.parametrize(
+    ("field", "typed", "words"),
+    [
+        ("jobs", "x", "--jobs x: expected auto, or 1 to"),
+        ("epochs", "x", "--epochs x: expected a whole number"),
+        ("epochs", "0", "--epochs 0"),
+        ("seeds", "4..1", "--seeds 4..1"),
+        ("preset", "tinyy", "unknown preset 'tinyy'; did you mean 'tiny'?"),
+        ("precision", "fp31", "unknown precision 'fp31'; did you mean"),
+    ],
+)
+async def test_the_form_stays_open_and_names_an_invalid_setting(
+    stage: Stage, small: dict[str, Any], field: str, typed: str, words: str
+) -> None:
+    async with stage.console(**small) as pilot:
+        await pilot.press("R")
+        await shows(pilot, "Run experiment 1 with")
+        await pilot.click(f"#{field}")
+        await pilot.press("end", "ctrl+u", *typed, "enter")
+        await shows(pilot, words, "Run experiment 1 with")
+        await pilot.press("escape")
+        await shows_no_more(pilot, "Run experiment 1 with")
+    assert runs(stage) == []
+
+
+async def test_the_form_opens_with_its_first_field_focused(stage: Stage, small: dict[str, Any]) -> None:
+    async with stage.console(**small) as pilot:
+        await pilot.press("R")
+        await shows(pilot, "Run experiment 1 with")
+        await pilot.press(*"paper")
+        await shows(pilot, "preset       paper")
+
+
+async def test_the_form_applies_to_the_whole_selection_and_can_be_cancelled(
+    stage: Stage, small: dict[str, Any]
+) -> None:
+    async with stage.console(**small) as pilot:
+        await pilot.press("a", "R")
+        await shows(pilot, "Run experiments 1, 2, 3 with")
+        await pilot.click("#cancel")
+        await shows_no_more(pilot, "Run experiments 1, 2, 3 with")
+    assert runs(stage) == []
+
+
+@pytest.mark.parametrize("size", [(80, 24), (40, 12)])
+async def test_all_fields_of_the_form_can_be_reached_on_a_small_screen(stage: Stage, size: tuple[int, int]) -> None:
+    async with stage.console(size=size) as pilot:
+        await pilot.press("R")
+        await pilot.press(*["tab"] * 5)
+        await shows(pilot, "jobs         auto")
+        await pilot.press("tab", "tab")
+        await shows(pilot, "Cancel", "Run (ctrl+s)")
+
+
+# ---- s
+
+
+async def test_s_asks_first_and_enter_means_no(stage: Stage) -> None:
+    run = stage.record(2, "running")
+    async with stage.console() as pilot:
+        for answer in ("n", "escape", "enter"):
+            await pilot.press("a", "s")
+            await shows(pilot, "Stop 1 run?", "2 LSTM 1L AdamW (running)", "Press u to resume it")
+            await pilot.press(answer)
+            await shows_no_more(pilot, "Stop 1 run?")
+            await pilot.press("escape")
+        assert not run.paths.stop.exists()
+
+
+async def test_s_shows_a_run_as_stopping_and_then_as_stopped(stage: Stage) -> None:
+    run = stage.record(1, "running")
+    async with stage.console() as pilot:
+        await pilot.press("s", "y")
+        await shows(pilot, "1 run will stop.")
+        assert run.paths.stop.exists()
+        await shows(pilot, "stopping")
+        await pilot.press("s")
+        await shows(pilot, "None of the selected runs is queued or running.")
+        run.end(Stopped(epoch=5, step=6))
+        await shows(pilot, "stopped in 5/6", "All runs have ended")
+
+
+@pytest.mark.usefixtures("no_runner")
+async def test_s_stops_the_active_runs_of_the_selection(stage: Stage) -> None:
+    wanted = ("finished", "running", "queued", "failed")
+    made = [stage.record(number, status) for number, status in enumerate(wanted, 1)]
+    other = stage.record(5, "queued")
+    async with stage.console() as pilot:
+        await pilot.press("space", "down", "space", "down", "space", "down", "space", "s")
+        shown = await shows(pilot, "Stop 2 runs?", "2 LSTM 1L AdamW (running)", "3 LSTM 1L SGD (queued)")
+        assert "5 GPT-1 1L Adam" not in shown
+        await pilot.click("#yes")
+        await shows(pilot, "2 runs will stop.")
+    assert [run.paths.stop.exists() for run in [*made, other]] == [False, True, True, False, False]
+
+
+async def test_s_with_nothing_to_stop_asks_nothing(stage: Stage) -> None:
+    stage.record(1)
+    async with stage.console() as pilot:
+        await pilot.press("s")
+        await shows(pilot, "None of the selected runs is queued or running.")
+        await pilot.press("down", "s")
+        assert "Stop" not in screen(pilot).replace("s Stop", "")
+
+
+# ---- u
+
+
+@pytest.mark.usefixtures("no_runner")
+@pytest.mark.parametrize("status", ["stopped", "lost", "failed"])
+async def test_u_queues_runs_that_ended_early_again(stage: Stage, status: str) -> None:
+    run = stage.record(1, status)
+    async with stage.console() as pilot:
+        await pilot.press("u")
+        await shows(pilot, "1 run queued to resume.")
+        await shows(pilot, "1 queued")
+    event = last_event(run)
+    assert isinstance(event, Queued)
+    assert event.devices == ("cpu",)
+
+
+async def test_u_leaves_finished_and_active_runs_alone(stage: Stage) -> None:
+    made = [stage.record(1), stage.record(2, "running"), stage.record(3, "queued")]
+    before = [run.paths.events.read_bytes() for run in made]
+    async with stage.console() as pilot:
+        await pilot.press("a", "u")
+        await shows(pilot, "None of the selected runs was stopped")
+    assert [run.paths.events.read_bytes() for run in made] == before
+
+
+# ---- d and U
+
+
+async def test_d_deletes_after_a_question_and_capital_u_restores(stage: Stage) -> None:
+    run = stage.record(1)
+    async with stage.console() as pilot:
+        await pilot.press("d")
+        await shows(pilot, "Delete 1 run?", run.run, "Press U to restore them")
+        await pilot.press("n")
+        await shows_no_more(pilot, "Delete 1 run?")
+        assert run.paths.folder.exists()
+        await pilot.press("delete")
+        await shows(pilot, "Delete 1 run?")
+        await pilot.press("y")
+        await shows(pilot, "1 run deleted. Press U to undo.", "no runs")
+        assert not run.paths.folder.exists()
+        assert experiment(pilot, 1).endswith("Adam       –")
+        await pilot.press("U")
+        await shows(pilot, "1 run restored.", "1 finished")
+        assert run.paths.info.exists()
+        await pilot.press("U")
+        await shows(pilot, "Nothing has been deleted since the console was opened.")
+
+
+async def test_deletions_are_restored_in_reverse_order(stage: Stage) -> None:
+    first, second = stage.record(1), stage.record(2)
+    async with stage.console() as pilot:
+        await pilot.press("d", "y")
+        await shows(pilot, "1 finished")
+        await pilot.press("down", "d", "y")
+        await shows(pilot, "no runs")
+        await pilot.press("U")
+        await eventually(pilot, second.paths.info.exists)
+        assert not first.paths.folder.exists()
+        await pilot.press("U")
+        await eventually(pilot, first.paths.info.exists)
+
+
+async def test_nothing_is_deleted_if_one_of_the_runs_is_active(stage: Stage) -> None:
+    over, live = stage.record(1), stage.record(2, "running")
+    async with stage.console() as pilot:
+        await pilot.press("a", "d")
+        await shows(pilot, "Delete 2 runs?")
+        await pilot.press("y")
+        await shows(pilot, "still queued or running", "Stop it first")
+    assert over.paths.folder.exists()
+    assert live.paths.folder.exists()
+
+
+async def test_deleting_every_seed_of_an_experiment_names_them_all_or_counts_the_rest(stage: Stage) -> None:
+    for seed in range(15):
+        stage.record(1, seed=seed, valid=(6.0,))
+    async with stage.console() as pilot:
+        await pilot.press("d")
+        await shows(pilot, "Delete 15 runs?", "and 3 more")
+        await pilot.press("y")
+        await shows(pilot, "no runs")
+        await pilot.press("U")
+        await shows(pilot, "15 finished", "finished, 15 seeds")
+
+
+async def test_d_without_a_run_deletes_nothing(stage: Stage) -> None:
+    async with stage.console() as pilot:
+        await pilot.press("d")
+        await shows(pilot, "There is no run to delete.")
+
+
+async def test_deleted_runs_are_unselected(stage: Stage) -> None:
+    stage.record(1, seed=1)
+    stage.record(1, seed=2)
+    async with stage.console() as pilot:
+        await pilot.press("right", "down", "space", "d", "y")
+        await shows(pilot, "1 finished")
+        await shows_no_more(pilot, "selected")
+
+
+async def test_runs_deleted_by_another_process_are_unselected(stage: Stage) -> None:
+    stage.record(1, seed=1)
+    newer = stage.record(1, seed=2)
+    async with stage.console() as pilot:
+        await pilot.press("right", "down", "space")
+        await shows(pilot, "1 selected")
+        newer.paths.folder.rename(stage.root / "elsewhere")
+        await shows(pilot, "1 finished")
+        await shows_no_more(pilot, "selected", seconds=3.0)
+
+
+# ---- e, t and m
+
+
+@pytest.mark.slow
+async def test_e_writes_the_exports_and_lists_them(stage: Stage) -> None:
+    stage.record(1, valid=(6.0, 5.0))
+    async with stage.console() as pilot:
+        await pilot.press("e")
+        await shows(pilot, "Exported", "report.md", seconds=LONG_S)
+        assert (stage.root / "exports" / "table-1-results.tex").exists()
+        await pilot.press("escape")
+        await shows_no_more(pilot, "Exported")
+
+
+@pytest.mark.slow
+async def test_e_with_nothing_to_export_writes_nothing_and_explains(stage: Stage) -> None:
+    stage.record(1, "queued")
+    async with stage.console() as pilot:
+        await pilot.press("e")
+        await shows(pilot, "Nothing was exported", seconds=LONG_S)
+        await pilot.press("escape", "t")
+        await shows(pilot, "nothing to export: none of 1 runs has completed an epoch", seconds=LONG_S)
+        assert pilot.app.clipboard == ""
+    assert not (stage.root / "exports").exists()
+
+
+@pytest.mark.slow
+async def test_t_and_m_copy_the_results_table_to_the_clipboard(stage: Stage) -> None:
+    stage.record(1, valid=(6.0, 5.0))
+    best = f"{math.exp(5.0):.3f}"
+    async with stage.console() as pilot:
+        await pilot.press("t")
+        await shows(pilot, "Copied the results table as LaTeX", seconds=LONG_S)
+        assert r"\begin{tabular}" in pilot.app.clipboard
+        assert best in pilot.app.clipboard
+        await pilot.press("m")
+        await shows(pilot, "Copied the results table as markdown", seconds=LONG_S)
+        assert any(line.startswith("|") and best in line for line in pilot.app.clipboard.splitlines())
+
+
+# ---- q
+
+
+@pytest.mark.parametrize("key", ["q", "ctrl+q", "ctrl+c"])
+async def test_quitting_reports_how_many_runs_continue(stage: Stage, key: str) -> None:
+    stage.record(1, "running")
+    stage.record(2, "queued")
+    stage.record(3)
+    async with stage.console() as pilot:
+        await pilot.press(key)
+        await eventually(pilot, lambda: not pilot.app.is_running)
+    assert pilot.app.return_value == "2 runs continue without the console. Run `lmconsole` to see them again."
+
+
+async def test_quitting_with_one_active_run_uses_the_singular(stage: Stage) -> None:
+    stage.record(1, "running")
+    async with stage.console() as pilot:
+        await pilot.press("q")
+        await eventually(pilot, lambda: not pilot.app.is_running)
+    assert str(pilot.app.return_value).startswith("1 run continues")
+
+
+async def test_quitting_without_active_runs_reports_nothing(stage: Stage) -> None:
+    stage.record(1)
+    async with stage.console() as pilot:
+        await pilot.press("q")
+        await eventually(pilot, lambda: not pilot.app.is_running)
+    assert pilot.app.return_value is None
+
+
+async def test_the_end_of_the_queue_is_announced_with_the_failures(stage: Stage) -> None:
+    one, two = stage.record(1, "running"), stage.record(2, "running")
+    async with stage.console() as pilot:
+        one.end(finished([5.0]))
+        await shows(pilot, "1 running, 1 finished")
+        assert "All runs have ended" not in screen(pilot)
+        two.end()
+        await shows(pilot, "1 lost", "All runs have ended", "1 run failed. Press enter on a failed row")
+
+
+async def test_a_key_shows_no_run_that_has_not_been_announced(stage: Stage) -> None:
+    """Between two ticks a key redraws the snapshot on the screen, not a newer one: otherwise a run could be shown as
+    running that ends before the next tick, and its end would never be announced."""
+    async with stage.console() as pilot:
+        console = console_of(pilot)
+        console.set_slow(True)  # two seconds to the next tick
+        stage.record(1, "running")
+        await eventually(pilot, lambda: console.feed.snapshot.runs)
+        shown = console.main.snapshot
+        await pilot.press("space")
+        await shows(pilot, "1 selected")
+        assert console.main.snapshot is shown
+        assert "1 running" not in screen(pilot)
+        await shows(pilot, "1 running")
