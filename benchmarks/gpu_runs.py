@@ -21,8 +21,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from baseline import baseline_steps
 from gpu_process import LOG_CHARACTERS, Stage
-from textbook import textbook_steps
 
 from lmconsole.data.corpus import SPLITS, find_data, find_embeddings
 from lmconsole.engine import attempt, worker
@@ -420,7 +420,7 @@ def _outcome(run: Run) -> dict[str, Any]:
 def time_steps(where: str, steps: int, runs: dict[Precision, Run]) -> dict[str, Any]:
     """Plain PyTorch's steps, then those of the queued run, for each precision; medians without the first ones."""
     info = runs["fp32"].info
-    corpus, tables = attempt.load_the_corpus(info), attempt.load_the_tables(info)
+    corpus, tables = attempt.load_verified_corpus(info), attempt.load_verified_tables(info)
     assert tables is not None
     tokens = torch.from_numpy(corpus.splits["train"].astype(np.int64))
     torch.manual_seed(0)
@@ -432,7 +432,7 @@ def time_steps(where: str, steps: int, runs: dict[Precision, Run]) -> dict[str, 
     for precision, (switches, autocast) in BASELINES.items():
         before = _start_counting(where)
         devices.apply_precision(switches)
-        script = textbook_steps(info.settings, tables, tokens, weights, autocast, where)
+        script = baseline_steps(info.settings, tables, tokens, weights, autocast, where)
         seconds[f"baseline_{precision}"] = _turn(script, steps)
         memory[f"baseline_{precision}_mib"] = _counted(where, before)
         del script

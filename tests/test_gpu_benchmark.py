@@ -462,7 +462,7 @@ def test_a_card_is_judged_by_what_was_measured_alone(tmp_path: Path, gpu_module:
         step |= {"baseline_fp32_s": 8 * whole_s / epochs / 100, "baseline_bf16_s": whole_s / epochs / 100}
         document["rehearsal"] = True
         assert {goal["met"] for goal in goals(document)} == {None}
-        assert "| GPU | all twelve, ten epochs, bf16 | not measured yet |" in in_the_readme()
+        assert "| GPU | all twelve experiments, ten epochs, bf16 | not measured yet |" in in_the_readme()
         document["rehearsal"] = False
         whole, fp32, bf16, *_ = goals(document)
         assert (whole["met"], fp32["met"]) == (met, True)

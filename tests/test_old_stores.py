@@ -15,10 +15,10 @@ WRITTEN_IN = "/tmp/lmconsole-0.1.0"
 WRITTEN_WITH = ("2.13.0", "AVX512")
 """PyTorch and the vector instructions of the CPU, which decide the last bits of a loss."""
 
-FINISHED = ["01-lstm-1l-adam-tiny-s7-20261126T145023Z", "02-gpt1-2l-adamw-tiny-s7-20261126T145023Z"]
-STOPPED = "03-gpt1-2l-adamw-tiny-s7-20261126T145035Z"
-KILLED = "01-lstm-1l-adam-tiny-s8-20261126T145056Z"
-IMPORTED = "101-gpt1-1l-adam-imported-s1-20261126T145102Z"
+FINISHED = ["01-lstm-1l-adam-tiny-s7-20261126T155330Z", "02-gpt1-2l-adamw-tiny-s7-20261126T155330Z"]
+STOPPED = "03-gpt1-2l-adamw-tiny-s7-20261126T155439Z"
+KILLED = "01-lstm-1l-adam-tiny-s8-20261126T155519Z"
+IMPORTED = "101-gpt1-1l-adam-imported-s1-20261126T155541Z"
 RUN = ("--preset", "tiny", "--data", "data", "--headless", "--no-export")
 
 
@@ -82,7 +82,7 @@ def test_a_stopped_run_is_resumed_to_the_numbers_of_one_that_was_never_interrupt
     tiny.lmconsole("run", "3", "--seeds", "7", *RUN, cwd=folder, check=0)
     runs = runs_in(folder)
     assert set(runs) == {*FINISHED, STOPPED, KILLED, IMPORTED}
-    assert [(e.epoch, e.step) for e in events_of(runs[STOPPED]) if isinstance(e, Resumed)] == [(3, 50)]
+    assert [(e.epoch, e.step) for e in events_of(runs[STOPPED]) if isinstance(e, Resumed)] == [(3, 61)]
     resumed, uninterrupted = numbers_of(runs[STOPPED]), numbers_of(runs[FINISHED[1]])
     assert len(resumed) == 14
     if same_machine():
@@ -91,12 +91,12 @@ def test_a_stopped_run_is_resumed_to_the_numbers_of_one_that_was_never_interrupt
         assert resumed == pytest.approx(uninterrupted, rel=1e-3)
 
 
-def test_a_killed_run_without_a_checkpoint_starts_again(folder: Path) -> None:
+def test_a_killed_run_is_resumed_from_its_checkpoint(folder: Path) -> None:
     tiny.lmconsole("run", "1", "--seeds", "8", *RUN, cwd=folder, check=0)
     run = runs_in(folder)[KILLED]
     assert run.status is Status.FINISHED
-    assert [(e.epoch, e.step) for e in events_of(run) if isinstance(e, Resumed)] == [(1, 0)]
-    assert [e.epoch for e in events_of(run) if isinstance(e, Epoch)] == [1, 1, 2, 3, 4, 5]
+    assert [(e.epoch, e.step) for e in events_of(run) if isinstance(e, Resumed)] == [(2, 0)]
+    assert [e.epoch for e in events_of(run) if isinstance(e, Epoch)] == [1, 2, 3, 4, 5]
 
 
 def test_its_results_are_exported(folder: Path) -> None:
