@@ -1,29 +1,30 @@
-"""One NVIDIA GPU in nine minutes: the most valuable first, each stage on disk before the next begins.
+"""Benchmark lmconsole on one NVIDIA GPU in nine minutes, the most valuable stages first.
 
-    python benchmarks/gpu.py [--stages a,b,...] [--budget-s 545] [--suite-s 400] [--data DIR] [--json FILE | --out DIR]
+    python benchmarks/gpu.py [--stages A,B,...] [--budget-s 545] [--suite-s 400] [--data DIR] [--json FILE | --out DIR]
 
-Stages, in the order of their value:
+Stages, in this order; a shape is a model and its number of layers:
 
-    look         the machine: driver, tools, disk, versions, the price of a CUDA context
-    gauge        our readings of NVML next to nvidia-smi's, idle and under load
-    smoke        each shape captured, timed and profiled in bf16; if one fails, the program ends with exit code 1
-    suite        all twelve in bf16, ten epochs, one after the other, as one whole command; every step is trained
-    head         the head's chunked loss and its gradients, compared with whole logits in float64
-    steps        step times and memory of each shape, compared with plain PyTorch
-    reference    short runs of all twelve by the fast paths and by the reference implementation, in bf16
-    sdpa         which attention backend is faster over a run, flash or cuDNN
-    peaks        a copy on the device, and peak matmul throughput
-    gang         runs side by side on streams of one process
-    kernels      the LSTM's recurrence by type of number, the head by kernel and size of tile
-    split        the head's logits in fp32, as one product and as several of shorter numbers
+    look         driver, tools, disks and packages of the machine, memory of a CUDA context
+    gauge        lmconsole's readings of the GPU and nvidia-smi's, idle and under load
+    smoke        a captured step of each shape in bf16, timed and profiled; a failure ends the program
+    suite        all twelve experiments in bf16 for ten epochs, by one command; every step is trained
+    head         loss and gradients of the linear cross-entropy, compared with float64
+    steps        step time and memory of each shape, compared with plain PyTorch
+    reference    short runs of all twelve on the fast paths and on the reference implementation, in bf16
+    sdpa         attention by FlashAttention and by cuDNN over a run
+    peaks        peak copy bandwidth and peak matmul throughput
+    gang         several experiments at the same time on streams of one process
+    kernels      LSTM recurrence by data type, linear cross-entropy by kernel and tile size
+    split        fp32 logits by one matmul, and by several of lower precision
     jobs         all twelve in bf16, four at a time
     smoke32, reference32, suite32    the same in fp32; suite32 trains as many epochs as fit into --suite-s
-    tests        the tests that need a GPU, where pytest and hypothesis are installed
+    tests        the tests that need a GPU, if pytest and its plugins are installed
 
 A stage is a process of its own. At its time limit, or when the budget is spent, it is killed with everything that it
-started. The file keeps the stages of earlier calls that are not measured again, if card, versions and data are the
-same, so that two short calls fill one file. The exit code is 1 if something is wrong, 2 if nothing can be measured
-here, else 0.
+started. Its result is written to the file before the next stage begins. Stages of earlier calls stay in the file if
+GPU, versions and data are the same, so several short calls can fill one file.
+
+The exit code is 1 if a check failed, 2 if nothing could be measured, and 0 otherwise.
 """
 
 import argparse
@@ -41,14 +42,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gpu_packages import CARRIED, IMAGE, USEFUL, explain, missing
+from gpu_estimates import estimates
+from gpu_goals import SUITES, correct, epochs_that_fit, extrapolated, goals
+from gpu_packages import CARRIED, IMAGE, OPTIONAL, missing, missing_message
+from gpu_table import table
 
-SCHEMA = 2
+SCHEMA = 3
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-SUITES = ("suite", "suite32")
-"""Stages that last ``--suite-s`` seconds at most."""
-LIMITS_S = {
+TIME_LIMITS_S = {
     "look": 60.0,
     "gauge": 40.0,
     "smoke": 120.0,
@@ -67,151 +69,142 @@ LIMITS_S = {
     "suite32": 0.0,
     "tests": 240.0,
 }
-"""The stages in the order of their value, and how long each may last."""
+"""Stages in the order of their value. Those in ``SUITES`` have ``--suite-s`` instead."""
 ALIASES = {"twins": "reference", "twins32": "reference32", "ceilings": "peaks"}
+"""Names of stages in version 0.1.0."""
 PREPARE_S = 120.0
-END_S = 5.0
-"""Left of the budget for the table, and for deleting what the suites wrote."""
-LEAST_S = 3.0
-"""A stage with less time than this is not begun."""
+CLEANUP_S = 5.0
+"""Part of the budget for the table, and for deleting what the suites wrote."""
+MIN_STAGE_S = 3.0
+"""A stage with less time than this is not started."""
 
 
 class BudgetSpentError(Exception):
-    """The budget is spent, and this program itself was still waiting for something."""
+    """The budget is spent while the program itself is still waiting."""
 
 
 class Benchmark:
-    """One call: its stages, the time they have, and the document they end up in."""
+    """One call: its stages, its time, and the document with the results."""
 
-    def __init__(self, asked: argparse.Namespace, folder: Path) -> None:
-        self.asked, self.folder = asked, folder
-        self.ends = asked.began + asked.budget_s - END_S
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.options, self.folder = options, folder
+        self.deadline: float = options.started + options.budget_s - CLEANUP_S
         self.document: dict[str, Any] = {}
         self.file: Path | None = None
 
     @property
     def left_s(self) -> float:
-        """Seconds that a stage may be told to last, its grace left out."""
-        from gpu_process import GRACE_S
+        """Seconds for stages, without the grace period of the last one."""
+        from gpu_process import GRACE_S  # needs psutil, which may be missing when this module is imported
 
-        return float(self.ends - time.monotonic() - GRACE_S)
+        return self.deadline - time.monotonic() - GRACE_S
 
     def run(self) -> int:
-        """Measure every stage asked for, and print the table. Returns the exit code."""
+        """Measure every stage, print the table, and return the exit code."""
         try:
             prepared = self.measure("prepare", PREPARE_S)
         except BudgetSpentError:
             prepared = {"reason": "the budget is spent"}
         if "result" not in prepared:
-            say(f"benchmarks/gpu.py: nothing was measured: {prepared['reason']}")
+            log(f"benchmarks/gpu.py: nothing measured: {prepared['reason']}")
             if prepared.get("failed"):
-                say(prepared["trace"] if "trace" in prepared else prepared.get("log", ""))
+                log(prepared["trace"] if "trace" in prepared else prepared.get("log", ""))
             return 2
-        self.begin(prepared["result"])
+        self.start_document(prepared["result"])
         smoke_failed = False
         try:
-            for name in self.asked.stages:
-                if smoke_failed := not self.stage(name):
-                    say(f"{name} failed, and the rest would measure the wrong thing{self.traces()}")
+            for name in self.options.stages:
+                if smoke_failed := not self.run_stage(name):
+                    traces = "" if self.file is None else f" The tracebacks are in {self.file}."
+                    log(f"{name} failed, so the remaining stages are skipped.{traces}")
                     break
         except BudgetSpentError:
-            say("the budget is spent")
+            log("the budget is spent")
         except KeyboardInterrupt:
-            say("interrupted")
-        from gpu_table import table
-
+            log("interrupted")
         print(table(self.document, None if self.file is None else str(self.file)), flush=True)
         return 1 if smoke_failed or self.document["correct"] is False else 0
 
-    def traces(self) -> str:
-        """Where the traces of a failure are, for the end of a sentence."""
-        return "" if self.file is None else f": the traces are in {self.file}"
-
-    def begin(self, prepared: dict[str, Any]) -> None:
-        """Start the document, with the stages that an earlier call left."""
-        card = prepared["machine"]["card"]
-        places = [self.asked.json]
-        if self.asked.out is not None:
-            places = [self.asked.out / f"{slug(card)}.json", RESULTS / f"{slug(card)}.json"]
-        elif self.asked.json is None:
-            places = [None if self.asked.rehearsal else RESULTS / f"{slug(card)}.json"]
-        self.file = places[0]
+    def start_document(self, prepared: dict[str, Any]) -> None:
+        """Start the document with the stages of an earlier call, if they are comparable."""
+        options, name = self.options, f"{slug(prepared['machine']['card'])}.json"
+        earlier_files: list[Path] = []
+        if options.json is not None:
+            earlier_files = [options.json]
+        elif options.out is not None:
+            earlier_files = [options.out / name, RESULTS / name]
+        elif not options.rehearsal:
+            earlier_files = [RESULTS / name]
+        self.file = earlier_files[0] if earlier_files else None
         self.document = {
             "schema": SCHEMA,
-            "date": now(),
+            "date": utc_now(),
             "benchmark": "gpu",
-            "rehearsal": self.asked.rehearsal,
-            "code": code(),
-            "budget_s": self.asked.budget_s,
-            "prepare_s": time.monotonic() - self.asked.began,
+            "rehearsal": options.rehearsal,
+            "code": code_hash(),
+            "budget_s": options.budget_s,
+            "prepare_s": time.monotonic() - options.started,
             **prepared,
             "stages": {},
         }
-        earlier = next((place for place in places if place is not None and place.exists()), None)
+        earlier = next((file for file in earlier_files if file.exists()), None)
         if earlier is not None:
             before = json.loads(earlier.read_text(encoding="utf-8"))
             if comparable(before, self.document):
                 self.document["stages"] = before["stages"]
-                say(f"kept from {earlier}: {', '.join(before['stages'])}")
+                log(f"kept from {earlier}: {', '.join(before['stages'])}")
         self.write()
 
-    def stage(self, name: str) -> bool:
-        """Measure one stage and write it down. Returns False if it is a smoke test that failed: the rest would measure
-        the wrong thing."""
-        if self.left_s < LEAST_S:
+    def run_stage(self, name: str) -> bool:
+        """Measure one stage and write its result. Return False if it is a smoke test and failed."""
+        if self.left_s < MIN_STAGE_S:
             self.document["stages"].setdefault(name, self.entry({"reason": "no time was left"}, 0.0))
-            say(f"{name}: no time was left")
+            log(f"{name}: no time was left")
             self.write()
             return True
-        began, asked_s = time.monotonic(), self.asked.suite_s if name in SUITES else LIMITS_S[name]
-        limit_s = min(asked_s, self.left_s)
-        say(f"{name} … ({limit_s:.0f} s at most, {self.ends - began:.0f} s left in all)")
-        answer = self.measure(name, limit_s)
-        if answer.get("reason", "").startswith("killed") and limit_s == asked_s:
-            answer["failed"] = True  # it had all its time
-        entry = self.document["stages"][name] = self.entry(answer, time.monotonic() - began)
-        say(f"{name}: {entry.get('reason', 'done')}, {entry['seconds']:.1f} s")
+        began = time.monotonic()
+        stage_limit_s = self.options.suite_s if name in SUITES else TIME_LIMITS_S[name]
+        limit_s = min(stage_limit_s, self.left_s)
+        log(f"{name} … (at most {limit_s:.0f} s, {self.deadline - began:.0f} s left for all stages)")
+        outcome = self.measure(name, limit_s)
+        if outcome.get("reason", "").startswith("killed") and limit_s == stage_limit_s:
+            outcome["failed"] = True  # it had the time that it should need
+        entry = self.document["stages"][name] = self.entry(outcome, time.monotonic() - began)
+        log(f"{name}: {entry.get('reason', 'done')}, {entry['seconds']:.1f} s")
         self.write()
         if name not in ("smoke", "smoke32"):
             return True
         return not entry.get("failed") and entry.get("result", {}).get("ok") is not False
 
     def measure(self, name: str, limit_s: float) -> dict[str, Any]:
-        """The answer of a stage that may last ``limit_s`` seconds."""
-        from gpu_process import Stage, run_apart
+        """Return the outcome of a stage that may take ``limit_s`` seconds."""
+        from gpu_process import Stage, run_isolated
 
-        epochs = self.asked.epochs
-        if name == "suite32":
-            epochs = self.suite32_epochs(limit_s)
+        epochs = self.suite32_epochs(limit_s) if name == "suite32" else self.options.epochs
         if not epochs:
-            return {"reason": f"one epoch would not fit into {limit_s:.0f} s, or the stage 'steps' is missing"}
+            return {"reason": f"not even one epoch fits into {limit_s:.0f} s, or the stage 'steps' is missing"}
         stage = Stage(
             name=name,
             folder=self.folder,
             deadline=time.monotonic() + limit_s,
             epochs=epochs,
-            data=self.asked.data,
-            rehearsal=self.asked.rehearsal,
+            data=self.options.data,
+            rehearsal=self.options.rehearsal,
         )
-        return run_apart(stage, f"gpu_stages:{name}")
+        return run_isolated(stage, f"gpu_stages:{name}")
 
     def suite32_epochs(self, limit_s: float) -> int:
-        """As many epochs in fp32 as fit; 0 if none does, or if that cannot be known."""
-        from gpu_goals import epochs_that_fit
+        """Return how many epochs in fp32 fit; 0 if none does or if that is unknown."""
+        steps_per_epoch = self.document["data"]["steps_per_epoch"]
+        fit = epochs_that_fit(self.document["stages"], self.document["labels"], steps_per_epoch, limit_s)
+        return max(min(fit or 0, int(self.options.epochs)), 0)
 
-        per_epoch = self.document["data"]["steps_per_epoch"]
-        fit = epochs_that_fit(self.document["stages"], self.document["labels"], per_epoch, limit_s)
-        return max(min(fit or 0, self.asked.epochs), 0)
-
-    def entry(self, answer: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """What the document says of a stage."""
-        return {"date": now(), "code": self.document["code"], **answer, "seconds": seconds}
+    def entry(self, outcome: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Return a stage's entry in the document."""
+        return {"date": utc_now(), "code": self.document["code"], **outcome, "seconds": seconds}
 
     def write(self) -> None:
-        """Write the document, whole at every moment."""
-        from gpu_estimates import estimates
-        from gpu_goals import correct, extrapolated, goals
-
+        """Evaluate the document and write it; the file is complete at any moment."""
         stages = self.document["stages"]
         self.document |= {
             "correct": correct(stages),
@@ -227,39 +220,38 @@ class Benchmark:
 
 
 def comparable(before: dict[str, Any], document: dict[str, Any]) -> bool:
-    """Whether stages of an earlier document belong to the same card, versions and data."""
+    """Return whether two documents are of the same GPU, versions and data."""
     if before.get("schema") != SCHEMA or before["rehearsal"] != document["rehearsal"]:
         return False
-    same = ("card", "torch", "lmconsole", "driver", "python")
-    return before["data"] == document["data"] and all(before["machine"][k] == document["machine"][k] for k in same)
+    keys = ("card", "torch", "lmconsole", "driver", "python")
+    return before["data"] == document["data"] and all(before["machine"][k] == document["machine"][k] for k in keys)
 
 
 def slug(card: str) -> str:
-    """Return a card's name as a file's: ``NVIDIA H100 80GB HBM3`` is ``nvidia-h100-80gb-hbm3``."""
+    """Return a GPU's name as part of a file name: ``NVIDIA H100 80GB HBM3`` is ``nvidia-h100-80gb-hbm3``."""
     return re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-")
 
 
-def code() -> str:
-    """Return a fingerprint of the package as it is measured: a checkout may have changed without a new version."""
+def code_hash() -> str:
+    """Return a hash of the package's code, since a checkout may change without a new version."""
     found = hashlib.sha256()
     for file in sorted((HERE.parent / "lmconsole").rglob("*.py")):
         found.update(file.read_bytes())
     return found.hexdigest()[:12]
 
 
-def now() -> str:
-    """Return the time, UTC."""
+def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def say(text: str) -> None:
-    """Print a line that is not the table."""
+def log(text: str) -> None:
+    """Print to stderr; stdout has the table only."""
     print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def ending_at(when: float) -> Iterator[None]:
-    """End with BudgetSpentError at ``when``, whatever hangs, and with SystemExit on a request to terminate."""
+def raising_at(when: float) -> Iterator[None]:
+    """Raise BudgetSpentError at ``when``, even during a blocking call, and SystemExit on SIGTERM."""
 
     def spent(*_: object) -> None:
         raise BudgetSpentError
@@ -276,52 +268,61 @@ def ending_at(when: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def stages(text: str) -> list[str]:
-    """Return the stages named in ``text``, separated by commas, in that order."""
+def stage_names(text: str) -> list[str]:
+    """Return the stages in ``text``, which are separated by commas, each once."""
     names = [ALIASES.get(name.strip(), name.strip()) for name in text.split(",") if name.strip()]
-    if unknown := [name for name in names if name not in LIMITS_S]:
-        raise argparse.ArgumentTypeError(f"no stage {', '.join(unknown)}; there are {', '.join(LIMITS_S)}")
+    if unknown := [name for name in names if name not in TIME_LIMITS_S]:
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}. Stages: {', '.join(TIME_LIMITS_S)}.")
     return list(dict.fromkeys(names))
 
 
-def parse() -> argparse.Namespace:
-    """Return the command line."""
-    parser = argparse.ArgumentParser(description="Measure lmconsole on one NVIDIA GPU.")
-    parser.add_argument(
-        "--stages", type=stages, metavar="A,B,...", default=list(LIMITS_S), help=f"in order: {','.join(LIMITS_S)}"
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Benchmark lmconsole on one NVIDIA GPU.")
+    add = parser.add_argument
+    add(
+        "--stages",
+        type=stage_names,
+        metavar="A,B,...",
+        default=list(TIME_LIMITS_S),
+        help=f"run these stages, in this order (all: {','.join(TIME_LIMITS_S)})",
     )
-    parser.add_argument("--budget-s", type=float, default=545.0, metavar="S", help="seconds for everything (545)")
-    parser.add_argument("--suite-s", type=float, default=400.0, metavar="S", help="of these for a suite (400)")
-    parser.add_argument("--epochs", type=int, default=10, metavar="N", help="epochs of the suite (10)")
-    parser.add_argument("--data", type=Path, metavar="DIR", default=os.environ.get("LMCONSOLE_DATA") or None)
+    add("--budget-s", type=float, default=545.0, metavar="S", help="stop after S seconds in all (545)")
+    add("--suite-s", type=float, default=400.0, metavar="S", help="stop a suite after S seconds (400)")
+    add("--epochs", type=int, default=10, metavar="N", help="train N epochs in the suite (10)")
+    add(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        default=os.environ.get("LMCONSOLE_DATA") or None,
+        help="read tokens and embedding tables from DIR ($LMCONSOLE_DATA); missing ones are random",
+    )
     place = parser.add_mutually_exclusive_group()
-    place.add_argument("--json", type=Path, metavar="FILE", help="instead of benchmarks/results/CARD.json")
-    place.add_argument("--out", type=Path, metavar="DIR", help="write DIR/CARD.json")
-    parser.add_argument("--rehearsal", action="store_true", help="tiny, on the CPU: tests this program")
-    asked = parser.parse_args()
+    place.add_argument("--json", type=Path, metavar="FILE", help="write FILE instead of benchmarks/results/GPU.json")
+    place.add_argument("--out", type=Path, metavar="DIR", help="write DIR/GPU.json")
+    add("--rehearsal", action="store_true", help="test this program on the CPU, in tiny sizes")
+    options = parser.parse_args()
     for name in ("data", "json", "out"):
-        if (path := getattr(asked, name)) is not None:
-            setattr(asked, name, Path(path).absolute())
-    asked.began = time.monotonic()
-    return asked
+        if (path := getattr(options, name)) is not None:
+            setattr(options, name, Path(path).absolute())
+    options.started = time.monotonic()
+    return options
 
 
 def main() -> int:
-    """Measure everything asked for."""
-    asked = parse()
-    if lacking := missing(IMAGE | CARRIED):
-        say(explain(lacking))
+    options = parse_options()
+    if requirements := missing(IMAGE | CARRIED):
+        log(missing_message(requirements))
         return 2
-    if lacking := missing(USEFUL):
-        say(f"without {', '.join(lacking)} there are no readings of memory, power and energy from the driver")
-    # Stages and all they start measure this checkout, and find what was carried here.
-    places = [str(HERE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(place).absolute()) for place in places if place)
-    if asked.rehearsal:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that wait for each other are no hurry here
+    if requirements := missing(OPTIONAL):
+        log(f"Memory of processes, power and energy are unknown without {', '.join(requirements)}.")
+    # Stages and the commands they start measure this checkout, and find the carried packages.
+    folders = [str(HERE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(folder).absolute()) for folder in folders if folder)
+    if options.rehearsal:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # spinning threads would slow down the others
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        benchmark = Benchmark(asked, Path(folder))
-        with ending_at(benchmark.ends + END_S / 2):
+        benchmark = Benchmark(options, Path(folder))
+        with raising_at(benchmark.deadline + CLEANUP_S / 2):
             return benchmark.run()
 
 

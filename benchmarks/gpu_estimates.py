@@ -1,7 +1,7 @@
-"""What was expected of an H100 before one was measured: each estimate next to its measured value.
+"""Estimates for an H100, made before one was measured, next to the measured values.
 
-They were made from the sources and from kernels compiled for it (torch 2.11, cuDNN 9.19), for 3.0 TB/s and 798 TFLOP/s
-in bf16. They stay as they were made; what is measured is what counts.
+They come from the sources and from kernels compiled for it (torch 2.11, cuDNN 9.19), for 3.0 TB/s and 798 TFLOP/s in
+bf16, and are not corrected afterwards.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from typing import Any
 from gpu_goals import PAPER_EPOCHS, Results
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """The expected range of a quantity, and how to find its measured value."""
+    """Expected range of a quantity, and how to find its measured value."""
 
     what: str
     unit: str
@@ -23,7 +23,7 @@ class Estimate:
 
 
 def estimates(stages: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every estimate with its measured value, None where there is none."""
+    """Return every estimate with its measured value, or None."""
     results = Results(stages)
     return [
         {"what": e.what, "unit": e.unit, "low": e.low, "high": e.high, "measured": e.measured(results)}
@@ -31,59 +31,59 @@ def estimates(stages: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _shape(results: Results, stage: str, number: int, field: str) -> float | None:
-    found: float | None = results.get(stage, {}).get("shapes", {}).get(str(number), {}).get(field)
+def _smoke_value(results: Results, experiment: int, field: str) -> float | None:
+    found: float | None = results.get("smoke", {}).get("shapes", {}).get(str(experiment), {}).get(field)
     return found
 
 
-def _run_train_s(results: Results, number: int) -> float | None:
-    """Training of one run of the suite, if it trained all epochs."""
-    train_s = results.get("suite", {}).get("runs", {}).get(str(number), {}).get("train_s", [])
+def _run_train_s(results: Results, experiment: int) -> float | None:
+    """Return the training time of one run of the suite, if it trained all epochs."""
+    train_s = results.get("suite", {}).get("runs", {}).get(str(experiment), {}).get("train_s", [])
     return sum(train_s) if len(train_s) == PAPER_EPOCHS and None not in train_s else None
 
 
-def _whole_suite(results: Results) -> dict[str, Any] | None:
+def _full_suite(results: Results) -> dict[str, Any] | None:
     suite: dict[str, Any] | None = results.get("suite")
     return suite if suite and suite["complete"] and suite["epochs"] == PAPER_EPOCHS else None
 
 
 def _suite_sum(results: Results, *fields: str) -> float | None:
-    """Seconds of all runs of the suite, without what is not known."""
-    if (suite := _whole_suite(results)) is None:
+    """Return the sum of ``fields``, in seconds, over all runs of the suite; unknown values count as 0."""
+    if (suite := _full_suite(results)) is None:
         return None
     values = [run[field] for run in suite["runs"].values() for field in fields]
     return sum(sum(x or 0 for x in value) if isinstance(value, list) else value or 0 for value in values)
 
 
 def _suite_s(results: Results) -> float | None:
-    suite = _whole_suite(results)
+    suite = _full_suite(results)
     return None if suite is None else suite["whole_s"]
 
 
 def _outside_runs_s(results: Results) -> float | None:
-    """Starts, polls and exits: what the command took beyond the wall time of its runs."""
+    """Return the time of the suite outside its runs: starts, polls and exits."""
     whole_s, wall_s = _suite_s(results), _suite_sum(results, "wall_s")
     return None if whole_s is None or wall_s is None else whole_s - wall_s
 
 
 def _other_s(results: Results) -> float | None:
-    """What runs took that is neither set-up nor training nor validation."""
+    """Return the time of the runs outside set-up, training and validation."""
     wall_s, known_s = _suite_sum(results, "wall_s"), _suite_sum(results, "setup_s", "train_s", "valid_s")
     return None if wall_s is None or known_s is None else wall_s - known_s
 
 
 def _first_call_s(results: Results, direction: str) -> float | None:
-    """The slowest first call of cuDNN's attention."""
+    """Return the time of the slowest first call of cuDNN's attention."""
     cudnn = results.get("sdpa", {}).get("backends", {}).get("cuDNN", {})
     return max(cudnn.get(f"first_{direction}_s", {}).values(), default=None)
 
 
-def _product_ms(results: Results, name: str) -> float | None:
+def _matmul_ms(results: Results, name: str) -> float | None:
     found: float | None = results.get("split", {}).get(name, {}).get("ms")
     return found
 
 
-def _gain(results: Results) -> float | None:
+def _largest_gain(results: Results) -> float | None:
     return max((each["gain"] for each in results.get("gang", {}).get("together", [])), default=None)
 
 
@@ -92,27 +92,23 @@ def _reading_s(results: Results) -> float | None:
     return None if smoke is None else smoke["corpus_s"] + smoke["tables_s"]
 
 
-def _of_shape(number: int, label: str, step_ms: float, ten_epochs_s: float) -> tuple[Estimate, Estimate]:
+def _estimate(what: str, unit: str, low: float, high: float, measured: Callable[[Results], float | None]) -> Estimate:
+    return Estimate(what=what, unit=unit, low=low, high=high, measured=measured)
+
+
+def _of_shape(experiment: int, label: str, step_ms: float, ten_epochs_s: float) -> tuple[Estimate, Estimate]:
     return (
-        Estimate(
-            what=f"{label}, bf16: a captured step",
-            unit="ms",
-            low=step_ms,
-            high=step_ms,
-            measured=lambda results: _shape(results, "smoke", number, "step_ms"),
+        _estimate(
+            f"{label}, bf16: a captured step", "ms", step_ms, step_ms, lambda r: _smoke_value(r, experiment, "step_ms")
         ),
-        Estimate(
-            what=f"{label}, bf16: training for ten epochs",
-            unit="s",
-            low=ten_epochs_s,
-            high=ten_epochs_s,
-            measured=lambda results: _run_train_s(results, number),
+        _estimate(
+            f"{label}, bf16: training for ten epochs",
+            "s",
+            ten_epochs_s,
+            ten_epochs_s,
+            lambda r: _run_train_s(r, experiment),
         ),
     )
-
-
-def _one(what: str, unit: str, low: float, high: float, measured: Callable[[Results], float | None]) -> Estimate:
-    return Estimate(what=what, unit=unit, low=low, high=high, measured=measured)
 
 
 ESTIMATES: tuple[Estimate, ...] = (
@@ -122,24 +118,24 @@ ESTIMATES: tuple[Estimate, ...] = (
     *_of_shape(6, "GPT-1-1", 2.3, 13),
     *_of_shape(11, "GPT-1-2", 3.2, 18),
     *_of_shape(12, "GPT-1-4", 4.9, 28),
-    _one("suite: training of all twelve", "s", 224, 224, lambda r: _suite_sum(r, "train_s")),
-    _one("suite: evaluation (measured: validation alone)", "s", 12, 18, lambda r: _suite_sum(r, "valid_s")),
-    _one("suite: set-up of all twelve", "s", 50, 50, lambda r: _suite_sum(r, "setup_s")),
-    _one("suite: checkpoints (measured: with tests)", "s", 14, 58, _other_s),
-    _one("suite: polls, exits and starts", "s", 20, 20, _outside_runs_s),
-    _one("suite: the whole command", "s", 320, 370, _suite_s),
-    _one("corpus and tables, read and checked", "s", 0.5, 0.5, _reading_s),
-    _one("GPT-1-2: reserved memory", "MiB", 1_126, 1_331, lambda r: _shape(r, "smoke", 11, "reserved_mib")),
-    _one("GPT-1-4: reserved memory", "MiB", 1_434, 1_843, lambda r: _shape(r, "smoke", 12, "reserved_mib")),
-    _one("cuDNN attention: first call forward", "s", 0.4, 0.4, lambda r: _first_call_s(r, "forward")),
-    _one("cuDNN attention: first call backward", "s", 0.55, 0.55, lambda r: _first_call_s(r, "backward")),
-    _one("logits in fp32: one product", "ms", 10, 10, lambda r: _product_ms(r, "one, fp32")),
-    _one(
-        "logits in fp32: one float16 product, three times as deep",
+    _estimate("suite: training of all twelve", "s", 224, 224, lambda r: _suite_sum(r, "train_s")),
+    _estimate("suite: evaluation (measured: validation only)", "s", 12, 18, lambda r: _suite_sum(r, "valid_s")),
+    _estimate("suite: set-up of all twelve", "s", 50, 50, lambda r: _suite_sum(r, "setup_s")),
+    _estimate("suite: checkpoints (measured: with tests)", "s", 14, 58, _other_s),
+    _estimate("suite: polls, exits and starts", "s", 20, 20, _outside_runs_s),
+    _estimate("suite: the whole command", "s", 320, 370, _suite_s),
+    _estimate("corpus and tables: reading and checking", "s", 0.5, 0.5, _reading_s),
+    _estimate("GPT-1-2: reserved memory", "MiB", 1_126, 1_331, lambda r: _smoke_value(r, 11, "reserved_mib")),
+    _estimate("GPT-1-4: reserved memory", "MiB", 1_434, 1_843, lambda r: _smoke_value(r, 12, "reserved_mib")),
+    _estimate("cuDNN attention: first call forward", "s", 0.4, 0.4, lambda r: _first_call_s(r, "forward")),
+    _estimate("cuDNN attention: first call backward", "s", 0.55, 0.55, lambda r: _first_call_s(r, "backward")),
+    _estimate("fp32 logits: one fp32 matmul", "ms", 10, 10, lambda r: _matmul_ms(r, "one fp32 matmul")),
+    _estimate(
+        "fp32 logits: one fp16 matmul, 3 × inner dimension",
         "ms",
         3.5,
         3.5,
-        lambda r: _product_ms(r, "one, float16, three times as deep"),
+        lambda r: _matmul_ms(r, "one fp16 matmul, 3 × inner dimension"),
     ),
-    _one("runs side by side in one process: largest gain", "×", 1.0, 1.6, _gain),
+    _estimate("several runs in one process: largest gain", "×", 1.0, 1.6, _largest_gain),
 )

@@ -1,4 +1,4 @@
-"""The packages that the GPU benchmark needs, which of them are missing, and how to carry them to a bare machine."""
+"""Packages of the GPU benchmark: which are missing, and how to carry them to a machine without a network."""
 
 import importlib.util
 import platform
@@ -13,7 +13,7 @@ IMAGE = {
     "tokenizers": "tokenizers>=0.21",
     "rich": "rich>=13.9",
 }
-"""What an image for PyTorch mostly has: module and requirement."""
+"""Packages that most PyTorch images have: module and requirement."""
 CARRIED = {
     "msgspec": "msgspec>=0.19",
     "platformdirs": "platformdirs>=4.3",
@@ -22,11 +22,12 @@ CARRIED = {
     "shellingham": "shellingham>=1.5",
     "annotated_doc": "annotated-doc>=0.0.3",
 }
-"""What it mostly lacks. Together with ``IMAGE`` this is everything; ``--no-deps`` keeps a second torch from coming."""
-USEFUL = {"pynvml": "nvidia-ml-py>=12.560"}
-"""The benchmark runs without, and then knows no memory of processes, no power and no energy."""
+"""Packages that most of them lack. With ``IMAGE`` this is everything, so ``--no-deps`` can keep pip from downloading a
+second torch."""
+OPTIONAL = {"pynvml": "nvidia-ml-py>=12.560"}
+"""Without it, memory of processes, power and energy are unknown."""
 TESTS = {"pytest": "pytest", "hypothesis": "hypothesis", "pytest_timeout": "pytest-timeout"}
-"""For the stage ``tests`` alone, with what they depend on."""
+"""Needed by the stage ``tests`` alone, with their dependencies."""
 FOLDER = "site"
 
 
@@ -35,27 +36,29 @@ def missing(packages: Mapping[str, str]) -> list[str]:
     return [requirement for module, requirement in packages.items() if importlib.util.find_spec(module) is None]
 
 
-def carry_command(python: str, machine: str) -> str:
-    """Return the command that fills a folder with everything to carry, on a machine that has a network, for the version
-    ``python`` (3.12) and the processor ``machine`` (x86_64) of one that has none."""
-    words = " ".join(f"'{requirement}'" for requirement in [*CARRIED.values(), *USEFUL.values()])
+def download_command(python: str, machine: str) -> str:
+    """Return the command that downloads the carried packages into a folder.
+
+    ``python`` (3.12) and ``machine`` (x86_64) are the version and the architecture of the machine that needs them.
+    """
+    requirements = " ".join(f"'{requirement}'" for requirement in [*CARRIED.values(), *OPTIONAL.values()])
     return (
         f"pip install --no-deps --only-binary :all: --platform manylinux2014_{machine} --python-version {python} "
-        f"--target {FOLDER} {words}"
+        f"--target {FOLDER} {requirements}"
     )
 
 
-def explain(requirements: list[str]) -> str:
-    """Return what to say where ``requirements`` are missing: which, and how to bring them."""
-    lines = [f"benchmarks/gpu.py: nothing was measured, because packages are missing: {', '.join(requirements)}"]
+def missing_message(requirements: list[str]) -> str:
+    """Return the message for missing ``requirements``: which they are, and how to install them."""
+    lines = [f"benchmarks/gpu.py: nothing measured: packages are missing: {', '.join(requirements)}"]
     if not set(requirements).isdisjoint(IMAGE.values()):
-        lines.append(f"The machine itself should have {', '.join(IMAGE)}. The others can be carried here.")
+        lines.append(f"The machine itself needs {', '.join(IMAGE)}. The other packages can be copied to it.")
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     return "\n".join(
         [
             *lines,
-            "On a machine with a network:",
-            f"  {carry_command(python, platform.machine())}",
+            "On a machine with a network, run:",
+            f"  {download_command(python, platform.machine())}",
             f"Copy the folder {FOLDER} here, then run:",
             f"  PYTHONPATH={FOLDER} python3 benchmarks/gpu.py",
         ]

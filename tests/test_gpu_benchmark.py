@@ -1,4 +1,4 @@
-"""The benchmark for a GPU, rehearsed on the CPU of a machine that has PyTorch and what was carried there, no more."""
+"""The GPU benchmark, rehearsed on the CPU by a Python that has only PyTorch and the carried packages."""
 
 import copy
 import importlib
@@ -11,9 +11,11 @@ import sys
 import time
 import tomllib
 import venv
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import pytest
@@ -25,24 +27,26 @@ BENCHMARKS = ROOT / "benchmarks"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(500),
-    pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks do not travel with the source distribution"),
+    pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the source distribution has no benchmarks"),
 ]
 
 IMAGE = ("numpy", "psutil", "safetensors", "tokenizers")
-"""What an image for PyTorch has, apart from PyTorch and rich with all they depend on."""
+"""Packages of a PyTorch image, apart from PyTorch and rich with their dependencies."""
 FIRST = ["look", "gauge", "smoke", "suite", "head", "steps", "reference"]
 SECOND = ["sdpa", "gang", "kernels", "split", "jobs", "peaks", "smoke32", "suite32", "tests"]
 
+ImportBenchmark = Callable[[str], Any]
+
 
 @pytest.fixture
-def gpu_module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import a module of the benchmarks by its name."""
+def import_benchmark(monkeypatch: pytest.MonkeyPatch) -> ImportBenchmark:
+    """Return a function that imports a module of the benchmarks by its name."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module
 
 
 def with_dependencies(name: str) -> set[str]:
-    """A distribution and everything it depends on."""
+    """Return a distribution and all its dependencies."""
     requirements = pytest.importorskip("packaging.requirements")
     found: set[str] = set()
     waiting = [name]
@@ -56,14 +60,15 @@ def with_dependencies(name: str) -> set[str]:
 
 
 def link(names: set[str], site: Path) -> None:
-    """Link what ``names`` installed into the folder ``site``."""
+    """Link the files of the distributions ``names`` into the folder ``site``."""
     for each in map(distribution, names):
         for top in {Path(file).parts[0] for file in each.files or ()} - {"..", "__pycache__"}:
             if not (site / top).exists():
                 (site / top).symlink_to(str(each.locate_file(top)))
 
 
-class Bare(NamedTuple):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BareMachine:
     """A machine without a network: an interpreter of its own, and a folder of carried packages."""
 
     python: Path
@@ -71,7 +76,7 @@ class Bare(NamedTuple):
     home: Path
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Nothing of this process's environment but the path."""
+        """Return an environment that has only PATH in common with this process."""
         return {
             "PATH": os.environ["PATH"],
             "HOME": str(self.home),
@@ -80,7 +85,7 @@ class Bare(NamedTuple):
         } | more
 
     def run(self, *arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
-        """Run the benchmark with what was carried."""
+        """Run the benchmark with the carried packages."""
         return subprocess.run(
             [str(self.python), str(BENCHMARKS / "gpu.py"), *map(str, arguments)],
             env=self.environment(PYTHONPATH=str(self.carried), **more),
@@ -93,8 +98,8 @@ class Bare(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Bare:
-    """Links to what is installed here, chosen by the benchmark's own list."""
+def bare(tmp_path_factory: pytest.TempPathFactory) -> BareMachine:
+    """A machine with links to the packages installed here, chosen by the benchmark's own lists."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder / "image", symlinks=True)
     (site,) = (folder / "image").glob("lib/python*/site-packages")
@@ -109,51 +114,53 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Bare:
     home.mkdir()
     link({re.split("[<>=]", each)[0] for each in packages.CARRIED.values()}, carried)
     for name in ("msgspec", "pandas", "matplotlib", "textual", "pytest", "lmconsole"):
-        assert not list(site.glob(f"{name}*")), f"{name} is there already, so that nothing would be tested"
-    return Bare(folder / "image" / "bin" / "python", carried, home)
+        assert not list(site.glob(f"{name}*")), f"{name} is already installed, so nothing would be tested"
+    return BareMachine(python=folder / "image" / "bin" / "python", carried=carried, home=home)
 
 
-class Rehearsal(NamedTuple):
-    """Two calls that fill one file: the document after each, and what the second printed."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rehearsal:
+    """Two calls that fill one file: the document after each, and the table of the second."""
 
     first: dict[str, Any]
     second: dict[str, Any]
-    printed: str
-    said: str
+    table: str
 
 
 @pytest.fixture(scope="module")
-def rehearsal(bare: Bare, tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
+def rehearsal(bare: BareMachine, tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
     file = tmp_path_factory.mktemp("results") / "new" / "card.json"
-    documents = []
-    first = ",".join(FIRST).replace("reference", "twins")  # the older word, for scripts that use it
-    for names, epochs in ((first, "10"), (",".join(SECOND), "2")):
+
+    def call(stages: str, epochs: str) -> tuple[dict[str, Any], str]:
         done = bare.run(
-            *("--rehearsal", "--budget-s", "200", "--epochs", epochs, "--json", file, "--stages", names),
+            *("--rehearsal", "--budget-s", "200", "--epochs", epochs, "--json", file, "--stages", stages),
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        documents.append(json.loads(file.read_text(encoding="utf-8")))
-    return Rehearsal(*documents, done.stdout, done.stderr)
+        return json.loads(file.read_text(encoding="utf-8")), done.stdout
+
+    first, _ = call(",".join(FIRST).replace("reference", "twins"), "10")  # the stage's name in version 0.1.0
+    second, table = call(",".join(SECOND), "2")
+    return Rehearsal(first=first, second=second, table=table)
 
 
 def test_a_bare_machine_measures_every_stage_in_two_calls(rehearsal: Rehearsal) -> None:
     assert list(rehearsal.first["stages"]) == FIRST
     assert list(rehearsal.second["stages"]) == [*FIRST, *SECOND]
     reasons = {name: entry["reason"] for name, entry in rehearsal.second["stages"].items() if "reason" in entry}
-    assert reasons == {"tests": "these packages are missing: pytest, hypothesis, pytest-timeout"}
+    assert reasons == {"tests": "packages are missing: pytest, hypothesis, pytest-timeout"}
     assert rehearsal.second["correct"] is True
     for name in FIRST:
         assert rehearsal.second["stages"][name] == rehearsal.first["stages"][name], "kept, not measured again"
 
 
-def test_stages_of_a_rehearsal_hold_what_people_compare(rehearsal: Rehearsal) -> None:
+def test_every_stage_has_results(rehearsal: Rehearsal) -> None:
     results = {name: entry["result"] for name, entry in rehearsal.second["stages"].items() if "result" in entry}
     assert results["look"]["disk_write_mb_per_s"] > 0
     for name in ("smoke", "smoke32"):
         assert all(each["step_ms"] > 0 and each["ok"] for each in results[name]["shapes"].values())
     for case in results["head"]["cases"]:
-        assert 0 < case["loss_off_by"] + sum(case["gradients_off_by"]) < 0.1
-        assert case["nan_shows"] is True
+        assert 0 < case["loss_error"] + sum(case["gradient_errors"]) < 0.1
+        assert case["nan_propagates"] is True
     for each in results["reference"]["experiments"].values():
         assert len(each["fast"]) == len(each["reference"]) == 4
         assert each["ok"] is True
@@ -161,8 +168,8 @@ def test_stages_of_a_rehearsal_hold_what_people_compare(rehearsal: Rehearsal) ->
     assert len(results["kernels"]["lstm_ms"]) == 3 * 3, "three depths; TF32 and cuDNN in float16 are for GPUs"
     assert min(*results["kernels"]["lstm_ms"].values(), *results["kernels"]["head_ms"].values()) > 0
     assert len(results["split"]) == 3
-    for product in results["split"].values():
-        assert 0 < product["off_by"] < 1e-6
+    for matmul in results["split"].values():
+        assert 0 < matmul["error"] < 1e-6
     for each in results["steps"]["experiments"].values():
         assert len(each["seconds"]["baseline_fp32"]) == 3
         assert min(*each["seconds"]["baseline_fp32"], *each["seconds"]["ours_bf16"]) > 0
@@ -170,7 +177,7 @@ def test_stages_of_a_rehearsal_hold_what_people_compare(rehearsal: Rehearsal) ->
     assert results["gang"]["together"][0]["gain"] > 0
 
 
-def test_suites_really_train_every_step(rehearsal: Rehearsal) -> None:
+def test_suites_train_every_step(rehearsal: Rehearsal) -> None:
     for name, jobs, epochs in (("suite", 1, 10), ("suite32", 1, 2), ("jobs", 4, 2)):
         suite = rehearsal.second["stages"][name]["result"]
         assert suite["complete"] is True
@@ -182,18 +189,20 @@ def test_suites_really_train_every_step(rehearsal: Rehearsal) -> None:
         assert suite["trained_steps"] == len(suite["runs"]) * suite["epochs"] * suite["steps_per_epoch"]
 
 
-def test_the_table_comes_last_is_short_and_says_what_is_extrapolated(rehearsal: Rehearsal) -> None:
-    assert len(rehearsal.printed) <= 12_000
-    assert "A REHEARSAL" in rehearsal.printed
-    assert rehearsal.printed.rstrip().endswith("Result: everything that was checked is right.")
+def test_the_table_is_short_and_names_what_is_extrapolated(rehearsal: Rehearsal) -> None:
+    assert len(rehearsal.table) <= 12_000
+    assert "REHEARSAL" in rehearsal.table
+    assert rehearsal.table.rstrip().endswith("Result: all checks passed.")
     assert rehearsal.second["extrapolated"].keys() == {"suite", "suite32"}
     for goal in rehearsal.second["goals"]:
         assert goal["met"] is None
-        assert goal["what"] in rehearsal.printed
+        assert goal["what"] in rehearsal.table
         assert ("extrapolated" in goal["measured"]) == ("plain PyTorch in" in goal["what"])
 
 
-def test_the_table_of_twelve_runs_and_every_kernel_is_short_enough(rehearsal: Rehearsal, gpu_module: Any) -> None:
+def test_the_table_of_twelve_runs_and_every_kernel_is_short_enough(
+    rehearsal: Rehearsal, import_benchmark: ImportBenchmark
+) -> None:
     document = copy.deepcopy(rehearsal.second)
     results = {name: entry["result"] for name, entry in document["stages"].items() if "result" in entry}
     for name, part, count in (
@@ -209,45 +218,49 @@ def test_the_table_of_twelve_runs_and_every_kernel_is_short_enough(rehearsal: Re
     for run in results["suite"]["runs"].values():
         run["message"] = "The training step is not captured as a CUDA graph: " + "some long reason " * 20
     results["gang"]["together"] *= 6
-    text = gpu_module("gpu_table").table(document, "benchmarks/results/nvidia-h100-80gb-hbm3.json")
+    text = import_benchmark("gpu_table").table(document, "benchmarks/results/nvidia-h100-80gb-hbm3.json")
     assert 8_000 < len(text) <= 12_000
-    assert "left out here" not in text
+    assert "every number is in the file" not in text, "nothing was left out"
 
 
-def test_every_estimate_stands_next_to_its_measured_value(rehearsal: Rehearsal) -> None:
+def test_every_estimate_has_its_measured_value(rehearsal: Rehearsal) -> None:
     measured = {each["what"]: each["measured"] for each in rehearsal.second["estimates"]}
     assert len(measured) == len(rehearsal.second["estimates"]) >= 20
     suite = rehearsal.second["stages"]["suite"]["result"]
     assert measured["suite: the whole command"] == suite["whole_s"]
     assert measured["GPT-1-1, bf16: training for ten epochs"] == pytest.approx(sum(suite["runs"]["6"]["train_s"]))
     for line in rehearsal.second["estimates"]:
-        assert line["what"] in rehearsal.printed
+        assert line["what"] in rehearsal.table
 
 
-def test_missing_packages_are_named_at_once_with_how_to_carry_them(bare: Bare, gpu_module: Any) -> None:
+def test_missing_packages_are_named_with_the_command_that_downloads_them(
+    bare: BareMachine, import_benchmark: ImportBenchmark
+) -> None:
     command = [str(bare.python), str(BENCHMARKS / "gpu.py"), "--rehearsal"]
     done = subprocess.run(command, env=bare.environment(), capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    packages = gpu_module("gpu_packages")
+    packages = import_benchmark("gpu_packages")
     first, *rest = done.stderr.splitlines()
     assert first.endswith(f"packages are missing: {', '.join(packages.CARRIED.values())}")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    assert any(line.strip() == packages.carry_command(version, os.uname().machine) for line in rest)
+    assert any(line.strip() == packages.download_command(version, os.uname().machine) for line in rest)
 
 
-def test_readme_and_program_name_the_same_packages(gpu_module: Any) -> None:
-    packages = gpu_module("gpu_packages")
+def test_readme_pyproject_and_program_name_the_same_packages(import_benchmark: ImportBenchmark) -> None:
+    packages = import_benchmark("gpu_packages")
     readme = " ".join((BENCHMARKS / "README.md").read_text(encoding="utf-8").replace("\\\n", "").split())
-    assert packages.carry_command("3.12", "x86_64") in readme
+    assert packages.download_command("3.12", "x86_64") in readme
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    ours = {re.split("[<>=]", each)[0]: each for each in project["dependencies"]}
-    for requirement in (*packages.IMAGE.values(), *packages.CARRIED.values(), *packages.USEFUL.values()):
-        name = re.split("[<>=]", requirement)[0]
-        assert name == "torch" or ours.get(name, requirement) == requirement
+    dependencies = {re.split("[<>=]", each)[0]: each for each in project["dependencies"]}
+    requirements = [*packages.IMAGE.values(), *packages.CARRIED.values(), *packages.OPTIONAL.values()]
+    named = {re.split("[<>=]", each)[0]: each for each in requirements}
+    shared = named.keys() & dependencies.keys() - {"torch"}  # of torch, the benchmark needs a newer version
+    assert len(shared) >= 8
+    assert {name: named[name] for name in shared} == {name: dependencies[name] for name in shared}
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-def test_make_gpu_finds_carried_packages_and_says_that_there_is_no_gpu(bare: Bare) -> None:
+def test_make_gpu_finds_carried_packages_and_reports_that_there_is_no_gpu(bare: BareMachine) -> None:
     done = subprocess.run(
         ["make", "-C", str(ROOT), "gpu", f"VENV={bare.python.parents[1]}"],
         env=bare.environment(PYTHONPATH=str(bare.carried), CUDA_VISIBLE_DEVICES=""),
@@ -257,12 +270,12 @@ def test_make_gpu_finds_carried_packages_and_says_that_there_is_no_gpu(bare: Bar
         check=False,
     )
     assert done.returncode == 2
-    said = [line for line in done.stderr.splitlines() if not line.startswith("make")]
-    assert said[-1].startswith("benchmarks/gpu.py: nothing was measured: PyTorch finds no CUDA device")
-    assert len(said) <= 2, "at most one more, about what could be carried, too"
+    messages = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert messages[-1].startswith("benchmarks/gpu.py: nothing measured: no CUDA device found")
+    assert len(messages) <= 2, "at most one more, about optional packages"
 
 
-def test_a_smoke_test_that_fails_ends_the_call(bare: Bare, tmp_path: Path) -> None:
+def test_a_smoke_test_that_fails_ends_the_call(bare: BareMachine, tmp_path: Path) -> None:
     file = tmp_path / "card.json"
     arguments = ("--rehearsal", "--stages", "smoke,head", "--json", file)
     done = bare.run(*arguments, LMCONSOLE_PLAIN="1")
@@ -271,33 +284,33 @@ def test_a_smoke_test_that_fails_ends_the_call(bare: Bare, tmp_path: Path) -> No
     assert list(document["stages"]) == ["smoke"]
     assert document["correct"] is False
     assert "LMCONSOLE_PLAIN is set" in done.stdout
-    assert "the rest would measure the wrong thing" in done.stderr
+    assert "the remaining stages are skipped" in done.stderr
 
 
 HANGING = """\
 import json, subprocess, sys, time
 from pathlib import Path
-from gpu_process import Stage, run_apart
+from gpu_process import Stage, run_isolated
 folder = Path(sys.argv[1])
-run_apart(Stage(name="first", folder=folder, deadline=time.monotonic() + 90), "hanging:nothing")  # imports torch
+run_isolated(Stage(name="first", folder=folder, deadline=time.monotonic() + 90), "hanging:nothing")  # imports torch
 stage = Stage(name="hanging", folder=folder, deadline=time.monotonic() + 3)
 began = time.monotonic()
-answer = run_apart(stage, "hanging:hang")
-print(json.dumps(answer | {"lasted_s": time.monotonic() - began}))
+outcome = run_isolated(stage, "hanging:hang")
+print(json.dumps(outcome | {"lasted_s": time.monotonic() - began}))
 """
 HANG = """\
 import subprocess, time
 def nothing(stage):
     return {}
 def hang(stage):
-    stage.report({"half": 1})
+    stage.save_partial({"half": 1})
     subprocess.Popen(["sleep", "%s"], start_new_session=True)
     while True:
         time.sleep(1)
 """
 
 
-def test_a_stage_that_hangs_is_killed_with_all_it_started(tmp_path: Path) -> None:
+def test_a_stage_that_hangs_is_killed_with_its_child_processes(tmp_path: Path) -> None:
     seconds = str(100_000 + os.getpid())
     (tmp_path / "hanging.py").write_text(HANG % seconds)
     done = subprocess.run(
@@ -308,17 +321,18 @@ def test_a_stage_that_hangs_is_killed_with_all_it_started(tmp_path: Path) -> Non
         timeout=120,
         check=True,
     )
-    answer = json.loads(done.stdout)
-    assert re.fullmatch(r"killed after \d+ s", answer["reason"])
-    assert "in hang\n" in answer["trace"], "where it hung"
-    assert answer["result"] == {"half": 1}, "what was measured before is kept"
-    assert answer["lasted_s"] < 30
+    outcome = json.loads(done.stdout)
+    assert re.fullmatch(r"killed after \d+ s", outcome["reason"])
+    assert "in hang\n" in outcome["trace"], "where it hung"
+    assert outcome["result"] == {"half": 1}, "earlier measurements are kept"
+    assert outcome["lasted_s"] < 30
     assert not [p.pid for p in psutil.process_iter(["cmdline"]) if seconds in (p.info["cmdline"] or ())]
 
 
-def test_a_budget_that_is_spent_ends_the_call_in_time(bare: Bare, rehearsal: Rehearsal, tmp_path: Path) -> None:
-    """The stages ask for far more than there is; what has no time is said to have none."""
-    file, budget_s = tmp_path / "card.json", 20.0 + 2 * rehearsal.second["prepare_s"]  # others may keep the cores busy
+def test_a_budget_that_is_spent_ends_the_call_in_time(bare: BareMachine, rehearsal: Rehearsal, tmp_path: Path) -> None:
+    """The suite needs far more time than there is, and the stages after it get none."""
+    file = tmp_path / "card.json"
+    budget_s = 20.0 + 2 * rehearsal.second["prepare_s"]  # depends on how busy the machine is
     began = time.monotonic()
     done = bare.run(
         *("--rehearsal", "--budget-s", str(budget_s), "--epochs", "1000"),
@@ -330,10 +344,10 @@ def test_a_budget_that_is_spent_ends_the_call_in_time(bare: Bare, rehearsal: Reh
     assert stages["smoke"]["reason"] == stages["jobs"]["reason"] == "no time was left"
 
 
-def test_unknown_stages_are_refused_with_the_known_ones(bare: Bare) -> None:
+def test_an_unknown_stage_is_an_error_that_lists_the_known_ones(bare: BareMachine) -> None:
     done = bare.run("--stages", "look,smok")
     assert done.returncode == 2
-    assert "no stage smok; there are look, gauge, smoke, suite" in done.stderr
+    assert "unknown: smok. Stages: look, gauge, smoke, suite" in done.stderr
 
 
 GAUGE = """\
@@ -341,19 +355,19 @@ import itertools, json, sys, types
 sys.path.insert(0, sys.argv[1])
 import gpu_device, gpu_table, torch
 uuid = "GPU-abcdef00-0000-4000-8000-000000000000"
-gpu_device.devices.describe_device = lambda where: types.SimpleNamespace(uuid=uuid)
-gpu_device._multiply = lambda size, where, seconds: None
+gpu_device.describe_device = lambda device: types.SimpleNamespace(uuid=uuid)
+gpu_device._keep_busy = lambda size, device, seconds: None
 gpu_device.Gpus.total_energy_j = lambda self, uuid, counter=itertools.count(7_000.0, 450.0): next(counter)
-torch.cuda.memory_reserved = lambda where: 3 * 2**20
+torch.cuda.memory_reserved = lambda device: 3 * 2**20
 found = gpu_device.gauge("cuda:0", 8)
 print(json.dumps(found))
-print("\\n".join(gpu_table._gauge({"gauge": found})))
+print("\\n".join(gpu_table.gauge_lines({"gauge": found})))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="NVML is loaded by its Linux name")
-def test_our_gauge_is_read_next_to_nvidia_smi(tmp_path: Path) -> None:
-    """The driver is played by a library, nvidia-smi by a program."""
+def test_gauges_are_read_through_nvml_and_by_nvidia_smi(tmp_path: Path) -> None:
+    """NVML is a fake library, nvidia-smi a shell script."""
     library, program = build_fake_nvml(tmp_path), tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 4321, 98.70, 41, 7, 1980, 580.1\n")
     program.chmod(0o755)
@@ -379,8 +393,10 @@ def test_our_gauge_is_read_next_to_nvidia_smi(tmp_path: Path) -> None:
     assert table[-1].startswith("energy under load, by the driver's counter: 450 J in")
 
 
-def test_the_attention_backend_is_chosen_by_first_calls_and_steps_together(gpu_module: Any) -> None:
-    verdict = gpu_module("gpu_kernels").attention_verdict
+def test_the_attention_backend_is_chosen_by_the_time_of_first_calls_and_steps(
+    import_benchmark: ImportBenchmark,
+) -> None:
+    verdict = import_benchmark("gpu_kernels").attention_verdict
     flash = {"first_calls_s": 0.1, "ms": 0.05, "run_s": [0.4, 1.3]}
     cudnn = {"first_calls_s": 0.6, "ms": 0.03, "run_s": [0.78, 1.1]}
     found: dict[str, Any] = {"steps": 6_000, "depths": [1, 4], "backends": {"flash": flash, "cuDNN": cudnn}}
@@ -391,8 +407,8 @@ def test_the_attention_backend_is_chosen_by_first_calls_and_steps_together(gpu_m
     assert verdict(found) == "use flash: cuDNN does not work here (RuntimeError: no)"
 
 
-def test_a_long_table_keeps_its_beginning_and_its_end(gpu_module: Any) -> None:
-    shortened = gpu_module("gpu_table").shortened
+def test_a_long_table_keeps_its_beginning_and_its_end(import_benchmark: ImportBenchmark) -> None:
+    shortened = import_benchmark("gpu_table").shortened
     assert shortened("short", 12_000) == "short"
     text = shortened("a" * 9_000 + "b" * 9_000, 12_000)
     assert len(text) <= 12_000
@@ -400,13 +416,13 @@ def test_a_long_table_keeps_its_beginning_and_its_end(gpu_module: Any) -> None:
     assert "every number is in the file" in text
 
 
-def test_stages_of_another_card_or_other_data_are_not_kept(gpu_module: Any) -> None:
-    comparable = gpu_module("gpu").comparable
+def test_stages_of_another_gpu_or_other_data_are_not_kept(import_benchmark: ImportBenchmark) -> None:
+    comparable = import_benchmark("gpu").comparable
     machine = {"card": "A", "torch": "2", "lmconsole": "1", "driver": None, "python": "3"}
-    document = {"schema": 2, "rehearsal": False, "machine": machine, "data": {"tokens": "given"}}
+    document = {"schema": 3, "rehearsal": False, "machine": machine, "data": {"tokens": "given"}}
     assert comparable(document, document)
     for change in (
-        {"schema": 1},
+        {"schema": 2},
         {"rehearsal": True},
         {"machine": machine | {"card": "B"}},
         {"machine": machine | {"torch": "3"}},
@@ -416,29 +432,29 @@ def test_stages_of_another_card_or_other_data_are_not_kept(gpu_module: Any) -> N
 
 
 def test_the_multi_process_service_is_started_for_several_jobs_and_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu_module: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, import_benchmark: ImportBenchmark
 ) -> None:
-    """Played by a program of its name."""
-    service = gpu_module("gpu_device").multi_process_service
+    """The service is a shell script of its name."""
+    service = import_benchmark("gpu_device").multi_process_service
     monkeypatch.setenv("PATH", str(tmp_path))
     with service(tmp_path / "none") as started:
         assert started is False
-    program, told = tmp_path / "nvidia-cuda-mps-control", tmp_path / "told"
-    program.write_text(f'#!/bin/sh\necho "$CUDA_MPS_PIPE_DIRECTORY $*" >>{told}\n[ "$1" ] || /bin/cat >>{told}\n')
+    program, calls = tmp_path / "nvidia-cuda-mps-control", tmp_path / "calls"
+    program.write_text(f'#!/bin/sh\necho "$CUDA_MPS_PIPE_DIRECTORY $*" >>{calls}\n[ "$1" ] || /bin/cat >>{calls}\n')
     program.chmod(0o755)
     with service(tmp_path / "mps", ["/bin/false"]) as started:
-        assert started is False, "nobody could use it"
+        assert started is False, "the client could not use it"
         assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
-    told.unlink()
+    calls.unlink()
     with service(tmp_path / "mps", ["/bin/true"]) as started:
         assert started is True
         assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path / "mps")
-    assert told.read_text() == f"{tmp_path / 'mps'} -d\n{tmp_path / 'mps'} \nquit\n"
+    assert calls.read_text() == f"{tmp_path / 'mps'} -d\n{tmp_path / 'mps'} \nquit\n"
     assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
 
 
-def test_a_card_is_judged_by_what_was_measured_alone(tmp_path: Path, gpu_module: Any) -> None:
-    goals, table = gpu_module("gpu_goals").goals, gpu_module("table").table
+def test_goals_depend_only_on_measurements(tmp_path: Path, import_benchmark: ImportBenchmark) -> None:
+    goals, table = import_benchmark("gpu_goals").goals, import_benchmark("table").table
     run = {"label": "LSTM 1L AdamW", "process_used_mib": None, "torch_reserved_mib": None}
     suite: dict[str, Any] = {"complete": True, "runs": {"2": run}, "steps_per_epoch": 100}
     step: dict[str, Any] = dict.fromkeys(("baseline_fp32_mib", "ours_fp32_mib", "ours_bf16_mib"))
@@ -452,34 +468,35 @@ def test_a_card_is_judged_by_what_was_measured_alone(tmp_path: Path, gpu_module:
         "stages": {"suite": {"result": suite}, "steps": {"result": {"experiments": {"2": step}}}},
     }
 
-    def in_the_readme() -> str:
+    def readme_table() -> str:
         (tmp_path / "card.json").write_text(json.dumps(document | {"goals": goals(document)}), encoding="utf-8")
         return str(table(tmp_path))
 
     for epochs, whole_s, met in ((10, 299, True), (10, 301, False), (9, 100, None)):
-        # Plain PyTorch would need 8 times as long in fp32, and just as long in bf16.
+        # Plain PyTorch needs eight times as long in fp32, and as long in bf16.
         suite |= {"epochs": epochs, "whole_s": whole_s}
         step |= {"baseline_fp32_s": 8 * whole_s / epochs / 100, "baseline_bf16_s": whole_s / epochs / 100}
         document["rehearsal"] = True
         assert {goal["met"] for goal in goals(document)} == {None}
-        assert "| GPU | all twelve experiments, ten epochs, bf16 | not measured yet |" in in_the_readme()
+        assert "| GPU | all twelve experiments, ten epochs, bf16 | not measured yet |" in readme_table()
         document["rehearsal"] = False
         whole, fp32, bf16, *_ = goals(document)
         assert (whole["met"], fp32["met"]) == (met, True)
         assert bf16["met"] is (False if epochs == 10 else None)
-        assert f"| Some card, 2026-01-02 | all twelve, ten epochs, bf16, whole command | {whole_s} s" in in_the_readme()
-        assert "8.0 × (9 epochs" in in_the_readme() or "8.0 × (extrapolated" in in_the_readme()
-        assert "| GPU |" not in in_the_readme()
+        assert f"| Some card, 2026-01-02 | all twelve, ten epochs, bf16, whole command | {whole_s} s" in readme_table()
+        note = "" if epochs == 10 else " (9 epochs instead of 10)"
+        assert f"8.0 ×{note} (plain PyTorch extrapolated to {8 * whole_s:,} s" in readme_table()
+        assert "| GPU |" not in readme_table()
     suite["complete"] = False
     assert {goal["measured"] for goal in goals(document)} == {"not measured"}
 
 
-def test_a_run_that_failed_in_a_suite_is_wrong(gpu_module: Any) -> None:
-    correct = gpu_module("gpu_goals").correct
+def test_a_failed_check_or_run_makes_the_document_incorrect(import_benchmark: ImportBenchmark) -> None:
+    correct = import_benchmark("gpu_goals").correct
     head = {"result": {"ok": True}}
     assert correct({}) is None
     assert correct({"head": head}) is True
     assert correct({"head": head, "reference": {"reason": "no time was left"}}) is True
     assert correct({"head": head, "reference": {"reason": "RuntimeError: x", "failed": True}}) is False
-    for status, right in (("finished", True), ("stopped", True), ("failed", False)):
-        assert correct({"head": head, "jobs": {"result": {"runs": {"1": {"status": status}}}}}) is right
+    for status, expected in (("finished", True), ("stopped", True), ("failed", False)):
+        assert correct({"head": head, "jobs": {"result": {"runs": {"1": {"status": status}}}}}) is expected

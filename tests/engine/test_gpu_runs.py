@@ -1,4 +1,4 @@
-"""Whole runs on a GPU: the same numbers as on the CPU, memory and energy measured, a lack of memory reported."""
+"""Whole runs on a GPU: losses agree with the CPU, memory and energy are measured, out-of-memory is explained."""
 
 import subprocess
 import sys
@@ -16,6 +16,7 @@ pytestmark = pytest.mark.gpu
 
 
 def train_on_gpu(run: Run, root: Path, prelude: str = "") -> int:
+    """Run ``prelude`` and then the worker in a new process, and return its exit code."""
     environment = {k: v for k, v in tiny.environment(root).items() if k != "CUDA_VISIBLE_DEVICES"}
     code = f"{prelude}\nimport sys\nfrom lmconsole.engine.worker import main\nsys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, str(run.paths.folder), "--device", "cuda:0"]
@@ -23,7 +24,7 @@ def train_on_gpu(run: Run, root: Path, prelude: str = "") -> int:
 
 
 @pytest.mark.parametrize("model", ["lstm", "gpt1"])
-def test_a_run_on_the_gpu_gives_the_numbers_of_the_cpu(tmp_path: Path, model: str) -> None:
+def test_a_run_on_the_gpu_has_the_losses_of_the_cpu(tmp_path: Path, model: str) -> None:
     gpu, cpu = tiny.queue_tiny(tmp_path / "gpu", model), tiny.queue_tiny(tmp_path / "cpu", model)
     assert train_on_gpu(gpu, tmp_path / "gpu") == 0
     assert tiny.worker(cpu, tmp_path / "cpu").returncode == 0
@@ -49,10 +50,10 @@ def test_memory_and_energy_of_the_gpu_are_measured(tmp_path: Path) -> None:
     assert wall_s is not None
     if train_s >= MIN_S and uses_gpu_alone(run.state.started, run.state.queued):
         assert run.state.finished.energy_j is not None
-        assert 5 * train_s < run.state.finished.energy_j < 1_500 * wall_s, "the range of power of real boards"
+        assert 5 * train_s < run.state.finished.energy_j < 1_500 * wall_s, "5 to 1,500 W: the power of real boards"
 
 
-def test_a_run_too_large_for_the_gpu_fails_with_a_summary_of_its_memory(tmp_path: Path) -> None:
+def test_a_run_too_large_for_the_gpu_fails_with_a_memory_summary(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path, "lstm", hidden=2_048)
     assert train_on_gpu(run, tmp_path, "import torch\ntorch.cuda.set_per_process_memory_fraction(0.001)") == 1
     run.refresh()
