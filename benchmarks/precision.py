@@ -100,13 +100,9 @@ def show(experiments: list[dict[str, Any]]) -> None:
     for name, label in (("bf16", "bf16"), ("perturbed", "fp32 perturbed")):
         within = sum(abs(each[name]["largest"]) <= GOAL for each in experiments)
         print(f"Within {GOAL:.0%} at every epoch and seed, {label}: {within} of {len(experiments)} experiments.")
-    print(
-        "Numbers: largest relative difference in validation perplexity from fp32, at any epoch of any seed, at the last"
-    )
-    print(
-        "epoch of any seed, and between the means over seeds. Perturbed: the learning rate is multiplied by 1 + 1e-6."
-    )
-    print("Seeds: largest coefficient of variation over the seeds in fp32.")
+    print("Numbers: largest relative difference in validation perplexity from fp32, at any epoch of any seed,")
+    print("at the last epoch of any seed, and between the means over seeds. Perturbed: learning rate multiplied by")
+    print("1 + 1e-6. Seeds: largest coefficient of variation over the seeds in fp32.")
 
 
 def main() -> None:
