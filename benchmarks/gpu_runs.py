@@ -21,8 +21,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from baseline import baseline_steps
 from gpu_process import LOG_CHARACTERS, Stage
-from textbook import textbook_steps
 
 from lmconsole.data.corpus import SPLITS, find_data, find_embeddings
 from lmconsole.engine import worker
@@ -450,7 +450,7 @@ def _time_steps(device: str, steps: int, runs: dict[Precision, Run]) -> dict[str
     for precision, (outside_autocast, autocast) in BASELINES.items():
         before_mib = _reserved_mib_before(device)
         apply_precision(outside_autocast)
-        baseline = textbook_steps(info.settings, tables, tokens, weights, autocast, device)
+        baseline = baseline_steps(info.settings, tables, tokens, weights, autocast, device)
         seconds[f"baseline_{precision}"] = _step_seconds(baseline, steps)
         memory[f"baseline_{precision}_mib"] = _peak_reserved_mib(device, before_mib)
         del baseline

@@ -1,5 +1,5 @@
-"""Imported by the process that workers of ``host_work.py`` are forked from."""
+"""Preloaded by the process from which the workers of ``host_work.py`` are forked."""
 
-from host_work import stub
+from host_work import replace_computation
 
-stub()
+replace_computation()

@@ -1,10 +1,10 @@
-"""All benchmarks, one after the other: a table at the end, and every number that was measured in a JSON file.
+"""Run the benchmarks one after the other, print a table and write every number to a JSON file.
 
     python benchmarks/run.py [--quick] [--json FILE] [--only NAME ...]
 
-A benchmark is a file beside this one with ``measure(quick)``, which returns plain values for the JSON file, and
-``rows(result)``, which returns its lines of the table. Each runs in a process of its own, so that none pays for what
-another loaded.
+A benchmark is a module in this folder with two functions: ``measure(quick)`` returns its result as plain values for
+JSON, and ``rows(result)`` the rows of the table. Each one is measured in a process of its own, so that none is affected
+by modules that another has loaded.
 """
 
 import argparse
@@ -22,9 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+import msgspec
+from result_rows import Row, show
 from table import CPU_GOALS, PAPER_BATCH
 
 from lmconsole import __version__
@@ -32,13 +31,11 @@ from lmconsole import __version__
 NAMES = ("startup", "store", "console", "export", "overhead", "jobs", "step")
 SCHEMA = 1
 PACKAGES = ("torch", "numpy", "pandas", "matplotlib", "msgspec", "typer", "rich")
-"""What the timings depend on."""
-PIPE_WIDTH = 150
-"""Columns of the table where nobody says how wide it may be."""
+"""Packages whose versions affect the timings."""
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on; unknown is None."""
+    """Return the hardware and the versions of the software; unknown is None."""
     return {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -53,114 +50,100 @@ def machine() -> dict[str, Any]:
 
 def _cpu_name() -> str | None:
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if found:
-            return found[1].strip()
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if match:
+            return match[1].strip()
     except OSError:
         pass
     if platform.system() == "Darwin":
-        asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() or None
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
     return platform.processor() or None
 
 
-def run_apart(name: str, quick: bool) -> dict[str, Any]:
-    """The benchmark ``name``, measured by a process of its own."""
+def measure_in_child(name: str, quick: bool) -> dict[str, Any]:
+    """Return the result of the benchmark ``name``, measured in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
-        command = [sys.executable, __file__, "--apart", name, str(answer), *(["--quick"] if quick else [])]
+        file = Path(folder) / "result.json"
+        command = [sys.executable, __file__, "--child", name, str(file), *(["--quick"] if quick else [])]
         subprocess.run(command, check=True)
-        found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-        return found
+        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return result
 
 
-def rows(name: str, result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Lines of the table for one benchmark's result."""
+def rows(name: str, result: dict[str, Any]) -> list[Row]:
+    """Return the rows of one benchmark."""
     if name == "step":
         return step_rows(result)
-    lines: list[dict[str, Any]] = importlib.import_module(name).rows(result)
-    return lines
+    module_rows: list[Row] = importlib.import_module(name).rows(result)
+    return module_rows
 
 
-def step_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Our own ways of a training step, out of all that ``step.py`` measures."""
-    lines = []
-    for model, figures in result["models"].items():
-        for way in figures["ways"]:
-            if way["way"] != "ours":
+def step_rows(result: dict[str, Any]) -> list[Row]:
+    """Return a row for each model and precision of lmconsole's training step. Not in ``step.py``, which loads torch."""
+    result_rows = []
+    for model, measured in result["models"].items():
+        for step in measured["steps"]:
+            if step["implementation"] != "lmconsole":
                 continue
-            ratio, goal = way["speedup_over_textbook_fp32"], CPU_GOALS[model, way["precision"]]
-            wanted = goal if result["cuda"] is None and result["batch_size"] == PAPER_BATCH else None
-            same = way["speedup_over_textbook_same_precision"]
-            over_same = "" if way["precision"] == "fp32" else f" ({same:.2f} × its {way['precision']})"
-            lines.append(
-                {
-                    "what": f"training step, {model} {way['precision']}",
-                    "measured": f"{ratio:.2f} × the textbook's fp32{over_same}, "
-                    f"{way['step_memory_of_textbook']:.0%} of its memory, {way['share_of_ceiling']:.0%} of the ceiling",
-                    "goal": None if wanted is None else f"≥ {wanted:g} ×",
-                    "met": None if wanted is None else ratio >= wanted,
-                }
+            speedup, goal = step["speedup_over_baseline_fp32"], CPU_GOALS[model, step["precision"]]
+            applies = result["cuda"] is None and result["batch_size"] == PAPER_BATCH
+            same = step["speedup_over_baseline_same_precision"]
+            over_same = "" if step["precision"] == "fp32" else f" ({same:.2f} × in {step['precision']})"
+            result_rows.append(
+                Row(
+                    what=f"training step, {model} {step['precision']}",
+                    measured=f"{speedup:.2f} × as fast as plain PyTorch in fp32{over_same}, "
+                    f"{step['memory_relative_to_baseline']:.0%} of its memory, "
+                    f"{step['share_of_measured_peak']:.0%} of the measured matmul peak",
+                    goal=f"≥ {goal:g} ×" if applies else None,
+                    met=speedup >= goal if applies else None,
+                )
             )
-    return lines
+    return result_rows
 
 
-def show(table_rows: list[dict[str, Any]]) -> None:
-    """The table. A goal that was not met is a finding, not an error."""
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = PIPE_WIDTH
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    for name in ("What", "Measured", "Goal", "Met"):
-        table.add_column(name, no_wrap=name != "Measured")
-    words = {True: "[green]yes[/]", False: "[bold red]no[/]", None: "–"}
-    for row in table_rows:
-        table.add_row(row["what"], row["measured"], row["goal"] or "–", words[row["met"]])
-    console.print()
-    console.print(table)
-
-
-def parse() -> argparse.Namespace:
-    """The command line."""
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure lmconsole's speed and memory.")
-    parser.add_argument("--quick", action="store_true", help="smaller and fewer: under a minute, and rougher")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
+    parser.add_argument("--quick", action="store_true", help="measure less, in about three minutes, and less precisely")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number to FILE")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
-    parser.add_argument("--apart", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Everything asked for."""
-    asked = parse()
-    if asked.apart:
-        name, answer = asked.apart
-        result = importlib.import_module(name).measure(asked.quick)
-        Path(answer).write_text(json.dumps(result), encoding="utf-8")
+    arguments = parse_arguments()
+    if arguments.child:
+        name, file = arguments.child
+        result = importlib.import_module(name).measure(arguments.quick)
+        Path(file).write_text(json.dumps(result), encoding="utf-8")
         return
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "quick": asked.quick,
+        "quick": arguments.quick,
         "machine": machine(),
         "seconds": {},
         "results": {},
         "table": [],
     }
-    for name in asked.only:
+    table: list[Row] = []
+    for name in arguments.only:
         print(f"{name} …", file=sys.stderr, flush=True)
-        began = time.monotonic()
-        result = run_apart(name, asked.quick)
-        document["seconds"][name] = time.monotonic() - began
+        started_s = time.monotonic()
+        result = measure_in_child(name, arguments.quick)
+        document["seconds"][name] = time.monotonic() - started_s
         document["results"][name] = result
-        document["table"] += rows(name, result)
+        table += rows(name, result)
         if name == "step":
             importlib.import_module(name).show(result)
-    show(document["table"])
-    if asked.json:
-        asked.json.parent.mkdir(parents=True, exist_ok=True)
-        asked.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(f"\nEvery number: {asked.json}", file=sys.stderr)
+    document["table"] = msgspec.to_builtins(table)
+    show(table)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"\nEvery number: {arguments.json}", file=sys.stderr)
 
 
 if __name__ == "__main__":

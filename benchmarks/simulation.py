@@ -1,9 +1,9 @@
-"""Live runs without training: a process that holds the runs' locks and appends what workers would.
+"""Simulate live runs: one process that holds the locks of the runs and appends the events that workers would append.
 
     python benchmarks/simulation.py STORE --runs 1 5 --interval 0.5 --pace 20 --steps 36 [--doubling 8]
 
-It prints a line when every run is under way, and ends when its standard input does. The directories, run.json, locks
-and logs are made by the package's own code; only the numbers are invented.
+It prints a line when all runs have started, and ends when its standard input is closed. The package's own code writes
+the directories, run.json, locks and logs; only the measurements are invented.
 """
 
 import argparse
@@ -22,27 +22,27 @@ from pathlib import Path
 from store import STEPS, WIKITEXT2, run_info
 
 from lmconsole import __version__
-from lmconsole.runs import lock
 from lmconsole.runs.events import Epoch, EventLog, Progress, Queued, Started, Telemetry, perplexity
 from lmconsole.runs.info import write_info
+from lmconsole.runs.lock import Lock, acquire
 from lmconsole.runs.paths import RunPaths
 
 PRESET = "scratch"
 PROGRESS_S = 0.5
-"""Seconds between two ``progress`` events of a real run; every second one is followed by one of telemetry."""
+"""Time between two ``progress`` events of a real run. Every second one is followed by a ``telemetry`` event."""
 EPOCH_S = 8.0
-"""Seconds that an epoch lasts. Real ones are longer."""
-MOST_SLEEP_S = 0.05
-"""Between two looks at whether to end; at a high pace events come in batches of so long."""
+"""Duration of an epoch, less than that of a real one."""
+MIN_WAIT_S = 0.05
+"""Time between two checks of standard input. At a shorter interval, events are written in batches."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LiveRun:
-    """One run and where it stands. The whole life follows from ``seed``."""
+    """A simulated run and its state. ``seed`` and ``number`` determine all of its events."""
 
     paths: RunPaths
     log: EventLog
-    held: lock.Lock
+    lock: Lock
     epochs: int
     number: int
     seed: int
@@ -53,19 +53,19 @@ class LiveRun:
     epoch: int = 1
     step: float = 0.0
     elapsed_s: float = 0.0
-    epoch_began_s: float = 0.0
+    epoch_started_s: float = 0.0
     _noise: random.Random = field(default_factory=random.Random)
 
     def __post_init__(self) -> None:
         self._noise = random.Random(self.seed * 1_000 + self.number)
 
     @property
-    def over(self) -> bool:
-        """Whether the last epoch is recorded. The run then stays as it is: running, and silent."""
+    def complete(self) -> bool:
+        """Whether the last epoch is recorded. The run then remains running without further events."""
         return self.epoch > self.epochs
 
     def tick(self) -> None:
-        """What happens in half a second: progress, now and then telemetry, and an epoch where one is complete."""
+        """Append the events of half a second: progress, every second time telemetry, and the epoch if it ends."""
         slower = 1.0 if self.doubling_s is None else 2.0 ** (self.ticks * PROGRESS_S / self.doubling_s)
         steps = self.steps_per_event * self._noise.uniform(0.95, 1.05)
         taken_s = PROGRESS_S * self.pace * slower
@@ -95,10 +95,10 @@ class LiveRun:
             self._end_epoch()
 
     def _loss(self) -> float:
-        """Nats: a fall that slows down, to a floor of the run's own."""
-        done = self.epoch - 1 + self.step / STEPS
-        floor = 4.4 + 0.15 * self.number
-        return floor + (9.8 - floor) * math.exp(-done / 2.5)
+        """Return a loss in nats that decays exponentially to a limit that depends on the run."""
+        epochs_done = self.epoch - 1 + self.step / STEPS
+        limit = 4.4 + 0.15 * self.number
+        return limit + (9.8 - limit) * math.exp(-epochs_done / 2.5)
 
     def _end_epoch(self) -> None:
         train = self._loss() + 0.2
@@ -110,35 +110,35 @@ class LiveRun:
                 train_ppl=perplexity(train),
                 valid_loss_nats=valid,
                 valid_ppl=perplexity(valid),
-                train_s=self.elapsed_s - self.epoch_began_s,
-                valid_s=0.03 * (self.elapsed_s - self.epoch_began_s),
+                train_s=self.elapsed_s - self.epoch_started_s,
+                valid_s=0.03 * (self.elapsed_s - self.epoch_started_s),
                 elapsed_train_s=self.elapsed_s,
             ),
             sync=True,
         )
-        self.epoch, self.step, self.epoch_began_s = self.epoch + 1, 0.0, self.elapsed_s
+        self.epoch, self.step, self.epoch_started_s = self.epoch + 1, 0.0, self.elapsed_s
 
 
-def begin(root: Path, number: int, pace: float, doubling_s: float | None, steps_per_event: float) -> LiveRun:
-    """Queue a run of experiment ``number`` in the store ``root``, take its lock, and start it."""
+def start_run(root: Path, number: int, pace: float, doubling_s: float | None, steps_per_event: float) -> LiveRun:
+    """Queue a run of experiment ``number`` in the store ``root``, take its lock and start it."""
     root.mkdir(parents=True, exist_ok=True)
     paths = RunPaths(root / f"{number:02d}-simulated-{PRESET}-s42-20260101T0000{number:02d}Z")
-    made = root / f".tmp-{paths.run}"
-    made.mkdir()
+    temporary = root / f".tmp-{paths.run}"
+    temporary.mkdir()
     info = run_info(number, PRESET, WIKITEXT2, run=paths.run)
-    write_info(RunPaths(made).info, info)
-    log = EventLog(RunPaths(made).events)
+    write_info(RunPaths(temporary).info, info)
+    log = EventLog(RunPaths(temporary).events)
     log.append(Queued(devices=("cpu",), jobs=12))
-    made.rename(paths.folder)
-    held = lock.acquire(paths.lock)
-    assert held is not None, paths.lock
+    temporary.rename(paths.folder)
+    lock = acquire(paths.lock)
+    assert lock is not None, paths.lock
     log.append(
         Started(
             attempt=1,
             pid=os.getpid(),
             host="box",
             device="cpu",
-            device_name="a processor",
+            device_name="CPU",
             device_uuid=None,
             versions={"lmconsole": __version__},
             threads=1,
@@ -147,23 +147,33 @@ def begin(root: Path, number: int, pace: float, doubling_s: float | None, steps_
             parameters_trainable=7_087_872,
         )
     )
-    return LiveRun(paths, log, held, info.settings.epochs, number, info.seed, doubling_s, pace, steps_per_event)
+    return LiveRun(
+        paths=paths,
+        log=log,
+        lock=lock,
+        epochs=info.settings.epochs,
+        number=number,
+        seed=info.seed,
+        doubling_s=doubling_s,
+        pace=pace,
+        steps_per_event=steps_per_event,
+    )
 
 
-def run_until_told(runs: Sequence[LiveRun], interval_s: float) -> None:
-    """Let every run tick each ``interval_s``, one after the other, until standard input ends. A tick that is late is
-    made up for."""
-    began = time.monotonic()
-    due = [began + interval_s * i / len(runs) for i in range(len(runs))]
+def run_until_stdin_closes(runs: Sequence[LiveRun], interval_s: float) -> None:
+    """Let every run tick once per ``interval_s``, evenly spread, until standard input is closed. Late ticks are caught
+    up on."""
+    started_s = time.monotonic()
+    due_s = [started_s + interval_s * i / len(runs) for i in range(len(runs))]
     while True:
-        now = time.monotonic()
+        now_s = time.monotonic()
         for i, run in enumerate(runs):
-            while due[i] <= now and not run.over:
+            while due_s[i] <= now_s and not run.complete:
                 run.tick()
-                due[i] += interval_s
-        pending = [at for at, run in zip(due, runs, strict=True) if not run.over]
-        rest = min(pending, default=now + 1.0) - time.monotonic()
-        if select.select([sys.stdin], [], [], max(rest, MOST_SLEEP_S))[0]:
+                due_s[i] += interval_s
+        pending_s = [at_s for at_s, run in zip(due_s, runs, strict=True) if not run.complete]
+        rest_s = min(pending_s, default=now_s + 1.0) - time.monotonic()
+        if select.select([sys.stdin], [], [], max(rest_s, MIN_WAIT_S))[0]:
             return
 
 
@@ -177,12 +187,14 @@ def live_runs(
     doubling_s: float | None = 8.0,
     steps_per_event: float = STEPS * PROGRESS_S / EPOCH_S,
 ) -> Iterator[None]:
-    """Runs of these experiments are under way in the store ``root``, written by a process of their own.
+    """Simulate runs of these experiments in the store ``root``, in a process of its own.
 
-    ``interval_s``: seconds between two progress events of a run. ``pace``: seconds of training that pass in one.
-    ``doubling_s``: after so long, and again and again, a step takes twice the training time, so that the time that the
-    whole run is expected to take grows and the time axis moves; None keeps the speed. ``steps_per_event``: steps from
-    one progress event to the next.
+    Args:
+        interval_s: time between two progress events of a run.
+        pace: training time that passes in one second.
+        doubling_s: time in which the training time of a step doubles, so that the expected time of the whole run grows
+            and the time axis is rescaled; None for a constant speed.
+        steps_per_event: steps from one progress event to the next.
     """
     arguments = [str(root), "--runs", *map(str, numbers), "--interval", str(interval_s), "--pace", str(pace)]
     arguments += ["--steps", str(steps_per_event)]
@@ -194,7 +206,7 @@ def live_runs(
     assert process.stdout is not None
     try:
         if not process.stdout.readline():
-            raise RuntimeError(f"the simulated runs did not start: exit code {process.wait()}")
+            raise RuntimeError(f"the simulated runs did not start; exit code {process.wait()}")
         yield
     finally:
         process.stdin.close()
@@ -203,7 +215,6 @@ def live_runs(
 
 
 def main() -> None:
-    """Start the runs, say so, and let them live."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", type=Path)
     parser.add_argument("--runs", type=int, nargs="+", required=True, help="numbers of experiments")
@@ -211,13 +222,16 @@ def main() -> None:
     parser.add_argument("--pace", type=float, required=True)
     parser.add_argument("--steps", type=float, required=True)
     parser.add_argument("--doubling", type=float)
-    asked = parser.parse_args()
-    runs = [begin(asked.store, number, asked.pace, asked.doubling, asked.steps) for number in asked.runs]
-    print("under way", flush=True)
-    run_until_told(runs, asked.interval)
+    arguments = parser.parse_args()
+    runs = [
+        start_run(arguments.store, number, arguments.pace, arguments.doubling, arguments.steps)
+        for number in arguments.runs
+    ]
+    print("started", flush=True)
+    run_until_stdin_closes(runs, arguments.interval)
     for run in runs:
         run.log.close()
-        run.held.release()
+        run.lock.release()
 
 
 if __name__ == "__main__":

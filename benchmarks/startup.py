@@ -1,7 +1,7 @@
-"""How long a person waits for the commands that only look, beside a Python that does nothing.
+"""Measure how long ``--help`` and the commands that only read the store take, compared with an empty Python program.
 
-Commands take turns, so that whatever else the machine does hits all of them alike. They run from compiled bytecode, as
-an installed package does; the first round, which may have to compile it, is not counted.
+Commands take turns, so that other load on the machine affects all of them alike. They run from compiled bytecode, as
+an installed package does. The first round, which may have to compile it, is not counted.
 """
 
 import os
@@ -15,17 +15,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from result_rows import Row
 from store import make_store
 
 GOAL_HELP_S = 0.25
-"""Seconds within which ``--help`` is to be there."""
+"""Upper limit for ``--help``."""
 RUNS = 12
-"""Runs in the store that ``list`` and ``status`` look at, 1,000 events each."""
+"""Runs in the store that ``list`` and ``status`` read, with 1,000 events each."""
 BARE = "python -c pass"
 
 
 def commands(root: Path) -> dict[str, list[str]]:
-    """What is timed, by the name in the table; ``root`` is a store."""
+    """Return the arguments of Python for each command, by its name in the table; ``root`` is a store."""
     lmconsole = ["-m", "lmconsole"]
     return {
         BARE: ["-c", "pass"],
@@ -36,13 +37,14 @@ def commands(root: Path) -> dict[str, list[str]]:
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    """Wall-clock and CPU seconds of every command, and the ratios to bare Python of the same round."""
+    """Return wall-clock and CPU seconds of every command, and the median ratio to bare Python in the same round."""
     repetitions = 5 if quick else 25
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "runs"
         make_store(root, RUNS)
-        todo = commands(root)
-        rounds = [{name: _time(todo[name], Path(folder)) for name in todo} for _ in range(repetitions + 1)][1:]
+        arguments = commands(root)
+        rounds = [{name: _time(arguments[name], Path(folder)) for name in arguments} for _ in range(repetitions + 1)]
+    rounds = rounds[1:]
     return {
         "repetitions": repetitions,
         "runs": RUNS,
@@ -56,46 +58,45 @@ def measure(quick: bool) -> dict[str, Any]:
                 "wall_s": [each[name][0] for each in rounds],
                 "cpu_s": [each[name][1] for each in rounds],
             }
-            for name in todo
+            for name in arguments
         },
     }
 
 
 def _time(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
-    """Wall-clock and CPU seconds of one Python, from before it is started until it is gone."""
+    """Return wall-clock and CPU seconds of one Python process, from before its start to its end."""
     hidden = {"PYTHONDONTWRITEBYTECODE", "LMCONSOLE_RUNS", "LMCONSOLE_DATA"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    cpu_before_s, began = _cpu_s(), time.perf_counter()
+    cpu_before_s, started_s = _cpu_s(), time.perf_counter()
     subprocess.run(
         [sys.executable, "-P", *arguments], cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=True
     )
-    return time.perf_counter() - began, _cpu_s() - cpu_before_s
+    return time.perf_counter() - started_s, _cpu_s() - cpu_before_s
 
 
 def _cpu_s() -> float:
-    """CPU seconds of all children that have ended."""
+    """Return the CPU seconds of all finished child processes."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def p90(values: Sequence[float]) -> float:
-    """The value that nine of ten do not exceed."""
+    """Return the 90th percentile."""
     return statistics.quantiles(values, n=10, method="inclusive")[-1]
 
 
-def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Lines of the table that ``run.py`` prints."""
-    lines = []
-    for name, found in result["commands"].items():
+def rows(result: dict[str, Any]) -> list[Row]:
+    """Return a row for each command."""
+    result_rows = []
+    for name, command in result["commands"].items():
         goal = result["goal_help_s"] if name == "lmconsole --help" else None
-        times = f"{found['median_s']:.3f} s (p90 {found['p90_s']:.3f} s)"
-        ratio = "" if name == BARE else f", {found['median_ratio']:.1f} × bare Python"
-        lines.append(
-            {
-                "what": f"starting {name}",
-                "measured": times + ratio,
-                "goal": None if goal is None else f"< {goal:g} s",
-                "met": None if goal is None else found["median_s"] < goal,
-            }
+        ratio = "" if name == BARE else f", {command['median_ratio']:.1f} × bare Python"
+        result_rows.append(
+            Row(
+                what=f"startup: {name}",
+                measured=f"{command['median_s']:.3f} s (p90 {command['p90_s']:.3f} s){ratio}",
+                goal=None if goal is None else f"< {goal:g} s",
+                met=None if goal is None else command["median_s"] < goal,
+            )
         )
-    return lines
+    return result_rows

@@ -1,37 +1,38 @@
-"""Our training step beside the textbook's, at the paper's sizes.
-
-The textbook's step is plain PyTorch: a DataLoader over windows, the whole logits, log_softmax, NLL, AdamW as it comes,
-and `.item()` at the end. Ours is what the training loop does, in a process set up as a worker is. Both start from the
-same weights and see the same windows. Each lives in a process of its own, which tells its peak memory, and they take
-turns step by step, so that whatever else the machine does meets both. Between the turns plain matrix products are
-timed: their best rate is the ceiling that a step's share refers to.
+"""Compare lmconsole's training step with the baseline's at the paper's sizes: speed, memory and throughput.
 
     python benchmarks/step.py [--quick] [--json FILE]
+
+The baseline is plain PyTorch (``baseline.py``): a DataLoader over windows, full logits, log_softmax, NLL, AdamW with
+default options, and ``.item()`` at the end. lmconsole's step is that of the training loop, in the environment of a
+worker. Both start from the same weights and see the same windows. Each has a process of its own, whose peak memory is
+its own, and the processes take turns step by step, so that other load on the machine affects all of them alike. Matrix
+products are timed between the turns; the highest throughput among them is the measured peak.
 """
 
+# torch is only partly annotated.
+# mypy: allow-untyped-calls
+
 import argparse
+import functools
 import json
 import os
-import platform
-import re
-import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from textbook import textbook_steps
+from baseline import baseline_steps
 from torch import Tensor
 
 from lmconsole.engine.processes import training_environment
 from lmconsole.lm import device as devices
 from lmconsole.lm.batches import WindowedSplit
 from lmconsole.lm.embedding import Tables
-from lmconsole.lm.memory import keep_freed_memory
+from lmconsole.lm.memory import keep_freed_memory, peak_rss_since_reset_mib
 from lmconsole.lm.model import build_model
 from lmconsole.lm.optimizers import build_optimizer
 from lmconsole.plan.experiment import Precision, Settings
@@ -39,50 +40,55 @@ from lmconsole.plan.flops import step_flops
 from lmconsole.plan.load import builtin_file, load_plan
 
 EXPERIMENTS = {"lstm": 2, "gpt1": 6}
-"""Experiments of one layer with AdamW."""
-WAYS: tuple[tuple[str, Precision], ...] = (
-    ("textbook", "fp32"),
-    ("ours", "fp32"),
-    ("textbook", "bf16"),
-    ("ours", "bf16"),
-)
+"""Experiments with one layer and AdamW."""
 V = 40_479
 MIB = 2**20
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+
+
+class Variant(NamedTuple):
+    """An implementation of the step, ``baseline`` or ``lmconsole``, in a precision."""
+
+    implementation: str
+    precision: Precision
+
+
+VARIANTS = [Variant(each, precision) for precision in PRECISIONS for each in ("baseline", "lmconsole")]
 
 
 def settings_of(model: str, quick: bool) -> Settings:
-    """The paper's, or a quarter of its batch."""
+    """Return the settings of the paper preset; with ``quick``, a quarter of its batch."""
     plan = load_plan(builtin_file())
     overrides = {"batch_size": 4} if quick else {}
     return plan.resolve(plan.experiment(EXPERIMENTS[model]), "paper", overrides).settings
 
 
-def random_tables(settings: Settings, where: str) -> Tables:
-    """Stand-ins of the shape and spread of GPT-1's tables."""
+def random_tables(settings: Settings, device: str) -> Tables:
+    """Return random tables with the shapes and standard deviations of GPT-1's."""
     g = torch.Generator().manual_seed(1)
     tokens = torch.empty(V, settings.channels).normal_(std=0.14, generator=g)
     tokens[0] = 0
     position = torch.empty(settings.window_tokens, settings.channels).normal_(std=0.05, generator=g)
-    return Tables(tokens=tokens.to(where), position=position.to(where), sha256="0" * 64, path=Path("random"))
+    return Tables(tokens=tokens.to(device), position=position.to(device), sha256="0" * 64, path=Path("random"))
 
 
 def random_tokens(settings: Settings) -> Tensor:
-    """A stream of 64 batches in which a few ids are common and most are rare, as in text."""
+    """Return a stream of 64 batches in which a few ids are common and most are rare, as in text."""
     count = 64 * settings.batch_size * settings.window_tokens + 1
     uniform = torch.rand(count, generator=torch.Generator().manual_seed(2))
     return (1 + (V - 2) * uniform**4).long()
 
 
-def our_steps(
-    settings: Settings, tables: Tables, tokens: Tensor, weights: dict[str, Tensor], precision: Precision, where: str
+def lmconsole_steps(
+    settings: Settings, tables: Tables, tokens: Tensor, state: dict[str, Tensor], precision: Precision, device: str
 ) -> Iterator[Tensor]:
-    """One training step a turn, the mean loss left on the device."""
-    model = build_model(settings, vocabulary=V, tables=tables).to(where)
-    model.load_state_dict(weights)
+    """Take a training step at each iteration and yield its mean loss in nats, on the device."""
+    model = build_model(settings, vocabulary=V, tables=tables).to(device)
+    model.load_state_dict(state)
     optimizer = build_optimizer(settings, model.parameters())
-    split = WindowedSplit(tokens.numpy(), settings.window_tokens, where)
+    split = WindowedSplit(tokens.numpy(), settings.window_tokens, device)
     while True:
-        for windows in torch.arange(len(split), device=where).split(settings.batch_size):
+        for windows in torch.arange(len(split), device=device).split(settings.batch_size):
             optimizer.zero_grad(set_to_none=True)
             loss = model.loss_sum(*split.batch(windows), precision) / windows.numel() / settings.window_tokens
             loss.backward()
@@ -90,232 +96,230 @@ def our_steps(
             yield loss.detach()
 
 
-def begin(settings: Settings, tables: Tables, way: str, precision: Precision, where: str) -> Iterator[Tensor | float]:
-    """The steps of one way, from weights and through windows that all ways have in common."""
+def training_steps(settings: Settings, tables: Tables, variant: Variant, device: str) -> Iterator[Tensor | float]:
+    """Return the steps of a variant. All variants have the same initial weights and the same windows."""
     torch.manual_seed(0)
-    weights = build_model(settings, vocabulary=V, tables=tables).state_dict()
-    steps = our_steps if way == "ours" else textbook_steps
-    return steps(settings, tables, random_tokens(settings), weights, precision, where)
+    state = build_model(settings, vocabulary=V, tables=tables).state_dict()
+    steps = lmconsole_steps if variant.implementation == "lmconsole" else baseline_steps
+    return steps(settings, tables, random_tokens(settings), state, variant.precision, device)
 
 
-def products(settings: Settings, dtype: torch.dtype, where: str) -> dict[str, tuple[float, Callable[[], object]]]:
-    """The products that a step is mostly made of, each with its floating-point operations."""
+def matrix_products(
+    settings: Settings, dtype: torch.dtype, device: str
+) -> dict[str, tuple[float, Callable[[], object]]]:
+    """Return the matrix products that dominate a training step, by name, each with its floating-point operations."""
     N, C = settings.batch_size * settings.window_tokens, settings.channels
     g = torch.Generator().manual_seed(0)
 
     def draw(rows: int, columns: int) -> Tensor:
-        return torch.randn(rows, columns, generator=g).to(where, dtype)
+        return torch.randn(rows, columns, generator=g).to(device, dtype)
 
-    found: dict[str, tuple[float, Callable[[], object]]] = {}
+    products: dict[str, tuple[float, Callable[[], object]]] = {}
     for rows, width in ((1024, 2048), (min(N, 512), V)):
         x, w, p = draw(rows, C), draw(width, C), draw(rows, width)
-        found[f"logits ({rows}, {C}) x ({C}, {width})"] = 2.0 * rows * C * width, lambda x=x, w=w: x @ w.T
-        found[f"gradient ({rows}, {width}) x ({width}, {C})"] = 2.0 * rows * C * width, lambda p=p, w=w: p @ w
+        flops = 2.0 * rows * C * width
+        products[f"logits ({rows}, {C}) x ({C}, {width})"] = flops, functools.partial(torch.matmul, x, w.T)
+        products[f"gradient ({rows}, {width}) x ({width}, {C})"] = flops, functools.partial(torch.matmul, p, w)
     x, w = draw(N, C), draw(4 * C, C)
-    found[f"layer ({N}, {C}) x ({C}, {4 * C})"] = 2.0 * N * C * 4 * C, lambda x=x, w=w: x @ w.T
-    return found
+    products[f"layer ({N}, {C}) x ({C}, {4 * C})"] = 2.0 * N * C * 4 * C, functools.partial(torch.matmul, x, w.T)
+    return products
 
 
-def rate(work: Callable[[], object], operations: float, where: str, least_s: float = 0.15) -> float:
-    """GFLOP/s, over at least ``least_s``."""
-    devices.synchronize(where)
-    start, times = time.perf_counter(), 0
+def gflops(work: Callable[[], object], flops: float, device: str, at_least_s: float = 0.15) -> float:
+    """Return the GFLOP/s of ``work``, called repeatedly for ``at_least_s`` seconds."""
+    devices.synchronize(device)
+    started_s, calls = time.perf_counter(), 0
     while True:
         work()
-        times += 1
-        if where != "cpu" and times % 16:
+        calls += 1
+        if device != "cpu" and calls % 16:
             continue
-        devices.synchronize(where)
-        if (took := time.perf_counter() - start) >= least_s:
-            return operations * times / took / 1e9
+        devices.synchronize(device)
+        if (elapsed_s := time.perf_counter() - started_s) >= at_least_s:
+            return flops * calls / elapsed_s / 1e9
 
 
-def peak_mib() -> float:
-    """The largest resident memory of this process so far. Linux hands getrusage's figure down to children."""
-    status = Path("/proc/self/status")
-    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
-        return int(found[1]) / 1024
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+def serve_steps(model: str, variant: Variant, quick: bool, device: str) -> None:
+    """Take a step for each line of standard input and print a line of JSON about it.
 
-
-def take_turns(model: str, way: str, precision: Precision, quick: bool, where: str) -> None:
-    """One way's side of the turns: a step for every line read, and a line of JSON about it. Memory counts from imports
-    and tables on."""
-    if way == "ours":
-        keep_freed_memory(where)
-    devices.apply_precision(precision)
+    ``step_mib`` is the peak memory beyond that of imports and tables.
+    """
+    if variant.implementation == "lmconsole":
+        keep_freed_memory(device)
+    devices.apply_precision(variant.precision)
     settings = settings_of(model, quick)
-    tables = random_tables(settings, where)
-    before = peak_mib() if where == "cpu" else torch.cuda.memory_allocated() / MIB
-    steps = begin(settings, tables, way, precision, where)
+    tables = random_tables(settings, device)
+    before_mib = peak_rss_since_reset_mib() if device == "cpu" else torch.cuda.memory_allocated() / MIB
+    steps = training_steps(settings, tables, variant, device)
     for _ in sys.stdin:
-        devices.synchronize(where)
-        start = time.perf_counter()
+        devices.synchronize(device)
+        started_s = time.perf_counter()
         loss = next(steps)
-        devices.synchronize(where)
-        seconds = time.perf_counter() - start
-        peak = peak_mib() if where == "cpu" else torch.cuda.max_memory_allocated() / MIB
-        print(json.dumps({"seconds": seconds, "loss": float(loss), "peak": peak, "step": peak - before}), flush=True)
+        devices.synchronize(device)
+        seconds = time.perf_counter() - started_s
+        peak_mib = peak_rss_since_reset_mib() if device == "cpu" else torch.cuda.max_memory_allocated() / MIB
+        step = {"seconds": seconds, "loss": float(loss), "peak_mib": peak_mib, "step_mib": peak_mib - before_mib}
+        print(json.dumps(step), flush=True)
 
 
-class Taker:
-    """A process that takes its steps when it is told to. Raises RuntimeError if it is no more."""
+class StepProcess:
+    """A process that takes the steps of one variant on request."""
 
-    def __init__(self, model: str, way: tuple[str, Precision], quick: bool) -> None:
-        command = [sys.executable, __file__, "--way", ",".join((model, *way)), *(["--quick"] if quick else [])]
-        environment = training_environment() if way[0] == "ours" else None  # as a worker has it
+    def __init__(self, model: str, variant: Variant, quick: bool) -> None:
+        command = [sys.executable, __file__, "--serve", ",".join((model, *variant)), *(["--quick"] if quick else [])]
+        environment = training_environment() if variant.implementation == "lmconsole" else None  # that of a worker
         self.process: subprocess.Popen[str] = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def step(self) -> dict[str, float]:
-        """Seconds and mean loss of one step, and the most memory in MiB so far, in all and for steps."""
+        """Take a step and return its seconds, its mean loss and the peak memory so far.
+
+        Raises RuntimeError if the process has ended.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("step\n")
         self.process.stdin.flush()
         if not (line := self.process.stdout.readline()):
-            raise RuntimeError(f"{self.process.args}: ended with exit code {self.process.wait()}")
-        found: dict[str, float] = json.loads(line)
-        return found
+            raise RuntimeError(f"{self.process.args!r}: ended with exit code {self.process.wait()}")
+        step: dict[str, float] = json.loads(line)
+        return step
 
     def close(self) -> None:
-        """End it."""
+        """Close standard input, at which the process ends, and wait for it."""
         self.process.communicate()
 
 
-def time_model(model: str, quick: bool, where: str) -> dict[str, Any]:
-    """All ways of one model in turns: one round to warm up and compare the losses, the others to time."""
+def time_model(model: str, quick: bool, device: str) -> dict[str, Any]:
+    """Time all variants of a model in turns. The first round is the warm-up, and gives the losses to compare."""
     settings = settings_of(model, quick)
-    takers = {way: Taker(model, way, quick) for way in WAYS}
-    shapes = {p: products(settings, devices.compute_dtype(p), where) for p in ("fp32", "bf16")}
-    rounds = (1 if quick else 4) if where == "cpu" else 20
-    firsts, lasts = {}, {}
-    seconds: dict[tuple[str, Precision], list[float]] = {way: [] for way in WAYS}
-    rates: dict[str, dict[str, list[float]]] = {p: {name: [] for name in shapes[p]} for p in shapes}
-    for turn in range(1 + rounds):
-        for way, taker in takers.items():
-            found = taker.step()
-            if turn == 0:
-                firsts[way] = found["loss"]
-            else:
-                seconds[way].append(found["seconds"])
-                lasts[way] = found
-        for precision, named in shapes.items():
-            devices.apply_precision(cast(Precision, precision))
-            for name, (operations, work) in named.items():
-                rates[precision][name].append(rate(work, operations, where))
-    for taker in takers.values():
-        taker.close()
-    return summary(settings, seconds, firsts, lasts, {p: medians(each) for p, each in rates.items()})
-
-
-def medians(named: dict[str, list[float]]) -> dict[str, float]:
-    """The median of each list."""
-    return {name: statistics.median(values) for name, values in named.items()}
+    processes = {variant: StepProcess(model, variant, quick) for variant in VARIANTS}
+    products = {p: matrix_products(settings, devices.compute_dtype(p), device) for p in PRECISIONS}
+    rounds = (1 if quick else 4) if device == "cpu" else 20
+    steps: dict[Variant, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
+    rates: dict[Precision, dict[str, list[float]]] = {p: {name: [] for name in products[p]} for p in PRECISIONS}
+    for _ in range(1 + rounds):
+        for variant, process in processes.items():
+            steps[variant].append(process.step())
+        for precision, named in products.items():
+            devices.apply_precision(precision)
+            for name, (flops, work) in named.items():
+                rates[precision][name].append(gflops(work, flops, device))
+    for process in processes.values():
+        process.close()
+    matmul_gflops = {
+        precision: {name: statistics.median(values) for name, values in named.items()}
+        for precision, named in rates.items()
+    }
+    return summary(step_flops(settings, V), steps, matmul_gflops)
 
 
 def summary(
-    settings: Settings,
-    seconds: dict[tuple[str, Precision], list[float]],
-    firsts: dict[tuple[str, Precision], float],
-    lasts: dict[tuple[str, Precision], dict[str, float]],
-    rates: dict[str, dict[str, float]],
+    flops: float,
+    steps: Mapping[Variant, Sequence[Mapping[str, float]]],
+    matmul_gflops: Mapping[Precision, Mapping[str, float]],
 ) -> dict[str, Any]:
-    """One model's figures: ratios are medians of the ratios within a round."""
-    operations = step_flops(settings, V)
-    ways = []
-    for way, precision in WAYS:
-        mine, median_s = seconds[way, precision], statistics.median(seconds[way, precision])
+    """Return the result of one model. Speedups are medians of the ratios within a round."""
+    seconds = {variant: [step["seconds"] for step in taken[1:]] for variant, taken in steps.items()}
+    first_loss = {variant: taken[0]["loss"] for variant, taken in steps.items()}
+    baseline_fp32 = Variant("baseline", "fp32")
 
-        def ratio(to: tuple[str, Precision], mine: list[float] = mine) -> float:
-            return statistics.median(theirs / own for theirs, own in zip(seconds[to], mine, strict=True))
+    def speedup(variant: Variant, over: Variant) -> float:
+        pairs = zip(seconds[over], seconds[variant], strict=True)
+        return statistics.median(other_s / own_s for other_s, own_s in pairs)
 
-        ceiling = max(rates[precision].values())
-        ways.append(
+    results = []
+    for variant in VARIANTS:
+        precision, last = variant.precision, steps[variant][-1]
+        median_s = statistics.median(seconds[variant])
+        rate = flops / median_s / 1e9
+        results.append(
             {
-                "way": way,
+                "implementation": variant.implementation,
                 "precision": precision,
                 "median_s": median_s,
-                "seconds": mine,
-                "speedup_over_textbook_fp32": ratio(("textbook", "fp32")),
-                "speedup_over_textbook_same_precision": ratio(("textbook", precision)),
-                "first_loss_nats": firsts[way, precision],
-                "first_loss_off_by": abs(firsts[way, precision] / firsts["textbook", "fp32"] - 1),
-                "peak_mib": round(lasts[way, precision]["peak"], 1),
-                "step_mib": round(lasts[way, precision]["step"], 1),
-                "step_memory_of_textbook": lasts[way, precision]["step"] / lasts["textbook", "fp32"]["step"],
-                "gflops": operations / median_s / 1e9,
-                "share_of_ceiling": operations / median_s / 1e9 / ceiling,
+                "seconds": seconds[variant],
+                "speedup_over_baseline_fp32": speedup(variant, baseline_fp32),
+                "speedup_over_baseline_same_precision": speedup(variant, Variant("baseline", precision)),
+                "first_loss_nats": first_loss[variant],
+                "first_loss_relative_error": abs(first_loss[variant] / first_loss[baseline_fp32] - 1),
+                "peak_mib": round(last["peak_mib"], 1),
+                "step_mib": round(last["step_mib"], 1),
+                "memory_relative_to_baseline": last["step_mib"] / steps[baseline_fp32][-1]["step_mib"],
+                "gflops": rate,
+                "share_of_measured_peak": rate / max(matmul_gflops[precision].values()),
             }
         )
-    return {"flops": operations, "ceiling_gflops": rates, "ways": ways}
+    return {"flops": flops, "matmul_gflops": matmul_gflops, "steps": results}
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    """Everything, as one value for a JSON file. ``quick`` takes a quarter of the batch."""
+    """Return the steps of all models as plain values for JSON. ``quick`` takes a quarter of the batch."""
     found = devices.describe_devices()
-    where = devices.resolve_devices("auto", found)[0]
-    keep_freed_memory(where)  # a ceiling is no ceiling while pages are fetched
-    models = {model: time_model(model, quick, where) for model in EXPERIMENTS}
+    device = devices.resolve_devices("auto", found)[0]
+    keep_freed_memory(device)  # page faults would lower the measured peak
+    models = {model: time_model(model, quick, device) for model in EXPERIMENTS}
+    settings = settings_of("lstm", quick)
     return {
-        "device": next(each.name for each in found if each.device == where),
+        "device": next(each.name for each in found if each.device == device),
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "load_1min": os.getloadavg()[0],
         **devices.versions(),
-        "batch_size": settings_of("lstm", quick).batch_size,
-        "window_tokens": settings_of("lstm", quick).window_tokens,
+        "batch_size": settings.batch_size,
+        "window_tokens": settings.window_tokens,
         "vocabulary": V,
         "models": models,
     }
 
 
 def show(result: dict[str, Any]) -> None:
-    """The table."""
+    """Print every step and the throughput of every matrix product."""
     print(
         f"One training step: {result['batch_size']} x {result['window_tokens']} tokens, vocabulary {V:,}, "
         f"frozen tables; {result['device']}, {result['threads']} threads, torch {result['torch']}\n"
     )
-    head = "model|step||seconds|vs fp32|vs same|step MiB|of fp32|GFLOP/s|ceiling|loss off by"
+    header = "model|step||seconds|vs fp32|vs same|step MiB|of fp32|GFLOP/s|of peak|loss error"
     line = "{:6} {:9} {:5} {:>8} {:>8} {:>8} {:>9} {:>8} {:>8} {:>8} {:>12}"
-    print(line.format(*head.split("|")))
-    for model, figures in result["models"].items():
-        for row in figures["ways"]:
+    print(line.format(*header.split("|")))
+    for model, measured in result["models"].items():
+        for step in measured["steps"]:
             print(
                 line.format(
                     model,
-                    row["way"],
-                    row["precision"],
-                    f"{row['median_s']:.3f}",
-                    f"{row['speedup_over_textbook_fp32']:.2f}x",
-                    f"{row['speedup_over_textbook_same_precision']:.2f}x",
-                    f"{row['step_mib']:,.0f}",
-                    f"{row['step_memory_of_textbook']:.0%}",
-                    f"{row['gflops']:,.0f}",
-                    f"{row['share_of_ceiling']:.0%}",
-                    f"{row['first_loss_off_by']:.1e}",
+                    step["implementation"],
+                    step["precision"],
+                    f"{step['median_s']:.3f}",
+                    f"{step['speedup_over_baseline_fp32']:.2f}x",
+                    f"{step['speedup_over_baseline_same_precision']:.2f}x",
+                    f"{step['step_mib']:,.0f}",
+                    f"{step['memory_relative_to_baseline']:.0%}",
+                    f"{step['gflops']:,.0f}",
+                    f"{step['share_of_measured_peak']:.0%}",
+                    f"{step['first_loss_relative_error']:.1e}",
                 )
             )
-    print("\nvs fp32, vs same: how many times as fast as the textbook's step in fp32, and in the same precision.")
-    print("step MiB: peak memory on top of imports and tables. ceiling: share of the best rate among these products:")
-    rates = [figures["ceiling_gflops"] for figures in result["models"].values()]
-    for precision in ("fp32", "bf16"):
+    print("\nvs fp32, vs same: speed relative to the baseline in fp32, and in the same precision.")
+    print("step MiB, of fp32: peak memory beyond imports and tables, and relative to the baseline in fp32.")
+    print("of peak: throughput relative to the highest of these matrix products (median GFLOP/s).")
+    print("loss error: relative difference of the first step's loss from the baseline in fp32.")
+    rates = [measured["matmul_gflops"] for measured in result["models"].values()]
+    for precision in PRECISIONS:
         for name in rates[0][precision]:
             print(f"  {precision} {name:42} {max(each[precision][name] for each in rates):8,.0f} GFLOP/s")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Our training step beside the textbook's.")
+    parser = argparse.ArgumentParser(description="Compare lmconsole's training step with plain PyTorch's.")
     parser.add_argument("--quick", action="store_true", help="a quarter of the batch, fewer rounds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    parser.add_argument("--way", help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to FILE")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.way:
-        model, way, precision = arguments.way.split(",")
-        where = devices.resolve_devices("auto", devices.describe_devices())[0]
-        take_turns(model, way, precision, arguments.quick, where)
+    if arguments.serve:
+        model, implementation, precision = arguments.serve.split(",")
+        device = devices.resolve_devices("auto", devices.describe_devices())[0]
+        serve_steps(model, Variant(implementation, cast(Precision, precision)), arguments.quick, device)
         return
     result = measure(arguments.quick)
     show(result)

@@ -1,7 +1,7 @@
-"""How long a viewer takes to read a store of 1,000 runs with 1,000 events each, and to look at it again.
+"""Measure how long a viewer takes to read a store of 1,000 runs with 1,000 events each, and to poll it afterwards.
 
-The runs are made by the package's own types and encoders, and read in fresh processes. Their files were written a
-moment ago, so they come from the page cache: what is measured is the reading, not the disk.
+The runs are written with the package's own types and encoders, and read in fresh processes. The files have just been
+written, so they come from the page cache and the disk is not part of the time.
 """
 
 import argparse
@@ -19,9 +19,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
+from result_rows import Row
 
 from lmconsole import __version__
 from lmconsole.plan.load import builtin_file, load_plan
@@ -45,18 +46,19 @@ from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.store import Store
 
 GOAL_READ_S = 2.0
-"""Seconds within which 1,000 runs of 1,000 events are to be read."""
+"""Upper limit for reading 1,000 runs of 1,000 events."""
 EVENTS = 1_000
 """Events in each run's log."""
-ENDINGS = ("finished",) * 9 + ("stopped", "failed", "lost")
-"""How the runs end, in turn; a lost one has no last event and nobody who holds its lock."""
+Ending = Literal["finished", "stopped", "failed", "lost"]
+ENDINGS: tuple[Ending, ...] = ("finished",) * 9 + ("stopped", "failed", "lost")
+"""Ends of the runs, repeated in this order. A lost run has no last event, and no process holds its lock."""
 STEPS = 576
 """Steps in an epoch of the paper preset."""
 POLLS = 5
 
 
 def run_info(number: int, preset: str, corpus: CorpusInfo, *, run: str, **overrides: object) -> RunInfo:
-    """The run.json of a run of experiment ``number``, as queuing would write it."""
+    """Return the run.json of a run of experiment ``number``, as it is written to the queue."""
     plan = load_plan(builtin_file())
     resolved = plan.resolve(plan.experiment(number), preset, {"precision": "fp32", **overrides})
     return RunInfo(
@@ -90,9 +92,9 @@ WIKITEXT2 = CorpusInfo(
 )
 
 
-def events_of(info: RunInfo, ending: str, events: int) -> Iterator[Event]:
-    """A life of ``events`` events: two of progress for each of telemetry, as a run on a GPU leaves them, an event for
-    every epoch, and the ending."""
+def run_events(info: RunInfo, ending: Ending, events: int) -> Iterator[Event]:
+    """Yield the ``events`` events of a run on a GPU: two progress events for each telemetry event, one event per epoch,
+    and the last one."""
     epochs = info.settings.epochs
     yield Queued(devices=("cuda:0",), jobs=1, exports="/home/person/project/exports")
     yield Started(
@@ -109,20 +111,20 @@ def events_of(info: RunInfo, ending: str, events: int) -> Iterator[Event]:
         parameters_trainable=7_087_872,
         shared_gpu=False,
     )
-    measured = events - 2 - epochs - (ending != "lost")
+    measurements = events - 2 - epochs - (ending != "lost")
     written = 0
     for epoch in range(1, epochs + 1):
-        last = measured * epoch // epochs
-        here = last - written
-        for i in range(here):
-            loss = 9.2 * 0.93 ** (epoch + i / here)
+        last = measurements * epoch // epochs
+        in_epoch = last - written
+        for i in range(in_epoch):
+            loss = 9.2 * 0.93 ** (epoch + i / in_epoch)
             elapsed_s = 0.3371 * (written + i)
             yield (
                 _telemetry("train", epoch, i)
                 if i % 3 == 2
                 else Progress(
                     epoch=epoch,
-                    step=1 + i * (STEPS - 1) // max(here - 1, 1),
+                    step=1 + i * (STEPS - 1) // max(in_epoch - 1, 1),
                     steps=STEPS,
                     train_loss_nats=loss,
                     tokens_per_s=131_072.0 / (0.5 + 1e-3 * (i % 17)),
@@ -147,7 +149,7 @@ def events_of(info: RunInfo, ending: str, events: int) -> Iterator[Event]:
         case "stopped":
             yield Stopped(epoch=epochs, step=123)
         case "failed":
-            yield Failed(error="crash", message="RuntimeError: a message", hint="The trace is in worker.log.")
+            yield Failed(error="crash", message="RuntimeError: a message", hint="worker.log has the traceback.")
 
 
 def _telemetry(phase: Phase, epoch: int, i: int) -> Telemetry:
@@ -180,12 +182,11 @@ def _epoch(epoch: int, loss: float, elapsed_train_s: float) -> Epoch:
 
 
 def make_store(root: Path, runs: int, events: int = EVENTS) -> None:
-    """Make ``runs`` runs of ``events`` events each, of all twelve experiments.
+    """Create ``runs`` runs of ``events`` events each, over all twelve experiments.
 
-    One log for each experiment and ending goes through the real writing end; the runs are copies of these under names
-    of their own.
+    ``EventLog`` writes one log for each experiment and ending, which all runs of that kind share.
     """
-    logs: dict[tuple[int, str], bytes] = {}
+    logs: dict[tuple[int, Ending], bytes] = {}
     infos: dict[int, str] = {}
     root.mkdir(parents=True)
     numbers = itertools.cycle(range(1, 13))
@@ -196,7 +197,7 @@ def make_store(root: Path, runs: int, events: int = EVENTS) -> None:
             infos[number] = msgspec.json.format(msgspec.json.encode(info), indent=2).decode() + "\n"
         if (number, ending) not in logs:
             info = msgspec.json.decode(infos[number], type=RunInfo)
-            logs[number, ending] = _written(root / ".log.tmp", events_of(info, ending, events))
+            logs[number, ending] = _encode(root / ".log.tmp", run_events(info, ending, events))
         minute = f"{i // 60 % 24:02d}{i % 60:02d}"
         paths = RunPaths(root / f"{number:02d}-benchmark-s42-202601{1 + i // 1440:02d}T{minute}00Z")
         paths.folder.mkdir()
@@ -207,8 +208,8 @@ def make_store(root: Path, runs: int, events: int = EVENTS) -> None:
         paths.lock.touch()
 
 
-def _written(path: Path, events: Iterator[Event]) -> bytes:
-    """The bytes that the writing end makes of ``events``."""
+def _encode(path: Path, events: Iterator[Event]) -> bytes:
+    """Return the bytes that ``EventLog`` writes for ``events``, by way of a temporary file at ``path``."""
     log = EventLog(path)
     for event in events:
         log.append(event)
@@ -219,20 +220,20 @@ def _written(path: Path, events: Iterator[Event]) -> bytes:
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    """Seconds and MiB of a full read and of the polls after it, each from several fresh processes."""
+    """Return seconds and MiB of reading a store and of polling it, each from several fresh processes."""
     runs, repetitions = (100, 2) if quick else (1_000, 5)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "runs"
-        began = time.perf_counter()
+        started_s = time.perf_counter()
         make_store(root, runs)
-        making_s = time.perf_counter() - began
+        creation_s = time.perf_counter() - started_s
         size = sum(path.stat().st_size for path in root.glob("*/events.jsonl"))
-        readings = [_read_in_fresh_process(root) for _ in range(repetitions)]
+        readings = [_read_in_child(root) for _ in range(repetitions)]
     return {
         "runs": runs,
         "events_per_run": EVENTS,
         "log_mib": size / 2**20,
-        "making_s": making_s,
+        "creation_s": creation_s,
         "goal_read_s": GOAL_READ_S,
         "median": {key: statistics.median(reading[key] for reading in readings) for key in readings[0]},
         "best_read_s": min(reading["read_s"] for reading in readings),
@@ -240,40 +241,40 @@ def measure(quick: bool) -> dict[str, Any]:
     }
 
 
-def _read_in_fresh_process(root: Path) -> dict[str, float]:
-    done = subprocess.run(
+def _read_in_child(root: Path) -> dict[str, float]:
+    process = subprocess.run(
         [sys.executable, __file__, "--read", str(root)], stdout=subprocess.PIPE, check=True, timeout=600
     )
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+    reading: dict[str, float] = json.loads(process.stdout)
+    return reading
 
 
 def read(root: Path) -> dict[str, float]:
-    """What a viewer does with the store at ``root``: read everything, look again, look again after one run wrote.
+    """Read the store at ``root`` as a viewer does, poll it, and poll it again after a run has written an event.
 
-    ``floor_s`` is for comparison: the same bytes read and decoded, and the events dropped at once.
+    ``decode_s`` is the lower bound of reading: the time to read and decode the same bytes without keeping the events.
     """
-    before_mib = peak_mib()
+    start_mib = peak_rss_mib()
     store = Store(root)
-    began = time.perf_counter()
+    started_s = time.perf_counter()
     runs = store.runs()
-    read_s = time.perf_counter() - began
-    read_peak_mib = peak_mib()
+    read_s = time.perf_counter() - started_s
+    read_peak_mib = peak_rss_mib()
     assert not store.problems
     events = sum(run.state.seq for run in runs)
     polls, changed = [], []
     for i in range(POLLS):
-        polls.append(_seconds(store))
+        polls.append(_poll_s(store))
         log = EventLog(runs[i].paths.events)
         log.append(_epoch(99, 4.0, 345.0))
         log.close()
-        changed.append(_seconds(store))
+        changed.append(_poll_s(store))
         assert runs[i].state.epochs[-1].epoch == 99
     paths = [run.paths.events for run in runs]
     del store, runs
     gc.collect()
     decoder = msgspec.json.Decoder(AnyEvent)
-    began = time.perf_counter()
+    started_s = time.perf_counter()
     for path in paths:
         decoder.decode_lines(path.read_bytes())
     return {
@@ -281,48 +282,48 @@ def read(root: Path) -> dict[str, float]:
         "read_s": read_s,
         "poll_s": statistics.median(polls),
         "poll_one_changed_s": statistics.median(changed),
-        "floor_s": time.perf_counter() - began,
-        "start_mib": before_mib,
+        "decode_s": time.perf_counter() - started_s,
+        "start_mib": start_mib,
         "peak_mib": read_peak_mib,
     }
 
 
-def _seconds(store: Store) -> float:
-    began = time.perf_counter()
+def _poll_s(store: Store) -> float:
+    started_s = time.perf_counter()
     store.runs()
-    return time.perf_counter() - began
+    return time.perf_counter() - started_s
 
 
-def peak_mib() -> float:
-    """Most resident memory of this process so far. What ``getrusage`` says is at least what the parent had at the fork,
-    so the kernel's own mark is taken where it can be read."""
+def peak_rss_mib() -> float:
+    """Return the peak resident memory of this process.
+
+    On Linux from ``/proc``, since ``getrusage`` in a child process is never below the parent's memory at the fork.
+    """
     try:
-        mark = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        match = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:
-        mark = None
-    if mark:
-        return int(mark[1]) / 2**10
+        match = None
+    if match:
+        return int(match[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Lines of the table that ``run.py`` prints."""
-    found, whole = result["median"], result["runs"] == 1_000
-    size = f"{result['runs']:,} runs × {result['events_per_run']:,} events"
+def rows(result: dict[str, Any]) -> list[Row]:
+    """Return a row for reading the store, which has a goal at full size, and one for polling it."""
+    median, full_size = result["median"], result["runs"] == 1_000
     return [
-        {
-            "what": f"reading {size}",
-            "measured": f"{found['read_s']:.2f} s (floor {found['floor_s']:.2f} s), peak {found['peak_mib']:,.0f} MiB",
-            "goal": f"< {result['goal_read_s']:g} s" if whole else None,
-            "met": found["read_s"] < result["goal_read_s"] if whole else None,
-        },
-        {
-            "what": "looking again: nothing new · one run wrote",
-            "measured": f"{found['poll_s'] * 1e3:.0f} ms · {found['poll_one_changed_s'] * 1e3:.0f} ms",
-            "goal": None,
-            "met": None,
-        },
+        Row(
+            what=f"store: read {result['runs']:,} runs × {result['events_per_run']:,} events",
+            measured=f"{median['read_s']:.2f} s (decoding alone {median['decode_s']:.2f} s), "
+            f"peak memory {median['peak_mib']:,.0f} MiB",
+            goal=f"< {result['goal_read_s']:g} s" if full_size else None,
+            met=median["read_s"] < result["goal_read_s"] if full_size else None,
+        ),
+        Row(
+            what="store: poll, without and with a new event",
+            measured=f"{median['poll_s'] * 1e3:.0f} ms, {median['poll_one_changed_s'] * 1e3:.0f} ms",
+        ),
     ]
 
 
@@ -331,4 +332,4 @@ if __name__ == "__main__":
     parser.add_argument("--read", type=Path, required=True, help="store to read once, in this process")
     json.dump(read(parser.parse_args().read), sys.stdout)
     sys.stdout.flush()
-    os._exit(0)  # freeing a million events is not part of it
+    os._exit(0)  # skip freeing a million events

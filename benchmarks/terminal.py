@@ -1,7 +1,7 @@
-"""A terminal for a program to draw on, without the drawing: a pty whose bytes are counted, searched and kept.
+"""A terminal that draws nothing: a pty whose output is recorded, counted and searched.
 
-It answers the questions that Textual asks at the start as most terminals of today do. Everything happens in one thread:
-who waits for something reads meanwhile, and a line of limited speed reads no faster than that.
+It answers Textual's queries at startup as most modern terminals do. There is only one thread: methods that wait for
+something read the output meanwhile, at most as fast as a slow connection would carry it.
 """
 
 import contextlib
@@ -22,23 +22,23 @@ from typing import NamedTuple
 WIDTH, HEIGHT = 120, 40
 READ = 65_536
 SLICE = 256
-"""Bytes read at once from a slow line."""
+"""Bytes per read on a slow connection."""
 ANSWERS = {
-    b"\x1b[?2026$p": b"\x1b[?2026;2$y",  # synchronised output: known
-    b"\x1b[?2048$p": b"\x1b[?2048;0$y",  # resizing in band: not known
+    b"\x1b[?2026$p": b"\x1b[?2026;2$y",  # synchronized output: supported
+    b"\x1b[?2048$p": b"\x1b[?2048;0$y",  # in-band resize notifications: not supported
 }
 _ESCAPES = re.compile(rb"\x1b\[[0-9;:?<=>]*[ -/]*[@-~]|\x1b[@-Z\\-_=>]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 
 
-class Piece(NamedTuple):
-    """Bytes that were read at once, and when."""
+class Chunk(NamedTuple):
+    """Bytes of one read and the ``time.monotonic()`` of the read."""
 
-    at: float
+    at_s: float
     data: bytes
 
 
 class Terminal:
-    """``command`` on a pty of 120 × 40. ``bytes_per_s``: how fast the line is; None reads whatever there is."""
+    """A program on a pty. ``bytes_per_s`` is the speed of the connection; None is unlimited."""
 
     def __init__(
         self,
@@ -49,16 +49,16 @@ class Terminal:
         bytes_per_s: float | None = None,
         size: tuple[int, int] = (WIDTH, HEIGHT),
     ) -> None:
-        self.pieces: list[Piece] = []
+        self.chunks: list[Chunk] = []
         self._bytes_per_s = bytes_per_s
-        self._credit, self._credited = 0.0, time.monotonic()
+        self._allowance, self._allowance_at_s = 0.0, time.monotonic()
+        """Bytes that the connection may carry, and the time at which they were computed."""
         self._unanswered = dict(ANSWERS)
         self._tail = b""
         self._master, slave = pty.openpty()
         os.set_blocking(self._master, False)
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
-        self.began = time.perf_counter()
-        self._began_at = time.monotonic()
+        self._started_s = time.monotonic()
         self.process = subprocess.Popen(
             command,
             stdin=slave,
@@ -67,7 +67,7 @@ class Terminal:
             cwd=cwd,
             env=dict(environment),
             start_new_session=True,
-            preexec_fn=_own_the_terminal,
+            preexec_fn=_set_controlling_terminal,
         )
         os.close(slave)
 
@@ -80,7 +80,7 @@ class Terminal:
         self.close()
 
     def close(self) -> None:
-        """End the program as a closed window does, and wait until it is gone."""
+        """Terminate the program and wait for its end; kill it after ten seconds."""
         self._bytes_per_s = None
         if self.process.poll() is None:
             self.process.terminate()
@@ -95,86 +95,87 @@ class Terminal:
 
     @property
     def received(self) -> int:
-        """Bytes read so far."""
-        return sum(len(piece.data) for piece in self.pieces)
+        """Number of bytes read so far."""
+        return sum(len(chunk.data) for chunk in self.chunks)
 
     def send(self, keys: bytes) -> float:
-        """Press keys; the time at which that was."""
-        at = time.monotonic()
+        """Press keys and return the ``time.monotonic()`` at which they were pressed."""
+        at_s = time.monotonic()
         os.write(self._master, keys)
-        return at
+        return at_s
 
-    def read(self, most_s: float) -> bytes:
-        """What arrives next, waiting no longer than ``most_s``; empty if nothing does."""
-        most, most_s = self._allowance(most_s)
-        deadline = time.monotonic() + most_s
-        while not most:
+    def read(self, timeout_s: float) -> bytes:
+        """Return the next bytes, or none if nothing arrives within ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        while not (size := self._readable()):
             time.sleep(max(min(deadline - time.monotonic(), SLICE / (self._bytes_per_s or 1.0)), 0.0))
             if time.monotonic() >= deadline:
                 return b""
-            most, _ = self._allowance(0.0)
         rest_s = max(deadline - time.monotonic(), 0.0)
         if not select.select([self._master], [], [], rest_s)[0]:
             return b""
         try:
-            data = os.read(self._master, most)
-        except OSError:  # the program has ended and closed the other end
-            self._check()
+            data = os.read(self._master, size)
+        except OSError:  # the program has ended and its end of the pty is closed
+            self._raise_if_ended()
             return b""
-        self._credit -= len(data)
-        self.pieces.append(Piece(time.monotonic(), data))
+        self._allowance -= len(data)
+        self.chunks.append(Chunk(time.monotonic(), data))
         self._answer(data)
         return data
 
-    def _allowance(self, most_s: float) -> tuple[int, float]:
-        """Bytes that may be read now. A line that was idle does not catch up on what it did not send."""
+    def _readable(self) -> int:
+        """Return the number of bytes that may be read now. Capacity of an idle connection is lost."""
         if self._bytes_per_s is None:
-            return READ, most_s
-        now = time.monotonic()
-        self._credit = min(self._credit + (now - self._credited) * self._bytes_per_s, 2.0 * SLICE)
-        self._credited = now
-        return (SLICE if self._credit >= SLICE else 0), most_s
+            return READ
+        now_s = time.monotonic()
+        self._allowance = min(self._allowance + (now_s - self._allowance_at_s) * self._bytes_per_s, 2.0 * SLICE)
+        self._allowance_at_s = now_s
+        return SLICE if self._allowance >= SLICE else 0
 
     def _answer(self, data: bytes) -> None:
         if not self._unanswered:
             return
         self._tail = self._tail[-16:] + data
-        for question in [q for q in self._unanswered if q in self._tail]:
-            os.write(self._master, self._unanswered.pop(question))
+        for query in [query for query in self._unanswered if query in self._tail]:
+            os.write(self._master, self._unanswered.pop(query))
 
-    def _check(self) -> None:
+    def _raise_if_ended(self) -> None:
         if self.process.poll() is not None:
-            said = shown(b"".join(piece.data for piece in self.pieces[-20:])).decode(errors="replace")
-            raise RuntimeError(f"the program has ended with exit code {self.process.returncode}:\n{said[-2_000:]}")
+            output = visible(b"".join(chunk.data for chunk in self.chunks[-20:])).decode(errors="replace")
+            raise RuntimeError(f"the program ended with exit code {self.process.returncode}:\n{output[-2_000:]}")
         time.sleep(0.01)
 
-    def watch(self, seconds: float) -> list[Piece]:
-        """Read for so long; what has arrived."""
-        first, deadline = len(self.pieces), time.monotonic() + seconds
-        while (rest := deadline - time.monotonic()) > 0:
-            self.read(rest)
-        return self.pieces[first:]
+    def watch(self, seconds: float) -> list[Chunk]:
+        """Read for ``seconds`` and return the chunks."""
+        first, deadline = len(self.chunks), time.monotonic() + seconds
+        while (rest_s := deadline - time.monotonic()) > 0:
+            self.read(rest_s)
+        return self.chunks[first:]
 
-    def until(self, found: Callable[[bytes], object], most_s: float, *, first: int = 0) -> float:
-        """Read until ``found`` is true of all bytes from the piece ``first`` on; seconds since the program's start.
-        Raises TimeoutError."""
-        deadline = self._began_at + most_s if first == 0 else time.monotonic() + most_s
-        seen = b"".join(piece.data for piece in self.pieces[first:])
-        while not found(seen):
-            rest = deadline - time.monotonic()
-            if rest <= 0:
-                raise TimeoutError(f"not on the screen after {most_s:g} s:\n{shown(seen[-4_000:]).decode()}")
-            seen += self.read(rest)
-        return time.perf_counter() - self.began
+    def until(self, found: Callable[[bytes], object], timeout_s: float, *, first: int = 0) -> float:
+        """Read until ``found`` is true of all bytes from chunk ``first`` on, and return the seconds since the start of
+        the program.
+
+        Raises TimeoutError if that takes more than ``timeout_s`` from now or, if ``first`` is 0, from the start.
+        """
+        deadline = timeout_s + (self._started_s if first == 0 else time.monotonic())
+        output = b"".join(chunk.data for chunk in self.chunks[first:])
+        while not found(output):
+            rest_s = deadline - time.monotonic()
+            if rest_s <= 0:
+                raise TimeoutError(f"not on the screen after {timeout_s:g} s:\n{visible(output[-4_000:]).decode()}")
+            output += self.read(rest_s)
+        return time.monotonic() - self._started_s
 
 
-def _own_the_terminal() -> None:
-    """Makes the pty the controlling terminal of the new session, as a terminal's shell has it."""
+def _set_controlling_terminal() -> None:
+    """Make the pty the controlling terminal of the new session."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """For programs under test: a modern terminal, and no settings of the person who measures."""
+    """Return the environment of a program under test: a modern terminal, with default settings and empty folders."""
     hidden = {"COLUMNS", "LINES", "LC_ALL", "LC_CTYPE", "NO_COLOR", "PYTHONDONTWRITEBYTECODE", "PYTHONWARNINGS"}
     kept = {
         name: value
@@ -191,6 +192,6 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def shown(data: bytes) -> bytes:
-    """``data`` without its escape sequences: each stands for a jump or a colour, so a space takes its place."""
+def visible(data: bytes) -> bytes:
+    """Return ``data`` with a space for each escape sequence, since a sequence may move the cursor."""
     return re.sub(rb" +", b" ", _ESCAPES.sub(b" ", data))

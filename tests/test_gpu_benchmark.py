@@ -478,12 +478,15 @@ def test_goals_depend_only_on_measurements(tmp_path: Path, import_benchmark: Imp
         step |= {"baseline_fp32_s": 8 * whole_s / epochs / 100, "baseline_bf16_s": whole_s / epochs / 100}
         document["rehearsal"] = True
         assert {goal["met"] for goal in goals(document)} == {None}
-        assert "| GPU | all twelve, ten epochs, bf16 | not measured yet |" in readme_table()
+        assert "| GPU | all twelve experiments, ten epochs, bf16 | not measured yet |" in readme_table()
         document["rehearsal"] = False
         whole, fp32, bf16, *_ = goals(document)
         assert (whole["met"], fp32["met"]) == (met, True)
         assert bf16["met"] is (False if epochs == 10 else None)
-        assert f"| Some card, 2026-01-02 | all twelve, ten epochs, bf16, whole command | {whole_s} s" in readme_table()
+        assert (
+            f"| Some card, 2026-01-02 | all twelve experiments, ten epochs, bf16, one command | {whole_s} s"
+            in readme_table()
+        )
         note = "" if epochs == 10 else " (9 epochs instead of 10)"
         assert f"8.0 ×{note} (plain PyTorch extrapolated to {8 * whole_s:,} s" in readme_table()
         assert "| GPU |" not in readme_table()

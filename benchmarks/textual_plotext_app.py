@@ -1,10 +1,13 @@
-"""What the console is compared with: the widget of textual-plotext, used as its documentation shows.
+"""An app with the widget of textual-plotext, with which ``console.py`` compares the console.
 
-It draws the train curves of every run of a store, each tenth of a second, in an area as large as the console's own
-curves at 120 × 40, and nothing else but a line that counts key presses. It reads the store as the console does.
+    python benchmarks/textual_plotext_app.py STORE
 
-    python benchmarks/stock.py STORE
+It reads the store as the console does and draws the train curve of every run ten times per second, in an area as large
+as the console's curves at 120 × 40, as in the widget's documentation. Below is a line that counts key presses.
 """
+
+# textual-plotext is optional.
+# mypy: disable-error-code="import-not-found"
 
 import math
 import sys
@@ -18,11 +21,11 @@ from lmconsole.runs.store import Store
 
 REFRESH_S = 0.1
 AREA = 118, 23
-"""Columns and rows of the console's curves, legend included."""
+"""Columns and rows of the console's curves, including the legend."""
 
 
-class StockApp(App[None]):
-    """A plot, and a line that shows that keys arrive."""
+class PlotextApp(App[None]):
+    """A plot and a counter of key presses."""
 
     def __init__(self, store: Path) -> None:
         super().__init__()
@@ -30,12 +33,10 @@ class StockApp(App[None]):
         self._presses = 0
 
     def compose(self) -> ComposeResult:
-        """The plot and the line."""
         yield PlotextPlot()
         yield Static("presses 0", id="presses")
 
     def on_mount(self) -> None:
-        """Begin to draw."""
         plot = self.query_one(PlotextPlot)
         plot.styles.width, plot.styles.height = AREA
         self.set_interval(REFRESH_S, self._draw)
@@ -53,10 +54,9 @@ class StockApp(App[None]):
         plot.refresh()
 
     def on_key(self) -> None:
-        """Count it, where it can be seen."""
         self._presses += 1
         self.query_one("#presses", Static).update(f"presses {self._presses}")
 
 
 if __name__ == "__main__":
-    StockApp(Path(sys.argv[1])).run()
+    PlotextApp(Path(sys.argv[1])).run()

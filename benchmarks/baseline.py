@@ -1,4 +1,7 @@
-"""The training step as a textbook writes it, in plain PyTorch: what ours is measured against."""
+"""The baseline: the same training step in plain PyTorch."""
+
+# torch is only partly annotated.
+# mypy: allow-untyped-calls
 
 import re
 from collections.abc import Iterator
@@ -22,7 +25,7 @@ OPTIMIZERS: dict[str, Any] = {
 
 
 class Windows(Dataset[tuple[Tensor, Tensor]]):
-    """Every window of a token stream as (ids, targets)."""
+    """The windows of a token stream as pairs of ids and targets, (T,) each."""
 
     def __init__(self, tokens: Tensor, window: int) -> None:
         self.tokens, self.window = tokens, window
@@ -31,31 +34,37 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         return (len(self.tokens) - 1) // self.window
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        piece = self.tokens[i * self.window : (i + 1) * self.window + 1]
-        return piece[:-1], piece[1:]
+        window = self.tokens[i * self.window : (i + 1) * self.window + 1]
+        return window[:-1], window[1:]
 
 
-class TextbookModel(nn.Module):
-    """The same architectures out of PyTorch's own parts."""
+class BaselineModel(nn.Module):
+    """The architectures of ``lmconsole.lm``, built from PyTorch's own modules."""
+
+    position: Tensor
+    """Position embeddings (T, C)."""
 
     def __init__(self, settings: Settings, tables: Tables) -> None:
         super().__init__()
         C = settings.channels
-        self.embedding = nn.Embedding.from_pretrained(tables.tokens, freeze=True, padding_idx=0)
-        self.lstm = self.encoder = None
+        self.embedding: nn.Embedding = nn.Embedding.from_pretrained(tables.tokens, freeze=True, padding_idx=0)
+        self.lstm: nn.LSTM | None = None
         if settings.model == "lstm":
+            assert settings.hidden is not None
             self.lstm = nn.LSTM(C, settings.hidden, settings.layers, batch_first=True)
             self.project = nn.Linear(settings.hidden, C)
         else:
+            assert settings.heads is not None
+            assert settings.mlp_channels is not None
             self.register_buffer("position", tables.position)
             block = nn.TransformerEncoderLayer(
                 C, settings.heads, settings.mlp_channels, dropout=0.0, activation="gelu", batch_first=True
             )
             self.encoder = nn.TransformerEncoder(block, settings.layers, enable_nested_tensor=False)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Logits (B, T, V)."""
-        x = self.embedding(ids)
+    def forward(self, ids: Tensor) -> Tensor:  # (B, T)
+        """Return logits (B, T, V)."""
+        x: Tensor = self.embedding(ids)  # (B, T, C)
         if self.lstm is not None:
             x = torch.relu(self.project(self.lstm(x)[0]))
         else:
@@ -64,8 +73,8 @@ class TextbookModel(nn.Module):
         return x @ self.embedding.weight.T
 
 
-def their_names(ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights under the names of PyTorch's encoder layer."""
+def baseline_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state of an lmconsole model under the parameter names of ``BaselineModel``."""
     names = [
         (r"^body\.(lstm|project)\.", r"\1."),
         (r"^body\.blocks\.", "encoder.layers."),
@@ -77,20 +86,20 @@ def their_names(ours: dict[str, Tensor]) -> dict[str, Tensor]:
         (r"narrow\.", "linear2."),
     ]
     renamed = {}
-    for name, weight in ours.items():
+    for name, weight in state.items():
         for pattern, replacement in names:
             name = re.sub(pattern, replacement, name)
         renamed[name] = weight
     return renamed
 
 
-def textbook_steps(
-    settings: Settings, tables: Tables, tokens: Tensor, weights: dict[str, Tensor], precision: Precision, where: str
+def baseline_steps(
+    settings: Settings, tables: Tables, tokens: Tensor, state: dict[str, Tensor], precision: Precision, device: str
 ) -> Iterator[float]:
-    """One training step a turn, and its mean loss. ``weights`` to start from are our model's."""
-    model = TextbookModel(settings, tables)
-    model.load_state_dict(their_names(weights), strict=False)
-    model.to(where)
+    """Take a training step at each iteration and yield its mean loss in nats. ``state`` is an lmconsole model's."""
+    model = BaselineModel(settings, tables)
+    model.load_state_dict(baseline_state(state), strict=False)
+    model.to(device)
     optimizer = OPTIMIZERS[settings.optimizer](
         [p for p in model.parameters() if p.requires_grad],
         settings.learning_rate,
@@ -100,9 +109,9 @@ def textbook_steps(
     loader = DataLoader(Windows(tokens, settings.window_tokens), settings.batch_size)
     while True:
         for ids, targets in loader:
-            ids, targets = ids.to(where), targets.to(where)
+            ids, targets = ids.to(device), targets.to(device)
             optimizer.zero_grad()
-            with autocast(precision, where):
+            with autocast(precision, device):
                 log_p = F.log_softmax(model(ids), dim=-1)
                 loss = F.nll_loss(log_p.flatten(0, 1), targets.flatten())
             loss.backward()
