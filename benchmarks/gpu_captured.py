@@ -209,4 +209,4 @@ def gang(workload: Workload, stage: Stage) -> dict[str, Any]:
 
 def _new_stream(device: str) -> AbstractContextManager[Any]:
     """Return a context that launches kernels on a new stream; one that does nothing on a CPU."""
-    return nullcontext() if device == "cpu" else torch.cuda.stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
+    return nullcontext() if device == "cpu" else torch.cuda.stream(torch.cuda.Stream())

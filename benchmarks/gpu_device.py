@@ -58,7 +58,7 @@ def machine(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "lmconsole": __version__,
         **versions(),
-        "cudnn": None if device == "cpu" else torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "cudnn": None if device == "cpu" else torch.backends.cudnn.version(),
     }
 
 
@@ -359,7 +359,7 @@ def median_s(work: Callable[[], object], device: str, repetitions: int = 20) -> 
             work()
             seconds.append(time.perf_counter() - began)
         return statistics.median(seconds)
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(repetitions + 1)]  # type: ignore[no-untyped-call]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repetitions + 1)]
     events[0].record()
     for event in events[1:]:
         work()

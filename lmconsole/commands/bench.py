@@ -15,7 +15,7 @@ from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import AUTO, unknown
 
 BUSY_LOAD = 0.5
-"""Load average from which on the note below the table says that other processes slowed the measurement down."""
+"""Load average from which a note says that other processes slowed the measurement down."""
 
 
 def run_bench(preset: str, device: str, precision: str | None, experiments: Path | None, *, json: bool) -> None:

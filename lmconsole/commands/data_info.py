@@ -23,7 +23,7 @@ def show_data(data: Path | None, embeddings: Path | None, preset: str, experimen
 def data_report(
     data: Path | None, embeddings: Path | None, preset: str, experiments: Path | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return a description of the corpus for JSON, and the same in lines. ``auto`` describes the folder that is found,
+    """Return a description of the corpus for JSON, and its lines of text. ``auto`` describes the folder that is found,
     or else the demo corpus. Raises CorpusError, EmbeddingsError or PlanError."""
     plan = load_plan(experiments)
     folder = find_data(data, environ=os.environ, cwd=Path.cwd())

@@ -109,7 +109,7 @@ class Attempt:
 
 
 def uses_gpu_alone(started: Started, queued: Queued | None) -> bool:
-    """Return whether the energy of the board is this run's, since all processes and MIG slices share one counter.
+    """Return whether the energy of the board is this run's alone: processes and MIG slices share one counter.
 
     A GPU whose processes the driver hides, as in containers, counts as used alone.
     """

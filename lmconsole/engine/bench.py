@@ -80,7 +80,7 @@ def measure(request: BenchRequest) -> BenchResult:
     """Measure in this process, which loads torch. Raises LmconsoleError."""
     from lmconsole.lm import device
     from lmconsole.lm.memory import keep_freed_memory
-    from lmconsole.lm.throughput import peak_matmul_gflops as peak_matmul_gflops
+    from lmconsole.lm.throughput import peak_matmul_gflops
 
     began, load_1min = time.monotonic(), os.getloadavg()[0]
     everything = device.describe_devices()

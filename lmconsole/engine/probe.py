@@ -29,8 +29,8 @@ TIMEOUT_S = 1800.0
 """Enough time to tokenize a large text for the first time."""
 
 ONE_THREAD_FLOPS = 50e9
-"""Floating-point operations of a training step below which it gets one thread, and one run per core trains at once.
-Together they are faster than one after the other with all threads, because threads that share a small step
+"""Floating-point operations of a training step below which a run gets one thread, and as many runs train at once as
+there are cores. That is faster than one run after the other with all threads, because threads that share a small step
 mostly wait for each other. benchmarks/jobs.py measures it: on two cores several runs gain 1.3 to 1.6 times up to 14
 GFLOP, and little from 33 GFLOP on (docs/performance.md)."""
 

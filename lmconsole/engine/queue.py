@@ -103,7 +103,7 @@ def decide(
 
 
 def _decide_one(same: list[Run]) -> tuple[Action, Run | None]:
-    """Return the action for a run of which the store has these, oldest first, and the one that it concerns."""
+    """Return the action for a run, and the one of the ``same`` runs in the store (oldest first) that it concerns."""
     for run in reversed(same):
         if run.status.active or (run.status is not Status.FINISHED and run.worker() is not None):
             return Action.ACTIVE, run

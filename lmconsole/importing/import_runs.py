@@ -96,16 +96,6 @@ def _interpret(source: Source, plan: Plan, known: Sequence[Run]) -> tuple[RunInf
     seed = _integer(stated_seed, "seed") if stated_seed is not None else 0
     if not 0 <= seed < 2**63:
         raise ImportSourceError(f"seed: {seed} is not between 0 and 2^63 - 1")
-    identity = (
-        experiment.model,
-        experiment.layers,
-        experiment.optimizer,
-        seed,
-        denominator,
-        stated,
-        [event.valid_ppl for event in epochs],
-        [name_non_finite(event) for event in epochs],
-    )
     info = RunInfo(
         schema=SCHEMA,
         run="",
@@ -115,7 +105,7 @@ def _interpret(source: Source, plan: Plan, known: Sequence[Run]) -> tuple[RunInf
         settings=resolved.settings,
         origins={**origins, "seed": STATED if stated_seed is not None else ASSUMED},
         seed=seed,
-        config_hash="imported-" + hashlib.sha256(msgspec.json.encode(identity)).hexdigest(),
+        config_hash=_config_hash(experiment, seed, denominator, stated, epochs),
         corpus=_corpus(resolved.settings.vocabulary),
         embeddings=None,
         threads=None,
@@ -128,8 +118,20 @@ def _interpret(source: Source, plan: Plan, known: Sequence[Run]) -> tuple[RunInf
     return info, epochs
 
 
-def _stated_settings(source: Source, experiment: Experiment, epochs: int) -> dict[str, int | float]:
-    stated: dict[str, int | float] = {}
+def _config_hash(
+    experiment: Experiment, seed: int, denominator: Denominator, stated: Mapping[str, float], epochs: Sequence[Epoch]
+) -> str:
+    """Return a hash by which a source is recognized if it is imported again, also after an import by version 0.1.0."""
+    events = [msgspec.to_builtins(name_non_finite(event)) for event in epochs]
+    for event in events:
+        del event["energy_j"]  # not a field of version 0.1.0, and never known for imported runs
+    setting = (experiment.model, experiment.layers, experiment.optimizer, seed, denominator, stated)
+    identity = (*setting, [event.valid_ppl for event in epochs], events)
+    return "imported-" + hashlib.sha256(msgspec.json.encode(identity)).hexdigest()
+
+
+def _stated_settings(source: Source, experiment: Experiment, epochs: int) -> dict[str, float]:
+    stated: dict[str, float] = {}
     for name in ("epochs", "batch_size", "learning_rate", "weight_decay", "momentum", "window_tokens"):
         value = stated_value(source.stated, name)
         if value is not None and applies(name, experiment):
@@ -172,22 +174,30 @@ def _choice(source: Source, setting: str, known: Mapping[str, str]) -> str:
 def _integer(value: object, setting: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value  # a float would round large seeds
-    number = _float(value, setting)
-    if not number.is_integer():
+    number = _parse(value, setting)
+    if number is None or not number.is_integer():
         raise ImportSourceError(f"{setting}: {str(value)[:40]!r} is not a whole number")
     return int(number)
 
 
 def _float(value: object, setting: str) -> float:
-    if value is None:
-        raise ImportSourceError(f"{setting} is not stated")
-    try:
-        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float | str) else float(value)
-    except (ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
+    number = _parse(value, setting)
+    if number is None:
         raise ImportSourceError(f"{setting}: {str(value)[:40]!r} is not a number")
     return number
+
+
+def _parse(value: object, setting: str) -> float | None:
+    """Return a finite number; None for anything else."""
+    if value is None:
+        raise ImportSourceError(f"{setting} is not stated")
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _experiment(plan: Plan, known: Sequence[Run], source: Source) -> Experiment:

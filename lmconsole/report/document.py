@@ -118,11 +118,11 @@ _COMPARISON = "Table 3 compares these results with others."
 
 
 def _completeness(group: Group) -> list[Block]:
-    incomplete = describe_incomplete_runs(group)
+    incomplete, runs = describe_incomplete_runs(group), len(group.runs)
     if not incomplete:
-        return [Paragraph(f"All {len(group.runs)} runs are complete.")]
-    complete = len(group.runs) - len(incomplete)
-    return [Paragraph(f"{complete} of {len(group.runs)} runs are complete. The others:"), BulletList(incomplete)]
+        return [Paragraph("The run is complete." if runs == 1 else f"All {runs} runs are complete.")]
+    complete = f"{runs - len(incomplete)} of {runs} runs are complete."
+    return [Paragraph(f"{complete} The others:"), BulletList(incomplete)]
 
 
 def _finding(finding: Finding) -> list[Block]:

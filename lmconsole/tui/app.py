@@ -256,10 +256,10 @@ class Console(App[str]):
     def on_store_actions_queued(self, message: StoreActions.Queued) -> None:
         """Show the preset that was chosen, and what was queued."""
         self.feed.refresh()
-        started = message.started
-        self.main.preset = started.preset
-        self.notify(escape_control_characters(started.message), timeout=8, markup=False)
-        for warning in started.warnings:
+        result = message.result
+        self.main.preset = result.preset
+        self.notify(escape_control_characters(result.message), timeout=8, markup=False)
+        for warning in result.warnings:
             self.notify(escape_control_characters(warning), severity="warning", timeout=12, markup=False)
 
     def on_store_actions_stopping(self, message: StoreActions.Stopping) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import UNKNOWN, perplexity, seconds
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES, Experiment
+from lmconsole.runs.comparable import differ_only_in_seed
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import queue_order
 from lmconsole.tui.feed import FILES_BLOCKED, RunView
@@ -81,11 +82,10 @@ def newest_group(runs: Sequence[RunView]) -> list[RunView]:
     if not runs:
         return []
     newest = runs[-1].info
-    same = (newest.preset, newest.settings, newest.corpus.sha256, newest.corpus.max_tokens, newest.origin)
     latest: dict[int, RunView] = {}
     for view in runs:
         info = view.info
-        if (info.preset, info.settings, info.corpus.sha256, info.corpus.max_tokens, info.origin) == same:
+        if differ_only_in_seed(info, newest):
             latest[info.seed] = view
     return [latest[seed] for seed in sorted(latest)]
 

@@ -25,9 +25,9 @@ class StoreActions:
     class Queued(Message):
         """Runs were queued."""
 
-        def __init__(self, started: actions.StartResult) -> None:
+        def __init__(self, result: actions.StartResult) -> None:
             super().__init__()
-            self.started = started
+            self.result = result
 
     class Stopping(Message):
         """Runs were asked to stop."""

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import factories
 import pytest
 import tiny
 
@@ -16,34 +17,25 @@ from lmconsole import formatting
 from lmconsole.commands.display import active_table, sentence
 from lmconsole.commands.output import console
 from lmconsole.commands.results import results_table
-from lmconsole.runs.events import Epoch, EventLog, Failed, Finished, Progress, Started
+from lmconsole.runs.events import Epoch, Event, Failed, Finished
 from lmconsole.runs.store import Run
 
-STARTED = Started(
-    attempt=1, pid=1, host="h", device="cpu", device_name="CPU", device_uuid=None, versions={}, threads=1,
-    precision="fp32", parameters_total=1, parameters_trainable=1,
-)  # fmt: skip
+STARTED = factories.started()
 
 
 def epoch(n: int) -> Epoch:
-    return Epoch(
-        epoch=n, train_loss_nats=5.0, train_ppl=148.4, valid_loss_nats=5.5, valid_ppl=244.7, train_s=10.0, valid_s=2.0,
-        elapsed_train_s=10.0 * n,
-    )  # fmt: skip
+    return factories.epoch(n, 5.5, 5.0, train_s=10.0, valid_s=2.0, elapsed_train_s=10.0 * n)
 
 
-def run_with(root: Path, *events: object) -> Run:
+def run_with(root: Path, *events: Event) -> Run:
     run = tiny.queue_tiny(root, epochs=4)
-    log = EventLog(run.paths.events)
-    for event in events:
-        log.append(event)  # type: ignore[type-var]
-    log.close()
+    factories.append_events(run.paths, *events)
     run.refresh()
     run._lost = False
     return run
 
 
-PROGRESS = Progress(epoch=2, step=5, steps=10, train_loss_nats=5.0, tokens_per_s=12_345.0, elapsed_train_s=15.0)
+PROGRESS = factories.progress(2, 5, steps=10, elapsed_train_s=15.0)
 
 
 def test_a_row_of_the_live_table_is_complete(tmp_path: Path) -> None:

@@ -4,20 +4,18 @@ import json
 import sys
 from pathlib import Path
 
+import factories
 import msgspec
 import pytest
 import tiny
 from fake_nvml import build_fake_nvml
 
 from lmconsole.engine.attempt import uses_gpu_alone
-from lmconsole.runs.events import Queued, Started
+from lmconsole.runs.events import Queued
 from lmconsole.runs.store import Run
 
 GPU_0 = "GPU-abcdef00-0000-4000-8000-000000000000"
-STARTED = Started(
-    attempt=1, pid=1, host="h", device="cuda:0", device_name="H100", device_uuid=GPU_0, versions={}, threads=1,
-    precision="fp32", parameters_total=1, parameters_trainable=1, shared_gpu=False,
-)  # fmt: skip
+STARTED = factories.started(device="cuda:0", device_uuid=GPU_0, shared_gpu=False)
 
 
 @pytest.mark.parametrize(

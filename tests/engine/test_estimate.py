@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import factories
 import msgspec
 import pytest
 import tiny
@@ -14,7 +15,7 @@ from lmconsole.engine.estimate import Estimate, estimates, makespan_s
 from lmconsole.engine.probe import ProbeAnswer, ResolvedRun
 from lmconsole.engine.queue import decide
 from lmconsole.plan.flops import run_flops
-from lmconsole.runs.events import Epoch, EventLog, Finished, Queued, Started
+from lmconsole.runs.events import Event, Queued
 from lmconsole.runs.store import Run, Store
 from lmconsole.telemetry.host import threads_per_run
 
@@ -31,29 +32,12 @@ def recorded(
 ) -> Run:
     """Record a run that trained all its epochs in ``wall_s``, or with 0 one that has trained half of them so far."""
     run = tiny.queue_tiny(root, model, jobs=jobs, threads=threads_per_run(jobs), fresh=True, **more)
-    log = EventLog(run.paths.events)
-    log.append(
-        Started(
-            attempt=1, pid=1, host="", device="cpu", device_name=device, device_uuid=None, versions={}, threads=1,
-            precision="fp32", parameters_total=1, parameters_trainable=1,
-        )
-    )  # fmt: skip
-    epochs = run.info.settings.epochs if wall_s else run.info.settings.epochs // 2
-    for number in range(1, epochs + 1):
-        log.append(
-            Epoch(
-                epoch=number, train_loss_nats=1.0, train_ppl=2.7, valid_loss_nats=1.0, valid_ppl=2.7, train_s=1.0,
-                valid_s=0.1, elapsed_train_s=1.0 * number,
-            )
-        )  # fmt: skip
+    trained = run.info.settings.epochs if wall_s else run.info.settings.epochs // 2
+    events: list[Event] = [factories.started(device_name=device)]
+    events += [factories.epoch(n, train_s=1.0, valid_s=0.1, elapsed_train_s=1.0 * n) for n in range(1, trained + 1)]
     if wall_s:
-        log.append(
-            Finished(
-                test_ppl_final=2.7, test_ppl_best=2.7, best_epoch=1, best_valid_ppl=2.7, setup_s=1.0, wall_s=wall_s,
-                diverged=False,
-            )
-        )  # fmt: skip
-    log.close()
+        events.append(factories.finished(setup_s=1.0, wall_s=wall_s))
+    factories.append_events(run.paths, *events)
     run.refresh()
     return run
 

@@ -5,23 +5,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import factories
 import psutil
 import pytest
 import tiny
 
 from lmconsole.engine import processes, runner, worker
 from lmconsole.engine.runner import Runner
-from lmconsole.runs.events import EventLog, Queued, Started, Stopped
+from lmconsole.runs.events import Stopped
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Store
-
-STARTED = Started(
-    attempt=1, pid=1, host="h", device="cpu", device_name="CPU", device_uuid=None, versions={}, threads=1,
-    precision="fp32", parameters_total=1, parameters_trainable=1,
-)  # fmt: skip
 
 
 class Dead:
@@ -42,11 +37,7 @@ def test_a_run_queued_again_before_its_end_was_noticed_is_not_marked_failed(tmp_
     serving = Runner(store)
     (seen,) = store.runs()
     serving._workers[run.run] = runner._Worker(Dead(0), "cpu", seen.state.queued_seq)  # type: ignore[arg-type]
-    log = EventLog(run.paths.events)
-    log.append(STARTED)
-    log.append(Stopped(epoch=1, step=1))
-    log.append(Queued(devices=("cpu",), jobs=1))
-    log.close()
+    factories.append_events(run.paths, factories.started(), Stopped(epoch=1, step=1), factories.queued())
     serving._reap(store.runs())
     run.refresh()
     assert run.status is Status.QUEUED
@@ -184,9 +175,7 @@ def test_threads_of_a_worker_spin_briefly_unless_its_user_sets_otherwise(
     process = processes.start_runner(Store(tmp_path / "runs"))
     assert process is not None
     try:
-        deadline = time.monotonic() + 60
-        while (run.refresh() is not None and run.state.started is None) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        factories.wait_until(lambda: run.refresh() is not None and run.state.started)
         assert run.state.started is not None
         found = Path(f"/proc/{run.state.started.pid}/environ").read_bytes().split(b"\0")
         values = [entry.partition(b"=")[2].decode() for entry in found if entry.startswith(b"GOMP_SPINCOUNT=")]
@@ -222,10 +211,7 @@ def test_an_interrupt_before_anything_is_queued_leaves_nothing(tmp_path: Path, n
          "--data", "data"],
         cwd=tmp_path, env=tiny.environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not psutil.Process(process.pid).children():  # the probe
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    factories.wait_until(psutil.Process(process.pid).children)  # the probe
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

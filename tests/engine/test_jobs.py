@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 import tiny
+from factories import append_events
 
 from lmconsole.engine import queue, submit
 from lmconsole.engine.probe import ONE_THREAD_FLOPS, ProbeAnswer, ResolvedRun, threads_for
@@ -16,7 +17,7 @@ from lmconsole.engine.queue import enqueue, jobs_at_once, requeue, training_orde
 from lmconsole.engine.run_options import parse_request
 from lmconsole.plan.flops import step_flops
 from lmconsole.plan.load import builtin_file, load_plan
-from lmconsole.runs.events import EventLog, Queued, Stopped
+from lmconsole.runs.events import Queued, Stopped
 from lmconsole.runs.info import CorpusInfo
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store, queue_order
@@ -28,9 +29,7 @@ LARGE = "hidden = 65536"
 
 
 def stop(run: Run) -> None:
-    log = EventLog(run.paths.events)
-    log.append(Stopped(epoch=1, step=0))
-    log.close()
+    append_events(run.paths, Stopped(epoch=1, step=0))
 
 
 def answer(preset: str) -> ProbeAnswer:

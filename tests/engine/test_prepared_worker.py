@@ -7,20 +7,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import factories
 import psutil
 import pytest
 import tiny
+from factories import wait_until
 
 from lmconsole.engine import runner, worker
 from lmconsole.engine.runner import Runner
 from lmconsole.engine.worker import Turn
-from lmconsole.runs.events import Epoch, EventLog, Queued, Started, Stopped, Telemetry
+from lmconsole.runs.events import Epoch, EventLog, Queued, Stopped, Telemetry
 from lmconsole.runs.lock import Owner
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
@@ -40,13 +41,6 @@ def start_runner(root: Path, prelude: str = AHEAD) -> "subprocess.Popen[bytes]":
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 def status(run: Run) -> Status:
@@ -71,10 +65,10 @@ def test_the_next_run_waits_prepared_and_its_clock_starts_with_its_turn(tmp_path
     alone = tiny.queue_tiny(tmp_path / "alone", seed=2)
     assert tiny.worker(alone, tmp_path / "alone").returncode == 0
     serving = start_runner(tmp_path)
-    wait_for(lambda: trains(first) and holder(second))
+    wait_until(lambda: trains(first) and holder(second))
     waiting = holder(second)
     since = time.monotonic()
-    wait_for(lambda: trains(first) and time.monotonic() - since > 1.5)  # a clock that ran while waiting would show it
+    wait_until(lambda: trains(first) and time.monotonic() - since > 1.5)  # a clock that ran while waiting would show it
     assert holder(third) is None, "one at a time"
     assert (status(second), second.state.started, list(second.state.telemetry)) == (Status.QUEUED, None, [])
     assert second.paths.events.read_bytes().count(b"\n") == 1, "nothing is written before the turn"
@@ -98,11 +92,11 @@ def test_the_next_run_waits_prepared_and_its_clock_starts_with_its_turn(tmp_path
 def test_a_waiting_run_that_is_stopped_records_it_and_makes_room_for_the_next(tmp_path: Path) -> None:
     runs = [tiny.queue_tiny(tmp_path, seed=seed, epochs=LONG) for seed in (1, 2, 3)]
     serving = start_runner(tmp_path)
-    wait_for(lambda: trains(runs[0]) and holder(runs[1]))
+    wait_until(lambda: trains(runs[0]) and holder(runs[1]))
     runs[1].request_stop()
-    wait_for(lambda: status(runs[1]) is Status.STOPPED)
+    wait_until(lambda: status(runs[1]) is Status.STOPPED)
     assert runs[1].state.started is None
-    wait_for(lambda: holder(runs[2]))
+    wait_until(lambda: holder(runs[2]))
     assert status(runs[0]) is Status.RUNNING
     for run in runs:
         run.request_stop()
@@ -116,14 +110,14 @@ def test_a_waiting_run_that_is_stopped_records_it_and_makes_room_for_the_next(tm
 def test_a_waiting_worker_ends_with_its_runner_and_the_next_runner_starts_the_run(tmp_path: Path) -> None:
     first, second = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
     killed = start_runner(tmp_path)
-    wait_for(lambda: trains(first) and holder(second))
+    wait_until(lambda: trains(first) and holder(second))
     killed.kill()
     killed.wait()
-    wait_for(lambda: holder(second) is None)
+    wait_until(lambda: holder(second) is None)
     assert status(second) is Status.QUEUED
     assert holder(first) is not None, "the run that trains goes on"
     serving = start_runner(tmp_path)
-    wait_for(lambda: holder(second) is not None)
+    wait_until(lambda: holder(second) is not None)
     first.request_stop()
     assert serving.wait(60) == 0
     assert (status(first), status(second)) == (Status.STOPPED, Status.FINISHED)
@@ -134,11 +128,11 @@ def test_a_waiting_worker_ends_with_its_runner_and_the_next_runner_starts_the_ru
 def test_a_run_whose_waiting_worker_is_killed_is_started_when_its_turn_comes(tmp_path: Path) -> None:
     first, second = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
     serving = start_runner(tmp_path)
-    wait_for(lambda: trains(first) and holder(second))
+    wait_until(lambda: trains(first) and holder(second))
     pid = holder(second)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: "before its turn" in (tmp_path / "runner-output").read_text())
+    wait_until(lambda: "before its turn" in (tmp_path / "runner-output").read_text())
     assert status(second) is Status.QUEUED
     first.request_stop()
     assert serving.wait(60) == 0
@@ -151,9 +145,9 @@ def test_a_failure_while_waiting_is_tried_again_and_recorded_at_its_turn(tmp_pat
     info = second.paths.info
     info.write_text(info.read_text().replace(second.info.corpus.sha256, "0" * 64))
     serving = start_runner(tmp_path)
-    wait_for(lambda: trains(first) and second.paths.worker_log.exists())
-    wait_for(lambda: "it starts at its turn" in second.paths.worker_log.read_text())
-    wait_for(lambda: holder(second) is None)
+    wait_until(lambda: trains(first) and second.paths.worker_log.exists())
+    wait_until(lambda: "it starts at its turn" in second.paths.worker_log.read_text())
+    wait_until(lambda: holder(second) is None)
     assert status(second) is Status.QUEUED
     first.request_stop()
     assert serving.wait(60) == 0
@@ -170,7 +164,7 @@ def test_data_is_read_once_for_all_runs_of_a_queue(tmp_path: Path, monkeypatch: 
     (tmp_path / "temporary").mkdir()
     first, second = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
     serving = start_runner(tmp_path, AHEAD.replace("True", "False"))
-    wait_for(lambda: trains(first))
+    wait_until(lambda: trains(first))
     (folder,) = (tmp_path / "temporary").glob("lmconsole-*")
     assert folder.stat().st_mode & 0o777 == 0o700
     (entry,) = folder.glob("corpus-*-all")
@@ -212,11 +206,11 @@ def test_a_fast_path_that_fails_while_waiting_leaves_the_run_to_another_process(
 def test_a_waiting_worker_ends_when_its_run_is_removed(tmp_path: Path) -> None:
     first, second = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
     serving = start_runner(tmp_path)
-    wait_for(lambda: trains(first) and holder(second))
+    wait_until(lambda: trains(first) and holder(second))
     pid = holder(second)
     assert pid is not None
     second.paths.folder.rename(tmp_path / "elsewhere")  # at once: the worker may be opening its log
-    wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     first.request_stop()
     assert serving.wait(60) == 0
 
@@ -226,23 +220,8 @@ def test_a_waiting_worker_ends_when_its_run_is_removed(tmp_path: Path) -> None:
 
 def running(run: Run, *events: Epoch | Telemetry, device: str) -> None:
     """Write into the log of ``run`` that it trains on ``device``, then ``events``."""
-    log = EventLog(run.paths.events)
-    log.append(
-        Started(
-            attempt=1, pid=1, host="h", device="cuda:0", device_name="GPU", device_uuid=device, versions={}, threads=1,
-            precision="fp32", parameters_total=1, parameters_trainable=1,
-        )
-    )  # fmt: skip
-    for event in events:
-        log.append(event)
-    log.close()
-
-
-def epoch(number: int) -> Epoch:
-    return Epoch(
-        epoch=number, train_loss_nats=None, train_ppl=None, valid_loss_nats=None, valid_ppl=None, train_s=None,
-        valid_s=None, elapsed_train_s=None,
-    )  # fmt: skip
+    start = factories.started(device="cuda:0", device_name="GPU", device_uuid=device)
+    factories.append_events(run.paths, start, *events)
 
 
 class FakeWorkers:
@@ -304,10 +283,10 @@ def test_the_device_is_left_alone_until_the_other_run_only_has_its_tests_left(
     assert fake.sent == {second.run: []}
     log = EventLog(first.paths.events)
     log.append(Telemetry(phase="train", epoch=1))
-    log.append(epoch(1))
+    log.append(factories.epoch(1))
     fake.step()
     assert fake.sent == {second.run: []}
-    log.append(epoch(2))  # its last
+    log.append(factories.epoch(2))  # its last
     log.close()
     for _ in range(3):
         fake.step()
@@ -324,9 +303,7 @@ def test_the_device_is_left_alone_until_the_other_run_only_has_its_tests_left(
 
 
 def end(run: Run) -> None:
-    log = EventLog(run.paths.events)
-    log.append(Stopped(epoch=1, step=0))
-    log.close()
+    factories.append_events(run.paths, Stopped(epoch=1, step=0))
 
 
 def test_tests_that_come_early_are_seen_by_the_telemetry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +311,7 @@ def test_tests_that_come_early_are_seen_by_the_telemetry(tmp_path: Path, monkeyp
     first, second = queued_on(tmp_path, ("GPU-a",), seeds=2)
     fake = FakeWorkers(tmp_path, monkeypatch)
     fake.step()
-    running(first, epoch(1), Telemetry(phase="test"), device="GPU-a")
+    running(first, factories.epoch(1), Telemetry(phase="test"), device="GPU-a")
     fake.step()
     assert [turn.go for turn in fake.sent[second.run]] == [False]
 
@@ -344,7 +321,7 @@ def test_epochs_of_an_earlier_attempt_do_not_count(tmp_path: Path, monkeypatch: 
     first, second = queued_on(tmp_path, ("GPU-a",), seeds=2)
     fake = FakeWorkers(tmp_path, monkeypatch)
     fake.step()
-    running(first, epoch(1), epoch(2), device="GPU-a")
+    running(first, factories.epoch(1), factories.epoch(2), device="GPU-a")
     running(first, Telemetry(phase="setup"), device="GPU-a")
     fake.step()
     assert fake.sent == {second.run: []}
@@ -365,7 +342,7 @@ def test_a_run_that_cannot_be_prepared_is_not_overtaken(tmp_path: Path, monkeypa
     first, second, third = queued_on(tmp_path, ("GPU-a",), seeds=3)
     fake = FakeWorkers(tmp_path, monkeypatch)
     fake.step()
-    running(first, epoch(1), epoch(2), device="GPU-a")
+    running(first, factories.epoch(1), factories.epoch(2), device="GPU-a")
     fake.runner._not_ahead.add(second.run)
     fake.step()
     assert third.run not in fake.sent
@@ -376,7 +353,7 @@ def test_the_run_that_is_prepared_on_a_device_goes_first_there(tmp_path: Path, m
     fake = FakeWorkers(tmp_path, monkeypatch)
     fake.step()
     for run, device in ((a, "GPU-a"), (b, "GPU-b")):
-        running(run, epoch(1), epoch(2), device=device)
+        running(run, factories.epoch(1), factories.epoch(2), device=device)
     fake.step()
     assert {fake.runner._prepared[run.run].device for run in (c, d)} == {"GPU-a", "GPU-b"}
     free = fake.runner._prepared[d.run].device

@@ -1,29 +1,21 @@
-"""Queuing: what is the same run, and what happens to it."""
+"""Queuing: runs that are the same, and the action for each."""
 
 import subprocess
 import sys
 from pathlib import Path
 
+import factories
 import pytest
 import tiny
+from factories import append_events
 
 from lmconsole.errors import RunActiveError
-from lmconsole.runs.events import EventLog, Failed, Finished, Stopped
+from lmconsole.runs.events import Failed, Stopped
 from lmconsole.runs.state import Status
-from lmconsole.runs.store import Run, Store
-
-FINISHED = Finished(
-    test_ppl_final=1.0, test_ppl_best=1.0, best_epoch=1, best_valid_ppl=1.0, setup_s=0.0, wall_s=1.0, diverged=False
-)
+from lmconsole.runs.store import Store
 
 
-def end(run: Run, event: Finished | Stopped | Failed) -> None:
-    log = EventLog(run.paths.events)
-    log.append(event)
-    log.close()
-
-
-def test_what_decides_the_numbers_decides_whether_runs_are_the_same(tmp_path: Path) -> None:
+def test_runs_are_the_same_if_everything_that_decides_their_numbers_is(tmp_path: Path) -> None:
     base = tiny.queue_tiny(tmp_path).info.config_hash
     others = [
         tiny.queue_tiny(tmp_path, seed=1),
@@ -35,8 +27,8 @@ def test_what_decides_the_numbers_decides_whether_runs_are_the_same(tmp_path: Pa
     ]
     others.append(tiny.queue_tiny(tmp_path / "elsewhere", repeats=9))
     assert len({base, *(run.info.config_hash for run in others)}) == 8
-    scheduled_otherwise = tiny.queue_tiny(tmp_path / "third", threads=2, jobs=3)
-    assert scheduled_otherwise.info.config_hash == base
+    other_schedule = tiny.queue_tiny(tmp_path / "third", threads=2, jobs=3)
+    assert other_schedule.info.config_hash == base
 
 
 def test_an_active_run_is_refused_and_nothing_is_queued(tmp_path: Path) -> None:
@@ -49,7 +41,7 @@ def test_an_active_run_is_refused_and_nothing_is_queued(tmp_path: Path) -> None:
 @pytest.mark.parametrize("last", [Stopped(epoch=1, step=0), Failed(error="x", message="m", hint="h")])
 def test_an_unfinished_run_is_queued_again_in_its_own_folder(tmp_path: Path, last: Stopped | Failed) -> None:
     run = tiny.queue_tiny(tmp_path)
-    end(run, last)
+    append_events(run.paths, last)
     run.paths.stop.touch()
     again = tiny.queue_tiny(tmp_path, jobs=3)
     assert again.run == run.run
@@ -61,7 +53,7 @@ def test_an_unfinished_run_is_queued_again_in_its_own_folder(tmp_path: Path, las
 
 def test_a_finished_run_is_not_repeated_unless_asked(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path)
-    end(run, FINISHED)
+    append_events(run.paths, factories.finished())
     assert tiny.queue_tiny(tmp_path).run == run.run
     assert tiny.queue_tiny(tmp_path, fresh=True).run != run.run
 

@@ -6,15 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import tiny
+from factories import append_events, wait_until
 
 from lmconsole.engine import queue
-from lmconsole.runs.events import EventLog, Queued, Stopped
+from lmconsole.runs.events import Queued, Stopped
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 from lmconsole.telemetry import host
@@ -37,13 +37,6 @@ def start_runner(root: Path, **variables: str) -> "subprocess.Popen[bytes]":
             # A shell that starts tests in the background has them ignore interrupts.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 def status(run: Run) -> Status:
@@ -83,7 +76,7 @@ def test_a_killed_worker_is_declared_failed_and_the_next_one_started(tmp_path: P
     long = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG)
     short = tiny.queue_tiny(tmp_path, seed=2)
     runner = start_runner(tmp_path)
-    wait_for(lambda: progressed(long))
+    wait_until(lambda: progressed(long))
     kill(long)
     assert runner.wait(60) == 0
     assert (status(long), status(short)) == (Status.FAILED, Status.FINISHED)
@@ -97,13 +90,13 @@ def test_workers_outlive_a_killed_runner_and_the_next_runner_respects_them(tmp_p
     orphan = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG)
     waiting = tiny.queue_tiny(tmp_path, seed=2)
     first = start_runner(tmp_path)
-    wait_for(lambda: progressed(orphan))
+    wait_until(lambda: progressed(orphan))
     first.kill()
     first.wait()
     second = start_runner(tmp_path)
     try:
         epochs = len(orphan.state.epochs)
-        wait_for(lambda: orphan.refresh() is not None and len(orphan.state.epochs) > epochs + 3)
+        wait_until(lambda: orphan.refresh() is not None and len(orphan.state.epochs) > epochs + 3)
         assert status(waiting) is Status.QUEUED, "the orphan has the only slot"
         orphan.request_stop()
         assert second.wait(60) == 0
@@ -121,7 +114,7 @@ def test_workers_are_forked_from_one_process_and_each_has_a_session_of_its_own(t
     runner = start_runner(tmp_path)
     try:
         for run in runs:
-            wait_for(lambda run=run: progressed(run))  # type: ignore[misc]
+            wait_until(lambda run=run: progressed(run))  # type: ignore[misc]
         pids = [run.state.started.pid for run in runs if run.state.started is not None]
         parents = {psutil.Process(pid).ppid() for pid in pids}
         assert len(set(pids)) == 2
@@ -140,14 +133,14 @@ def test_workers_are_forked_from_one_process_and_each_has_a_session_of_its_own(t
 def test_workers_outlive_the_process_they_were_forked_from(tmp_path: Path) -> None:
     run, later = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
     runner = start_runner(tmp_path)
-    wait_for(lambda: progressed(run))
+    wait_until(lambda: progressed(run))
     assert run.state.started is not None
     server = psutil.Process(run.state.started.pid).parent()
     assert server is not None
     assert server.pid != runner.pid
     server.kill()
     epochs = len(run.state.epochs)
-    wait_for(lambda: run.refresh() is not None and len(run.state.epochs) > epochs + 3)
+    wait_until(lambda: run.refresh() is not None and len(run.state.epochs) > epochs + 3)
     assert status(later) is Status.QUEUED, "the slot is not free"
     kill(run)
     assert runner.wait(60) == 0
@@ -174,16 +167,16 @@ def test_an_interrupted_runner_ends_at_once_and_its_worker_continues(tmp_path: P
     run = tiny.queue_tiny(tmp_path, epochs=LONG)
     runner = start_runner(tmp_path)
     try:
-        wait_for(lambda: progressed(run))
+        wait_until(lambda: progressed(run))
         runner.send_signal(signal.SIGINT)
         assert runner.wait(20) != 0
         epochs = len(run.state.epochs)
-        wait_for(lambda: run.refresh() is not None and len(run.state.epochs) > epochs + 3)
+        wait_until(lambda: run.refresh() is not None and len(run.state.epochs) > epochs + 3)
     finally:
         run.request_stop()
         runner.kill()
         runner.wait()
-    wait_for(lambda: status(run) is Status.STOPPED)
+    wait_until(lambda: status(run) is Status.STOPPED)
 
 
 def test_where_workers_cannot_be_forked_they_are_started_as_new_programs(tmp_path: Path) -> None:
@@ -227,8 +220,8 @@ def test_a_stop_is_honored_for_a_queued_run(tmp_path: Path) -> None:
     waiting = tiny.queue_tiny(tmp_path, seed=2)
     waiting.request_stop()
     runner = start_runner(tmp_path)
-    wait_for(lambda: status(waiting) is Status.STOPPED)
-    wait_for(lambda: progressed(long))
+    wait_until(lambda: status(waiting) is Status.STOPPED)
+    wait_until(lambda: progressed(long))
     long.request_stop()
     assert runner.wait(60) == 0
     assert waiting.state.started is None
@@ -244,8 +237,8 @@ def test_a_program_is_run_once_when_the_queue_is_empty(tmp_path: Path) -> None:
         "--experiments", str(tiny.write_experiments(tmp_path / "e.toml", tiny.row(1), tiny.row(2, "gpt1"))),
         "--no-export", "--jobs", "2", "--on-finish", shlex.join(program), cwd=tmp_path, check=0,
     )  # fmt: skip
-    wait_for(lambda: Store(tmp_path / "runs").runner() is None)
-    wait_for(lambda: not any(str(marker) in (p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])))
+    wait_until(lambda: Store(tmp_path / "runs").runner() is None)
+    wait_until(lambda: not any(str(marker) in (p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])))
     assert marker.read_text() == "empty\n", done.stderr
     assert not (tmp_path / "not-a-shell").exists()
     assert not (tmp_path / "exports").exists()
@@ -258,7 +251,7 @@ def test_a_second_worker_writes_nothing(tmp_path: Path) -> None:
         env=tiny.environment(tmp_path),
     )
     try:
-        wait_for(lambda: progressed(run))
+        wait_until(lambda: progressed(run))
         quick = "from lmconsole.engine import worker\nworker.LOCK_TIMEOUT_S = 0.1\n"
         assert tiny.worker(run, tmp_path, quick).returncode == 75
         run.request_stop()
@@ -327,9 +320,7 @@ def test_a_resumed_run_with_all_threads_has_the_cores_alone(tmp_path: Path, monk
     for module in (host, queue):
         monkeypatch.setattr(module, "cores", lambda: 2)
     large = tiny.queue_tiny(tmp_path, seed=9, epochs=10, threads=2)
-    log = EventLog(large.paths.events)
-    log.append(Stopped(epoch=1, step=0))
-    log.close()
+    append_events(large.paths, Stopped(epoch=1, step=0))
     before = [tiny.queue_tiny(tmp_path, seed=seed, epochs=30, jobs=2, auto=True) for seed in (1, 2)]
     assert tiny.queue_tiny(tmp_path, seed=9, epochs=10, jobs=2, auto=True).run == large.run
     after = [tiny.queue_tiny(tmp_path, seed=seed, epochs=30, jobs=2, auto=True) for seed in (3, 4)]
@@ -354,9 +345,7 @@ def test_runs_are_started_in_the_order_of_the_queue_whatever_their_age_and_names
 ) -> None:
     monkeypatch.setattr(queue, "utc_now", lambda: "2026-01-01T00:00:00.000Z")
     old = tiny.queue_tiny(tmp_path, seed=8)
-    log = EventLog(old.paths.events)
-    log.append(Stopped(epoch=1, step=0))
-    log.close()
+    append_events(old.paths, Stopped(epoch=1, step=0))
     wanted = [tiny.resolved_tiny(tmp_path, seed=seed) for seed in (7, 8, 3, 5)]
     store, queued = Store(tmp_path / "runs"), Queued(devices=("cpu",), jobs=1)
     queue.enqueue(store, wanted, queued, fresh=False, refuse_active=True, threads=1)

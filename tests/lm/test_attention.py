@@ -1,4 +1,4 @@
-"""One way of computing attention for each device and shape: the rule, and that nothing else computes it."""
+"""The attention backend of each device and shape: the rule, and that no other backend is used."""
 
 from typing import get_args
 
@@ -50,7 +50,7 @@ VOLTA, AMPERE, AMPERE_SMALL, ADA, HOPPER, BLACKWELL, BLACKWELL_SMALL = (
         ("cuda", VOLTA, FP32, 22, "efficient"),
     ],
 )
-def test_device_and_shape_decide_how_attention_is_computed(
+def test_device_and_shape_determine_the_backend(
     device_type: str, capability: tuple[int, int] | None, dtype: torch.dtype, head_channels: int, backend: str
 ) -> None:
     found = attention_backend(device_type, dtype, head_channels=head_channels, capability=capability)
@@ -64,7 +64,7 @@ def settings_of(experiment: int, **changes: object) -> Settings:
 
 
 @pytest.mark.parametrize(
-    ("experiment", "precision", "where", "backend"),
+    ("experiment", "precision", "device_name", "backend"),
     [
         (1, "fp32", "cpu", None),
         (10, "bf16", "cuda:0", None),
@@ -75,15 +75,15 @@ def settings_of(experiment: int, **changes: object) -> Settings:
         (5, "fp32", "cuda:0", "efficient"),
     ],
 )
-def test_what_is_recorded_of_a_run_comes_from_the_same_rule(
-    experiment: int, precision: Precision, where: str, backend: str | None, monkeypatch: pytest.MonkeyPatch
+def test_the_backend_in_the_log_follows_the_same_rule(
+    experiment: int, precision: Precision, device_name: str, backend: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: HOPPER)
-    assert attention_of(settings_of(experiment), precision, where) == backend
+    assert attention_of(settings_of(experiment), precision, device_name) == backend
 
 
 class Called(torch.overrides.TorchFunctionMode):
-    """Whether torch's own attention was called."""
+    """Records whether PyTorch's own attention is called."""
 
     fused = False
 
@@ -94,7 +94,7 @@ class Called(torch.overrides.TorchFunctionMode):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_model_computes_what_is_recorded_in_training_and_in_evaluation(precision: Precision, training: bool) -> None:
+def test_a_model_uses_the_logged_backend_in_training_and_in_evaluation(precision: Precision, training: bool) -> None:
     attention = Attention(channels=12, heads=3, dropout=0.0).train(training)
     with device.autocast(precision, "cpu"), Called() as called, torch.set_grad_enabled(training):
         attention(torch.randn(2, 7, 12))
@@ -103,7 +103,7 @@ def test_a_model_computes_what_is_recorded_in_training_and_in_evaluation(precisi
 
 
 def operations(backend: AttentionBackend, monkeypatch: pytest.MonkeyPatch) -> tuple[set[str], list[Tensor]]:
-    """Operations of a forward and a backward pass with ``backend``, and the features and gradients."""
+    """Return the operations of a forward and a backward pass with ``backend``, and features and gradients."""
     monkeypatch.setattr(gpt1, "attention_backend", lambda *_, **__: backend)
     torch.manual_seed(0)
     attention, x = Attention(channels=12, heads=3, dropout=0.0), torch.randn(2, 7, 12, requires_grad=True)
@@ -114,8 +114,8 @@ def operations(backend: AttentionBackend, monkeypatch: pytest.MonkeyPatch) -> tu
     return {event.key for event in profile.key_averages()}, [y.detach(), x.grad]
 
 
-def test_no_other_backend_than_the_rules_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CPUs have two of torch's backends, of which it prefers flash."""
+def test_only_the_chosen_backend_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch has two backends for CPUs and prefers flash."""
     flash, found = operations("flash", monkeypatch)
     math, expected = operations("math", monkeypatch)
     assert "aten::_scaled_dot_product_flash_attention_for_cpu" in flash
@@ -127,17 +127,17 @@ def test_no_other_backend_than_the_rules_is_used(monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(ours, reference)
 
 
-@pytest.mark.filterwarnings("ignore")  # torch lists what is wrong with each backend
-def test_a_backend_that_torch_does_not_have_ends_the_run_with_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore")  # PyTorch warns about each backend it cannot use
+def test_a_backend_that_pytorch_lacks_is_an_error_with_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TrainingError) as caught:
         operations("efficient", monkeypatch)
     assert caught.value.kind == "attention"
     assert "cpu" in caught.value.message
     assert "no efficient attention for heads of 4 channels in float32" in caught.value.message
-    assert torch.backends.cuda.flash_sdp_enabled(), "torch's switches are what they were"
+    assert torch.backends.cuda.flash_sdp_enabled(), "the global switches are restored"
 
 
-def test_another_error_in_attention_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_in_attention_are_not_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpt1, "attention_backend", lambda *_, **__: "math")
     monkeypatch.setattr(F, "scaled_dot_product_attention", _runs_out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
@@ -149,7 +149,7 @@ def _runs_out_of_memory(*_: object, **__: object) -> Tensor:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_on_a_cpu_no_switch_is_thrown(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_changes_no_global_switches(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("switches cost time on every call")
 
@@ -161,7 +161,7 @@ def test_on_a_cpu_no_switch_is_thrown(precision: Precision, monkeypatch: pytest.
 @pytest.mark.gpu
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("precision", "kernel"), [("bf16", "flash"), ("fp32", "fmha")])
-def test_a_gpu_runs_the_kernel_that_is_recorded(precision: Precision, kernel: str, training: bool) -> None:
+def test_a_gpu_runs_the_logged_kernel(precision: Precision, kernel: str, training: bool) -> None:
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("flash attention needs compute capability 8.0")
     device.apply_precision(precision)

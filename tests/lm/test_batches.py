@@ -1,4 +1,4 @@
-"""Windows of a split as batches: every target once, in its place, and nothing past a window's end."""
+"""Windows of a split as batches: every target once, after its input, and nothing past the end of a window."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from lmconsole.lm.linear_cross_entropy import IGNORE
 
 @given(tokens=st.integers(3, 60), window=st.integers(1, 12), batch=st.integers(1, 5))
 def test_each_target_follows_its_input_and_occurs_once(tokens: int, window: int, batch: int) -> None:
-    stream = np.arange(1, tokens + 1, dtype=np.uint16)  # each token is its own position
+    stream = np.arange(1, tokens + 1, dtype=np.uint16)  # each token is its position
     split = WindowedSplit(stream, window, "cpu")
     seen: list[int] = []
     for windows in torch.arange(len(split)).split(batch):
@@ -25,7 +25,7 @@ def test_each_target_follows_its_input_and_occurs_once(tokens: int, window: int,
     assert sum(split.lengths) == split.targets
 
 
-def test_the_order_of_windows_is_the_callers() -> None:
+def test_windows_come_in_the_given_order() -> None:
     split = WindowedSplit(np.arange(1, 30, dtype=np.int32), 4, "cpu")
     ids, _ = split.batch(torch.tensor([3, 0]))
     assert ids.tolist() == [[13, 14, 15, 16], [1, 2, 3, 4]]

@@ -6,7 +6,6 @@ GPU, CUDA graphs are captured and compared.
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -120,8 +119,9 @@ class Noisy:
         self.optimizer.add_param_group({"params": [spare, silent]})
         loss_sum = self.model.loss_sum
 
-        def loss_with_additions(*batch: Any) -> torch.Tensor:
-            return loss_sum(*batch) + 32 * (spare[0] * slope).sum() + 0 * silent.sum()
+        def loss_with_additions(ids: torch.Tensor, targets: torch.Tensor, precision: Precision) -> torch.Tensor:
+            loss = loss_sum(ids, targets, precision)
+            return loss + 32 * (spare[0] * slope).sum() + 0 * silent.sum()
 
         self.model.loss_sum = loss_with_additions  # type: ignore[method-assign]
         self.noise = torch.Generator().manual_seed(2)

@@ -1,10 +1,11 @@
-"""Embedding tables from real files: both formats, one fingerprint, and every way a file can be wrong."""
+"""Embedding tables from real files: both formats, one fingerprint, and every kind of invalid file."""
 
 import io
 import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def read(path: Path) -> Tables:
 
 
 def problem(path: Path) -> str:
-    """The message and hint of the error that reading ``path`` ends with."""
+    """Return message and hint of the error from reading ``path``."""
     with pytest.raises(EmbeddingsError) as caught:
         read(path)
     assert str(path) in caught.value.message
@@ -49,7 +50,7 @@ def safetensors(path: Path, prefix: str = "", **tensors: torch.Tensor) -> Path:
     return path
 
 
-def test_an_npz_is_read_as_it_stands(tmp_path: Path) -> None:
+def test_an_npz_is_read_unchanged(tmp_path: Path) -> None:
     tables = read(npz(tmp_path / "tables.npz"))
     assert np.array_equal(tables.tokens.numpy(), TOKENS)
     assert np.array_equal(tables.position.numpy(), POSITION[:T])
@@ -84,25 +85,25 @@ def test_both_formats_have_one_fingerprint_and_other_values_another(tmp_path: Pa
     assert fingerprint(first.tokens, first.position) == first.sha256
 
 
-def test_a_name_with_spaces_and_brackets_is_only_a_name(tmp_path: Path) -> None:
+def test_a_file_name_may_contain_spaces_and_brackets(tmp_path: Path) -> None:
     assert read(npz(tmp_path / "my [red] tables.npz")).tokens.shape == (V, C)
 
 
 @pytest.mark.parametrize("name", ["none.npz", "none.safetensors"])
-def test_a_missing_file_says_what_would_be_right(tmp_path: Path, name: str) -> None:
-    said = problem(tmp_path / name)
-    assert "no such file" in said
-    assert "'tokens' (11 x 4)" in said
-    assert "tokens_embed.weight (10 x 4)" in said
+def test_the_error_about_a_missing_file_describes_the_expected_one(tmp_path: Path, name: str) -> None:
+    message = problem(tmp_path / name)
+    assert "no such file" in message
+    assert "'tokens' (11 x 4)" in message
+    assert "tokens_embed.weight (10 x 4)" in message
 
 
-def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
+def test_a_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "folder.npz").mkdir()
     assert "cannot be read" in problem(tmp_path / "folder.npz")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_says_so(tmp_path: Path) -> None:
+def test_a_file_without_permission_is_an_error(tmp_path: Path) -> None:
     path = npz(tmp_path / "tables.npz")
     path.chmod(0)
     assert "Permission denied" in problem(path)
@@ -110,21 +111,21 @@ def test_a_file_without_permission_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tables.npz", "model.safetensors", "tables"])
 @pytest.mark.parametrize("content", [b"", b"hello, I am a text file\n" * 9, b"PK\x03\x04 not really", b"\x80\x04N."])
-def test_something_else_altogether_is_recognised(tmp_path: Path, name: str, content: bytes) -> None:
+def test_other_kinds_of_files_are_recognized(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     assert "is not a readable" in problem(tmp_path / name)
 
 
 @pytest.mark.parametrize("make", [npz, safetensors])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
-def test_a_truncated_file_is_recognised(tmp_path: Path, make: Callable[[Path], Path], share: float) -> None:
+def test_a_truncated_file_is_recognized(tmp_path: Path, make: Callable[[Path], Path], share: float) -> None:
     path = make(tmp_path / ("t.npz" if make is npz else "t.safetensors"))
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
     assert "only part of one" in problem(path)
 
 
-def test_a_flipped_byte_in_an_npz_is_recognised(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_an_npz_is_recognized(tmp_path: Path) -> None:
     path = npz(tmp_path / "tables.npz")
     whole = bytearray(path.read_bytes())
     whole[whole.index(TOKENS[3].tobytes())] ^= 1
@@ -142,7 +143,7 @@ def test_pickled_arrays_are_never_opened(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_header_that_promises_the_moon_takes_no_memory(tmp_path: Path) -> None:
+def test_a_header_with_a_huge_shape_allocates_no_memory(tmp_path: Path) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**12, 10**6)})
     with zipfile.ZipFile(tmp_path / "tables.npz", "w") as archive:
@@ -151,7 +152,7 @@ def test_a_header_that_promises_the_moon_takes_no_memory(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("arrays", "said"),
+    ("arrays", "message"),
     [
         ({"tokens": TOKENS[1:]}, "'tokens' is 10 x 4, expected 11 x 4"),
         ({"tokens": TOKENS.T}, "'tokens' is 4 x 11, expected 11 x 4"),
@@ -165,27 +166,27 @@ def test_a_header_that_promises_the_moon_takes_no_memory(tmp_path: Path) -> None
         ({"position": np.full((T, C), "a")}, "'position' is of type str"),
     ],
 )
-def test_wrong_shapes_and_types_are_named(tmp_path: Path, arrays: dict[str, np.ndarray], said: str) -> None:
-    assert said in problem(npz(tmp_path / "tables.npz", **arrays))
+def test_wrong_shapes_and_types_are_named(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    assert message in problem(npz(tmp_path / "tables.npz", **arrays))
 
 
-def test_a_missing_array_names_those_that_are_there(tmp_path: Path) -> None:
+def test_the_error_about_a_missing_array_lists_the_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "tables.npz", wte=TOKENS, position=POSITION)
-    said = problem(tmp_path / "tables.npz")
-    assert "no array 'tokens'" in said
-    assert "position, wte" in said
+    message = problem(tmp_path / "tables.npz")
+    assert "no array 'tokens'" in message
+    assert "position, wte" in message
 
 
-def test_a_missing_tensor_names_some_that_are_there(tmp_path: Path) -> None:
+def test_the_error_about_a_missing_tensor_lists_some_tensors(tmp_path: Path) -> None:
     save_file({f"h.{i}.weight": torch.ones(1) for i in range(20)}, tmp_path / "model.safetensors")
-    said = problem(tmp_path / "model.safetensors")
-    assert "no tensor 'tokens_embed.weight'" in said
-    assert "h.0.weight" in said
-    assert "…" in said
+    message = problem(tmp_path / "model.safetensors")
+    assert "no tensor 'tokens_embed.weight'" in message
+    assert "h.0.weight" in message
+    assert "…" in message
 
 
 @pytest.mark.parametrize(
-    ("tensors", "said"),
+    ("tensors", "message"),
     [
         ({"tokens_embed.weight": torch.zeros(V, C)}, "'tokens_embed.weight' is 11 x 4, expected 10 x 4"),
         (
@@ -196,19 +197,20 @@ def test_a_missing_tensor_names_some_that_are_there(tmp_path: Path) -> None:
         ({"positions_embed.weight": torch.zeros(T, C).bfloat16()}, "'positions_embed.weight' is of type BF16"),
     ],
 )
-def test_the_hubs_file_is_checked_alike(tmp_path: Path, tensors: dict[str, torch.Tensor], said: str) -> None:
-    assert said in problem(safetensors(tmp_path / "model.safetensors", **tensors))
+def test_the_hubs_file_is_checked_in_the_same_way(tmp_path: Path, tensors: dict[str, Any], message: str) -> None:
+    assert message in problem(safetensors(tmp_path / "model.safetensors", **tensors))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("array", ["tokens", "position"])
-def test_values_that_are_not_finite_are_found(tmp_path: Path, bad: float, array: str) -> None:
+def test_non_finite_values_are_found(tmp_path: Path, bad: float, array: str) -> None:
     values = {"tokens": TOKENS, "position": POSITION[:T]}[array].copy()
     values[2, 1] = bad
-    said = problem(npz(tmp_path / "tables.npz", **{array: values}))
-    assert f"'{array}' holds NaN or infinite values, first in row 2" in said
+    message = problem(npz(tmp_path / "tables.npz", **{array: values}))
+    assert f"'{array}' contains NaN or infinite values, first in row 2" in message
 
 
-def test_what_a_damaged_file_says_cannot_steer_a_terminal(tmp_path: Path) -> None:
-    np.savez(tmp_path / "tables.npz", **{"\x1b[31mred": TOKENS})
+def test_names_in_a_damaged_file_cannot_control_the_terminal(tmp_path: Path) -> None:
+    arrays: dict[str, Any] = {"\x1b[31mred": TOKENS}
+    np.savez(tmp_path / "tables.npz", **arrays)
     assert "\x1b" not in problem(tmp_path / "tables.npz")

@@ -1,4 +1,4 @@
-"""The LSTM body: shapes, causality, and the equations written out."""
+"""The body of the LSTM: shapes, causality, the equations written out, and the recurrence in float16."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def by_hand(model: Lstm, embedded: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("layers", [1, 2, 4])
-def test_it_computes_the_equations(layers: int) -> None:
+def test_features_follow_the_equations(layers: int) -> None:
     model, x = body(layers), torch.randn(3, 7, 6)
     features = model(x)
     assert features.shape == (3, 7, 6)
@@ -47,7 +47,7 @@ def test_a_later_token_never_changes_an_earlier_feature() -> None:
     assert not torch.equal(model(x)[:, 5:], model(changed)[:, 5:])
 
 
-def test_windows_do_not_know_of_each_other() -> None:
+def test_windows_are_independent() -> None:
     model, x = body(), torch.randn(4, 9, 6)
     torch.testing.assert_close(model(x)[2:3], model(x[2:3]), rtol=1e-6, atol=1e-7)
 
@@ -68,7 +68,8 @@ def test_bf16_stays_close_and_so_do_its_gradients() -> None:
 
 
 def half_and_exact(layers: int, targets: float, by_layer: bool) -> list[tuple[Tensor, Tensor]]:
-    """Outputs of the recurrence and gradients of a mean over so many targets: in float32, and in float16 as on GPUs."""
+    """Return outputs of the recurrence and gradients of a mean over ``targets``: in float32, then in float16 as on
+    GPUs."""
     torch.manual_seed(0)
     model = Lstm(channels=32, hidden=32, layers=layers, dropout=0.0)
     model.by_layer = by_layer
@@ -94,19 +95,19 @@ def test_a_recurrence_in_float16_stays_close_and_so_do_its_gradients(layers: int
     assert (half_gradient - exact_gradient).norm() < 0.01 * exact_gradient.norm()
 
 
-def test_scaling_keeps_gradients_that_are_too_small_for_float16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of a mean over many targets are."""
+def test_scaling_preserves_gradients_too_small_for_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of a mean over many targets are that small."""
 
-    def off() -> float:
+    def error() -> float:
         (_, exact), (_, half) = half_and_exact(1, 1e7, by_layer=True)
         return float((half - exact).norm() / exact.norm())
 
-    scaled = off()
+    scaled = error()
     monkeypatch.setattr(lstm, "GRADIENT_SCALE", 1.0)
-    assert scaled < 0.1 < 0.5 < off()
+    assert scaled < 0.1 < 0.5 < error()
 
 
-def test_on_a_cpu_bf16_is_bf16() -> None:
+def test_a_cpu_does_not_use_float16() -> None:
     model, x = body(), torch.randn(1, 2, 6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not model._uses_float16(x)
@@ -120,7 +121,7 @@ def test_dropout_acts_in_training_alone() -> None:
     torch.testing.assert_close(model(x), by_hand(model, x), rtol=1e-5, atol=1e-6)
 
 
-def test_one_layer_with_dropout_needs_no_warning() -> None:
+def test_one_layer_with_dropout_gives_no_warning() -> None:
     assert body(1, dropout=0.5)(torch.randn(1, 2, 6)).shape == (1, 2, 6)
 
 

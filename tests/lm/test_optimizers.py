@@ -1,4 +1,4 @@
-"""The optimizers against their formulas, and the learning rate at both its ends."""
+"""Optimizers compared with their formulas, and the learning rate over a run."""
 
 import math
 
@@ -18,46 +18,46 @@ def settings(optimizer: str = "sgd", **overrides: object) -> Settings:
     return plan.resolve(plan.experiment(NUMBER[optimizer]), "paper", overrides).settings
 
 
-def by_hand(wanted: Settings, start: torch.Tensor, gradients: list[torch.Tensor]) -> torch.Tensor:
-    """The papers' updates in float64. Velocity and moments start at zero."""
+def by_hand(chosen: Settings, start: torch.Tensor, gradients: list[torch.Tensor]) -> torch.Tensor:
+    """Return the parameter after the papers' updates in float64. Velocity and moments start at zero."""
     p = start.double()
     velocity = m = v = torch.zeros_like(p)
-    lr, decay = wanted.learning_rate, wanted.weight_decay
+    lr, decay = chosen.learning_rate, chosen.weight_decay
     for step, gradient in enumerate(gradients, start=1):
         g = gradient.double()
-        if wanted.optimizer in ("sgd", "momentum"):
-            velocity = (wanted.momentum or 0.0) * velocity + g + decay * p
+        if chosen.optimizer in ("sgd", "momentum"):
+            velocity = (chosen.momentum or 0.0) * velocity + g + decay * p
             p = p - lr * velocity
             continue
-        assert wanted.beta1 is not None
-        assert wanted.beta2 is not None
-        assert wanted.adam_eps is not None
-        if wanted.optimizer == "adam":
+        assert chosen.beta1 is not None
+        assert chosen.beta2 is not None
+        assert chosen.adam_eps is not None
+        if chosen.optimizer == "adam":
             g = g + decay * p
         else:
             p = p - lr * decay * p
-        m = wanted.beta1 * m + (1 - wanted.beta1) * g
-        v = wanted.beta2 * v + (1 - wanted.beta2) * g * g
-        m_hat, v_hat = m / (1 - wanted.beta1**step), v / (1 - wanted.beta2**step)
-        p = p - lr * m_hat / (v_hat.sqrt() + wanted.adam_eps)
+        m = chosen.beta1 * m + (1 - chosen.beta1) * g
+        v = chosen.beta2 * v + (1 - chosen.beta2) * g * g
+        m_hat, v_hat = m / (1 - chosen.beta1**step), v / (1 - chosen.beta2**step)
+        p = p - lr * m_hat / (v_hat.sqrt() + chosen.adam_eps)
     return p
 
 
 @pytest.mark.parametrize("optimizer", NUMBER)
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_updates_follow_the_formula(optimizer: str, decay: float) -> None:
-    wanted = settings(optimizer, weight_decay=decay, learning_rate=0.01)
+    chosen = settings(optimizer, weight_decay=decay, learning_rate=0.01)
     torch.manual_seed(0)
     start, gradients = torch.randn(50), [torch.randn(50) for _ in range(5)]
     parameter = Parameter(start.clone())
-    stepper = build_optimizer(wanted, [parameter])
+    stepper = build_optimizer(chosen, [parameter])
     for gradient in gradients:
         parameter.grad = gradient.clone()
         stepper.step()
-    torch.testing.assert_close(parameter.detach().double(), by_hand(wanted, start, gradients), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(parameter.detach().double(), by_hand(chosen, start, gradients), rtol=1e-4, atol=1e-5)
 
 
-def test_the_papers_values_arrive() -> None:
+def test_the_optimizers_have_the_papers_hyperparameters() -> None:
     for optimizer in ("adam", "adamw"):
         (group,) = build_optimizer(settings(optimizer), [Parameter(torch.ones(1))]).param_groups
         assert (group["lr"], group["betas"], group["eps"]) == (1e-3, (0.9, 0.999), 1e-8)
@@ -81,15 +81,15 @@ def test_biases_and_norms_decay_too(optimizer: str) -> None:
         torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, 1 - 1e-3 * 0.5))
 
 
-def test_what_is_frozen_is_left_out() -> None:
+def test_frozen_parameters_are_not_optimized() -> None:
     frozen = Parameter(torch.ones(2), requires_grad=False)
     stepper = build_optimizer(settings("adamw"), [frozen, Parameter(torch.ones(3))])
     assert [p.numel() for group in stepper.param_groups for p in group["params"]] == [3]
 
 
 @pytest.mark.parametrize("optimizer", NUMBER)
-def test_a_restored_optimizer_goes_on_to_the_same_bits(optimizer: str) -> None:
-    wanted = settings(optimizer, weight_decay=0.01)
+def test_a_restored_optimizer_continues_to_the_same_bits(optimizer: str) -> None:
+    chosen = settings(optimizer, weight_decay=0.01)
     torch.manual_seed(0)
     gradients = [torch.randn(1000) for _ in range(6)]
 
@@ -99,12 +99,12 @@ def test_a_restored_optimizer_goes_on_to_the_same_bits(optimizer: str) -> None:
             stepper.step()
 
     whole = Parameter(torch.ones(1000))
-    steps(whole, build_optimizer(wanted, [whole]), gradients)
+    steps(whole, build_optimizer(chosen, [whole]), gradients)
     first = Parameter(torch.ones(1000))
-    before = build_optimizer(wanted, [first])
+    before = build_optimizer(chosen, [first])
     steps(first, before, gradients[:3])
     second = Parameter(first.detach().clone())
-    after = build_optimizer(wanted, [second])
+    after = build_optimizer(chosen, [second])
     after.load_state_dict(before.state_dict())
     steps(second, after, gradients[3:])
     assert torch.equal(whole, second)
@@ -114,15 +114,15 @@ def test_the_rate_is_constant_by_default() -> None:
     assert {learning_rate_at(settings(), step, 100) for step in range(100)} == {1e-3}
 
 
-def test_warm_up_rises_evenly_to_the_full_rate_and_stays_there() -> None:
-    wanted = settings(warmup_steps=4)
-    rates = [learning_rate_at(wanted, step, 100) for step in range(6)]
+def test_warm_up_rises_linearly_to_the_full_rate_and_stays_there() -> None:
+    chosen = settings(warmup_steps=4)
+    rates = [learning_rate_at(chosen, step, 100) for step in range(6)]
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3])
 
 
-def test_cosine_falls_from_the_full_rate_to_nothing_at_the_last_step() -> None:
-    wanted = settings(learning_rate_decay="cosine")
-    rates = [learning_rate_at(wanted, step, 101) for step in range(101)]
+def test_cosine_falls_from_the_full_rate_to_zero_at_the_last_step() -> None:
+    chosen = settings(learning_rate_decay="cosine")
+    rates = [learning_rate_at(chosen, step, 101) for step in range(101)]
     assert rates[0] == 1e-3
     assert rates[50] == pytest.approx(0.5e-3)
     assert rates[25] == pytest.approx(1e-3 * (1 + math.cos(math.pi / 4)) / 2)
@@ -130,9 +130,9 @@ def test_cosine_falls_from_the_full_rate_to_nothing_at_the_last_step() -> None:
     assert rates == sorted(rates, reverse=True)
 
 
-def test_cosine_begins_where_the_warm_up_ends() -> None:
-    wanted = settings(learning_rate_decay="cosine", warmup_steps=10)
-    rates = [learning_rate_at(wanted, step, 100) for step in range(100)]
+def test_cosine_starts_where_the_warm_up_ends() -> None:
+    chosen = settings(learning_rate_decay="cosine", warmup_steps=10)
+    rates = [learning_rate_at(chosen, step, 100) for step in range(100)]
     assert rates[9] == 1e-3 == max(rates)
     assert rates[8] < rates[9] > rates[10] > 0.99e-3
     assert rates[99] == 0.0
@@ -140,9 +140,9 @@ def test_cosine_begins_where_the_warm_up_ends() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 11, 12])
 def test_runs_shorter_than_their_warm_up_have_a_rate_at_every_step(steps: int) -> None:
-    wanted = settings(learning_rate_decay="cosine", warmup_steps=10)
-    assert all(0 <= learning_rate_at(wanted, step, steps) <= 1e-3 for step in range(steps))
+    chosen = settings(learning_rate_decay="cosine", warmup_steps=10)
+    assert all(0 <= learning_rate_at(chosen, step, steps) <= 1e-3 for step in range(steps))
 
 
-def test_a_run_of_one_step_takes_it() -> None:
+def test_a_run_of_one_step_has_the_full_rate() -> None:
     assert learning_rate_at(settings(learning_rate_decay="cosine"), 0, 1) == 1e-3

@@ -1,4 +1,4 @@
-"""The arithmetic of training: against numbers worked out by hand, and against what torch counts."""
+"""FLOPs of training compared with numbers derived by hand and with PyTorch's FLOP counter."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lmconsole.lm import gpt1
 from lmconsole.lm.embedding import Tables
+from lmconsole.lm.lstm import Lstm
 from lmconsole.lm.model import build_model
 from lmconsole.plan.experiment import MODEL_NAMES, Model, Settings
 from lmconsole.plan.flops import evaluation_flops, run_flops, step_flops, training_flops
@@ -32,26 +33,27 @@ def tiny(model: Model, layers: int, embeddings: str) -> Settings:
 
 
 def counted(settings: Settings, vocabulary: int, *, train: bool = True) -> int:
-    """Operations that torch counts in a plain step of our model, every product written out; in evaluation without
-    ``train``."""
+    """Return the FLOPs that PyTorch counts in a training step of the model, with every product written out, or without
+    ``train`` in an evaluation."""
     T, C = settings.window_tokens, settings.channels
-    tables = Tables(tokens=torch.rand(vocabulary, C), position=torch.rand(T, C), sha256="", path=None)  # type: ignore[arg-type]
+    tables = Tables(tokens=torch.rand(vocabulary, C), position=torch.rand(T, C), sha256="", path=Path())
     frozen = settings.embeddings == "frozen"
     model = build_model(settings, vocabulary=vocabulary, tables=tables if frozen else None)
     ids = torch.randint(1, vocabulary, (settings.batch_size, T))
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(train):
         if settings.model == "lstm":
+            assert isinstance(model.body, Lstm)
             x = written_out(model.body, F.embedding(ids, model.table))
         else:
             x = model.features(ids)
         loss = F.cross_entropy((x @ model.table.T).flatten(0, 1), ids.flatten())
         if train:
             loss.backward()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
-def written_out(body: torch.nn.Module, x: Tensor) -> Tensor:
-    """The LSTM step by step, since torch does not look into its own: (B, T, C) to (B, T, C)."""
+def written_out(body: Lstm, x: Tensor) -> Tensor:
+    """Return the LSTM's features (B, T, C), step by step, since PyTorch counts nothing within its own LSTM."""
     lstm = body.lstm
     for layer in range(lstm.num_layers):
         w_x, w_h = getattr(lstm, f"weight_ih_l{layer}"), getattr(lstm, f"weight_hh_l{layer}")
@@ -69,10 +71,10 @@ def written_out(body: torch.nn.Module, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("embeddings", ["frozen", "learned"])
 @pytest.mark.parametrize("layers", [1, 2, 4])
-def test_an_lstm_takes_what_torch_counts(layers: int, embeddings: str) -> None:
+def test_the_flops_of_an_lstm_are_what_pytorch_counts(layers: int, embeddings: str) -> None:
     settings = tiny("lstm", layers, embeddings)
     B, H = settings.batch_size, 10
-    # The zero state at a window's start takes no gradient, which the formula does not go into.
+    # The zero state at the start of a window needs no gradient, which the formula ignores.
     zero_state = 2 * B * layers * 4 * H * H
     assert step_flops(settings, 50) == counted(settings, 50) + zero_state
     tokens = B * settings.window_tokens
@@ -81,13 +83,15 @@ def test_an_lstm_takes_what_torch_counts(layers: int, embeddings: str) -> None:
 
 @pytest.mark.parametrize("embeddings", ["frozen", "learned"])
 @pytest.mark.parametrize("layers", [1, 2, 4])
-def test_a_gpt_takes_what_torch_counts(monkeypatch: pytest.MonkeyPatch, layers: int, embeddings: str) -> None:
-    # All scores, by products that torch counts.
+def test_the_flops_of_gpt1_are_what_pytorch_counts(
+    monkeypatch: pytest.MonkeyPatch, layers: int, embeddings: str
+) -> None:
+    # With scores written out, PyTorch counts all of them, masked or not.
     monkeypatch.setattr(gpt1, "attention_backend", lambda *_, **__: "written out")
     settings = tiny("gpt1", layers, embeddings)
     C, T = settings.channels, settings.window_tokens
     tokens = settings.batch_size * T
-    masked = 2 * layers * 2 * C * (T - (T + 1) / 2)  # per token: scores and weighted values nobody needs
+    masked = 2 * layers * 2 * C * (T - (T + 1) / 2)  # per token: masked scores and weighted values
     assert step_flops(settings, 50) == counted(settings, 50) - 3 * tokens * masked
     assert tokens * evaluation_flops(settings, 50).total == counted(settings, 50, train=False) - tokens * masked
 
@@ -103,17 +107,17 @@ def test_a_gpt_takes_what_torch_counts(monkeypatch: pytest.MonkeyPatch, layers: 
         ("gpt1", "scratch", 2 * 3 * V * 768, 2 * 3 * (1_769_472 + 589_824 + 4_718_592 + 197_376)),
     ],
 )
-def test_one_layer_at_paper_size_is_what_paper_and_pencil_say(
+def test_one_layer_at_the_papers_size_has_the_flops_derived_by_hand(
     model: Model, preset: str, head: float, body: float
 ) -> None:
     found = training_flops(settings_of(model, 1, preset), V)
     assert (found.head, found.body) == (head, body)
 
 
-def test_the_head_is_most_of_it() -> None:
+def test_the_head_has_most_of_the_flops() -> None:
     lstm, gpt = (training_flops(settings_of(model, 1), V) for model in ("lstm", "gpt1"))
     assert round(lstm.head / 1e6) == round(gpt.head / 1e6) == 124
-    # 142 and 167 MFLOP with the gradient of the frozen embeddings, which nobody needs.
+    # 142 and 168 MFLOP with the unnecessary gradient of the frozen embeddings.
     assert round((lstm.total + 2 * 4 * 512 * 768) / 1e6) == 142
     assert round((gpt.total + 2 * 3 * 768 * 768) / 1e6) == 168
 

@@ -1,4 +1,4 @@
-"""experiments.toml: what it means, and what is said about one that is wrong."""
+"""experiments.toml: its meaning, and the errors about invalid files."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def problems_of(tmp_path: Path, text: str | bytes) -> tuple[str, ...]:
 ROW = 'id = 1\nmodel = "lstm"\nlayers = 1\noptimizer = "adam"\n'
 
 
-def test_the_builtin_twelve_are_those_of_the_protocol() -> None:
+def test_the_built_in_experiments_are_those_of_the_protocol() -> None:
     plan = load_plan(builtin_file())
     got = [(e.id, e.model, e.layers, e.optimizer) for e in plan.experiments]
     one_layer = [(m, 1, o) for m in ("lstm", "gpt1") for o in ("adam", "adamw", "sgd", "momentum")]
@@ -48,12 +48,12 @@ def test_the_paper_preset_is_the_published_protocol(number: int) -> None:
     assert off == (0.0, 0, "none", 0.0, 0)
 
 
-def test_every_setting_stands_in_the_file() -> None:
+def test_every_setting_is_in_the_built_in_file() -> None:
     text = builtin_file().read_text()
     assert all(f"{key} = " in text for key in TYPES)
 
 
-def test_every_setting_says_where_it_came_from(tmp_path: Path) -> None:
+def test_every_setting_has_an_origin(tmp_path: Path) -> None:
     path = tiny.write_experiments(tmp_path / "mine.toml", tiny.row(13, more="batch_size = 3"))
     plan = load_plan(path)
     resolved = plan.resolve(plan.experiment(13), "tiny", {"epochs": 5})
@@ -65,7 +65,7 @@ def test_every_setting_says_where_it_came_from(tmp_path: Path) -> None:
     assert set(resolved.origins) == present
 
 
-def test_own_rows_replace_the_twelve_or_join_them(tmp_path: Path) -> None:
+def test_rows_replace_or_extend_the_built_in_experiments(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("[[experiment]]\n" + ROW.replace("id = 1", "id = 13"))
     assert [e.id for e in load_plan(path).experiments] == [13]
@@ -73,7 +73,7 @@ def test_own_rows_replace_the_twelve_or_join_them(tmp_path: Path) -> None:
     assert [e.id for e in load_plan(path).experiments] == list(range(1, 14))
 
 
-def test_own_defaults_and_presets_merge_key_by_key(tmp_path: Path) -> None:
+def test_defaults_and_presets_merge_key_by_key(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(
         "include_builtin = true\n[defaults]\nbatch_size = 7\n[presets.demo]\nepochs = 1\n[presets.demo.gpt1]\nheads = 2"
@@ -84,15 +84,13 @@ def test_own_defaults_and_presets_merge_key_by_key(tmp_path: Path) -> None:
     assert plan.resolve(plan.experiment(5), "paper").settings.batch_size == 7
 
 
-def test_experiments_toml_of_the_folder_is_used_without_being_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_experiments_toml_in_the_current_folder_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.write_experiments(tmp_path / "experiments.toml", tiny.row(77))
     monkeypatch.chdir(tmp_path)
     assert [e.id for e in load_plan().experiments] == [77]
 
 
-def test_all_problems_are_told_at_once_with_the_nearest_spelling(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once_with_the_nearest_spelling(tmp_path: Path) -> None:
     found = problems_of(
         tmp_path,
         """
@@ -140,7 +138,7 @@ def test_all_problems_are_told_at_once_with_the_nearest_spelling(tmp_path: Path)
         ("momentum = 0.5", "momentum: only for momentum, not for lstm with adam"),
     ],
 )
-def test_a_wrong_value_says_what_was_expected(tmp_path: Path, line: str, expected: str) -> None:
+def test_the_error_about_an_invalid_value_names_the_expected_one(tmp_path: Path, line: str, expected: str) -> None:
     (found,) = problems_of(tmp_path, f"[[experiment]]\n{ROW}{line}\n")
     assert found.startswith("experiment 1: ")
     wanted, got = expected.split(", got") if "got" in expected else (expected, "")
@@ -171,7 +169,7 @@ def test_a_wrong_value_says_what_was_expected(tmp_path: Path, line: str, expecte
         ("a = " + "[" * 5_000, "not valid TOML"),
     ],
 )
-def test_a_wrong_file_says_what_is_wrong(tmp_path: Path, text: str | bytes, expected: str) -> None:
+def test_invalid_files_are_errors(tmp_path: Path, text: str | bytes, expected: str) -> None:
     assert any(expected in problem for problem in problems_of(tmp_path, text))
 
 
@@ -186,19 +184,19 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_plan(tmp_path / "nowhere.toml")
 
 
-def test_names_with_odd_characters_are_kept_as_written(tmp_path: Path) -> None:
+def test_names_with_special_characters_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(f'[[experiment]]\n{ROW}name = "../a b\'s [red] {{%}}"\n')
     assert load_plan(path).experiments[0].label == "../a b's [red] {%}"
 
 
-def test_an_unknown_preset_is_answered_with_the_nearest() -> None:
+def test_the_error_about_an_unknown_preset_names_the_nearest() -> None:
     plan = load_plan(builtin_file())
     with pytest.raises(PlanError, match="did you mean 'paper'"):
         plan.resolve(plan.experiment(1), "papr")
 
 
-def test_fields_of_one_model_or_optimizer_are_none_elsewhere() -> None:
+def test_fields_that_do_not_apply_are_none() -> None:
     plan = load_plan(builtin_file())
     for experiment in plan.experiments:
         settings = plan.resolve(experiment, "demo").settings
@@ -208,7 +206,7 @@ def test_fields_of_one_model_or_optimizer_are_none_elsewhere() -> None:
 
 
 @given(st.sets(st.integers(1, 40)))
-def test_ranges_name_exactly_the_numbers(numbers: set[int]) -> None:
+def test_ranges_contain_exactly_the_numbers(numbers: set[int]) -> None:
     named: set[int] = set()
     for piece in ranges(list(numbers)).split():
         first, _, last = piece.partition("-")
@@ -217,7 +215,7 @@ def test_ranges_name_exactly_the_numbers(numbers: set[int]) -> None:
 
 
 @given(st.text(max_size=200))
-def test_no_text_at_all_makes_it_stumble(text: str) -> None:
+def test_any_text_is_an_error_and_never_a_crash(text: str) -> None:
     import tempfile
 
     with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8", errors="replace") as file:

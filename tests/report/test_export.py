@@ -1,24 +1,35 @@
-"""The files of an export: which there are, that they are replaced whole, and what if they cannot be written."""
+"""Files of an export, their replacement as a whole, and errors."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import factories
 import pandas as pd
 import pytest
 import tiny
+from disk import contents, fail_in_call
+from factories import append_events
 from recorded import record
 
 from lmconsole.errors import ExportError
-from lmconsole.report import export as exporting
 from lmconsole.report.document import reproduce
-from lmconsole.report.export import ExportOptions, export, export_automatically, keep_current, print_table
+from lmconsole.report.export import (
+    POLL_S,
+    ExportOptions,
+    FileFormat,
+    export,
+    export_automatically,
+    keep_current,
+    print_table,
+)
 from lmconsole.report.selection import choose_group
-from lmconsole.runs.events import Epoch, EventLog, Stopped
+from lmconsole.runs.events import Failed, Stopped
 from lmconsole.runs.store import Store
 
 NAN = float("nan")
@@ -42,7 +53,7 @@ def written(out: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("form", "expected"),
+    ("file_format", "expected"),
     [
         ("all", MARKDOWN | LATEX | CSV | FIGURES),
         ("markdown", MARKDOWN | FIGURES),
@@ -53,19 +64,19 @@ def written(out: Path) -> set[str]:
     ],
 )
 def test_each_format_writes_its_files_and_names_them(
-    store: Store, tmp_path: Path, form: str, expected: set[str]
+    store: Store, tmp_path: Path, file_format: FileFormat, expected: set[str]
 ) -> None:
-    if form == "parquet":
+    if file_format == "parquet":
         pytest.importorskip("pyarrow")
     out = tmp_path / "new" / "exports"
-    paths = export(store, out, ExportOptions(file_format=form))  # type: ignore[arg-type]
+    paths = export(store, out, ExportOptions(file_format=file_format))
     assert written(out) == expected == {path.relative_to(out).as_posix() for path in paths}
 
 
 def test_the_frames_are_the_same_in_every_format(store: Store, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     for form in ("csv", "json", "parquet"):
-        export(store, tmp_path / form, ExportOptions(file_format=form))  # type: ignore[arg-type]
+        export(store, tmp_path / form, ExportOptions(file_format=form))
     epochs = pd.read_csv(tmp_path / "csv/data/epochs.csv")
     assert list(epochs["valid_loss_nats"]) == [6.0, 5.25, 4.5, 4.75]
     assert list(epochs["epoch"]) == [1, 2, 1, 2]
@@ -96,7 +107,7 @@ def test_energy_is_in_the_frames_and_empty_where_it_is_unknown(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
-def test_a_store_that_knows_no_energy_opens_and_exports_as_one_where_it_is_unknown(tmp_path: Path, device: str) -> None:
+def test_a_store_without_energy_is_exported_like_one_with_unknown_energy(tmp_path: Path, device: str) -> None:
     """Version 0.1.0 wrote events without that field."""
     run = record(tmp_path, 1, "lstm", [(5.0, 4.5), (4.0, 4.75)], device=device, samples=5)
     export(Store(tmp_path / "runs"), tmp_path / "now", ExportOptions(file_format="csv"))
@@ -121,7 +132,7 @@ def test_a_number_that_is_not_finite_is_named_in_every_format(tmp_path: Path) ->
     assert "train_ppl=nan" in last["non_finite"]
 
 
-def test_pdf_and_svg_come_beside_png(store: Store, tmp_path: Path) -> None:
+def test_pdf_is_written_in_addition_to_png(store: Store, tmp_path: Path) -> None:
     export(store, tmp_path / "out", ExportOptions(file_format="markdown", figure_format="pdf"))
     assert {path.suffix for path in (tmp_path / "out/figures").glob("figure-3.*")} == {".png", ".pdf"}
 
@@ -167,7 +178,7 @@ def test_the_command_that_reproduces_trains_the_same_runs(tmp_path: Path) -> Non
     ],
     ids=["auto", "one as asked", "one on a GPU", "four on a GPU", "of 0.1.0", "both"],
 )
-def test_the_command_that_reproduces_gives_the_same_threads(
+def test_the_command_that_reproduces_uses_the_same_number_of_threads(
     tmp_path: Path, jobs: list[int | str | None], device: str, expected: list[str]
 ) -> None:
     for seed, asked in enumerate(jobs):
@@ -179,7 +190,7 @@ def test_the_command_that_reproduces_gives_the_same_threads(
     assert reproduce(group).count("--jobs") == bool(expected)
 
 
-def test_the_report_names_every_number_of_threads_and_what_that_does_to_times(tmp_path: Path) -> None:
+def test_the_report_names_different_numbers_of_threads_and_their_effect_on_times(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(5.0, 4.5)], jobs=4, threads=1)
     record(tmp_path, 2, "lstm", [(5.0, 4.5)], jobs=1, threads=2)
     export(Store(tmp_path / "runs"), tmp_path / "out", ExportOptions(file_format="markdown"))
@@ -189,8 +200,8 @@ def test_the_report_names_every_number_of_threads_and_what_that_does_to_times(tm
 
 
 @pytest.mark.slow
-def test_it_really_does(tmp_path: Path) -> None:
-    """The command of the report, in another folder, gives the same table."""
+def test_the_command_that_reproduces_gives_the_same_table(tmp_path: Path) -> None:
+    """In another folder, with real training."""
     experiments = tiny.write_experiments(tmp_path / "own.toml", tiny.row(1), tiny.row(2, "gpt1"))
     data = tiny.write_corpus(tmp_path / "data")
     first, second = tmp_path / "first", tmp_path / "second"
@@ -218,7 +229,7 @@ def test_names_full_of_markup_pass_through_every_file(tmp_path: Path) -> None:
     assert (tmp_path / "out/report.tex").read_text().isascii()
 
 
-def test_exports_of_another_group_leave_nothing_of_the_first_behind(store: Store, tmp_path: Path) -> None:
+def test_files_of_another_group_are_removed(store: Store, tmp_path: Path) -> None:
     out = tmp_path / "out"
     export(store, out, ExportOptions(against="published", figure_format="svg"))
     (out / "notes.txt").write_text("mine")
@@ -229,14 +240,14 @@ def test_exports_of_another_group_leave_nothing_of_the_first_behind(store: Store
 
 def test_more_formats_of_one_group_gather_in_one_folder(store: Store, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    for form in ("csv", "json", "markdown"):
-        export(store, out, ExportOptions(file_format=form))  # type: ignore[arg-type]
+    for file_format in ("csv", "json", "markdown"):
+        export(store, out, ExportOptions(file_format=file_format))
     assert written(out) >= CSV | MARKDOWN | {"data/runs.json"}
     listed = set(json.loads((out / ".group.json").read_text())["files"])
     assert listed == written(out)
 
 
-def test_a_damaged_note_of_the_group_harms_nobody(store: Store, tmp_path: Path) -> None:
+def test_a_damaged_or_malicious_manifest_does_no_harm(store: Store, tmp_path: Path) -> None:
     outside = tmp_path / "precious.txt"
     outside.write_text("keep")
     out = tmp_path / "out"
@@ -247,69 +258,64 @@ def test_a_damaged_note_of_the_group_harms_nobody(store: Store, tmp_path: Path) 
         assert outside.read_text() == "keep"
 
 
-def test_what_cannot_be_written_leaves_what_was_there(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_an_export_that_fails_leaves_the_earlier_export_unchanged(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
-    out = tmp_path / "out"
-    export(store, out, ExportOptions())
-    before = {name: (out / name).read_bytes() for name in written(out)}
-    record(tmp_path, 1, "lstm", [(5.0, 3.0)])
-    replace, count = os.replace, [0]
-
-    def full(source: str, target: str) -> None:
-        count[0] += 1
-        if count[0] > 3:
-            raise OSError(28, "No space left on device", str(target))
-        replace(source, target)
-
-    monkeypatch.setattr(exporting.os, "replace", full)
-    with pytest.raises(ExportError, match="cannot be written: No space left on device"):
-        export(store, out, ExportOptions())
-    monkeypatch.undo()
-    after = {name: (out / name).read_bytes() for name in written(out)}
-    assert set(after) == set(before)
-    for name, content in after.items():
-        assert content == before[name] or count[0] == 4, name
-    assert not list(out.rglob(".export-*"))
-    assert b"\x89PNG" in after["figures/figure-1.png"]
+    out, options = tmp_path / "out", ExportOptions(file_format="csv")
+    export(store, out, options)
+    before = contents(out)
+    record(tmp_path, 6, "gpt1", [(5.0, 3.0)], optimizer="adamw", samples=1)
+    options = replace(options, against="published")
+    for number in range(1, 8):
+        with monkeypatch.context() as patch:
+            fail_in_call(patch, function, number)
+            with pytest.raises(ExportError, match="cannot be written: No space left on device"):
+                export(store, out, options)
+        assert contents(out) == before, f"{function}, call {number}"
+    export(store, out, options)
+    after = contents(out)
+    assert after.keys() - before.keys() == {"table-3-against.csv"}
+    changed = {name for name, content in before.items() if content is not None and after[name] != content}
+    assert changed == {".group.json"} | CSV
 
 
-def test_a_file_in_the_place_of_the_folder_is_an_error(store: Store, tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_an_error(store: Store, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(ExportError, match="taken"):
-        export(store, tmp_path / "taken", ExportOptions())
+        export(store, tmp_path / "taken", ExportOptions(file_format="csv"))
     assert (tmp_path / "taken").read_text() == "mine"
-    done = tiny.lmconsole("export", "--out", "taken", cwd=tmp_path, check=2)
+    done = tiny.lmconsole("export", "--format", "csv", "--out", "taken", cwd=tmp_path, check=2)
     assert done.stderr.count("\n") <= 2
     assert "Use --out to name another folder" in done.stderr
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written_is_an_error(store: Store, tmp_path: Path) -> None:
-    (tmp_path / "closed").mkdir(mode=0o500)
+def test_a_folder_without_write_permission_is_an_error(
+    store: Store, tmp_path: Path, ordinary_user: Callable[[], None]
+) -> None:
+    (tmp_path / "closed").mkdir(mode=0o555)
+    store.runs()
+    ordinary_user()
     with pytest.raises(ExportError, match=r"closed.*Permission denied"):
-        export(store, tmp_path / "closed", ExportOptions())
+        export(store, tmp_path / "closed", ExportOptions(file_format="csv"))
+    assert list((tmp_path / "closed").iterdir()) == []
 
 
 def test_a_figure_that_is_open_elsewhere_stays_whole_there(store: Store, tmp_path: Path) -> None:
-    export(store, tmp_path / "out", ExportOptions())
+    export(store, tmp_path / "out", ExportOptions(file_format="markdown"))
     with (tmp_path / "out/figures/figure-1.png").open("rb") as file:
         start = file.read(100)
         record(tmp_path, 1, "lstm", [(5.0, 3.0)])
-        export(store, tmp_path / "out", ExportOptions())
+        export(store, tmp_path / "out", ExportOptions(file_format="markdown"))
         whole = start + file.read()
     assert whole.endswith(b"IEND\xaeB`\x82")
     assert whole != (tmp_path / "out/figures/figure-1.png").read_bytes()
 
 
-def test_all_runs_failed_is_said(tmp_path: Path) -> None:
+def test_a_store_of_failed_runs_is_an_error(tmp_path: Path) -> None:
     for number in (1, 2):
         run = tiny.queue_tiny(tmp_path, number=number)
-        log = EventLog(run.paths.events)
-        from lmconsole.runs.events import Failed
-
-        log.append(Failed(error="out-of-memory", message="no", hint="less"))
-        log.close()
+        append_events(run.paths, Failed(error="out-of-memory", message="no", hint="less"))
     done = tiny.lmconsole("export", cwd=tmp_path, check=2)
     assert "nothing to export: none of 2 runs has completed an epoch (2 failed)" in done.stderr
     assert not (tmp_path / "exports").exists()
@@ -342,21 +348,12 @@ def test_exports_follow_runs_until_none_is_active(tmp_path: Path) -> None:
     )  # fmt: skip
     assert process.stdout is not None
     try:
-        time.sleep(1.0)
-        assert not (tmp_path / "exports").exists()
-        log = EventLog(run.paths.events)
-        for epoch in (1, 2):
-            log.append(
-                Epoch(
-                    epoch=epoch, train_loss_nats=5.0, train_ppl=148.4, valid_loss_nats=5.0, valid_ppl=148.4,
-                    train_s=1.0, valid_s=0.1, elapsed_train_s=float(epoch),
-                )
-            )  # fmt: skip
+        for number in (1, 2):
+            append_events(run.paths, factories.epoch(number))
             assert "5 files" in process.stdout.readline()
             rows = pd.read_csv(tmp_path / "exports/data/epochs.csv")
-            assert len(rows) == epoch
-        log.append(Stopped(epoch=3, step=0))
-        log.close()
+            assert len(rows) == number
+        append_events(run.paths, Stopped(epoch=3, step=0))
         assert "5 files" in process.stdout.readline()
         assert process.wait(20) == 0
     finally:
@@ -368,21 +365,20 @@ def test_exports_follow_runs_until_none_is_active(tmp_path: Path) -> None:
 def test_watching_waits_for_the_group_that_is_asked_for(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Runs of another kind have epochs already; the preset asked for has none until the second look."""
+    """Other runs have epochs already; the run asked for has none before it stops."""
     run = tiny.queue_tiny(tmp_path, "gpt1", number=9)
-    looks: list[int] = []
+    pauses: list[float] = []
 
-    def pause(_: float) -> None:
-        looks.append(1)
-        log = EventLog(run.paths.events)
-        log.append(Stopped(epoch=1, step=0))
-        log.close()
+    def pause(seconds: float) -> None:
+        assert not (tmp_path / "out").exists()
+        pauses.append(seconds)
+        append_events(run.paths, Stopped(epoch=1, step=0))
 
-    monkeypatch.setattr(exporting.time, "sleep", pause)
+    monkeypatch.setattr(time, "sleep", pause)
     options = ExportOptions(file_format="csv", run=run.run)
     with pytest.raises(ExportError, match="none of 1 runs has completed an epoch"):
         keep_current(store, tmp_path / "out", options, lambda paths: None)
-    assert looks == [1]
+    assert pauses == [POLL_S]
 
 
 def test_watching_a_store_without_active_runs_exports_once(store: Store, tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded import record
 
@@ -13,7 +14,14 @@ from lmconsole.report.comparing import NEGLIGIBLE, Verdict, compare, experiment_
 from lmconsole.report.findings import findings
 from lmconsole.report.questions.finding import Finding
 from lmconsole.report.selection import Group, choose_group
-from lmconsole.report.targets import TARGET_MARGIN, best_valid_ppl, common_target, performance_profile, time_to_target, seconds_to_target
+from lmconsole.report.targets import (
+    TARGET_MARGIN,
+    best_valid_ppl,
+    common_target,
+    performance_profile,
+    seconds_to_target,
+    time_to_target,
+)
 from lmconsole.runs.info import read_info
 from lmconsole.runs.store import Store
 
@@ -25,11 +33,11 @@ IDS = {
 }  # fmt: skip
 
 
-def put(root: Path, kind: tuple[str, int, str], *valid: float, train: float = 4.0, **more: object) -> None:
-    """A run of that kind, an epoch for each validation loss, all with the same train loss."""
+def record_kind(root: Path, kind: tuple[str, int, str], *valid: float, train: float = 4.0, **more: Any) -> None:
+    """Record a run with one epoch for each validation loss, all with the same train loss."""
     model, layers, optimizer = kind
     losses = [(train, each) for each in valid]
-    record(root, IDS[kind], model, losses, optimizer=optimizer, layers=layers, **more)  # type: ignore[arg-type]
+    record(root, IDS[kind], model, losses, optimizer=optimizer, layers=layers, **more)
 
 
 def group(root: Path) -> Group:
@@ -65,74 +73,73 @@ def verdict(root: Path, first: int = 2, second: int = 1) -> Verdict:
         ([NAN], [4.0], Verdict.NO_DATA),
     ],
 )
-def test_a_difference_counts_when_seeds_carry_it(
+def test_a_difference_counts_if_the_seeds_support_it(
     tmp_path: Path, ours: list[float], theirs: list[float], expected: Verdict
 ) -> None:
     for optimizer, losses in (("adamw", ours), ("adam", theirs)):
         for seed, loss in enumerate(losses):
-            put(tmp_path, ("lstm", 1, optimizer), 5.0, loss, seed=seed)
+            record_kind(tmp_path, ("lstm", 1, optimizer), 5.0, loss, seed=seed)
     assert verdict(tmp_path) is expected
 
 
 def test_a_complete_separation_has_a_p_value(tmp_path: Path) -> None:
     for seed in range(3):
-        put(tmp_path, ("lstm", 1, "adamw"), 4.0 + seed / 100, seed=seed)
-        put(tmp_path, ("lstm", 1, "adam"), 4.5 + seed / 100, seed=seed)
-    words = question(tmp_path, 4).observations[0]
-    assert "the seeds separate completely (p = 0.1)" in words
-    assert "(n = 3)" in words
+        record_kind(tmp_path, ("lstm", 1, "adamw"), 4.0 + seed / 100, seed=seed)
+        record_kind(tmp_path, ("lstm", 1, "adam"), 4.5 + seed / 100, seed=seed)
+    text = question(tmp_path, 4).observations[0]
+    assert "the seeds separate completely (p = 0.1)" in text
+    assert "(n = 3)" in text
 
 
-def test_unfinished_runs_carry_no_claim(tmp_path: Path) -> None:
-    put(tmp_path, ("lstm", 1, "adamw"), 4.0)
-    put(tmp_path, ("lstm", 1, "adam"), 5.0, finish=False)
+def test_unfinished_runs_support_no_claim(tmp_path: Path) -> None:
+    record_kind(tmp_path, ("lstm", 1, "adamw"), 4.0)
+    record_kind(tmp_path, ("lstm", 1, "adam"), 5.0, finish=False)
     assert verdict(tmp_path) is Verdict.NO_DATA
     assert "No comparison: LSTM 1L Adam (1) did not finish or diverged." in sentences(question(tmp_path, 4))
     assert "AdamW with weight decay" not in sentences(question(tmp_path, 4))
 
 
 def test_missing_experiments_leave_the_question_open(tmp_path: Path) -> None:
-    put(tmp_path, ("lstm", 1, "adam"), 4.0)
+    record_kind(tmp_path, ("lstm", 1, "adam"), 4.0)
     for number in (4, 5, 6):
         finding = question(tmp_path, number)
-        assert all("no comparison is possible" in words for words in finding.observations)
-        assert not [words for words in finding.interpretation if "seed" not in words]
+        assert all("no comparison is possible" in text for text in finding.observations)
+        assert not [text for text in finding.interpretation if "seed" not in text]
 
 
 def test_time_to_a_target_is_not_the_shortest_run(tmp_path: Path) -> None:
-    put(tmp_path, ("lstm", 1, "adam"), 5.0, 4.5, 4.0, seconds=10.0)
-    put(tmp_path, ("lstm", 1, "sgd"), 7.0, 6.9, 6.8, seconds=5.0)
-    put(tmp_path, ("gpt1", 1, "adam"), 4.2, 3.9, 3.5, seconds=8.0)
+    record_kind(tmp_path, ("lstm", 1, "adam"), 5.0, 4.5, 4.0, seconds=10.0)
+    record_kind(tmp_path, ("lstm", 1, "sgd"), 7.0, 6.9, 6.8, seconds=5.0)
+    record_kind(tmp_path, ("gpt1", 1, "adam"), 4.2, 3.9, 3.5, seconds=8.0)
     target = common_target(group(tmp_path))
     assert target is not None
     assert math.exp(4.0) * (1 + TARGET_MARGIN) <= target <= math.exp(4.0) * (1 + TARGET_MARGIN) * 1.01
-    words = sentences(question(tmp_path, 3))
-    assert "GPT-1 1L Adam (5), 16 s of training" in words
-    assert (
-        "If wall-clock time matters most: GPT-1 1L Adam (5). The shortest run, LSTM 1L SGD (3), is not the answer" in words
-    )
-    assert "If generalization matters most: GPT-1 1L Adam (5)." in words
+    text = sentences(question(tmp_path, 3))
+    assert "GPT-1 1L Adam (5), 16 s of training" in text
+    assert "If wall-clock time matters most: GPT-1 1L Adam (5)." in text
+    assert "The shortest run, LSTM 1L SGD (3), is not the answer" in text
+    assert "If generalization matters most: GPT-1 1L Adam (5)." in text
 
 
 def test_times_too_close_to_call_are_named_together(tmp_path: Path) -> None:
-    put(tmp_path, ("lstm", 1, "adam"), 5.0, 4.0, seconds=10.0)
-    put(tmp_path, ("lstm", 1, "adamw"), 5.0, 4.0, seconds=10.9)
-    words = sentences(question(tmp_path, 3))
-    assert "If wall-clock time matters most: LSTM 1L Adam (1), LSTM 1L AdamW (2). The measurements" in words
-    assert "The measurements do not distinguish it from" in words
+    record_kind(tmp_path, ("lstm", 1, "adam"), 5.0, 4.0, seconds=10.0)
+    record_kind(tmp_path, ("lstm", 1, "adamw"), 5.0, 4.0, seconds=10.9)
+    text = sentences(question(tmp_path, 3))
+    assert "If wall-clock time matters most: LSTM 1L Adam (1), LSTM 1L AdamW (2). The measurements" in text
+    assert "The measurements do not distinguish it from" in text
 
 
-def test_the_smallest_gap_alone_misleads(tmp_path: Path) -> None:
-    put(tmp_path, ("lstm", 1, "adam"), 4.0, train=3.0)
-    put(tmp_path, ("lstm", 1, "sgd"), 7.0, train=7.0)
+def test_the_smallest_gap_alone_is_misleading(tmp_path: Path) -> None:
+    record_kind(tmp_path, ("lstm", 1, "adam"), 4.0, train=3.0)
+    record_kind(tmp_path, ("lstm", 1, "sgd"), 7.0, train=7.0)
     assert "The smallest gap alone is misleading: LSTM 1L SGD (3)" in sentences(question(tmp_path, 3))
-    put(tmp_path, ("lstm", 1, "momentum"), 3.0, train=3.0)
+    record_kind(tmp_path, ("lstm", 1, "momentum"), 3.0, train=3.0)
     assert "misleading" not in sentences(question(tmp_path, 3))
 
 
 def test_the_target_is_one_that_every_seed_has_reached(tmp_path: Path) -> None:
-    put(tmp_path, ("lstm", 1, "adam"), 4.0, seed=1)
-    put(tmp_path, ("lstm", 1, "adam"), 4.5, seed=2)
+    record_kind(tmp_path, ("lstm", 1, "adam"), 4.0, seed=1)
+    record_kind(tmp_path, ("lstm", 1, "adam"), 4.5, seed=2)
     both = group(tmp_path)
     target = common_target(both)
     assert target is not None
@@ -142,7 +149,7 @@ def test_the_target_is_one_that_every_seed_has_reached(tmp_path: Path) -> None:
 
 
 def test_without_a_finite_perplexity_there_is_no_target(tmp_path: Path) -> None:
-    put(tmp_path, ("lstm", 1, "adam"), NAN)
+    record_kind(tmp_path, ("lstm", 1, "adam"), NAN)
     assert common_target(group(tmp_path)) is None
     assert performance_profile(group(tmp_path)) == {}
     assert "none can be recommended" in sentences(question(tmp_path, 3))
@@ -160,14 +167,14 @@ def test_depth_is_judged_against_what_is_expected(
     tmp_path: Path, losses: tuple[float, float, float], start: str
 ) -> None:
     for layers, loss in zip((1, 2, 4), losses, strict=True):
-        put(tmp_path, ("gpt1", layers, "adamw"), loss)
+        record_kind(tmp_path, ("gpt1", layers, "adamw"), loss)
     assert question(tmp_path, 6).interpretation[0].startswith(start)
 
 
 def test_a_deeper_model_that_fits_better_and_validates_worse_overfits(tmp_path: Path) -> None:
-    put(tmp_path, ("gpt1", 1, "adamw"), 4.0, 4.1, train=3.5)
-    put(tmp_path, ("gpt1", 2, "adamw"), 4.5, 4.6, train=3.0)
-    put(tmp_path, ("gpt1", 4, "adamw"), 5.1, 5.0, train=4.8)
+    record_kind(tmp_path, ("gpt1", 1, "adamw"), 4.0, 4.1, train=3.5)
+    record_kind(tmp_path, ("gpt1", 2, "adamw"), 4.5, 4.6, train=3.0)
+    record_kind(tmp_path, ("gpt1", 4, "adamw"), 5.1, 5.0, train=4.8)
     first, second = question(tmp_path, 6).interpretation[1:3]
     assert "which indicates overfitting" in first
     assert "more epochs" not in first
@@ -175,47 +182,47 @@ def test_a_deeper_model_that_fits_better_and_validates_worse_overfits(tmp_path: 
     assert "more epochs may change the order" in second
 
 
-def test_the_class_with_the_larger_gap_at_every_depth_overfits_more(tmp_path: Path) -> None:
+def test_the_architecture_with_the_larger_gap_at_every_depth_overfits_more(tmp_path: Path) -> None:
     for layers in (1, 2, 4):
-        put(tmp_path, ("lstm", layers, "adamw"), 4.0, train=3.9)
-        put(tmp_path, ("gpt1", layers, "adamw"), 4.0, train=3.0)
+        record_kind(tmp_path, ("lstm", layers, "adamw"), 4.0, train=3.9)
+        record_kind(tmp_path, ("gpt1", layers, "adamw"), 4.0, train=3.0)
     assert "GPT-1 has the larger gap at every depth compared (1, 2, 4 layers)" in sentences(question(tmp_path, 8))
-    put(tmp_path, ("lstm", 4, "adamw"), 6.0, train=3.9)
+    record_kind(tmp_path, ("lstm", 4, "adamw"), 6.0, train=3.9)
     assert "Neither architecture overfits more" in sentences(question(tmp_path, 8))
 
 
 def test_gaps_within_the_seeds_spread_are_no_difference(tmp_path: Path) -> None:
     for seed, extra in enumerate((0.0, 0.2, 0.4)):
-        put(tmp_path, ("lstm", 1, "adamw"), 4.0, train=3.5 + extra, seed=seed)
-        put(tmp_path, ("gpt1", 1, "adamw"), 4.0, train=3.4 + extra, seed=seed)
+        record_kind(tmp_path, ("lstm", 1, "adamw"), 4.0, train=3.5 + extra, seed=seed)
+        record_kind(tmp_path, ("gpt1", 1, "adamw"), 4.0, train=3.4 + extra, seed=seed)
     assert "Neither architecture overfits more" in sentences(question(tmp_path, 8))
 
 
-def test_equal_gaps_mislead_nobody(tmp_path: Path) -> None:
-    put(tmp_path, ("lstm", 1, "adam"), 4.00, train=3.0)
-    put(tmp_path, ("lstm", 1, "adamw"), 4.50, train=3.501)
+def test_equal_gaps_are_not_called_misleading(tmp_path: Path) -> None:
+    record_kind(tmp_path, ("lstm", 1, "adam"), 4.00, train=3.0)
+    record_kind(tmp_path, ("lstm", 1, "adamw"), 4.50, train=3.501)
     assert "misleading" not in sentences(question(tmp_path, 3))
 
 
-def test_few_seeds_are_a_caution(tmp_path: Path) -> None:
+def test_few_seeds_lead_to_a_caution(tmp_path: Path) -> None:
     for seed in range(4):
         for optimizer, loss in (("momentum", 4.0), ("sgd", 5.0)):
-            put(tmp_path, ("lstm", 1, optimizer), loss + seed / 100, seed=seed)
+            record_kind(tmp_path, ("lstm", 1, optimizer), loss + seed / 100, seed=seed)
         if seed == 2:
             assert "With so few seeds this may be due to chance (p = 0.1)." in sentences(question(tmp_path, 4))
-    words = sentences(question(tmp_path, 4))
-    assert "p = 0.029" in words
-    assert "due to chance" not in words
+    text = sentences(question(tmp_path, 4))
+    assert "p = 0.029" in text
+    assert "due to chance" not in text
 
 
 def test_one_of_two_doublings_is_partly_as_expected(tmp_path: Path) -> None:
     for layers, loss in ((1, 4.5), (2, 4.0), (4, 4.0)):
-        put(tmp_path, ("gpt1", layers, "adamw"), loss)
+        record_kind(tmp_path, ("gpt1", layers, "adamw"), loss)
     assert question(tmp_path, 6).interpretation[0].startswith("Partly as expected")
 
 
-def test_settings_that_differ_besides_are_named(tmp_path: Path) -> None:
-    put(tmp_path, ("lstm", 1, "adam"), 4.0)
+def test_other_settings_that_differ_are_named(tmp_path: Path) -> None:
+    record_kind(tmp_path, ("lstm", 1, "adam"), 4.0)
     run = record(tmp_path, 2, "lstm", [(4.0, 5.0)], optimizer="adamw")
     info = read_info(run.paths.info)
     own = msgspec.structs.replace(info.experiment, overrides={"learning_rate": 0.5})
@@ -226,26 +233,27 @@ def test_settings_that_differ_besides_are_named(tmp_path: Path) -> None:
 
 def test_no_positive_gap_is_no_overfitting(tmp_path: Path) -> None:
     for model in ("lstm", "gpt1"):
-        put(tmp_path, (model, 1, "adamw"), 4.0, train=4.5)
+        record_kind(tmp_path, (model, 1, "adamw"), 4.0, train=4.5)
     assert "no overfitting yet" in sentences(question(tmp_path, 8))
 
 
 def test_memory_names_the_least_and_the_most(tmp_path: Path) -> None:
     for kind, mib in ((("lstm", 1, "adam"), 700.0), (("gpt1", 4, "adamw"), 2100.0)):
-        put(tmp_path, kind, 4.0, 3.9, device="cuda:0", samples=5, process_mib=mib)
+        record_kind(tmp_path, kind, 4.0, 3.9, device="cuda:0", samples=5, process_mib=mib)
     finding = question(tmp_path, 7)
     assert "from 700 MiB (LSTM 1L Adam (1)) to 2,100 MiB (GPT-1 4L AdamW (12))" in finding.observations[0]
     assert "The difference grows with the model" in finding.interpretation[0]
     assert "4 × 8 × 300 × 4 bytes = 0.0 MiB" in finding.observations[2]
 
 
-def test_every_question_has_rule_and_measurement_even_for_one_poor_run(tmp_path: Path) -> None:
-    put(tmp_path, ("gpt1", 1, "sgd"), NAN, finish=False)
+def test_every_question_has_observations_and_a_method_even_for_one_unfinished_run(tmp_path: Path) -> None:
+    record_kind(tmp_path, ("gpt1", 1, "sgd"), NAN, finish=False)
     answers = findings(group(tmp_path))
     assert [answer.number for answer in answers] == [3, 4, 5, 6, 7, 8]
     assert all(answer.observations and answer.method for answer in answers)
 
 
+@settings(deadline=None)  # each example writes a run to the disk
 @given(st.lists(st.floats(2.0, 9.0), min_size=1, max_size=6), st.floats(5.0, 9000.0))
 def test_a_target_is_reached_at_the_first_epoch_that_is_no_higher(
     tmp_path_factory: pytest.TempPathFactory, losses: list[float], target: float
@@ -259,6 +267,6 @@ def test_a_target_is_reached_at_the_first_epoch_that_is_no_higher(
 
 
 def test_a_profile_counts_problems_by_ratio_to_the_fastest(tmp_path: Path) -> None:
-    put(tmp_path, ("lstm", 1, "adam"), 4.0, seconds=1.0)
-    put(tmp_path, ("lstm", 1, "sgd"), 4.0, seconds=3.0)
+    record_kind(tmp_path, ("lstm", 1, "adam"), 4.0, seconds=1.0)
+    record_kind(tmp_path, ("lstm", 1, "sgd"), 4.0, seconds=3.0)
     assert performance_profile(group(tmp_path)) == {"Adam": [(1.0, 1.0)], "SGD": [(3.0, 1.0)]}

@@ -122,7 +122,7 @@ def test_ties_are_all_bold(tmp_path: Path) -> None:
     assert all(row[0] == "**LSTM**" for row in table)
 
 
-def test_the_latest_finished_run_counts_and_repeats_are_not_averaged(tmp_path: Path) -> None:
+def test_the_latest_finished_run_counts_and_repetitions_are_not_averaged(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(5.0, 4.0)])
     record(tmp_path, 1, "lstm", [(5.0, 4.5)], fresh=True)
     record(tmp_path, 1, "lstm", [(5.0, 1.0)], fresh=True, finish=False)
@@ -131,7 +131,21 @@ def test_the_latest_finished_run_counts_and_repeats_are_not_averaged(tmp_path: P
     assert "Excluded runs: 2 superseded by another run." in table.caption
 
 
-def test_runs_of_another_precision_preset_length_or_corpus_are_another_group(tmp_path: Path) -> None:
+def test_runs_on_another_corpus_are_another_group(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(5.0, 4.0)])
+    store, out = Store(tmp_path / "runs"), tmp_path / "exports"
+    assert export_automatically(store, out)[0].parent == out
+    first = choose_group(store.runs())
+    record(tmp_path, 3, "lstm", [(5.0, 4.5)], optimizer="sgd", repeats=9)
+    second = choose_group(store.runs())
+    assert [run.info.experiment.id for group in (first, second) for run in group.runs] == [1, 3]
+    assert export_automatically(store, out)[0].parent == out / "tiny"
+    manifest = out / ".group.json"
+    manifest.write_text(re.sub('"corpus_sha256":"[^"]*",', "", manifest.read_text()))  # as version 0.1.0 wrote it
+    assert export_automatically(store, out)[0].parent == out
+
+
+def test_runs_of_another_precision_preset_or_length_are_another_group(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(5.0, 4.0)], epochs=5)
     record(tmp_path, 2, "lstm", [(5.0, 4.0)], precision="bf16")
     other = record(tmp_path, 3, "lstm", [(5.0, 4.0)], batch_size=2)
@@ -145,7 +159,7 @@ def test_runs_of_another_precision_preset_length_or_corpus_are_another_group(tmp
         choose_group(runs, preset="paper")
 
 
-def test_a_group_that_exports_show_is_not_overwritten_by_another_unasked(tmp_path: Path) -> None:
+def test_automatic_exports_do_not_overwrite_those_of_another_group(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(5.0, 4.0)])
     store, out = Store(tmp_path / "runs"), tmp_path / "exports"
     assert export_automatically(store, out)[0].parent == out
@@ -160,13 +174,13 @@ def test_a_group_that_exports_show_is_not_overwritten_by_another_unasked(tmp_pat
     assert not list(out.glob(".export-*"))
 
 
-def test_table_2_on_a_cpu_is_about_host_memory_and_says_so(store: Store) -> None:
+def test_table_2_shows_host_memory_without_a_gpu(store: Store) -> None:
     table = memory_table(choose_group(store.runs()))
     assert table.caption.startswith("Peak host memory")
     assert rows(table.render("markdown"))[0] == ["GPT-1", "1", "Adam", "123", "5"]
 
 
-def test_table_2_takes_the_process_from_the_second_epoch_on(tmp_path: Path) -> None:
+def test_table_2_shows_process_memory_from_the_second_epoch_on(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(5.0, 4.0), (4.0, 3.0)], device="cuda:0", samples=5, process_mib=700.0)
     record(tmp_path, 5, "gpt1", [(5.0, 4.0), (4.0, 3.0)], device="cuda:0", samples=5)
     record(tmp_path, 6, "gpt1", [(5.0, 4.0), (4.0, 3.0)], device="cuda:0", samples=4, optimizer="adamw")
@@ -179,12 +193,12 @@ def test_table_2_takes_the_process_from_the_second_epoch_on(tmp_path: Path) -> N
     assert "memory of the whole device" in table.caption
 
 
-def test_table_2_gives_the_boards_energy_as_a_mean_over_seeds_that_all_know_it(tmp_path: Path) -> None:
+def test_table_2_shows_mean_energy_if_it_is_known_for_all_seeds(tmp_path: Path) -> None:
     losses = [(5.0, 4.0), (4.0, 3.0)]
     for seed, energy_j in ((1, 10_000.0), (2, 14_600.0)):
         record(tmp_path, 1, "lstm", losses, device="cuda:0", seed=seed, energy_j=energy_j)
-    for seed, energy_j in ((1, 20_000.0), (2, None)):
-        record(tmp_path, 5, "gpt1", losses, device="cuda:0", seed=seed, energy_j=energy_j)
+    record(tmp_path, 5, "gpt1", losses, device="cuda:0", seed=1, energy_j=20_000.0)
+    record(tmp_path, 5, "gpt1", losses, device="cuda:0", seed=2, energy_j=None)
     for seed in (1, 2):
         record(tmp_path, 6, "gpt1", losses, device="cuda:0", seed=seed, optimizer="adamw", energy_j=33_333.0)
     record(tmp_path, 7, "gpt1", losses, device="cuda:0", seed=1, optimizer="sgd", finish=False, energy_j=33_333.0)
@@ -197,16 +211,17 @@ def test_table_2_gives_the_boards_energy_as_a_mean_over_seeds_that_all_know_it(t
         ("SGD", "GPT-1", "–"),
         ("Adam", "LSTM", "12.3"),
     ]
-    assert "Energy: energy of the whole board from the driver's counter, for training and validation over all epochs" in (
-        table.caption
+    assert (
+        "Energy: energy of the whole board from the driver's counter, for training and validation over all epochs"
+        in (table.caption)
     )
     assert "mean over seeds. It is unknown (–) if the GPU was shared" in table.caption
     read = list(csv.DictReader(io.StringIO(table.render("csv"))))
     assert [row["energy_j"] for row in read] == ["", "33333.0", "", "12300.0"]
 
 
-def test_table_2_in_latex_has_units_under_the_names_and_in_markdown_a_rule_that_readers_know(tmp_path: Path) -> None:
-    """A cell ``:`` alone in the rule would make it no table, and headers with units would make it wider than a page."""
+def test_table_2_has_units_on_a_second_line_in_latex_and_a_valid_rule_in_markdown(tmp_path: Path) -> None:
+    """Markdown rejects a cell ``:`` in the rule, and headers with units would make the table wider than a page."""
     record(tmp_path, 1, "lstm", [(5.0, 4.0)], device="cuda:0", samples=5, energy_j=12_345.0)
     table = memory_table(choose_group(Store(tmp_path / "runs").runs()))
     assert (
@@ -221,7 +236,7 @@ def test_table_2_in_latex_has_units_under_the_names_and_in_markdown_a_rule_that_
     assert all(re.fullmatch("-+:?", cell.strip()) for cell in rule.strip("|").split("|"))
 
 
-def test_table_2_explains_no_dash_that_is_not_there(tmp_path: Path) -> None:
+def test_table_2_explains_dashes_only_if_there_are_any(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(5.0, 4.0)], device="cuda:0", energy_j=960.0)
     table = memory_table(choose_group(Store(tmp_path / "runs").runs()))
     assert rows(table.render("markdown"))[0][-2] == "1.0"
@@ -261,13 +276,13 @@ def test_another_reader_of_latex_reads_the_same_text(text: str) -> None:
     assert read == text
 
 
-def test_what_tex_cannot_print_is_named() -> None:
+def test_characters_that_tex_cannot_print_are_named() -> None:
     assert escape_latex("λ = 0.5, café, 🚀, ą") == (
         r"\ensuremath{\lambda} = 0.5, caf\'e, [rocket], [latin small letter a with ogonek]"
     )
 
 
-def test_nothing_to_export_says_why(tmp_path: Path) -> None:
+def test_nothing_to_export_is_an_error_with_the_reason(tmp_path: Path) -> None:
     store = Store(tmp_path / "runs")
     with pytest.raises(ExportError, match="the store has no runs"):
         choose_group(store.runs())
@@ -287,7 +302,7 @@ def test_the_same_data_gives_the_same_bytes(store: Store, tmp_path: Path) -> Non
     assert all(str(tmp_path).encode() not in data for name, data in first.items() if not name.startswith("report."))
 
 
-def test_perplexities_that_are_out_of_all_bounds_stay_short(tmp_path: Path) -> None:
+def test_huge_perplexities_are_in_scientific_notation(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(300.0, 400.0)])
     assert rows(results_table(choose_group(Store(tmp_path / "runs").runs())).render("markdown"))[0][3:5] == [
         "**1.942e+130**",

@@ -1,14 +1,12 @@
 """A store with runs in any state, written by the package's own code, and the console on it, driven by a pilot."""
 
 import html
-import math
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,26 +15,24 @@ from typing import Any
 os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
 os.environ.setdefault("TEXTUAL_SMOOTH_SCROLL", "0")
 
-import msgspec
+from factories import (
+    STEPS,
+    append_events,
+    epoch_events,
+    finished,
+    kill_and_wait,
+    locked_by_another_process,
+    progress,
+    started,
+    telemetry,
+)
 from textual.pilot import Pilot
 
 from lmconsole.engine.probe import ResolvedRun
 from lmconsole.engine.queue import enqueue
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import Plan
-from lmconsole.runs.events import (
-    Epoch,
-    Event,
-    EventLog,
-    Failed,
-    Finished,
-    Progress,
-    Queued,
-    Started,
-    Stopped,
-    Telemetry,
-    perplexity,
-)
+from lmconsole.runs.events import Event, Failed, Queued, Stopped
 from lmconsole.runs.info import CorpusInfo
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.store import Store
@@ -45,16 +41,8 @@ from lmconsole.tui.app import Console
 from lmconsole.tui.feed import Feed, Snapshot
 from lmconsole.tui.options import ConsoleOptions
 
-STEPS = 8
-"""Steps per epoch."""
-STEP_S = 0.5
-VALID_S = 1.0
 FALLING = (6.0, 5.5, 5.2, 5.0)
 """Validation losses of a run that learns, nats."""
-HOLD = (
-    "import fcntl, sys; file = open(sys.argv[1], 'r+'); fcntl.lockf(file, fcntl.LOCK_EX); "
-    "print('held', flush=True); sys.stdin.read()"
-)
 CORPUS = CorpusInfo(
     name="demo",
     kind="demo",
@@ -64,19 +52,6 @@ CORPUS = CorpusInfo(
     tokens={"train": 103_000, "validation": 12_900, "test": 12_900},
     sha256="c0" * 32,
     max_tokens=None,
-)
-STARTED = Started(
-    attempt=1,
-    pid=4_242,
-    host="box",
-    device="cpu",
-    device_name="CPU",
-    device_uuid=None,
-    versions={"lmconsole": "1", "python": "3.11", "torch": "2.13", "driver": None},
-    threads=1,
-    precision="fp32",
-    parameters_total=1_000_000,
-    parameters_trainable=250_000,
 )
 
 
@@ -95,16 +70,13 @@ class Recorded:
 
     def append(self, *events: Event) -> None:
         """Append events to its log."""
-        log = EventLog(self.paths.events)
-        for event in events:
-            log.append(event)
-        log.close()
+        append_events(self.paths, *events)
 
     def end(self, *events: Event) -> None:
         """Append its last events, and end its worker."""
         self.append(*events)
         if self.holder is not None:
-            end(self.holder)
+            kill_and_wait(self.holder)
 
 
 class Stage:
@@ -114,25 +86,17 @@ class Stage:
         self.root = root
         self.store = Store(root / "runs")
         self.plan: Plan = load_plan(None)
-        self._holders: list[subprocess.Popen[str]] = []
+        self._locks = ExitStack()
 
     def __enter__(self) -> "Stage":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for holder in self._holders:
-            end(holder)
+        self._locks.close()
 
     def hold(self, path: Path) -> "subprocess.Popen[str]":
         """Start a process that holds the lock on ``path``, and return it."""
-        path.parent.mkdir(exist_ok=True, parents=True)
-        path.touch()
-        command = [sys.executable, "-S", "-E", "-c", HOLD, str(path)]
-        holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._holders.append(holder)
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        return holder
+        return self._locks.enter_context(locked_by_another_process(path))
 
     def no_runner(self) -> None:
         """Hold the runner's lock, so that queued runs stay queued."""
@@ -167,7 +131,7 @@ class Stage:
         run = self.queue(number, **more)
         if status == "queued":
             return run
-        run.append(STARTED)
+        run.append(started())
         for n, loss in enumerate(valid, 1):
             run.append(*epoch_events(n, loss))
         if not whole:
@@ -208,69 +172,6 @@ def console_of(pilot: Pilot[str]) -> Console:
     """Return the app that ``pilot`` plays."""
     assert isinstance(pilot.app, Console)
     return pilot.app
-
-
-def end(process: "subprocess.Popen[str]") -> None:
-    """Kill a process that holds a lock, and wait until the lock is free."""
-    process.kill()
-    process.wait()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            stream.close()
-
-
-def progress(epoch: int, step: int, loss_nats: float, steps: int = STEPS) -> Progress:
-    """Return the event with the mean train loss after ``step`` steps of ``epoch``."""
-    elapsed_s = ((epoch - 1) * steps + step) * STEP_S
-    return Progress(
-        epoch=epoch,
-        step=step,
-        steps=steps,
-        train_loss_nats=loss_nats,
-        tokens_per_s=12_345.0,
-        elapsed_train_s=elapsed_s,
-    )
-
-
-def epoch(number: int, valid_nats: float, train_nats: float | None = None) -> Epoch:
-    """Return the event at the end of an epoch. The train loss is 0.2 nats lower by default."""
-    train = valid_nats - 0.2 if train_nats is None else train_nats
-    return Epoch(
-        epoch=number,
-        train_loss_nats=train,
-        train_ppl=perplexity(train),
-        valid_loss_nats=valid_nats,
-        valid_ppl=perplexity(valid_nats),
-        train_s=STEPS * STEP_S,
-        valid_s=VALID_S,
-        elapsed_train_s=number * STEPS * STEP_S,
-    )
-
-
-def epoch_events(number: int, valid_nats: float) -> list[Event]:
-    """Return the events of a whole epoch: two train losses and its end."""
-    half = progress(number, STEPS // 2, valid_nats + 0.1)
-    return [half, progress(number, STEPS, valid_nats - 0.3), epoch(number, valid_nats)]
-
-
-def finished(valid: Sequence[float]) -> Finished:
-    """Return the event at the end of a run with these validation losses."""
-    finite = [loss for loss in valid if math.isfinite(loss)]
-    best = min(finite, default=math.nan)
-    return Finished(
-        test_ppl_final=perplexity(valid[-1] + 0.1),
-        test_ppl_best=perplexity(best + 0.1),
-        best_epoch=list(valid).index(best) + 1 if finite else None,
-        best_valid_ppl=perplexity(best),
-        setup_s=2.0,
-        wall_s=2.0 + len(valid) * (STEPS * STEP_S + VALID_S),
-        diverged=len(finite) < len(valid),
-    )
-
-
-def telemetry(**more: float) -> Telemetry:
-    """Return a telemetry sample of a run on the CPU."""
-    return msgspec.structs.replace(Telemetry(phase="train", epoch=1, rss_mib=2_048.0), **more)
 
 
 class NvmlError(Exception):

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from tui.stage import Stage, finished, following, wait_for_snapshot
+from factories import finished
+from tui.stage import Stage, following, wait_for_snapshot
 
 from lmconsole.runs.state import Status
 from lmconsole.tui.announcements import Announcer

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 
 import pytest
+from factories import epoch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tui.stage import epoch
 
 from lmconsole.tui.plot.axes import XAxis, step_above, step_below
 from lmconsole.tui.plot.chart import SMOOTHING, ChartOptions, Drawing, Series, ShownCurves, draw

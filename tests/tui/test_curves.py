@@ -3,8 +3,9 @@
 import math
 import re
 
+from factories import epoch_events
 from textual.pilot import Pilot
-from tui.stage import Stage, driver, epoch_events, eventually, experiment, line_with, screen, sees, shows, shows_no_more
+from tui.stage import Stage, driver, eventually, experiment, line_with, screen, sees, shows, shows_no_more
 
 from lmconsole.runs.info import CorpusInfo
 from lmconsole.tui.plot.glyphs import UNICODE

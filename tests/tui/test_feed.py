@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tui import stage as staged
-from tui.stage import Recorded, Stage, driver, end, epoch_events, following, no_driver, progress, wait_for_snapshot
+from factories import epoch, epoch_events, kill_and_wait, progress, started
+from tui.stage import Recorded, Stage, driver, following, no_driver, wait_for_snapshot
 
 from lmconsole.runs.events import Queued, Resumed, Stopped
 from lmconsole.runs.state import Status
@@ -137,7 +137,7 @@ def test_a_run_whose_worker_dies_is_lost(stage: Stage) -> None:
     with following(stage.store.root) as feed:
         wait_for_snapshot(feed, lambda now: now.runs and now.runs[run.run].status is Status.RUNNING)
         assert run.holder is not None
-        end(run.holder)
+        kill_and_wait(run.holder)
         wait_for_snapshot(feed, lambda now: now.runs[run.run].status is Status.LOST)
 
 
@@ -158,10 +158,10 @@ def test_points_after_the_checkpoint_of_a_resumption_are_removed(stage: Stage, a
     assert stage.store.open(run.run) is not None
     again = [
         Queued(devices=("cpu",), jobs=1),
-        staged.STARTED,
+        started(),
         Resumed(epoch=1, step=4),  # from a checkpoint in the middle of the epoch
         progress(1, 8, 5.9),
-        staged.epoch(1, 5.95),
+        epoch(1, 5.95),
     ]
     if at_once:
         run.append(*again)
@@ -417,7 +417,7 @@ def test_close_ends_the_thread(stage: Stage) -> None:
 
 def test_memory_of_a_long_run_stays_bounded(stage: Stage) -> None:
     run: Recorded = stage.record(1, "running", valid=())
-    run.append(*(progress(1, step, 5.0, 5_000) for step in range(1, 4_001)))
+    run.append(*(progress(1, step, 5.0, steps=5_000) for step in range(1, 4_001)))
     with following(stage.store.root) as feed:
         seen = wait_for_snapshot(feed, lambda now: now.runs and now.runs[run.run].position == (1, 4_000)).runs[run.run]
     assert 512 <= len(seen.curve) <= 1_024

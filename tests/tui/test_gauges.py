@@ -1,7 +1,7 @@
 """Memory gauges of GPUs and of the host."""
 
-import msgspec
-from tui.stage import STARTED, Stage, driver, line_with, no_driver, progress, shows, telemetry
+from factories import progress, started, telemetry
+from tui.stage import Stage, driver, line_with, no_driver, shows
 
 from lmconsole.plan.flops import training_flops
 from lmconsole.runs.info import read_info
@@ -10,7 +10,7 @@ from lmconsole.runs.info import read_info
 async def test_each_gpu_has_a_gauge_with_the_usage_of_the_stores_runs(stage: Stage) -> None:
     run = stage.queue(5)
     run.append(
-        msgspec.structs.replace(STARTED, device="cuda:0", device_name="Fake 24G", device_uuid="GPU-00000001"),
+        started(device="cuda:0", device_name="Fake 24G", device_uuid="GPU-00000001"),
         progress(1, 4, 6.0),
         telemetry(process_used_mib=6_144.0),
     )
@@ -43,10 +43,10 @@ async def test_throughput_of_runs_on_one_device_adds_up_with_its_share_of_the_me
     first, second = stage.queue(2), stage.queue(3)
     info = read_info(first.paths.info)
     flops = training_flops(info.settings, info.corpus.vocabulary).total
-    started = msgspec.structs.replace(STARTED, peak_matmul_gflops=10_000 * flops / 1e9)
+    first_attempt = started(peak_matmul_gflops=10_000 * flops / 1e9)
     for run in (first, second):
-        pace = msgspec.structs.replace(progress(1, 4, 6.0), tokens_per_s=3_000.0)
-        run.append(started, pace, telemetry())
+        pace = progress(1, 4, 6.0, tokens_per_s=3_000.0)
+        run.append(first_attempt, pace, telemetry())
         run.holder = stage.hold(run.paths.lock)
     async with stage.console(gpus=no_driver) as pilot:
         await shows(pilot, "of peak")

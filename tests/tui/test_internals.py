@@ -115,6 +115,12 @@ def test_no_class_shares_a_private_name_with_its_bases_in_textual(cls: type) -> 
     assert shared_names(cls) == set()
 
 
+def test_no_thread_calls_into_the_app() -> None:
+    """Worker threads compute and post messages; the UI thread changes what is shown."""
+    calling = [file for file in TUI_FILES if "call_from_thread" in (PACKAGE / file).read_text(encoding="utf-8")]
+    assert calling == []
+
+
 def test_both_files_name_the_installed_version() -> None:
     assert version("textual") in textual_internals.CHECKED_VERSIONS
     assert version("plotext") in plotext_internals.CHECKED_VERSIONS

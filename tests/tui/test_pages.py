@@ -3,20 +3,9 @@
 import math
 
 import msgspec
+from factories import finished, progress, started
 from textual.widgets import RichLog
-from tui.stage import (
-    CORPUS,
-    STARTED,
-    Recorded,
-    Stage,
-    eventually,
-    finished,
-    line_with,
-    progress,
-    screen,
-    shows,
-    shows_no_more,
-)
+from tui.stage import CORPUS, Recorded, Stage, eventually, line_with, screen, shows, shows_no_more
 
 from lmconsole.runs.events import Failed
 
@@ -44,7 +33,7 @@ async def test_enter_opens_the_details_of_a_run_with_four_pages(stage: Stage) ->
 async def test_details_show_energy_only_where_it_was_measured(stage: Stage) -> None:
     stage.record(1)
     run = stage.record(2, valid=(6.0, 5.0))
-    run.append(msgspec.structs.replace(finished((6.0, 5.0)), energy_j=12_340.0))
+    run.append(finished((6.0, 5.0), energy_j=12_340.0))
     async with stage.console() as pilot:
         await pilot.press("enter")
         await shows(pilot, "test ppl")
@@ -55,7 +44,9 @@ async def test_details_show_energy_only_where_it_was_measured(stage: Stage) -> N
 
 async def test_details_of_a_failed_run_show_the_error_and_its_hint(stage: Stage) -> None:
     run = stage.queue(1)
-    run.append(STARTED, Failed(error="out-of-memory", message="the GPU is \x1b[31mfull", hint="Try --precision bf16."))
+    run.append(
+        started(), Failed(error="out-of-memory", message="the GPU is \x1b[31mfull", hint="Try --precision bf16.")
+    )
     async with stage.console() as pilot:
         await pilot.press("enter")
         shown = await shows(pilot, "Try --precision bf16.", "failed")

@@ -5,9 +5,9 @@ import shutil
 from collections.abc import Iterable
 from typing import Any
 
-import msgspec
 import pytest
-from tui.stage import STARTED, STEPS, Stage, epoch, epoch_events, finished, following, progress, wait_for_snapshot
+from factories import STEPS, epoch, epoch_events, finished, progress, started
+from tui.stage import Stage, following, wait_for_snapshot
 
 from lmconsole.engine.queue import requeue
 from lmconsole.plan.experiment import Experiment
@@ -82,7 +82,7 @@ def test_a_status_is_short_or_long_by_the_width(stage: Stage, given: str, narrow
 def test_a_running_run_is_starting_training_and_testing(stage: Stage) -> None:
     run = stage.queue(1, epochs=1)
     run.holder = stage.hold(run.paths.lock)
-    run.append(STARTED)
+    run.append(started())
     assert status(stage) == "starting"
     run.append(progress(1, 1, 7.0))
     assert status(stage).startswith("1/1 ")
@@ -128,13 +128,13 @@ def test_a_run_that_was_asked_to_stop_is_stopping(stage: Stage) -> None:
 
 def test_a_run_stopped_after_its_last_epoch_is_shown_in_its_last_epoch(stage: Stage) -> None:
     run = stage.queue(1, epochs=2)
-    run.append(STARTED, *epoch_events(1, 6.0), *epoch_events(2, 5.5), Stopped(epoch=3, step=0))
+    run.append(started(), *epoch_events(1, 6.0), *epoch_events(2, 5.5), Stopped(epoch=3, step=0))
     assert status(stage) == "stopped in 2/2"
 
 
 def test_a_run_that_stopped_early_or_diverged_is_not_just_finished(stage: Stage) -> None:
     early = stage.queue(1, epochs=6)
-    early.append(STARTED, *epoch_events(1, 6.0), msgspec.structs.replace(finished([6.0]), stopped_early=True))
+    early.append(started(), *epoch_events(1, 6.0), finished([6.0], stopped_early=True))
     stage.record(2, "diverged", valid=(6.0, math.nan, math.nan))
     made = rows(stage)
     assert cell(made[0], "Status") == "stopped early"
@@ -288,7 +288,7 @@ def test_columns_sort_by_value_with_unknown_values_last(stage: Stage, column: st
 def test_a_result_without_numbers_is_shown_as_unknown(stage: Stage) -> None:
     run = stage.queue(1, epochs=1)
     run.append(
-        STARTED,
+        started(),
         Finished(
             test_ppl_final=None, test_ppl_best=None, best_epoch=None, best_valid_ppl=None, setup_s=0.0, wall_s=0.0,
             diverged=False,

@@ -4,9 +4,9 @@ import math
 
 import msgspec
 import pytest
+from factories import progress
 from hypothesis import given
 from hypothesis import strategies as st
-from tui.stage import progress
 
 from lmconsole.tui.plot.series import MAX_BUCKETS, Curve
 
@@ -17,7 +17,7 @@ def curve_of(*losses_nats: float, steps: int) -> Curve:
     """Return a curve with one loss for each step."""
     curve = Curve()
     for i, loss in enumerate(losses_nats):
-        curve.add(progress(1 + i // steps, 1 + i % steps, loss, steps))
+        curve.add(progress(1 + i // steps, 1 + i % steps, loss, steps=steps))
     return curve
 
 
@@ -57,8 +57,8 @@ def test_losses_are_weighted_by_their_steps() -> None:
     curve = Curve()
     steps = 100 * MAX_BUCKETS
     for i in range(MAX_BUCKETS):  # pairs of a loss over 90 steps and one over 10
-        curve.add(progress(1, 100 * i + 90, 4.0, steps))
-        curve.add(progress(1, 100 * (i + 1), 6.0, steps))
+        curve.add(progress(1, 100 * i + 90, 4.0, steps=steps))
+        curve.add(progress(1, 100 * (i + 1), 6.0, steps=steps))
     assert len(curve) == MAX_BUCKETS
     assert [point.loss_nats for point in curve] == pytest.approx([4.2] * MAX_BUCKETS)
 
@@ -107,7 +107,7 @@ def test_iterating_while_points_are_added_gives_whole_points() -> None:
     reading = iter(curve)
     next(reading)
     for step in range(11, 21):
-        curve.add(progress(1, step, 4.0, 20))
+        curve.add(progress(1, step, 4.0, steps=20))
     assert len(list(reading)) == 9
 
 

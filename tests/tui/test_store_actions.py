@@ -1,17 +1,23 @@
 """Runs queued, stopped, resumed, deleted and exported by keys, with the outcome on disk and on the screen."""
 
 import math
-from typing import Any
+import threading
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import tiny
-from tui.stage import Recorded, Stage, console_of, eventually, experiment, finished, screen, shows, shows_no_more
+from factories import finished
+from textual.app import App
+from textual.message import Message
+from tui.stage import Recorded, Stage, console_of, eventually, experiment, screen, shows, shows_no_more
 
 from lmconsole.plan.load import load_plan
 from lmconsole.runs.events import EventReader, Queued, Stopped
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 from lmconsole.telemetry.host import cores
+from lmconsole.tui.store_actions import StoreActions
 
 LONG_S = 40.0
 """Timeout for a child process that imports torch or pandas on a busy machine."""
@@ -422,3 +428,46 @@ async def test_a_key_shows_no_run_that_has_not_been_announced(stage: Stage) -> N
         assert console.main.snapshot is shown
         assert "1 running" not in screen(pilot)
         await shows(pilot, "1 running")
+
+
+# ---- threads
+
+
+class MessageQueue:
+    """An app of which nothing exists but its workers and its message queue."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+
+    def run_worker(self, work: Callable[[], None], *, thread: bool, group: str, exclusive: bool) -> None:
+        """Run ``work`` in a thread, and wait for it."""
+        assert thread, f"{group}, exclusive: {exclusive}"
+        worker = threading.Thread(target=work)
+        worker.start()
+        worker.join()
+
+    def post_message(self, message: Message) -> bool:
+        """Keep the message."""
+        self.messages.append(message)
+        return True
+
+
+@pytest.mark.usefixtures("no_runner")
+def test_store_actions_change_the_store_and_only_post_messages(stage: Stage) -> None:
+    run, live = stage.record(1, "stopped"), stage.record(2, "running")
+    queue = MessageQueue()
+    store_actions = StoreActions(cast("App[str]", queue), stage.options())
+    store_actions.delete([run.run])
+    assert not run.paths.folder.exists()
+    store_actions.restore([run.run])
+    store_actions.resume([run.run])
+    store_actions.stop([live.run])
+    assert live.paths.stop.exists()
+    store_actions.delete([live.run])
+    assert [type(message) for message in queue.messages] == [
+        StoreActions.Deleted,
+        StoreActions.Restored,
+        StoreActions.Resumed,
+        StoreActions.Stopping,
+        StoreActions.Failed,
+    ]

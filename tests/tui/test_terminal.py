@@ -18,7 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 import tiny
-from tui.stage import Stage, end
+from factories import kill_and_wait
+from tui.stage import Stage
 
 from lmconsole.runs.state import Status
 
@@ -206,7 +207,7 @@ def test_quitting_prints_that_runs_continue(stage: Stage) -> None:
         after = terminal.seen.rindex(RESTORED[0])
         assert "1 run continues without the console" in terminal.text(after)
     assert run.holder is not None
-    end(run.holder)
+    kill_and_wait(run.holder)
 
 
 def test_a_dumb_terminal_is_an_error_with_a_hint(stage: Stage) -> None:

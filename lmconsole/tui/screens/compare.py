@@ -9,6 +9,7 @@ from rich.text import Text
 
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import perplexity, seconds
+from lmconsole.runs.comparable import same_text
 from lmconsole.tui.feed import RunView
 from lmconsole.tui.screens.dialogs import Page
 
@@ -61,9 +62,8 @@ def _rank(view: RunView) -> float:
 
 
 def _note(views: Sequence[RunView]) -> str:
-    corpora = {(view.info.corpus.sha256, view.info.corpus.max_tokens) for view in views}
     note = "Perplexities at the epoch with the best validation. Time is training time alone."
-    if len(corpora) > 1:
+    if not all(same_text(view.info, views[0].info) for view in views):
         note += "\nThese runs have different corpora: do not compare their perplexities."
     elif len({view.info.preset for view in views}) > 1:
         note += "\nThese runs have different presets."

@@ -10,6 +10,7 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
+from textual.message import Message
 from textual.screen import ModalScreen
 from textual.widgets import Footer, Label, RichLog, Static, TabbedContent, TabPane
 
@@ -39,6 +40,14 @@ class Details(ModalScreen[None]):
         Binding("shift+tab,left", "next_tab(-1)", "Previous page", show=False, priority=True),
         Binding("f", "follow", "Follow the log"),
     ]
+
+    class LinesRead(Message):
+        """New lines of the events and of the worker log."""
+
+        def __init__(self, lines: dict[str, list[str]]) -> None:
+            super().__init__()
+            self.lines = lines
+            """Lines by the name of the tab."""
 
     def __init__(self, current: Callable[[], RunView | None], first: RunView) -> None:
         super().__init__()
@@ -89,25 +98,24 @@ class Details(ModalScreen[None]):
             self.run_worker(self._read, thread=True, exit_on_error=False)
 
     def _read(self) -> None:
-        """Read new lines in a thread and hand them back to the screen."""
+        """Read new lines, in a thread."""
         found: dict[str, list[str]] = {}
         for name, tail in self._tails.items():
             try:
                 found[name] = tail.read_lines()
             except OSError as error:
                 found[name] = [f"cannot be read: {error.strerror}"]
-        self.app.call_from_thread(self._append, found)
+        self.post_message(self.LinesRead(found))
 
-    def _append(self, found: dict[str, list[str]]) -> None:
+    def on_details_lines_read(self, message: LinesRead) -> None:
+        """Append the lines to their tabs."""
         self._reading = False
-        if not self.is_mounted:
-            return
-        for name, lines in found.items():
+        for name, lines in message.lines.items():
             log = self.query_one(f"#{name}-body", RichLog)
             for line in lines:
                 text = _event(line) if name == "events" else escape_control_characters(line)
                 log.write(Text(text), scroll_end=log.auto_scroll)
-        if found["log"]:
+        if message.lines["log"]:
             self._log_is_empty = False
         elif self._log_is_empty is None:
             self._log_is_empty = True

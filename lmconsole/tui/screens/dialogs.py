@@ -1,4 +1,4 @@
-"""Modal screens: questions, the form for runs, pages to read."""
+"""Modal screens: questions, and pages to read."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
