@@ -13,7 +13,7 @@ Stages, in this order; a shape is a model and its number of layers:
     reference    short runs of all twelve on the fast paths and on the reference implementation, in bf16
     sdpa         attention by FlashAttention and by cuDNN over a run
     peaks        peak copy bandwidth and peak matmul throughput
-    gang         several experiments at the same time on streams of one process
+    gang         several experiments concurrently on CUDA streams of one process
     kernels      LSTM recurrence by data type, linear cross-entropy by kernel and tile size
     split        fp32 logits by one matmul, and by several of lower precision
     jobs         all twelve in bf16, four at a time

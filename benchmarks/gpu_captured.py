@@ -1,4 +1,4 @@
-"""Captured training steps in one process: whether each shape works, its speed, and several on one GPU at once."""
+"""Captured training steps in one process: whether each shape works, its speed, and several concurrently."""
 
 import contextlib
 import gc
@@ -32,7 +32,7 @@ PROFILED_STEPS = 3
 TOP_KERNELS = 16
 KERNEL_NAME_LENGTH = 110
 GANGS = ((2, 1), (2, 6), (1, 2, 3, 4), (2, 6, 9, 12), (6, 5), (1, 2, 3, 4, 9, 10, 6, 12))
-"""Experiments that are trained at the same time, on streams of one process."""
+"""Experiments that are trained concurrently."""
 
 
 class StepCapturer:
@@ -182,7 +182,7 @@ def _profile(steps: Steps, device: str) -> dict[str, Any]:
 
 
 def gang(workload: Workload, stage: Stage) -> dict[str, Any]:
-    """Train several experiments at the same time on streams of one process, which needs no Multi-Process Service.
+    """Train several experiments concurrently on CUDA streams of one process, which needs no Multi-Process Service.
 
     Returns the milliseconds of a step of each of them together, and the gain over one after the other. Persistent
     kernels on several streams may hang; the measurements before that are kept.

@@ -137,5 +137,5 @@ ESTIMATES: tuple[Estimate, ...] = (
         3.5,
         lambda r: _matmul_ms(r, "one fp16 matmul, 3 × inner dimension"),
     ),
-    _estimate("several runs in one process: largest gain", "×", 1.0, 1.6, _largest_gain),
+    _estimate("concurrent runs in one process: largest speed-up", "×", 1.0, 1.6, _largest_gain),
 )

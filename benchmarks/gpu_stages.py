@@ -150,7 +150,7 @@ def peaks(stage: Stage) -> dict[str, Any]:
 
 
 def gang(stage: Stage) -> dict[str, Any]:
-    """Train several experiments at the same time on streams of one process."""
+    """Train several experiments concurrently on CUDA streams of one process."""
     return gpu_captured.gang(Workload.load(stage.folder), stage)
 
 

@@ -30,7 +30,7 @@ def table(document: dict[str, Any], file: str | None) -> str:
         _suite(results, document),
         _steps(results),
         _attention(results),
-        _at_the_same_time(results),
+        _concurrency(results),
         _kernels(results),
         _matmuls(results),
         _estimates(document),
@@ -89,7 +89,7 @@ def _reference(found: dict[str, Any], precision: str) -> Iterator[str]:
     yield (
         f"Fast paths compared with the reference implementation, {precision}, {found['steps']} steps: "
         f"losses differ by at most {difference} (tolerance {found['tolerance']:g}), "
-        f"{found['identical']} of {len(each)} are identical: {verdict}"
+        f"{found['identical']} of {len(each)} experiments identical: {verdict}"
     )
     messages = [f"{run['label']}: {_cut(run['messages'][0])}" for run in each if run["messages"][0]]
     if messages:
@@ -237,10 +237,10 @@ def _attention(results: Results) -> Iterator[str]:
                 yield f"  {name}: {each['ms']:.3f} ms per layer; first calls by batch size, forward + backward: {first}"
 
 
-def _at_the_same_time(results: Results) -> Iterator[str]:
+def _concurrency(results: Results) -> Iterator[str]:
     if found := results.get("gang"):
         gains = (f"{'+'.join(map(str, each['experiments']))}: {each['gain']:.2f} ×" for each in found["together"])
-        yield f"Experiments at the same time in one process, gain over one after the other: {', '.join(gains) or '–'}"
+        yield f"Concurrent experiments in one process, speed-up over one after the other: {', '.join(gains) or '–'}"
     if found := results.get("jobs"):
         mps = "with" if found["mps"] else "without"
         yield (

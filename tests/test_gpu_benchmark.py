@@ -483,7 +483,10 @@ def test_goals_depend_only_on_measurements(tmp_path: Path, import_benchmark: Imp
         whole, fp32, bf16, *_ = goals(document)
         assert (whole["met"], fp32["met"]) == (met, True)
         assert bf16["met"] is (False if epochs == 10 else None)
-        assert f"| Some card, 2026-01-02 | all twelve, ten epochs, bf16, whole command | {whole_s} s" in readme_table()
+        assert (
+            f"| Some card, 2026-01-02 | all twelve experiments, ten epochs, bf16, one command | {whole_s} s"
+            in readme_table()
+        )
         note = "" if epochs == 10 else " (9 epochs instead of 10)"
         assert f"8.0 ×{note} (plain PyTorch extrapolated to {8 * whole_s:,} s" in readme_table()
         assert "| GPU |" not in readme_table()
