@@ -39,7 +39,7 @@ GOALS = {
 }
 """Upper limits."""
 MAX_GROWTH_SHARE, MAX_GROWTH_MIB = 0.05, 5.0
-"""Upper limits of the growth of memory, of which it must meet one."""
+"""Upper limits of the growth of memory, which must not exceed both."""
 SLOW_BYTES_PER_S = 20_000.0
 """Speed of the slow connection."""
 PLOTEXT = "textual_plotext"
@@ -51,13 +51,13 @@ TIME_AXIS_ROW = HEIGHT - 2
 """Screen row with the labels of the time axis."""
 TIMEOUT_S = 20.0
 TWO_HOURS_S = 7_200.0
-ONE_WORD = """
+MINIMAL_APP = """
 from textual.app import App
 from textual.widgets import Static
-class OneWord(App):
+class Minimal(App):
     def compose(self):
         yield Static("word")
-OneWord().run()
+Minimal().run()
 """
 """A minimal Textual app."""
 _ROW_12 = re.compile(rb"12 +GPT-1 +4 +AdamW")
@@ -126,7 +126,9 @@ def first_paint(folder: Path, runs: int, repetitions: int) -> dict[str, Any]:
     make_store(folder / "runs", runs)
     minimal, table, store, sizes = [], [], [], []
     for _ in range(repetitions + 1):
-        with Terminal([sys.executable, "-P", "-c", ONE_WORD], cwd=folder, environment=environment(folder)) as terminal:
+        with Terminal(
+            [sys.executable, "-P", "-c", MINIMAL_APP], cwd=folder, environment=environment(folder)
+        ) as terminal:
             minimal.append(terminal.until(lambda data: b"word" in data, TIMEOUT_S))
         with console(folder) as terminal:
             table.append(terminal.until(_has_table, TIMEOUT_S))

@@ -181,7 +181,7 @@ def show(result: dict[str, Any]) -> None:
     accounted = ("setup_s", "train_s", "valid_s", "test_s")
     other_s = sum(run["wall_s"] - sum(run[key] for key in accounted) for run in result["runs"])
     rows = {
-        f"queue of twelve runs, {result['epochs']} epochs": result["whole_s"],
+        f"queue of twelve runs (epochs: {result['epochs']})": result["whole_s"],
         "  training and evaluation, simulated": result["simulated_s"],
         "  work of the host": result["host_s"],
         "    setup of the runs": result["setup_s"],

@@ -185,8 +185,8 @@ def rows(result: dict[str, Any]) -> list[Row]:
         result_rows.append(
             Row(
                 what=f"{count} parallel runs, {size['name']} ({size['precision']})",
-                measured=f"{_gflop(size['flops'])} per step: {size['ratio']:.2f} × one run with {count} threads "
-                f"({statistics.median(size['together_tokens_per_s']):,.0f} tokens/s)",
+                measured=f"{_gflop(size['flops'])} per step: {size['ratio']:.2f} × the throughput of one run with "
+                f"{count} threads ({statistics.median(size['together_tokens_per_s']):,.0f} tokens/s)",
                 goal="≥ 1 ×" if small else None,
                 met=size["ratio"] >= 1 if small else None,
             )

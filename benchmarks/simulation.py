@@ -65,7 +65,7 @@ class LiveRun:
         return self.epoch > self.epochs
 
     def tick(self) -> None:
-        """Append the events of half a second: progress, every second time telemetry, and the epoch if it ends."""
+        """Append the events of half a second: progress, telemetry every second time, and the epoch if it ends."""
         slower = 1.0 if self.doubling_s is None else 2.0 ** (self.ticks * PROGRESS_S / self.doubling_s)
         steps = self.steps_per_event * self._noise.uniform(0.95, 1.05)
         taken_s = PROGRESS_S * self.pace * slower

@@ -2,8 +2,9 @@
 
     python benchmarks/textual_plotext_app.py STORE
 
-It reads the store as the console does and draws the train curve of every run ten times per second, in an area as large
-as the console's curves at 120 × 40, as in the widget's documentation. Below is a line that counts key presses.
+It uses the widget as the documentation of textual-plotext shows. It reads the store as the console does, and draws the
+train curve of every run ten times per second in an area as large as the console's curves at 120 × 40. A line below
+counts key presses.
 """
 
 # textual-plotext is optional.
