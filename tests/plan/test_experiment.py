@@ -1,4 +1,4 @@
-"""What identifies a run among those of older versions."""
+"""The settings that identify a run, also in stores of older versions."""
 
 import msgspec
 
