@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from lmconsole.engine.probe import ResolvedRun
 from lmconsole.runs.events import AnyEvent, Epoch, EventReader, Finished, Resumed
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
@@ -70,6 +71,14 @@ def test_every_run_is_read_whole(folder: Path) -> None:
         assert (run.state.damaged, run.problem) == (0, None)
         lines = run.paths.events.read_text(encoding="utf-8").splitlines()
         assert [event.seq for event in events_of(run)] == list(range(1, len(lines) + 1))
+
+
+def test_every_run_has_the_hash_that_this_version_gives_it(folder: Path) -> None:
+    for run in runs_in(folder).values():
+        if run.info.origin == "trained":
+            names = ("experiment", "preset", "settings", "seed", "origins", "corpus", "embeddings")
+            resolved = ResolvedRun(**{name: getattr(run.info, name) for name in names}, threads=1)
+            assert resolved.config_hash == run.info.config_hash
 
 
 def test_a_finished_run_is_not_repeated(folder: Path) -> None:

@@ -15,7 +15,7 @@ import msgspec
 from lmconsole.engine.child import answer_parent, ask_child
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.errors import CorpusError, DeviceError, EmbeddingsError
-from lmconsole.plan.experiment import Experiment, Settings
+from lmconsole.plan.experiment import Experiment, Settings, hashed_settings
 from lmconsole.plan.flops import run_flops, step_flops
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import AUTO, Plan, Resolved
@@ -54,7 +54,7 @@ class ResolvedRun(msgspec.Struct, frozen=True, kw_only=True):
         """Hash of everything that decides the run's numbers: runs with equal hashes are the same run."""
         identity = {
             "experiment": self.experiment.id,
-            "settings": self.settings,
+            "settings": msgspec.Raw(msgspec.json.encode(hashed_settings(self.settings))),  # in the order of the fields
             "seed": self.seed,
             "corpus": self.corpus.sha256,
             "embeddings": self.embeddings.sha256 if self.embeddings else None,

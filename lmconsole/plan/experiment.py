@@ -98,6 +98,25 @@ APPLIES_TO: dict[str, tuple[str, ...]] = {
 }
 """Models or optimizers of the fields that apply to these only; every other field applies to all."""
 
+# fmt: off
+ALWAYS_HASHED = frozenset((
+    "model", "layers", "optimizer", "channels", "hidden", "heads", "mlp_channels", "layer_norm_eps", "embeddings",
+    "embedding_std", "corpus", "vocabulary", "window_tokens", "batch_size", "epochs", "learning_rate", "weight_decay",
+    "beta1", "beta2", "adam_eps", "momentum", "gradient_clip_norm", "warmup_steps", "learning_rate_decay", "dropout",
+    "early_stopping_epochs", "precision",
+))
+# fmt: on
+"""Settings of version 0.1.0. A later one needs a default, at which runs compute what they computed without it."""
+
+
+def hashed_settings(settings: Settings) -> dict[str, object]:
+    """Return the settings that identify a run: those of version 0.1.0, and later ones that are not at their default.
+
+    Runs of a store that was written before a setting existed are therefore recognized as the same runs.
+    """
+    values = [(field, getattr(settings, field.name)) for field in msgspec.structs.fields(settings)]
+    return {field.name: value for field, value in values if field.name in ALWAYS_HASHED or value != field.default}
+
 
 class Experiment(msgspec.Struct, frozen=True, kw_only=True):
     """One row of experiments.toml."""

@@ -305,7 +305,7 @@ def test_a_full_disk_fails_the_run_and_leaves_the_last_checkpoint_whole(tmp_path
     run.refresh()
     assert run.state.failed is not None
     assert run.state.failed.error == "disk-full"
-    assert "Free space" in run.state.failed.hint
+    assert "resumes from its last checkpoint" in run.state.failed.hint
     assert not (run.paths.folder / ".checkpoint.tmp").exists()
     again = tiny.queue_tiny(tmp_path)
     done = tiny.worker(again, tmp_path)

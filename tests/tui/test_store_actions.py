@@ -19,7 +19,7 @@ from lmconsole.runs.store import Run
 from lmconsole.telemetry.host import cores
 from lmconsole.tui.store_actions import StoreActions
 
-LONG_S = 40.0
+LONG_S = 120.0
 """Timeout for a child process that imports torch or pandas on a busy machine."""
 
 
