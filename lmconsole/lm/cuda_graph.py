@@ -102,23 +102,23 @@ class TrainingSnapshot:
         self._trained, self._optimizer = trained, optimizer
         self.weights = [parameter.detach().to("cpu", copy=True) for parameter in trained]
         self.state: dict[Tensor, dict[str, Tensor]] = {}
-        for parameter, name, tensor in self._state_tensors():
-            self.state.setdefault(parameter, {})[name] = tensor.to("cpu", copy=True)
+        for owner, name, tensor in self._state_tensors():
+            self.state.setdefault(owner, {})[name] = tensor.to("cpu", copy=True)
 
     def restore(self) -> None:
         with torch.no_grad():
             for parameter, weight in zip(self._trained, self.weights, strict=True):
                 parameter.copy_(weight)
-            for parameter, name, tensor in self._state_tensors():
-                before = self.state.get(parameter, {}).get(name)
+            for owner, name, tensor in self._state_tensors():
+                before = self.state.get(owner, {}).get(name)
                 tensor.zero_() if before is None else tensor.copy_(before)
 
     def _state_tensors(self) -> list[tuple[Tensor, str, Tensor]]:
         return [
-            (parameter, name, value)
-            for parameter, state in self._optimizer.state.items()
-            for name, value in state.items()
-            if isinstance(value, Tensor)
+            (owner, name, tensor)
+            for owner, state in self._optimizer.state.items()
+            for name, tensor in state.items()
+            if isinstance(tensor, Tensor)
         ]
 
 
