@@ -15,9 +15,9 @@ from lmconsole.engine.shared_data import Arrays, load_shared
 from lmconsole.errors import LmconsoleError, TrainingError, escape_control_characters
 from lmconsole.lm import device
 from lmconsole.lm.embedding import TABLES, Tables, arrays_of, read_tables, tables_from
-from lmconsole.lm.loop import Training, TrainingContext, parameters_of
+from lmconsole.lm.loop import Training, TrainingContext
 from lmconsole.lm.memory import allocator_mib, is_out_of_memory, keep_freed_memory
-from lmconsole.lm.model import attention_of
+from lmconsole.lm.model import attention_of, parameters_of
 from lmconsole.plan.experiment import Precision
 from lmconsole.runs.events import EventLog, Failed, Queued, Started
 from lmconsole.runs.info import RunInfo
