@@ -155,7 +155,7 @@ def serve(root: Path) -> int:
     """Run the runner of the store at ``root``, with workers that sleep instead of computing."""
     from lmconsole.engine import runner, worker
 
-    worker.PRELOAD = (*worker.PRELOAD, "host_work_stub")  # type: ignore[assignment]
+    worker.PRELOAD = (*worker.PRELOAD, "host_work_stub")
     runner.prepares_ahead = lambda device: True
     return runner.main(root)
 

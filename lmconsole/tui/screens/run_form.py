@@ -23,7 +23,7 @@ class RunForm(ModalScreen[dict[str, str] | None]):
         Binding("escape", "leave", "Cancel"),
         Binding("ctrl+s", "accept", "Run", priority=True),
     ]
-    FIELDS: ClassVar[dict[str, Option]] = {name: option for name, option in OPTIONS.items() if option.hint}
+    FIELDS: ClassVar[dict[str, Option]] = {name: option for name, option in OPTIONS.items() if option.form_placeholder}
     """Options of the form, by field of the request."""
 
     def __init__(self, title: str, values: dict[str, str], check: Callable[[dict[str, str]], object]) -> None:
@@ -39,7 +39,7 @@ class RunForm(ModalScreen[dict[str, str] | None]):
                     yield Label(name.replace("_", " "))
                     yield Input(
                         self._values.get(name, ""),
-                        placeholder=option.hint or "",
+                        placeholder=option.form_placeholder or "",
                         id=name,
                         tooltip=option.help,
                         compact=True,
