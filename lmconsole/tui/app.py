@@ -122,7 +122,7 @@ class Console(App[str]):
                 self.notify("Slow connection: drawing less often.", timeout=6)
             if driver.output.blocked_s > 0.0:
                 return  # the terminal is still receiving earlier output; the newest state follows once it has
-        self.feed.check()
+        self.feed.restart_if_blocked()
         self._show_snapshot()
 
     def on_console_first_snapshot(self) -> None:
@@ -255,7 +255,7 @@ class Console(App[str]):
 
     def on_store_actions_queued(self, message: StoreActions.Queued) -> None:
         """Show the preset that was chosen, and what was queued."""
-        self.feed.refresh()
+        self.feed.request_refresh()
         result = message.result
         self.main.preset = result.preset
         self.notify(escape_control_characters(result.message), timeout=8, markup=False)
@@ -282,7 +282,7 @@ class Console(App[str]):
         self._changed(f"{_count(message.runs)} restored.")
 
     def _changed(self, text: str) -> None:
-        self.feed.refresh()
+        self.feed.request_refresh()
         self.notify(text, timeout=4)
 
     def on_store_actions_exported(self, message: StoreActions.Exported) -> None:

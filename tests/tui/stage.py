@@ -98,6 +98,22 @@ class Stage:
         """Start a process that holds the lock on ``path``, and return it."""
         return self._locks.enter_context(locked_by_another_process(path))
 
+    def link_store(self) -> None:
+        """Make the store, which does not exist yet, a symbolic link to a folder."""
+        (self.root / "linked").mkdir()
+        self.store.root.symlink_to(self.root / "linked")
+
+    @contextmanager
+    def unreadable_store(self) -> Iterator[None]:
+        """Replace the linked store with a file until the end of the ``with`` block, with no moment without a store."""
+        (self.root / "file").write_text("no folder")
+        link = self.root / "link"
+        link.symlink_to(self.root / "file")
+        os.replace(link, self.store.root)
+        yield
+        link.symlink_to(self.root / "linked")
+        os.replace(link, self.store.root)
+
     def no_runner(self) -> None:
         """Hold the runner's lock, so that queued runs stay queued."""
         self.hold(self.store.runner_lock)
@@ -159,7 +175,7 @@ class Stage:
         self, *, size: tuple[int, int] = (120, 40), gpus: Callable[[], Gpus] | None = None, **more: Any
     ) -> AsyncIterator[Pilot[str]]:
         """Open the console on this store, and yield it once it has shown the store."""
-        feed = None if gpus is None else Feed(self.store.root, gpus=gpus)
+        feed = None if gpus is None else Feed(self.store.root, open_gpus=gpus)
         app = Console(self.options(**more), feed=feed)
         app.feed.poll_s = 0.1
         async with app.run_test(size=size, notifications=True) as pilot:
@@ -213,7 +229,7 @@ def no_driver() -> Gpus:
 @contextmanager
 def following(root: Path, gpus: Callable[[], Gpus] = no_driver) -> Iterator[Feed]:
     """Start a feed that polls often."""
-    feed = Feed(root, gpus=gpus)
+    feed = Feed(root, open_gpus=gpus)
     feed.poll_s = 0.02
     feed.start()
     try:
@@ -227,7 +243,7 @@ def wait_for_snapshot(feed: Feed, wanted: Callable[[Snapshot], object], seconds:
     deadline = time.monotonic() + seconds
     while not (feed.snapshot.number and wanted(feed.snapshot)):
         assert time.monotonic() < deadline, f"timed out with {feed.snapshot}"
-        feed.check()
+        feed.restart_if_blocked()
         time.sleep(0.01)
     return feed.snapshot
 

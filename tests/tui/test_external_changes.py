@@ -70,25 +70,23 @@ async def test_a_deleted_store_is_shown_as_empty(stage: Stage) -> None:
 
 
 async def test_an_unreadable_store_is_reported_and_its_runs_stay_visible(stage: Stage) -> None:
+    stage.link_store()
     stage.record(1)
     async with stage.console() as pilot:
         await shows(pilot, "1 finished")
-        stage.store.root.rename(stage.root / "away")
-        stage.store.root.write_text("no folder")
-        await shows(pilot, "the store cannot be read")
-        assert "finished" in experiment(pilot, 1)
-        stage.store.root.unlink()
-        (stage.root / "away").rename(stage.store.root)
+        with stage.unreadable_store():
+            await shows(pilot, "the store cannot be read")
+            assert "finished" in experiment(pilot, 1)
         await shows(pilot, "1 finished")
 
 
 async def test_the_reason_for_an_unreadable_store_replaces_the_curves(stage: Stage) -> None:
+    stage.link_store()
     stage.record(1)
     async with stage.console() as pilot:
         await shows(pilot, "1 finished", "1 LSTM 1L Adam")
-        stage.store.root.rename(stage.root / "away")
-        stage.store.root.write_text("no folder")
-        await shows(pilot, "the store cannot be read", "Not a", "directory", seconds=3.0)
+        with stage.unreadable_store():
+            await shows(pilot, "the store cannot be read", "Not a", "directory", seconds=3.0)
 
 
 async def test_a_damaged_run_is_counted_and_the_others_are_shown(stage: Stage) -> None:
