@@ -37,7 +37,7 @@ from lmconsole.runs.info import CorpusInfo
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.store import Store
 from lmconsole.telemetry.gpu import Gpus
-from lmconsole.tui.app import Console
+from lmconsole.tui.app import ConsoleApp
 from lmconsole.tui.feed import Feed, Snapshot
 from lmconsole.tui.options import ConsoleOptions
 
@@ -176,7 +176,7 @@ class Stage:
     ) -> AsyncIterator[Pilot[str]]:
         """Open the console on this store, and yield it once it has shown the store."""
         feed = None if gpus is None else Feed(self.store.root, open_gpus=gpus)
-        app = Console(self.options(**more), feed=feed)
+        app = ConsoleApp(self.options(**more), feed=feed)
         app.feed.poll_s = 0.1
         async with app.run_test(size=size, notifications=True) as pilot:
             await eventually(pilot, lambda: app.feed.snapshot.number > 0)
@@ -184,9 +184,9 @@ class Stage:
             yield pilot
 
 
-def console_of(pilot: Pilot[str]) -> Console:
+def console_of(pilot: Pilot[str]) -> ConsoleApp:
     """Return the app that ``pilot`` plays."""
-    assert isinstance(pilot.app, Console)
+    assert isinstance(pilot.app, ConsoleApp)
     return pilot.app
 
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tui.stage import Stage, eventually, experiment, line_with, screen, sees, selected, shows, shows_no_more
+from tui.stage import Stage, console_of, eventually, experiment, line_with, screen, sees, selected, shows, shows_no_more
 
 from lmconsole.runs.events import Queued, Stopped
 from lmconsole.runs.store import Store
@@ -106,7 +106,19 @@ async def test_a_run_that_was_never_readable_has_a_row_and_enter_shows_the_reaso
         await shows(pilot, f"unreadable: {bad.run[:20]}", seconds=3.0)
         await pilot.press("end", "space", "enter")
         await shows(pilot, "A run that cannot be read", "not a run.json of lmconsole")
-        assert selected(pilot) == [], "it cannot be selected"
+        assert console_of(pilot).main.checked == frozenset(), "it cannot be selected"
+
+
+@pytest.mark.parametrize("key", ["r", "R"])
+async def test_a_run_that_was_never_readable_cannot_be_trained(stage: Stage, key: str) -> None:
+    bad = stage.record(2)
+    bad.paths.info.write_text("{")
+    async with stage.console() as pilot:
+        await shows(pilot, "1 unreadable")
+        await pilot.press("end")
+        await shows(pilot, "This run cannot be read. Press enter for the reason.")
+        await pilot.press(key)
+        await shows(pilot, "There is no experiment to train.")
 
 
 async def test_a_run_without_a_log_is_unreadable_and_its_details_show_the_reason(stage: Stage) -> None:
