@@ -140,7 +140,7 @@ class StoreActions:
         self._run(restore_runs)
 
     def export(self) -> bool:
-        """Write the exports, unless they are already being written. Return whether they were not."""
+        """Start to write the exports, unless they are already being written. Return whether it has started."""
         if self._exporting:
             return False
         self._exporting = True
