@@ -1,14 +1,17 @@
 """Sentences for captions and the report: what the runs of a group share, and what limits a comparison."""
 
+from collections import Counter
+
 import msgspec
 
 from lmconsole import formatting
 from lmconsole.importing.import_runs import STATED
 from lmconsole.plan.presets import ranges
 from lmconsole.report.results import is_complete
-from lmconsole.report.selection import Group
+from lmconsole.report.selection import Exclusion, Group
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.state import Status
+from lmconsole.runs.store import Run
 
 MANY_SEEDS = 5
 """More seeds than this are written as ranges."""
@@ -129,4 +132,15 @@ def _exceptions(group: Group) -> list[str]:
 
 
 def _excluded(group: Group) -> str:
-    return "Excluded runs: " + ", ".join(f"{count} {reason}" for reason, count in group.excluded.items()) + "."
+    reasons = Counter(_exclusion_reason(run, exclusion) for run, exclusion in group.excluded)
+    return "Excluded runs: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items()) + "."
+
+
+def _exclusion_reason(run: Run, exclusion: Exclusion) -> str:
+    match exclusion:
+        case Exclusion.NO_EPOCH:
+            return f"{run.status.value} without a complete epoch"
+        case Exclusion.OTHER_SETTINGS:
+            return "with older settings of the experiment"
+        case Exclusion.SUPERSEDED:
+            return "superseded by another run"

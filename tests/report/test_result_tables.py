@@ -162,9 +162,18 @@ def test_runs_of_another_precision_preset_or_length_are_another_group(tmp_path: 
     runs = Store(tmp_path / "runs").runs()
     assert [run.info.experiment.id for run in choose_group(runs).runs] == [5, 4]
     assert choose_group(runs).reference.run == newest.run
-    assert [run.run for run in choose_group(runs, run=other.run).runs] == [other.run]
-    with pytest.raises(ExportError, match="no run of preset 'paper'; the store has tiny"):
+    assert [run.run for run in choose_group(runs, run_id=other.run).runs] == [other.run]
+    with pytest.raises(ExportError, match="no run is of preset 'paper'; the store has tiny"):
         choose_group(runs, preset="paper")
+
+
+def test_filters_that_no_run_passes_are_named(tmp_path: Path) -> None:
+    run = record(tmp_path, 1, "lstm", [(5.0, 4.0)])
+    runs = Store(tmp_path / "runs").runs()
+    with pytest.raises(ExportError, match=f"no run has the id '{run.run}' and is imported"):
+        choose_group(runs, run_id=run.run, imported=True)
+    with pytest.raises(ExportError, match="no run is of preset 'tiny' and is imported"):
+        choose_group(runs, preset="tiny", imported=True)
 
 
 def test_automatic_exports_do_not_overwrite_those_of_another_group(tmp_path: Path) -> None:
