@@ -53,7 +53,7 @@ quick: install ## lint, types and the fast tests, before each commit (a minute)
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/pytest --quiet -m quick -n $(TEST_JOBS) --dist worksteal
 
-coverage: install ## run all tests with coverage, including workers; fail below 95 % of lines
+coverage: install ## run all tests with coverage, including workers; fail below 95% of lines
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest --quiet -n $(TEST_JOBS) --dist worksteal
 	$(BIN)/coverage combine --quiet

@@ -454,10 +454,10 @@ def _first_paint_row(found: dict[str, Any], goals: dict[str, float]) -> Row:
 def _two_runs_row(result: dict[str, Any]) -> Row:
     console, plotext = result["two_runs"], result["two_runs_plotext"]
     goal, sent = result["goals"]["two_runs_bytes_per_s"], console["bytes_per_s"]
-    compared = f"{_kb(plotext['bytes_per_s'])}, {plotext['bytes_per_s'] / sent:.0f} × as much" if plotext else None
+    compared = f"{_kb(plotext['bytes_per_s'])}, {plotext['bytes_per_s'] / sent:.0f}× as much" if plotext else None
     return Row(
         what="console, two live runs: sent",
-        measured=f"{_kb(sent)}, time axis updated {console['time_axis_updates']} ×{_comparison(result, compared)}",
+        measured=f"{_kb(sent)}, time axis updated {console['time_axis_updates']} times{_comparison(result, compared)}",
         goal=f"≤ {_kb(goal)}",
         met=sent <= goal,
     )

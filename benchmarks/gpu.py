@@ -1,13 +1,14 @@
-"""Benchmark lmconsole on one NVIDIA GPU in nine minutes, the most valuable stages first.
+"""Benchmark lmconsole on one NVIDIA GPU in nine minutes, the most important stages first.
 
     python benchmarks/gpu.py [--stages A,B,...] [--budget-s 545] [--suite-s 400] [--data DIR] [--json FILE | --out DIR]
+                             [--rehearsal]
 
 Stages, in this order; a shape is a model and its number of layers:
 
     look         driver, tools, disks and packages of the machine, memory of a CUDA context
     gauge        lmconsole's readings of the GPU and nvidia-smi's, idle and under load
     smoke        a captured step of each shape in bf16, timed and profiled; a failure ends the program
-    suite        all twelve experiments in bf16 for ten epochs, by one command; every step is trained
+    suite        all twelve experiments in bf16 for ten epochs, by one command; no step is skipped or extrapolated
     head         loss and gradients of the linear cross-entropy, compared with float64
     steps        step time and memory of each shape, compared with plain PyTorch
     reference    short runs of all twelve on the fast paths and on the reference implementation, in bf16
@@ -69,7 +70,7 @@ TIME_LIMITS_S = {
     "suite32": 0.0,
     "tests": 240.0,
 }
-"""Stages in the order of their value. Those in ``SUITES`` have ``--suite-s`` instead."""
+"""Stages, most important first. Those in ``SUITES`` have ``--suite-s`` instead."""
 ALIASES = {"twins": "reference", "twins32": "reference32", "ceilings": "peaks"}
 """Names of stages in version 0.1.0."""
 PREPARE_S = 120.0
@@ -299,7 +300,7 @@ def parse_options() -> argparse.Namespace:
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--json", type=Path, metavar="FILE", help="write FILE instead of benchmarks/results/GPU.json")
     place.add_argument("--out", type=Path, metavar="DIR", help="write DIR/GPU.json")
-    add("--rehearsal", action="store_true", help="test this program on the CPU, in tiny sizes")
+    add("--rehearsal", action="store_true", help="test this program on the CPU, at tiny sizes")
     options = parser.parse_args()
     for name in ("data", "json", "out"):
         if (path := getattr(options, name)) is not None:

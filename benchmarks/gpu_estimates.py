@@ -67,7 +67,7 @@ def _outside_runs_s(results: Results) -> float | None:
 
 
 def _other_s(results: Results) -> float | None:
-    """Return the time of the runs outside set-up, training and validation."""
+    """Return the time of the runs outside setup, training and validation."""
     wall_s, known_s = _suite_sum(results, "wall_s"), _suite_sum(results, "setup_s", "train_s", "valid_s")
     return None if wall_s is None or known_s is None else wall_s - known_s
 
@@ -120,7 +120,7 @@ ESTIMATES: tuple[Estimate, ...] = (
     *_of_shape(12, "GPT-1-4", 4.9, 28),
     _estimate("suite: training of all twelve", "s", 224, 224, lambda r: _suite_sum(r, "train_s")),
     _estimate("suite: evaluation (measured: validation only)", "s", 12, 18, lambda r: _suite_sum(r, "valid_s")),
-    _estimate("suite: set-up of all twelve", "s", 50, 50, lambda r: _suite_sum(r, "setup_s")),
+    _estimate("suite: setup of all twelve", "s", 50, 50, lambda r: _suite_sum(r, "setup_s")),
     _estimate("suite: checkpoints (measured: with tests)", "s", 14, 58, _other_s),
     _estimate("suite: polls, exits and starts", "s", 20, 20, _outside_runs_s),
     _estimate("suite: the whole command", "s", 320, 370, _suite_s),

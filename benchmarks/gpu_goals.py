@@ -13,7 +13,7 @@ SUITES = ("suite", "suite32")
 EVALUATION = 0.07
 """Estimated time of an evaluation over that of the training epoch before it."""
 SETUP_S = 5.0
-"""Estimated set-up time of a run, if no suite has measured it."""
+"""Estimated setup time of a run, if no suite has measured it."""
 
 
 class Results(dict[str, Any]):
@@ -52,7 +52,7 @@ def correct(stages: dict[str, Any]) -> bool | None:
 def extrapolated(stages: dict[str, Any]) -> dict[str, Any]:
     """Return, by suite, the seconds that plain PyTorch would need for its training steps.
 
-    Set-up and evaluation are left out, in favour of plain PyTorch. An experiment whose steps were not timed counts as
+    Setup and evaluation are left out, in favor of plain PyTorch. An experiment whose steps were not timed counts as
     the one of the same shape with AdamW.
     """
     results = Results(stages)
@@ -162,32 +162,32 @@ def _speedup_goal(
 ) -> dict[str, Any]:
     """Return the speed-up of a suite over plain PyTorch.
 
-    With fewer epochs, set-up takes a larger share of the suite's time. So a ratio that is reached then is met, and one
-    that is not stays open.
+    With fewer epochs, setup takes a larger share of the suite's time. So a goal met under these
+    conditions is met; one missed under them remains undecided.
     """
-    goal, baseline_s = f"≥ {minimum:g} ×", baseline.get(name, {}).get(f"baseline_{precision}_s")
+    goal, baseline_s = f"≥ {minimum:g}×", baseline.get(name, {}).get(f"baseline_{precision}_s")
     if suite is None or baseline_s is None:
         return _goal(what, goal, None, None, None)
     value = baseline_s / suite["whole_s"]
     met = value >= minimum or (False if suite["epochs"] == PAPER_EPOCHS else None)
     note = f"plain PyTorch extrapolated to {baseline_s:,.0f} s from measured steps"
-    return _goal(what, goal, f"{value:.1f} ×{_epochs_note(suite)} ({note})", value, met)
+    return _goal(what, goal, f"{value:.1f}×{_epochs_note(suite)} ({note})", value, met)
 
 
 def _jobs_goal(suite: dict[str, Any] | None, jobs: dict[str, Any] | None) -> dict[str, Any]:
     """Compare epochs per second of the two commands.
 
-    With fewer epochs, set-up takes a larger share of the time. So a ratio that four at a time reach with fewer is met,
-    and one that they do not reach stays open.
+    With fewer epochs, setup takes a larger share of the time. So a goal met with fewer epochs is met; one missed
+    with fewer remains undecided.
     """
-    what, goal = "four runs at a time (bf16), throughput over one at a time", "≥ 1.8 ×"
+    what, goal = "four runs at a time (bf16), throughput over one at a time", "≥ 1.8×"
     if suite is None or jobs is None:
         return _goal(what, goal, None, None, None)
     value = (jobs["epochs"] / jobs["whole_s"]) / (suite["epochs"] / suite["whole_s"])
     same, fewer = jobs["epochs"] == suite["epochs"], jobs["epochs"] <= suite["epochs"]
     epochs = f"{jobs['epochs']} epochs each" if same else f"{jobs['epochs']} epochs against {suite['epochs']}"
     note = f" ({epochs}, {'with MPS' if jobs['mps'] else 'without MPS'})"
-    return _goal(what, goal, f"{value:.2f} ×{note}", value, (fewer and value >= 1.8) or (False if same else None))
+    return _goal(what, goal, f"{value:.2f}×{note}", value, (fewer and value >= 1.8) or (False if same else None))
 
 
 def _context_goal(results: Results, suite: dict[str, Any] | None, suite32: dict[str, Any] | None) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def _context_goal(results: Results, suite: dict[str, Any] | None, suite32: dict[
 
 
 def _memory_goal(steps: dict[str, Any]) -> dict[str, Any]:
-    what, goal = "peak memory of a step over plain PyTorch's fp32 step, largest", "≤ 0.35 ×"
+    what, goal = "peak memory of a step over plain PyTorch's fp32 step, largest", "≤ 0.35×"
     ratios = [
         each[f"ours_{precision}_mib"] / each["baseline_fp32_mib"]
         for each in steps.values()
@@ -218,7 +218,7 @@ def _memory_goal(steps: dict[str, Any]) -> dict[str, Any]:
     if not ratios:
         return _goal(what, goal, None, None, None)
     value = max(ratios)
-    return _goal(what, goal, f"{value:.2f} × (reserved; both with the tables)", value, value <= MEMORY_GOAL)
+    return _goal(what, goal, f"{value:.2f}× (reserved; both with the tables)", value, value <= MEMORY_GOAL)
 
 
 def _perplexity_goal(
@@ -228,7 +228,7 @@ def _perplexity_goal(
 
     One seed can show that a difference is too large, but not that there is none.
     """
-    what, goal = "validation perplexity, bf16 against fp32, largest difference", "≤ 1 %, three seeds"
+    what, goal = "validation perplexity, bf16 against fp32, largest difference", "≤ 1%, three seeds"
     if bf16 is None or fp32 is None:
         return _goal(what, goal, None, None, None)
     if (document["data"]["tokens"], document["data"]["tables"]) != ("given", "given"):

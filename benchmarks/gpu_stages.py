@@ -108,7 +108,7 @@ def steps(stage: Stage) -> dict[str, Any]:
             speedup = each["baseline_bf16_s"] / each["ours_bf16_s"]
             stage.progress(
                 f"{each['label']}: {1000 * each['ours_bf16_s']:.2f} ms per step in bf16, "
-                f"{speedup:.1f} × as fast as plain PyTorch"
+                f"{speedup:.1f}× as fast as plain PyTorch"
             )
         except Exception as error:
             found["skipped"][str(experiment)] = f"{type(error).__name__}: {error}"

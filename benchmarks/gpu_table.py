@@ -164,7 +164,7 @@ def _suite(results: Results, document: dict[str, Any]) -> Iterator[str]:
         f"{found['finished']} finished{cut_off}; {found['trained_steps']:,} of {planned:,} steps trained"
     )
     line = "{:>3} {:18}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>10}{:>10}"
-    header = ("train s", "valid s", "set-up s", "other s", "wall s", "kJ", "torch MiB", "proc. MiB")
+    header = ("train s", "valid s", "setup s", "other s", "wall s", "kJ", "torch MiB", "proc. MiB")
     yield line.format("", "run", *header)
     for experiment, run in sorted(found["runs"].items(), key=lambda item: int(item[0])):
         train_s, valid_s = _total(run["train_s"]), _total(run["valid_s"])
@@ -211,8 +211,8 @@ def _steps(results: Results) -> Iterator[str]:
                 f"{each[name] * 1e3:.2f} ms"
                 for name in ("baseline_fp32_s", "baseline_bf16_s", "ours_fp32_s", "ours_bf16_s")
             ),
-            f"{each['baseline_fp32_s'] / each['ours_fp32_s']:.2f} ×",
-            f"{each['baseline_bf16_s'] / each['ours_bf16_s']:.2f} ×",
+            f"{each['baseline_fp32_s'] / each['ours_fp32_s']:.2f}×",
+            f"{each['baseline_bf16_s'] / each['ours_bf16_s']:.2f}×",
             "–" if peak is None else f"{each['flops'] / each['ours_bf16_s'] / 1e12 / peak:.0%}",
             _number(memory_mib, 0),
             "–" if memory_mib is None or not baseline_mib else f"{memory_mib / baseline_mib:.0%}",
@@ -239,7 +239,7 @@ def _attention(results: Results) -> Iterator[str]:
 
 def _concurrency(results: Results) -> Iterator[str]:
     if found := results.get("gang"):
-        gains = (f"{'+'.join(map(str, each['experiments']))}: {each['gain']:.2f} ×" for each in found["together"])
+        gains = (f"{'+'.join(map(str, each['experiments']))}: {each['gain']:.2f}×" for each in found["together"])
         yield f"Concurrent experiments in one process, speed-up over one after the other: {', '.join(gains) or '–'}"
     if found := results.get("jobs"):
         mps = "with" if found["mps"] else "without"
@@ -299,7 +299,7 @@ def _notes(document: dict[str, Any]) -> Iterator[str]:
     if other_code := [name for name, entry in stages.items() if entry["code"] != document["code"]]:
         yield f"Measured with other code: {', '.join(other_code)}"
     if extrapolated(stages):
-        yield "Plain PyTorch's time of a suite is extrapolated from measured steps, without set-up and evaluation."
+        yield "Plain PyTorch's time of a suite is extrapolated from measured steps, without setup and evaluation."
     suite = Results(stages).get("suite")
     if suite and suite["epochs"] != PAPER_EPOCHS:
         yield f"The suite trained {suite['epochs']} epochs; the goals are for {PAPER_EPOCHS}."

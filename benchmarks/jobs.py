@@ -185,9 +185,9 @@ def rows(result: dict[str, Any]) -> list[Row]:
         result_rows.append(
             Row(
                 what=f"{count} parallel runs, {size['name']} ({size['precision']})",
-                measured=f"{_gflop(size['flops'])} per step: {size['ratio']:.2f} × the throughput of one run with "
+                measured=f"{_gflop(size['flops'])} per step: {size['ratio']:.2f}× the throughput of one run with "
                 f"{count} threads ({statistics.median(size['together_tokens_per_s']):,.0f} tokens/s)",
-                goal="≥ 1 ×" if small else None,
+                goal="≥ 1×" if small else None,
                 met=size["ratio"] >= 1 if small else None,
             )
         )
@@ -195,7 +195,7 @@ def rows(result: dict[str, Any]) -> list[Row]:
     result_rows.append(
         Row(
             what="--jobs auto: threshold of parallel runs",
-            measured=f"gain falls to 1 × at {one}, to {MIN_GAIN:g} × at {small_gain}; "
+            measured=f"gain falls to 1× at {one}, to {MIN_GAIN:g}× at {small_gain}; "
             f"threshold in use: {_gflop(result['threshold_flops'])}",
         )
     )

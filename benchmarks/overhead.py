@@ -2,7 +2,7 @@
 
 **Paired**: the real training loop runs many short epochs of equal work, alternately with the real log and the sampler,
 and with a log that drops everything and no sampler. Each pair of adjacent epochs gives one ratio; the result is their
-median with a 95 % interval. It includes every effect, such as those on caches and of the interpreter lock. On a CPU,
+median with a 95% interval. It includes every effect, such as those on caches and of the interpreter lock. On a CPU,
 the loop has one thread and the CPU time of the whole process is compared, since other load affects it far less than
 wall-clock time, especially that of threads that wait for each other. On a GPU, wall-clock time is compared.
 
@@ -284,7 +284,7 @@ def _corpus_info(corpus: Corpus) -> CorpusInfo:
 
 
 def summary(blocks: list[Block], epoch_s: float, clock: str) -> dict[str, Any]:
-    """Return the paired shares, by ``clock``, and the accounted ones; 0.01 is 1 % of the training time.
+    """Return the paired shares, by ``clock``, and the accounted ones; 0.01 is 1% of the training time.
 
     ``epoch_s`` is the time of a real epoch, over which the cost of its end is spread.
     """
@@ -315,7 +315,7 @@ def summary(blocks: list[Block], epoch_s: float, clock: str) -> dict[str, Any]:
 
 
 def median_interval(values: list[float]) -> tuple[float, float]:
-    """Return a 95 % confidence interval of the median from the sorted ``values``, for any distribution.
+    """Return a 95% confidence interval of the median from the sorted ``values``, for any distribution.
 
     Its ends are the order statistics that a two-sided sign test does not reject, or the extremes where there are too
     few values.

@@ -89,14 +89,14 @@ def step_rows(result: dict[str, Any]) -> list[Row]:
             speedup, goal = step["speedup_over_baseline_fp32"], CPU_GOALS[model, step["precision"]]
             applies = result["cuda"] is None and result["batch_size"] == PAPER_BATCH
             same = step["speedup_over_baseline_same_precision"]
-            over_same = "" if step["precision"] == "fp32" else f" ({same:.2f} × in {step['precision']})"
+            over_same = "" if step["precision"] == "fp32" else f" ({same:.2f}× in {step['precision']})"
             result_rows.append(
                 Row(
                     what=f"training step, {model} {step['precision']}",
-                    measured=f"{speedup:.2f} × as fast as plain PyTorch in fp32{over_same}, "
+                    measured=f"{speedup:.2f}× as fast as plain PyTorch in fp32{over_same}, "
                     f"{step['memory_relative_to_baseline']:.0%} of its memory, "
                     f"{step['share_of_measured_peak']:.0%} of the measured matmul peak",
-                    goal=f"≥ {goal:g} ×" if applies else None,
+                    goal=f"≥ {goal:g}×" if applies else None,
                     met=speedup >= goal if applies else None,
                 )
             )

@@ -90,7 +90,7 @@ def rows(result: dict[str, Any]) -> list[Row]:
     result_rows = []
     for name, command in result["commands"].items():
         goal = result["goal_help_s"] if name == "lmconsole --help" else None
-        ratio = "" if name == BARE else f", {command['median_ratio']:.1f} × bare Python"
+        ratio = "" if name == BARE else f", {command['median_ratio']:.1f}× bare Python"
         result_rows.append(
             Row(
                 what=f"startup: {name}",

@@ -87,11 +87,11 @@ def _cpu_rows(step_result: StepResult) -> list[Cells]:
             precision, speedup = step["precision"], step["speedup_over_baseline_fp32"]
             what = f"{MODEL_NAMES[model]}, one layer, {precision}: training step compared with plain PyTorch in fp32"
             measured = (
-                f"{speedup:.2f} × as fast, {step['memory_relative_to_baseline']:.0%} of the memory, "
+                f"{speedup:.2f}× as fast, {step['memory_relative_to_baseline']:.0%} of the memory, "
                 f"{step['share_of_measured_peak']:.0%} of the measured matmul peak"
             )
             goal = CPU_GOALS[model, precision]
-            rows.append((device, what, measured, f"≥ {goal:g} ×" + ("" if speedup >= goal else " (not met)")))
+            rows.append((device, what, measured, f"≥ {goal:g}×" + ("" if speedup >= goal else " (not met)")))
     return rows
 
 
@@ -106,7 +106,7 @@ def _gpu_rows(gpu: dict[str, Any]) -> list[Cells]:
     for step in steps.values():
         fp32, bf16 = (step["baseline_fp32_s"] / step[f"ours_{precision}_s"] for precision in ("fp32", "bf16"))
         what = f"{step['label']}: training step in fp32 and in bf16 compared with plain PyTorch in fp32"
-        rows.append((device, what, f"{fp32:.1f} × and {bf16:.1f} × as fast", ""))
+        rows.append((device, what, f"{fp32:.1f}× and {bf16:.1f}× as fast", ""))
     return rows
 
 

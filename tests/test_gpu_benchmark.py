@@ -488,7 +488,7 @@ def test_goals_depend_only_on_measurements(tmp_path: Path, import_benchmark: Imp
             in readme_table()
         )
         note = "" if epochs == 10 else " (9 epochs instead of 10)"
-        assert f"8.0 ×{note} (plain PyTorch extrapolated to {8 * whole_s:,} s" in readme_table()
+        assert f"8.0×{note} (plain PyTorch extrapolated to {8 * whole_s:,} s" in readme_table()
         assert "| GPU |" not in readme_table()
     suite["complete"] = False
     assert {goal["measured"] for goal in goals(document)} == {"not measured"}
