@@ -57,14 +57,14 @@ def replace_computation() -> None:
         shape = ("lstm", body.lstm.num_layers) if isinstance(body, Lstm) else ("gpt1", len(body.blocks))
         return STEP_MS[shape] / 1000
 
-    def launch(self: "Steps", rows: slice, targets: int) -> None:
-        del rows
+    def launch(self: "Steps", batch: slice, target_count: int) -> None:
+        del batch
         if self not in ends_s:  # take one step with zero gradients, so that checkpoints have their real size
             for parameter in self.trained:
                 parameter.grad = parameter.detach() * 0
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        self.nll += targets
+        self.nll += target_count
         end_s = ends_s.get(self, time.monotonic()) + step_s(self.model)
         ends_s[self] = end_s = max(end_s, time.monotonic() - 0.05)  # later steps do not make up for a delay of the host
         time.sleep(max(end_s - time.monotonic(), 0.0))
@@ -155,7 +155,7 @@ def serve(root: Path) -> int:
     """Run the runner of the store at ``root``, with workers that sleep instead of computing."""
     from lmconsole.engine import runner, worker
 
-    worker.PRELOAD = (*worker.PRELOAD, "host_work_stub")  # type: ignore[assignment]
+    worker.PRELOAD = (*worker.PRELOAD, "host_work_stub")
     runner.prepares_ahead = lambda device: True
     return runner.main(root)
 

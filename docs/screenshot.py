@@ -90,7 +90,7 @@ async def record(arguments: argparse.Namespace, folder: Path) -> list[Frame]:
     """Train the demo in ``folder`` from the console."""
     from lmconsole.plan.load import load_plan
     from lmconsole.runs.store import Store
-    from lmconsole.tui.app import Console
+    from lmconsole.tui.app import ConsoleApp
     from lmconsole.tui.options import ConsoleOptions
 
     store = Store(Path("runs"))
@@ -98,7 +98,7 @@ async def record(arguments: argparse.Namespace, folder: Path) -> list[Frame]:
     options = ConsoleOptions(
         plan=load_plan(None), store=store.root, exports=exports, preset=arguments.preset, theme=arguments.theme
     )
-    async with Console(options).run_test(size=SIZE) as pilot:
+    async with ConsoleApp(options).run_test(size=SIZE) as pilot:
         recorder = Recorder(pilot)
         await pilot.pause(1.0)
         await recorder.take("lmconsole --preset demo")

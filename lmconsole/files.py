@@ -90,8 +90,9 @@ class LineTail:
         self._offset: int | None = None if last_bytes else 0
         self._skipping = False
         """Whether the rest of a line that was cut is still to come."""
-        if last_bytes == 0 and path.exists():
-            self._offset = path.stat().st_size
+        if last_bytes == 0:
+            with contextlib.suppress(OSError):  # a file that cannot be read yet is read from its beginning
+                self._offset = os.stat(path).st_size
 
     def read_new(self) -> bytes:
         """Return the new lines, each with its line feed; nothing if there are none.

@@ -216,3 +216,16 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "something").touch()
     with pytest.raises(IsADirectoryError):
         LineTail(tmp_path).read_lines()
+
+
+def test_a_file_that_cannot_be_read_yet_does_not_stop_its_reader(
+    tmp_path: Path, ordinary_user: Callable[[], None]
+) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    (folder / "log").write_bytes(b"early\n")
+    folder.chmod(0)
+    ordinary_user()
+    tail = LineTail(folder / "log", last_bytes=0)
+    with pytest.raises(PermissionError):
+        tail.read_lines()

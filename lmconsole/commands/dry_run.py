@@ -113,7 +113,7 @@ def _decision_line(decision: QueueDecision, estimate: Estimate | None, request: 
         case Action.FINISHED:
             return f"{text}skip, finished: {decision.run}"
         case Action.ACTIVE:
-            return f"{text}{'wait for' if request.everything else 'refuse: already active as'} {decision.run}"
+            return f"{text}{'wait for' if request.wait_for_active else 'refuse: already active as'} {decision.run}"
 
 
 def _print_settings(answer: ProbeAnswer) -> None:

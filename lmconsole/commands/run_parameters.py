@@ -19,8 +19,10 @@ def parameter(name: str) -> ArgumentInfo | OptionInfo:
     if option.positional:
         argument: ArgumentInfo = typer.Argument(**texts)
         return argument
-    if option.choices:
-        texts["autocompletion"] = lambda incomplete: [each for each in option.choices if each.startswith(incomplete)]
+    if option.completions:
+        texts["autocompletion"] = lambda incomplete: [
+            each for each in option.completions if each.startswith(incomplete)
+        ]
     shown: OptionInfo = typer.Option(flag(name), show_default=option.shown_default or True, **texts)
     return shown
 

@@ -15,9 +15,9 @@ from lmconsole.engine.shared_data import Arrays, load_shared
 from lmconsole.errors import LmconsoleError, TrainingError, escape_control_characters
 from lmconsole.lm import device
 from lmconsole.lm.embedding import TABLES, Tables, arrays_of, read_tables, tables_from
-from lmconsole.lm.loop import Training, TrainingContext, parameters_of
+from lmconsole.lm.loop import Training, TrainingContext
 from lmconsole.lm.memory import allocator_mib, is_out_of_memory, keep_freed_memory
-from lmconsole.lm.model import attention_of
+from lmconsole.lm.model import attention_of, parameters_of
 from lmconsole.plan.experiment import Precision
 from lmconsole.runs.events import EventLog, Failed, Queued, Started
 from lmconsole.runs.info import RunInfo
@@ -86,15 +86,15 @@ class Attempt:
         """Whether a fast path failed while the device was prepared."""
         return self._training is not None and self._on_device and self._training.steps.fell_back
 
-    def run(self, siblings: Sequence[int], began: float) -> None:
+    def run(self, sibling_pids: Sequence[int], began: float) -> None:
         """Train on the device, from the last checkpoint if the run has been tried before.
 
-        ``siblings`` are pids of workers of the same store, which do not count as other GPU processes. ``began`` is
+        ``sibling_pids`` are other workers of the store, which do not count as other GPU processes. ``began`` is
         ``time.monotonic()`` when the attempt began. Any exception may be raised: see ``explain``.
         """
         chosen = device.describe_device(self._device)
         device.set_device(self._device)
-        started = self._log.append(_started(self._info, self._history.attempt + 1, chosen, siblings), sync=True)
+        started = self._log.append(_started(self._info, self._history.attempt + 1, chosen, sibling_pids), sync=True)
         self._sampler = Sampler(self._log, chosen.uuid, lambda: allocator_mib(self._device))
         if uses_gpu_alone(started, self._history.queued):
             self._read_energy_j = self._sampler.total_energy_j
@@ -181,9 +181,9 @@ def load_verified_tables(info: RunInfo, shared: Path | None = None) -> Tables | 
     return tables_from(load_shared(shared, f"tables-{sha256}", TABLES, read), sha256=sha256, path=path)
 
 
-def _started(info: RunInfo, attempt: int, chosen: device.Device, siblings: Sequence[int]) -> Started:
+def _started(info: RunInfo, attempt: int, chosen: device.Device, sibling_pids: Sequence[int]) -> Started:
     gpus = Gpus.open() if chosen.uuid else None
-    others = gpus.other_processes(chosen.uuid, {*siblings, os.getpid()}) if gpus and chosen.uuid else None
+    others = gpus.other_processes(chosen.uuid, {*sibling_pids, os.getpid()}) if gpus and chosen.uuid else None
     total, trainable = parameters_of(info)
     started = Started(
         attempt=attempt,

@@ -22,11 +22,13 @@ from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store, queue_order
 from lmconsole.telemetry.host import cores, threads_per_run
 
-LOCK_TIMEOUT_S = 60.0
+QUEUE_LOCK_TIMEOUT_S = 60.0
+"""Time for other commands to queue thousands of runs, each of which is written to the disk."""
+RUN_LOCK_TIMEOUT_S = 1.0
 
 
 class Action(StrEnum):
-    """Action that queuing takes for one run."""
+    """Action of the queue for a requested run, or the reason for none."""
 
     NEW = "new"
     RESUME = "resume"
@@ -45,7 +47,7 @@ class QueueDecision:
     run: str | None
     """Name of the run directory; None for one that does not exist yet."""
     threads: int
-    """CPU threads of the run, old or new."""
+    """CPU threads of the run: those it was created with, if it exists."""
     jobs: int
     """Runs at once on its device, this one among them."""
     epoch: int | None = None
@@ -53,53 +55,68 @@ class QueueDecision:
 
 
 def training_order(
-    runs: Iterable[ResolvedRun], seeds: Sequence[int] | None, *, typed_order: bool = False
+    runs: Iterable[ResolvedRun], seeds: Sequence[int] | None, *, keep_order: bool = False
 ) -> list[ResolvedRun]:
     """Return every run with each of the ``seeds``, or with its own, in the order of training.
 
-    Seeds come one after the other, so that results of all experiments come first. Within a seed the longest run is
-    first, so that the end of the queue leaves few cores idle; with ``typed_order`` runs keep the order given.
+    All experiments run with the first seed before any runs with the second. Within a seed the longest run is first, so
+    that the end of the queue leaves few cores idle; with ``keep_order`` runs keep the order given.
     """
     ordered = list(runs)
-    if not typed_order:
+    if not keep_order:
         ordered.sort(key=lambda run: (-run.flops, run.experiment.id))
     if not seeds:
         return ordered
     return [msgspec.structs.replace(run, seed=seed) for seed in seeds for run in ordered]
 
 
-def jobs_at_once(threads: int, queued: Queued) -> int:
-    """Return how many runs a device may train at once while one of them has this many ``threads``: ``queued.jobs``, but
-    on a CPU no more than fit on the cores."""
-    if queued.devices != ("cpu",) or threads <= threads_per_run(queued.jobs):
-        return queued.jobs
+def jobs_at_once(threads: int, event: Queued) -> int:
+    """Return how many runs a device may train at once while one of them has this many ``threads``.
+
+    That is ``event.jobs``, which may exceed the number of cores, unless the device is a CPU and the run has more
+    threads than suit so many runs. Then it is the number of such runs that fit on the cores, at least one.
+    """
+    if event.devices != ("cpu",) or threads <= threads_per_run(event.jobs):
+        return event.jobs
     return max(1, cores() // threads)
 
 
 def decide(
-    known: Iterable[Run], wanted: Iterable[ResolvedRun], queued: Queued, *, fresh: bool, threads: int | None = None
+    known: Iterable[Run], wanted: Iterable[ResolvedRun], template: Queued, *, fresh: bool, threads: int | None = None
 ) -> list[QueueDecision]:
-    """Decide what queuing ``wanted`` does, given the ``known`` runs of the store, oldest first; unreadable ones do not
-    count. With ``fresh`` every run is new. For ``queued`` and ``threads`` see ``enqueue``."""
-    same: dict[str, list[Run]] = {}
+    """Return what ``enqueue`` would do, without doing it.
+
+    Args:
+        known: runs of the store, oldest first. Unreadable ones are ignored.
+        wanted, template, fresh, threads: as for ``enqueue``.
+    """
+    runs_by_hash: dict[str, list[Run]] = {}
     for run in known:
         if not run.problem:
-            same.setdefault(run.info.config_hash, []).append(run)
+            runs_by_hash.setdefault(run.info.config_hash, []).append(run)
     decisions = []
     for resolved in wanted:
-        action, found = _decide_one([] if fresh else same.get(resolved.config_hash, []))
-        own_threads = (found and found.info.threads) or threads or resolved.threads
+        action, found = _decide_one([] if fresh else runs_by_hash.get(resolved.config_hash, []))
+        own_threads = _threads(resolved, found, threads)
         decisions.append(
             QueueDecision(
                 resolved=resolved,
                 action=action,
                 run=found.run if found else None,
                 threads=own_threads,
-                jobs=jobs_at_once(own_threads, queued),
+                jobs=jobs_at_once(own_threads, template),
                 epoch=found.state.position[0] if found and action is Action.RESUME else None,
             )
         )
     return decisions
+
+
+def _threads(resolved: ResolvedRun, found: Run | None, requested: int | None) -> int:
+    """Return the CPU threads of a run: its own if it was ``found`` in the store, else the number ``requested``, else
+    the number that suits its size."""
+    if found is not None and found.info.threads:
+        return found.info.threads
+    return requested or resolved.threads
 
 
 def _decide_one(same: list[Run]) -> tuple[Action, Run | None]:
@@ -116,45 +133,49 @@ def _decide_one(same: list[Run]) -> tuple[Action, Run | None]:
 def enqueue(
     store: Store,
     wanted: Sequence[ResolvedRun],
-    queued: Queued,
+    template: Queued,
     *,
     fresh: bool,
     refuse_active: bool,
     threads: int | None = None,
 ) -> list[QueueDecision]:
-    """Create or requeue a run directory for each of ``wanted``, in this order.
+    """Create or requeue a run directory for each of ``wanted``, in this order. In the decisions returned, ``run`` is
+    never None.
 
-    The store's queue lock is held, so that two commands at once never create the same run twice. Every decision that is
-    returned names its run.
+    The store's queue lock is held, so that two commands at once never create the same run twice.
 
     Args:
-        queued: how to start the runs. Its ``jobs`` is the most at once for any of them; ``place`` is filled in.
+        wanted: runs without duplicates.
+        template: event that queues each run, with ``place`` to be filled in. Its ``jobs`` is the most at once for any
+            of them.
         fresh: create new runs even where the store has the same ones.
         refuse_active: raise if one of the runs is active.
         threads: CPU threads of new runs; None, as with ``--jobs auto``, for the number that suits the size of each. A
             resumed run keeps its own.
 
     Raises:
-        RunActiveError: one of the runs is active, with ``refuse_active``; nothing has been queued.
-        StoreError: the store cannot be written.
+        RunActiveError: one of the runs is active, with ``refuse_active``; nothing has been queued. Or another process
+            has taken the lock of a run to be resumed; the runs before it have been queued.
+        StoreError: the store cannot be written; some runs may have been queued.
     """
     with _queue_lock(store):
         runs = store.runs()
-        decisions = decide(runs, wanted, queued, fresh=fresh, threads=threads)
+        decisions = decide(runs, wanted, template, fresh=fresh, threads=threads)
         active = [decision.run for decision in decisions if decision.action is Action.ACTIVE]
         if active and refuse_active:
             raise RunActiveError(
                 f"{store.root}: already queued or running: {', '.join(map(str, active))}",
-                hint="`lmconsole watch RUN` follows it, `lmconsole stop RUN` stops it; `run --all` waits for it.",
+                hint="`lmconsole watch RUN` follows it, `lmconsole stop RUN` stops it. "
+                "`lmconsole run --all` does not refuse active runs but waits for them.",
             )
         by_name = {run.run: run for run in runs}
         places = _places(runs)
         done = []
         for decision in decisions:
             if decision.action in (Action.NEW, Action.RESUME):
-                event = msgspec.structs.replace(queued, jobs=decision.jobs, place=next(places))
+                event = msgspec.structs.replace(template, jobs=decision.jobs, place=next(places))
                 if decision.run is None:
-                    name = _create(store, decision, event, "auto" if threads is None else queued.jobs)
+                    name = _create(store, decision, event, "auto" if threads is None else template.jobs)
                     decision = replace(decision, run=name)
                 else:
                     _requeue(by_name[decision.run], event)
@@ -164,7 +185,12 @@ def enqueue(
 
 def requeue(store: Store, names: Iterable[str]) -> list[str]:
     """Queue runs again that stopped, failed or were lost, each as it was last queued, and return their names.
-    Finished and active runs are left alone. Raises StoreError if the store cannot be written."""
+    Finished and active runs are left alone.
+
+    Raises:
+        RunActiveError: another process has taken the lock of a run; the runs before it have been queued.
+        StoreError: the store cannot be written; some runs may have been queued.
+    """
     with _queue_lock(store):
         runs, chosen = store.runs(), set(names)
         places = _places(runs)
@@ -182,18 +208,22 @@ def requeue(store: Store, names: Iterable[str]) -> list[str]:
 
 
 def _places(runs: Iterable[Run]) -> Iterator[int]:
-    """Count up the places in the queue after all that were ever given. The caller holds the queue lock."""
+    """Yield increasing places in the queue, starting after the largest in the store. The caller holds the queue
+    lock."""
     return itertools.count(1 + max((run.state.queued.place for run in runs if run.state.queued), default=0))
 
 
 @contextlib.contextmanager
 def _queue_lock(store: Store) -> Iterator[None]:
-    """Create the store if it does not exist, and keep other processes from queuing into it."""
+    """Create the store if it does not exist, and keep others from queuing into it. Raises StoreError if the lock stays
+    taken, and for any OSError of the ``with`` block."""
     store.create()
     try:
-        with lock.held(store.queue_lock, LOCK_TIMEOUT_S) as held:
+        with lock.held(store.queue_lock, QUEUE_LOCK_TIMEOUT_S) as held:
             if held is None:
-                raise StoreError(f"{store.queue_lock}: another command has been queuing for {LOCK_TIMEOUT_S:.0f} s")
+                raise StoreError(
+                    f"{store.queue_lock}: another command has been queuing for {QUEUE_LOCK_TIMEOUT_S:.0f} s"
+                )
             yield
     except OSError as error:
         raise StoreError(
@@ -202,12 +232,12 @@ def _queue_lock(store: Store) -> Iterator[None]:
         ) from None
 
 
-def _create(store: Store, decision: QueueDecision, queued: Queued, jobs: int | Literal["auto"]) -> str:
-    """Create a new run and return its id. ``jobs`` is the number requested."""
+def _create(store: Store, decision: QueueDecision, event: Queued, requested_jobs: int | Literal["auto"]) -> str:
+    """Create a new run, queued by ``event``, and return its id."""
     resolved = decision.resolved
     info = RunInfo(
         schema=SCHEMA,
-        run="",
+        run="",  # filled in by create_run
         queued_t=utc_now(),
         experiment=resolved.experiment,
         preset=resolved.preset,
@@ -218,21 +248,26 @@ def _create(store: Store, decision: QueueDecision, queued: Queued, jobs: int | L
         corpus=resolved.corpus,
         embeddings=resolved.embeddings,
         threads=decision.threads,
-        jobs=jobs,
+        jobs=requested_jobs,
         command=tuple(sys.argv),
         cwd=os.getcwd(),
         version=__version__,
     )
-    return create_run(store, info, [queued])
+    return create_run(store, info, [event])
 
 
-def _requeue(run: Run, queued: Queued) -> None:
-    """Append ``queued`` to a run that stopped, failed or was lost. Its worker is dead, so its lock is free."""
-    with lock.held(run.paths.lock, 1.0) as held:
+def _requeue(run: Run, event: Queued) -> None:
+    """Append ``event`` to a run that stopped, failed or was lost. Its worker has ended, so its lock is free.
+
+    Raises:
+        RunActiveError: another process has taken the lock.
+        OSError: the log cannot be written.
+    """
+    with lock.held(run.paths.lock, RUN_LOCK_TIMEOUT_S) as held:
         if held is None:
             raise RunActiveError(f"{run.run}: a worker has just started it", hint="`lmconsole watch RUN` follows it.")
         with contextlib.suppress(FileNotFoundError):
             run.paths.stop.unlink()
         log = EventLog(run.paths.events)
-        log.append(queued, sync=True)
+        log.append(event, sync=True)
         log.close()

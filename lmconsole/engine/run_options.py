@@ -1,9 +1,9 @@
-"""One table of everything that can be asked of `lmconsole run`.
+"""Table of the options of `lmconsole run`: the fields of RunRequest.
 
-The fields of RunRequest are the table. The command line, its help and completions, the form of the console and the
-request in a dry run's JSON are built from it, so a new option is a new field here and its use where it matters.
+The command line, its help and completions, the console's form and the request in a dry run's JSON are built from it. A
+new option is a new field here, and the code that uses it.
 
-The command line imports this module whatever the command is, so slow imports are inside functions.
+Every command imports this module, so slow imports are inside functions.
 """
 
 import os
@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -36,18 +36,19 @@ class Option:
     flag: str | None = None
     """Spelling on the command line, if it differs from ``--`` and the field's name."""
     positional: bool = False
-    """Arguments on the command line instead of an option; their text is joined by commas."""
+    """Takes arguments instead of an option on the command line; they are joined by commas before ``parse``."""
     envvar: str | None = None
     shown_default: str | None = None
-    """Default in the help text, for a value that would not be understood there."""
-    choices: tuple[str, ...] = ()
-    """Values for shell completion. Others may be valid too."""
+    """Text shown as the default by ``--help``, if ``str(default)`` says too little."""
+    completions: tuple[str, ...] = ()
+    """Values that the shell completes. Others may be valid too."""
     parse: Callable[[str, "Plan"], object] | None = None
-    """Converts text to the value, and raises ValueError with one argument per problem. None: the text is the value."""
+    """Converts text to the value, and raises ValueError with one argument per problem. None: text is the value as it
+    is. Flags and paths are not text, and are never parsed."""
     setting: bool = False
-    """Whether the option overrides the setting of the same name, with its type and bounds."""
-    hint: str | None = None
-    """Placeholder in the console's form; None keeps the option out of the form."""
+    """Whether the option overrides the field of ``plan.experiment.Settings`` with its name, and has its bounds."""
+    form_placeholder: str | None = None
+    """Text in the empty field of the console's form; None keeps the option out of the form."""
 
 
 def parse_ids(text: str, plan: "Plan") -> tuple[int, ...]:
@@ -63,10 +64,15 @@ def parse_ids(text: str, plan: "Plan") -> tuple[int, ...]:
             problems.append(f"{word!r}: not an experiment; expected numbers such as 5 or 1-4")
             continue
         first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            problems.append(f"{word}: the range is reversed; write {last}-{first}")
+            continue
         inside = [number for number in known if first <= number <= last]
-        if not inside or (match[2] is None and first not in known) or last < first:
+        if not inside:
             problems.append(f"no experiment {word}; {plan.source} has {ranges(known)}")
         chosen.update(dict.fromkeys(inside))
+    if not chosen and not problems:
+        problems.append(f"no experiment is named; {plan.source} has {ranges(known)}")
     if problems:
         raise ValueError(*problems)
     return tuple(chosen)
@@ -83,22 +89,25 @@ def parse_preset(text: str, plan: "Plan") -> str:
 
 def parse_seeds(text: str, _: "Plan") -> tuple[int, ...]:
     """Parse ``1,2,3`` and ``1..10``: seeds in the order given, each once."""
+    malformed = ValueError("expected whole numbers such as 1,2,3 or 1..10")
     chosen: dict[int, None] = {}
     for piece in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,19})(?:\.\.([0-9]{1,19}))?\s*", piece)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
-        if last < first or last > MAX_SEED:
-            raise ValueError("expected whole numbers such as 1,2,3 or 1..10")
-        if last - first >= MAX_SEEDS:
+        if match is None:
+            raise malformed
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last <= MAX_SEED:
+            raise malformed
+        chosen.update(dict.fromkeys(range(first, min(last, first + MAX_SEEDS) + 1)))  # at most one too many
+        if len(chosen) > MAX_SEEDS:
             raise ValueError(f"more than {MAX_SEEDS:,} seeds")
-        chosen.update(dict.fromkeys(range(first, last + 1)))
     return tuple(chosen)
 
 
 def parse_max_tokens(text: str, _: "Plan") -> int:
     """Parse a number of tokens."""
-    tokens = int(text) if re.fullmatch(r"[0-9]{1,13}", text) else 0
-    if not 1 <= tokens <= MAX_TOKENS:
+    tokens = _count(text, MAX_TOKENS)
+    if tokens is None:
         raise ValueError(f"expected 1 to {MAX_TOKENS:,}")
     return tokens
 
@@ -108,10 +117,16 @@ def parse_jobs(text: str, _: "Plan") -> int | Literal["auto"]:
     word = text.strip().lower()
     if word == "auto":
         return "auto"
-    jobs = int(word) if re.fullmatch(r"[0-9]{1,6}", word) else 0
-    if not 1 <= jobs <= MAX_JOBS:
+    jobs = _count(word, MAX_JOBS)
+    if jobs is None:
         raise ValueError(f"expected auto, or 1 to {MAX_JOBS:,}")
     return jobs
+
+
+def _count(text: str, most: int) -> int | None:
+    """Return the whole number from 1 to ``most`` in ``text``, or None if there is no such number."""
+    number = int(text) if re.fullmatch(r"[0-9]{1,19}", text) else None
+    return number if number is not None and 1 <= number <= most else None
 
 
 def parse_program(text: str, _: "Plan") -> tuple[str, ...]:
@@ -126,25 +141,27 @@ def parse_program(text: str, _: "Plan") -> tuple[str, ...]:
 
 
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Request for runs, from the command line or the console's form. Fields without an Option follow from the
-    others, or from how the request was made."""
+    """Request for runs, from the command line or the console's form. Fields without an Option are set by
+    ``parse_request`` or its caller."""
 
     ids: Annotated[
         tuple[int, ...],
         Option(help="Experiments to train, such as 5 or 1-4.", metavar="ID", positional=True, parse=parse_ids),
     ] = ()
-    typed_order: bool = False
-    """Whether the ids were typed one by one, so that runs keep their order."""
+    keep_order: bool = msgspec.field(default=False, name="typed_order")
+    """Whether runs are trained in the order of ``ids``. Set if the ids contain no range."""
+    wait_for_active: bool = False
+    """Whether active runs are waited for; otherwise the request is refused. Set by ``--all``, and by the console."""
     everything: Annotated[bool, Option(help="Train all experiments; wait for active ones.", flag="--all")] = False
-    headless: Annotated[bool, Option(help="Show progress here instead of opening the app.")] = False
+    headless: Annotated[bool, Option(help="Show progress in the terminal instead of opening the app.")] = False
     preset: Annotated[
         str,
         Option(
             help="Use this preset: auto, paper, scratch, demo, or one of your own.",
             metavar="NAME",
-            choices=("auto", "paper", "scratch", "demo"),
+            completions=("auto", "paper", "scratch", "demo"),
             parse=parse_preset,
-            hint="auto, paper, scratch, demo, or your own",
+            form_placeholder="auto, paper, scratch, demo, or your own",
         ),
     ] = "auto"
     epochs: Annotated[
@@ -153,7 +170,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
             help="Train for N passes over the train split.",
             metavar="N",
             setting=True,
-            hint="passes over the train split; empty: the preset's",
+            form_placeholder="passes over the train split; empty: the preset's",
         ),
     ] = None
     seeds: Annotated[
@@ -162,7 +179,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
             help="Train with each of these seeds, such as 1,2,3 or 1..10.",
             metavar="LIST",
             parse=parse_seeds,
-            hint="1,2,3 or 1..10; empty: the preset's",
+            form_placeholder="1,2,3 or 1..10; empty: the preset's",
         ),
     ] = None
     max_tokens: Annotated[
@@ -171,10 +188,10 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     device: Annotated[
         str,
         Option(
-            help="Train on this device: auto, cpu, cuda, cuda:0,cuda:1 or all.",
+            help="Train on this device: auto, cpu, cuda, all, or a list such as cuda:0,cuda:1.",
             metavar="NAME",
-            choices=("auto", "cpu", "cuda", "all"),
-            hint="auto, cpu, cuda, cuda:0,cuda:1 or all",
+            completions=("auto", "cpu", "cuda", "all"),
+            form_placeholder="auto, cpu, cuda, all, or a list such as cuda:0,cuda:1",
         ),
     ] = "auto"
     precision: Annotated[
@@ -182,9 +199,9 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
         Option(
             help="Compute in this precision: auto, fp32, tf32 or bf16.",
             metavar="NAME",
-            choices=("auto", "fp32", "tf32", "bf16"),
+            completions=("auto", "fp32", "tf32", "bf16"),
             setting=True,
-            hint="auto, fp32, tf32 or bf16; empty: the preset's",
+            form_placeholder="auto, fp32, tf32 or bf16; empty: the preset's",
         ),
     ] = None
     jobs: Annotated[
@@ -192,9 +209,9 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
         Option(
             help="Train N runs at once on one device; auto suits the size of each.",
             metavar="N",
-            choices=("auto",),
+            completions=("auto",),
             parse=parse_jobs,
-            hint="auto, or runs at once on one device",
+            form_placeholder="auto, or runs at once on one device",
         ),
     ] = "auto"
     data: Annotated[Path | None, Option(help="Read token or text files from this folder.", metavar="DIR")] = None
@@ -223,12 +240,12 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def overrides(self) -> dict[str, object]:
         """Settings that the request overrides, by name."""
-        given = {name: getattr(self, name) for name, option in OPTIONS.items() if option.setting}
-        return {name: value for name, value in given.items() if value is not None}
+        settings = {name: getattr(self, name) for name, option in OPTIONS.items() if option.setting}
+        return {name: value for name, value in settings.items() if value is not None}
 
     @property
     def exports(self) -> Path | None:
-        """Absolute folder for the exports; None for none."""
+        """Absolute folder for the exports; None if nothing is exported."""
         return None if self.no_export else self.export_folder.absolute()
 
 
@@ -246,13 +263,13 @@ def flag(name: str) -> str:
     return OPTIONS[name].flag or f"--{name.replace('_', '-')}"
 
 
-def parse_request(given: Mapping[str, object], **settled: Any) -> RunRequest:
-    """Parse a request, and check everything that can be checked without torch.
+def parse_request(given: Mapping[str, object], **parsed: Any) -> RunRequest:
+    """Parse a request. Everything is checked that can be checked without torch, and that the run store can be read.
 
     Args:
-        given: text for each field to be parsed, or a list of it for positional arguments; paths and flags as they are.
-            None means the default.
-        settled: fields that need no parsing. They take precedence.
+        given: values by field, as typer passes them: text to be parsed, a list of texts for positional arguments,
+            paths, and flags. None, False and an empty list mean that the option is absent.
+        parsed: fields that need no parsing. They take precedence.
 
     Raises:
         LmconsoleError: fields are wrong; the message lists all problems.
@@ -263,22 +280,26 @@ def parse_request(given: Mapping[str, object], **settled: Any) -> RunRequest:
     from lmconsole.plan.presets import ranges
     from lmconsole.runs.store import Store
 
-    texts = {
+    assert given.keys() <= OPTIONS.keys()
+    present = {
         name: ",".join(value) if isinstance(value, list) else value
         for name in OPTIONS
         if (value := given.get(name)) not in (None, False, [])
     }
-    assert given.keys() <= OPTIONS.keys()
-    experiments = texts.get("experiments")
+    experiments = present.get("experiments")
     plan = load_plan(experiments if isinstance(experiments, Path) else None)
-    every = tuple(experiment.id for experiment in plan.experiments)
-    values: dict[str, Any] = {}
+    known = tuple(experiment.id for experiment in plan.experiments)
     problems = []
-    if "ids" in texts and "everything" in texts:
+    if "ids" in present and "everything" in present:
         problems.append("either ids or --all, not both")
-    elif "ids" not in texts and "everything" not in texts:
-        problems.append(f"name experiments, for example `lmconsole run 1-4 9`, or --all; there are {ranges([*every])}")
-    for name, value in texts.items():
+    elif "ids" not in present and "everything" not in present:
+        problems.append(f"name experiments, for example `lmconsole run 1-4 9`, or --all; there are {ranges([*known])}")
+    values: dict[str, Any] = {
+        "ids": known,
+        "keep_order": "ids" in present and "-" not in str(present["ids"]),
+        "wait_for_active": "everything" in present,
+    }
+    for name, value in present.items():
         try:
             values[name] = _parse(name, value, plan)
         except ValueError as error:
@@ -286,8 +307,7 @@ def parse_request(given: Mapping[str, object], **settled: Any) -> RunRequest:
             problems += [f"{prefix}{problem}" for problem in error.args]
     if problems:
         raise LmconsoleError("\n".join(problems))
-    typed_order = "-" not in str(texts.get("ids", "-"))
-    request = RunRequest(**{"ids": every, "typed_order": typed_order, **values, **settled})
+    request = RunRequest(**{**values, **parsed})
     Store(request.runs).names()
     return request
 
@@ -311,10 +331,12 @@ def _parse_setting(key: str, text: str) -> object:
     """Return the value of a setting, within its bounds. Raises ValueError."""
     from lmconsole.plan.presets import TYPES, unknown
 
+    kind = TYPES[key]
     try:
-        return msgspec.convert(text, TYPES[key], strict=False)
+        return msgspec.convert(text, kind, strict=False)
     except msgspec.ValidationError as error:
-        if choices := OPTIONS[key].choices:
-            raise ValueError(unknown(key, text, list(choices))) from None
+        if get_origin(kind) is Literal:
+            raise ValueError(unknown(key, text, list(get_args(kind)))) from None
+        # such as: Expected `int` >= 1
         wanted = str(error).replace("`", "").removeprefix("Expected ").partition(", got ")[0]
         raise ValueError(f"expected {wanted.replace('int', 'a whole number').replace('float', 'a number')}") from None

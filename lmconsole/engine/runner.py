@@ -19,7 +19,7 @@ from pathlib import Path
 from lmconsole.engine import worker
 from lmconsole.engine.processes import last_line, python, start_program
 from lmconsole.engine.shared_data import shared_folder
-from lmconsole.engine.worker import EXIT_NOT_TRAINED, Turn
+from lmconsole.engine.worker import EXIT_NOT_TRAINED, Command, PrepareOnDevice, Train
 from lmconsole.errors import StoreError
 from lmconsole.runs import lock
 from lmconsole.runs.events import EventLog, EventReader, Failed, Queued, Stopped, utc_now
@@ -72,19 +72,19 @@ class _Worker:
 
 @dataclass
 class _PreparedWorker:
-    """A worker that prepares its run and waits for its turn."""
+    """A worker that prepares its run and waits for the command to train it."""
 
     process: BaseProcess
-    turns: Connection
+    commands: Connection
     queued_seq: int
     """Number of the ``queued`` event that it serves."""
     device: str | None = None
     """Device that it may already use."""
 
-    def send(self, turn: Turn) -> bool:
-        """Send a turn. Return False if the worker has ended."""
+    def send(self, command: Command) -> bool:
+        """Send a command. Return False if the worker has ended."""
         try:
-            self.turns.send(turn)
+            self.commands.send(command)
         except OSError:
             return False
         return True
@@ -153,10 +153,10 @@ class Runner:
             run = by_name.get(name)
             if code is None or (code == FORK_SERVER_GONE and run and self._worker_pid(run) is not None):
                 if run is None or not self._waits(run):
-                    ahead.turns.close()  # the run was deleted or stopped, so its worker is to end
+                    ahead.commands.close()  # the run was deleted or stopped, so its worker is to end
                 continue
-            dismissed = ahead.turns.closed
-            ahead.turns.close()
+            dismissed = ahead.commands.closed
+            ahead.commands.close()
             del self._prepared[name]
             if code and not dismissed:
                 self._not_ahead.add(name)
@@ -195,9 +195,9 @@ class Runner:
             if ahead is not None and (ahead.device not in (None, device) or ahead.queued_seq != queued.seq):
                 continue
             if has_room(queued.jobs, others):
-                siblings = [pid for pid in map(self._worker_pid, self._active(busy)) if pid]
+                sibling_pids = [pid for pid in map(self._worker_pid, self._active(busy)) if pid]
                 try:
-                    process = self._start_on(run, device, siblings)
+                    process = self._start_on(run, device, sibling_pids)
                 except OSError as error:
                     self._append(run, _cannot_start(run, error), after=queued.seq)
                     return
@@ -211,18 +211,19 @@ class Runner:
         devices = {ahead.device} if ahead and ahead.device else set(queued.devices)
         busy[f"waiting {run.run}"] = _Occupancy(devices, jobs=0)
 
-    def _start_on(self, run: Run, device: str, siblings: Sequence[int]) -> BaseProcess | None:
-        """Start a worker, or give the waiting one its turn. Return None if the waiting one has just ended. Raises
+    def _start_on(self, run: Run, device: str, sibling_pids: Sequence[int]) -> BaseProcess | None:
+        """Start a worker, or let the waiting one train. Return None if the waiting one has just ended. Raises
         OSError if a worker cannot be started."""
         for name, other in self._prepared.items():
             if name != run.run and other.device == device:
-                other.turns.close()  # that worker ends and its run stays queued, so that this run has the device alone
+                other.commands.close()  # its worker ends and its run stays queued; this run has the device alone
         ahead = self._prepared.get(run.run)
         if ahead is None:
-            return worker.start(run, device, siblings, self.shared)
-        if not ahead.send(_turn(device, go=True, siblings=siblings)):
+            return worker.start(run, device, sibling_pids, self.shared)
+        environment, sent_at_s = worker.cuda_environment(device), time.monotonic()
+        if not ahead.send(Train(environment=environment, sibling_pids=tuple(sibling_pids), sent_at_s=sent_at_s)):
             return None
-        ahead.turns.close()
+        ahead.commands.close()
         del self._prepared[run.run]
         return ahead.process
 
@@ -253,12 +254,12 @@ class Runner:
         if run.run in self._not_ahead:
             return
         try:
-            process, turns = worker.start_waiting(run, queued.devices[0], self.shared)
+            process, commands = worker.start_waiting(run, queued.devices[0], self.shared)
         except OSError as error:
             self._not_ahead.add(run.run)
             _log(f"{run.run}: cannot be prepared before its turn: {error}")
         else:
-            self._prepared[run.run] = _PreparedWorker(process, turns, queued.seq)
+            self._prepared[run.run] = _PreparedWorker(process, commands, queued.seq)
 
     def _let_use_device(self, ahead: _PreparedWorker, others: Mapping[str, Run]) -> None:
         """Let a waiting worker use the first device on which the current run only has its tests left."""
@@ -266,7 +267,7 @@ class Runner:
         for device, other in others.items():
             if ahead.device is None and device not in taken and _only_tests(other) and _leaves_memory(other):
                 ahead.device = device
-                ahead.send(_turn(device, go=False))
+                ahead.send(PrepareOnDevice(environment=worker.cuda_environment(device)))
 
     def _active(self, busy: dict[str, _Occupancy]) -> list[Run]:
         return [self._served[name] for name in busy if name in self._served]
@@ -321,11 +322,7 @@ class Runner:
 
 def prepares_ahead(device: str) -> bool:
     """Return whether the next run is prepared while another uses this device: a CPU has no cores to spare."""
-    return worker.has_uuid(device)
-
-
-def _turn(device: str, *, go: bool, siblings: Sequence[int] = ()) -> Turn:
-    return Turn(go=go, variables=worker.visible(device), siblings=tuple(siblings), began=time.monotonic())
+    return worker.is_gpu_uuid(device)
 
 
 def _only_tests(run: Run) -> bool:

@@ -39,7 +39,7 @@ def preview(runs: Iterable[Run], answer: ProbeAnswer, request: RunRequest) -> li
 
 
 def _wanted(answer: ProbeAnswer, request: RunRequest) -> list[ResolvedRun]:
-    return training_order(answer.runs, request.seeds, typed_order=request.typed_order)
+    return training_order(answer.runs, request.seeds, keep_order=request.keep_order)
 
 
 def describe_sharing(answer: ProbeAnswer, request: RunRequest) -> str:
@@ -65,7 +65,7 @@ def submit(store: Store, answer: ProbeAnswer, request: RunRequest) -> list[Queue
     runs that have been queued.
 
     Raises:
-        RunActiveError: one of the runs is active, and not ``request.everything``; nothing has been queued.
+        RunActiveError: one of the runs is active, and not ``request.wait_for_active``; nothing has been queued.
         StoreError: the store cannot be written.
     """
     try:
@@ -74,7 +74,7 @@ def submit(store: Store, answer: ProbeAnswer, request: RunRequest) -> list[Queue
             _wanted(answer, request),
             queued_as(answer, request),
             fresh=request.fresh,
-            refuse_active=not request.everything,
+            refuse_active=not request.wait_for_active,
             threads=requested_threads(request),
         )
     except BaseException:

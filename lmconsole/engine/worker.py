@@ -26,45 +26,64 @@ from lmconsole.runs.store import Run
 if TYPE_CHECKING:
     from lmconsole.engine.attempt import Attempt
 
-PRELOAD = ("lmconsole.engine.preload",)
-"""Modules that the process imports from which workers are forked."""
+PRELOAD: tuple[str, ...] = ("lmconsole.engine.preload",)
+"""Modules imported by the process that workers are forked from."""
 LOCK_TIMEOUT_S = 5.0
+"""Time for the command that queued the run to release its lock."""
 WAIT_POLL_S = 0.2
 """Interval at which a waiting worker checks whether its run is to stop."""
 EXIT_FAILED = 1
-EXIT_NOT_TRAINED = 75
-"""Another process has the run, or it is not queued, or it could not be prepared ahead: nothing was written."""
+EXIT_NOT_TRAINED = os.EX_TEMPFAIL
+"""Nothing was written: another process has the run, it is not queued, it could not be prepared ahead, or the runner has
+ended."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Turn:
-    """Message of the runner to a worker that waits while another run uses the device."""
+class PrepareOnDevice:
+    """Command to a waiting worker: prepare the device now, since the run that uses it only has its tests left."""
 
-    go: bool
-    """Whether to train now. If not, the other run only has its tests left, and the device may be prepared."""
-    variables: Mapping[str, str]
-    """Environment variables that decide which GPU the worker sees."""
-    siblings: tuple[int, ...]
-    began: float
-    """``time.monotonic()`` when the message was sent: the clock of the run starts then."""
+    environment: Mapping[str, str]
+    """Variables that decide which GPU the worker sees."""
 
 
-def start(run: Run, device: str, siblings: Sequence[int], shared: Path | None = None) -> BaseProcess:
-    """Start the worker of a queued run on ``device``, ``cpu`` or a GPU's UUID, which is then the only one it sees.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Train:
+    """Command to a waiting worker: train now."""
 
-    ``shared`` is the folder of the data that workers share. On Linux the worker is forked from a process that has
-    imported torch once for all runs. Elsewhere, and where that process is not available, it starts as a new program:
-    the system libraries of macOS do not survive a fork. Raises OSError if it cannot be started.
+    environment: Mapping[str, str]
+    """Variables that decide which GPU the worker sees."""
+    sibling_pids: tuple[int, ...]
+    """Other workers of the store, which do not count as other GPU processes."""
+    sent_at_s: float
+    """``time.monotonic()`` when the command was sent: the clock of the run starts then."""
+
+
+Command = PrepareOnDevice | Train
+
+
+def start(run: Run, device: str, sibling_pids: Sequence[int], shared: Path | None = None) -> BaseProcess:
+    """Start the worker of a queued run.
+
+    On Linux the worker is forked from a process that has imported torch once for all runs. Elsewhere, and where that
+    process is not available, it starts as a new program: the system libraries of macOS do not survive a fork.
+
+    Args:
+        device: ``cpu``, or the UUID of the only GPU that the worker is to see.
+        sibling_pids: other workers of the store, which do not count as other GPU processes.
+        shared: folder of the data that workers share.
+
+    Raises:
+        OSError: the worker cannot be started, or its log cannot be written.
     """
-    arguments = [*_arguments(run, device, shared), "--siblings", *map(str, siblings)]
-    return _start(run, arguments, visible(device), None)
+    arguments = [*_arguments(run, device, shared), "--siblings", *map(str, sibling_pids)]
+    return _start(run, arguments, cuda_environment(device), None)
 
 
 def start_waiting(run: Run, device: str, shared: Path | None) -> tuple[BaseProcess, Connection]:
-    """Start the worker of a queued run that prepares on the host and then waits for a ``Turn``.
+    """Start the worker of a queued run. It prepares on the host and then waits for a ``Command`` on the connection.
 
     ``device`` may be any GPU of the run. The worker ends, and the run stays queued, when the connection is closed.
-    Raises OSError if it cannot be started.
+    Raises OSError as ``start`` does.
     """
     receiver, sender = Pipe(duplex=False)
     try:
@@ -77,68 +96,74 @@ def start_waiting(run: Run, device: str, shared: Path | None) -> tuple[BaseProce
     return process, sender
 
 
-def visible(device: str) -> dict[str, str]:
-    """Return the environment that makes the GPU with the UUID ``device`` the only one a worker sees."""
-    return {"CUDA_VISIBLE_DEVICES": device} if has_uuid(device) else {}
+def cuda_environment(device: str) -> dict[str, str]:
+    """Return the variables that make ``device``, a key in the queue, the only GPU a worker sees; none for ``cpu``."""
+    return {"CUDA_VISIBLE_DEVICES": device} if is_gpu_uuid(device) else {}
 
 
-def has_uuid(device: str) -> bool:
-    """Return whether a device key of the queue is a UUID, as the keys of NVIDIA GPUs are."""
+def is_gpu_uuid(device: str) -> bool:
+    """Return whether a device key in the queue is the UUID of an NVIDIA GPU or of a MIG slice."""
     return device.startswith(("GPU-", "MIG-"))
 
 
 def _arguments(run: Run, device: str, shared: Path | None) -> list[str]:
-    more = [] if shared is None else ["--shared", str(shared)]
-    return [str(run.paths.folder), "--device", "cuda:0" if has_uuid(device) else device, *more]
+    optional = [] if shared is None else ["--shared", str(shared)]
+    return [str(run.paths.folder), "--device", "cuda:0" if is_gpu_uuid(device) else device, *optional]
 
 
-def _start(run: Run, arguments: list[str], variables: Mapping[str, str], turns: Connection | None) -> BaseProcess:
-    run.paths.worker_log.open("ab").close()  # raised here, an error of this file is reported by the runner
-    every = arguments, str(run.paths.worker_log), variables, turns
+def _start(run: Run, arguments: list[str], environment: Mapping[str, str], commands: Connection | None) -> BaseProcess:
+    run.paths.worker_log.open("ab").close()  # so that the runner reports it if the worker cannot open its log
+    args = arguments, str(run.paths.worker_log), environment, commands
     process: BaseProcess
     if sys.platform.startswith("linux"):
-        forking = get_context("forkserver")
-        forking.set_forkserver_preload(list(PRELOAD))
-        process = forking.Process(target=enter, args=every)
+        context = get_context("forkserver")
+        context.set_forkserver_preload(list(PRELOAD))
+        process = context.Process(target=_child_main, args=args)
         try:
             process.start()
             return process
-        except (OSError, EOFError) as error:  # it has ended, or its socket's name in a long TMPDIR is too long
+        except (OSError, EOFError) as error:  # the fork server has ended, or TMPDIR is too long for its socket's name
             print(
                 f"workers are started as new programs instead of forked: {escape_control_characters(str(error))}",
                 flush=True,
             )
-    process = get_context("spawn").Process(target=enter, args=every)
+    process = get_context("spawn").Process(target=_child_main, args=args)
     process.start()
     return process
 
 
-def enter(arguments: list[str], log: str, variables: Mapping[str, str], turns: Connection | None) -> None:
+def _child_main(
+    arguments: list[str], log_path: str, environment: Mapping[str, str], commands: Connection | None
+) -> None:
     """Run ``main`` in a process that the runner has just started, and exit.
 
-    The process gets a session of its own, so that a hang-up or an interrupt of a terminal does not reach it. It prints
-    into the file ``log`` and has ``variables`` in its environment.
+    The process gets a session of its own, so that a hang-up or an interrupt of a terminal does not reach it. Its output
+    goes to ``log_path``, and ``environment`` is added to its own.
     """
     os.setsid()
-    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    output = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(output, stream.fileno())
     os.close(output)
-    os.environ.update(variables)
+    os.environ.update(environment)
     if "torch" in sys.modules:  # otherwise this process was not forked, or torch cannot be imported, which fails later
         from lmconsole.lm.device import cuda_broken_by_fork
 
         if cuda_broken_by_fork():
-            if turns is not None:
-                sys.exit(EXIT_NOT_TRAINED)  # a new program cannot receive turns; the run starts at its turn
+            if commands is not None:
+                sys.exit(EXIT_NOT_TRAINED)  # a new program has no connection; the runner starts the run later, afresh
             os.execv(sys.executable, [sys.executable, "-P", "-m", "lmconsole.engine.worker", *arguments])
-    sys.exit(main(arguments, turns))
+    sys.exit(main(arguments, commands))
 
 
-def main(arguments: list[str] | None = None, turns: Connection | None = None) -> int:
-    """Train the run in the folder given, and return the exit code: 0 for finished or stopped.
+def main(arguments: list[str] | None = None, commands: Connection | None = None) -> int:
+    """Train a run, and return the exit code: 0 for finished or stopped.
 
-    With ``turns``, prepare the run and train it when its turn comes; its clock starts then.
+    With ``commands``, prepare the run and wait for the command to train it; its clock starts then. A failure is
+    recorded in the run's log; only one of the log itself is raised, and the runner reports it.
+
+    Raises:
+        OSError: the run's lock or log cannot be opened.
     """
     began = time.monotonic()
     parser = argparse.ArgumentParser(prog="lmconsole-worker", description="Trains one queued run.")
@@ -146,9 +171,10 @@ def main(arguments: list[str] | None = None, turns: Connection | None = None) ->
     parser.add_argument("--device", required=True, help="cpu, cuda:0, …")
     parser.add_argument("--shared", type=Path, help="folder of data that workers share")
     parser.add_argument("--siblings", type=int, nargs="*", default=[], help="pids of other workers of the store")
-    asked = parser.parse_args(arguments)
-    paths = RunPaths(asked.run.absolute())
-    if lock.acquire(paths.lock, LOCK_TIMEOUT_S) is None:
+    options = parser.parse_args(arguments)
+    paths = RunPaths(options.run.absolute())
+    run_lock = lock.acquire(paths.lock, LOCK_TIMEOUT_S)  # held until the process exits
+    if run_lock is None:
         return EXIT_NOT_TRAINED
     history = RunState()
     history.apply(EventReader(paths.events).read_new())
@@ -162,60 +188,59 @@ def main(arguments: list[str] | None = None, turns: Connection | None = None) ->
 
     try:
         info = read_info(paths.info)
-        os.environ["OMP_NUM_THREADS"] = str(info.threads)
+        os.environ["OMP_NUM_THREADS"] = str(info.threads or 1)
         from lmconsole.engine.attempt import Attempt
 
         attempt = Attempt(
-            info, paths, log, history, device_name=asked.device, shared=asked.shared, stop_requested=stop_requested
+            info, paths, log, history, device_name=options.device, shared=options.shared, stop_requested=stop_requested
         )
-        siblings: Sequence[int] = asked.siblings
-        if turns is not None:
+        sibling_pids: Sequence[int] = options.siblings
+        if commands is not None:
             try:
-                turn = _wait(attempt, turns, stop_requested)
+                command = _wait(attempt, commands, stop_requested)
             except _RunnerGone:
                 return EXIT_NOT_TRAINED
             except Exception:
                 traceback.print_exc()
                 print(
-                    "The run could not be prepared while another one used the device; it starts at its turn.",
+                    "The run could not be prepared while another one used the device; it starts when that one ends.",
                     flush=True,
                 )
                 return EXIT_NOT_TRAINED
-            if turn is None:
+            if command is None:
                 epoch, step = history.position
                 log.append(Stopped(epoch=epoch, step=step), sync=True)
                 return 0
-            siblings, began = turn.siblings, turn.began
-        attempt.run(siblings, began)
+            sibling_pids, began = command.sibling_pids, command.sent_at_s
+        attempt.run(sibling_pids, began)
     except BaseException as error:
         traceback.print_exc()
-        log.append(_failure(error, paths, asked.device), sync=True)
+        log.append(_failure(error, paths, options.device), sync=True)
         return EXIT_FAILED
     return 0
 
 
 class _RunnerGone(Exception):
-    """The runner of a waiting worker has ended; the next one starts the run."""
+    """The runner of a waiting worker has ended; the next runner starts the run."""
 
 
-def _wait(attempt: "Attempt", turns: Connection, stop_requested: Callable[[], bool]) -> Turn | None:
-    """Prepare ``attempt`` as far as the other run leaves room, and return the turn to train; None for a stop.
+def _wait(attempt: "Attempt", commands: Connection, stop_requested: Callable[[], bool]) -> Train | None:
+    """Prepare ``attempt`` as ``commands`` allow, and return the command to train; None if the run is to stop.
 
-    Raises _RunnerGone, and any exception of the preparation. Such a failure is not final: memory may have been short
-    because two runs used it, and a process in which CUDA failed cannot try again, so the runner starts the run in a new
-    process.
+    Raises _RunnerGone, and any exception of the preparation. The run then stays queued, and the runner starts it in a
+    new process: memory may have been short because two runs used it, and CUDA cannot be used again once it has failed.
     """
     attempt.prepare_on_host()
     while not stop_requested():
-        if not turns.poll(WAIT_POLL_S):
+        if not commands.poll(WAIT_POLL_S):
             continue
         try:
-            turn: Turn = turns.recv()
+            command: Command = commands.recv()
         except (EOFError, OSError):
             raise _RunnerGone from None
-        os.environ.update(turn.variables)
-        if turn.go:
-            return turn
+        os.environ.update(command.environment)
+        if isinstance(command, Train):
+            return command
         attempt.prepare_on_device()
         if attempt.fell_back:
             raise RuntimeError("a fast path failed; a run must use the same kernels whatever ran before it")
@@ -223,7 +248,7 @@ def _wait(attempt: "Attempt", turns: Connection, stop_requested: Callable[[], bo
 
 
 def _catch_signals() -> list[int]:
-    """Collect SIGTERM and SIGINT, which ask for a clean stop, in the list that is returned. Ignore hang-ups."""
+    """Return a list to which SIGTERM and SIGINT, which ask for a clean stop, are added. Ignore hang-ups."""
     received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: received.append(number))

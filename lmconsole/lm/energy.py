@@ -49,9 +49,9 @@ class EnergyMeter:
         state.energy_j = _sum(state.energy_j, used_j)
         state.epoch_energy_j = _sum(state.epoch_energy_j, used_j)
 
-    def epoch_j(self, seconds: float) -> float | None:
-        """Return the joules of the current epoch, which took ``seconds``; None if unknown."""
-        return self._state.epoch_energy_j if seconds >= MIN_S else None
+    def epoch_j(self, duration_s: float) -> float | None:
+        """Return the joules of the current epoch, which took ``duration_s``; None if unknown."""
+        return self._state.epoch_energy_j if duration_s >= MIN_S else None
 
     def run_j(self) -> float | None:
         """Return the joules of all epochs; None if unknown."""

@@ -9,7 +9,6 @@ vocabulary.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,24 +16,27 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lmconsole.lm.online_softmax import OnlineSoftmaxState, online_softmax_update
+from lmconsole.lm.online_softmax import OnlineSoftmaxState, OnlineSoftmaxUpdate, online_softmax_update
 
 IGNORE = -100
-"""Target of a position that counts for nothing: padding of the last window. PyTorch's ``ignore_index``."""
+"""Target of a position that is excluded from the loss: padding of the last window. PyTorch's ``ignore_index``."""
 
 _LOG2_E = math.log2(math.e)
 
 _CHUNK_ROWS = {"cpu": 1024, "cuda": 4096}
-"""Rows of features processed at a time."""
+"""Rows of features processed at a time, by default: the fastest measured."""
+_MIN_ROWS = 64
+"""Rows processed at a time even if their saved tiles exceed ``_SAVED_BYTES``."""
 _TILE_LOGITS = {"cpu": 2 * 2**20, "cuda": 16 * 2**20}
 """Logits in a tile. A CPU's last-level cache should hold it; a GPU has many cores to keep busy."""
 _SAVED_BYTES = 256 * 2**20
-"""Most memory for the tiles of one chunk of rows, which a learned weight's gradient needs once more."""
+"""Memory for the tiles of one chunk of rows, which the gradient of a learned weight needs once more. Chunks get fewer
+rows to stay below it, but not fewer than ``_MIN_ROWS``."""
 _HAS_OUT_DTYPE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)
 """Whether ``torch.addmm`` adds a product of 16-bit factors to a float32 tensor in one call on GPUs."""
 _ALIGNMENT = 64
-"""Rows of a tile start at multiples of this many values: GPUs multiply unaligned ones slowly, and the last tile's width
-is arbitrary."""
+"""Rows of a tile are padded in memory to a multiple of this many values: GPUs multiply unaligned rows slowly, and the
+width of the last tile is arbitrary."""
 
 
 def linear_cross_entropy(
@@ -49,31 +51,30 @@ def linear_cross_entropy(
     """Return the summed cross-entropy, in nats, of ``targets`` under softmax(``features`` @ ``weight``.T).
 
     Equal, up to rounding, to ``F.cross_entropy(features @ weight.T, targets, reduction="sum")``. The result can be
-    differentiated once. Nothing waits for the device, and non-finite inputs give a non-finite loss.
+    differentiated once. Does not synchronize with the device. Non-finite inputs give a non-finite loss.
 
     Args:
         features: (N, C).
         weight: (V, C), a linear layer's without bias.
-        targets: (N,) int64 ids; those equal to ``IGNORE`` count for nothing.
-        compute_dtype: Type of the factors of matrix products. Exponentials and sums are float32 at least.
-        chunk_rows: Rows processed at a time; by default the number measured fastest.
+        targets: (N,) int64 ids; those equal to ``IGNORE`` are excluded.
+        compute_dtype: Type of the factors of matrix products, float32 or bfloat16. The softmax is float32; losses are
+            summed over rows in float64.
+        chunk_rows: Rows processed at a time; by default at most 1,024 on a CPU and 4,096 on a GPU.
         use_triton: Update the softmax with the Triton kernel, one pass over a tile instead of seven. Needs a GPU.
 
     Returns:
         A float32 scalar.
     """
-    with_grad = torch.is_grad_enabled()
-    need_features, need_weight = with_grad and features.requires_grad, with_grad and weight.requires_grad
-    config = LossConfig(compute_dtype=compute_dtype, chunk_rows=chunk_rows, use_triton=use_triton)
+    config = _LossConfig(compute_dtype=compute_dtype, chunk_rows=chunk_rows, use_triton=use_triton)
     with torch.autocast(features.device.type, enabled=False):
-        if need_features or need_weight:
+        if torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad):
             loss: Tensor = _LinearCrossEntropy.apply(features, weight, targets, config)
             return loss
-        return _forward_backward(features, weight, targets, config, False, False)[0]
+        return _forward_backward(features, weight, targets, config, features_grad=False, weight_grad=False)[0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LossConfig:
+class _LossConfig:
     """Options that change the result by rounding only."""
 
     compute_dtype: torch.dtype
@@ -82,11 +83,15 @@ class LossConfig:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Computes the gradients in the forward pass, for a loss of weight 1; the backward pass scales them."""
+    """Computes the gradients in the forward pass, for ``grad_output`` = 1. The backward pass scales them in place, so
+    ``backward()`` can be called only once."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, targets: Tensor, config: LossConfig) -> Tensor:
-        loss, *ctx.gradients = _forward_backward(features, weight, targets, config, *ctx.needs_input_grad[:2])
+    def forward(ctx: Any, features: Tensor, weight: Tensor, targets: Tensor, config: _LossConfig) -> Tensor:
+        features_grad, weight_grad, *_ = ctx.needs_input_grad
+        loss, *ctx.gradients = _forward_backward(
+            features, weight, targets, config, features_grad=features_grad, weight_grad=weight_grad
+        )
         return loss
 
     @staticmethod
@@ -95,27 +100,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("The gradient of the loss is available once. Compute the loss again.")
         gradients, ctx.gradients = ctx.gradients, None
-        # In place, since a learned weight's gradient is as large as the weight.
+        # in place: a learned weight's gradient is as large as the weight
         return *(None if each is None else each.mul_(grad_output) for each in gradients), None, None
 
 
 def _forward_backward(
-    features: Tensor, weight: Tensor, targets: Tensor, config: LossConfig, need_features: bool, need_weight: bool
+    features: Tensor, weight: Tensor, targets: Tensor, config: _LossConfig, *, features_grad: bool, weight_grad: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the loss, and its gradients with respect to features and weight where they are needed."""
+    """Return the loss, and its gradients with respect to features and weight: each None unless it is requested."""
     features, weight = features.detach(), weight.detach()
-    rows, columns = _chunk_and_tile_size(features, weight, config, need_weight)
+    rows, columns = _chunk_and_tile_size(features, weight, config, save=weight_grad)
     w = weight.to(config.compute_dtype)
     total = torch.zeros((), dtype=torch.float64, device=features.device)
-    grad_features = torch.empty_like(features) if need_features else None
-    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-    tiles = VocabularyTiles(w, rows, columns, save=need_weight, use_triton=config.use_triton)
+    grad_features = torch.empty_like(features) if features_grad else None
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if weight_grad else None
+    tiles = _VocabularyTiles(w, rows, columns, save=weight_grad, use_triton=config.use_triton)
     for start in range(0, len(features), rows):
         chunk = slice(start, start + rows)
         x = features[chunk]
         ignored = (targets[chunk] == IGNORE).unsqueeze(1)  # (R, 1)
         target = targets[chunk].unsqueeze(1).masked_fill(ignored, 0)  # (R, 1)
-        state, saved = tiles.softmax(x, target, need_weighted_sum=need_features)
+        state, saved = tiles.accumulate(x, target, with_weighted_sum=features_grad)
         nats = ((state.max - state.target_logit) * tiles.log2_scale + state.exp_sum.log2()) / _LOG2_E
         total += nats.masked_fill_(ignored, 0.0).sum(dtype=torch.float64)
         if grad_features is not None and state.weighted_sum is not None:
@@ -127,22 +132,25 @@ def _forward_backward(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SavedTile:
-    """The exp tile of one slice of the vocabulary, relative to the maximum when it was computed."""
+class _SavedTile:
+    """The exp tile of one slice of the vocabulary, relative to the maximum at the time."""
 
     ids: slice
     exp_tile: Tensor
-    """(R, n) exp(logit - max)."""
-    max: Tensor
-    """(R, 1)."""
+    """(R, n) 2^(s · (logit - running_max)), where s is ``log2_scale``."""
+    running_max: Tensor
+    """(R, 1) largest logit of this tile and those before, in the units of the logits: see ``_VocabularyTiles``."""
 
 
-class VocabularyTiles:
+class _VocabularyTiles:
     """The weight cut along the vocabulary, and buffers for the logits of one tile, or of all tiles with ``save``.
 
     Exponentials are powers of two, which are cheaper, so logits are multiplied by log2(e). float32 logits get the
-    factor through the features, before the product; 16-bit ones after they are widened to float32, since rounding the
-    features once more would cost accuracy. ``log2_scale`` is the factor that is left.
+    factor through the features, before the product; 16-bit ones after the cast to float32, since rounding the features
+    once more would cost accuracy. ``log2_scale`` is the factor that is left, so tiles, and the states and saved tiles
+    made of them, are in natural units if it is log2(e), and in units of log(2) if it is 1.
+
+    With ``save``, the buffer holds the tiles one after the other, each (R, n) row by row with padded rows.
     """
 
     def __init__(self, w: Tensor, rows: int, columns: int, *, save: bool, use_triton: bool) -> None:
@@ -153,26 +161,27 @@ class VocabularyTiles:
         self._scratch = w.new_empty(rows * columns, dtype=torch.float32) if needs_scratch else None
         self._update = _softmax_update(use_triton)
 
-    def softmax(
-        self, x: Tensor, target: Tensor, *, need_weighted_sum: bool
-    ) -> tuple[OnlineSoftmaxState, list[SavedTile]]:
-        """Return the softmax state of the rows ``x`` (R, C) over the whole vocabulary, and the saved tiles, if any."""
-        state = OnlineSoftmaxState.start(x, with_weighted_sum=need_weighted_sum)
-        x = (x.float() * _LOG2_E if self.log2_scale == 1.0 else x).to(self._w.dtype)
-        saved: list[SavedTile] = []
+    def accumulate(
+        self, x: Tensor, target: Tensor, *, with_weighted_sum: bool
+    ) -> tuple[OnlineSoftmaxState, list[_SavedTile]]:
+        """Return the state of the rows ``x`` (R, C) after all tiles of the vocabulary, and the saved tiles, if any."""
+        state = OnlineSoftmaxState.start(x, with_weighted_sum=with_weighted_sum)
+        factor = (x.float() * _LOG2_E if self.log2_scale == 1.0 else x).to(self._w.dtype)
+        saved: list[_SavedTile] = []
         for start in range(0, len(self._w), self._columns):
             ids = slice(start, min(start + self._columns, len(self._w)))
-            tile = self._process_tile(state, x, target, ids)
+            tile = self._process_tile(state, factor, target, ids)
             if self._save:
-                saved.append(SavedTile(ids=ids, exp_tile=tile, max=state.max.clone()))
+                saved.append(_SavedTile(ids=ids, exp_tile=tile, running_max=state.max.clone()))
         return state, saved
 
-    def _process_tile(self, state: OnlineSoftmaxState, x: Tensor, target: Tensor, ids: slice) -> Tensor:
-        """Update ``state`` with the logits of ``ids``, and return the tile (R, n)."""
-        w, R, n = self._w[ids], len(x), ids.stop - ids.start
+    def _process_tile(self, state: OnlineSoftmaxState, factor: Tensor, target: Tensor, ids: slice) -> Tensor:
+        """Update ``state`` with the logits ``factor`` (R, C) @ W.T of ``ids``. Return the exp tile (R, n); its values
+        are undefined if neither ``save`` nor the weighted sum needs it."""
+        w, R, n = self._w[ids], len(factor), ids.stop - ids.start
         buffer = self._logits[R * ids.start :] if self._save else self._logits
         tile = buffer[: R * _aligned(n)].view(R, -1)[:, :n]
-        torch.mm(x, w.t(), out=tile)
+        torch.mm(factor, w.t(), out=tile)
         self._update(
             state,
             tile,
@@ -193,15 +202,19 @@ class VocabularyTiles:
         target: Tensor,
         ignored: Tensor,
         state: OnlineSoftmaxState,
-        saved: list[SavedTile],
+        saved: list[_SavedTile],
     ) -> None:
         """Add sum_n (p_nv - [v = target_n]) x_n to row v of ``gradient`` (V, C).
 
-        A factor per row turns a saved tile into probabilities. It is applied to the narrow ``x`` instead of the wide
-        tile.
+        With one ``scale`` per row, p = exp_tile · scale. Scaling ``x`` (R, C) is cheaper than scaling the tile (R, n).
         """
         for tile in saved:
-            scale = ((tile.max - state.max) * self.log2_scale).exp2_().div_(state.exp_sum).masked_fill_(ignored, 0.0)
+            scale = (
+                ((tile.running_max - state.max) * self.log2_scale)
+                .exp2_()
+                .div_(state.exp_sum)
+                .masked_fill_(ignored, 0.0)
+            )
             self._add_product(gradient[tile.ids], tile.exp_tile.t(), (x * scale).to(tile.exp_tile.dtype))
         gradient.index_add_(0, target.squeeze(1), x.masked_fill(ignored, 0.0), alpha=-1)
 
@@ -210,15 +223,15 @@ class VocabularyTiles:
         factors are."""
         if a.dtype == torch.float32:
             total.addmm_(a, b, beta=0 if overwrite else 1)
-        elif self._use_triton and _HAS_OUT_DTYPE:
+        elif self._use_triton and _HAS_OUT_DTYPE:  # Triton implies a GPU
             torch.addmm(total, a, b, beta=0 if overwrite else 1, out_dtype=torch.float32, out=total)
         elif overwrite:
             total.copy_(a @ b)
         else:
-            total.add_((a @ b).float())  # widened apart: arithmetic on two types at once is slow on CPUs
+            total.add_((a @ b).float())  # cast first: mixed-dtype addition is slow on CPUs
 
 
-def _softmax_update(use_triton: bool) -> Callable[..., None]:
+def _softmax_update(use_triton: bool) -> OnlineSoftmaxUpdate:
     """Return the PyTorch or the Triton version of ``online_softmax_update``."""
     if not use_triton:
         return online_softmax_update
@@ -228,19 +241,21 @@ def _softmax_update(use_triton: bool) -> Callable[..., None]:
 
 
 def _aligned(columns: int) -> int:
+    """Round up to a multiple of ``_ALIGNMENT``."""
     return -(-columns // _ALIGNMENT) * _ALIGNMENT
 
 
-def _chunk_and_tile_size(features: Tensor, weight: Tensor, config: LossConfig, save: bool) -> tuple[int, int]:
+def _chunk_and_tile_size(features: Tensor, weight: Tensor, config: _LossConfig, *, save: bool) -> tuple[int, int]:
     """Return the rows of a chunk and the columns of a tile: large enough for fast products, small enough for caches.
 
-    On a GPU the columns do not depend on the rows, since a kernel is compiled for each width.
+    On a GPU the columns do not depend on the rows, since a Triton kernel is compiled for each width.
     """
     kind = "cpu" if features.device.type == "cpu" else "cuda"
     N, V = len(features), len(weight)
     rows = config.chunk_rows or _CHUNK_ROWS[kind]
     if save and not config.chunk_rows:
-        rows = min(rows, max(_SAVED_BYTES // (V * config.compute_dtype.itemsize), 64))
+        rows = min(rows, max(_SAVED_BYTES // (V * config.compute_dtype.itemsize), _MIN_ROWS))
     rows = max(min(rows, N), 1)
-    columns = max(_TILE_LOGITS[kind] // (rows if kind == "cpu" else _CHUNK_ROWS[kind]) // 64 * 64, 64)
-    return rows, min(columns, V)
+    tile_rows = rows if kind == "cpu" else _CHUNK_ROWS[kind]
+    columns = _TILE_LOGITS[kind] // tile_rows // _ALIGNMENT * _ALIGNMENT
+    return rows, min(max(columns, _ALIGNMENT), V)

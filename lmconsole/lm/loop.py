@@ -1,10 +1,9 @@
-"""The training loop of a run: epochs, validation, checkpoints, two tests at the end, and the best weights."""
+"""The training loop of a run: epochs, each followed by a validation, then tests of the final and the best weights."""
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,8 +18,8 @@ from lmconsole.lm.energy import EnergyMeter
 from lmconsole.lm.fast_paths import prepare_steps
 from lmconsole.lm.launch_limit import LaunchLimiter
 from lmconsole.lm.memory import peak_allocated_mib, peak_rss_mib
-from lmconsole.lm.model import build_model, count_parameters
-from lmconsole.lm.optimizers import build_optimizer, learning_rate_at
+from lmconsole.lm.model import build_model
+from lmconsole.lm.optimizers import build_optimizer, has_schedule, learning_rate_at
 from lmconsole.plan.experiment import Precision
 from lmconsole.runs.events import (
     Epoch,
@@ -37,9 +36,10 @@ from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState
 
 TICK_S = 0.5
-"""Seconds between two reads of the loss on the device and of the request to stop."""
+"""Seconds between progress events, each of which waits for the device, and between checks for a stop request."""
 EVALUATION_TOKENS = 8192
-"""Tokens in an evaluation batch on a GPU: twice the paper's batch, with less memory than a training step."""
+"""Tokens in an evaluation batch on a GPU: twice those of a training batch of the built-in experiments, in less memory
+than a training step."""
 
 
 class StopRequested(Exception):
@@ -48,29 +48,30 @@ class StopRequested(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingContext:
-    """Everything the loop gets from the worker."""
+    """Data, paths and callbacks of one attempt, as the worker provides them."""
 
     info: RunInfo
     paths: RunPaths
     log: EventLog
     history: RunState
-    """State of the run's log before this attempt."""
+    """State of the run's log before this attempt; ``history.attempt`` is the number of earlier ones."""
     device: str
     corpus: Corpus
     tables: Tables | None
     stop_requested: Callable[[], bool]
     enter_phase: Callable[[Phase, int | None], None]
-    """Called with the phase and epoch that follow, for the telemetry."""
+    """Called at the start of each phase, with its epoch or None in the tests; labels the telemetry samples."""
     end_telemetry: Callable[[], None]
     """Called before the outcome is written, so that the outcome is the last event."""
     read_energy_j: Callable[[], float | None] = lambda: None
-    """Returns the device's energy counter in joules, whose zero is arbitrary; None if it counts other work too."""
+    """Returns the device's energy counter: cumulative joules with an arbitrary offset; None if it counts other work
+    too."""
 
 
 def train(context: TrainingContext, started_s: float | None = None) -> None:
     """Train or resume a run until it is finished or stopped, and log the outcome.
 
-    ``started_s`` is ``time.monotonic()`` at the start of the attempt; None for now.
+    ``started_s`` is ``time.monotonic()`` at the start of the attempt. Defaults to now.
 
     Raises:
         TrainingError: A checkpoint or the best weights cannot be written.
@@ -83,7 +84,8 @@ def train(context: TrainingContext, started_s: float | None = None) -> None:
 
 
 class Training:
-    """One attempt at a run: prepared on the host, then on the device, then run.
+    """One attempt at a run. A worker may create it before its GPU is free, and then calls ``prepare_on_device`` and
+    ``run``.
 
     A checkpoint consists of ``state``, the weights, the optimizer and the random number generators.
     """
@@ -97,13 +99,13 @@ class Training:
         apply_precision(self.precision)
         torch.manual_seed(context.info.seed)
         self.model = build_model(self.settings, vocabulary=context.corpus.vocabulary, tables=context.tables)
-        self.shuffle = torch.Generator().manual_seed(context.info.seed)
+        self.shuffle_generator = torch.Generator().manual_seed(context.info.seed)
         self.state = TrainState()
-        self._checkpoint: dict[str, Any] | None = None
-        if context.history.attempt:
+        self._restored_parts: dict[str, Any] | None = None
+        if context.history.attempt > 0:
             found = checkpoint.load(context.paths, context.info.config_hash, self._matches_log)
             if found is not None:
-                self.state, self._checkpoint = found
+                self.state, self._restored_parts = found
 
     def prepare_on_device(self) -> None:
         """Move weights, optimizer and data to the device. On a GPU, compile kernels and capture the training step."""
@@ -125,7 +127,7 @@ class Training:
     def run(self, started_s: float) -> None:
         """Train to the end or until a stop. ``started_s`` is ``time.monotonic()`` at the start of the attempt."""
         context, state = self.context, self.state
-        if context.history.attempt:
+        if context.history.attempt > 0:
             context.log.append(Resumed(epoch=state.epoch, step=state.step), sync=True)
         self._started_s, self._earlier_wall_s = started_s, state.wall_s
         self._next_tick_s = time.monotonic() + TICK_S
@@ -136,7 +138,7 @@ class Training:
                 self._train_epoch()
                 context.enter_phase("valid", state.epoch)
                 self._finish_epoch()
-            self._save()  # written while the tests run, so that an attempt that ends in them is resumed there
+            self._save()  # written during the tests; an attempt that is interrupted there resumes with the tests
             context.enter_phase("test", None)
             final, best = self._test()
             self.writer.wait()
@@ -158,50 +160,54 @@ class Training:
         state, patience = self.state, self.settings.early_stopping_epochs
         if state.epoch > self.settings.epochs:
             return True
-        if state.step > 0:
+        if state.step > 0:  # resumed in the middle of an epoch, which is finished first
             return False
         epochs_since_best = state.epoch - 1 - (state.best_epoch or 0)
         return state.diverged or (patience > 0 and epochs_since_best >= patience)
 
     def _train_epoch(self) -> None:
-        """Train on the remaining windows of the epoch. The host waits for the device twice a second only."""
+        """Train on the remaining windows of the epoch.
+
+        At each tick and at the end, reading the loss waits for all launched work. In between, ``limiter`` waits only to
+        keep the number of outstanding launches small.
+        """
         state = self.state
         if state.permutation is None:
-            state.permutation = torch.randperm(len(self.splits["train"]), generator=self.shuffle)
+            state.permutation = torch.randperm(len(self.splits["train"]), generator=self.shuffle_generator)
         self.steps.start_epoch(state.permutation, state.step, state.epoch_nll)
         self.model.train()
 
         synchronize(self.context.device)
         self.energy.start_epoch()
         limiter = LaunchLimiter(self.context.device)
-        section_start_s = time.monotonic()
+        interval_start_s = time.monotonic()
         reported_nll, reported_targets = state.epoch_nll, state.epoch_targets
         while state.step < self.steps_per_epoch:
-            targets = self.steps.step(self._learning_rate())
+            target_count = self.steps.step(self._learning_rate())
             state.step += 1
-            state.epoch_targets += targets
+            state.epoch_targets += target_count
             limiter.after_launch()
 
             tick = time.monotonic() >= self._next_tick_s
             if tick or state.step == self.steps_per_epoch:
                 state.epoch_nll = self.steps.nll.item()  # waits for the device
                 now_s = time.monotonic()
-                section_s = now_s - section_start_s
-                self._add_train_time(section_s)
-                new = state.epoch_targets - reported_targets
-                self._report((state.epoch_nll - reported_nll) / new, new / max(section_s, 1e-9))
+                interval_s = now_s - interval_start_s
+                self._add_train_time(interval_s)
+                new_targets = state.epoch_targets - reported_targets
+                self._report((state.epoch_nll - reported_nll) / new_targets, new_targets / max(interval_s, 1e-9))
                 reported_nll, reported_targets = state.epoch_nll, state.epoch_targets
                 if tick:
-                    self._check_for_stop()
+                    self._raise_if_interrupted()
                     self._next_tick_s = now_s + TICK_S
                 if state.step < self.steps_per_epoch:
                     self._save_if_due()
-                section_start_s = time.monotonic()  # reporting and saving are not training
+                interval_start_s = time.monotonic()  # reporting and saving are not training
 
     def _learning_rate(self) -> float | None:
         """Return the learning rate of the next step; None if it never changes."""
         settings, state = self.settings, self.state
-        if not settings.warmup_steps and settings.learning_rate_decay == "none":
+        if not has_schedule(settings):
             return None
         step = (state.epoch - 1) * self.steps_per_epoch + state.step
         return learning_rate_at(settings, step, settings.epochs * self.steps_per_epoch)
@@ -229,7 +235,7 @@ class Training:
                 train_s=state.epoch_train_s,
                 valid_s=valid_s,
                 elapsed_train_s=state.elapsed_train_s,
-                energy_j=self.energy.epoch_j(state.epoch_train_s + valid_s),
+                energy_j=self.energy.epoch_j(duration_s=state.epoch_train_s + valid_s),
             ),
             sync=True,
         )
@@ -291,17 +297,17 @@ class Training:
         limiter = LaunchLimiter(self.context.device)
         self.model.eval()
         with torch.inference_mode():
-            for windows in torch.arange(len(split), device=self.context.device).split(self._evaluation_windows()):
+            for windows in torch.arange(len(split), device=self.context.device).split(self._evaluation_batch_size()):
                 nll += self.model.loss_sum(*split.batch(windows), self.precision)
                 limiter.after_launch()
                 if time.monotonic() >= self._next_tick_s:
-                    self._check_for_stop()
+                    self._raise_if_interrupted()
                     self._next_tick_s = time.monotonic() + TICK_S
         return nll.item() / split.targets
 
-    def _evaluation_windows(self) -> int:
-        """Return the windows in an evaluation batch: more than in training on a GPU, where the LSTM's time does not
-        grow with them."""
+    def _evaluation_batch_size(self) -> int:
+        """Return the number of windows in an evaluation batch. On a GPU they are more than in training: the LSTM takes
+        as long for large batches as for small ones."""
         batch_size = self.settings.batch_size
         if self.context.device == "cpu":
             return batch_size
@@ -324,7 +330,8 @@ class Training:
         self.state.epoch_train_s += seconds
         self.state.elapsed_train_s += seconds
 
-    def _check_for_stop(self) -> None:
+    def _raise_if_interrupted(self) -> None:
+        """Raise the error of a failed checkpoint write, or StopRequested."""
         self.writer.check()
         if self.context.stop_requested():
             raise StopRequested
@@ -337,16 +344,18 @@ class Training:
             self._save()
 
     def _save(self) -> None:
-        """Start to write a checkpoint of the current state, after the log is on the disk."""
+        """Flush the event log, then write a checkpoint of the current state in the background."""
         self.context.log.sync()
         self._record_peak_memory()
+        synchronize(self.context.device)  # a stop during validation leaves work outstanding
         self.energy.update()
         self.state.wall_s, self.state.seq = self._wall_s(), self.context.log.seq
         parts: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "shuffle": self.shuffle.get_state(),
+            "shuffle": self.shuffle_generator.get_state(),
             "random": torch.get_rng_state(),
+            # Like ``seq``, not read back: for people who examine a checkpoint.
             "tables_sha256": self.context.tables.sha256 if self.context.tables else None,
         }
         if self.context.device != "cpu":
@@ -362,12 +371,12 @@ class Training:
 
     def _restore(self) -> None:
         """Restore the checkpoint, if there is one."""
-        parts, self._checkpoint = self._checkpoint, None
+        parts, self._restored_parts = self._restored_parts, None
         if parts is None:
             return
         self.model.load_state_dict(parts["model"])
         self.optimizer.load_state_dict(parts["optimizer"])
-        self.shuffle.set_state(parts["shuffle"])
+        self.shuffle_generator.set_state(parts["shuffle"])
         torch.set_rng_state(parts["random"])
         if self.context.device != "cpu" and "random_cuda" in parts:
             torch.cuda.set_rng_state(parts["random_cuda"], self.context.device)
@@ -376,14 +385,3 @@ class Training:
         """Return whether the log contains every epoch that the checkpoint counts as done."""
         logged = {epoch.epoch for epoch in self.context.history.epochs}
         return logged.issuperset(range(1, state.epoch))
-
-
-def parameters_of(info: RunInfo) -> tuple[int, int]:
-    """Return the number of parameters and of trainable parameters of the run's model, without allocating them."""
-    settings, vocabulary = info.settings, info.corpus.vocabulary
-    with torch.device("meta"):
-        tokens = torch.empty(vocabulary, settings.channels)
-        position = torch.empty(settings.window_tokens, settings.channels)
-        tables = Tables(tokens=tokens, position=position, sha256="", path=Path())
-        frozen = settings.embeddings == "frozen"
-        return count_parameters(build_model(settings, vocabulary=vocabulary, tables=tables if frozen else None))

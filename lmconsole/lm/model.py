@@ -1,5 +1,7 @@
 """Language models: embedding tables, a body, and a head tied to the token table."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,6 +13,7 @@ from lmconsole.lm.gpt1 import AttentionBackend, Gpt1, attention_backend
 from lmconsole.lm.linear_cross_entropy import linear_cross_entropy
 from lmconsole.lm.lstm import Lstm
 from lmconsole.plan.experiment import Precision, Settings
+from lmconsole.runs.info import RunInfo
 
 PADDING = 0
 """Id of the padding token. Its row of the table gets no gradient from the lookup, only from the head."""
@@ -138,6 +141,17 @@ def count_parameters(model: LanguageModel) -> tuple[int, int]:
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     frozen = sum(table.numel() for table in model.buffers())
     return trainable + frozen, trainable
+
+
+def parameters_of(info: RunInfo) -> tuple[int, int]:
+    """Return the number of parameters and of trainable parameters of the run's model, without allocating them."""
+    settings, vocabulary = info.settings, info.corpus.vocabulary
+    with torch.device("meta"):
+        tokens = torch.empty(vocabulary, settings.channels)
+        position = torch.empty(settings.window_tokens, settings.channels)
+        tables = Tables(tokens=tokens, position=position, sha256="", path=Path())
+        frozen = settings.embeddings == "frozen"
+        return count_parameters(build_model(settings, vocabulary=vocabulary, tables=tables if frozen else None))
 
 
 def _frozen_tables(settings: Settings, vocabulary: int, tables: Tables | None) -> tuple[Tensor, Tensor | None]:

@@ -36,6 +36,11 @@ def load() -> None:
     torch.optim.AdamW([Parameter(torch.zeros(1))], fused=True)
 
 
+def has_schedule(settings: Settings) -> bool:
+    """Return whether the learning rate changes during training."""
+    return settings.warmup_steps > 0 or settings.learning_rate_decay != "none"
+
+
 def learning_rate_at(settings: Settings, step: int, total_steps: int) -> float:
     """Return the learning rate of ``step``, counted from 0 over the whole run of ``total_steps``.
 

@@ -36,8 +36,8 @@ _PIECE = 2**20
 """Entries compared at once, so that the comparison takes less memory than a step does."""
 
 
-def linear_in_gradient(new: Tensor, old: Tensor, state: Mapping[str, Any]) -> Tensor:
-    """Return what of a step is linear in the gradient: the optimizer's first moment, or the update if it keeps none."""
+def first_moment_or_update(new: Tensor, old: Tensor, state: Mapping[str, Any]) -> Tensor:
+    """Return the optimizer's first moment, or the update if it keeps none. Either is linear in the gradient."""
     moment = state.get("exp_avg", state.get("momentum_buffer"))
     return new - old if moment is None else moment
 
@@ -46,7 +46,7 @@ class StepComparison:
     """Compares the parameters after a step with those after the reference step, one parameter after the other."""
 
     def __init__(self, precision: Precision, reference_gradients: Sequence[Tensor]) -> None:
-        """``reference_gradients``: ``linear_in_gradient`` of the reference step for all parameters."""
+        """``reference_gradients``: ``first_moment_or_update`` of the reference step for all parameters."""
         self._tolerance = _GRADIENT_TOLERANCE[precision]
         self._floor = _NOISE_FLOOR * _rms(reference_gradients)
         self._decay = _Slope()

@@ -29,14 +29,14 @@ class Steps:
         self.trained: list[Parameter] = [p for p in model.parameters() if p.requires_grad]
         self.nll = torch.zeros((), dtype=torch.float64, device=device)
         self._order = torch.empty(0, dtype=torch.int64)
-        self._counts = split.lengths
+        self._targets_per_window = split.lengths
         self._next_step = 0
 
     def start_epoch(self, permutation: Tensor, step: int, nll: float) -> None:
         """Start an epoch over windows in the order of ``permutation`` (N,), or resume it after ``step`` steps whose
         losses sum to ``nll``."""
         self._order = permutation.to(self.device)
-        self._counts = self.split.lengths[permutation.numpy()]
+        self._targets_per_window = self.split.lengths[permutation.numpy()]
         self._next_step = step
         self.nll = torch.tensor(nll, dtype=torch.float64).to(self.device)
 
@@ -45,25 +45,25 @@ class Steps:
 
         ``learning_rate`` is None where it never changes.
         """
-        rows = slice(self._next_step * self.batch_size, (self._next_step + 1) * self.batch_size)
-        targets = int(self._counts[rows].sum())
+        batch = slice(self._next_step * self.batch_size, (self._next_step + 1) * self.batch_size)
+        target_count = int(self._targets_per_window[batch].sum())
         if learning_rate is not None:
             self._set_learning_rate(learning_rate)
-        self._launch(rows, targets)
+        self._launch(batch, target_count)
         self._next_step += 1
-        return targets
+        return target_count
 
     def _set_learning_rate(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
 
-    def _launch(self, rows: slice, targets: int) -> None:
-        """Train on ``rows`` of the epoch's order, which have ``targets`` targets."""
-        self._train_on(self._order[rows], targets)
+    def _launch(self, batch: slice, target_count: int) -> None:
+        """Train on the slice ``batch`` of the epoch's order, whose windows have ``target_count`` targets."""
+        self._train_on(self._order[batch], target_count)
 
-    def _train_on(self, windows: Tensor, targets: Tensor | int) -> None:
+    def _train_on(self, windows: Tensor, target_count: Tensor | int) -> None:
         loss_sum = self.model.loss_sum(*self.split.batch(windows), self.precision)
-        (loss_sum / targets).backward()
+        (loss_sum / target_count).backward()
         if self.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
         self.optimizer.step()

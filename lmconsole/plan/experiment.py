@@ -1,5 +1,6 @@
 """Experiments, and the settings of a run."""
 
+from functools import cache
 from typing import Annotated, Literal
 
 import msgspec
@@ -114,8 +115,14 @@ def hashed_settings(settings: Settings) -> dict[str, object]:
 
     Runs of a store that was written before a setting existed are therefore recognized as the same runs.
     """
-    values = [(field, getattr(settings, field.name)) for field in msgspec.structs.fields(settings)]
-    return {field.name: value for field, value in values if field.name in ALWAYS_HASHED or value != field.default}
+    values = [(name, getattr(settings, name), default) for name, default in _defaults(type(settings))]
+    return {name: value for name, value, default in values if name in ALWAYS_HASHED or value != default}
+
+
+@cache
+def _defaults(settings: type[Settings]) -> tuple[tuple[str, object], ...]:
+    """Return names and defaults of the settings: msgspec resolves type hints each time it is asked."""
+    return tuple((field.name, field.default) for field in msgspec.structs.fields(settings))
 
 
 class Experiment(msgspec.Struct, frozen=True, kw_only=True):

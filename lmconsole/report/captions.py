@@ -1,14 +1,18 @@
 """Sentences for captions and the report: what the runs of a group share, and what limits a comparison."""
 
+from collections import Counter
+
 import msgspec
 
 from lmconsole import formatting
 from lmconsole.importing.import_runs import STATED
 from lmconsole.plan.presets import ranges
 from lmconsole.report.results import is_complete
-from lmconsole.report.selection import Group
+from lmconsole.report.selection import Exclusion, Group
+from lmconsole.runs.comparable import EXPERIMENT_SETTINGS
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.state import Status
+from lmconsole.runs.store import Run
 
 MANY_SEEDS = 5
 """More seeds than this are written as ranges."""
@@ -20,7 +24,7 @@ def describe_group(group: Group) -> str:
         sentences = [_describe_imported(group)]
     else:
         devices = ", ".join(group.devices) or "an unknown device"
-        sentences = [_describe_trained(group.reference), f"Trained on {devices}."]
+        sentences = [_describe_trained(_typical_run(group)), f"Trained on {devices}."]
     if len(group.seeds) == 1:
         sentences.append(f"Seed {group.seeds[0]}.")
     max_tokens = group.reference.corpus.max_tokens
@@ -33,7 +37,7 @@ def describe_group(group: Group) -> str:
 
 def describe_group_briefly(group: Group) -> str:
     """Describe the runs in one sentence, for captions of figures."""
-    info = group.reference
+    info = _typical_run(group)
     subject = (
         f"Imported runs{_padding(info)}"
         if group.imported
@@ -62,7 +66,7 @@ def describe_host_memory(group: Group) -> str:
 
 
 def describe_incomplete_runs(group: Group) -> list[str]:
-    """Describe the progress of every run that did not finish or diverged."""
+    """Describe the progress of every run that is unfinished or diverged."""
     return [
         f"{run.run}: {'diverged' if run.status is Status.FINISHED else run.status.value} after "
         f"{len(run.state.epochs)} of {run.info.settings.epochs} epochs, "
@@ -86,6 +90,12 @@ def timing_caveat(group: Group) -> str:
     if len(jobs) == 1 and (concurrent := jobs.pop()) > 1:
         caveat = f"{caveat} Up to {concurrent} runs shared the device, which increases the time of each.".strip()
     return caveat
+
+
+def _typical_run(group: Group) -> RunInfo:
+    """Return the reference or, if it overrides settings that the others share, the first run that does not."""
+    infos = [group.reference, *(run.info for run in group.runs)]
+    return next((info for info in infos if info.experiment.overrides.keys() <= EXPERIMENT_SETTINGS), group.reference)
 
 
 def _describe_trained(info: RunInfo) -> str:
@@ -129,4 +139,15 @@ def _exceptions(group: Group) -> list[str]:
 
 
 def _excluded(group: Group) -> str:
-    return "Excluded runs: " + ", ".join(f"{count} {reason}" for reason, count in group.excluded.items()) + "."
+    reasons = Counter(_exclusion_reason(run, exclusion) for run, exclusion in group.excluded)
+    return "Excluded runs: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items()) + "."
+
+
+def _exclusion_reason(run: Run, exclusion: Exclusion) -> str:
+    match exclusion:
+        case Exclusion.NO_EPOCH:
+            return f"{run.status.value} without a complete epoch"
+        case Exclusion.OTHER_SETTINGS:
+            return "with older settings of the experiment"
+        case Exclusion.SUPERSEDED:
+            return "superseded by another run"

@@ -153,7 +153,7 @@ def _read_manifest(out: Path) -> _Manifest:
 
 
 def _chosen_group(store: Store, options: ExportOptions) -> Group:
-    return choose_group(store.runs(), preset=options.preset, run=options.run, imported=options.imported)
+    return choose_group(store.runs(), preset=options.preset, run_id=options.run, imported=options.imported)
 
 
 def _comparison(store: Store, group: Group, against: str) -> Table:

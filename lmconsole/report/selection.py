@@ -2,43 +2,56 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from enum import Enum
 
 import msgspec
 
 from lmconsole.errors import ExportError
 from lmconsole.plan.experiment import OPTIMIZER_NAMES
-from lmconsole.runs.comparable import EXPERIMENT_SETTINGS, comparable, differ_only_in_seed
+from lmconsole.runs.comparable import EXPERIMENT_SETTINGS, comparable, conditions, differ_only_in_seed
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
 
+class Exclusion(Enum):
+    """Reason why a comparable run is not in a group."""
+
+    NO_EPOCH = "no epoch"
+    """The run has not completed an epoch."""
+    OTHER_SETTINGS = "other settings"
+    """A later run of the experiment has other settings."""
+    SUPERSEDED = "superseded"
+    """Another run of the experiment has the same settings and seed."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Comparable runs with any seed; see ``runs.comparable``."""
+    """Runs of any seed that are comparable with a reference run; see ``runs.comparable``.
+
+    The runs need not be comparable with each other where the reference overrides a setting, and the reference need not
+    be one of them: a later run of its experiment can take its place.
+    """
 
     reference: RunInfo
     runs: list[Run]
-    """One per experiment and seed in the order of the tables: GPT-1 before LSTM, layers, optimizer, id, seed."""
-    excluded: dict[str, int] = field(default_factory=dict)
-    """Numbers of comparable runs that were excluded, by reason."""
+    """One per experiment and seed, sorted by model, layers, optimizer, experiment id and seed."""
+    excluded: list[tuple[Run, Exclusion]]
+    """Comparable runs that are not in the group."""
 
     @property
     def key(self) -> str:
-        """Identifier of the shared settings, which does not change as runs come and go. It does not depend on the
-        contents of the corpus."""
+        """Hash of the reference's conditions and settings, for ``data/runs`` and the manifest.
+
+        It leaves out the contents of the corpus, ``EXPERIMENT_SETTINGS``, and what the reference overrides. It stays
+        the same as comparable runs without overrides come and go, but changes when a run that overrides other settings
+        becomes the reference. Groups that differ only in what is left out have the same key.
+        """
         info = self.reference
-        traits = {
-            "origin": info.origin,
-            "denominator": info.denominator,
-            "preset": info.preset,
-            "max_tokens": info.corpus.max_tokens,
-            "embeddings_sha256": info.embeddings.sha256 if info.embeddings else None,
-            **msgspec.to_builtins(info.settings),
-        }
-        own = {*EXPERIMENT_SETTINGS, *info.experiment.overrides}
-        shared = {key: value for key, value in traits.items() if key not in own}
+        left_out = {"corpus_sha256", *EXPERIMENT_SETTINGS, *info.experiment.overrides}
+        values = {**conditions(info), **msgspec.to_builtins(info.settings)}
+        shared = {key: value for key, value in values.items() if key not in left_out}
         return hashlib.sha256(msgspec.json.encode(shared, order="deterministic")).hexdigest()
 
     @property
@@ -48,7 +61,7 @@ class Group:
 
     @property
     def by_experiment(self) -> dict[int, list[Run]]:
-        """Runs by experiment id in the order of the tables; seeds in ascending order."""
+        """Runs by experiment id, in the order of ``runs``."""
         found: dict[int, list[Run]] = {}
         for run in self.runs:
             found.setdefault(run.info.experiment.id, []).append(run)
@@ -66,64 +79,87 @@ class Group:
 
 
 def choose_group(
-    runs: Sequence[Run], *, preset: str | None = None, run: str | None = None, imported: bool | None = None
+    runs: Sequence[Run], *, preset: str | None = None, run_id: str | None = None, imported: bool | None = None
 ) -> Group:
-    """Return the group of ``run``, or of the run that finished last (under ``preset``). If none has finished, the
-    newest run with a complete epoch counts.
+    """Return the group whose reference is the run that finished last or, if none has finished, the run with the latest
+    event among those that have completed an epoch.
 
-    ``imported`` selects imported runs; None selects them only if there are no others. ``runs`` are oldest first.
+    Args:
+        runs: All runs of a store, oldest first.
+        preset: Only a run of this preset can be the reference.
+        run_id: Only this run can be the reference.
+        imported: Whether the reference is an imported run. If None, it is one only if no trained run can be.
 
     Raises:
         ExportError: No run that matches has completed an epoch.
     """
     candidates = [
-        each
-        for each in runs
-        if preset in (None, each.info.preset)
-        and run in (None, each.run)
-        and imported in (None, each.info.origin == "imported")
+        run
+        for run in runs
+        if (preset is None or run.info.preset == preset)
+        and (run_id is None or run.run == run_id)
+        and (imported is None or (run.info.origin == "imported") == imported)
     ]
-    shown = [each for each in candidates if each.state.epochs]
-    if imported is None and any(each.info.origin == "trained" for each in shown):
-        shown = [each for each in shown if each.info.origin == "trained"]
-    finished = [each for each in shown if each.status is Status.FINISHED]
-    if not shown:
-        raise ExportError(_nothing_to_export(runs, candidates, preset), hint="`lmconsole status` lists the runs.")
-    reference = max(finished or shown, key=lambda each: each.state.last_t).info
-    return _select(reference, [each for each in runs if comparable(each.info, reference)])
-
-
-def _nothing_to_export(runs: Sequence[Run], candidates: Sequence[Run], preset: str | None) -> str:
-    if not runs:
-        return "nothing to export: the store has no runs"
     if not candidates:
-        known = ", ".join(dict.fromkeys(each.info.preset for each in runs))
-        if preset is None:
-            return "nothing to export: the store has no imported runs"
-        return f"nothing to export: no run of preset {preset!r}; the store has {known}"
-    failed = sum(each.status is Status.FAILED for each in candidates)
-    reason = f" ({failed} failed)" if failed else ""
-    return f"nothing to export: none of {len(candidates)} runs has completed an epoch{reason}"
+        raise _nothing_to_export(_explain_no_match(runs, preset, run_id, imported))
+    with_epoch = [run for run in candidates if run.state.epochs]
+    if not with_epoch:
+        failed = sum(run.status is Status.FAILED for run in candidates)
+        reason = f" ({failed} failed)" if failed else ""
+        raise _nothing_to_export(f"none of {len(candidates)} runs has completed an epoch{reason}")
+    if imported is None:
+        with_epoch = [run for run in with_epoch if run.info.origin == "trained"] or with_epoch
+    finished = [run for run in with_epoch if run.status is Status.FINISHED]
+    reference = max(finished or with_epoch, key=lambda run: run.state.last_t).info
+    return _select(reference, [run for run in runs if comparable(run.info, reference)])
 
 
-def _select(reference: RunInfo, members: Sequence[Run]) -> Group:
-    """Select per experiment and seed the latest finished run, or else the latest with an epoch. The settings of an
-    experiment are those of its latest run."""
+def _nothing_to_export(reason: str) -> ExportError:
+    return ExportError(f"nothing to export: {reason}", hint="`lmconsole status` lists the runs.")
+
+
+def _explain_no_match(runs: Sequence[Run], preset: str | None, run_id: str | None, imported: bool | None) -> str:
+    """Name the filters that no run passes together."""
+    if not runs:
+        return "the store has no runs"
+    known = dict.fromkeys(run.info.preset for run in runs)
+    if preset is not None and preset not in known:
+        return f"no run is of preset {preset!r}; the store has {', '.join(known)}"
+    filters = []
+    if run_id is not None:
+        filters.append(f"has the id {run_id!r}")
+    if preset is not None:
+        filters.append(f"is of preset {preset!r}")
+    if imported is not None:
+        filters.append("is imported" if imported else "was trained by lmconsole")
+    return f"no run {' and '.join(filters)}"
+
+
+def _select(reference: RunInfo, comparable_runs: Sequence[Run]) -> Group:
+    """Select per experiment and seed the latest finished run, or else the latest that has completed an epoch.
+
+    An experiment is shown with the settings of its latest run that has completed an epoch, finished or not, so that an
+    export follows its current definition. ``comparable_runs`` are oldest first.
+    """
+    latest = {run.info.experiment.id: run.info for run in comparable_runs if run.state.epochs}
     selected: dict[tuple[int, int], Run] = {}
-    excluded: dict[str, int] = {}
-    latest = {run.info.experiment.id: run.info for run in members if run.state.epochs}
-    for run in members:
-        key = run.info.experiment.id, run.info.seed
+    excluded: list[tuple[Run, Exclusion]] = []
+    for run in comparable_runs:
         if not run.state.epochs:
-            reason = f"{run.status.value} without a complete epoch"
-        elif not differ_only_in_seed(run.info, latest[run.info.experiment.id]):
-            reason = "with older settings of the experiment"
+            excluded.append((run, Exclusion.NO_EPOCH))
+            continue
+        if not differ_only_in_seed(run.info, latest[run.info.experiment.id]):
+            excluded.append((run, Exclusion.OTHER_SETTINGS))
+            continue
+        key = run.info.experiment.id, run.info.seed
+        earlier = selected.get(key)
+        if earlier is None:
+            selected[key] = run
+        elif earlier.status is Status.FINISHED and run.status is not Status.FINISHED:
+            excluded.append((run, Exclusion.SUPERSEDED))
         else:
-            reason = "superseded by another run" if key in selected else ""
-            if not reason or run.status is Status.FINISHED or selected[key].status is not Status.FINISHED:
-                selected[key] = run
-        if reason:
-            excluded[reason] = excluded.get(reason, 0) + 1
+            excluded.append((earlier, Exclusion.SUPERSEDED))
+            selected[key] = run
     return Group(reference=reference, runs=sorted(selected.values(), key=_table_order), excluded=excluded)
 
 

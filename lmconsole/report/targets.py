@@ -69,7 +69,7 @@ def seconds_to_target(run: Run, target_ppl: float) -> float | None:
 
 def time_to_target(runs: Sequence[Run], target_ppl: float) -> TimeToTarget:
     """Return when the seeds of one experiment reached ``target_ppl``."""
-    times = [time for run in runs for time in [seconds_to_target(run, target_ppl)] if time is not None]
+    times = [time for run in runs if (time := seconds_to_target(run, target_ppl)) is not None]
     if len(times) < len(runs) or not times:
         return TimeToTarget()
     return TimeToTarget(mean_s=sum(times) / len(times), lowest_s=min(times), highest_s=max(times))

@@ -8,10 +8,25 @@ EXPERIMENT_SETTINGS = frozenset({"model", "layers", "optimizer", "weight_decay",
 the same model or optimizer."""
 
 
+def conditions(info: RunInfo) -> dict[str, object]:
+    """Return what must be equal in comparable runs besides their settings."""
+    return {
+        "origin": info.origin,
+        "denominator": info.denominator,
+        "preset": info.preset,
+        "corpus_sha256": info.corpus.sha256,
+        "max_tokens": info.corpus.max_tokens,
+        "embeddings_sha256": info.embeddings.sha256 if info.embeddings else None,
+    }
+
+
 def comparable(one: RunInfo, other: RunInfo) -> bool:
     """Return whether the two runs can share a table: same conditions, and the same settings except for those that an
-    experiment defines."""
-    if _conditions(one) != _conditions(other):
+    experiment defines.
+
+    This is not transitive: a run that overrides a setting is comparable with runs that differ from each other in it.
+    """
+    if conditions(one) != conditions(other):
         return False
     free = {"model", "layers", "optimizer", *one.experiment.overrides, *other.experiment.overrides}
     for key in EXPERIMENT_SETTINGS - free:
@@ -30,21 +45,10 @@ def differ_only_in_seed(one: RunInfo, other: RunInfo) -> bool:
     return (
         one.experiment.id == other.experiment.id
         and one.settings == other.settings
-        and _conditions(one) == _conditions(other)
+        and conditions(one) == conditions(other)
     )
 
 
 def same_text(one: RunInfo, other: RunInfo) -> bool:
     """Return whether the two runs were trained and evaluated on the same tokens."""
     return (one.corpus.sha256, one.corpus.max_tokens) == (other.corpus.sha256, other.corpus.max_tokens)
-
-
-def _conditions(info: RunInfo) -> tuple[object, ...]:
-    return (
-        info.origin,
-        info.denominator,
-        info.preset,
-        info.corpus.sha256,
-        info.corpus.max_tokens,
-        info.embeddings.sha256 if info.embeddings else None,
-    )

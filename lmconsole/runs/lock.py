@@ -1,14 +1,16 @@
 """POSIX record locks: one process holds a lock, and any other can ask which one without disturbing it.
 
-A record lock belongs to a process and disappears with it, however the process ends. Closing any descriptor of the
-file releases the lock, so a process that holds one must not open that file again. Asking (``F_GETLK``) locks nothing;
-probing by locking would take the lock for a moment, and the rightful owner could fail to get it.
+A record lock belongs to a process and disappears with it, however the process ends. It does not keep threads of that
+process apart, and closing any descriptor of the file releases it. This module therefore knows the locks of its own
+process, and never opens their files again. Asking (``F_GETLK``) locks nothing; probing by locking would take the lock
+for a moment, and the rightful owner could fail to get it.
 """
 
 import fcntl
 import os
 import struct
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,10 @@ _DARWIN = sys.platform == "darwin"
 _FLOCK = "@qqihh" if _DARWIN else "@hhqqi"
 """Layout of ``struct flock``: start, len, pid, type, whence on macOS; type, whence, start, len, pid on Linux."""
 _POLL_S = 0.02
+_own: set[str] = set()
+"""Absolute paths of the locks that this process holds."""
+_mutexes: dict[str, threading.Lock] = {}
+"""Mutex for each lock file, held while the file is opened or closed: a file that blocks delays no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,35 +43,52 @@ class Lock:
 
     def release(self) -> None:
         """Release the lock. The file stays: if it were removed, two processes could each lock a file of this name."""
-        os.close(self._descriptor)
+        with _guarded(self.path) as key:
+            _own.discard(key)
+            os.close(self._descriptor)
 
 
 def acquire(path: Path, timeout_s: float = 0.0) -> Lock | None:
     """Acquire the lock on ``path``, which is created if it does not exist, within ``timeout_s``. Return None if another
-    process keeps it.
+    process, or another thread of this one, keeps it.
 
     Raises:
         OSError: the file cannot be created or opened.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     deadline = time.monotonic() + timeout_s
-    while True:
+    while (lock := _try_acquire(path)) is None and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    return lock
+
+
+def _try_acquire(path: Path) -> Lock | None:
+    with _guarded(path) as key:
+        if key in _own:
+            return None
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return Lock(path, descriptor)
         except (BlockingIOError, PermissionError):
-            if time.monotonic() >= deadline:
-                os.close(descriptor)
-                return None
-            time.sleep(_POLL_S)
+            os.close(descriptor)
+            return None
         except BaseException:
             os.close(descriptor)
             raise
+        _own.add(key)
+        return Lock(Path(key), descriptor)
+
+
+@contextmanager
+def _guarded(path: Path) -> Iterator[str]:
+    """Keep other threads from opening the lock file ``path``, and yield its key in ``_own``."""
+    key = os.path.abspath(path)
+    with _mutexes.setdefault(key, threading.Lock()):
+        yield key
 
 
 @contextmanager
 def held(path: Path, timeout_s: float) -> Iterator[Lock | None]:
-    """Hold the lock on ``path`` during a ``with`` block, as ``acquire`` does; None if another process keeps it."""
+    """Hold the lock on ``path`` during a ``with`` block, as ``acquire`` does; None if it is taken."""
     lock = acquire(path, timeout_s)
     try:
         yield lock
@@ -75,25 +98,31 @@ def held(path: Path, timeout_s: float) -> Iterator[Lock | None]:
 
 
 def owner(path: Path) -> Owner | None:
-    """Return the process that holds the lock on ``path``, or None. The holder itself must not ask: it would lose the
-    lock.
+    """Return the process that holds the lock on ``path``, or None.
 
     Raises:
         OSError: the file cannot be opened.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        if _DARWIN:
-            query = struct.pack(_FLOCK, 0, 0, 0, fcntl.F_WRLCK, os.SEEK_SET)
-            _, _, pid, kind, _ = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, query))
-        else:
-            query = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, query))
-    finally:
-        os.close(descriptor)
+    with _guarded(path) as key:
+        if key in _own:
+            return Owner(os.getpid())
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            return _ask(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _ask(descriptor: int) -> Owner | None:
+    if _DARWIN:
+        query = struct.pack(_FLOCK, 0, 0, 0, fcntl.F_WRLCK, os.SEEK_SET)
+        _, _, pid, kind, _ = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, query))
+    else:
+        query = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, query))
     if kind == fcntl.F_UNLCK:
         return None
     return Owner(pid if pid > 0 else None)

@@ -25,7 +25,7 @@ def parse(options: ConsoleOptions, ids: Sequence[int], values: Mapping[str, str]
     given |= {"data": options.data, "embeddings": options.embeddings, "runs": options.store}
     # Active runs are no reason to refuse the others, and selected rows are in no order.
     return parse_request(
-        {"preset": options.preset, **given}, everything=True, typed_order=False, export_folder=options.exports
+        {"preset": options.preset, **given}, wait_for_active=True, keep_order=False, export_folder=options.exports
     )
 
 

@@ -5,13 +5,13 @@ import contextlib
 import gc
 import signal
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import Screen
+from textual.timer import Timer
 
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.errors import LmconsoleError, escape_control_characters
@@ -26,7 +26,7 @@ from lmconsole.tui.screens.main import MainScreen
 from lmconsole.tui.settings import Settings, load_settings, save_settings
 from lmconsole.tui.store_actions import StoreActions
 from lmconsole.tui.terminal.connection import SlowConnectionDetector
-from lmconsole.tui.terminal.driver import BackpressureDriver
+from lmconsole.tui.terminal.driver import BackpressureDriver, BackpressureOutput
 from lmconsole.tui.terminal.textual_internals import add_line_filter, current_driver
 from lmconsole.tui.themes import DARK, LIGHT
 from lmconsole.tui.widgets.experiment_table import ExperimentTable
@@ -37,8 +37,11 @@ MAX_LISTED = 12
 """Runs that a question lists by name."""
 
 
-class Console(App[str]):
-    """The console on one store. Its result is a sentence to print when it has closed."""
+class ConsoleApp(App[str]):
+    """The console on one store. Its result is a sentence to print when it has closed.
+
+    With a ``feed`` of the caller's, ``FirstSnapshot`` is not posted, and the first snapshot is shown at the next tick.
+    """
 
     TITLE = "lmconsole"
     CSS_PATH = "app.tcss"
@@ -68,8 +71,10 @@ class Console(App[str]):
         self._announcer = Announcer()
         self._slow_connection = SlowConnectionDetector()
         self._deleted: list[Sequence[str]] = []
-        """Runs deleted in this session, the last deletion at the end."""
-        self._form_words = {"preset": options.preset, "device": "auto", "jobs": "auto"}
+        """Runs deleted in this session and not restored, the last deletion at the end."""
+        self._form_values = {"preset": options.preset, "device": "auto", "jobs": "auto"}
+        """Values with which the form for other settings opens, by field: those accepted last."""
+        self._timer: Timer | None = None
 
     @property
     def theme_names(self) -> set[str]:
@@ -88,18 +93,18 @@ class Console(App[str]):
         self.call_after_refresh(self._start)
 
     def _start(self) -> None:
-        gc.enable()
-        self.main.draw()
+        gc.enable()  # disabled in open_console until the first frame
+        self.main.update_content()
         self.feed.start()
         self.theme_changed_signal.subscribe(self, lambda _: self._theme_changed())
         if self.options.theme:
             self._save_theme()
-        self._timer = self.set_interval(self._interval_s, self._tick)
+        self._start_timer()
         if self.options.submit is not None:
             self._queue(self.options.submit)
 
     def _handle_signals(self) -> None:
-        """Close the app on SIGHUP and SIGTERM as `q` does, so that the terminal is restored."""
+        """Close the app on SIGHUP and SIGTERM, so that the terminal is restored."""
         with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread
             for number in (signal.SIGHUP, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, self.exit, None)
@@ -110,22 +115,30 @@ class Console(App[str]):
     def _interval_s(self) -> float:
         return SLOW_TICK_S if self.main.slow else TICK_S
 
+    def _start_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+        self._timer = self.set_interval(self._interval_s, self._tick)
+
     def _tick(self) -> None:
         driver = current_driver(self)
         if isinstance(driver, BackpressureDriver):
             if driver.hung_up:
                 self.exit(None)
                 return
-            slow = self._slow_connection.record(driver.output.take_blocked_s(), self._interval_s)
-            if slow and not self.main.slow:
-                self.set_slow(True)
-                self.notify("Slow connection: drawing less often.", timeout=6)
-            if driver.output.blocked_s > 0.0:
-                return  # the terminal is still receiving earlier output; the newest state follows once it has
-        self.feed.check()
+            self._detect_slow_connection(driver.output)
+            if driver.output.current_write_s > 0.0:
+                return  # more output would only queue up: a later tick shows the newest snapshot
+        self.feed.restart_if_blocked()
         self._show_snapshot()
 
-    def on_console_first_snapshot(self) -> None:
+    def _detect_slow_connection(self, output: BackpressureOutput) -> None:
+        slow = self._slow_connection.record(output.pop_blocked_s(), self._interval_s)
+        if slow and not self.main.slow:
+            self.set_slow(True)
+            self.notify("Slow connection: drawing less often.", timeout=6)
+
+    def on_console_app_first_snapshot(self) -> None:
         """Show the first snapshot without waiting for the next tick."""
         self._show_snapshot()
 
@@ -141,15 +154,14 @@ class Console(App[str]):
         self.main.snapshot = snapshot
 
     def set_slow(self, slow: bool) -> None:
-        """Draw less often for a slow connection, or as usual."""
+        """Draw less often for a slow connection, or at the normal rate."""
         self.main.slow = slow
-        self._timer.stop()
-        self._timer = self.set_interval(self._interval_s, self._tick)
+        self._start_timer()
 
     # ---- theme
 
     def _theme_changed(self) -> None:
-        self.main.redraw()
+        self.main.restyle()
         self._save_theme()
 
     def _save_theme(self) -> None:
@@ -163,26 +175,27 @@ class Console(App[str]):
     # ---- requests of the main screen
 
     def on_main_screen_run_requested(self, message: MainScreen.RunRequested) -> None:
-        """Queue experiments with the preset of the console, or open the form for other settings."""
-        ids = message.ids
-        if not message.edit:
-            try:
-                request = actions.parse(self.options, ids, {"preset": self.options.preset})
-            except LmconsoleError as error:
-                self._notify_error(error)
-            else:
-                self._queue(request)
-            return
+        """Queue experiments with the preset with which the console was opened."""
+        self._notify_checking()
+        self.store_actions.queue_experiments(message.ids, {"preset": self.options.preset})
 
-        def accepted(words: dict[str, str] | None) -> None:
-            if words is not None:
-                self._form_words = words
-                self._queue(actions.parse(self.options, ids, words))
-
+    def on_main_screen_run_form_requested(self, message: MainScreen.RunFormRequested) -> None:
+        """Open the form for other settings, and queue what it returns."""
         from lmconsole.tui.screens.run_form import RunForm
 
+        ids = message.ids
+
+        def check(values: dict[str, str]) -> RunRequest:
+            request = actions.parse(self.options, ids, values)
+            self._form_values = values
+            return request
+
+        def accepted(request: RunRequest | None) -> None:
+            if request is not None:
+                self._queue(request)
+
         title = f"Run experiment{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))} with"
-        self.push_screen(RunForm(title, self._form_words, partial(actions.parse, self.options, ids)), accepted)
+        self.push_screen(RunForm(title, self._form_values, check), accepted)
 
     def on_main_screen_stop_requested(self, message: MainScreen.StopRequested) -> None:
         """Stop active runs, after a question."""
@@ -193,7 +206,7 @@ class Console(App[str]):
         lines = [f"{v.info.experiment.id} {v.info.experiment.label} ({v.status.value})" for v in active]
         note = "Each run saves a checkpoint first. Press u to resume it."
         names = {view.run for view in active}
-        self._ask(f"Stop {_count(names)}?", lines, note, "Stop", lambda: self.store_actions.stop(names))
+        self._confirm(f"Stop {_count(names)}?", lines, note, "Stop", lambda: self.store_actions.stop(names))
 
     def on_main_screen_resume_requested(self, message: MainScreen.ResumeRequested) -> None:
         """Queue runs again that ended early."""
@@ -210,7 +223,7 @@ class Console(App[str]):
             self.notify("There is no run to delete.", timeout=3)
             return
         note = "Press U to restore them from the store's .trash folder."
-        self._ask(f"Delete {_count(names)}?", names, note, "Delete", lambda: self.store_actions.delete(names))
+        self._confirm(f"Delete {_count(names)}?", names, note, "Delete", lambda: self.store_actions.delete(names))
 
     def action_undelete(self) -> None:
         """Restore the runs that were deleted last."""
@@ -221,25 +234,34 @@ class Console(App[str]):
 
     def action_export(self) -> None:
         """Write the exports."""
-        self.notify("Writing the exports …", timeout=3)
-        self.store_actions.export()
+        if self.store_actions.export():
+            self.notify("Writing the exports …", timeout=3)
+        else:
+            self.notify("The exports are already being written.", timeout=3)
 
     def action_copy(self, table_format: str) -> None:
-        """Copy the results table to the user's clipboard, through the terminal."""
+        """Make the results table, which is copied to the clipboard when it is ready."""
         self.store_actions.make_table(table_format)
 
-    async def action_leave(self) -> None:
+    def action_leave(self) -> None:
         """Quit; runs continue."""
         active = [view.run for view in self.feed.snapshot.runs.values() if view.status.active]
+        if not active:
+            self.exit(None)
+            return
         verb = "continues" if len(active) == 1 else "continue"
-        note = f"{_count(active)} {verb} without the console. Run `lmconsole` to see them again."
-        self.exit(note if active else None)
+        self.exit(f"{_count(active)} {verb} without the console. Run `lmconsole` to see them again.")
 
     def _queue(self, request: RunRequest) -> None:
-        self.notify("Checking data and devices …", timeout=3)
+        self._notify_checking()
         self.store_actions.queue(request)
 
-    def _ask(self, title: str, lines: Sequence[str], note: str, yes: str, act: Callable[[], None]) -> None:
+    def _notify_checking(self) -> None:
+        self.notify("Checking data and devices …", timeout=3)
+
+    def _confirm(
+        self, title: str, lines: Sequence[str], note: str, button: str, on_confirm: Callable[[], None]
+    ) -> None:
         from lmconsole.tui.screens.dialogs import Question
 
         more = [f"and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else []
@@ -247,15 +269,15 @@ class Console(App[str]):
 
         def answered(answer: bool | None) -> None:
             if answer:
-                act()
+                on_confirm()
 
-        self.push_screen(Question(title, shown, yes), answered)
+        self.push_screen(Question(title, shown, button), answered)
 
     # ---- outcomes of store actions
 
     def on_store_actions_queued(self, message: StoreActions.Queued) -> None:
         """Show the preset that was chosen, and what was queued."""
-        self.feed.refresh()
+        self.feed.request_refresh()
         result = message.result
         self.main.preset = result.preset
         self.notify(escape_control_characters(result.message), timeout=8, markup=False)
@@ -271,18 +293,22 @@ class Console(App[str]):
         self._changed(f"{_count(message.runs)} queued to resume.")
 
     def on_store_actions_deleted(self, message: StoreActions.Deleted) -> None:
-        """Unselect the deleted runs, and keep their names for `U`."""
+        """Notify how many runs were deleted, and keep their names for `U`."""
         if message.runs:
             self._deleted.append(message.runs)
-        self.main.checked -= set(message.runs)
         self._changed(f"{_count(message.runs)} deleted. Press U to undo.")
 
     def on_store_actions_restored(self, message: StoreActions.Restored) -> None:
         """Notify how many runs were restored."""
         self._changed(f"{_count(message.runs)} restored.")
 
+    def on_store_actions_restore_failed(self, message: StoreActions.RestoreFailed) -> None:
+        """Keep the names for another `U`, and notify why the runs were not restored."""
+        self._deleted.append(message.runs)
+        self._notify_error(message.error)
+
     def _changed(self, text: str) -> None:
-        self.feed.refresh()
+        self.feed.request_refresh()
         self.notify(text, timeout=4)
 
     def on_store_actions_exported(self, message: StoreActions.Exported) -> None:
@@ -321,7 +347,7 @@ class Console(App[str]):
         for bindings, node in ((MainScreen.BINDINGS, self.main), (ExperimentTable.BINDINGS, self.main.table)):
             yield from binding_commands(bindings, self.run_action, node)
         if self.main.slow:
-            title, text = "Usual connection", "Console: draw as often as usual"
+            title, text = "Draw at the normal rate", "Console: no longer draw less often"
         else:
             title, text = "Slow connection", "Console: draw less often, for a slow connection"
         yield SystemCommand(title, text, lambda: self.set_slow(not self.main.slow))

@@ -1,16 +1,16 @@
 """Reading the store in a thread: the newest snapshot of its runs and of the machine.
 
 The feed knows nothing of the screen. The app reads ``Feed.snapshot`` whenever it draws and compares by identity: a run
-that has not changed since the last snapshot is the same object. A run whose files block is set aside and reported, and
-the thread goes on with the others.
+that has not changed since the last snapshot is the same object. A run whose file reads hang is set aside and reported,
+and a new thread goes on with the others; so are the store itself and the GPU driver.
 """
 
 import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +19,7 @@ import msgspec
 
 from lmconsole.errors import StoreError
 from lmconsole.files import LineTail
-from lmconsole.plan.flops import share_of_peak
+from lmconsole.plan import flops
 from lmconsole.runs.events import (
     AnyEvent,
     Epoch,
@@ -43,29 +43,41 @@ POLL_S = 0.5
 IDLE_POLL_S = 2.0
 """Seconds between two reads of a run that is not active, and between two samples of the machine."""
 PATIENCE_S = 3.0
-"""Seconds for which the files of one run may block the thread."""
+"""Seconds for which one read may block the thread."""
 RECENT = 64
 """Progress and telemetry events of a run that stay in memory; its curve is kept apart."""
-MACHINE = "the GPU driver"
-DRIVER_BLOCKED = f"{MACHINE} does not answer"
 FILES_BLOCKED = "its files do not answer"
+
+_STORE, _RUNNER_LOG, _GPU_DRIVER = ".store", ".runner-log", ".gpu-driver"
+"""Names of reads that may block, next to the names of runs, which do not begin with a dot."""
+_BLOCKED = {
+    _STORE: "the run store does not answer",
+    _RUNNER_LOG: "the log of the runner does not answer",
+    _GPU_DRIVER: "the GPU driver does not answer",
+}
+"""Reasons why what is not a run is set aside."""
 
 T = TypeVar("T")
 
 
 class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
-    """One run at one moment; only ``curve`` goes on growing. A struct without garbage collection, not a dataclass: a
-    store may hold thousands of runs."""
+    """One run at one moment, but ``curve`` is shared with later views and keeps growing.
+
+    A struct with ``gc=False`` is not tracked by the cyclic garbage collector: a store may hold thousands of runs.
+    """
 
     run: str
     folder: Path
     info: RunInfo
     status: Status
     stopping: bool
+    """Whether it is active and has been asked to stop."""
     problem: str | None
+    """Error in the files of the run, if there is one."""
     damaged: int
     """Damaged lines in the event log."""
     attempt: int
+    """Count of starts, from 1; 0 before the first."""
     position: tuple[int, int]
     """Current epoch, from 1, and steps done in it."""
     epochs: tuple[Epoch, ...]
@@ -80,9 +92,6 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
     elapsed_train_s: float | None
     seconds_left: float | None
     curve: Curve
-    points: int
-    """Length of ``curve`` at that moment."""
-    last_t: str
 
     @property
     def share_of_peak(self) -> float | None:
@@ -91,7 +100,7 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
         peak_gflops = self.started and self.started.peak_matmul_gflops
         if not tokens_per_s or not math.isfinite(tokens_per_s) or not peak_gflops:
             return None
-        return share_of_peak(self.info.settings, self.info.corpus.vocabulary, tokens_per_s, peak_gflops)
+        return flops.share_of_peak(self.info.settings, self.info.corpus.vocabulary, tokens_per_s, peak_gflops)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,12 +130,50 @@ class Snapshot:
     """Messages of the runner about exports since the console opened."""
 
 
-@dataclass(slots=True)
-class _Followed:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Read:
+    """A read that is under way."""
+
+    name: str
+    """Name of a run, or a key of ``_BLOCKED``."""
+    began_s: float
+
+
+class _SetAside(Exception):
+    """Raised in a thread that blocked for so long that another one has replaced it."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _FollowedRun:
+    """A run whose log has been read up to some point, and what was published of it last."""
+
     run: Run
-    curve: Curve
+    curve: Curve = field(default_factory=Curve)
     view: RunView | None = None
-    read_at: float = 0.0
+    """None until the log has been read once."""
+    read_at_s: float = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether the log should be read in every poll, or has not been read for a while."""
+        return self.run.status.active or time.monotonic() - self.read_at_s >= IDLE_POLL_S
+
+    def update_view(self, events: Sequence[AnyEvent]) -> None:
+        """Replace the view if there are new ``events``, or if something has changed that is not in the log."""
+        run, old = self.run, self.view
+        stopping = False
+        try:
+            stopping = run.status.active and run.stop_requested
+        except OSError as error:
+            run.problem = run.problem or str(error)
+        changed = old is None or (old.status, old.stopping, old.problem, old.damaged) != (
+            run.status,
+            stopping,
+            run.problem,
+            run.state.damaged,
+        )
+        if events or changed:
+            self.view = _view(run, self.curve, stopping)
 
 
 class Feed:
@@ -136,109 +183,145 @@ class Feed:
     """
 
     def __init__(
-        self, root: Path, *, gpus: Callable[[], Gpus] = Gpus.open, on_first: Callable[[], object] | None = None
+        self, root: Path, *, open_gpus: Callable[[], Gpus] = Gpus.open, on_first: Callable[[], object] | None = None
     ):
         self._store = Store(root, recent=RECENT)
         self.snapshot = Snapshot()
         self.poll_s = POLL_S
-        self._open_gpus = gpus
+        self._open_gpus = open_gpus
         self._on_first = on_first
         self._closed = threading.Event()
-        self._refresh = threading.Event()
-        self._refreshing = False
-        self._generation = 0
-        """Number of the thread that may publish; a thread that was blocked for too long finds a higher one."""
-        self._busy: tuple[str, float] | None = None
+        self._wake = threading.Event()
+        self._read_all = False
+        """Whether the next poll reads runs that are not due, too."""
+        self._lock = threading.Lock()
+        """Held to change ``_under_way`` and ``_blocked``."""
+        self._under_way: _Read | None = None
         self._blocked: dict[str, str] = {}
-        self._followed: dict[str, _Followed] = {}
+        """Reasons why reads are set aside, by their names. The thread that is blocked removes its own."""
+        self._followed: dict[str, _FollowedRun] = {}
         self._gpus: Gpus | None = None
+        self._machine = MachineSample()
+        self._sampled_at_s = -math.inf
         self._runner_log = LineTail(self._store.runner_log, last_bytes=0, restart=False)
+        self._messages: tuple[str, ...] = ()
 
     def start(self) -> None:
         """Start the thread."""
-        self._generation += 1
-        threading.Thread(target=self._read, args=(self._generation,), name="feed", daemon=True).start()
+        threading.Thread(target=self._poll_loop, name="feed", daemon=True).start()
 
     def close(self) -> None:
-        """Let the thread end soon."""
+        """Ask the thread to end; does not wait."""
         self._closed.set()
-        self._refresh.set()
+        self._wake.set()
 
-    def refresh(self) -> None:
-        """Read every run at once, because something has just been changed."""
-        self._refresh.set()
+    def request_refresh(self) -> None:
+        """Ask the thread to read every run at once, because something has just been changed."""
+        self._wake.set()
 
-    def check(self) -> None:
-        """Replace the thread if a run has blocked it for too long. Called now and then by another thread."""
-        busy = self._busy
-        if busy and time.monotonic() - busy[1] > PATIENCE_S:
-            self._blocked[busy[0]] = DRIVER_BLOCKED if busy[0] == MACHINE else FILES_BLOCKED
-            self._followed.pop(busy[0], None)
-            self._busy = None
-            self.start()
-
-    def _read(self, generation: int) -> None:
-        machine = MachineSample()
-        sampled_at = -math.inf
-        while not self._closed.is_set() and generation == self._generation:
-            now = time.monotonic()
-            if now - sampled_at >= IDLE_POLL_S and MACHINE not in self._blocked:
-                sampled_at = now
-                machine = self._guard(generation, MACHINE, self._sample_machine)
-                if generation != self._generation:
-                    return
-            blocked = self._blocked.get(MACHINE)
-            self._publish(generation, MachineSample(gpu_reason=blocked) if blocked else machine)
-            if self._on_first is not None and generation == self._generation:
-                on_first, self._on_first = self._on_first, None
-                on_first()
-            self._refreshing = self._refresh.wait(self.poll_s)
-            self._refresh.clear()
-
-    def _guard(self, generation: int, name: str, call: Callable[[], T]) -> T:
-        """Return the result of a call that may never return, which ``check`` notices."""
-        self._busy = (name, time.monotonic())
-        try:
-            return call()
-        finally:
-            if generation == self._generation:
-                self._busy = None
-            else:
-                self._blocked.pop(name, None)
-
-    def _publish(self, generation: int, machine: MachineSample) -> None:
-        """Read what is new and replace the snapshot if anything in it has changed."""
-        problems, error, views = dict(self._blocked), None, dict[str, RunView]()
-        problems.pop(MACHINE, None)
-        try:
-            names = self._store.names()
-        except StoreError as problem:
-            error, names = str(problem), set(self._followed)
-        for deleted in self._followed.keys() - names:
-            del self._followed[deleted]
-        old = self.snapshot
-        views |= {name: old.runs[name] for name in names & self._blocked.keys() & old.runs.keys()}
-        for name in names - self._blocked.keys():
-            run_problem = self._guard(generation, name, partial(self._read_run, name))
-            if generation != self._generation:
+    def restart_if_blocked(self) -> None:
+        """Replace the thread if a read has blocked it for too long. Called from the app's timer."""
+        with self._lock:
+            read = self._under_way
+            if read is None or time.monotonic() - read.began_s <= PATIENCE_S:
                 return
-            if run_problem:
-                problems[name] = run_problem
+            self._blocked[read.name] = _BLOCKED.get(read.name, FILES_BLOCKED)
+            self._under_way = None
+        self._followed.pop(read.name, None)
+        self.start()
+
+    def _poll_loop(self) -> None:
+        while not self._closed.is_set():
+            try:
+                self._poll()
+            except _SetAside:
+                return
+            except Exception as error:  # the console would show old values without saying so if the thread ended
+                self._publish(replace(self.snapshot, error=f"the run store cannot be read: {error!r}"))
+            self._read_all = self._wake.wait(self.poll_s)
+            self._wake.clear()
+
+    def _poll(self) -> None:
+        """Read what is new, and publish it."""
+        if _GPU_DRIVER not in self._blocked and time.monotonic() - self._sampled_at_s >= IDLE_POLL_S:
+            self._sampled_at_s = time.monotonic()
+            self._guard(_GPU_DRIVER, self._sample_machine)
+        if _RUNNER_LOG not in self._blocked:
+            self._guard(_RUNNER_LOG, self._read_messages)
+        self._publish(self._read_runs())
+        if self._on_first is not None:
+            on_first, self._on_first = self._on_first, None
+            on_first()
+
+    def _guard(self, name: str, read: Callable[[], T]) -> T:
+        """Return the result of a read that may never return, which ``restart_if_blocked`` notices.
+
+        Raises:
+            _SetAside: the read took so long that another thread goes on without it.
+        """
+        under_way = _Read(name=name, began_s=time.monotonic())
+        with self._lock:
+            self._under_way = under_way
+        try:
+            return read()
+        finally:
+            with self._lock:
+                if self._under_way is not under_way:
+                    self._blocked.pop(name, None)
+                    raise _SetAside
+                self._under_way = None
+
+    def _read_runs(self) -> Snapshot:
+        """Return a snapshot with what is new in the runs. A run keeps its last view while it cannot be read."""
+        old, blocked = self.snapshot, dict(self._blocked)
+        if _STORE in blocked:
+            return replace(old, error=blocked[_STORE])
+        error = None
+        try:
+            names = self._guard(_STORE, self._store.names)
+        except StoreError as store_error:
+            error, names = str(store_error), set(old.runs)
+        for deleted in set(self._followed) - names:
+            self._followed.pop(deleted, None)
+        problems = {name: reason for name, reason in blocked.items() if name not in _BLOCKED}
+        views: dict[str, RunView] = {}
+        for name in names:
+            if name not in blocked:
+                problem = self._read_run(name)
+                if problem:
+                    problems[name] = problem
             followed = self._followed.get(name)
-            if followed and followed.view:
-                views[name] = followed.view
+            view = followed.view if followed and followed.view else old.runs.get(name)
+            if view is not None:
+                views[name] = view
         runs = dict(sorted(views.items(), key=lambda item: item[1].info.sort_key))
-        messages = old.messages + self._read_messages()
-        same_runs = list(old.runs.values()) == list(runs.values()) and (old.problems, old.error) == (problems, error)
-        if not (same_runs and old.number and (old.machine, old.messages) == (machine, messages)):
-            self.snapshot = Snapshot(
-                number=old.number + 1, runs=runs, problems=problems, error=error, machine=machine, messages=messages
-            )
+        return replace(old, runs=runs, problems=problems, error=error)
+
+    def _publish(self, new: Snapshot) -> None:
+        """Replace the snapshot if anything in it has changed."""
+        reason = self._blocked.get(_GPU_DRIVER)
+        machine = MachineSample(gpu_reason=reason) if reason else self._machine
+        old = self.snapshot
+        new = replace(new, number=old.number + 1, machine=machine, messages=self._messages)
+        # Views are compared by identity, because they have no __eq__.
+        same_runs = list(old.runs.values()) == list(new.runs.values())
+        if not (
+            old.number
+            and same_runs
+            and (old.problems, old.error, old.machine, old.messages)
+            == (new.problems, new.error, new.machine, new.messages)
+        ):
+            self.snapshot = new
 
     def _read_run(self, name: str) -> str | None:
-        """Read the new events of one run. Return the reason why it cannot be read, if it cannot."""
+        """Read the new events of one run if it is due. Return the reason why it cannot be read, if it cannot."""
         followed = self._followed.get(name)
-        now = time.monotonic()
+        if followed is not None and not (followed.due or self._read_all):
+            return followed.run.problem
+        return self._guard(name, partial(self._read_events, name))
+
+    def _read_events(self, name: str) -> str | None:
+        followed = self._followed.get(name)
         if followed is None:
             try:
                 run = self._store.open(name)
@@ -246,34 +329,32 @@ class Feed:
                 return str(error)
             if run is None:
                 return None
-            followed = self._followed[name] = _Followed(run, Curve())
-        elif not followed.run.status.active and now - followed.read_at < IDLE_POLL_S and not self._refreshing:
-            return followed.run.problem
-        followed.read_at = now
+            followed = self._followed[name] = _FollowedRun(run=run)
+        followed.read_at_s = time.monotonic()
         events = followed.run.refresh()
         if followed.view is not None and any(isinstance(event, Resumed) for event in events):
-            del self._followed[name]  # the curve loses the points after the checkpoint: start from an empty one
-            return self._read_run(name)
+            # The curve loses the points after the checkpoint, but earlier views share it: read the run from its start
+            # into an empty curve, to which _extend does not add those points.
+            self._followed.pop(name, None)
+            return self._read_events(name)
         _extend(followed.curve, events)
-        stopping = followed.run.stop_requested and followed.run.status.active
-        old = followed.view
-        known = (old.status, old.stopping, old.problem, old.damaged) if old else None
-        if events or known != (followed.run.status, stopping, followed.run.problem, followed.run.state.damaged):
-            followed.view = _view(followed.run, followed.curve, stopping)
+        followed.update_view(events)
         return followed.run.problem
 
-    def _sample_machine(self) -> MachineSample:
+    def _sample_machine(self) -> None:
+        """Sample the GPUs, or the host's memory where there is none."""
         if self._gpus is None:
             self._gpus = self._open_gpus()
         if self._gpus.available:
-            return MachineSample(gpus=tuple(self._gpus.devices()))
-        return MachineSample(gpu_reason=self._gpus.reason, host=host_memory())
+            self._machine = MachineSample(gpus=tuple(self._gpus.devices()))
+        else:
+            self._machine = MachineSample(gpu_reason=self._gpus.reason, host=host_memory())
 
-    def _read_messages(self) -> tuple[str, ...]:
-        """Return the new lines of the runner's log that are about exports."""
+    def _read_messages(self) -> None:
+        """Add the new lines of the runner's log that are about exports."""
         with contextlib.suppress(OSError):
-            return tuple(line for line in self._runner_log.read_lines() if line.startswith("exports: "))
-        return ()
+            lines = self._runner_log.read_lines()
+            self._messages += tuple(line for line in lines if line.startswith("exports: "))
 
 
 def _extend(curve: Curve, events: Iterable[AnyEvent]) -> None:
@@ -313,6 +394,4 @@ def _view(run: Run, curve: Curve, stopping: bool) -> RunView:
         elapsed_train_s=state.elapsed_train_s,
         seconds_left=state.seconds_left(run.info.settings.epochs),
         curve=curve,
-        points=len(curve),
-        last_t=state.last_t,
     )

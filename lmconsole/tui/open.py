@@ -57,7 +57,7 @@ def open_console(
     Store(runs).names()
     _prepare(slow)
     gc.disable()  # until the first frame is drawn: nothing that is imported can be freed
-    from lmconsole.tui.app import Console
+    from lmconsole.tui.app import ConsoleApp
 
     options = ConsoleOptions(
         plan=plan,
@@ -71,7 +71,7 @@ def open_console(
         slow=slow,
         submit=submit,
     )
-    app = Console(options, driver_class=_driver())
+    app = ConsoleApp(options, driver_class=_driver())
     if theme is not None and theme not in app.theme_names:
         raise LmconsoleError(unknown("theme", theme, sorted(app.theme_names)))
     message = app.run()

@@ -38,6 +38,11 @@ class Row:
     sort_keys: tuple[SortKey, ...]
     """Sort keys in the order of ``COLUMNS``."""
 
+    @property
+    def unreadable(self) -> bool:
+        """Whether the row is that of a run that has never been readable. It cannot be checked."""
+        return self.experiment is None
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sort:
@@ -76,7 +81,7 @@ def experiment_key(number: int) -> str:
     return f"e{number}"
 
 
-def newest_group(runs: Sequence[RunView]) -> list[RunView]:
+def newest_seed_group(runs: Sequence[RunView]) -> list[RunView]:
     """Return the runs of one experiment that differ from its newest run by their seed alone, the newest run of each
     seed, ordered by seed."""
     if not runs:
@@ -137,7 +142,7 @@ def _experiment_row(
     key: str, experiment: Experiment, runs: list[RunView], fold: str, checked: bool, context: _Context
 ) -> Row:
     newest = runs[-1] if runs else None
-    group = newest_group(runs)
+    group = newest_seed_group(runs)
     name = escape_control_characters(experiment.name) or OPTIMIZER_NAMES[experiment.optimizer]
     front = (
         context.checkbox(checked) + fold,
@@ -290,12 +295,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def arrange(rows: Iterable[Row], words: str, sort: Sort) -> list[Row]:
-    """Return the rows that match ``words``, sorted; runs stay below their experiment, unreadable runs at the end."""
+def filter_and_sort(rows: Iterable[Row], filter_text: str, sort: Sort) -> list[Row]:
+    """Return the rows that match the filter, sorted; runs stay below their experiment, unreadable runs at the end."""
     families: dict[int, list[Row]] = {}
     unreadable: list[Row] = []
     for row in rows:
-        if matches(row, words):
+        if matches(row, filter_text):
             (families.setdefault(row.experiment.id, []) if row.experiment else unreadable).append(row)
     ordered = sorted(
         families.items(), key=lambda item: _family_order(item[1][0], item[0], sort), reverse=sort.descending
@@ -311,8 +316,8 @@ def _family_order(row: Row, number: int, sort: Sort) -> tuple[float, str, float]
     return value, text, -number if sort.descending else number
 
 
-def matches(row: Row, words: str) -> bool:
-    """Whether every word occurs in the row's texts, its experiment's label or its run's id."""
+def matches(row: Row, filter_text: str) -> bool:
+    """Whether every word of ``filter_text`` occurs in the row's texts, its experiment's label or its run's id."""
     label, run = row.experiment.label if row.experiment else "", row.run.run if row.run else ""
     text = " ".join([*row.cells, label, run, row.status_style]).lower()
-    return all(word in text for word in words.lower().split())
+    return all(word in text for word in filter_text.lower().split())

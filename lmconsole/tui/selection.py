@@ -8,7 +8,7 @@ from lmconsole.plan.experiment import Experiment
 from lmconsole.report.reference import published
 from lmconsole.tui.feed import RunView, Snapshot
 from lmconsole.tui.plot.chart import Series
-from lmconsole.tui.rows import Row, experiment_key, newest_group
+from lmconsole.tui.rows import Row, experiment_key, newest_seed_group
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +27,7 @@ def runs_by_experiment(snapshot: Snapshot) -> dict[int, list[RunView]]:
     return found
 
 
-def select(
+def selection_of(
     snapshot: Snapshot, experiments: Iterable[Experiment], checked: Collection[str], highlighted: Row | None
 ) -> Selection:
     """Return the checked rows, visible or not, or the highlighted one if none is checked."""
@@ -40,12 +40,12 @@ def select(
         number = view.info.experiment.id if view else _experiment_id(key)
         if number in known:
             selected[number] = known[number]
-            group = [view] if view else newest_group(runs.get(number, []))
+            group = [view] if view else newest_seed_group(runs.get(number, []))
             selected_runs |= {each.run: each for each in group}
     return Selection(experiments=list(selected.values()), runs=list(selected_runs.values()))
 
 
-def prune(checked: Iterable[str], snapshot: Snapshot, experiments: Iterable[Experiment]) -> frozenset[str]:
+def prune_checked(checked: Iterable[str], snapshot: Snapshot, experiments: Iterable[Experiment]) -> frozenset[str]:
     """Return those of the ``checked`` keys whose runs or experiments still exist."""
     existing = snapshot.runs.keys() | {experiment_key(number) for number in _all_experiments(snapshot, experiments)}
     return frozenset(existing.intersection(checked))

@@ -1,6 +1,6 @@
 """Changes of the store and exports, which take long: each runs in a thread and posts its outcome to the app."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,14 @@ class StoreActions:
             super().__init__()
             self.runs = runs
 
+    class RestoreFailed(Message):
+        """Not all of the runs were moved back from the trash."""
+
+        def __init__(self, runs: Sequence[str], error: LmconsoleError) -> None:
+            super().__init__()
+            self.runs = runs
+            self.error = error
+
     class Exported(Message):
         """Exports were written."""
 
@@ -92,10 +100,15 @@ class StoreActions:
     def __init__(self, app: App[Any], options: ConsoleOptions) -> None:
         self._app = app
         self._options = options
+        self._exporting = False
 
     def queue(self, request: RunRequest) -> None:
         """Queue runs and see that a runner is at work."""
         self._run(lambda: self.Queued(actions.start(request)))
+
+    def queue_experiments(self, ids: Sequence[int], values: Mapping[str, str]) -> None:
+        """Queue runs of the experiments ``ids`` with ``values`` of the form, by field."""
+        self._run(lambda: self.Queued(actions.start(actions.parse(self._options, ids, values))))
 
     def stop(self, runs: Collection[str]) -> None:
         """Ask the active ones of ``runs`` to stop."""
@@ -117,10 +130,20 @@ class StoreActions:
 
     def restore(self, runs: Sequence[str]) -> None:
         """Move ``runs`` back from the trash."""
-        self._run(lambda: self.Restored(restore(self._store(), list(runs))))
 
-    def export(self) -> None:
-        """Write the exports."""
+        def restore_runs() -> Message:
+            try:
+                return self.Restored(restore(self._store(), list(runs)))
+            except LmconsoleError as error:
+                return self.RestoreFailed(runs, error)
+
+        self._run(restore_runs)
+
+    def export(self) -> bool:
+        """Start to write the exports, unless they are already being written. Return whether it has started."""
+        if self._exporting:
+            return False
+        self._exporting = True
 
         def export() -> Message:
             from lmconsole.tui.screens.pictures import figures_in
@@ -129,22 +152,21 @@ class StoreActions:
                 paths, table = actions.export(self._options)
             except LmconsoleError as error:
                 return self.ExportFailed(error)
+            finally:
+                self._exporting = False
             return self.Exported(paths, table, figures_in(self._options.exports))
 
-        self._run(export, group="export", exclusive=True)
+        self._run(export)
+        return True
 
     def make_table(self, table_format: str) -> None:
         """Make the results table as ``markdown`` or ``latex``."""
-        self._run(
-            lambda: self.TableReady(table_format, actions.table(self._options, table_format)),
-            group="export",
-            exclusive=True,
-        )
+        self._run(lambda: self.TableReady(table_format, actions.table(self._options, table_format)))
 
     def _store(self) -> Store:
         return Store(self._options.store)
 
-    def _run(self, work: Callable[[], Message], *, group: str = "store", exclusive: bool = False) -> None:
+    def _run(self, work: Callable[[], Message]) -> None:
         def run() -> None:
             try:
                 outcome = work()
@@ -152,4 +174,4 @@ class StoreActions:
                 outcome = self.Failed(error)
             self._app.post_message(outcome)
 
-        self._app.run_worker(run, thread=True, group=group, exclusive=exclusive)
+        self._app.run_worker(run, thread=True, group="store")

@@ -114,7 +114,7 @@ def test_a_worker_sees_only_the_gpu_with_its_uuid(tmp_path: Path, monkeypatch: p
             assert all(importlib.util.find_spec(module) for module in modules)
 
         def Process(self, target: object, args: tuple[object, ...]) -> Dead:  # noqa: N802
-            assert target is worker.enter
+            assert target is worker._child_main
             started.append(args)
             return Dead(0)
 
@@ -145,7 +145,7 @@ def test_a_worker_restarts_as_a_new_program_if_cuda_was_used_before_the_fork(tmp
         "import sys\nfrom lmconsole.engine import attempt, worker\nfrom lmconsole.lm import device\n"
         "device.cuda_broken_by_fork = lambda: True\n"
         "worker.main = lambda arguments: sys.exit('not restarted')\n"
-        "worker.enter([sys.argv[1], '--device', 'cpu'], sys.argv[2], {'LMCONSOLE_PLAIN': '1'}, None)"
+        "worker._child_main([sys.argv[1], '--device', 'cpu'], sys.argv[2], {'LMCONSOLE_PLAIN': '1'}, None)"
     )
     log = tmp_path / "worker.log"
     done = subprocess.run(

@@ -184,9 +184,9 @@ def test_seed_by_seed_and_within_a_seed_the_longest_first() -> None:
 def test_ids_typed_one_by_one_keep_their_order_seed_by_seed() -> None:
     given = answer("demo")
     given = msgspec.structs.replace(given, runs=tuple(given.runs[i] for i in (2, 11, 0)))
-    found = order(training_order(given.runs, (7, 8), typed_order=True))
+    found = order(training_order(given.runs, (7, 8), keep_order=True))
     assert found == [(3, 7), (12, 7), (1, 7), (3, 8), (12, 8), (1, 8)]
-    assert order(training_order(given.runs, None, typed_order=True)) == [(3, 42), (12, 42), (1, 42)]
+    assert order(training_order(given.runs, None, keep_order=True)) == [(3, 42), (12, 42), (1, 42)]
     assert order(training_order(given.runs, None)) == [(12, 42), (1, 42), (3, 42)]
 
 

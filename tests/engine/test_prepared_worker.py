@@ -20,7 +20,7 @@ from factories import wait_until
 
 from lmconsole.engine import runner, worker
 from lmconsole.engine.runner import Runner
-from lmconsole.engine.worker import Turn
+from lmconsole.engine.worker import Command, PrepareOnDevice, Train
 from lmconsole.runs.events import Epoch, EventLog, Queued, Stopped, Telemetry
 from lmconsole.runs.lock import Owner
 from lmconsole.runs.state import Status
@@ -146,7 +146,7 @@ def test_a_failure_while_waiting_is_tried_again_and_recorded_at_its_turn(tmp_pat
     info.write_text(info.read_text().replace(second.info.corpus.sha256, "0" * 64))
     serving = start_runner(tmp_path)
     wait_until(lambda: trains(first) and second.paths.worker_log.exists())
-    wait_until(lambda: "it starts at its turn" in second.paths.worker_log.read_text())
+    wait_until(lambda: "it starts when that one ends" in second.paths.worker_log.read_text())
     wait_until(lambda: holder(second) is None)
     assert status(second) is Status.QUEUED
     first.request_stop()
@@ -186,16 +186,15 @@ def test_a_fast_path_that_fails_while_waiting_leaves_the_run_to_another_process(
         prepare_on_device=lambda: steps.append("device"),
     )
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    sender.send(Turn(go=False, variables={}, siblings=(), began=0.0))
+    sender.send(PrepareOnDevice(environment={}))
     with pytest.raises(RuntimeError, match="fast path"):
         worker._wait(attempt, receiver, lambda: False)
     assert steps == ["host", "device"]
     attempt.fell_back = False
-    for go in (False, True):
-        sender.send(Turn(go=go, variables={}, siblings=(7,), began=3.0))
-    turn = worker._wait(attempt, receiver, lambda: False)
-    assert turn is not None
-    assert (turn.siblings, turn.began) == ((7,), 3.0)
+    train = Train(environment={}, sibling_pids=(7,), sent_at_s=3.0)
+    for command in (PrepareOnDevice(environment={}), train):
+        sender.send(command)
+    assert worker._wait(attempt, receiver, lambda: False) == train
     assert worker._wait(attempt, receiver, lambda: True) is None, "stopped"
     sender.close()
     with pytest.raises(worker._RunnerGone):
@@ -215,7 +214,7 @@ def test_a_waiting_worker_ends_when_its_run_is_removed(tmp_path: Path) -> None:
     assert serving.wait(60) == 0
 
 
-# ---- the turns that the runner sends
+# ---- the commands that the runner sends
 
 
 def running(run: Run, *events: Epoch | Telemetry, device: str) -> None:
@@ -225,13 +224,13 @@ def running(run: Run, *events: Epoch | Telemetry, device: str) -> None:
 
 
 class FakeWorkers:
-    """A runner whose workers are names in a list, and the turns that each was sent."""
+    """A runner whose workers are names in a list, and the commands that each was sent."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.store = Store(root / "runs")
         self.runner = Runner(self.store)
         self.started: list[tuple[str, str]] = []
-        self.sent: dict[str, list[Turn]] = {}
+        self.sent: dict[str, list[Command]] = {}
         monkeypatch.setattr(worker, "start", self.start)
         monkeypatch.setattr(worker, "start_waiting", self.start_waiting)
         monkeypatch.setattr(Run, "worker", lambda run: self.owner(run))
@@ -290,14 +289,13 @@ def test_the_device_is_left_alone_until_the_other_run_only_has_its_tests_left(
     log.close()
     for _ in range(3):
         fake.step()
-    (turn,) = fake.sent[second.run]
-    assert (turn.go, turn.variables, turn.siblings) == (False, {"CUDA_VISIBLE_DEVICES": "GPU-a"}, ())
+    assert fake.sent[second.run] == [PrepareOnDevice(environment={"CUDA_VISIBLE_DEVICES": "GPU-a"})]
     assert list(fake.sent) == [second.run]
     assert third.run not in fake.sent, "one run is prepared for each GPU"
     del fake.runner._workers[first.run]
     end(first)
     fake.step()
-    assert [turn.go for turn in fake.sent[second.run]] == [False, True]
+    assert [type(each) for each in fake.sent[second.run]] == [PrepareOnDevice, Train]
     assert fake.started == [(first.run, "GPU-a")], "the worker that waited trains the run"
     assert fake.runner._workers[second.run].device == "GPU-a"
 
@@ -313,7 +311,7 @@ def test_tests_that_come_early_are_seen_by_the_telemetry(tmp_path: Path, monkeyp
     fake.step()
     running(first, factories.epoch(1), Telemetry(phase="test"), device="GPU-a")
     fake.step()
-    assert [turn.go for turn in fake.sent[second.run]] == [False]
+    assert [type(each) for each in fake.sent[second.run]] == [PrepareOnDevice]
 
 
 def test_epochs_of_an_earlier_attempt_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,8 +359,8 @@ def test_the_run_that_is_prepared_on_a_device_goes_first_there(tmp_path: Path, m
     del fake.runner._workers[ended.run]
     end(ended)
     fake.step()
-    assert [turn.go for turn in fake.sent[d.run]] == [False, True]
-    assert [turn.go for turn in fake.sent[c.run]] == [False], "its device is not free"
+    assert [type(each) for each in fake.sent[d.run]] == [PrepareOnDevice, Train]
+    assert [type(each) for each in fake.sent[c.run]] == [PrepareOnDevice], "its device is not free"
 
 
 def test_a_worker_that_waits_on_a_device_ends_when_another_run_is_started_there(
@@ -399,7 +397,7 @@ def test_one_run_is_prepared_for_each_gpu_and_takes_whichever_is_free_first(
     free = fake.runner._workers.pop(b.run).device
     end(b)
     fake.step()
-    assert [turn.variables for turn in fake.sent[c.run]] == [{"CUDA_VISIBLE_DEVICES": free}]
+    assert [each.environment for each in fake.sent[c.run]] == [{"CUDA_VISIBLE_DEVICES": free}]
     assert fake.sent[d.run] == []
 
 

@@ -27,7 +27,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_field_is_parsed_and_the_rest_keeps_its_default() -> None:
     given = {"ids": ["3", "1"], "preset": "demo", "epochs": "2", "seeds": "1..3,9", "max_tokens": "500", "jobs": "2"}
     request = parse_request({**given, "precision": "bf16", "on_finish": "true now", "fresh": True, "data": Path("d")})
-    assert (request.ids, request.typed_order) == ((3, 1), True)
+    assert (request.ids, request.keep_order) == ((3, 1), True)
     assert (request.preset, request.seeds, request.max_tokens, request.jobs) == ("demo", (1, 2, 3, 9), 500, 2)
     assert request.overrides == {"epochs": 2, "precision": "bf16"}
     assert request.on_finish[0].endswith("/true")
@@ -38,7 +38,7 @@ def test_every_field_is_parsed_and_the_rest_keeps_its_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ids", "numbers", "typed_order"),
+    ("ids", "numbers", "keep_order"),
     [
         (["1-3"], (1, 2, 3), False),
         (["2,1"], (2, 1), True),
@@ -46,14 +46,14 @@ def test_every_field_is_parsed_and_the_rest_keeps_its_default() -> None:
         (["3-4", "1"], (3, 4, 1), False),
     ],
 )
-def test_ids_are_numbers_and_ranges(ids: list[str], numbers: tuple[int, ...], typed_order: bool) -> None:
+def test_ids_are_numbers_and_ranges(ids: list[str], numbers: tuple[int, ...], keep_order: bool) -> None:
     request = parse_request({"ids": ids})
-    assert (request.ids, request.typed_order) == (numbers, typed_order)
+    assert (request.ids, request.keep_order) == (numbers, keep_order)
 
 
 def test_all_names_every_experiment_in_no_order() -> None:
     request = parse_request({"everything": True})
-    assert (request.ids, request.typed_order) == (tuple(range(1, 13)), False)
+    assert (request.ids, request.keep_order) == (tuple(range(1, 13)), False)
 
 
 def test_all_problems_are_reported_at_once_each_under_its_flag() -> None:
@@ -80,12 +80,12 @@ def test_the_command_line_has_exactly_the_options_of_the_table() -> None:
         assert shown[name].opts == (["ids"] if option.positional else [flag(name)])
 
 
-def test_the_form_shows_the_options_with_a_hint_and_makes_the_same_request(tmp_path: Path) -> None:
-    assert list(RunForm.FIELDS) == [name for name, option in OPTIONS.items() if option.hint]
+def test_the_form_shows_the_options_with_a_placeholder_and_makes_the_same_request(tmp_path: Path) -> None:
+    assert list(RunForm.FIELDS) == [name for name, option in OPTIONS.items() if option.form_placeholder]
     words = {"preset": "demo", "epochs": "3", "seeds": "1,2", "device": "cpu", "precision": "fp32", "jobs": "2"}
     options = ConsoleOptions(plan=load_plan(builtin_file()), store=tmp_path / "runs", exports=tmp_path / "exports")
     typed = parse_request({**words, "ids": ["4", "2"], "runs": options.store})
-    expected = msgspec.structs.replace(typed, everything=True, typed_order=False, export_folder=options.exports)
+    expected = msgspec.structs.replace(typed, wait_for_active=True, keep_order=False, export_folder=options.exports)
     assert parse(options, [4, 2], words) == expected
 
 
@@ -93,7 +93,7 @@ def test_the_form_shows_the_options_with_a_hint_and_makes_the_same_request(tmp_p
 def test_a_dry_run_repeats_the_request(tmp_path: Path) -> None:
     words = ["1", "--preset", "demo", "--epochs", "1", "--seeds", "7", "--dry-run", "--json"]
     request = json.loads(tiny.lmconsole("run", *words, cwd=tmp_path, check=0).stdout)["request"]
-    assert request.keys() == set(RunRequest.__struct_fields__)
+    assert request.keys() == set(RunRequest.__struct_encode_fields__)
     assert (request["ids"], request["epochs"], request["seeds"], request["runs"]) == ([1], 1, [7], "runs")
 
 

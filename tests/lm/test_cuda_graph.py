@@ -5,6 +5,7 @@ GPU, CUDA graphs are captured and compared.
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -91,6 +92,36 @@ def test_capturing_restores_weights_and_optimizer(experiment: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
     assert len(state) == len(after) > 0
     assert all(torch.equal(a, b) for a, b in zip(state, after, strict=True))
+
+
+def fails(work: Callable[[], None]) -> Callable[[], None]:
+    work()
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
+@pytest.mark.parametrize("experiment", [2, 4])
+def test_a_failed_capture_restores_the_options_of_the_optimizer(experiment: int) -> None:
+    settings = small_settings(experiment, warmup_steps=4)
+    model, optimizer, split = small_parts(settings)
+    before = [{**group} for group in optimizer.param_groups]
+    with pytest.raises(RuntimeError, match="not permitted"):
+        capture_steps(model, optimizer, split, settings, "fp32", "cpu", fails)
+    assert optimizer.param_groups == before
+
+
+@pytest.mark.parametrize("capture", [run_once, fails])
+def test_warning_filters_stay_as_they_are(capture: Capture) -> None:
+    settings = small_settings(2)
+    before = list(warnings.filters)
+    with contextlib.suppress(RuntimeError):
+        capture_steps(*small_parts(settings), settings, "fp32", "cpu", capture)
+    assert warnings.filters == before
+
+
+def test_a_split_too_short_for_the_comparison_is_refused() -> None:
+    settings = small_settings(2, batch_size=WINDOWS // 2 + 1)
+    with pytest.raises(ValueError, match="needs 24 windows, but the split has 22"):
+        capture_steps(*small_parts(settings), settings, "fp32", "cpu", run_once)
 
 
 SPARE = 20_000
@@ -203,10 +234,13 @@ def no_optimizer_step(captured: CudaGraphSteps) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def no_second_optimizer_step(captured: CudaGraphSteps) -> Iterator[None]:
-    with no_optimizer_step(captured) if captured._position.item() else contextlib.nullcontext():
-        yield
+def only_in_second_step(fault: "Fault") -> "Fault":
+    @contextlib.contextmanager
+    def limited(captured: CudaGraphSteps) -> Iterator[None]:
+        with fault(captured) if captured._position.item() else contextlib.nullcontext():
+            yield
+
+    return limited
 
 
 @contextlib.contextmanager
@@ -258,7 +292,14 @@ def without(name: str) -> Fault:
 @pytest.mark.parametrize("relative", [0.0, 1e-5])
 @pytest.mark.parametrize(
     "fault",
-    [stale_windows, no_progress, no_optimizer_step, no_second_optimizer_step, no_loss, constant_learning_rate],
+    [
+        stale_windows,
+        no_progress,
+        no_optimizer_step,
+        only_in_second_step(no_optimizer_step),
+        no_loss,
+        constant_learning_rate,
+    ],
 )
 @pytest.mark.parametrize("experiment", range(1, 9))
 def test_a_fault_is_distinguished_from_noise(experiment: int, fault: Fault, relative: float) -> None:
@@ -274,6 +315,15 @@ def test_a_wrong_weight_decay_is_distinguished_from_noise(experiment: int, facto
     settings = small_settings(experiment, weight_decay=5e-4 if experiment in (2, 6) else 1e-5)
     with pytest.raises(RuntimeError, match="decay"):
         Noisy(settings, relative).capture_steps(decay_times(factor))
+
+
+@pytest.mark.parametrize("experiment", [2, 6])
+def test_a_weight_decay_is_compared_at_the_learning_rate_of_its_step(experiment: int) -> None:
+    """A tenth too much is a fault. The second step has half the learning rate, so half the decay."""
+    settings = small_settings(experiment, weight_decay=5e-4, warmup_steps=4)
+    Noisy(settings, 0.0).capture_steps(only_in_second_step(decay_times(1.05)))
+    with pytest.raises(RuntimeError, match="decay"):
+        Noisy(settings, 0.0).capture_steps(only_in_second_step(decay_times(1.15)))
 
 
 @pytest.mark.parametrize("experiment", range(1, 9))

@@ -15,6 +15,7 @@ from lm.training import Clock, context, next_attempt
 from lmconsole.lm import checkpoint, loop
 from lmconsole.lm.checkpoint import CheckpointWriter
 from lmconsole.lm.loop import Training, train
+from lmconsole.lm.model import LanguageModel
 from lmconsole.lm.steps import Steps
 
 
@@ -123,6 +124,43 @@ def test_a_missing_or_falling_reading_makes_energy_unknown(
     assert [epoch.energy_j for epoch in run.state.epochs] == epochs_j
     assert run.state.finished is not None
     assert run.state.finished.energy_j == run_j
+
+
+def test_the_counter_is_read_when_the_device_is_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop during validation leaves work outstanding."""
+    monkeypatch.setattr(loop, "TICK_S", 0.0)
+    work_is_outstanding = False
+    found: list[bool] = []
+    phases: list[str] = []
+    loss_sum, item = LanguageModel.loss_sum, torch.Tensor.item
+
+    def launch(*arguments: Any) -> torch.Tensor:
+        nonlocal work_is_outstanding
+        work_is_outstanding = True
+        return loss_sum(*arguments)
+
+    def wait(*_: object) -> None:
+        nonlocal work_is_outstanding
+        work_is_outstanding = False
+
+    def waiting_item(tensor: torch.Tensor) -> float:
+        wait()
+        return item(tensor)
+
+    def read_j() -> float:
+        found.append(work_is_outstanding)
+        return 0.0
+
+    monkeypatch.setattr(LanguageModel, "loss_sum", launch)
+    monkeypatch.setattr(torch.Tensor, "item", waiting_item)
+    monkeypatch.setattr(loop, "synchronize", wait)
+    run = tiny.queue_tiny(tmp_path)
+    stopping = context(run, tmp_path, stop=lambda: phases[-1] == "valid")
+    train(replace(stopping, read_energy_j=read_j, enter_phase=lambda phase, _: phases.append(phase)))
+    run.refresh()
+    assert run.status == "stopped"
+    assert phases == ["train", "valid"]
+    assert found == [False, False], "at the start of the epoch, and for the checkpoint"
 
 
 class Killed(BaseException):

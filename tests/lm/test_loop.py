@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from lmconsole.data.corpus import load_corpus
 from lmconsole.lm import checkpoint, loop
 from lmconsole.lm.batches import WindowedSplit
-from lmconsole.lm.loop import Training, parameters_of, train
+from lmconsole.lm.loop import Training, train
 from lmconsole.lm.model import LanguageModel, build_model
 from lmconsole.lm.optimizers import build_optimizer
 from lmconsole.lm.steps import Steps
@@ -211,13 +211,6 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path: P
     runs = [trained(tmp_path / str(i), "gpt1", seed=seed, epochs=1) for i, seed in enumerate((3, 3, 4))]
     a, b, c = (run.state.epochs[0].valid_loss_nats for run in runs)
     assert a == b != c
-
-
-def test_parameters_are_counted_without_building_the_model(tmp_path: Path) -> None:
-    run = tiny.queue_tiny(tmp_path, "gpt1")
-    model = build_model(run.info.settings, vocabulary=run.info.corpus.vocabulary, tables=None)
-    exact = sum(p.numel() for p in model.parameters())
-    assert parameters_of(run.info) == (exact, exact)
 
 
 def test_an_epoch_ends_with_a_progress_event(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
 from lmconsole.errors import EmbeddingsError
 from lmconsole.lm.embedding import Tables
 from lmconsole.lm.linear_cross_entropy import IGNORE
-from lmconsole.lm.model import LanguageModel, build_model, count_parameters
+from lmconsole.lm.model import LanguageModel, build_model, count_parameters, parameters_of
 from lmconsole.lm.optimizers import build_optimizer
 from lmconsole.plan.experiment import Precision, Settings
 from lmconsole.plan.load import load_plan
@@ -22,7 +23,7 @@ def settings(number: int, preset: str = "paper", **overrides: object) -> Setting
     return plan.resolve(plan.experiment(number), preset, overrides).settings
 
 
-def tiny(number: int, preset: str = "scratch", **overrides: object) -> Settings:
+def tiny_settings(number: int, preset: str = "scratch", **overrides: object) -> Settings:
     sizes = {"hidden": 12} if number in (1, 2, 3, 4, 9, 10) else {"heads": 4, "mlp_channels": 24}
     return settings(number, preset, **{**TINY, **sizes, **overrides})
 
@@ -36,7 +37,7 @@ def random_tables(vocabulary: int = 40, window: int = 8, channels: int = 16) -> 
 
 
 def build(number: int, preset: str = "scratch", *, seed: int = 0, **overrides: object) -> LanguageModel:
-    chosen = tiny(number, preset, **overrides)
+    chosen = tiny_settings(number, preset, **overrides)
     torch.manual_seed(seed)
     return build_model(chosen, vocabulary=40, tables=random_tables() if chosen.embeddings == "frozen" else None)
 
@@ -67,7 +68,7 @@ def test_frozen_tables_stay_out_of_the_state_dict_and_never_change(number: int) 
     model, tables = build(number, "paper"), random_tables()
     assert not {"tokens", "position"} & set(model.state_dict())
     assert not model.table.requires_grad
-    optimizer = build_optimizer(tiny(number, "paper"), model.parameters())
+    optimizer = build_optimizer(tiny_settings(number, "paper"), model.parameters())
     model.loss_sum(*batch(), "fp32").backward()
     optimizer.step()
     assert torch.equal(model.table, tables.tokens)
@@ -84,7 +85,7 @@ def test_a_model_is_restored_from_its_state_dict(number: int) -> None:
 
 def test_learned_tables_start_normal_with_a_zero_row_for_padding() -> None:
     torch.manual_seed(0)
-    model = build_model(tiny(GPT1_1, vocabulary=20_000, window_tokens=1000), vocabulary=20_000, tables=None)
+    model = build_model(tiny_settings(GPT1_1, vocabulary=20_000, window_tokens=1000), vocabulary=20_000, tables=None)
     assert model.table[0].abs().max() == 0
     assert model.position is not None
     for table in (model.table[1:], model.position):
@@ -152,7 +153,7 @@ def test_gpt1_distinguishes_positions_and_accepts_windows_shorter_than_its_table
 @pytest.mark.parametrize("number", [LSTM_1, GPT1_1])
 def test_one_batch_can_be_memorized(number: int, precision: Precision) -> None:
     model = build(number)
-    optimizer = build_optimizer(tiny(number, learning_rate=0.02, weight_decay=0.0), model.parameters())
+    optimizer = build_optimizer(tiny_settings(number, learning_rate=0.02, weight_decay=0.0), model.parameters())
     ids, targets = batch()
     first = model.loss_sum(ids, targets, precision).item() / 32
     for _ in range(200):
@@ -190,7 +191,7 @@ def test_a_frozen_table_is_cast_to_bf16_once() -> None:
 def test_a_seed_determines_every_bit(number: int, precision: Precision) -> None:
     def three_steps(seed: int) -> list[float]:
         model = build(number, seed=seed)
-        optimizer = build_optimizer(tiny(number), model.parameters())
+        optimizer = build_optimizer(tiny_settings(number), model.parameters())
         losses = []
         for step in range(3):
             optimizer.zero_grad()
@@ -206,11 +207,18 @@ def test_a_seed_determines_every_bit(number: int, precision: Precision) -> None:
 
 def test_frozen_embeddings_without_tables_say_what_to_do() -> None:
     with pytest.raises(EmbeddingsError) as caught:
-        build_model(tiny(LSTM_1, "paper"), vocabulary=40, tables=None)
+        build_model(tiny_settings(LSTM_1, "paper"), vocabulary=40, tables=None)
     assert "--embeddings" in str(caught.value)
     assert "scratch" in str(caught.value)
 
 
 def test_tables_of_other_sizes_are_refused() -> None:
     with pytest.raises(EmbeddingsError, match="the model needs"):
-        build_model(tiny(LSTM_1, "paper"), vocabulary=41, tables=random_tables())
+        build_model(tiny_settings(LSTM_1, "paper"), vocabulary=41, tables=random_tables())
+
+
+def test_parameters_are_counted_without_building_the_model(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path, "gpt1")
+    model = build_model(run.info.settings, vocabulary=run.info.corpus.vocabulary, tables=None)
+    exact = sum(p.numel() for p in model.parameters())
+    assert parameters_of(run.info) == (exact, exact)

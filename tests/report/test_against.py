@@ -80,7 +80,7 @@ def test_missing_results_to_compare_with_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ExportError, match=r"--against .*empty: nothing to export: the store has no runs"):
         print_table(store, ExportOptions(against=str(tmp_path / "empty")))
-    with pytest.raises(ExportError, match="no imported runs"):
+    with pytest.raises(ExportError, match="no run is imported"):
         export(store, tmp_path / "out", ExportOptions(against="imported"))
     assert not (tmp_path / "out").exists()
 

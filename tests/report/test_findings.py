@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded import record
 
-from lmconsole.report.comparing import NEGLIGIBLE, Verdict, compare, experiment_results
+from lmconsole.report.comparing import NEGLIGIBLE_WITH_ONE_SEED, Verdict, compare, experiment_results
 from lmconsole.report.findings import findings
 from lmconsole.report.questions.finding import Finding
 from lmconsole.report.selection import Group, choose_group
@@ -61,8 +61,8 @@ def verdict(root: Path, first: int = 2, second: int = 1) -> Verdict:
     ("ours", "theirs", "expected"),
     [
         ([4.0], [4.0], Verdict.NEGLIGIBLE_IN_ONE_SEED),
-        ([4.0], [4.0 - math.log(1 - NEGLIGIBLE) - 1e-6], Verdict.NEGLIGIBLE_IN_ONE_SEED),
-        ([4.0], [4.0 - math.log(1 - NEGLIGIBLE) + 1e-6], Verdict.LOWER_IN_ONE_SEED),
+        ([4.0], [4.0 - math.log(1 - NEGLIGIBLE_WITH_ONE_SEED) - 1e-6], Verdict.NEGLIGIBLE_IN_ONE_SEED),
+        ([4.0], [4.0 - math.log(1 - NEGLIGIBLE_WITH_ONE_SEED) + 1e-6], Verdict.LOWER_IN_ONE_SEED),
         ([4.5], [4.0], Verdict.HIGHER_IN_ONE_SEED),
         ([4.0, 4.1], [4.5], Verdict.LOWER_IN_ONE_SEED),
         ([4.0, 4.1, 4.2], [4.5, 4.6, 4.7], Verdict.LOWER),
@@ -73,7 +73,7 @@ def verdict(root: Path, first: int = 2, second: int = 1) -> Verdict:
         ([NAN], [4.0], Verdict.NO_DATA),
     ],
 )
-def test_a_difference_counts_if_the_seeds_support_it(
+def test_a_verdict_claims_what_the_seeds_support(
     tmp_path: Path, ours: list[float], theirs: list[float], expected: Verdict
 ) -> None:
     for optimizer, losses in (("adamw", ours), ("adam", theirs)):
@@ -95,8 +95,53 @@ def test_unfinished_runs_support_no_claim(tmp_path: Path) -> None:
     record_kind(tmp_path, ("lstm", 1, "adamw"), 4.0)
     record_kind(tmp_path, ("lstm", 1, "adam"), 5.0, finish=False)
     assert verdict(tmp_path) is Verdict.NO_DATA
-    assert "No comparison: LSTM 1L Adam (1) did not finish or diverged." in sentences(question(tmp_path, 4))
+    reason = "unfinished, diverged or without a finite validation perplexity: LSTM 1L Adam (1)."
+    assert f"No comparison: {reason}" in sentences(question(tmp_path, 4))
     assert "AdamW with weight decay" not in sentences(question(tmp_path, 4))
+
+
+def test_a_seed_without_a_finite_perplexity_is_not_ignored(tmp_path: Path) -> None:
+    """It finished without diverging, but the others are no mean over all seeds."""
+    for seed in (1, 2):
+        record_kind(tmp_path, ("lstm", 1, "adamw"), 4.0, seed=seed)
+        record_kind(tmp_path, ("lstm", 1, "adam"), 5.0, seed=seed)
+    record_kind(tmp_path, ("lstm", 1, "adamw"), math.inf, seed=3)
+    assert verdict(tmp_path) is Verdict.NO_DATA
+    result = experiment_results(group(tmp_path))[2]
+    assert len(result.valid_ppls) == 2
+    assert (result.train_ppl_at_best, result.last_gap_nats, result.rise_nats) == (None, None, None)
+
+
+def test_an_unknown_rise_of_one_seed_is_not_averaged_over_the_others(tmp_path: Path) -> None:
+    record_kind(tmp_path, ("gpt1", 1, "adamw"), 4.0, 4.5, seed=1)
+    assert experiment_results(group(tmp_path))[6].rise_nats == 0.5
+    record_kind(tmp_path, ("gpt1", 1, "adamw"), 4.0, math.inf, seed=2)
+    assert experiment_results(group(tmp_path))[6].rise_nats is None
+
+
+def test_a_tiny_difference_that_separates_the_seeds_has_a_direction(tmp_path: Path) -> None:
+    for seed in range(2):
+        record_kind(tmp_path, ("lstm", 1, "adamw"), 4.0 + seed / 1e5, seed=seed)
+        record_kind(tmp_path, ("lstm", 1, "adam"), 4.0005 + seed / 1e5, seed=seed)
+    assert verdict(tmp_path) is Verdict.LOWER
+    text = question(tmp_path, 4).observations[0]
+    assert "The first is lower, by less than 0.1%, and the seeds separate completely" in text
+
+
+def test_one_seed_against_several_is_named(tmp_path: Path) -> None:
+    record_kind(tmp_path, ("lstm", 1, "adamw"), 4.0, seed=1)
+    record_kind(tmp_path, ("lstm", 1, "adam"), 5.0, seed=1)
+    assert "lower, with one seed each." in question(tmp_path, 4).observations[0]
+    record_kind(tmp_path, ("lstm", 1, "adam"), 5.0, seed=2)
+    assert "lower, with one seed on one side." in question(tmp_path, 4).observations[0]
+
+
+def test_an_unknown_gap_is_not_a_gap_of_zero(tmp_path: Path) -> None:
+    record_kind(tmp_path, ("lstm", 1, "adam"), 4.0, train=math.inf)
+    record_kind(tmp_path, ("lstm", 1, "sgd"), 5.0)
+    assert "LSTM 1L Adam (1) has an unknown gap." in sentences(question(tmp_path, 3))
+    record_kind(tmp_path, ("lstm", 1, "adamw"), 4.0, train=math.inf)
+    assert "LSTM with AdamW and 1 layer: the gap is unknown." in question(tmp_path, 8).observations
 
 
 def test_missing_experiments_leave_the_question_open(tmp_path: Path) -> None:

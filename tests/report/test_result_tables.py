@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 import tiny
 from hypothesis import given
@@ -17,9 +18,10 @@ from lmconsole.errors import ExportError
 from lmconsole.report.export import ExportOptions, export, export_automatically
 from lmconsole.report.markup import escape_latex, escape_markdown
 from lmconsole.report.result_tables import memory_table, results_table
-from lmconsole.report.selection import choose_group
+from lmconsole.report.selection import Exclusion, choose_group
 from lmconsole.runs.events import perplexity
-from lmconsole.runs.store import Store
+from lmconsole.runs.info import read_info
+from lmconsole.runs.store import Run, Store
 
 CAPTION = (
     "Preset tiny: corpus data with 794 training, 116 validation and 84 test tokens; vocabulary of 300 (byte-level BPE "
@@ -162,9 +164,59 @@ def test_runs_of_another_precision_preset_or_length_are_another_group(tmp_path: 
     runs = Store(tmp_path / "runs").runs()
     assert [run.info.experiment.id for run in choose_group(runs).runs] == [5, 4]
     assert choose_group(runs).reference.run == newest.run
-    assert [run.run for run in choose_group(runs, run=other.run).runs] == [other.run]
-    with pytest.raises(ExportError, match="no run of preset 'paper'; the store has tiny"):
+    assert [run.run for run in choose_group(runs, run_id=other.run).runs] == [other.run]
+    with pytest.raises(ExportError, match="no run is of preset 'paper'; the store has tiny"):
         choose_group(runs, preset="paper")
+
+
+def override(run: Run, epochs: int) -> None:
+    """Make the number of epochs a setting of the experiment itself."""
+    info = read_info(run.paths.info)
+    experiment = msgspec.structs.replace(info.experiment, overrides={"epochs": epochs})
+    settings = msgspec.structs.replace(info.settings, epochs=epochs)
+    changed = msgspec.structs.replace(info, experiment=experiment, settings=settings)
+    run.paths.info.write_bytes(msgspec.json.encode(changed))
+
+
+def test_the_caption_states_shared_settings_although_the_reference_overrides_one(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(5.0, 4.0)])
+    override(record(tmp_path, 2, "lstm", [(5.0, 4.0)]), epochs=7)
+    group = choose_group(Store(tmp_path / "runs").runs())
+    assert group.reference.experiment.id == 2
+    caption = results_table(group).caption
+    assert "learned embeddings; 2 epochs;" in caption
+    assert "Experiment 2 has its own settings: epochs 7." in caption
+
+
+def test_excluded_runs_have_a_reason(tmp_path: Path) -> None:
+    older = record(tmp_path, 1, "lstm", [(5.0, 4.0)])
+    override(older, epochs=6)
+    shown = record(tmp_path, 1, "lstm", [(5.0, 4.0)], seed=1)
+    override(shown, epochs=7)
+    unfinished = record(tmp_path, 1, "lstm", [(5.0, 4.0)], seed=1, finish=False, fresh=True)
+    override(unfinished, epochs=7)
+    started = record(tmp_path, 1, "lstm", [], finish=False, seed=2)
+    override(started, epochs=7)
+    group = choose_group(Store(tmp_path / "runs").runs(), run_id=older.run)
+    assert [run.run for run in group.runs] == [shown.run]
+    assert {run.run: reason for run, reason in group.excluded} == {
+        older.run: Exclusion.OTHER_SETTINGS,
+        unfinished.run: Exclusion.SUPERSEDED,
+        started.run: Exclusion.NO_EPOCH,
+    }
+    caption = results_table(group).caption
+    assert "1 with older settings of the experiment" in caption
+    assert "1 superseded by another run" in caption
+    assert "1 lost without a complete epoch" in caption
+
+
+def test_filters_that_no_run_passes_are_named(tmp_path: Path) -> None:
+    run = record(tmp_path, 1, "lstm", [(5.0, 4.0)])
+    runs = Store(tmp_path / "runs").runs()
+    with pytest.raises(ExportError, match=f"no run has the id '{run.run}' and is imported"):
+        choose_group(runs, run_id=run.run, imported=True)
+    with pytest.raises(ExportError, match="no run is of preset 'tiny' and is imported"):
+        choose_group(runs, preset="tiny", imported=True)
 
 
 def test_automatic_exports_do_not_overwrite_those_of_another_group(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from factories import kill_and_wait, locked_by_another_process
@@ -45,13 +46,43 @@ def test_a_waiting_process_gets_the_lock_when_it_is_released(tmp_path: Path) -> 
             assert mine is not None
 
 
+ASK = "import sys; from pathlib import Path; from lmconsole.runs import lock; print(lock.owner(Path(sys.argv[1])))"
+
+
+def owner_seen_by_another_process(path: Path) -> str:
+    command = [sys.executable, "-c", ASK, str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def test_a_lock_is_held_during_its_block_only(tmp_path: Path) -> None:
-    ask = "import sys; from pathlib import Path; from lmconsole.runs import lock; print(lock.owner(Path(sys.argv[1])))"
-
-    def owner() -> str:
-        command = [sys.executable, "-c", ask, str(tmp_path / "lock")]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
     with lock.held(tmp_path / "lock", timeout_s=0.0):
-        assert owner() == f"Owner(pid={os.getpid()})"
-    assert owner() == "None"
+        assert owner_seen_by_another_process(tmp_path / "lock") == f"Owner(pid={os.getpid()})"
+    assert owner_seen_by_another_process(tmp_path / "lock") == "None"
+
+
+def test_a_process_may_ask_for_its_own_lock_and_keeps_it(tmp_path: Path) -> None:
+    """The console reads runs in one thread and queues them in another."""
+    path = tmp_path / "lock"
+    with lock.held(path, timeout_s=0.0):
+        assert lock.owner(path) == lock.Owner(os.getpid())
+        assert lock.acquire(path) is None
+        assert owner_seen_by_another_process(path) == f"Owner(pid={os.getpid()})"
+    assert lock.owner(path) is None
+
+
+def test_threads_of_a_process_wait_for_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    got: list[bool] = []
+
+    def wait_for_it() -> None:
+        with lock.held(path, timeout_s=20.0) as mine:
+            got.append(mine is not None)
+
+    with lock.held(path, timeout_s=0.0):
+        assert lock.acquire(path, timeout_s=0.1) is None
+        thread = threading.Thread(target=wait_for_it)
+        thread.start()
+        assert owner_seen_by_another_process(path) == f"Owner(pid={os.getpid()})"
+        assert got == []
+    thread.join()
+    assert got == [True]

@@ -37,7 +37,7 @@ from lmconsole.runs.info import CorpusInfo
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.store import Store
 from lmconsole.telemetry.gpu import Gpus
-from lmconsole.tui.app import Console
+from lmconsole.tui.app import ConsoleApp
 from lmconsole.tui.feed import Feed, Snapshot
 from lmconsole.tui.options import ConsoleOptions
 
@@ -97,6 +97,22 @@ class Stage:
     def hold(self, path: Path) -> "subprocess.Popen[str]":
         """Start a process that holds the lock on ``path``, and return it."""
         return self._locks.enter_context(locked_by_another_process(path))
+
+    def link_store(self) -> None:
+        """Make the store, which does not exist yet, a symbolic link to a folder."""
+        (self.root / "linked").mkdir()
+        self.store.root.symlink_to(self.root / "linked")
+
+    @contextmanager
+    def unreadable_store(self) -> Iterator[None]:
+        """Replace the linked store with a file until the end of the ``with`` block, with no moment without a store."""
+        (self.root / "file").write_text("no folder")
+        link = self.root / "link"
+        link.symlink_to(self.root / "file")
+        os.replace(link, self.store.root)
+        yield
+        link.symlink_to(self.root / "linked")
+        os.replace(link, self.store.root)
 
     def no_runner(self) -> None:
         """Hold the runner's lock, so that queued runs stay queued."""
@@ -159,8 +175,8 @@ class Stage:
         self, *, size: tuple[int, int] = (120, 40), gpus: Callable[[], Gpus] | None = None, **more: Any
     ) -> AsyncIterator[Pilot[str]]:
         """Open the console on this store, and yield it once it has shown the store."""
-        feed = None if gpus is None else Feed(self.store.root, gpus=gpus)
-        app = Console(self.options(**more), feed=feed)
+        feed = None if gpus is None else Feed(self.store.root, open_gpus=gpus)
+        app = ConsoleApp(self.options(**more), feed=feed)
         app.feed.poll_s = 0.1
         async with app.run_test(size=size, notifications=True) as pilot:
             await eventually(pilot, lambda: app.feed.snapshot.number > 0)
@@ -168,9 +184,9 @@ class Stage:
             yield pilot
 
 
-def console_of(pilot: Pilot[str]) -> Console:
+def console_of(pilot: Pilot[str]) -> ConsoleApp:
     """Return the app that ``pilot`` plays."""
-    assert isinstance(pilot.app, Console)
+    assert isinstance(pilot.app, ConsoleApp)
     return pilot.app
 
 
@@ -213,7 +229,7 @@ def no_driver() -> Gpus:
 @contextmanager
 def following(root: Path, gpus: Callable[[], Gpus] = no_driver) -> Iterator[Feed]:
     """Start a feed that polls often."""
-    feed = Feed(root, gpus=gpus)
+    feed = Feed(root, open_gpus=gpus)
     feed.poll_s = 0.02
     feed.start()
     try:
@@ -227,7 +243,7 @@ def wait_for_snapshot(feed: Feed, wanted: Callable[[Snapshot], object], seconds:
     deadline = time.monotonic() + seconds
     while not (feed.snapshot.number and wanted(feed.snapshot)):
         assert time.monotonic() < deadline, f"timed out with {feed.snapshot}"
-        feed.check()
+        feed.restart_if_blocked()
         time.sleep(0.01)
     return feed.snapshot
 

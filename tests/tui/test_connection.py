@@ -51,18 +51,18 @@ def test_a_tick_is_slow_by_its_share_of_blocked_time(blocked_s: float, slow: boo
 def test_output_measures_a_blocked_write_while_it_lasts_and_afterwards() -> None:
     file = BlockingFile()
     output = BackpressureOutput(file)
-    assert output.blocked_s == 0.0
+    assert output.current_write_s == 0.0
     thread = threading.Thread(target=output.write, args=("text",))
     thread.start()
     deadline = time.monotonic() + 10.0
-    while output.blocked_s < 0.05:
+    while output.current_write_s < 0.05:
         assert time.monotonic() < deadline
         time.sleep(0.001)
     file.accept.set()
     thread.join()
-    assert output.blocked_s == 0.0
-    assert output.take_blocked_s() >= 0.05
-    assert output.take_blocked_s() == 0.0
+    assert output.current_write_s == 0.0
+    assert output.pop_blocked_s() >= 0.05
+    assert output.pop_blocked_s() == 0.0
     assert file.getvalue() == "text"
 
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tui.stage import Stage, eventually, experiment, line_with, screen, sees, selected, shows, shows_no_more
+from tui.stage import Stage, console_of, eventually, experiment, line_with, screen, sees, selected, shows, shows_no_more
 
 from lmconsole.runs.events import Queued, Stopped
 from lmconsole.runs.store import Store
@@ -70,25 +70,23 @@ async def test_a_deleted_store_is_shown_as_empty(stage: Stage) -> None:
 
 
 async def test_an_unreadable_store_is_reported_and_its_runs_stay_visible(stage: Stage) -> None:
+    stage.link_store()
     stage.record(1)
     async with stage.console() as pilot:
         await shows(pilot, "1 finished")
-        stage.store.root.rename(stage.root / "away")
-        stage.store.root.write_text("no folder")
-        await shows(pilot, "the store cannot be read")
-        assert "finished" in experiment(pilot, 1)
-        stage.store.root.unlink()
-        (stage.root / "away").rename(stage.store.root)
+        with stage.unreadable_store():
+            await shows(pilot, "the store cannot be read")
+            assert "finished" in experiment(pilot, 1)
         await shows(pilot, "1 finished")
 
 
 async def test_the_reason_for_an_unreadable_store_replaces_the_curves(stage: Stage) -> None:
+    stage.link_store()
     stage.record(1)
     async with stage.console() as pilot:
         await shows(pilot, "1 finished", "1 LSTM 1L Adam")
-        stage.store.root.rename(stage.root / "away")
-        stage.store.root.write_text("no folder")
-        await shows(pilot, "the store cannot be read", "Not a", "directory", seconds=3.0)
+        with stage.unreadable_store():
+            await shows(pilot, "the store cannot be read", "Not a", "directory", seconds=3.0)
 
 
 async def test_a_damaged_run_is_counted_and_the_others_are_shown(stage: Stage) -> None:
@@ -108,7 +106,19 @@ async def test_a_run_that_was_never_readable_has_a_row_and_enter_shows_the_reaso
         await shows(pilot, f"unreadable: {bad.run[:20]}", seconds=3.0)
         await pilot.press("end", "space", "enter")
         await shows(pilot, "A run that cannot be read", "not a run.json of lmconsole")
-        assert selected(pilot) == [], "it cannot be selected"
+        assert console_of(pilot).main.checked == frozenset(), "it cannot be selected"
+
+
+@pytest.mark.parametrize("key", ["r", "R"])
+async def test_a_run_that_was_never_readable_cannot_be_trained(stage: Stage, key: str) -> None:
+    bad = stage.record(2)
+    bad.paths.info.write_text("{")
+    async with stage.console() as pilot:
+        await shows(pilot, "1 unreadable")
+        await pilot.press("end")
+        await shows(pilot, "This run cannot be read. Press enter for the reason.")
+        await pilot.press(key)
+        await shows(pilot, "There is no experiment to train.")
 
 
 async def test_a_run_without_a_log_is_unreadable_and_its_details_show_the_reason(stage: Stage) -> None:

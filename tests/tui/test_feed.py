@@ -6,13 +6,16 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from factories import epoch, epoch_events, kill_and_wait, progress, started
 from tui.stage import Recorded, Stage, driver, following, no_driver, wait_for_snapshot
 
+from lmconsole.files import LineTail
 from lmconsole.runs.events import Queued, Resumed, Stopped
 from lmconsole.runs.state import Status
+from lmconsole.runs.store import Run, Store
 from lmconsole.telemetry.gpu import Gpus, GpuSample
 from lmconsole.tui.feed import Feed, RunView
 
@@ -73,6 +76,16 @@ def fifo(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def hanging() -> Iterator[tuple[threading.Event, list[str]]]:
+    """Yield an event for calls to wait for, set at the end of the ``with`` block, and a list to note them in."""
+    answer, calls = threading.Event(), list[str]()
+    try:
+        yield answer, calls
+    finally:
+        answer.set()
+
+
 def losses(view: RunView) -> list[float]:
     """Return the losses of the curve."""
     return [round(point.loss_nats, 3) for point in view.curve]
@@ -95,7 +108,7 @@ def test_runs_have_their_status_and_are_ordered_by_age(stage: Stage) -> None:
     assert [view.status.value for view in seen.values()] == list(wanted)
     first = next(iter(seen.values()))
     assert first.best is not None
-    assert (first.best.epoch, len(first.epochs), first.points) == (4, 4, 8)
+    assert (first.best.epoch, len(first.epochs), len(first.curve)) == (4, 4, 8)
 
 
 def test_unchanged_runs_and_snapshots_are_the_same_objects(stage: Stage, polls: Polls) -> None:
@@ -117,8 +130,8 @@ def test_a_snapshot_does_not_change_when_the_run_continues(stage: Stage) -> None
         before = wait_for_snapshot(feed, lambda now: now.runs).runs[live.run]
         live.append(*epoch_events(5, 4.9))
         after = wait_for_snapshot(feed, lambda now: len(now.runs[live.run].epochs) == 5).runs[live.run]
-    assert (len(before.epochs), before.points, before.position) == (4, 9, (5, 4))
-    assert (after.points, after.position) == (11, (6, 0))
+    assert (len(before.epochs), before.position) == (4, (5, 4))
+    assert (len(after.epochs), after.position) == (5, (6, 0))
 
 
 def test_deleted_and_restored_runs_are_followed(stage: Stage) -> None:
@@ -170,7 +183,7 @@ def test_points_after_the_checkpoint_of_a_resumption_are_removed(stage: Stage, a
             seen = wait_for_snapshot(feed, lambda now: now.runs).runs[run.run]
             assert losses(seen) == [6.1, 5.7, 5.6]
             run.append(*again)
-            feed.refresh()
+            feed.request_refresh()
         seen = wait_for_snapshot(feed, lambda now: now.runs and now.runs[run.run].position == (2, 0)).runs[run.run]
     assert losses(seen) == [6.1, 5.9]
     assert [each.valid_loss_nats for each in seen.epochs] == [5.95]
@@ -184,7 +197,7 @@ def test_a_run_resumed_twice_between_two_reads_is_read_correctly(stage: Stage) -
             Resumed(epoch=2, step=2), progress(2, 6, 5.5), Resumed(epoch=2, step=0), progress(2, 3, 5.8),
             progress(2, 8, 5.0),
         )  # fmt: skip
-        feed.refresh()
+        feed.request_refresh()
         seen = wait_for_snapshot(feed, lambda now: now.runs[run.run].position == (2, 8)).runs[run.run]
     assert losses(seen) == [6.1, 5.7, 5.8, 5.0]
 
@@ -263,24 +276,145 @@ def test_refresh_reads_ended_runs_at_once(stage: Stage) -> None:
     with following(stage.store.root) as feed:
         wait_for_snapshot(feed, lambda now: now.runs)
         run.append(Queued(devices=("cpu",), jobs=1))
-        feed.refresh()
+        feed.request_refresh()
         wait_for_snapshot(feed, lambda now: now.runs[run.run].status is Status.QUEUED, seconds=1.0)
 
 
 def test_an_unreadable_store_keeps_its_runs(stage: Stage) -> None:
+    stage.link_store()
     run = stage.record(1)
-    away = stage.root / "away"
     with following(stage.store.root) as feed:
         before = wait_for_snapshot(feed, lambda now: now.runs)
-        stage.store.root.rename(away)
-        stage.store.root.write_text("no folder")
-        now = wait_for_snapshot(feed, lambda now: now.error)
-        assert str(stage.store.root) in str(now.error)
-        assert now.runs[run.run].epochs == before.runs[run.run].epochs
-        stage.store.root.unlink()
-        away.rename(stage.store.root)
+        with stage.unreadable_store():
+            now = wait_for_snapshot(feed, lambda now: now.error)
+            assert str(stage.store.root) in str(now.error)
+            assert now.runs[run.run].epochs == before.runs[run.run].epochs
         now = wait_for_snapshot(feed, lambda now: not now.error)
         assert now.runs[run.run].problem is None
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_unreadable_store_keeps_a_run_whose_files_block(stage: Stage) -> None:
+    stage.link_store()
+    stuck, other = stage.record(1, "running"), stage.record(2)
+    with following(stage.store.root) as feed:
+        wait_for_snapshot(feed, lambda now: len(now.runs) == 2)
+        with fifo(stuck.paths.lock):
+            wait_for_snapshot(feed, lambda now: stuck.run in now.problems)
+            with stage.unreadable_store():
+                now = wait_for_snapshot(feed, lambda now: now.error)
+                assert list(now.runs) == [stuck.run, other.run]
+
+
+def test_a_stop_request_that_cannot_be_read_is_a_problem_of_that_run_alone(stage: Stage) -> None:
+    bad, good = stage.record(1, "running"), stage.record(2, "running")
+    bad.paths.stop.symlink_to("x" * 300)  # longer than a file name may be
+    with following(stage.store.root) as feed:
+        now = wait_for_snapshot(feed, lambda now: len(now.runs) == 2)
+        assert "File name too long" in str(now.runs[bad.run].problem)
+        good.append(progress(5, 7, 4.4))
+        wait_for_snapshot(feed, lambda now: now.runs[good.run].position == (5, 7))
+        bad.paths.stop.unlink()
+        wait_for_snapshot(feed, lambda now: now.runs[bad.run].problem is None)
+
+
+def test_an_unexpected_error_is_shown_and_the_thread_goes_on(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = stage.record(1, "running")
+    with following(stage.store.root) as feed:
+        wait_for_snapshot(feed, lambda now: now.runs)
+
+        def broken_names(_store: Store) -> set[str]:
+            raise KeyError("unexpected")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "names", broken_names)
+            now = wait_for_snapshot(feed, lambda now: now.error)
+        assert "KeyError('unexpected')" in str(now.error)
+        assert list(now.runs) == [run.run]
+        run.append(progress(5, 7, 4.4))
+        now = wait_for_snapshot(feed, lambda now: now.runs[run.run].position == (5, 7))
+        assert now.error is None
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_store_that_blocks_is_reported_until_it_answers(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = stage.record(1, "running")
+    names = Store.names
+    with following(stage.store.root) as feed, hanging() as (answer, calls):
+        before = wait_for_snapshot(feed, lambda now: now.runs)
+
+        def slow_names(store: Store) -> set[str]:
+            calls.append("names")
+            answer.wait()
+            return names(store)
+
+        monkeypatch.setattr(Store, "names", slow_names)
+        now = wait_for_snapshot(feed, lambda now: now.error)
+        assert "does not answer" in str(now.error)
+        assert now.runs == before.runs
+        assert calls == ["names"], "no second thread waits for the store"
+        answer.set()
+        run.append(progress(5, 7, 4.4))
+        now = wait_for_snapshot(feed, lambda now: now.runs[run.run].position == (5, 7))
+        assert now.error is None
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_runner_log_that_blocks_delays_only_its_messages(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = stage.record(1, "running")
+    read_lines = LineTail.read_lines
+    with following(stage.store.root) as feed, hanging() as (answer, calls):
+        wait_for_snapshot(feed, lambda now: now.runs)
+
+        def slow_lines(tail: LineTail) -> list[str]:
+            calls.append("lines")
+            answer.wait()
+            return read_lines(tail)
+
+        monkeypatch.setattr(LineTail, "read_lines", slow_lines)
+        stage.store.runner_log.write_text("exports: 12 files\n")
+        run.append(progress(5, 7, 4.4))
+        now = wait_for_snapshot(feed, lambda now: now.runs[run.run].position == (5, 7))
+        assert (now.messages, now.problems, now.error) == ((), {}, None)
+        assert calls == ["lines"]
+        answer.set()
+        wait_for_snapshot(feed, lambda now: now.messages == ("exports: 12 files",))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_read_that_ends_while_it_is_set_aside_is_not_blocked_for_good(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stage.record(1, "running")
+    open_run, opened = Store.open, threading.Event()
+    with hanging() as (answer, _):
+
+        def slow_open(store: Store, name: str) -> Run | None:
+            opened.set()
+            answer.wait()
+            return open_run(store, name)
+
+        def monotonic() -> float:
+            """Return the time, later for the caller that is setting the read aside, which may end meanwhile."""
+            if not (armed and threading.current_thread() is threading.main_thread()):
+                return time.monotonic()
+            answer.set()
+            deadline = time.monotonic() + 0.3
+            while not feed.snapshot.runs and time.monotonic() < deadline:
+                time.sleep(0.01)
+            return time.monotonic() + 60.0
+
+        armed = False
+        monkeypatch.setattr(Store, "open", slow_open)
+        monkeypatch.setattr("lmconsole.tui.feed.time", SimpleNamespace(monotonic=monotonic))
+        with following(stage.store.root) as feed:
+            assert opened.wait(10.0)
+            armed = True
+            feed.restart_if_blocked()
+            armed = False
+            run.append(progress(5, 7, 4.4))
+            now = wait_for_snapshot(feed, lambda now: run.run in now.runs and now.runs[run.run].position == (5, 7))
+    assert now.problems == {}
 
 
 @pytest.mark.usefixtures("impatient")
@@ -303,7 +437,7 @@ def test_a_run_that_no_longer_blocks_is_read_again(stage: Stage) -> None:
             wait_for_snapshot(feed, lambda now: stuck.run in now.problems and live.run in now.runs)
         now = wait_for_snapshot(feed, lambda now: stuck.run in now.runs)
         assert now.problems == {}
-        assert now.runs[stuck.run].points == 8
+        assert len(now.runs[stuck.run].curve) == 8
 
 
 def test_a_log_that_is_not_a_file_is_a_problem_and_does_not_block(stage: Stage) -> None:
@@ -325,16 +459,6 @@ def test_several_blocked_runs_delay_the_others_by_the_patience_for_each(stage: S
         now = wait_for_snapshot(feed, lambda now: good.run in now.runs and len(now.problems) == 3)
         assert set(now.problems) == {run.run for run in stuck}
     assert time.monotonic() - began < 3 * PATIENCE_S + 1.5
-
-
-@contextlib.contextmanager
-def hanging() -> Iterator[tuple[threading.Event, list[str]]]:
-    """Yield an event that the driver waits for, and a list of its calls."""
-    answer, calls = threading.Event(), list[str]()
-    try:
-        yield answer, calls
-    finally:
-        answer.set()
 
 
 @pytest.mark.usefixtures("impatient")
@@ -397,7 +521,7 @@ def test_a_runner_log_created_later_is_read_from_its_start(stage: Stage) -> None
 def test_on_first_is_called_once_with_a_complete_snapshot(stage: Stage, polls: Polls) -> None:
     runs = [stage.record(number) for number in (1, 2, 3)]
     calls: list[int] = []
-    feed = Feed(stage.store.root, gpus=polls.driver, on_first=lambda: calls.append(len(feed.snapshot.runs)))
+    feed = Feed(stage.store.root, open_gpus=polls.driver, on_first=lambda: calls.append(len(feed.snapshot.runs)))
     feed.poll_s = 0.01
     feed.start()
     wait_for_snapshot(feed, lambda now: now.runs)
@@ -421,4 +545,3 @@ def test_memory_of_a_long_run_stays_bounded(stage: Stage) -> None:
     with following(stage.store.root) as feed:
         seen = wait_for_snapshot(feed, lambda now: now.runs and now.runs[run.run].position == (1, 4_000)).runs[run.run]
     assert 512 <= len(seen.curve) <= 1_024
-    assert seen.points == len(seen.curve)

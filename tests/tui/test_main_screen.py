@@ -142,7 +142,7 @@ async def test_the_palette_switches_to_a_slow_connection_and_back(stage: Stage) 
     async with stage.console() as pilot:
         await pilot.press("ctrl+p", *"slow connection", "enter")
         await shows(pilot, "slow connection, no runs")
-        await pilot.press("ctrl+p", *"usual connection", "enter")
+        await pilot.press("ctrl+p", *"normal rate", "enter")
         await shows_no_more(pilot, "slow connection, no runs")
 
 
@@ -171,7 +171,7 @@ async def test_a_snapshot_that_comes_while_the_console_is_closing_is_ignored(
 
     def late_snapshot(screen: MainScreen) -> None:
         console.feed.snapshot = Snapshot(number=1_000)
-        console.on_console_first_snapshot()
+        console.on_console_app_first_snapshot()
         shown.append((console.is_running, screen.snapshot is console.feed.snapshot))
 
     monkeypatch.setattr(MainScreen, "on_unmount", late_snapshot, raising=False)

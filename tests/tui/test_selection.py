@@ -57,6 +57,15 @@ async def test_a_selects_all_and_then_none(stage: Stage) -> None:
         await sees(pilot, selected, [])
 
 
+async def test_a_selects_and_unselects_nothing_where_no_row_is_shown(stage: Stage) -> None:
+    async with stage.console() as pilot:
+        await pilot.press("space", "slash", *"zzz", "enter")
+        await sees(pilot, listed, [])
+        await pilot.press("a")
+        await pilot.press("escape")
+        await sees(pilot, selected, [1])
+
+
 async def test_a_click_selects_or_moves_and_a_double_click_opens(stage: Stage) -> None:
     stage.record(5)
     async with stage.console() as pilot:

@@ -54,7 +54,7 @@ async def test_the_screen_matches_its_screenshot(
         await pilot.press("space", "down", "space", "down", "down", "down", "space")
         if size[0] > 40:
             await shows(pilot, "3 selected")
-        console_of(pilot).main.redraw()
+        console_of(pilot).main.restyle()
         await pilot.pause()
         svg = pilot.app.export_screenshot(title="lmconsole", simplify=True)
     if look == "ascii":

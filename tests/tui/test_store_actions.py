@@ -2,7 +2,8 @@
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -12,12 +13,17 @@ from textual.app import App
 from textual.message import Message
 from tui.stage import Recorded, Stage, console_of, eventually, experiment, screen, shows, shows_no_more
 
+from lmconsole.engine.run_options import RunRequest
 from lmconsole.plan.load import load_plan
 from lmconsole.runs.events import EventReader, Queued, Stopped
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 from lmconsole.telemetry.host import cores
+from lmconsole.tui import actions
+from lmconsole.tui.options import ConsoleOptions
+from lmconsole.tui.rows import Row, Sort
 from lmconsole.tui.store_actions import StoreActions
+from lmconsole.tui.widgets.experiment_table import ExperimentTable
 
 LONG_S = 120.0
 """Timeout for a child process that imports torch or pandas on a busy machine."""
@@ -171,6 +177,39 @@ async def test_all_fields_of_the_form_can_be_reached_on_a_small_screen(stage: St
         await shows(pilot, "Cancel", "Run (ctrl+s)")
 
 
+async def test_a_file_of_experiments_that_vanishes_after_the_form_was_checked_does_no_harm(
+    stage: Stage, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[RunRequest] = []
+
+    def start(request: RunRequest) -> actions.StartResult:
+        started.append(request)
+        return actions.StartResult(preset="tiny", message="2 queued.", warnings=())
+
+    def parse_and_delete(options: ConsoleOptions, ids: Sequence[int], values: Mapping[str, str]) -> RunRequest:
+        request = parse(options, ids, values)
+        small["experiments"].unlink()
+        return request
+
+    parse = actions.parse
+    monkeypatch.setattr(actions, "parse", parse_and_delete)
+    monkeypatch.setattr(actions, "start", start)
+    async with stage.console(**small) as pilot:
+        await pilot.press("R")
+        await shows(pilot, "Run experiment 1 with")
+        await pilot.press("ctrl+s")
+        await shows(pilot, "2 queued.")
+    assert [request.ids for request in started] == [(1,)]
+
+
+async def test_r_reports_a_file_of_experiments_that_cannot_be_read(stage: Stage, small: dict[str, Any]) -> None:
+    async with stage.console(**small) as pilot:
+        small["experiments"].unlink()
+        await pilot.press("r")
+        await shows(pilot, "mine.toml")
+    assert runs(stage) == []
+
+
 # ---- s
 
 
@@ -285,6 +324,20 @@ async def test_deletions_are_restored_in_reverse_order(stage: Stage) -> None:
         await eventually(pilot, first.paths.info.exists)
 
 
+async def test_runs_that_could_not_be_restored_can_be_restored_later(stage: Stage) -> None:
+    run = stage.record(1)
+    async with stage.console() as pilot:
+        await pilot.press("d", "y")
+        await shows(pilot, "no runs")
+        run.paths.folder.mkdir()
+        await pilot.press("U")
+        await shows(pilot, "already exists")
+        run.paths.folder.rmdir()
+        await pilot.press("U")
+        await shows(pilot, "1 run restored.")
+    assert run.paths.info.exists()
+
+
 async def test_nothing_is_deleted_if_one_of_the_runs_is_active(stage: Stage) -> None:
     over, live = stage.record(1), stage.record(2, "running")
     async with stage.console() as pilot:
@@ -323,15 +376,24 @@ async def test_deleted_runs_are_unselected(stage: Stage) -> None:
         await shows_no_more(pilot, "selected")
 
 
-async def test_runs_deleted_by_another_process_are_unselected(stage: Stage) -> None:
+async def test_runs_deleted_by_another_process_are_unselected(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     stage.record(1, seed=1)
     newer = stage.record(1, seed=2)
     async with stage.console() as pilot:
         await pilot.press("right", "down", "space")
         await shows(pilot, "1 selected")
+        updates: list[int] = []
+        show = ExperimentTable.show
+
+        def count_updates(table: ExperimentTable, rows: Sequence[Row], sort: Sort) -> None:
+            updates.append(len(rows))
+            show(table, rows, sort)
+
+        monkeypatch.setattr(ExperimentTable, "show", count_updates)
         newer.paths.folder.rename(stage.root / "elsewhere")
         await shows(pilot, "1 finished")
         await shows_no_more(pilot, "selected", seconds=3.0)
+        assert updates == [12], "once for the snapshot and the selection together"
 
 
 # ---- e, t and m
@@ -358,6 +420,26 @@ async def test_e_with_nothing_to_export_writes_nothing_and_explains(stage: Stage
         await shows(pilot, "nothing to export: none of 1 runs has completed an epoch", seconds=LONG_S)
         assert pilot.app.clipboard == ""
     assert not (stage.root / "exports").exists()
+
+
+async def test_e_is_ignored_while_the_exports_are_being_written(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    written, calls = threading.Event(), list[str]()
+
+    def export(_options: ConsoleOptions) -> tuple[list[Path], str]:
+        calls.append("export")
+        written.wait(10.0)
+        return [stage.root / "exports" / "report.md"], ""
+
+    monkeypatch.setattr(actions, "export", export)
+    async with stage.console() as pilot:
+        await pilot.press("e")
+        await shows(pilot, "Writing the exports")
+        await pilot.press("e")
+        await shows(pilot, "The exports are already being written.")
+        written.set()
+        await shows(pilot, "Exported", "report.md")
+        await pilot.press("escape", "e")
+        await eventually(pilot, lambda: calls == ["export"] * 2)
 
 
 @pytest.mark.slow
@@ -439,9 +521,9 @@ class MessageQueue:
     def __init__(self) -> None:
         self.messages: list[Message] = []
 
-    def run_worker(self, work: Callable[[], None], *, thread: bool, group: str, exclusive: bool) -> None:
+    def run_worker(self, work: Callable[[], None], *, thread: bool, group: str) -> None:
         """Run ``work`` in a thread, and wait for it."""
-        assert thread, f"{group}, exclusive: {exclusive}"
+        assert thread, group
         worker = threading.Thread(target=work)
         worker.start()
         worker.join()

@@ -59,8 +59,8 @@ class GroupResults:
 
     @property
     def complete(self) -> list[ExperimentResult]:
-        """Complete experiments with a finite perplexity."""
-        return [each for each in self.by_id.values() if each.complete and each.mean_ppl is not None]
+        """Complete experiments."""
+        return [each for each in self.by_id.values() if each.complete]
 
 
 def format_layers(layers: int) -> str:

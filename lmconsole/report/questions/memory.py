@@ -27,8 +27,8 @@ def memory(results: GroupResults) -> Finding:
     if used_mib:
         low, high = min(used_mib, key=lambda n: used_mib[n]), max(used_mib, key=lambda n: used_mib[n])
         draft.observations.append(
-            f"{quantity}: from {formatting.mib(used_mib[low])} ({results.by_id[low].label}) to "
-            f"{formatting.mib(used_mib[high])} ({results.by_id[high].label})."
+            f"{quantity}: from {formatting.mib(used_mib[low])} ({results.by_id[low].label_with_id}) to "
+            f"{formatting.mib(used_mib[high])} ({results.by_id[high].label_with_id})."
         )
         draft.interpretation.append(_interpretation(used_mib[low], used_mib[high], gpu=gpu))
     else:
@@ -72,8 +72,8 @@ def _describe_state(sized: Sequence[ExperimentResult]) -> str:
 
     low, high = min(sized, key=state_mib), max(sized, key=state_mib)
     return (
-        f"Weights, gradients and optimizer state: from {state_mib(low):,.1f} MiB ({low.label}) to "
-        f"{state_mib(high):,.1f} MiB ({high.label})."
+        f"Weights, gradients and optimizer state: from {state_mib(low):,.1f} MiB ({low.label_with_id}) to "
+        f"{state_mib(high):,.1f} MiB ({high.label_with_id})."
     )
 
 

@@ -19,16 +19,17 @@ def architectures(results: GroupResults) -> Finding:
     if lstm is not None and gpt1 is not None:
         if lstm.train_s and gpt1.train_s:
             draft.observations.append(
-                f"Training time: {formatting.seconds(gpt1.train_s)} for {gpt1.label} and "
-                f"{formatting.seconds(lstm.train_s)} for {lstm.label}, a ratio of {gpt1.train_s / lstm.train_s:.2f}."
+                f"Training time: {formatting.seconds(gpt1.train_s)} for {gpt1.label_with_id} and "
+                f"{formatting.seconds(lstm.train_s)} for {lstm.label_with_id}, "
+                f"a ratio of {gpt1.train_s / lstm.train_s:.2f}."
             )
         if lstm.parameters_trainable and gpt1.parameters_trainable:
             draft.observations.append(
                 f"Trained parameters: {gpt1.parameters_trainable:,} and {lstm.parameters_trainable:,}, "
                 f"a ratio of {gpt1.parameters_trainable / lstm.parameters_trainable:.2f}."
             )
-    if verdict.lower or verdict.higher:
-        lower, higher = ("GPT-1", "LSTM") if verdict.lower else ("LSTM", "GPT-1")
+    if verdict.first_is_lower or verdict.first_is_higher:
+        lower, higher = ("GPT-1", "LSTM") if verdict.first_is_lower else ("LSTM", "GPT-1")
         draft.interpretation.append(
             f"{lower} reaches a lower perplexity than {higher}. The two differ in architecture and in size, so this is "
             "not a comparison at equal parameters or equal time."
@@ -36,7 +37,7 @@ def architectures(results: GroupResults) -> Finding:
         draft.interpretation.append(
             "A likely reason: attention accesses every position of the window directly, while the LSTM has to carry "
             "all context through a state of fixed width."
-            if verdict.lower
+            if verdict.first_is_lower
             else "A likely reason: the recurrence has the order of the text built in, while attention has to learn it "
             "from position embeddings."
         )
@@ -64,14 +65,14 @@ def depth(results: GroupResults) -> Finding:
         cautions.append(found.caution)
         if deep is not None and shallow is not None and found.verdict is not Verdict.NO_DATA:
             draft.interpretation.append(_interpret_doubling(shallow, deep, found.verdict))
-    if all(verdict.lower for verdict in verdicts):
+    if all(verdict.first_is_lower for verdict in verdicts):
         draft.interpretation.insert(0, "As expected: each doubling of the depth lowers validation perplexity.")
-    elif any(verdict.higher for verdict in verdicts):
+    elif any(verdict.first_is_higher for verdict in verdicts):
         draft.interpretation.insert(
             0,
             "Not as expected: more layers should fit at least as well, but not every doubling of the depth does.",
         )
-    elif any(verdict.lower for verdict in verdicts):
+    elif any(verdict.first_is_lower for verdict in verdicts):
         draft.interpretation.insert(
             0, "Partly as expected: one doubling of the depth lowers validation perplexity, but not both."
         )
@@ -89,18 +90,18 @@ def depth(results: GroupResults) -> Finding:
 
 def _interpret_doubling(shallow: ExperimentResult, deep: ExperimentResult, verdict: Verdict) -> str:
     """Explain the effect of depth by the train perplexity and by whether the deeper model was still improving."""
-    start = f"From {shallow.label} to {deep.label}"
-    if shallow.train_ppl is None or deep.train_ppl is None:
+    start = f"From {shallow.label_with_id} to {deep.label_with_id}"
+    if shallow.train_ppl_at_best is None or deep.train_ppl_at_best is None:
         return f"{start}: train perplexities are unknown."
-    fits_better = deep.train_ppl < shallow.train_ppl
-    if verdict.higher and fits_better:
+    fits_better = deep.train_ppl_at_best < shallow.train_ppl_at_best
+    if verdict.first_is_higher and fits_better:
         cause = "train perplexity falls while validation perplexity rises, which indicates overfitting"
-    elif verdict.higher:
+    elif verdict.first_is_higher:
         cause = "train perplexity is higher too, so the deeper model is harder to optimize here"
         info = deep.runs[0].info
         if info.origin == "trained" and not info.settings.warmup_steps:
             cause += ": post-layer normalization without learning rate warm-up is known to slow training of deep stacks"
-    elif verdict.lower:
+    elif verdict.first_is_lower:
         cause = f"train perplexity is {'lower too' if fits_better else 'not lower, but validation perplexity is'}"
     else:
         cause = "no difference in validation perplexity is shown"
@@ -116,16 +117,18 @@ def overfitting(results: GroupResults) -> Finding:
     for model, by_depth in by_model.items():
         for layers in (1, 2, 4):
             each = results.find(model, layers, "adamw")
-            if each is None or not each.complete or each.gap_nats is None:
-                draft.observations.append(
-                    f"{MODEL_NAMES[model]} with AdamW and {format_layers(layers)}: no complete run."
-                )
+            subject = f"{MODEL_NAMES[model]} with AdamW and {format_layers(layers)}"
+            if each is None or not each.complete:
+                draft.observations.append(f"{subject}: no complete run.")
+                continue
+            if each.last_gap_nats is None or each.rise_nats is None:
+                draft.observations.append(f"{subject}: the gap is unknown.")
                 continue
             by_depth[layers] = each
             draft.observations.append(
-                f"{each.label}: gap of {each.gap_nats:+.3f} nats at the last epoch (validation perplexity is "
-                f"{math.exp(each.gap_nats):.2f} times train perplexity); validation loss has risen by "
-                f"{each.rise_nats or 0.0:.3f} nats since its best epoch."
+                f"{each.label_with_id}: gap of {each.last_gap_nats:+.3f} nats at the last epoch (validation perplexity "
+                f"is {math.exp(each.last_gap_nats):.2f} times train perplexity); validation loss has risen by "
+                f"{each.rise_nats:.3f} nats since its best epoch."
             )
     common = sorted(by_model["lstm"].keys() & by_model["gpt1"].keys())
     if common:
@@ -145,8 +148,8 @@ def overfitting(results: GroupResults) -> Finding:
 
 
 def _has_larger_gap(one: ExperimentResult, other: ExperimentResult) -> bool:
-    margin = max(EQUAL_NATS, one.gap_sd_nats, other.gap_sd_nats)
-    return (one.gap_nats or 0.0) - (other.gap_nats or 0.0) > margin
+    margin = max(EQUAL_NATS, one.last_gap_sd_nats, other.last_gap_sd_nats)
+    return (one.last_gap_nats or 0.0) - (other.last_gap_nats or 0.0) > margin
 
 
 def _interpret_gaps(
@@ -158,7 +161,7 @@ def _interpret_gaps(
     }
     depths = f"{', '.join(map(str, common))} layer{'s' if common != [1] else ''}"
     gaps_nats = {
-        model: {layers: each.gap_nats or 0.0 for layers, each in by_depth.items()}
+        model: {layers: each.last_gap_nats or 0.0 for layers, each in by_depth.items()}
         for model, by_depth in by_model.items()
     }
     if not any(larger.values()):

@@ -32,7 +32,7 @@ def _interpret_decay(
     verdict = found.verdict
     if verdict is Verdict.NO_DATA or adam is None or adamw is None:
         return ""
-    direction = "lower" if verdict.lower else "higher"
+    direction = "lower" if verdict.first_is_lower else "higher"
     effect = {
         Verdict.WITHIN_SPREAD: f"{name}: these seeds show no effect of weight decay.",
         Verdict.NEGLIGIBLE_IN_ONE_SEED: f"{name}: weight decay makes practically no difference.",
@@ -70,13 +70,13 @@ def _interpret_momentum(name: str, found: Comparison, momentum: ExperimentResult
     if verdict is Verdict.NO_DATA or momentum is None:
         return ""
     decay = momentum.runs[0].info.settings.momentum or 0.0
-    if verdict.lower:
+    if verdict.first_is_lower:
         effect = (
             f"{name}: momentum {'seems to help' if verdict.one_seed else 'helps'}. With a momentum of {decay:g}, a "
             f"persistent gradient moves a weight {1.0 / (1.0 - decay):.3g} times as far, which matters where plain SGD "
             "is too slow at its learning rate."
         )
-    elif verdict.higher:
+    elif verdict.first_is_higher:
         effect = f"{name}: momentum {'seems to hurt' if verdict.one_seed else 'hurts'} at this learning rate."
     else:
         effect = f"{name}: no difference between momentum and plain SGD is shown."
@@ -87,13 +87,13 @@ def _interpret_adaptive(name: str, found: Comparison) -> str:
     verdict = found.verdict
     if verdict is Verdict.NO_DATA:
         return ""
-    if verdict.lower:
+    if verdict.first_is_lower:
         effect = (
             f"{name}: AdamW reaches a lower perplexity than SGD. Its steps do not depend on the scale of the gradient, "
             "while those of SGD are proportional to it. No learning rate was tuned for either, so this says nothing "
             "about the best that SGD can do."
         )
-    elif verdict.higher:
+    elif verdict.first_is_higher:
         effect = f"{name}: SGD reaches a lower perplexity than AdamW."
     else:
         effect = f"{name}: no difference between AdamW and SGD is shown."

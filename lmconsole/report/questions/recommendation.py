@@ -56,12 +56,12 @@ def _recommend_for_time(results: GroupResults, draft: Draft, target: float, time
     fastest = min(times, key=lambda id_: times[id_])
     equal = [id_ for id_ in times if id_ != fastest and times[id_] <= times[fastest] * (1 + EQUAL_TIME)]
     draft.observations.append(
-        f"Shortest time to a validation perplexity of {target:,.10g}: {results.by_id[fastest].label}, "
+        f"Shortest time to a validation perplexity of {target:,.10g}: {results.by_id[fastest].label_with_id}, "
         f"{formatting.seconds(times[fastest])} of training"
         + (f"; within {EQUAL_TIME:.0%} of that: {_labels(results, equal)}." if equal else ".")
     )
     shortest = min(train_s, key=lambda id_: train_s[id_])
-    shortest_label = results.by_id[shortest].label
+    shortest_label = results.by_id[shortest].label_with_id
     draft.observations.append(
         f"Shortest run: {shortest_label}, {formatting.seconds(train_s[shortest])} of training; it "
         f"{'also reaches' if shortest in times else 'never reaches'} that perplexity."
@@ -82,30 +82,33 @@ def _recommend_for_time(results: GroupResults, draft: Draft, target: float, time
 def _recommend_for_generalization(draft: Draft, complete: Sequence[ExperimentResult]) -> None:
     ranked = sorted(complete, key=lambda each: each.mean_ppl or math.inf)
     best = ranked[0]
-    draft.observations.append(f"Lowest validation perplexity: {best.label}, {best.format_ppl()}.")
-    interpretation = f"If generalization matters most: {best.label}."
+    draft.observations.append(f"Lowest validation perplexity: {best.label_with_id}, {best.format_mean_ppl()}.")
+    interpretation = f"If generalization matters most: {best.label_with_id}."
     if len(ranked) > 1:
         found = compare(best, ranked[1])
         draft.observations.append(f"Compared with the next best: {found.sentence}")
         if found.verdict in (Verdict.WITHIN_SPREAD, Verdict.NEGLIGIBLE_IN_ONE_SEED):
-            interpretation += f" The measurements do not distinguish it from {ranked[1].label}."
+            interpretation += f" The measurements do not distinguish it from {ranked[1].label_with_id}."
         elif found.caution:
             interpretation += f" {found.caution}"
     draft.interpretation.append(interpretation)
-    gaps = [(abs(each.gap_nats), each) for each in complete if each.gap_nats is not None]
+    gaps = [(abs(each.last_gap_nats), each) for each in complete if each.last_gap_nats is not None]
     if not gaps:
         return
     smallest = min(gaps, key=lambda pair: pair[0])[1]
+    best_gap_nats = best.last_gap_nats
+    best_gap = "an unknown gap" if best_gap_nats is None else f"{best_gap_nats:+.3f} nats"
     draft.observations.append(
-        f"Smallest gap between train and validation loss: {smallest.label}, {smallest.gap_nats:+.3f} nats, at a "
-        f"validation perplexity of {smallest.format_ppl()}; {best.label} has {best.gap_nats or 0.0:+.3f} nats."
+        f"Smallest gap between train and validation loss: {smallest.label_with_id}, "
+        f"{smallest.last_gap_nats:+.3f} nats, at a validation perplexity of {smallest.format_mean_ppl()}; "
+        f"{best.label_with_id} has {best_gap}."
     )
-    learned_less = compare(best, smallest).verdict.lower
-    if learned_less and abs(best.gap_nats or 0.0) - abs(smallest.gap_nats or 0.0) > EQUAL_NATS:
+    learned_less = compare(best, smallest).verdict.first_is_lower
+    if learned_less and abs(best_gap_nats or 0.0) - abs(smallest.last_gap_nats or 0.0) > EQUAL_NATS:
         draft.interpretation.append(
-            f"The smallest gap alone is misleading: {smallest.label} generalizes what it has learned but has learned "
-            "less. Train perplexity is averaged over an epoch during which the weights improve, so early gaps can even "
-            "be negative."
+            f"The smallest gap alone is misleading: {smallest.label_with_id} generalizes what it has learned but has "
+            "learned less. Train perplexity is averaged over an epoch during which the weights improve, so early gaps "
+            "can even be negative."
         )
 
 
@@ -113,7 +116,7 @@ def _times_table(results: GroupResults, target: float | None, times: Mapping[int
     time_header = f"Time to PPL {'target' if target is None else f'{target:,.10g}'} (s)"
     rows = []
     for result in results.by_id.values():
-        label = result.label
+        label = result.label_with_id
         if len(label) > LONGEST_LABEL:
             label = f"{label[: LONGEST_LABEL - 6]}… ({result.id})"
         texts = {
@@ -121,7 +124,7 @@ def _times_table(results: GroupResults, target: float | None, times: Mapping[int
             time_header: _format_seconds(times.get(result.id), "not reached" if target is not None else DASH),
             "Training (s)": _format_seconds(result.train_s, DASH),
             "Validation PPL": format_ppl(result.mean_ppl) if result.mean_ppl is not None else DASH,
-            "Gap (nats)": f"{result.gap_nats:+.3f}" if result.gap_nats is not None else DASH,
+            "Gap (nats)": f"{result.last_gap_nats:+.3f}" if result.last_gap_nats is not None else DASH,
         }
         rows.append({header: Cell(text) for header, text in texts.items()})
     numeric = (time_header, "Training (s)", "Validation PPL", "Gap (nats)")
@@ -130,7 +133,7 @@ def _times_table(results: GroupResults, target: float | None, times: Mapping[int
 
 
 def _labels(results: GroupResults, ids: Sequence[int]) -> str:
-    return ", ".join(results.by_id[id_].label for id_ in ids)
+    return ", ".join(results.by_id[id_].label_with_id for id_ in ids)
 
 
 def _format_seconds(value: float | None, missing: str) -> str:

@@ -1,4 +1,4 @@
-"""The main screen: headline, experiments, curves, gauges, and the keys.
+"""The main screen: headline, experiments, curves, memory gauges, and the keys.
 
 Screens that open over it are imported when they are first needed, so that the first paint comes sooner.
 """
@@ -18,19 +18,24 @@ from lmconsole.errors import escape_control_characters
 from lmconsole.tui.feed import RunView, Snapshot
 from lmconsole.tui.options import ConsoleOptions
 from lmconsole.tui.plot.glyphs import Glyphs
-from lmconsole.tui.rows import COLUMNS, Sort, arrange, build_rows, experiment_key, newest_group
-from lmconsole.tui.selection import Selection, prune, runs_by_experiment, select, series_for
+from lmconsole.tui.rows import COLUMNS, Sort, build_rows, experiment_key, filter_and_sort, newest_seed_group
+from lmconsole.tui.selection import Selection, prune_checked, runs_by_experiment, selection_of, series_for
 from lmconsole.tui.terminal.compositor import CroppedCompositor
 from lmconsole.tui.terminal.textual_internals import set_compositor
-from lmconsole.tui.widgets.curves import Curves, Setting
+from lmconsole.tui.widgets.curves import ChartOption, Curves
 from lmconsole.tui.widgets.experiment_table import ExperimentTable
 from lmconsole.tui.widgets.gauges import Gauges
 from lmconsole.tui.widgets.headline import Headline
 
 
 class MainScreen(Screen[None]):
-    """Shows ``snapshot``, which the app replaces. Changes of the store are posted as messages."""
+    """Shows ``snapshot``, which the app replaces.
 
+    Requests that concern the selection, which only the screen knows, are posted to the app as messages. Keys for the
+    others are bound to actions of the app.
+    """
+
+    # Tooltips are written as "Group: text". The help page and the command palette show bindings that have one.
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("r", "run", "Run", tooltip="Run: train the selected experiments, or the highlighted one"),
         Binding("a", "all", "All", tooltip="Select: all, or none"),
@@ -39,8 +44,8 @@ class MainScreen(Screen[None]):
         Binding("u", "resume", "Resume", show=False, tooltip="Run: resume from the last checkpoint"),
         Binding("d,delete", "delete", "Delete", show=False, tooltip="Run: delete, into the store's trash"),
         Binding("U", "app.undelete", "Undelete", show=False, tooltip="Run: restore the runs deleted last"),
-        Binding("o", "sort(1)", "Sort", show=False, tooltip="Select: sort by the next column"),
-        Binding("O", "sort(0)", "Reverse", show=False, tooltip="Select: reverse the order"),
+        Binding("o", "sort_by_next_column", "Sort", show=False, tooltip="Select: sort by the next column"),
+        Binding("O", "reverse_order", "Reverse", show=False, tooltip="Select: reverse the order"),
         Binding("enter", "details", "Details", show=False, tooltip="Show: settings, events, worker log, errors"),
         Binding("c", "compare", "Compare", tooltip="Show: best perplexities side by side"),
         Binding("tab", "app.focus_next", "Pane", show=False, tooltip="Show: switch between table and curves"),
@@ -67,25 +72,30 @@ class MainScreen(Screen[None]):
 
     snapshot = reactive(Snapshot(), init=False, repaint=False)
     checked: reactive[frozenset[str]] = reactive(frozenset(), init=False, repaint=False)
-    """Keys of the selected rows."""
+    """Keys of the rows whose box is checked. What they select is returned by ``selection``."""
     unfolded: reactive[frozenset[str]] = reactive(frozenset(), init=False, repaint=False)
     """Keys of the experiments whose runs are shown."""
-    words = reactive("", init=False, repaint=False)
-    """Words of the filter."""
+    filter_text = reactive("", init=False, repaint=False)
     sort: reactive[Sort] = reactive(Sort(), init=False, repaint=False)
     show_published = reactive(True, init=False, repaint=False)
     preset = reactive("", init=False, repaint=False)
+    """Preset in the headline: that of the runs queued last, or else that with which the console was opened."""
     slow = reactive(False, init=False, repaint=False)
     """Whether the connection is slow."""
 
     class RunRequested(Message):
-        """Experiments should be trained."""
+        """Experiments should be trained with the preset with which the console was opened."""
 
-        def __init__(self, ids: Sequence[int], *, edit: bool) -> None:
+        def __init__(self, ids: Sequence[int]) -> None:
             super().__init__()
             self.ids = ids
-            self.edit = edit
-            """Whether the form for settings should open first."""
+
+    class RunFormRequested(Message):
+        """Experiments should be trained with other settings, for which a form should open."""
+
+        def __init__(self, ids: Sequence[int]) -> None:
+            super().__init__()
+            self.ids = ids
 
     class StopRequested(Message):
         """The active ones of the selected runs should stop."""
@@ -110,16 +120,16 @@ class MainScreen(Screen[None]):
 
     def __init__(self, options: ConsoleOptions, glyphs: Glyphs) -> None:
         super().__init__()
-        set_compositor(self, CroppedCompositor())
+        set_compositor(self, CroppedCompositor())  # sends no more than the cells that have changed
         self._experiments = options.plan.experiments
-        self._store = options.store
+        self._store_path = options.store
         self._glyphs = glyphs
         self.set_reactive(MainScreen.preset, options.preset)
         self.set_reactive(MainScreen.slow, options.slow)
 
     def compose(self) -> ComposeResult:
-        """Yield headline, table, filter, curves, gauges and keys."""
-        yield Headline(self._store).data_bind(
+        """Yield headline, table, filter, curves, memory gauges and keys."""
+        yield Headline(self._store_path).data_bind(
             MainScreen.snapshot, MainScreen.checked, MainScreen.preset, MainScreen.slow
         )
         yield ExperimentTable()
@@ -131,8 +141,8 @@ class MainScreen(Screen[None]):
     def on_mount(self) -> None:
         """Focus the table, and fill it before the first paint."""
         self.table.focus()
-        self.table.fit(self.app.size.width)
-        self._draw_table()
+        self.table.fit(self.app.size.width)  # the screen has no size before its first layout
+        self._update_table()
 
     @property
     def table(self) -> ExperimentTable:
@@ -145,51 +155,42 @@ class MainScreen(Screen[None]):
         return self.query_one(Curves)
 
     def selection(self) -> Selection:
-        """Return the experiments and runs that actions apply to."""
-        return select(self.snapshot, self._experiments, self.checked, self.table.row)
+        """Return the experiments and runs that actions apply to: those of the checked rows, or of the highlighted row
+        if none is checked."""
+        return selection_of(self.snapshot, self._experiments, self.checked, self.table.row)
 
-    # ---- drawing
+    # ---- content
 
     def watch_snapshot(self) -> None:
-        """Unselect what no longer exists, and draw table and curves. Headline and gauges have their own watchers."""
+        """Uncheck what no longer exists, and update table and curves. Headline and gauges have their own watchers."""
+        checked = self.checked
         if not self.snapshot.error:
-            self.checked = prune(self.checked, self.snapshot, self._experiments)
-        self.draw()
+            checked = prune_checked(checked, self.snapshot, self._experiments)
+        if checked != self.checked:
+            self.checked = checked  # updates the content, too
+        else:
+            self.update_content()
 
-    def watch_checked(self) -> None:
-        """Draw the checkboxes, and the curves of the selection."""
-        self.draw()
-
-    def watch_unfolded(self) -> None:
-        """Draw the runs of unfolded experiments."""
-        self.draw()
-
-    def watch_words(self) -> None:
-        """Draw the rows that match the filter."""
-        self.draw()
-
-    def watch_sort(self) -> None:
-        """Draw the rows in their new order."""
-        self.draw()
-
-    def draw(self) -> None:
-        """Draw table and curves for the present state."""
+    def update_content(self) -> None:
+        """Update table and curves."""
         self.table.fit(self.size.width)
-        self._draw_table()
-        self._draw_curves()
+        self._update_table()
+        self._update_curves()
 
-    def redraw(self) -> None:
-        """Draw everything again, as after a change of theme."""
+    watch_checked = watch_unfolded = watch_filter_text = watch_sort = update_content
+
+    def restyle(self) -> None:
+        """Draw everything in the colors of the present theme."""
         self.table.restyle()
-        self.draw()
+        self.update_content()
         for widget in (self.curves, self.query_one(Gauges), self.query_one(Headline)):
             widget.redraw()
 
     def on_resize(self) -> None:
-        """Choose the columns that fit."""
-        self.call_after_refresh(self.draw)
+        """Choose the columns that fit, once the new size has been laid out."""
+        self.call_after_refresh(self.update_content)
 
-    def _draw_table(self) -> None:
+    def _update_table(self) -> None:
         rows = build_rows(
             self._experiments,
             self.snapshot.runs.values(),
@@ -199,21 +200,28 @@ class MainScreen(Screen[None]):
             glyphs=self._glyphs,
             problems=self.snapshot.problems,
         )
-        self.table.show(arrange(rows, self.words, self.sort), self.sort)
+        self.table.show(filter_and_sort(rows, self.filter_text, self.sort), self.sort)
 
-    def _draw_curves(self) -> None:
+    def _update_curves(self, *, immediately: bool = False) -> None:
         snapshot = self.snapshot
         series = []
         if not snapshot.error:
             series = series_for(snapshot, self.selection().runs, show_published=self.show_published)
-        hint = "Not trained yet. Press r to train it."
-        if not snapshot.runs:
-            hint = "No runs yet. Press a to select all experiments, then r to train them."
-        elif not self.table.rows_shown:
-            hint = "No row has these words. Press escape to clear the filter."
-        elif series:
-            hint = "Waiting for the first measurements."
-        self.curves.show(series, snapshot.error or hint)
+        hint = snapshot.error or self._hint(has_series=bool(series))
+        self.curves.show(series, hint, immediately=immediately)
+
+    def _hint(self, *, has_series: bool) -> str:
+        """Return the text to show where there are no curves."""
+        row = self.table.row
+        if row and row.unreadable and not has_series:
+            return "This run cannot be read. Press enter for the reason."
+        if not self.snapshot.runs:
+            return "No runs yet. Press a to select all experiments, then r to train them."
+        if not self.table.rows_shown:
+            return "No row has these words. Press escape to clear the filter."
+        if has_series:
+            return "Waiting for the first measurements."
+        return "Not trained yet. Press r to train it."
 
     # ---- selecting, filtering, sorting
 
@@ -224,13 +232,13 @@ class MainScreen(Screen[None]):
     def on_experiment_table_row_changed(self) -> None:
         """Draw the curves of the highlighted row, unless some rows are selected."""
         if not self.checked:
-            self._draw_curves()
+            self._update_curves()
 
     def on_experiment_table_row_opened(self) -> None:
         """Show the details of the highlighted row."""
         self.action_details()
 
-    def on_experiment_table_fold_toggled(self, message: ExperimentTable.FoldToggled) -> None:
+    def on_experiment_table_fold_requested(self, message: ExperimentTable.FoldRequested) -> None:
         """Show or hide the runs of an experiment."""
         if message.row.experiment:
             key = frozenset({experiment_key(message.row.experiment.id)})
@@ -240,16 +248,24 @@ class MainScreen(Screen[None]):
         """Sort by a column, or reverse the order."""
         self.sort = self.sort.by(message.column)
 
-    def action_sort(self, next_column: int) -> None:
-        """Sort by the next column, or reverse the order."""
-        self.sort = self.sort.by_next_column() if next_column else self.sort.by(self.sort.column)
-        direction = ", descending" if self.sort.descending else ""
-        self.notify(f"Sorted by {COLUMNS[self.sort.column]}{direction}.", timeout=2)
+    def action_sort_by_next_column(self) -> None:
+        """Sort by the next column."""
+        self._sort_by(self.sort.by_next_column())
+
+    def action_reverse_order(self) -> None:
+        """Sort by the same column in the other direction."""
+        self._sort_by(self.sort.by(self.sort.column))
+
+    def _sort_by(self, sort: Sort) -> None:
+        self.sort = sort
+        direction = ", descending" if sort.descending else ""
+        self.notify(f"Sorted by {COLUMNS[sort.column]}{direction}.", timeout=2)
 
     def action_all(self) -> None:
-        """Select every experiment that is shown, or none."""
+        """Check every experiment that is shown, or none if all of them are checked."""
         keys = frozenset(row.key for row in self.table.rows_shown if not row.child)
-        self.checked = frozenset() if keys <= self.checked else self.checked | keys
+        if keys:
+            self.checked = frozenset() if keys <= self.checked else self.checked | keys
 
     def action_filter(self) -> None:
         """Open the filter."""
@@ -259,11 +275,11 @@ class MainScreen(Screen[None]):
 
     def on_input_changed(self, message: Input.Changed) -> None:
         """Filter while typing."""
-        self.words = message.value
+        self.filter_text = message.value
 
     def on_input_submitted(self, message: Input.Submitted) -> None:
         """Keep the filter and go back to the table."""
-        message.input.set_class(bool(self.words), "shown")
+        message.input.set_class(bool(self.filter_text), "shown")
         self.table.focus()
 
     def action_back(self) -> None:
@@ -273,8 +289,8 @@ class MainScreen(Screen[None]):
             line.value = ""
             line.remove_class("shown")
             self.table.focus()
-        elif self.curves.remove_cursor():
-            pass
+        elif self.curves.cursor is not None:
+            self.curves.remove_cursor()
         elif self.has_class("zoomed"):
             self.action_zoom()
         elif self.checked:
@@ -283,17 +299,23 @@ class MainScreen(Screen[None]):
     # ---- requests to the app
 
     def action_run(self) -> None:
-        """Train the selected experiments with the preset of the console."""
-        self._request_run(edit=False)
+        """Train the selected experiments with the preset with which the console was opened."""
+        ids = self._ids_to_train()
+        if ids:
+            self.post_message(self.RunRequested(ids))
 
     def action_edit_run(self) -> None:
         """Train the selected experiments with other settings."""
-        self._request_run(edit=True)
-
-    def _request_run(self, *, edit: bool) -> None:
-        ids = [experiment.id for experiment in self.selection().experiments]
+        ids = self._ids_to_train()
         if ids:
-            self.post_message(self.RunRequested(ids, edit=edit))
+            self.post_message(self.RunFormRequested(ids))
+
+    def _ids_to_train(self) -> list[int]:
+        """Return the ids of the selected experiments, or notify that there is none."""
+        ids = [experiment.id for experiment in self.selection().experiments]
+        if not ids:
+            self.notify("There is no experiment to train.", timeout=3)
+        return ids
 
     def action_stop(self) -> None:
         """Stop the selected runs."""
@@ -309,13 +331,13 @@ class MainScreen(Screen[None]):
 
     # ---- curves and pages
 
-    def action_cycle(self, setting: Setting) -> None:
+    def action_cycle(self, option: ChartOption) -> None:
         """Change an option of the chart."""
-        self.curves.cycle(setting)
+        self.curves.cycle(option)
 
     def action_cursor(self, columns: int) -> None:
         """Move the cursor that reads off values."""
-        self.curves.action_move(columns)
+        self.curves.move_cursor(columns)
 
     def action_zoom(self) -> None:
         """Show the curves on the whole screen, or below the table."""
@@ -325,10 +347,13 @@ class MainScreen(Screen[None]):
     def action_published(self) -> None:
         """Show or hide published results."""
         self.show_published = not self.show_published
-        self._draw_curves()
-        self.curves.redraw()
-        any_shown = any(series.published_ppl for series in self.curves.series)
-        state = "hidden" if not self.show_published else "shown" if any_shown else "shown for runs of the paper preset"
+        self._update_curves(immediately=True)
+        if not self.show_published:
+            state = "hidden"
+        elif any(series.published_ppl for series in self.curves.series):
+            state = "shown"
+        else:
+            state = "shown for runs of the paper preset"
         self.notify(f"Published results are {state}.", timeout=3)
 
     def action_details(self) -> None:
@@ -336,11 +361,11 @@ class MainScreen(Screen[None]):
         row = self.table.row
         if row is None:
             return
-        if row.experiment is None:
+        if row.unreadable:
             from lmconsole.tui.screens.dialogs import Page
 
             reason = self.snapshot.problems.get(row.key, "It can be read again.")
-            text = escape_control_characters(f"{self._store.absolute() / row.key}\n\n{reason}")
+            text = escape_control_characters(f"{self._store_path.absolute() / row.key}\n\n{reason}")
             self.app.push_screen(Page("A run that cannot be read", Text(text)))
             return
         if row.run is None:
@@ -352,13 +377,14 @@ class MainScreen(Screen[None]):
         self.app.push_screen(Details(lambda: self.snapshot.runs.get(name), row.run))
 
     def action_compare(self) -> None:
-        """Compare the selected runs, or all of them if fewer than two have finished an epoch."""
+        """Compare the selected runs, or the newest ones of all experiments if fewer than two of them have a best
+        epoch."""
         views = [view for view in self.selection().runs if view.best]
         if len(views) < 2:
             groups = runs_by_experiment(self.snapshot).values()
-            views = [view for runs in groups for view in newest_group(runs) if view.best]
+            views = [view for runs in groups for view in newest_seed_group(runs) if view.best]
         if len(views) < 2:
-            self.notify("A comparison needs two runs with a finished epoch.", timeout=3)
+            self.notify("A comparison needs two runs with a finite validation loss.", timeout=3)
             return
         from lmconsole.tui.screens.compare import comparison_page
 

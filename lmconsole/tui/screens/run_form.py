@@ -9,24 +9,25 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Label
 
-from lmconsole.engine.run_options import OPTIONS, Option
+from lmconsole.engine.run_options import OPTIONS, Option, RunRequest
 from lmconsole.errors import LmconsoleError
 
 
-class RunForm(ModalScreen[dict[str, str] | None]):
-    """Asks for the settings of runs, and returns them as typed, by field. None: canceled.
+class RunForm(ModalScreen[RunRequest | None]):
+    """Asks for the settings of runs, and returns the request for them. None: canceled.
 
-    ``check`` raises LmconsoleError if a value is wrong; the form shows the message and stays open.
+    ``check`` makes the request from the values as typed, by field. It raises LmconsoleError if a value is wrong; the
+    form shows the message and stays open.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "Cancel"),
         Binding("ctrl+s", "accept", "Run", priority=True),
     ]
-    FIELDS: ClassVar[dict[str, Option]] = {name: option for name, option in OPTIONS.items() if option.hint}
+    FIELDS: ClassVar[dict[str, Option]] = {name: option for name, option in OPTIONS.items() if option.form_placeholder}
     """Options of the form, by field of the request."""
 
-    def __init__(self, title: str, values: dict[str, str], check: Callable[[dict[str, str]], object]) -> None:
+    def __init__(self, title: str, values: dict[str, str], check: Callable[[dict[str, str]], RunRequest]) -> None:
         super().__init__()
         self._title, self._values, self._check = title, values, check
 
@@ -39,7 +40,7 @@ class RunForm(ModalScreen[dict[str, str] | None]):
                     yield Label(name.replace("_", " "))
                     yield Input(
                         self._values.get(name, ""),
-                        placeholder=option.hint or "",
+                        placeholder=option.form_placeholder or "",
                         id=name,
                         tooltip=option.help,
                         compact=True,
@@ -65,11 +66,11 @@ class RunForm(ModalScreen[dict[str, str] | None]):
         """Close the form if its values are valid."""
         values = {name: self.query_one(f"#{name}", Input).value.strip() for name in self.FIELDS}
         try:
-            self._check(values)
+            request = self._check(values)
         except LmconsoleError as error:
             self.query_one("#problem", Label).update(str(error))
             return
-        self.dismiss(values)
+        self.dismiss(request)
 
     def action_leave(self) -> None:
         """Close without running anything."""

@@ -25,14 +25,14 @@ class BackpressureOutput:
         """True once a write has failed: the terminal has hung up."""
 
     @property
-    def blocked_s(self) -> float:
-        """Seconds for which the write under way has been blocked; 0 if there is none."""
+    def current_write_s(self) -> float:
+        """Seconds that the write under way has taken so far; 0 if there is none."""
         since = self._blocked_since
         return 0.0 if since is None else time.monotonic() - since
 
-    def take_blocked_s(self) -> float:
+    def pop_blocked_s(self) -> float:
         """Return the seconds spent in writes since the last call, or in the write under way if that is longer."""
-        blocked_s, self._total_s = max(self._total_s, self.blocked_s), 0.0
+        blocked_s, self._total_s = max(self._total_s, self.current_write_s), 0.0
         return blocked_s
 
     def write(self, text: str) -> int:

@@ -29,7 +29,7 @@ QUICK_S = 0.01
 MAX_RUNS = 24
 
 T = TypeVar("T")
-Setting = Literal["x", "log", "shown", "smoothing"]
+ChartOption = Literal["x", "log", "shown", "smoothing"]
 
 
 class Curves(Grid, can_focus=True):
@@ -58,12 +58,13 @@ class Curves(Grid, can_focus=True):
         """Time that the last drawing took."""
         self._in_progress = False
 
-    def show(self, series: Sequence[Series], hint: str = "") -> None:
-        """Draw ``series``, or ``hint`` if they have no points."""
+    def show(self, series: Sequence[Series], hint: str = "", *, immediately: bool = False) -> None:
+        """Draw ``series``, or ``hint`` if they have no points. Curves that take long to draw are drawn later, in a
+        thread, unless ``immediately``."""
         same_runs = [each.run for each in self.series] == [each.run for each in series[:MAX_RUNS]]
         self._omitted = max(len(series) - MAX_RUNS, 0)
         self.series, self._hint = tuple(series[:MAX_RUNS]), hint
-        if not same_runs or self._drawing_s < QUICK_S:
+        if immediately or not same_runs or self._drawing_s < QUICK_S:
             self.redraw()
         elif not self._in_progress and time.monotonic() - self._drawn_at >= self._drawing_s / MAX_DRAWING_SHARE:
             self._in_progress = True
@@ -232,18 +233,20 @@ class Curves(Grid, can_focus=True):
         return f"{rate(x)} tokens" if self.options.x is XAxis.TOKENS else f"epoch {x:.2f}"
 
     def action_move(self, columns: int) -> None:
+        """Move the cursor."""
+        self.move_cursor(columns)
+
+    def move_cursor(self, columns: int) -> None:
         """Move the cursor; without one, start from the right end."""
         if self.drawing.columns:
             start = self.drawing.columns - 1 if self.cursor is None else self.cursor
             self.cursor = max(0, min(start + columns, self.drawing.columns - 1))
             self.redraw()
 
-    def remove_cursor(self) -> bool:
-        """Remove the cursor. Return whether there was one."""
-        had_cursor, self.cursor = self.cursor is not None, None
-        if had_cursor:
-            self.redraw()
-        return had_cursor
+    def remove_cursor(self) -> None:
+        """Remove the cursor."""
+        self.cursor = None
+        self.redraw()
 
     async def on_click(self, event: Click) -> None:
         """Put the cursor into the column that was clicked."""
@@ -252,14 +255,14 @@ class Curves(Grid, can_focus=True):
             self.cursor = column
             self.redraw()
 
-    def cycle(self, setting: Setting) -> None:
+    def cycle(self, option: ChartOption) -> None:
         """Change one of the chart's options to its next value."""
         options = self.options
-        if setting == "x":
+        if option == "x":
             self.options = replace(options, x=_next(list(XAxis), options.x))
-        elif setting == "log":
+        elif option == "log":
             self.options = replace(options, log=not options.log)
-        elif setting == "shown":
+        elif option == "shown":
             self.options = replace(options, shown=_next(list(ShownCurves), options.shown))
         else:
             self.options = replace(options, smoothing=_next(list(SMOOTHING), options.smoothing))

@@ -63,7 +63,7 @@ class ExperimentTable(DataTable[Text]):
             super().__init__()
             self.key = key
 
-    class FoldToggled(Message):
+    class FoldRequested(Message):
         """The runs of an experiment should be shown or hidden."""
 
         def __init__(self, row: Row, unfold: bool) -> None:
@@ -216,12 +216,16 @@ class ExperimentTable(DataTable[Text]):
     def action_check(self) -> None:
         """Select or unselect the row under the cursor."""
         if self.row:
-            self.post_message(self.CheckToggled(self.row.key))
+            self._toggle(self.row)
+
+    def _toggle(self, row: Row) -> None:
+        if not row.unreadable:
+            self.post_message(self.CheckToggled(row.key))
 
     def action_fold(self, unfold: bool) -> None:
         """Show or hide the runs of the experiment under the cursor."""
         if self.row:
-            self.post_message(self.FoldToggled(self.row, unfold))
+            self.post_message(self.FoldRequested(self.row, unfold))
 
     def action_select_cursor(self) -> None:
         """Open the row under the cursor."""
@@ -236,7 +240,7 @@ class ExperimentTable(DataTable[Text]):
         elif 0 <= row < len(self.rows_shown):
             self.move_cursor(row=row)
             if column == 0:
-                self.post_message(self.CheckToggled(self.rows_shown[row].key))
+                self._toggle(self.rows_shown[row])
             elif event.chain == 2:
                 self.post_message(self.RowOpened())
         event.stop()

@@ -23,9 +23,9 @@ class Headline(Grid):
     preset = reactive("", init=False, repaint=False)
     slow = reactive(False, init=False, repaint=False)
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store_path: Path) -> None:
         super().__init__("headline")
-        self._store = store
+        self._store_path = store_path
 
     def watch_snapshot(self) -> None:
         """Draw the counts of runs."""
@@ -47,7 +47,7 @@ class Headline(Grid):
         """Draw as much as the width allows, the counts first."""
         counts, width = self._counts(), self.size.width
         preset = f"  preset {escape_control_characters(self.preset)}" if width >= LEAST_WIDTH_WITH_PRESET else ""
-        store = _short_path(self._store.absolute(), width - len(counts) - len(preset) - 12)
+        store = _short_path(self._store_path.absolute(), width - len(counts) - len(preset) - 12)
         name = "lmconsole" if width - len(counts) > len("lmconsole") else ""
         place = f"  {escape_control_characters(store)}{preset}" if name else ""
         cells = text_cells(name, Style(bold=True)) + text_cells(place, Style(dim=True))
