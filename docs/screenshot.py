@@ -80,7 +80,7 @@ class Recorder:
         self.frames.append(Frame(svg=svg, shown_ms=shown_ms, caption=caption))
 
     async def press(self, *keys: str, caption: str, wait_s: float = 1.0) -> None:
-        """Press keys, give the app time to react, and take a frame."""
+        """Press keys, give the console time to react, and take a frame."""
         await self._pilot.press(*keys)
         await self._pilot.pause(wait_s)
         await self.take(caption)
