@@ -78,9 +78,9 @@ class CudaGraphSteps(Steps):
         self.learning_rate.fill_(learning_rate)
 
     def _launch(self, batch: slice, target_count: int) -> None:
-        windows = len(self._targets_per_window)
-        if self._replay is None or batch.stop > windows:
-            self._train_on(self._order[batch.start : min(batch.stop, windows)], target_count)
+        window_count = len(self._targets_per_window)
+        if self._replay is None or batch.stop > window_count:
+            self._train_on(self._order[batch.start : min(batch.stop, window_count)], target_count)
             self._position += 1
         else:
             self._replay()
@@ -114,6 +114,7 @@ class TrainingSnapshot:
                 tensor.zero_() if before is None else tensor.copy_(before)
 
     def _state_tensors(self) -> list[tuple[Tensor, str, Tensor]]:
+        """Return each tensor of the optimizer's state with its parameter and its name."""
         return [
             (owner, name, tensor)
             for owner, state in self._optimizer.state.items()

@@ -25,6 +25,7 @@ _own: set[str] = set()
 """Absolute paths of the locks that this process holds."""
 _mutexes: dict[str, threading.Lock] = {}
 """Mutex for each lock file, held while the file is opened or closed: a file that blocks delays no other."""
+os.register_at_fork(after_in_child=_own.clear)  # a child does not inherit record locks
 
 
 @dataclass(frozen=True, slots=True)

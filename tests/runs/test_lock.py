@@ -86,3 +86,18 @@ def test_threads_of_a_process_wait_for_each_other(tmp_path: Path) -> None:
         assert got == []
     thread.join()
     assert got == [True]
+
+
+def test_a_forked_child_does_not_hold_the_locks_of_its_parent(tmp_path: Path) -> None:
+    script = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from lmconsole.runs import lock\n"
+        "path = Path(sys.argv[1])\n"
+        "held = lock.acquire(path)\n"
+        "if os.fork() == 0:\n"
+        "    owner = lock.owner(path)\n"
+        "    os._exit(0 if owner is not None and owner.pid == os.getppid() else 1)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "lock")], check=True, timeout=60)
