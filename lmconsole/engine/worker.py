@@ -34,8 +34,8 @@ WAIT_POLL_S = 0.2
 """Interval at which a waiting worker checks whether its run is to stop."""
 EXIT_FAILED = 1
 EXIT_NOT_TRAINED = os.EX_TEMPFAIL
-"""Nothing was written: another process has the run, it is not queued, it could not be prepared ahead, or the runner has
-ended."""
+"""Nothing was written: another process has the run, it is not queued, it could not be prepared ahead, or the runner
+closed the connection or ended."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +151,7 @@ def _child_main(
 
         if cuda_broken_by_fork():
             if commands is not None:
-                sys.exit(EXIT_NOT_TRAINED)  # a new program has no connection; the runner starts the run later, afresh
+                sys.exit(EXIT_NOT_TRAINED)  # a new program has no connection; the run stays queued
             os.execv(sys.executable, [sys.executable, "-P", "-m", "lmconsole.engine.worker", *arguments])
     sys.exit(main(arguments, commands))
 
@@ -198,7 +198,7 @@ def main(arguments: list[str] | None = None, commands: Connection | None = None)
         if commands is not None:
             try:
                 command = _wait(attempt, commands, stop_requested)
-            except _RunnerGone:
+            except _ConnectionClosed:
                 return EXIT_NOT_TRAINED
             except Exception:
                 traceback.print_exc()
@@ -220,15 +220,15 @@ def main(arguments: list[str] | None = None, commands: Connection | None = None)
     return 0
 
 
-class _RunnerGone(Exception):
-    """The runner of a waiting worker has ended; the next runner starts the run."""
+class _ConnectionClosed(Exception):
+    """The runner closed the connection to a waiting worker, or ended; the run stays queued."""
 
 
 def _wait(attempt: "Attempt", commands: Connection, stop_requested: Callable[[], bool]) -> Train | None:
     """Prepare ``attempt`` as ``commands`` allow, and return the command to train; None if the run is to stop.
 
-    Raises _RunnerGone, and any exception of the preparation. The run then stays queued, and the runner starts it in a
-    new process: memory may have been short because two runs used it, and CUDA cannot be used again once it has failed.
+    Raises _ConnectionClosed, and any exception of the preparation. The run then stays queued, and a runner starts it in
+    a new process: memory may have been short because two runs used it, and CUDA cannot be used again once it failed.
     """
     attempt.prepare_on_host()
     while not stop_requested():
@@ -237,7 +237,7 @@ def _wait(attempt: "Attempt", commands: Connection, stop_requested: Callable[[],
         try:
             command: Command = commands.recv()
         except (EOFError, OSError):
-            raise _RunnerGone from None
+            raise _ConnectionClosed from None
         os.environ.update(command.environment)
         if isinstance(command, Train):
             return command

@@ -197,7 +197,7 @@ def test_a_fast_path_that_fails_while_waiting_leaves_the_run_to_another_process(
     assert worker._wait(attempt, receiver, lambda: False) == train
     assert worker._wait(attempt, receiver, lambda: True) is None, "stopped"
     sender.close()
-    with pytest.raises(worker._RunnerGone):
+    with pytest.raises(worker._ConnectionClosed):
         worker._wait(attempt, receiver, lambda: False)
 
 
