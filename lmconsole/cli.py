@@ -82,7 +82,7 @@ def list_experiments(experiments: Experiments = None, runs: Runs = STORE, json: 
 @app.command()
 @takes_run_request
 def run(**given: object) -> None:
-    """Train experiments, in the console or with --headless in this terminal."""
+    """Train experiments, in the console or headless in this terminal."""
     from lmconsole.engine.run_options import parse_request
 
     request = parse_request(given)
@@ -268,7 +268,9 @@ def serve(
 ) -> None:
     """Show the console in a browser.
 
-    By default it listens only on this machine. To reach it from yours: ssh -L 8000:127.0.0.1:8000 HOST
+    By default it listens only on this machine. To reach it from yours:
+
+    ssh -L 8000:127.0.0.1:8000 HOST
     """
     from lmconsole.tui.serve import serve as serve_console
 

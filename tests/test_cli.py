@@ -351,10 +351,12 @@ def test_imported_runs_and_problems_are_in_order_in_a_log(tmp_path: Path) -> Non
         (tmp_path / "theirs" / name).mkdir(parents=True)
         (tmp_path / "theirs" / name / "valid_ppl.txt").write_text("90.0\n")
     (tmp_path / "theirs" / "1" / "args.json").write_text('{"model": "gpt1", "layers": 1, "optimizer": "adam"}')
+    environment = tiny.environment(tmp_path)
+    environment.pop("PYTHONUNBUFFERED", None)
     done = subprocess.run(
         [sys.executable, "-m", "lmconsole", "import", "theirs"],
         cwd=tmp_path,
-        env=tiny.environment(tmp_path),
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
