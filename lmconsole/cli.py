@@ -19,7 +19,7 @@ COMPLETE = "_LMCONSOLE_COMPLETE"
 
 app = typer.Typer(
     name="lmconsole",
-    help="Train, watch and compare small language models on one GPU box.\n\nWithout a command, open the app.",
+    help="Train, watch and compare small language models on one GPU machine.\n\nWithout a command, open the console.",
     epilog="First time here? Try: lmconsole --preset demo, then press a and r",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -35,7 +35,7 @@ Embeddings = Annotated[Path | None, parameter("embeddings")]
 Experiments = Annotated[Path | None, parameter("experiments")]
 Runs = Annotated[Path, parameter("runs")]
 Json = Annotated[bool, parameter("json")]
-RunNames = Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Runs or experiment numbers.")]
+RunNames = Annotated[list[str] | None, typer.Argument(metavar="RUN...", help="Runs or experiment numbers.")]
 
 STORE = Path("runs")
 EXPORTS = Path("exports")
@@ -56,7 +56,7 @@ def _root(
     data: Data = None,
     embeddings: Embeddings = None,
     theme: Annotated[
-        str | None, typer.Option(help="Use these colors in the app, and save the choice.", metavar="NAME")
+        str | None, typer.Option(help="Use these colors in the console, and save the choice.", metavar="NAME")
     ] = None,
     slow: Annotated[
         bool, typer.Option("--slow", help="Draw less often and in fewer colors, for a slow connection.")
@@ -82,7 +82,7 @@ def list_experiments(experiments: Experiments = None, runs: Runs = STORE, json: 
 @app.command()
 @takes_run_request
 def run(**given: object) -> None:
-    """Train experiments and print the results."""
+    """Train experiments, in the console or headless in this terminal."""
     from lmconsole.engine.run_options import parse_request
 
     request = parse_request(given)
@@ -96,7 +96,7 @@ def run(**given: object) -> None:
         problem = terminal_problem()
         if problem is None:
             raise typer.Exit(open_console_on(request))
-        typer.echo(f"{problem}: running as with --headless.", err=True)
+        typer.echo(f"lmconsole: {problem}; continuing as with --headless", err=True)
     from lmconsole.commands.run import run_headless
 
     raise typer.Exit(run_headless(request))
@@ -126,7 +126,7 @@ def stop(
 def watch(names: RunNames = None, runs: Runs = STORE, json: Json = False) -> None:
     """Follow runs until they have finished, stopped or failed.
 
-    Without a name, follow all active runs. An interrupt leaves them running.
+    Without a name, follow all active runs. Ctrl+C leaves them running.
     """
     from lmconsole.commands.watch import watch
 
@@ -138,7 +138,8 @@ def export(
     form: Annotated[
         Literal["all", "markdown", "latex", "csv", "json", "parquet"],
         typer.Option(
-            "--format", help="Write this format: all is markdown, latex and csv, and the last three are data only."
+            "--format",
+            help="File format; all means Markdown, LaTeX and CSV. csv, json and parquet contain data only.",
         ),
     ] = "all",
     figures: Annotated[
@@ -146,7 +147,8 @@ def export(
     ] = "png",
     out: Annotated[Path, typer.Option("--out", help="Write into this folder.", metavar="DIR")] = EXPORTS,
     output: Annotated[
-        str | None, typer.Option("-o", help="Print the results table instead, with -o -.", metavar="-")
+        str | None,
+        typer.Option("-o", help="Print the results table to standard output instead of writing files.", metavar="-"),
     ] = None,
     preset: Annotated[str | None, typer.Option(help="Export the newest group of this preset.", metavar="NAME")] = None,
     imported: Annotated[bool, typer.Option("--imported", help="Export the newest group of imported runs.")] = False,
@@ -158,7 +160,9 @@ def export(
         ),
     ] = None,
     siunitx: Annotated[bool, typer.Option("--siunitx", help="Align LaTeX numbers with siunitx.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Export again as runs progress.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Export again as runs progress, until none is active.")
+    ] = False,
     runs: Runs = STORE,
 ) -> None:
     """Export figures, tables and the report.
@@ -173,7 +177,7 @@ def export(
         file_format=form,
         figure_format=figures,
         preset=preset,
-        run=run,
+        run=run or None,
         imported=imported or None,
         against=against,
         siunitx=siunitx,
@@ -183,7 +187,7 @@ def export(
 
 @app.command("import")
 def import_(
-    source: Annotated[Path, typer.Argument(help="Folder of run folders, one run folder, or a CSV.", metavar="DIR")],
+    source: Annotated[Path, typer.Argument(help="Folder of run folders, one run folder, or a CSV.", metavar="PATH")],
     experiments: Experiments = None,
     runs: Runs = STORE,
 ) -> None:
@@ -205,7 +209,7 @@ def data_info(
     experiments: Experiments = None,
     json: Json = False,
 ) -> None:
-    """Show which corpus and embeddings a run would use, and what is in them."""
+    """Show the corpus and embeddings that a run would use."""
     from lmconsole.commands.data_info import show_data
 
     show_data(data, embeddings, preset, experiments, json=json)
@@ -262,15 +266,17 @@ def serve(
     data: Data = None,
     embeddings: Embeddings = None,
 ) -> None:
-    """Show the app in a browser.
+    """Show the console in a browser.
 
-    It listens on this machine alone: ssh -L 8000:127.0.0.1:8000 forwards it to yours.
+    By default it listens only on this machine. To reach it from yours:
+
+    ssh -L 8000:127.0.0.1:8000 HOST
     """
-    from lmconsole.tui.serve import serve as serve_app
+    from lmconsole.tui.serve import serve as serve_console
 
     named = {"--preset": preset, "--runs": runs.absolute(), "--experiments": experiments}
     named |= {"--data": data, "--embeddings": embeddings}
-    serve_app(host, port, url, {name: str(value) for name, value in named.items() if value is not None})
+    serve_console(host, port, url, {name: str(value) for name, value in named.items() if value is not None})
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -80,7 +80,7 @@ def test_runs_go_from_the_command_to_the_tables(tmp_path: Path) -> None:
     assert {f"table-{n}.{form}" for n in ("1-results", "2-memory") for form in ("md", "tex", "csv")} < names
 
     again = tiny.lmconsole("run", "1", *arguments, cwd=tmp_path, check=0)
-    assert "finished before" in again.stderr
+    assert "already finished" in again.stderr
     assert len(Store(tmp_path / "runs").runs()) == 2
 
     status = json.loads(tiny.lmconsole("status", "--json", cwd=tmp_path, check=0).stdout)
@@ -192,7 +192,15 @@ def test_an_interrupt_stops_the_runs_and_running_again_resumes_them(tmp_path: Pa
 @pytest.mark.slow
 def test_a_dry_run_shows_everything_and_creates_nothing(tmp_path: Path) -> None:
     out = tiny.lmconsole("run", "2", *tiny_arguments(tmp_path), "--dry-run", cwd=tmp_path, check=0).stdout
-    for words in ("tiny (asked for)", "cpu (", "fp32", "vocabulary 300", "GPT-1 1L Adam", "new", "[presets.tiny.gpt1]"):
+    for words in (
+        "tiny (from --preset)",
+        "cpu (",
+        "fp32",
+        "vocabulary 300",
+        "GPT-1 1L Adam",
+        "new",
+        "[presets.tiny.gpt1]",
+    ):
         assert words in out
     words = " ".join(out.split())
     assert "time unknown; `lmconsole bench --preset tiny --experiments" in words
@@ -209,7 +217,7 @@ def test_a_dry_run_shows_everything_and_creates_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run"], "name experiments"),
+        (["run"], "name the experiments (1-12)"),
         (["run", "13"], "no experiment 13; built-in experiments.toml has 1-12"),
         (["run", "0"], "no experiment 0"),
         (["run", "4-1"], "4-1: the range is reversed; write 1-4"),
@@ -222,7 +230,7 @@ def test_a_dry_run_shows_everything_and_creates_nothing(tmp_path: Path) -> None:
         (["run", "1", "--preset", "papr"], "did you mean 'paper'?"),
         (["run", "1", "--epochs", "0"], "--epochs 0: expected a whole number >= 1"),
         (["run", "1", "--epochs", "nan"], "--epochs nan: expected a whole number"),
-        (["run", "1", "--precision", "fp8"], "unknown precision 'fp8'"),
+        (["run", "1", "--precision", "fp8"], "--precision: unknown precision 'fp8'"),
         (["run", "1", "--jobs", "0"], "--jobs 0: expected auto, or 1 to 1,024"),
         (["run", "1", "--jobs", "two"], "--jobs two: expected auto, or 1 to 1,024"),
         (["run", "1", "--seeds", "1,x"], "--seeds 1,x: expected whole numbers"),
@@ -238,7 +246,7 @@ def test_a_dry_run_shows_everything_and_creates_nothing(tmp_path: Path) -> None:
         (["status", "x"], "unexpected extra argument"),
         (["export"], "nothing to export: the store has no runs"),
         (["export", "--run", "nope"], "no run is called 'nope'"),
-        (["export", "-o", "file"], "only - is known"),
+        (["export", "-o", "file"], "-o accepts only -"),
         (["data", "info", "--data", "nowhere"], "nowhere"),
         (["bench", "--preset", "papr"], "did you mean 'paper'?"),
         (["bench", "--preset", "auto"], "name a preset"),
@@ -279,7 +287,7 @@ def save_npz(folder: Path, **splits: object) -> Path:
             "wiki.train.npz",
         ),
         ("paper", lambda d: save_npz(d), "needs GPT-1's embedding tables"),
-        ("auto", lambda d: save_npz(d), "--preset scratch"),
+        ("auto", lambda d: save_npz(d), "--data implies the preset paper, which also needs embeddings"),
         (
             "paper",
             lambda d: np.savez(save_npz(d) / "embeddings.npz", tokens=np.zeros((5, 768), np.float32)),
@@ -305,6 +313,15 @@ def test_paper_without_tables_gives_the_whole_recipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_files_that_the_preset_does_not_use_are_mentioned(tmp_path: Path) -> None:
+    words = ["run", "1", "--dry-run", "--data", str(tiny.write_corpus(tmp_path / "data")), "--embeddings", "tables.npz"]
+    shown = tiny.lmconsole(*words, "--preset", "demo", cwd=tmp_path, check=0).stderr
+    assert shown.splitlines() == [
+        f"warning: {name} is not used by the preset demo" for name in ("--data", "--embeddings")
+    ]
+
+
+@pytest.mark.slow
 def test_a_missing_device_is_refused(tmp_path: Path) -> None:
     for device in ("cuda", "cuda:0", "all", "tpu"):
         shown = refused(tmp_path, "run", "1", "--headless", "--preset", "demo", "--device", device)
@@ -322,9 +339,33 @@ def test_exports_that_cannot_be_written_are_refused_and_old_ones_kept(tmp_path: 
     run = tiny.queue_tiny(tmp_path)
     assert "none of 1 runs has completed an epoch" in tiny.lmconsole("export", cwd=tmp_path, check=2).stderr
     assert tiny.worker(run, tmp_path).returncode == 0
+    table = tiny.lmconsole("export", "-o", "-", cwd=tmp_path, check=0).stdout
+    assert tiny.lmconsole("export", "-o", "-", "--run", "", cwd=tmp_path, check=0).stdout == table
     (tmp_path / "exports").write_text("in the way")
     assert "cannot be written" in tiny.lmconsole("export", cwd=tmp_path, check=2).stderr
     assert (tmp_path / "exports").read_text() == "in the way"
+
+
+def test_imported_runs_and_problems_are_in_order_in_a_log(tmp_path: Path) -> None:
+    for name in ("1", "2"):
+        (tmp_path / "theirs" / name).mkdir(parents=True)
+        (tmp_path / "theirs" / name / "valid_ppl.txt").write_text("90.0\n")
+    (tmp_path / "theirs" / "1" / "args.json").write_text('{"model": "gpt1", "layers": 1, "optimizer": "adam"}')
+    environment = tiny.environment(tmp_path)
+    environment.pop("PYTHONUNBUFFERED", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "lmconsole", "import", "theirs"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    first, second = done.stdout.splitlines()
+    assert first.endswith(": imported from theirs/1")
+    assert second.startswith("not imported: theirs/2: ")
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
@@ -368,13 +409,13 @@ def test_a_measurement_is_shown_saved_and_used_for_estimates(tmp_path: Path) -> 
     done = tiny.lmconsole("bench", *arguments, cwd=tmp_path, check=0, env={"COLUMNS": "80"})
     assert re.search(r"^LSTM 1L +1 +\S+ +\S+ ms ", done.stdout, re.MULTILINE)
     assert re.search(r"^GPT-1 1L +2 +\S+ +\S+ ms ", done.stdout, re.MULTILINE)
-    assert re.search(r"^All 2 runs, .* \(ESTIMATE\)$", done.stdout, re.MULTILINE)
+    assert re.search(r"^All 2 runs, .* \(estimated\)$", done.stdout, re.MULTILINE)
     assert not ANSI.search(done.stdout + done.stderr)
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert len(list((tmp_path / "cache" / "lmconsole" / "bench").iterdir())) == 1
     assert not (tmp_path / "runs").exists()
     dry = tiny.lmconsole("run", "--all", *tiny_arguments(tmp_path), "--dry-run", cwd=tmp_path, check=0).stdout
-    assert re.search(r"^time +about .* for 2 runs, from `lmconsole bench`", dry, re.MULTILINE)
+    assert re.search(r"^time +about .* for 2 runs, estimated from `lmconsole bench`", dry, re.MULTILINE)
     assert len(re.findall(r" new, about \d+ (?:s|min|h)\b", dry, re.MULTILINE)) == 2
 
     found = json.loads(tiny.lmconsole("bench", *arguments, "--json", cwd=tmp_path, check=0).stdout)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lmconsole.formatting import UNKNOWN, about, energy
+from lmconsole.formatting import UNKNOWN, about, counted, energy
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,11 @@ from lmconsole.formatting import UNKNOWN, about, energy
 )
 def test_a_rough_time_is_given_in_two_units_at_most(seconds: float | None, words: str) -> None:
     assert about(seconds) == words
+
+
+@pytest.mark.parametrize(("number", "words"), [(0, "0 runs"), (1, "1 run"), (2_048, "2,048 runs")])
+def test_a_number_of_things_has_its_plural(number: int, words: str) -> None:
+    assert counted(number, "run") == words
 
 
 @pytest.mark.parametrize(

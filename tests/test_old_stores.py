@@ -83,7 +83,7 @@ def test_every_run_has_the_hash_that_this_version_gives_it(folder: Path) -> None
 
 def test_a_finished_run_is_not_repeated(folder: Path) -> None:
     done = tiny.lmconsole("run", "1", "2", "--seeds", "7", *RUN, cwd=folder, check=0)
-    assert done.stderr.count("finished before") == 2
+    assert done.stderr.count("already finished") == 2
     assert set(runs_in(folder)) == {*FINISHED, STOPPED, KILLED, IMPORTED}
 
 

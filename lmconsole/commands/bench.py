@@ -11,6 +11,7 @@ from lmconsole.commands.output import console, plain_table, print_json
 from lmconsole.engine.bench import BUDGET_S, WATCH_S, BenchRequest, bench
 from lmconsole.engine.bench_cache import BenchResult, Shape, save_result
 from lmconsole.errors import LmconsoleError, escape_control_characters
+from lmconsole.formatting import counted
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import AUTO, unknown
 
@@ -39,11 +40,10 @@ def measure(
     """Measure and save the result. Raises LmconsoleError."""
     plan = load_plan(experiments)
     if preset not in plan.presets:
-        problem = "has no sizes: name a preset" if preset == AUTO else unknown("preset", preset, [*plan.presets])
-        raise LmconsoleError(f"--preset {preset}: {problem}")
+        no_sizes = "auto has no sizes of its own; name a preset"
+        raise LmconsoleError(f"--preset: {no_sizes if preset == AUTO else unknown('preset', preset, [*plan.presets])}")
     if precision not in (None, "auto", "fp32", "tf32", "bf16"):
-        problem = unknown("precision", precision, ["auto", "fp32", "tf32", "bf16"])
-        raise LmconsoleError(f"--precision {precision}: {problem}")
+        raise LmconsoleError(f"--precision: {unknown('precision', precision, ['auto', 'fp32', 'tf32', 'bf16'])}")
     if sys.stderr.isatty():
         console(stderr=True).print(Text("Measuring, for less than a minute …", style="dim"))
     result = bench(
@@ -64,7 +64,10 @@ def print_result(result: BenchResult) -> None:
     """Print the device, the table of shapes, and notes on both."""
     out = console()
     for name, value in (
-        ("device", f"{result.device} ({result.device_name}), {result.threads} threads, torch {result.torch}"),
+        (
+            "device",
+            f"{result.device} ({result.device_name}), {counted(result.threads, 'thread')}, torch {result.torch}",
+        ),
         ("preset", f"{result.preset}, {result.precision}"),
         ("peak", f"{result.peak_matmul_gflops:,.0f} GFLOP/s in matrix products of these sizes"),
     ):
@@ -75,7 +78,7 @@ def print_result(result: BenchResult) -> None:
     out.print()
     out.print(
         Text(
-            f"All {result.all_runs} runs, one after the other: about {formatting.about(result.all_runs_s)} (ESTIMATE)",
+            f"All {result.all_runs} runs, one after the other: about {formatting.about(result.all_runs_s)} (estimated)",
             style="bold",
         )
     )
@@ -112,7 +115,7 @@ def _notes(result: BenchResult) -> str:
         f"Step: {settings.batch_size} x {settings.window_tokens} tokens, AdamW, random data.",
         f"Memory: peak {memory}.",
         "Of peak: the matrix products of a step, as a share of the peak matmul throughput.",
-        f"One run: ESTIMATE of {settings.epochs} epochs with evaluation, without set-up;",
+        f"One run: estimated time of {counted(settings.epochs, 'epoch')} with evaluation, without setup;",
         f"{tokens} train, validation and test tokens.",
     ]
     if result.batch_size < settings.batch_size:

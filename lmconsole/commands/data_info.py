@@ -7,6 +7,7 @@ from typing import Any
 from lmconsole.commands.output import print_json
 from lmconsole.data.corpus import describe, find_data, find_embeddings, load_corpus
 from lmconsole.data.windows import cut_windows
+from lmconsole.formatting import counted
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import AUTO
 
@@ -49,8 +50,9 @@ def _lines(report: dict[str, Any], window_tokens: int) -> list[str]:
         f"vocabulary  {report['vocabulary']:,}",
         f"sha256      {report['sha256']}",
         f"embeddings  {report['embeddings'] or 'none found'}",
+        f"windows     {counted(window_tokens, 'target')} each (preset {report['preset']})",
         "",
-        f"{'split':<12}{'tokens':>12}{'windows':>10}{'targets':>12}   of {window_tokens} (preset {report['preset']})",
+        f"{'split':<12}{'tokens':>12}{'windows':>10}{'targets':>12}",
     ]
     for split, counts in report["windows"].items():
         lines.append(f"{split:<12}{report['tokens'][split]:>12,}{counts['windows']:>10,}{counts['targets']:>12,}")

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from lmconsole import __version__, formatting
 from lmconsole.commands.output import console, print_json
-from lmconsole.data.corpus import find_data, find_embeddings
+from lmconsole.data.corpus import find_data, find_embeddings, user_data_folder
 from lmconsole.errors import LmconsoleError, escape_control_characters
 from lmconsole.runs.store import Store
 from lmconsole.telemetry.gpu import Gpus
@@ -122,8 +122,8 @@ def _torch_and_gpu() -> Iterator[Finding]:
 
 def _host() -> Finding:
     memory = host_memory()
-    found = f"{cores()} cores, {formatting.mib(memory.available_mib)} of {formatting.mib(memory.total_mib)} free"
-    return Finding(what="host", verdict="ok", found=found)
+    free = f"{formatting.mib(memory.available_mib)} of {formatting.mib(memory.total_mib)} memory free"
+    return Finding(what="host", verdict="ok", found=f"{formatting.counted(cores(), 'core')}, {free}")
 
 
 def _data(data: Path | None, embeddings: Path | None) -> Iterator[Finding]:
@@ -136,7 +136,7 @@ def _data(data: Path | None, embeddings: Path | None) -> Iterator[Finding]:
             yield Finding(
                 what="data",
                 verdict="note",
-                found="none in LMCONSOLE_DATA, ./data or the user data folder",
+                found=f"none in LMCONSOLE_DATA, ./data or {user_data_folder()}",
                 advice="The demo preset needs none; for the others, name a folder with --data.",
             )
     except LmconsoleError as error:
@@ -149,7 +149,7 @@ def _data(data: Path | None, embeddings: Path | None) -> Iterator[Finding]:
             found=str(tables) if tables else "none",
             advice=""
             if tables
-            else "Only the paper preset needs them: see `lmconsole run 1 --preset paper --dry-run`.",
+            else "Only the paper preset needs them; `lmconsole run 1 --preset paper --dry-run` says where to get them.",
         )
     except LmconsoleError as error:
         yield Finding(what="embeddings", verdict="problem", found=error.message, advice=error.hint or "")
@@ -169,10 +169,11 @@ def _store(runs: Path) -> Finding:
             found=f"{place}: cannot be written",
             advice="Correct its permissions, or name another store with --runs.",
         )
+    shown = f"{store.root}: {formatting.counted(len(found), 'run')}"
     if store.problems:
         names = ", ".join(store.problems)
-        return Finding(what="store", verdict="note", found=f"{store.root}: {len(found)} runs; unreadable: {names}")
-    return Finding(what="store", verdict="ok", found=f"{store.root}: {len(found)} runs")
+        return Finding(what="store", verdict="note", found=f"{shown}; unreadable: {names}")
+    return Finding(what="store", verdict="ok", found=shown)
 
 
 def _disk(runs: Path) -> Finding:

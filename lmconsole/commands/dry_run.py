@@ -14,7 +14,7 @@ from lmconsole.engine.estimate import Estimate, estimates, makespan_s
 from lmconsole.engine.probe import ProbeAnswer, ask
 from lmconsole.engine.queue import Action, QueueDecision
 from lmconsole.engine.run_options import RunRequest
-from lmconsole.engine.submit import describe_sharing, describe_threads, preview, requested_threads
+from lmconsole.engine.submit import describe_sharing, preview, requested_threads
 from lmconsole.errors import ExitCode, escape_control_characters
 from lmconsole.runs.store import Store
 from lmconsole.telemetry.host import free_disk_mib
@@ -83,7 +83,8 @@ def time_expected(
     total_s = makespan_s(each, len(answer.devices))
     of = f"{len(known)} of {count}" if len(known) < count else str(count)
     sources = " and ".join(dict.fromkeys(estimate.source for estimate in known))
-    return [("time", f"about {formatting.about(total_s)} for {of} run{'s' if count > 1 else ''}, from {sources}")]
+    noun = "run" if count == 1 else "runs"
+    return [("time", f"about {formatting.about(total_s)} for {of} {noun}, estimated from {sources}")]
 
 
 def _bench_command(answer: ProbeAnswer, request: RunRequest) -> str:
@@ -108,12 +109,14 @@ def _decision_line(decision: QueueDecision, estimate: Estimate | None, request: 
             return f"{text}new{time_left}"
         case Action.RESUME:
             usual = requested_threads(request) or resolved.threads
-            kept = f" with {describe_threads(decision.threads)} as before" if decision.threads != usual else ""
+            kept = (
+                f" with {formatting.counted(decision.threads, 'thread')} as before" if decision.threads != usual else ""
+            )
             return f"{text}resume {decision.run} in epoch {decision.epoch}{kept}{time_left}"
         case Action.FINISHED:
             return f"{text}skip, finished: {decision.run}"
         case Action.ACTIVE:
-            return f"{text}{'wait for' if request.wait_for_active else 'refuse: already active as'} {decision.run}"
+            return f"{text}{'wait for' if request.wait_for_active else 'error: already active as'} {decision.run}"
 
 
 def _print_settings(answer: ProbeAnswer) -> None:
@@ -129,7 +132,7 @@ def _print_settings(answer: ProbeAnswer) -> None:
         if len(set(values.values())) == 1:
             shown = str(next(iter(values.values())))
             if len(values) < len(settings):
-                shown += f" (experiments {', '.join(map(str, values))})"
+                shown += f" (experiment{'' if len(values) == 1 else 's'} {', '.join(map(str, values))})"
         else:
             shown = ", ".join(f"{number}: {value}" for number, value in values.items())
         sources = dict.fromkeys(run.origins[key] for run in answer.runs if key in run.origins)

@@ -26,7 +26,7 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
         options = replace(options, run=store.find(options.run).run)
     if output is not None:
         if output != "-":
-            raise LmconsoleError(f"-o {output!r}: only - is known, for standard output", hint="--out names a folder.")
+            raise LmconsoleError("-o accepts only -, for standard output; use --out for a folder")
         if watch:
             raise LmconsoleError("-o -: --watch writes files", hint="Leave one of the two out.")
         sys.stdout.write(print_table(store, options))

@@ -146,5 +146,7 @@ class Follower:
                 self._display.say(f"Detached; the exports will be in {exports}.")
                 return
             time.sleep(POLL_S)
-        exported = [line for line in self._runner_log.read_lines() if line.startswith("exports: ")]
+        exported: list[str] = []
+        with contextlib.suppress(OSError):
+            exported = [line for line in self._runner_log.read_lines() if line.startswith("exports: ")]
         self._display.say(exported[-1] if exported else f"exports: none were written; see {self._store.runner_log}")

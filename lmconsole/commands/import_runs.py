@@ -16,11 +16,11 @@ def import_runs(root: Path, source: Path, experiments: Path | None) -> ExitCode:
     """
     report = import_into(Store(root), source, load_plan(experiments))
     for place, run in report.imported.items():
-        print(f"{run}: imported from {escape_control_characters(place)}")
+        print(f"{run}: imported from {escape_control_characters(place)}", flush=True)
     for place, run in report.imported_before.items():
-        print(f"{run}: imported before, from {escape_control_characters(place)}")
+        print(f"{run}: already imported from {escape_control_characters(place)}", flush=True)
     for problem in report.problems:
-        print_message(f"{problem}: not imported")
+        print_message(f"not imported: {problem}")
     if not report.problems:
         return ExitCode.OK
     return ExitCode.RUN_FAILED if report.imported or report.imported_before else ExitCode.USAGE

@@ -21,8 +21,8 @@ STATUS_STYLES = {
 }
 
 RESULTS_NOTE = (
-    "Train, Valid, Test: perplexity per target token, at the epoch that validated best.\n"
-    "Time: training alone, without set-up and evaluation."
+    "Train, Valid, Test: perplexity per target token, at the epoch with the lowest validation perplexity.\n"
+    "Time: training alone, without setup and evaluation."
 )
 
 
@@ -52,8 +52,8 @@ def _describe_imported(run: Run) -> str:
 
 
 def results_table(runs: Iterable[Run]) -> Table:
-    """Return a table with a row for each run: its status, and its perplexities at the epoch that validated best. Fits
-    80 columns."""
+    """Return a table with a row for each run: its status, and its perplexities at the epoch with the lowest
+    validation perplexity. Fits 80 columns."""
     runs = list(runs)
     several_seeds = len({run.info.seed for run in runs}) > 1
     table = plain_table(ID="right", Experiment="left")

@@ -61,7 +61,7 @@ def _announcement(decision: QueueDecision, *, several_seeds: bool) -> str:
         name += f"  seed {resolved.seed}"
     match decision.action:
         case Action.FINISHED:
-            return f"{name}  finished before; --fresh trains it again"
+            return f"{name}  already finished; --fresh trains it again"
         case Action.RESUME:
             return f"{name}  queued to resume in epoch {decision.epoch}"
         case Action.ACTIVE:

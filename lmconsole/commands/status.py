@@ -11,7 +11,7 @@ from rich.text import Text
 from lmconsole.commands.output import console, plain_table, print_json, print_message, warn_about
 from lmconsole.commands.results import describe_status, valid_perplexity
 from lmconsole.errors import escape_control_characters
-from lmconsole.formatting import seconds
+from lmconsole.formatting import counted, seconds
 from lmconsole.runs.store import Run, Store
 
 
@@ -29,7 +29,7 @@ def show_status(root: Path, *, json: bool) -> None:
             if run.state.failed:
                 print_message(f"{run.run}: {run.state.failed.message}\n  {run.state.failed.hint}")
             if run.state.damaged:
-                print_message(f"{run.run}: warning: {run.state.damaged} damaged lines in its log were skipped")
+                print_message(f"{run.run}: warning: skipped {counted(run.state.damaged, 'damaged line')} in its log")
     warn_about(store)
 
 

@@ -18,13 +18,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lmconsole import formatting
 from lmconsole.data.cache import SPLITS, TokenizedText, cached, entry_name, fingerprint
 from lmconsole.data.demo import DEMO_NAME, demo_texts
 from lmconsole.data.files import id_type, list_folder, read_bytes, read_text, read_tokens
 from lmconsole.data.tokenizer import ENCODER_FILE, MERGES_FILE, Tokenizer, gpt1_tokenizer, train_byte_bpe
 from lmconsole.errors import CorpusError, EmbeddingsError, escape_control_characters
 
-__all__ = ["SPLITS", "Corpus", "describe", "find_data", "find_embeddings", "load_corpus"]
+__all__ = ["SPLITS", "Corpus", "describe", "find_data", "find_embeddings", "load_corpus", "user_data_folder"]
 
 SHORTEST_SPLIT = 3
 """Least number of tokens for which there is a window with a target, whatever the window length."""
@@ -139,15 +140,20 @@ def find_data(explicit: Path | None, *, environ: Mapping[str, str], cwd: Path) -
             except CorpusError as error:
                 raise CorpusError(f"{origin}: {error.message}", hint=error.hint) from None
             return place
-    import platformdirs
-
-    for place in (Path(os.path.abspath(cwd / "data")), platformdirs.user_data_path("lmconsole", appauthor=False)):
+    for place in (Path(os.path.abspath(cwd / "data")), user_data_folder()):
         try:
             _layout(place, list_folder(place))
         except CorpusError:
             continue
         return place
     return None
+
+
+def user_data_folder() -> Path:
+    """Return the folder that is searched last for a corpus."""
+    import platformdirs
+
+    return platformdirs.user_data_path("lmconsole", appauthor=False)
 
 
 def find_embeddings(explicit: Path | None, data: Path | None) -> Path | None:
@@ -229,7 +235,7 @@ def _byte_tokens(texts: Mapping[str, str], vocabulary: int, cache: Path | None) 
     """Return the ids of ``texts`` in a byte-level BPE trained on the train split, and a description of it."""
     name = entry_name("bytes", str(vocabulary), *(texts[s] for s in SPLITS))
     tokenized = cached(cache, name, lambda: _encode(train_byte_bpe(texts["train"], vocabulary), texts))
-    return tokenized, f"byte-level BPE of {tokenized.vocabulary:,} trained on the train split"
+    return tokenized, f"byte-level BPE of {tokenized.vocabulary:,} tokens trained on the train split"
 
 
 def _encode(tokenizer: Tokenizer, texts: Mapping[str, str]) -> TokenizedText:
@@ -250,8 +256,8 @@ def _corpus(
     for split in SPLITS:
         if len(ids.splits[split]) < SHORTEST_SPLIT:
             raise CorpusError(
-                f"{sources[split]}: the {split} split has {len(ids.splits[split])} tokens; "
-                f"one window needs {SHORTEST_SPLIT} or more",
+                f"{sources[split]}: the {split} split has {formatting.counted(len(ids.splits[split]), 'token')}; "
+                f"at least {SHORTEST_SPLIT} are needed",
                 hint="Add more text or tokens to it.",
             )
     sha256 = fingerprint(ids.vocabulary, ids.splits)
@@ -278,8 +284,9 @@ def _first(ids: NDArray[np.integer[Any]], split: str, max_tokens: int | None) ->
     limit = max_tokens if split == "train" else max_tokens // 10
     if limit < SHORTEST_SPLIT:
         raise CorpusError(
-            f"--max-tokens {max_tokens} leaves {max(limit, 0)} tokens of the {split} split; "
-            f"one window needs {SHORTEST_SPLIT} or more",
+            f"--max-tokens {max_tokens} leaves {formatting.counted(max(limit, 0), 'token')} of the {split} split"
+            f"{'' if split == 'train' else ' (a tenth as many as of the train split)'}; "
+            f"at least {SHORTEST_SPLIT} are needed",
             hint=f"Use --max-tokens {SHORTEST_SPLIT * 10} or more.",
         )
     return ids[:limit].copy()

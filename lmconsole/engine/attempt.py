@@ -73,7 +73,7 @@ class Attempt:
         self._training = Training(context)
 
     def prepare_on_device(self) -> None:
-        """Do the rest of the set-up. Any exception may be raised."""
+        """Do the rest of the setup. Any exception may be raised."""
         if self._training is None:
             self.prepare_on_host()
         assert self._training is not None

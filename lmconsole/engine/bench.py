@@ -86,7 +86,9 @@ def measure(request: BenchRequest) -> BenchResult:
     everything = device.describe_devices()
     names = device.resolve_devices(request.device, everything)
     if len(names) > 1:
-        raise DeviceError(f"--device {request.device}: one device is measured at a time", hint="Name one device.")
+        raise DeviceError(
+            f"--device {request.device}: one device is measured at a time", hint="Use auto, cpu, cuda or cuda:0."
+        )
     (chosen,) = (each for each in everything if each.device == names[0])
     device.set_device(chosen.device)
     device.set_threads(threads_per_run(1))

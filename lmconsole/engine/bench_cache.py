@@ -31,7 +31,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     peak_mib: float | None
     """Peak memory: of tensors on a GPU, of the process on a CPU. None if estimated."""
     run_s: float
-    """ESTIMATE of one run, without set-up."""
+    """Estimated time of one run, without setup."""
 
 
 class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +56,7 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     shapes: tuple[Shape, ...]
     all_runs: int
     all_runs_s: float
-    """ESTIMATE of all runs, one after the other."""
+    """Estimated time of all runs, one after the other."""
     load_1min: float
     """Load average before the measurement."""
     measured_s: float

@@ -68,7 +68,7 @@ def _speed_of(run: Run, device_name: str) -> SpeedSample | None:
         settings=info.settings,
         flops_per_s=flops / max(state.finished.wall_s - setup_s, 1e-9),
         setup_s=setup_s,
-        source="runs that finished here",
+        source="earlier runs on this machine",
     )
 
 

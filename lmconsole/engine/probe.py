@@ -6,7 +6,7 @@ The child, which imports torch, settles preset, devices, precision, corpus, embe
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,7 +103,7 @@ def probe(request: RunRequest, environ: Mapping[str, str], cwd: Path) -> ProbeAn
     )
     data = find_data(request.data, environ=environ, cwd=cwd) if wants_data else None
     embeddings = find_embeddings(request.embeddings, data) if wants_data else None
-    preset, reason = request.preset, "asked for"
+    preset, reason = request.preset, "from --preset"
     if preset == AUTO:
         given = [
             name
@@ -116,14 +116,15 @@ def probe(request: RunRequest, environ: Mapping[str, str], cwd: Path) -> ProbeAn
         ]
         preset, reason = choose_preset(given, data, embeddings, cuda=any(each.uuid for each in everything))
     resolver = _Resolver(plan, preset, request, data, embeddings)
+    runs = tuple(resolver.resolve(experiment, chosen) for experiment in experiments)
     return ProbeAnswer(
         preset=preset,
         reason=reason,
         devices=tuple(names),
         device_names=tuple(each.name for each in chosen),
         device_keys=tuple(each.uuid or each.device for each in chosen),
-        runs=tuple(resolver.resolve(experiment, chosen) for experiment in experiments),
-        warnings=tuple(_busy_gpu_warnings(chosen, request.runs)),
+        runs=runs,
+        warnings=(*_unused_file_warnings(request, preset, runs), *_busy_gpu_warnings(chosen, request.runs)),
     )
 
 
@@ -147,11 +148,12 @@ def choose_preset(given: list[str], data: Path | None, embeddings: Path | None, 
     ]
     if given:
         if data is None:
-            raise CorpusError(f"{given[0]} asks for the paper preset, but no tokens were found", hint=TOKENS_RECIPE)
+            raise CorpusError(f"{given[0]} implies the preset paper, but no tokens were found", hint=tokens_recipe())
         if embeddings is None:
             raise EmbeddingsError(
-                f"{given[0]} asks for the paper preset, but there is no embeddings.npz or model.safetensors in {data}",
-                hint=f"{EMBEDDINGS_RECIPE}\nOr train your own tables: --preset scratch.",
+                f"{given[0]} implies the preset paper, which also needs embeddings: no embeddings.npz or "
+                f"model.safetensors in {data}",
+                hint=f"{LEARN_HINT}\n{EMBEDDINGS_RECIPE}",
             )
         return "paper", f"{given[0]} is given"
     if missing:
@@ -159,16 +161,25 @@ def choose_preset(given: list[str], data: Path | None, embeddings: Path | None, 
     return "paper", "a CUDA device, tokens and embeddings were found"
 
 
-TOKENS_RECIPE = """\
-Tokens: a folder with wiki.train.npz, wiki.validation.npz and wiki.test.npz (array `tokens`: WikiText-2 as GPT-1 BPE ids
-plus one), or with train.txt, valid.txt and test.txt next to GPT-1's encoder_bpe_40000.json and
-vocab_40000.bpe. Searched in --data, LMCONSOLE_DATA, ./data and the user data folder, in this order."""
+def tokens_recipe() -> str:
+    """Return what to do where no tokens were found."""
+    from lmconsole.data.corpus import user_data_folder
+
+    return f"""\
+Tokens: a folder with WikiText-2 as train.txt, valid.txt and test.txt, and GPT-1's encoder_bpe_40000.json and
+vocab_40000.bpe next to them; or already tokenized as wiki.train.npz, wiki.validation.npz and wiki.test.npz (array
+`tokens`: GPT-1 BPE ids plus 1, 0 is padding). Name it with --data or LMCONSOLE_DATA, or put the files into ./data or
+{user_data_folder()}."""
+
 
 EMBEDDINGS_RECIPE = """\
-Embeddings: GPT-1's own tables. Take model.safetensors of the hub model openai-community/openai-gpt, for example with
+Embeddings: GPT-1's own tables. Download model.safetensors of openai-community/openai-gpt from the Hugging Face Hub,
+for example with
   hf download openai-community/openai-gpt model.safetensors --local-dir data
 and name it with --embeddings, or put it next to the tokens. A file embeddings.npz with float32 arrays `tokens` (V x C,
 row 0 for padding) and `position` (T x C) works as well."""
+
+LEARN_HINT = "To learn the embeddings instead: --preset scratch."
 
 
 class _Resolver:
@@ -217,7 +228,7 @@ class _Resolver:
         key = settings.corpus, settings.vocabulary
         if key not in self._corpora:
             if settings.corpus == "tokens" and self._data is None:
-                hint = TOKENS_RECIPE
+                hint = tokens_recipe()
                 if settings.embeddings == "frozen":
                     hint += f"\n{EMBEDDINGS_RECIPE}"
                 raise CorpusError(
@@ -238,13 +249,21 @@ class _Resolver:
         if self._tables_file is None:
             raise EmbeddingsError(
                 f"preset {self._preset} needs GPT-1's embedding tables, and there are none in {self._data}",
-                hint=f"{TOKENS_RECIPE}\n{EMBEDDINGS_RECIPE}\nOr train your own tables: --preset scratch.",
+                hint=f"{LEARN_HINT}\n{EMBEDDINGS_RECIPE}",
             )
         key = corpus.vocabulary, settings.channels, settings.window_tokens
         if key not in self._tables:
             tables = read_tables(self._tables_file, vocabulary=key[0], channels=key[1], window_tokens=key[2])
             self._tables[key] = EmbeddingsInfo(path=str(tables.path), sha256=tables.sha256)
         return self._tables[key]
+
+
+def _unused_file_warnings(request: RunRequest, preset: str, runs: Sequence[ResolvedRun]) -> Iterator[str]:
+    """Yield a warning for ``--data`` and ``--embeddings`` if no run reads them."""
+    if request.data and not any(run.settings.corpus == "tokens" for run in runs):
+        yield f"--data is not used by the preset {preset}"
+    if request.embeddings and not any(run.embeddings for run in runs):
+        yield f"--embeddings is not used by the preset {preset}"
 
 
 def _busy_gpu_warnings(chosen: list["Device"], store: Path) -> Iterator[str]:

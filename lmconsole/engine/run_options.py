@@ -125,8 +125,11 @@ def parse_jobs(text: str, _: "Plan") -> int | Literal["auto"]:
 
 def _count(text: str, most: int) -> int | None:
     """Return the whole number from 1 to ``most`` in ``text``, or None if there is no such number."""
-    number = int(text) if re.fullmatch(r"[0-9]{1,19}", text) else None
-    return number if number is not None and 1 <= number <= most else None
+    try:
+        number = int(text)
+    except ValueError:
+        return None
+    return number if 1 <= number <= most else None
 
 
 def parse_program(text: str, _: "Plan") -> tuple[str, ...]:
@@ -146,14 +149,16 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     ids: Annotated[
         tuple[int, ...],
-        Option(help="Experiments to train, such as 5 or 1-4.", metavar="ID", positional=True, parse=parse_ids),
+        Option(help="Experiments to train, such as 5 or 1-4.", metavar="ID...", positional=True, parse=parse_ids),
     ] = ()
     keep_order: bool = msgspec.field(default=False, name="typed_order")
     """Whether runs are trained in the order of ``ids``. Set if the ids contain no range."""
     wait_for_active: bool = False
     """Whether active runs are waited for; otherwise the request is refused. Set by ``--all``, and by the console."""
-    everything: Annotated[bool, Option(help="Train all experiments; wait for active ones.", flag="--all")] = False
-    headless: Annotated[bool, Option(help="Show progress in the terminal instead of opening the app.")] = False
+    everything: Annotated[
+        bool, Option(help="Train all experiments, and wait for those already queued or running.", flag="--all")
+    ] = False
+    headless: Annotated[bool, Option(help="Show progress in this terminal instead of opening the console.")] = False
     preset: Annotated[
         str,
         Option(
@@ -183,7 +188,12 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     max_tokens: Annotated[
-        int | None, Option(help="Use only the first N tokens.", metavar="N", parse=parse_max_tokens)
+        int | None,
+        Option(
+            help="Use the first N training tokens, and a tenth as many of the other splits.",
+            metavar="N",
+            parse=parse_max_tokens,
+        ),
     ] = None
     device: Annotated[
         str,
@@ -207,11 +217,11 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     jobs: Annotated[
         int | Literal["auto"],
         Option(
-            help="Train N runs at once on one device; auto suits the size of each.",
+            help="Train N runs at once on each device; auto chooses by the size of the model.",
             metavar="N",
             completions=("auto",),
             parse=parse_jobs,
-            form_placeholder="auto, or runs at once on one device",
+            form_placeholder="auto, or runs at once on each device",
         ),
     ] = "auto"
     data: Annotated[Path | None, Option(help="Read token or text files from this folder.", metavar="DIR")] = None
@@ -272,7 +282,8 @@ def parse_request(given: Mapping[str, object], **parsed: Any) -> RunRequest:
         parsed: fields that need no parsing. They take precedence.
 
     Raises:
-        LmconsoleError: fields are wrong; the message lists all problems.
+        LmconsoleError: fields are wrong, and the message lists all problems; or the name of the current folder is not
+            UTF-8.
         PlanError: the file of experiments is wrong.
         StoreError: the run store cannot be read.
     """
@@ -291,9 +302,9 @@ def parse_request(given: Mapping[str, object], **parsed: Any) -> RunRequest:
     known = tuple(experiment.id for experiment in plan.experiments)
     problems = []
     if "ids" in present and "everything" in present:
-        problems.append("either ids or --all, not both")
+        problems.append("give experiment IDs or --all, not both")
     elif "ids" not in present and "everything" not in present:
-        problems.append(f"name experiments, for example `lmconsole run 1-4 9`, or --all; there are {ranges([*known])}")
+        problems.append(f"name the experiments ({ranges([*known])}), for example `lmconsole run 1-4 9`, or use --all")
     values: dict[str, Any] = {
         "ids": known,
         "keep_order": "ids" in present and "-" not in str(present["ids"]),
@@ -303,23 +314,42 @@ def parse_request(given: Mapping[str, object], **parsed: Any) -> RunRequest:
         try:
             values[name] = _parse(name, value, plan)
         except ValueError as error:
-            prefix = "" if OPTIONS[name].positional else f"{flag(name)} {shlex.quote(str(value))}: "
-            problems += [f"{prefix}{problem}" for problem in error.args]
+            problems += [_problem(name, value, problem) for problem in error.args]
     if problems:
         raise LmconsoleError("\n".join(problems))
     request = RunRequest(**{**values, **parsed})
+    for folder in (request.exports, Path.cwd()):  # both are sent to other processes as JSON
+        if folder is not None and not _is_utf8(folder):
+            raise LmconsoleError(f"{folder}: {_NOT_UTF8}")
     Store(request.runs).names()
     return request
+
+
+def _problem(name: str, value: object, problem: str) -> str:
+    """Return the message on one field: with its flag, and with its value unless ``problem`` has it."""
+    if OPTIONS[name].positional:
+        return problem
+    return (
+        f"{flag(name)}: {problem}" if repr(value) in problem else f"{flag(name)} {shlex.quote(str(value))}: {problem}"
+    )
+
+
+_NOT_UTF8 = "the name of this file is not UTF-8; rename it, or link to it"
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parse(name: str, value: object, plan: "Plan") -> object:
     """Return the value of one field. Raises ValueError with one argument per problem."""
     option = OPTIONS[name]
-    if isinstance(value, Path):
-        try:
-            str(value).encode()
-        except UnicodeEncodeError:
-            raise ValueError("the name of this file is not UTF-8; rename it, or link to it") from None
+    if isinstance(value, Path) and not _is_utf8(value):
+        raise ValueError(_NOT_UTF8)
     if not isinstance(value, str):
         return value
     if option.setting:
@@ -333,7 +363,11 @@ def _parse_setting(key: str, text: str) -> object:
 
     kind = TYPES[key]
     try:
-        return msgspec.convert(text, kind, strict=False)
+        value = int(text) if get_args(kind)[0] is int else text  # msgspec would take 2.0 for a whole number
+    except ValueError:
+        raise ValueError("expected a whole number") from None
+    try:
+        return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as error:
         if get_origin(kind) is Literal:
             raise ValueError(unknown(key, text, list(get_args(kind)))) from None

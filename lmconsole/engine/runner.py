@@ -349,7 +349,11 @@ def _worker_death(run: Run, code: int) -> Failed:
     again = f"`lmconsole run {run.info.experiment.id}` with the same options resumes from its last checkpoint."
     if code < 0:
         name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
-        why = " (by a person, or because the machine ran out of memory)" if -code == signal.SIGKILL else ""
+        why = (
+            " (sent by a user, or by the system because the machine ran out of memory)"
+            if -code == signal.SIGKILL
+            else ""
+        )
         return Failed(error="killed", message=f"the worker was killed by {name}{why}", hint=again)
     return Failed(
         error="crash",

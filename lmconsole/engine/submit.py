@@ -9,6 +9,7 @@ from lmconsole.engine.processes import disown, start_runner
 from lmconsole.engine.queue import QueueDecision, decide, enqueue, jobs_at_once, requeue, training_order
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.errors import StoreError
+from lmconsole.formatting import counted
 from lmconsole.plan.presets import ranges
 from lmconsole.runs.events import Queued
 from lmconsole.runs.state import Status
@@ -43,21 +44,16 @@ def _wanted(answer: ProbeAnswer, request: RunRequest) -> list[ResolvedRun]:
 
 
 def describe_sharing(answer: ProbeAnswer, request: RunRequest) -> str:
-    """Describe how new runs share a device, such as ``2 at once, 1 thread each (auto)``."""
+    """Describe how new runs share a device, such as ``2 runs at once, 1 thread each (auto)``."""
     queued = queued_as(answer, request)
     found: dict[str, list[int]] = {}
     for run in answer.runs:
         threads = requested_threads(request) or run.threads
-        words = f"{jobs_at_once(threads, queued)} at once, {describe_threads(threads)} each"
+        words = f"{counted(jobs_at_once(threads, queued), 'run')} at once, {counted(threads, 'thread')} each"
         found.setdefault(words, []).append(run.experiment.id)
     several = len(found) > 1
     text = "; ".join(f"{words} for {ranges(ids)}" if several else words for words, ids in found.items())
     return f"{text} (auto)" if request.jobs == "auto" else text
-
-
-def describe_threads(threads: int) -> str:
-    """Return ``1 thread`` or ``2 threads``."""
-    return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 def submit(store: Store, answer: ProbeAnswer, request: RunRequest) -> list[QueueDecision]:

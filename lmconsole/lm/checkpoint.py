@@ -49,7 +49,7 @@ class TrainState:
     elapsed_train_s: float = 0.0
     """Seconds of training in all epochs, including the current one."""
     setup_s: float = 0.0
-    """Seconds of set-up in all attempts."""
+    """Seconds of setup in all attempts."""
     wall_s: float = 0.0
     """Seconds of all attempts."""
     best_epoch: int | None = None

@@ -127,7 +127,7 @@ def _read_npz(source: _Source) -> tuple[Tensor, Tensor]:
                 # Aligned like PyTorch tensors and mapped files: alignment can change the last bits of a product.
                 tables.append(torch.from_numpy(np.ascontiguousarray(values[:rows], dtype=np.float32)).clone())
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
-        source.fail(f"is not a readable .npz file, or only part of one ({error})")
+        source.fail(f"not a readable .npz file; it may be truncated ({error})")
     return tables[0], tables[1]
 
 
@@ -154,7 +154,7 @@ def _read_safetensors(source: _Source) -> tuple[Tensor, Tensor]:
             tokens[1:] = slices[_TOKENS][:]
             return tokens, slices[_POSITION][:T]
     except SafetensorError as error:
-        source.fail(f"is not a readable .safetensors file, or only part of one ({error})")
+        source.fail(f"not a readable .safetensors file; it may be truncated ({error})")
 
 
 def _hub_slice(source: _Source, file: Any, name: str) -> Any:

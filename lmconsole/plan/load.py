@@ -67,7 +67,10 @@ def _read(path: Path, shown: str, builtin: Plan | None = None) -> Plan:
             report(f"experiment {experiment.id}: id: used twice ({first[experiment.id]} and {experiment.source})")
         first.setdefault(experiment.id, experiment.source)
     if not experiments and not problems:
-        report("no experiment: add at least one [[experiment]] row with id, model, layers and optimizer")
+        report(
+            "no experiments: set include_builtin = true to keep the built-in twelve, or add [[experiment]] rows with "
+            "id, model, layers and optimizer"
+        )
     plan = Plan(experiments=tuple(experiments), defaults=defaults, presets=presets, source=shown)
     if not problems:
         problems.extend(_cross_check(plan))
@@ -84,7 +87,7 @@ def _decode(path: Path, shown: str) -> dict[str, Any]:
             raise PlanError([f"{shown}: larger than {MAX_BYTES // 2**20} MiB; is it a list of experiments?"])
         return tomllib.loads(raw.decode("utf-8"))
     except FileNotFoundError:
-        raise PlanError([f"{shown}: no such file; set the path with --experiments"]) from None
+        raise PlanError([f"{shown}: no such file; check the path"]) from None
     except OSError as error:
         raise PlanError([f"{shown}: cannot be read: {error.strerror}"]) from None
     except UnicodeDecodeError as error:

@@ -113,7 +113,7 @@ def contradictions(values: Values) -> list[str]:
     problems = []
     channels, heads = values["channels"], values.get("heads")
     if isinstance(channels, int) and isinstance(heads, int) and channels % heads:
-        problems.append(f"heads: {heads} does not divide channels, {channels}")
+        problems.append(f"heads: channels ({channels}) must be a multiple of heads ({heads})")
     if values["corpus"] == "demo" and values["embeddings"] == "frozen":
         problems.append('embeddings: "frozen" tables belong to the tokens of GPT-1; use "learned" with the demo corpus')
     return problems

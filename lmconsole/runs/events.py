@@ -145,7 +145,7 @@ class Finished(Event, frozen=True, kw_only=True, gc=False, tag="finished"):
     rss_peak_mib: float | None = None
     energy_j: float | None = None
     """Energy that the whole GPU board used from the start of the first epoch to the end of the last, over all attempts,
-    without set-up and tests. None if training took less than two seconds or a reading of the counter is missing."""
+    without setup and tests. None if training took less than two seconds or a reading of the counter is missing."""
     non_finite: NonFinite = {}
 
 

@@ -187,7 +187,7 @@ class Store:
             return matches[0]
         if matches:
             names = "\n".join(f"  {run.run}" for run in matches[:12])
-            raise RunNotFoundError(f"{self.root}: {wanted!r} is the beginning of {len(matches)} run ids:\n{names}")
+            raise RunNotFoundError(f"{self.root}: {wanted!r} matches {len(matches)} runs:\n{names}")
         raise RunNotFoundError(f"{self.root}: no run is called {wanted!r}", hint=_known(runs))
 
     def runner(self) -> lock.Owner | None:

@@ -42,7 +42,7 @@ ACTION_WORDS = {
     Action.NEW: "queued",
     Action.RESUME: "queued to resume",
     Action.ACTIVE: "already active",
-    Action.FINISHED: "finished before (R with other settings trains again)",
+    Action.FINISHED: "already finished (R with other settings trains again)",
 }
 
 

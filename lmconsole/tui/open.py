@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 DRIVER = "TEXTUAL_DRIVER"
-"""Environment variable that is set where the app is not shown on a terminal but, for example, in a browser."""
+"""Environment variable that is set where the console is not shown on a terminal but, for example, in a browser."""
 
 
 def terminal_problem() -> str | None:
-    """Return why the app cannot be shown here; None if it can."""
+    """Return why the console cannot be shown here; None if it can."""
     if os.environ.get(DRIVER):
         return None
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return "There is no terminal to show the app on"
+        return "no terminal to open the console in"
     if os.environ.get("TERM", "dumb") in ("", "dumb"):
-        return "This terminal (TERM=dumb) cannot show the app"
+        return "this terminal (TERM=dumb) cannot show the console"
     return None
 
 
@@ -43,14 +43,14 @@ def open_console(
     slow: bool = False,
     submit: RunRequest | None = None,
 ) -> ExitCode:
-    """Open the app and wait until it is closed.
+    """Open the console and wait until it is closed.
 
     Raises:
         LmconsoleError: there is no terminal, or an argument or a file is wrong.
     """
     problem = terminal_problem()
     if problem:
-        raise LmconsoleError(problem, hint="`lmconsole run --all --headless` trains without the app.")
+        raise LmconsoleError(problem, hint="`lmconsole run --all --headless` trains without the console.")
     plan = load_plan(experiments)
     if preset != AUTO and preset not in plan.presets:
         raise LmconsoleError(unknown("preset", preset, [AUTO, *plan.presets]))
@@ -83,7 +83,7 @@ def open_console(
 
 
 def open_console_on(request: RunRequest) -> ExitCode:
-    """Open the app, queue the runs of ``request``, and wait until the app is closed. Raises LmconsoleError."""
+    """Open the console, queue the runs of ``request``, and wait until it is closed. Raises LmconsoleError."""
     return open_console(
         request.preset, request.runs, request.experiments, request.data, request.embeddings, submit=request
     )

@@ -15,7 +15,7 @@ is not encrypted. Use `lmconsole serve` with `ssh -L {port}:127.0.0.1:{port}` to
 
 
 def serve(host: str, port: int, url: str | None, options: Mapping[str, str]) -> None:
-    """Serve the app until interrupted. Each browser window gets its own app, with these ``options``.
+    """Serve the console until interrupted. Each browser window gets its own, with these ``options``.
 
     Raises:
         LmconsoleError: textual-serve is not installed, or the address cannot be used.
@@ -24,7 +24,8 @@ def serve(host: str, port: int, url: str | None, options: Mapping[str, str]) -> 
         from textual_serve.server import Server
     except ImportError:
         raise LmconsoleError(
-            "serve: the package textual-serve is not installed", hint="Install it with pip install 'lmconsole[serve]'."
+            "serve: the package textual-serve is not installed",
+            hint="Install textual-serve into the environment of lmconsole, for example: uv tool install '.[serve]'",
         ) from None
     _try_to_listen(host, port)
     if not _is_loopback(host):
@@ -33,7 +34,7 @@ def serve(host: str, port: int, url: str | None, options: Mapping[str, str]) -> 
     words = [word for pair in options.items() for word in pair]
     command = shlex.join([sys.executable, "-P", "-m", "lmconsole", *words])
     shown = url or f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
-    print(f"The console is at {shown}; ctrl+c ends it, and runs continue.", file=sys.stderr)
+    print(f"The console is at {shown}. Press Ctrl+C to stop the server; runs continue.", file=sys.stderr)
     Server(command, host=host, port=port, title="lmconsole", public_url=url).serve()
 
 

@@ -185,7 +185,7 @@ def test_a_wrong_path_of_embeddings_is_an_error(npz_folder: Path, name: str, com
     assert "position" in str(caught.value.hint)
 
 
-def test_the_shared_wikitext2_is_recognised_and_has_the_published_counts(shared_data: Path) -> None:
+def test_the_shared_wikitext2_is_recognized_and_has_the_published_counts(shared_data: Path) -> None:
     corpus = load_corpus("tokens", shared_data / "wikitext-2", vocabulary=40_479)
     assert corpus.name == "WikiText-2 (GPT-1 BPE)"
     assert corpus.counts() == {"train": 2_356_376, "validation": 245_046, "test": 279_023}

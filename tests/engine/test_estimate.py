@@ -71,7 +71,7 @@ def test_the_same_settings_take_as_long_as_the_newest_run_and_more_epochs_longer
     found = expected(tmp_path, run)
     assert found is not None
     assert found.seconds == pytest.approx(60.0)
-    assert found.source == "runs that finished here"
+    assert found.source == "earlier runs on this machine"
     longer = expected(tmp_path, run, epochs=20)
     assert longer is not None
     assert 9 * 60 < longer.seconds < 10 * 59 + 1, "ten times the epochs; set-up, of 1 s, and the tests once"

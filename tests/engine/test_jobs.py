@@ -15,6 +15,7 @@ from lmconsole.engine import queue, submit
 from lmconsole.engine.probe import ONE_THREAD_FLOPS, ProbeAnswer, ResolvedRun, threads_for
 from lmconsole.engine.queue import enqueue, jobs_at_once, requeue, training_order
 from lmconsole.engine.run_options import parse_request
+from lmconsole.formatting import counted
 from lmconsole.plan.flops import step_flops
 from lmconsole.plan.load import builtin_file, load_plan
 from lmconsole.runs.events import Queued, Stopped
@@ -104,11 +105,11 @@ def test_as_many_runs_as_the_cores_have_room_for(
 @pytest.mark.parametrize(
     ("jobs", "device", "threads", "shown"),
     [
-        ("auto", "cpu", 1, "8 at once, 1 thread each (auto)"),
-        ("auto", "cpu", 8, "1 at once, 8 threads each (auto)"),
-        ("auto", "GPU-1", 8, "1 at once, 8 threads each (auto)"),
-        ("3", "cpu", 1, "3 at once, 2 threads each"),
-        (" 4 ", "GPU-1", 8, "4 at once, 2 threads each"),
+        ("auto", "cpu", 1, "8 runs at once, 1 thread each (auto)"),
+        ("auto", "cpu", 8, "1 run at once, 8 threads each (auto)"),
+        ("auto", "GPU-1", 8, "1 run at once, 8 threads each (auto)"),
+        ("3", "cpu", 1, "3 runs at once, 2 threads each"),
+        (" 4 ", "GPU-1", 8, "4 runs at once, 2 threads each"),
     ],
 )
 def test_a_device_is_shared_as_its_runs_allow_or_as_asked(
@@ -161,12 +162,13 @@ def test_the_text_of_a_dry_run_shows_the_sharing_and_the_order_of_the_queue(tmp_
         return tiny.lmconsole("run", *more, *words, cwd=tmp_path, check=0).stdout
 
     dry(tmp_path, "--all")
-    threads = f"{cores()} thread{'s' if cores() > 1 else ''} each"
-    assert f"{cores()} at once, 1 thread each (auto)" in shown("1", "3-4")
+    threads = f"{counted(cores(), 'thread')} each"
+    small = f"{counted(cores(), 'run')} at once, 1 thread each"
+    assert f"{small} (auto)" in shown("1", "3-4")
     every = shown("--all")
     if cores() > 1:
-        assert f"{cores()} at once, 1 thread each for 1 3-4; 1 at once, {threads} for 2 (auto)" in every
-    assert f", 1 at once, {threads}\n" in shown("1", "--jobs", "1"), "not chosen by auto"
+        assert f"{small} for 1 3-4; 1 run at once, {threads} for 2 (auto)" in every
+    assert f", 1 run at once, {threads}\n" in shown("1", "--jobs", "1"), "not chosen by auto"
     lines = [int(number) for number in re.findall(r"^ +(\d) .* seed 42 +new$", every, re.MULTILINE)]
     assert lines == [2, 4, 3, 1], "the longest first"
 

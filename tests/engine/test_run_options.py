@@ -62,13 +62,45 @@ def test_all_problems_are_reported_at_once_each_under_its_flag() -> None:
             {"ids": ["99", "x"], "preset": "demmo", "epochs": "1.5", "seeds": "", "jobs": "0", "max_tokens": "-1"}
         )
     lines = str(caught.value).splitlines()
-    starts = ["no experiment 99", "'x'", "--preset demmo", "--epochs 1.5", "--seeds ''", "--max-tokens -1", "--jobs 0"]
+    starts = [
+        "no experiment 99",
+        "'x'",
+        "--preset: unknown preset 'demmo'",
+        "--epochs 1.5",
+        "--seeds ''",
+        "--max-tokens -1",
+        "--jobs 0",
+    ]
     assert [line.startswith(start) for line, start in zip(lines, starts, strict=True)] == [True] * 7, lines
 
 
 def test_a_path_that_json_cannot_hold_is_refused() -> None:
     with pytest.raises(LmconsoleError, match=r"--data .*: the name of this file is not UTF-8"):
         parse_request({"ids": ["1"], "data": Path(b"\xff".decode(errors="surrogateescape"))})
+
+
+@pytest.mark.parametrize("no_export", [False, True])
+def test_a_current_folder_that_json_cannot_hold_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_export: bool
+) -> None:
+    folder = tmp_path / b"caf\xe9".decode(errors="surrogateescape")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(LmconsoleError, match="the name of this file is not UTF-8"):
+        parse_request({"ids": ["1"], "no_export": no_export, "runs": tmp_path / "runs"})
+
+
+@pytest.mark.parametrize("text", ["5", "+5", " 5", "0_5"])
+def test_whole_numbers_are_spelled_as_python_reads_them(text: str) -> None:
+    request = parse_request({"ids": ["1"], "epochs": text, "max_tokens": text, "jobs": text})
+    assert (request.epochs, request.max_tokens, request.jobs) == (5, 5, 5)
+
+
+@pytest.mark.parametrize("text", ["5.0", "1e1", "", "0x5", "9" * 5000])
+@pytest.mark.parametrize("name", ["epochs", "max_tokens", "jobs"])
+def test_other_spellings_of_numbers_are_refused(name: str, text: str) -> None:
+    with pytest.raises(LmconsoleError, match="expected"):
+        parse_request({"ids": ["1"], name: text})
 
 
 def test_the_command_line_has_exactly_the_options_of_the_table() -> None:

@@ -176,7 +176,7 @@ def test_invalid_files_are_errors(tmp_path: Path, text: str | bytes, expected: s
 def test_contradictions_between_keys_are_found_for_every_preset(tmp_path: Path) -> None:
     found = problems_of(tmp_path, "include_builtin = true\n[presets.demo.gpt1]\nheads = 5\n")
     assert len(found) == 6
-    assert all("heads: 5 does not divide channels, 96" in problem for problem in found)
+    assert all("heads: channels (96) must be a multiple of heads (5)" in problem for problem in found)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

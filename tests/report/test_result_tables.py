@@ -25,8 +25,8 @@ from lmconsole.runs.store import Run, Store
 
 CAPTION = (
     "Preset tiny: corpus data with 794 training, 116 validation and 84 test tokens; vocabulary of 300 (byte-level BPE "
-    "of 300 trained on the train split); learned embeddings; 2 epochs; batches of 4 windows of 8 tokens; learning rate "
-    "0.01; fp32 precision. Trained on CPU."
+    "of 300 tokens trained on the train split); learned embeddings; 2 epochs; batches of 4 windows of 8 tokens; "
+    "learning rate 0.01; fp32 precision. Trained on CPU."
 )
 
 

@@ -26,7 +26,7 @@ def test_runs_are_found_by_id_by_unique_prefix_and_by_experiment(tmp_path: Path)
     assert store.find(first.run).run == first.run
     assert store.find("02-").run == second.run
     assert store.find("1").run == newest.run
-    with pytest.raises(RunNotFoundError, match="is the beginning of 2 run ids"):
+    with pytest.raises(RunNotFoundError, match="matches 2 runs"):
         store.find("01-")
     with pytest.raises(RunNotFoundError, match="experiment 12 has no run"):
         store.find("12")

@@ -42,7 +42,7 @@ def test_an_update_is_the_cropped_strip(parts: list[tuple[str, Style]], first: i
     expected = strip.crop(first, last)
     assert text(data) == expected.text
     console = Console(file=io.StringIO(), color_system="standard", force_terminal=True)
-    assert data.partition("H")[2] == expected.simplify().render(console), "colours and weights too"
+    assert data.partition("H")[2] == expected.simplify().render(console), "colors and weights too"
 
 
 def test_unchanged_cells_are_not_sent() -> None:

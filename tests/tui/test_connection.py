@@ -1,4 +1,4 @@
-"""Output that blocks, and recognising a slow connection by it."""
+"""Output that blocks, and recognizing a slow connection by it."""
 
 import io
 import threading

@@ -79,7 +79,7 @@ def test_every_character_takes_one_cell(glyphs: Glyphs) -> None:
 
 @pytest.mark.parametrize("palette", [PALETTE, DARK_PALETTE, ANSI_PALETTE])
 @pytest.mark.parametrize("glyphs", [UNICODE, ASCII])
-def test_twelve_curves_differ_by_marker_alone_and_twenty_four_by_marker_and_colour(
+def test_twelve_curves_differ_by_marker_alone_and_twenty_four_by_marker_and_color(
     glyphs: Glyphs, palette: tuple[str, ...]
 ) -> None:
     assert len(set(glyphs.markers)) == len(glyphs.markers) == 12

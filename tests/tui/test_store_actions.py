@@ -93,7 +93,7 @@ async def test_a_queue_runs_from_r_to_the_exports(stage: Stage, small: dict[str,
         assert f"{best.valid_ppl:.1f}" in experiment(pilot, 2)
         assert list((stage.root / "exports").glob("table-1-results.*"))
         await pilot.press("r")
-        await shows(pilot, "1 finished before", seconds=LONG_S)
+        await shows(pilot, "1 already finished", seconds=LONG_S)
         await eventually(pilot, lambda: stage.store.runner() is None, seconds=LONG_S)
 
 

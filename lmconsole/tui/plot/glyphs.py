@@ -11,7 +11,7 @@ from textual.color import Color
 from textual.filter import LineFilter
 
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b9a800", "#8c8c8c")
-"""The color-blind-safe palette of Okabe and Ito (https://jfly.uni-koeln.de/color/), with a darker yellow, and grey for
+"""The color-blind-safe palette of Okabe and Ito (https://jfly.uni-koeln.de/color/), with a darker yellow, and gray for
 black, so that every color is visible on a light and on a dark background."""
 DARK_PALETTE = ("#4aa3df", "#e69f00", "#1fbf92", "#cc79a7", "#8fd0f5", "#f0763a", "#f0e442", "#b8b8b8")
 """The same hues for a dark background."""

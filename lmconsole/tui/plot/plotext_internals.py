@@ -14,7 +14,7 @@ CHECKED_VERSIONS = ("5.3.2",)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CharacterGrid:
-    """A figure as rows of characters, the top row first, each with the number of its colour."""
+    """A figure as rows of characters, the top row first, each with the number of its color."""
 
     characters: Sequence[Sequence[str]]
     colors: Sequence[Sequence[Any]]

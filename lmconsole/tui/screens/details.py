@@ -163,14 +163,14 @@ def _state(view: RunView) -> list[tuple[str, str]]:
     imported = view.info.origin == "imported"
     rows = [("status", view.status.value + (", stopping" if view.stopping else ""))]
     if imported:
-        per = "slot, padding included" if view.info.denominator == "padded" else "target"
+        per = "position, padding included" if view.info.denominator == "padded" else "target"
         rows += [("origin", f"{view.info.experiment.source}; perplexities per {per}")]
     if view.failed:
         rows += [("error", view.failed.message), ("what to do", view.failed.hint)]
     if view.problem:
         rows += [("problem", view.problem)]
     if view.damaged:
-        rows += [("log", f"{view.damaged} damaged lines were skipped")]
+        rows += [("log", f"skipped {formatting.counted(view.damaged, 'damaged line')}")]
     if view.status is not Status.FINISHED and not imported:
         rows += [("position", f"epoch {min(epoch, epochs)} of {epochs}, step {step}")]
         rows += [("time left", formatting.seconds(view.seconds_left))]
@@ -203,7 +203,7 @@ def _outcome(finished: Finished, imported: bool) -> list[tuple[str, str]]:
     rows = [("test ppl", f"{best} with the best weights, {final} with the last")]
     if not imported:
         setup, total = formatting.seconds(finished.setup_s), formatting.seconds(finished.wall_s)
-        rows += [("set-up, whole run", f"{setup}, {total}")]
+        rows += [("setup, whole run", f"{setup}, {total}")]
     if finished.energy_j is not None:
         rows += [("energy", f"{formatting.energy(finished.energy_j)} in all epochs (board, driver's counter)")]
     return rows

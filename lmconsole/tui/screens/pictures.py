@@ -24,7 +24,10 @@ def browse(pictures: Sequence[Path]) -> str | None:
     try:
         from textual_image.renderable import Image, SixelImage, TGPImage
     except ImportError:
-        return "textual-image is not installed. Run pip install 'lmconsole[pictures]' to see figures here."
+        return (
+            "textual-image is not installed. To see figures here, install it into the environment of lmconsole, for "
+            "example: uv tool install '.[pictures]'"
+        )
     if Image not in (SixelImage, TGPImage):
         return "This terminal shows no images. Use one that supports kitty's protocol or sixel."
     console = Console(file=sys.__stdout__, highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""Recognising a connection that is too slow for the usual rate of drawing."""
+"""Recognizing a connection that is too slow for the usual rate of drawing."""
 
 SLOW_SHARE = 0.4
 """Share of a tick spent in blocked writes from which on the tick counts as slow."""
