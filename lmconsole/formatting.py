@@ -62,6 +62,11 @@ def mib(value: float | None) -> str:
     return f"{value:,.0f} MiB" if value < 10 * 1024 else f"{value / 1024:,.1f} GiB"
 
 
+def counted(number: int, noun: str) -> str:
+    """Format a number of things: ``1 run``, ``2,048 runs``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def energy(joules: float | None) -> str:
     """Format an energy: ``950 J``, ``12.3 kJ``, ``1.2 MJ``."""
     if joules is None:
