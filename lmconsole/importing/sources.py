@@ -102,7 +102,7 @@ def sources(path: Path) -> Iterator[tuple[str, Callable[[], Source]]]:
     folders = [folder for folder in folders if not folder.name.startswith(".")]
     if not folders:
         raise StoreError(
-            f"{path}: no folders in it, and no args.json",
+            f"{path}: no run folders and no args.json",
             hint="Each run needs a folder with args.json and valid_ppl.txt.",
         )
     for folder in folders:
@@ -192,9 +192,16 @@ def _csv_runs(path: Path) -> Iterator[tuple[str, Callable[[], Source]]]:
     except csv.Error as error:
         raise StoreError(f"{path}: not CSV: {error}") from None
     columns = {_normalize(name) for name in (rows[0] if rows else {}) if name}
-    missing = [" or ".join(names) for names in _REQUIRED_COLUMNS if not columns & set(names)]
+    missing = [
+        first + (f" (or {' or '.join(others)})" if others else "")
+        for first, *others in _REQUIRED_COLUMNS
+        if columns.isdisjoint((first, *others))
+    ]
     if missing:
-        raise StoreError(f"{path}: no column {', '.join(missing)}", hint="docs/importing.md lists the columns.")
+        plural = "s" if len(missing) > 1 else ""
+        raise StoreError(
+            f"{path}: missing column{plural}: {'; '.join(missing)}", hint="docs/importing.md lists the columns."
+        )
     by_run: dict[tuple[str, ...], list[tuple[int, dict[str, str]]]] = {}
     for number, row in enumerate(rows, 2):
         cells = {_normalize(name): value.strip() for name, value in row.items() if name and isinstance(value, str)}

@@ -14,6 +14,7 @@ from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES, Experiment
 from lmconsole.report.captions import describe_group
 from lmconsole.report.markup import DASH, format_ppl
 from lmconsole.report.reference import PADDED_SHARE, PUBLISHED_CORPUS, published
+from lmconsole.report.results import INCOMPLETE_MARK, incomplete_mark
 from lmconsole.report.selection import Group
 from lmconsole.report.table import Cell, Column, Table
 from lmconsole.runs.comparable import same_text
@@ -32,6 +33,8 @@ class Perplexities:
 
     given: Mapping[str, float | None]
     per_target: Mapping[str, float | None]
+    mark: str = ""
+    """``INCOMPLETE_MARK`` if a run is unfinished or diverged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +78,7 @@ def group_results(group: Group, other: Group, name: str) -> OtherResults:
     return OtherResults(
         name=name,
         experiments=experiments,
-        description=f"{name}: {describe_group(other)}",
+        description=_describe(name, other),
         padded=other.reference.denominator == "padded",
         caveat=_other_text(group.reference, other.reference),
     )
@@ -97,7 +100,8 @@ def _other_text_than_published(info: RunInfo) -> str:
     same = whole and all(corpus.tokens.get(split) == PUBLISHED_CORPUS[split] for split in ("train", "validation"))
     if same or info.origin == "imported":
         return ""
-    return f"The results with padding are for all of WikiText-2 with the GPT-1 tokenizer, the others for {corpus.name}."
+    whole_text = "all of WikiText-2 with the GPT-1 tokenizer"
+    return f"The results with padding are for {whole_text}, the others for corpus “{corpus.name}”."
 
 
 def _key(experiment: Experiment) -> ExperimentKey:
@@ -116,12 +120,13 @@ def _perplexities(runs: Sequence[Run]) -> Perplexities:
         denominator = runs[0].info.denominator
         per = [ppl for ppl in (per_target(each, split, denominator) for each in known) if ppl is not None]
         converted[split] = statistics.fmean(per) if per else None
-    return Perplexities(given=given, per_target=converted)
+    return Perplexities(given=given, per_target=converted, mark=incomplete_mark(runs))
 
 
 def comparison_table(group: Group, others: OtherResults) -> Table:
     """Return Table 3: perplexities of both at their best epochs, and the relative difference in percent."""
     records: list[dict[str, object]] = []
+    marks: list[tuple[str, str]] = []
     for id_, runs in group.by_experiment.items():
         experiment = runs[0].info.experiment
         ours = _perplexities(runs)
@@ -143,6 +148,7 @@ def comparison_table(group: Group, others: OtherResults) -> Table:
                     "config": id_,
                 }
             )
+            marks.append((ours.mark, theirs.mark if theirs else ""))
     data = pd.DataFrame(records)
     numbers = ["ours_ppl", "theirs_ppl_as_given", "theirs_ppl_per_target", "difference_percent"]
     data[numbers] = data[numbers].astype(float).round(3)
@@ -153,23 +159,28 @@ def comparison_table(group: Group, others: OtherResults) -> Table:
         Column(header="Split"),
         Column(header="Ours", numeric=True),
         Column(header=others.name, numeric=True),
-        *([Column(header="per target", numeric=True)] if others.padded else []),
+        *([Column(header=_per_target_header(others.name), numeric=True)] if others.padded else []),
         Column(header="Difference", numeric=True),
-        Column(header="Config", numeric=True),
+        Column(header="Experiment", numeric=True),
     ]
+    rows = [_cells(record, others.name, *each) for record, each in zip(data.to_dict("records"), marks, strict=True)]
     return Table(
         label="tab:against",
         title="Table 3",
-        caption=_caption(group, others),
+        caption=_caption(group, others, incomplete=any(any(each) for each in marks)),
         columns=columns,
-        rows=[_cells(record, others.name) for record in data.to_dict("records")],
+        rows=rows,
         data=data,
     )
 
 
-def _cells(record: Mapping[Hashable, Any], others: str) -> dict[str, Cell]:
-    def ppl(key: str) -> str:
-        return DASH if pd.isna(record[key]) else format_ppl(record[key])
+def _per_target_header(others: str) -> str:
+    return f"{others}, per target"
+
+
+def _cells(record: Mapping[Hashable, Any], others: str, our_mark: str, their_mark: str) -> dict[str, Cell]:
+    def ppl(key: str, mark: str) -> str:
+        return DASH if pd.isna(record[key]) else format_ppl(record[key]) + mark
 
     difference = record["difference_percent"]
     texts = {
@@ -177,28 +188,35 @@ def _cells(record: Mapping[Hashable, Any], others: str) -> dict[str, Cell]:
         "Layers": str(record["layers"]),
         "Optimizer": record["optimizer"],
         "Split": record["split"],
-        "Ours": ppl("ours_ppl"),
-        others: ppl("theirs_ppl_as_given"),
-        "per target": ppl("theirs_ppl_per_target"),
+        "Ours": ppl("ours_ppl", our_mark),
+        others: ppl("theirs_ppl_as_given", their_mark),
+        _per_target_header(others): ppl("theirs_ppl_per_target", their_mark),
         "Difference": DASH if pd.isna(difference) else f"{difference:+.1f} %",
-        "Config": str(record["config"]),
+        "Experiment": str(record["config"]),
     }
     return {header: Cell(text) for header, text in texts.items()}
 
 
-def _caption(group: Group, others: OtherResults) -> str:
+def _caption(group: Group, others: OtherResults, *, incomplete: bool) -> str:
     sentences = [
         "Perplexity at the epoch with the lowest validation perplexity, and other results.",
         others.description,
     ]
     if group.reference.denominator == "padded" or others.padded:
-        shares = f"{PADDED_SHARE['train']} for train and {PADDED_SHARE['valid']} for validation"
         sentences.append(
-            "Perplexities that count the padding of the last window among the targets are converted for the "
-            f"comparison: their logarithm is {shares} times that per target token."
+            "Perplexities that count the padding of the last batch as targets are converted for the comparison: their "
+            f"logarithm is {PADDED_SHARE['train']} (train) or {PADDED_SHARE['valid']} (validation) times the logarithm "
+            "of the perplexity per target token."
         )
     if others.caveat:
         sentences.append(f"{others.caveat} Therefore no difference is given ({DASH}).")
     else:
         sentences.append("Difference: ours / theirs − 1, per target token.")
-    return " ".join([*sentences, f"Ours: {describe_group(group)}"])
+    if incomplete:
+        sentences.append(f"{INCOMPLETE_MARK}: unfinished or diverged.")
+    return " ".join([*sentences, _describe("Ours", group)])
+
+
+def _describe(name: str, group: Group) -> str:
+    description = describe_group(group)
+    return description if description.startswith(name) else f"{name}: {description[0].lower()}{description[1:]}"

@@ -41,7 +41,7 @@ def describe_group_briefly(group: Group) -> str:
     subject = (
         f"Imported runs{_padding(info)}"
         if group.imported
-        else f"Preset {info.preset}: corpus {info.corpus.name}, {info.settings.precision} precision"
+        else f"Preset {info.preset}, corpus “{info.corpus.name}”, {info.settings.precision} precision"
     )
     sentence = f"{subject}, {'seed' if len(group.seeds) == 1 else 'seeds'} {seed_list(group)}."
     return f"{sentence} {_excluded(group)}" if group.excluded else sentence
@@ -58,18 +58,18 @@ def ppl_denominator(group: Group) -> str:
     return "target token" if group.reference.denominator == "targets" else "position (padding included)"
 
 
-def describe_host_memory(group: Group) -> str:
-    """Describe the memory figures of runs that used no GPU."""
+def describe_host_memory(group: Group, title: str = "Peak host memory") -> str:
+    """Describe the memory of runs that used no GPU."""
     if group.imported:
-        return "Imported runs do not record their memory."
-    return "Peak host memory: largest resident memory of the training process. These runs used no GPU."
+        return f"{title}. Imported runs do not record their memory."
+    return f"{title}: largest resident memory of the training process. These runs used no GPU."
 
 
 def describe_incomplete_runs(group: Group) -> list[str]:
     """Describe the progress of every run that is unfinished or diverged."""
     return [
         f"{run.run}: {'diverged' if run.status is Status.FINISHED else run.status.value} after "
-        f"{len(run.state.epochs)} of {run.info.settings.epochs} epochs, "
+        f"{len(run.state.epochs)} of {formatting.counted(run.info.settings.epochs, 'epoch')}, "
         f"{formatting.seconds(run.state.elapsed_train_s)} of training"
         for run in group.runs
         if not is_complete(run)
@@ -102,10 +102,11 @@ def _describe_trained(info: RunInfo) -> str:
     s, corpus = info.settings, info.corpus
     embeddings = "frozen GPT-1 embeddings" if s.embeddings == "frozen" else "learned embeddings"
     return (
-        f"Preset {info.preset}: corpus {corpus.name} with {corpus.tokens['train']:,} training, "
+        f"Preset {info.preset}, corpus “{corpus.name}”: {corpus.tokens['train']:,} training, "
         f"{corpus.tokens['validation']:,} validation and {corpus.tokens['test']:,} test tokens; vocabulary of "
-        f"{corpus.vocabulary:,} ({corpus.tokenizer}); {embeddings}; {s.epochs} epochs; batches of {s.batch_size} "
-        f"windows of {s.window_tokens} tokens; learning rate {s.learning_rate:g}; {s.precision} precision."
+        f"{corpus.vocabulary:,} ({corpus.tokenizer}); {embeddings}; "
+        f"{formatting.counted(s.epochs, 'epoch')}; batches of {formatting.counted(s.batch_size, 'window')} of "
+        f"{formatting.counted(s.window_tokens, 'token')}; learning rate {s.learning_rate:g}; {s.precision} precision."
     )
 
 

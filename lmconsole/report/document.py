@@ -121,12 +121,13 @@ def _completeness(group: Group) -> list[Block]:
     incomplete, runs = describe_incomplete_runs(group), len(group.runs)
     if not incomplete:
         return [Paragraph("The run is complete." if runs == 1 else f"All {runs} runs are complete.")]
-    complete = f"{runs - len(incomplete)} of {runs} runs are complete."
-    return [Paragraph(f"{complete} The others:"), BulletList(incomplete)]
+    if runs == 1:
+        return [Paragraph(f"The run is not complete: {incomplete[0]}.")]
+    return [Paragraph(f"Complete: {runs - len(incomplete)} of {runs} runs. The others:"), BulletList(incomplete)]
 
 
 def _finding(finding: Finding) -> list[Block]:
-    blocks: list[Block] = [Heading(2, f"Question {finding.number}: {finding.question}")]
+    blocks: list[Block] = [Heading(2, finding.question)]
     blocks += [Paragraph("", lead="Observations."), BulletList(finding.observations)]
     if finding.table is not None and finding.table.rows:
         blocks.append(InlineTable(finding.table))
@@ -147,7 +148,8 @@ def _provenance(group: Group) -> list[Block]:
     if group.imported:
         blocks.append(Paragraph("These runs were imported. See their source for how to reproduce them."))
     else:
-        blocks += [Paragraph("", lead="Command to reproduce the runs and this report:"), Command(reproduce(group))]
+        lead = "Command that trains these experiments again with all seeds and writes this report:"
+        blocks += [Paragraph("", lead=lead), Command(reproduce(group))]
     return blocks
 
 
@@ -163,7 +165,7 @@ def _provenance_items(group: Group) -> list[str]:
         per_run = f"{' or '.join(map(str, threads))} CPU thread{'' if threads == [1] else 's'} per run"
         items.append(f"Device: {', '.join(group.devices)}; {per_run}.")
     if info.corpus.sha256:
-        items.append(f"Corpus: {info.corpus.name}, SHA-256 {info.corpus.sha256}.")
+        items.append(f"Corpus “{info.corpus.name}”: SHA-256 {info.corpus.sha256}.")
     if info.embeddings is not None:
         items.append(f"Embeddings: SHA-256 {info.embeddings.sha256}.")
     days = sorted({run.info.queued_t[:10] for run in group.runs} | {run.state.last_t[:10] for run in group.runs})

@@ -33,7 +33,7 @@ CHARACTER_IN = 0.061
 """Width of a digit in a tick label, in inches."""
 
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
-"""Colours of Okabe and Ito, which colour-blind readers can distinguish (jfly.uni-koeln.de/color, 2008)."""
+"""Colors of Okabe and Ito, which color-blind readers can distinguish (jfly.uni-koeln.de/color, 2008)."""
 
 LINES: Sequence[Mapping[str, Any]] = (
     {"color": BLUE, "linestyle": "-", "marker": "o"},
@@ -43,7 +43,7 @@ LINES: Sequence[Mapping[str, Any]] = (
     {"color": ORANGE, "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "v"},
     {"color": SKY, "linestyle": (0, (1, 2)), "marker": "P"},
 )
-"""Line styles that differ in dashes and markers too, for print without colour."""
+"""Line styles that differ in dashes and markers too, for print without color."""
 
 FILLS: Sequence[Any] = (
     {"facecolor": BLUE, "edgecolor": "white"},
@@ -132,9 +132,10 @@ def _draw_bars(chart: BarChart) -> Figure:
     axes = figure.add_axes((1.32 / SINGLE_IN, 0.42 / height_in, (SINGLE_IN - 1.85) / SINGLE_IN, 1 - 0.7 / height_in))
     largest = max((value for value in chart.values if value), default=1.0)
     spans = chart.spans or [None] * len(chart.values)
-    for y, (value, group, span) in enumerate(zip(chart.values, chart.groups, spans, strict=True)):
+    bars = zip(chart.values, chart.missing, chart.groups, spans, strict=True)
+    for y, (value, missing, group, span) in enumerate(bars):
         if value is None:
-            end, text = 0.0, chart.missing
+            end, text = 0.0, missing
         else:
             end, text = max(value, span[1] if span else 0.0), format(value, chart.value_format)
             axes.barh(y, value, height=0.7, linewidth=0.0, **FILLS[groups.index(group) % len(FILLS)])
@@ -207,10 +208,10 @@ def displayable(text: str) -> str:
 
 
 def shorten(text: str, length: int) -> str:
-    """Shorten a text to ``length`` characters, but keep an experiment number at its end."""
+    """Shorten a text to ``length`` characters, but keep an experiment number and its mark at the end."""
     if len(text) <= length:
         return text
-    number = re.search(r" \(\d+\)$", text)
+    number = re.search(r" \(\d+\)†?$", text)
     tail = number[0] if number else ""
     return f"{text[: length - len(tail) - 1]}…{tail}"
 

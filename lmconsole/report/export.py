@@ -278,7 +278,7 @@ def _require_pyarrow() -> None:
     except ImportError:
         raise ExportError(
             "--format parquet needs pyarrow, which is not installed",
-            hint="Install it with: pip install 'lmconsole[parquet]'",
+            hint="Install pyarrow into the environment of lmconsole, for example: uv tool install '.[parquet]'",
         ) from None
 
 

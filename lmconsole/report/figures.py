@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lmconsole import formatting
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
 from lmconsole.plan.presets import ranges
 from lmconsole.report.captions import (
@@ -12,7 +13,7 @@ from lmconsole.report.captions import (
     ppl_denominator,
     timing_caveat,
 )
-from lmconsole.report.results import memory_frame, uses_gpu
+from lmconsole.report.results import INCOMPLETE_MARK, incomplete_mark, memory_frame, uses_gpu
 from lmconsole.report.selection import Group
 from lmconsole.report.targets import (
     TARGET_MARGIN,
@@ -80,14 +81,14 @@ class PanelGrid:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BarChart:
-    """Horizontal bars, coloured by group and annotated with their values."""
+    """Horizontal bars, colored by group and annotated with their values."""
 
     labels: Sequence[str]
     values: Sequence[float | None]
     groups: Sequence[str]
     x_label: str
-    missing: str
-    """Annotation in place of a value that is None."""
+    missing: Sequence[str]
+    """Annotation of each bar in place of a value that is None."""
     spans: Sequence[tuple[float, float] | None] = ()
     """Lowest and highest of the values whose mean a bar shows."""
     value_format: str = ",.0f"
@@ -228,7 +229,8 @@ def _missing_and_incomplete(panels: Sequence[_PanelRuns]) -> list[str]:
     runs = [run for panel in panels for run in panel.runs]
     missing = [panel.title for panel in panels if not panel.runs]
     if missing:
-        sentences.append(f"No run yet: {', '.join(missing)}.")
+        separator = "; " if any("," in title for title in missing) else ", "
+        sentences.append(f"No run yet: {separator.join(missing)}.")
     unfinished = [run for run in runs if run.status is not Status.FINISHED]
     if unfinished:
         progress = ", ".join(f"{run.info.experiment.id} ({_progress(run)})" for run in unfinished)
@@ -242,7 +244,7 @@ def _missing_and_incomplete(panels: Sequence[_PanelRuns]) -> list[str]:
 
 
 def _progress(run: Run) -> str:
-    return f"{run.status.value}, {len(run.state.epochs)} of {run.info.settings.epochs} epochs"
+    return f"{run.status.value}, {len(run.state.epochs)} of {formatting.counted(run.info.settings.epochs, 'epoch')}"
 
 
 def time_unit(longest_s: float) -> tuple[str, float]:
@@ -312,24 +314,24 @@ def _memory_figure(group: Group) -> FigureSpec:
         for experiment, mib in zip(frame["experiment"], frame["memory_mib" if gpu else "host_peak_mib"], strict=True)
     }
     quantity = "GPU memory" if gpu else "Peak host memory"
-    explanation = (
-        "Mean over samples taken during training, from the second epoch on: memory of the process if the driver "
-        "reports it, otherwise of the whole device."
-        if gpu
-        else describe_host_memory(group)
-    )
     title = f"{quantity} by experiment"
+    explanation = (
+        f"{title}: mean over samples taken during training, from the second epoch on, of the memory of the process if "
+        "the driver reports it, otherwise of the whole device."
+        if gpu
+        else describe_host_memory(group, title)
+    )
     labels = _bar_labels(group)
     return FigureSpec(
         number=9,
         title=title,
-        caption=_join([f"{title}.", explanation, _not_shown(len(known) - MAX_BARS), describe_group_briefly(group)]),
+        caption=_join([explanation, _not_shown(len(known) - MAX_BARS), describe_group_briefly(group)]),
         content=BarChart(
             labels=list(labels.values()),
             values=[known.get(id_) for id_ in labels],
             groups=_bar_groups(group),
             x_label=f"{quantity} (MiB)",
-            missing="unknown",
+            missing=["unknown"] * len(labels),
         ),
     )
 
@@ -350,7 +352,10 @@ def _time_figure(group: Group) -> FigureSpec:
     if len(group.seeds) > 1:
         explanation += " Bars are means over seeds; lines span the fastest to the slowest seed."
     not_shown = _not_shown(len(group.by_experiment) - MAX_BARS)
-    labels = _bar_labels(group)
+    by_experiment = group.by_experiment
+    labels = {id_: label + incomplete_mark(by_experiment[id_]) for id_, label in _bar_labels(group).items()}
+    if any(label.endswith(INCOMPLETE_MARK) for label in labels.values()):
+        explanation += f" {INCOMPLETE_MARK}: unfinished or diverged."
     shown = [times.get(id_, TimeToTarget()) for id_ in labels]
     return FigureSpec(
         number=10,
@@ -361,7 +366,7 @@ def _time_figure(group: Group) -> FigureSpec:
             values=[None if time.mean_s is None else time.mean_s / unit_s for time in shown],
             groups=_bar_groups(group),
             x_label=f"Training time to perplexity {target_text} ({unit})",
-            missing="not reached",
+            missing=["times unknown" if time.reached else "not reached" for time in shown],
             spans=[
                 None
                 if time.lowest_s is None or time.highest_s is None

@@ -1,5 +1,5 @@
-"""Questions 3 to 8 of the report, answered from the runs of a group: observations, the method, and an interpretation
-that follows from the observations.
+"""Questions of the report, answered from the runs of a group: observations, the method, and an interpretation that
+follows from the observations.
 
 An interpretation claims no more than seeds and data support; see ``comparing.METHOD``.
 """

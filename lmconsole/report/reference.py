@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 
 PADDED_SHARE = {"train": 0.998761, "valid": 0.997087}
-"""Ratio of the logarithms of published perplexities, which count padded positions among the targets, and perplexities
-per target token, for WikiText-2 in windows of 256 tokens (docs/protocol.md)."""
+"""Logarithm of a perplexity that counts the padding of the last batch as targets, as the published ones do, divided by
+the logarithm of the perplexity per target token; for WikiText-2 in windows of 256 tokens (docs/protocol.md)."""
 
 PUBLISHED_CORPUS = {"train": 2_356_376, "validation": 245_046, "test": 279_023, "vocabulary": 40_479}
 """Numbers of tokens in WikiText-2 as used for the published results (docs/protocol.md)."""

@@ -6,10 +6,11 @@ from typing import Any
 
 import pandas as pd
 
+from lmconsole import formatting
 from lmconsole.plan.presets import ranges
 from lmconsole.report.captions import describe_group, describe_host_memory, ppl_denominator, seed_list
 from lmconsole.report.markup import DASH, format_ppl
-from lmconsole.report.results import MIN_SAMPLES, memory_frame, results_frame, uses_gpu
+from lmconsole.report.results import INCOMPLETE_MARK, MIN_SAMPLES, memory_frame, results_frame, uses_gpu
 from lmconsole.report.selection import Group
 from lmconsole.report.table import Cell, Column, Table
 
@@ -25,9 +26,9 @@ def results_table(group: Group) -> Table:
             **_experiment_texts(record),
             "Train PPL": _mean_and_sd(record["train_ppl"], record["train_ppl_sd"]),
             "Validation PPL": _mean_and_sd(record["valid_ppl"], record["valid_ppl_sd"])
-            + ("" if record["complete"] else "†"),
+            + ("" if record["complete"] else INCOMPLETE_MARK),
             "Epoch": _format(record["epoch"], "g"),
-            "Config": _config(record) + ("‡" if record["unspecified_initialization"] else ""),
+            "Experiment": _id_and_name(record) + ("‡" if record["unspecified_initialization"] else ""),
         }
         rows.append({header: Cell(text, bold=bool(record["best"])) for header, text in texts.items()})
     data = frame.rename(columns={"experiment": "config"})
@@ -35,7 +36,7 @@ def results_table(group: Group) -> Table:
     data[ppls] = data[ppls].round(3)
     data["epoch"] = [None if pd.isna(epoch) else f"{epoch:g}" for epoch in frame["epoch"]]
     columns = ["architecture", "layers", "optimizer", *ppls, "epoch", "config", "name", "seeds", "complete", "best"]
-    numeric = ("Train PPL", "Validation PPL", "Epoch", "Config")
+    numeric = ("Train PPL", "Validation PPL", "Epoch", "Experiment")
     return Table(
         label="tab:results",
         title="Table 1",
@@ -64,7 +65,7 @@ def _gpu_memory_table(group: Group, frame: pd.DataFrame) -> Table:
             "GPU (%)": _format(record["utilization_percent"], ".0f"),
             "n": str(record["samples"]),
             "Energy (kJ)": _kilojoules(record["energy_j"]),
-            "Config": _config(record),
+            "Experiment": _id_and_name(record),
         }
         rows.append({header: Cell(text) for header, text in texts.items()})
     columns = ["architecture", "layers", "optimizer", "memory_mib", "scope", "device_total_mib", "allocated_peak_mib"]
@@ -83,7 +84,7 @@ def _gpu_memory_table(group: Group, frame: pd.DataFrame) -> Table:
         )
     if frame["scope"].eq("device").any():
         caption += " *: memory of the whole device, because the driver did not report that of the process."
-    numeric = ("Memory (MiB)", "Peak allocated (MiB)", "GPU (%)", "n", "Energy (kJ)", "Config")
+    numeric = ("Memory (MiB)", "Peak allocated (MiB)", "GPU (%)", "n", "Energy (kJ)", "Experiment")
     return Table(
         label="tab:memory",
         title="Table 2",
@@ -100,7 +101,7 @@ def _host_memory_table(group: Group, frame: pd.DataFrame) -> Table:
         texts = {
             **_experiment_texts(record),
             "Peak host memory (MiB)": _format(record["host_peak_mib"]),
-            "Config": _config(record),
+            "Experiment": _id_and_name(record),
         }
         rows.append({header: Cell(text) for header, text in texts.items()})
     data = frame[["architecture", "layers", "optimizer", "host_peak_mib", "experiment", "name"]].round(1)
@@ -111,7 +112,7 @@ def _host_memory_table(group: Group, frame: pd.DataFrame) -> Table:
         columns=[
             *_EXPERIMENT,
             Column(header="Peak host memory (MiB)", numeric=True),
-            Column(header="Config", numeric=True),
+            Column(header="Experiment", numeric=True),
         ],
         rows=rows,
         data=data.rename(columns={"experiment": "config"}),
@@ -122,7 +123,6 @@ def _results_caption(group: Group, frame: pd.DataFrame) -> str:
     sentences = [
         f"Perplexity (PPL) per {ppl_denominator(group)}, at the epoch with the lowest validation PPL.",
         "Train PPL is computed from the training losses of the epoch, without a separate evaluation.",
-        "Config: experiment number.",
     ]
     if frame["best"].any():
         sentences.append("Bold: lowest validation PPL of each architecture.")
@@ -132,17 +132,27 @@ def _results_caption(group: Group, frame: pd.DataFrame) -> str:
             "the median."
         )
         if frame["seeds"].nunique() > 1:
-            by_count = frame.groupby("seeds")["experiment"].apply(list).sort_index(ascending=False)
-            counts = "; ".join(f"{count} for {', '.join(ranges(ids).split())}" for count, ids in by_count.items())
-            sentences.append(f"Seeds per experiment: {counts}.")
+            by_count: dict[int, list[int]] = {}
+            for id_, seeds in zip(frame["experiment"], frame["seeds"], strict=True):
+                by_count.setdefault(int(seeds), []).append(int(id_))
+            counts = "; ".join(
+                f"{_name_experiments(ids)} {formatting.counted(seeds, 'seed')}"
+                for seeds, ids in sorted(by_count.items(), reverse=True)
+            )
+            sentences.append(f"{counts.capitalize()}.")
     if not frame["complete"].all():
-        sentences.append("†: unfinished or diverged; never bold.")
+        sentences.append(f"{INCOMPLETE_MARK}: unfinished or diverged; never bold.")
     if frame["unspecified_initialization"].any():
         sentences.append(
             "‡: depends on the initialization of the attention projections, which the published protocol does not "
             "specify (here Xavier uniform, zero biases)."
         )
     return " ".join([*sentences, describe_group(group)])
+
+
+def _name_experiments(ids: list[int]) -> str:
+    """Return ``experiment 1 has``, ``experiments 2-3, 5 have``."""
+    return f"experiment {ids[0]} has" if len(ids) == 1 else f"experiments {', '.join(ranges(ids).split())} have"
 
 
 def _experiment_texts(record: Mapping[Hashable, Any]) -> dict[str, str]:
@@ -159,7 +169,7 @@ def _mean_and_sd(mean: float, sd: float) -> str:
     return format_ppl(mean) if math.isnan(sd) else f"{format_ppl(mean)} ± {format_ppl(sd)}"
 
 
-def _config(record: Mapping[Hashable, Any]) -> str:
+def _id_and_name(record: Mapping[Hashable, Any]) -> str:
     return f"{record['experiment']} ({record['name']})" if record["name"] else str(record["experiment"])
 
 

@@ -10,6 +10,8 @@ from lmconsole.runs.events import Telemetry
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
+INCOMPLETE_MARK = "†"
+
 MIN_SAMPLES = 5
 """Smallest number of samples over which a mean is given."""
 
@@ -75,6 +77,11 @@ def _identity(run: Run) -> dict[str, object]:
 def is_complete(run: Run) -> bool:
     """Return whether the run has finished without diverging."""
     return run.status is Status.FINISHED and run.state.finished is not None and not run.state.finished.diverged
+
+
+def incomplete_mark(runs: Sequence[Run]) -> str:
+    """Return the mark of results of which at least one run is unfinished or diverged; empty if all are complete."""
+    return "" if all(is_complete(run) for run in runs) else INCOMPLETE_MARK
 
 
 def epoch_frame(group: Group) -> pd.DataFrame:

@@ -100,13 +100,17 @@ def choose_group(
         and (run_id is None or run.run == run_id)
         and (imported is None or (run.info.origin == "imported") == imported)
     ]
+    if not runs:
+        hint = "Train an experiment with `lmconsole run ID`, or name another store with --runs."
+        raise ExportError("nothing to export: the store has no runs", hint=hint)
     if not candidates:
         raise _nothing_to_export(_explain_no_match(runs, preset, run_id, imported))
     with_epoch = [run for run in candidates if run.state.epochs]
     if not with_epoch:
         failed = sum(run.status is Status.FAILED for run in candidates)
         reason = f" ({failed} failed)" if failed else ""
-        raise _nothing_to_export(f"none of {len(candidates)} runs has completed an epoch{reason}")
+        subject = "the run has not" if len(candidates) == 1 else f"none of {len(candidates)} runs has"
+        raise _nothing_to_export(f"{subject} completed an epoch{reason}")
     if imported is None:
         with_epoch = [run for run in with_epoch if run.info.origin == "trained"] or with_epoch
     finished = [run for run in with_epoch if run.status is Status.FINISHED]
@@ -120,19 +124,13 @@ def _nothing_to_export(reason: str) -> ExportError:
 
 def _explain_no_match(runs: Sequence[Run], preset: str | None, run_id: str | None, imported: bool | None) -> str:
     """Name the filters that no run passes together."""
-    if not runs:
-        return "the store has no runs"
+    origin = {None: "", True: "imported ", False: "trained "}[imported]
     known = dict.fromkeys(run.info.preset for run in runs)
     if preset is not None and preset not in known:
-        return f"no run is of preset {preset!r}; the store has {', '.join(known)}"
-    filters = []
-    if run_id is not None:
-        filters.append(f"has the id {run_id!r}")
-    if preset is not None:
-        filters.append(f"is of preset {preset!r}")
-    if imported is not None:
-        filters.append("is imported" if imported else "was trained by lmconsole")
-    return f"no run {' and '.join(filters)}"
+        return f"no {origin}run of preset {preset!r}; the store has {', '.join(known)}"
+    of_preset = "" if preset is None else f" of preset {preset!r}"
+    with_id = "" if run_id is None else f" with the id {run_id!r}"
+    return f"no {origin}run{of_preset}{with_id}"
 
 
 def _select(reference: RunInfo, comparable_runs: Sequence[Run]) -> Group:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from lmconsole.plan.experiment import OPTIMIZER_NAMES
 from lmconsole.report.selection import Group
+from lmconsole.runs.events import Epoch
 from lmconsole.runs.store import Run
 
 TARGET_MARGIN = 0.05
@@ -22,8 +23,10 @@ TARGETS = 20
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimeToTarget:
     """Training time in seconds until the runs of one experiment reached a target: mean, lowest and highest over seeds.
-    All are None unless every seed reached it."""
+    All are None unless every seed reached it and its times are known."""
 
+    reached: bool = False
+    """Whether every seed reached the target."""
     mean_s: float | None = None
     lowest_s: float | None = None
     highest_s: float | None = None
@@ -60,19 +63,25 @@ def _round_up(ppl: float) -> float:
 def seconds_to_target(run: Run, target_ppl: float) -> float | None:
     """Return the seconds of training until a run reached ``target_ppl``; None if it did not, or if its times are
     unknown."""
-    for epoch in run.state.epochs:
-        ppl = epoch.valid_ppl
-        if ppl is not None and ppl <= target_ppl:
-            return epoch.elapsed_train_s
-    return None
+    epoch = _first_epoch_at_target(run, target_ppl)
+    return epoch.elapsed_train_s if epoch else None
+
+
+def _first_epoch_at_target(run: Run, target_ppl: float) -> Epoch | None:
+    return next(
+        (each for each in run.state.epochs if each.valid_ppl is not None and each.valid_ppl <= target_ppl), None
+    )
 
 
 def time_to_target(runs: Sequence[Run], target_ppl: float) -> TimeToTarget:
     """Return when the seeds of one experiment reached ``target_ppl``."""
-    times = [time for run in runs if (time := seconds_to_target(run, target_ppl)) is not None]
-    if len(times) < len(runs) or not times:
+    epochs = [epoch for run in runs if (epoch := _first_epoch_at_target(run, target_ppl))]
+    if len(epochs) < len(runs) or not epochs:
         return TimeToTarget()
-    return TimeToTarget(mean_s=sum(times) / len(times), lowest_s=min(times), highest_s=max(times))
+    times = [epoch.elapsed_train_s for epoch in epochs if epoch.elapsed_train_s is not None]
+    if len(times) < len(runs):
+        return TimeToTarget(reached=True)
+    return TimeToTarget(reached=True, mean_s=sum(times) / len(times), lowest_s=min(times), highest_s=max(times))
 
 
 def performance_profile(group: Group) -> dict[str, list[tuple[float, float]]]:

@@ -1,27 +1,34 @@
 """Replacement of a set of files: all of them, or none."""
 
 import contextlib
+import errno
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-TEMPORARY_PREFIX = ".export-"
+STALE_S = 3600.0
+"""Age in seconds from which temporary files are taken for those of a process that was killed."""
+
+_TEMPORARY = re.compile(r"\.export-[0-9a-f]{16}")
+"""Names of folders with temporary files, and of the temporary files of version 0.1.0."""
 
 
 def replace_files(folder: Path, files: Mapping[str, bytes | None]) -> None:
     """Replace or create files of ``folder`` by their relative paths; None removes a file.
 
-    All new contents are written and synced under temporary names before the first file is replaced, and every file is
+    All new contents are written and synced in temporary folders before the first file is replaced, and every file is
     replaced by a rename, so readers see either the old content or the new one. If anything fails, the files that were
     replaced get their old content back, and new files and folders are removed.
 
     Raises:
         OSError: The files could not be replaced, for example because the disk is full.
     """
-    with ExitStack() as new_folders, ExitStack() as temporary_files, ExitStack() as undo:
+    with ExitStack() as new_folders, _TemporaryFiles() as temporary_files, ExitStack() as undo:
         staged: dict[Path, Path] = {}
         for name, content in files.items():
             if content is not None:
@@ -40,7 +47,7 @@ def replace_files(folder: Path, files: Mapping[str, bytes | None]) -> None:
 
 
 def _create_folder(folder: Path, new_folders: ExitStack) -> None:
-    if not folder.exists():
+    if not folder.is_dir():
         _create_folder(folder.parent, new_folders)
         folder.mkdir(exist_ok=True)
         new_folders.callback(_remove_if_empty, folder)
@@ -51,11 +58,31 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _temporary_path(target: Path, temporary_files: ExitStack) -> Path:
-    """Return a new name in the same folder, because a rename cannot cross file systems."""
-    path = target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
-    temporary_files.callback(_discard, path)
-    return path
+class _TemporaryFiles(ExitStack):
+    """Temporary files, which are removed at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folders: dict[Path, Path] = {}
+
+    def new_path(self, target: Path) -> Path:
+        """Return a path in a temporary folder next to ``target``, because a rename cannot cross file systems."""
+        if target.parent not in self._folders:
+            self._folders[target.parent] = self._create_folder(target.parent)
+        path = self._folders[target.parent] / secrets.token_hex(8)
+        self.callback(_discard, path)
+        return path
+
+    def _create_folder(self, parent: Path) -> Path:
+        _remove_stale(parent)
+        folder = parent / f".export-{secrets.token_hex(8)}"
+        try:
+            folder.mkdir()
+        except OSError as error:
+            error.filename = str(parent)  # a temporary name would mean nothing to the user
+            raise
+        self.callback(_remove_if_empty, folder)
+        return folder
 
 
 def _discard(path: Path) -> None:
@@ -63,8 +90,16 @@ def _discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_temporary(target: Path, content: bytes, temporary_files: ExitStack) -> Path:
-    path = _temporary_path(target, temporary_files)
+def _remove_stale(folder: Path) -> None:
+    """Remove the temporary files of exports that were killed."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if _TEMPORARY.fullmatch(path.name) and time.time() - path.lstat().st_mtime > STALE_S:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _write_temporary(target: Path, content: bytes, temporary_files: _TemporaryFiles) -> Path:
+    path = temporary_files.new_path(target)
     with path.open("xb") as file:
         file.write(content)
         file.flush()
@@ -72,15 +107,22 @@ def _write_temporary(target: Path, content: bytes, temporary_files: ExitStack) -
     return path
 
 
-def _back_up(target: Path, temporary_files: ExitStack) -> Path | None:
-    """Link the old content to a second name, or copy it on file systems without hard links; None if there is none."""
+def _back_up(target: Path, temporary_files: _TemporaryFiles) -> Path | None:
+    """Keep the old content under a second name; None if there is none.
+
+    It is linked, or copied on file systems without hard links. A file of another user that cannot be read can be
+    neither, and is renamed.
+    """
     if not os.path.lexists(target):
         return None
-    backup = _temporary_path(target, temporary_files)
-    try:
-        os.link(target, backup)
-    except OSError:
-        shutil.copy2(target, backup)
+    if target.is_dir() and not target.is_symlink():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    backup = temporary_files.new_path(target)
+    for keep in (os.link, shutil.copy2):
+        with contextlib.suppress(OSError):
+            keep(target, backup)
+            return backup
+    os.rename(target, backup)
     return backup
 
 

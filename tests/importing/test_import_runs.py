@@ -192,8 +192,8 @@ def test_csv_has_one_row_per_epoch_in_any_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "no column model or architecture"),
-        ("model,layers,optimizer,epoch\nlstm,1,adam,1\n", "no column valid_ppl or valid_loss_nats"),
+        ("", r"missing columns: model \(or architecture\); layers; optimizer; epoch; valid_ppl \(or valid_loss_nats\)"),
+        ("model,layers,optimizer,epoch\nlstm,1,adam,1\n", r"missing column: valid_ppl \(or valid_loss_nats\)"),
         ('model,layers,optimizer,epoch,valid_ppl\nlstm,1,adam,1,"3\n', "not CSV"),
     ],
 )
@@ -221,7 +221,7 @@ def test_nothing_to_import_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such file or folder"):
         import_into(tmp_path, tmp_path / "none")
     (tmp_path / "bare").mkdir()
-    with pytest.raises(StoreError, match="no folders in it"):
+    with pytest.raises(StoreError, match="no run folders"):
         import_into(tmp_path, tmp_path / "bare")
 
 

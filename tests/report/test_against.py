@@ -9,7 +9,7 @@ import tiny
 from recorded import record
 
 from lmconsole.errors import ExportError
-from lmconsole.report.against import comparison_table, per_target, published_results
+from lmconsole.report.against import comparison_table, group_results, per_target, published_results
 from lmconsole.report.export import ExportOptions, export, print_table
 from lmconsole.report.reference import PADDED_SHARE, PUBLISHED_CORPUS, published
 from lmconsole.report.selection import Group, choose_group
@@ -47,7 +47,7 @@ def test_published_results_are_shown_as_given_and_converted(tmp_path: Path) -> N
     converted = given.valid_ppl_per_target
     assert valid["theirs_ppl_per_target"] == pytest.approx(converted, abs=1e-3)
     assert valid["difference_percent"] == pytest.approx(100 * (math.exp(5.0) / converted - 1), abs=1e-3)
-    assert "their logarithm is 0.998761 for train and 0.997087 for validation" in table.caption
+    assert "their logarithm is 0.998761 (train) or 0.997087 (validation) times" in table.caption
 
 
 def test_results_on_other_text_are_shown_but_not_compared(tmp_path: Path) -> None:
@@ -72,6 +72,17 @@ def test_another_store_is_compared_experiment_by_experiment(tmp_path: Path) -> N
     assert float(rows[-1][7]) == pytest.approx(100 * (math.exp(5.0) / mean - 1), abs=1e-3)
 
 
+def test_unfinished_runs_are_marked_on_both_sides(tmp_path: Path) -> None:
+    record(tmp_path / "a", 1, "lstm", [(4.5, 5.0)], finish=False)
+    record(tmp_path / "a", 5, "gpt1", [(4.5, 4.0)])
+    record(tmp_path / "b", 5, "gpt1", [(4.5, 4.0)], finish=False)
+    own = group(tmp_path / "a")
+    table = comparison_table(own, group_results(own, group(tmp_path / "b"), "Other store"))
+    found = [(row["Ours"].text[-1], row["Other store"].text[-1]) for row in table.rows]
+    assert found == [("7", "†"), ("8", "†"), ("†", "–"), ("†", "–")]
+    assert "†: unfinished or diverged." in table.caption
+
+
 def test_missing_results_to_compare_with_are_an_error(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(4.5, 5.0)])
     store = Store(tmp_path / "runs")
@@ -80,7 +91,7 @@ def test_missing_results_to_compare_with_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ExportError, match=r"--against .*empty: nothing to export: the store has no runs"):
         print_table(store, ExportOptions(against=str(tmp_path / "empty")))
-    with pytest.raises(ExportError, match="no run is imported"):
+    with pytest.raises(ExportError, match="no imported run"):
         export(store, tmp_path / "out", ExportOptions(against="imported"))
     assert not (tmp_path / "out").exists()
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
 from recorded import record
 
-from lmconsole.report.draw import ImageFormat, displayable, draw_figure, encode_figure, log_ticks
+from lmconsole.report.draw import ImageFormat, displayable, draw_figure, encode_figure, log_ticks, shorten
 from lmconsole.report.figures import LARGEST_PPL, figure_specs, time_unit
 from lmconsole.report.selection import choose_group
 from lmconsole.runs.store import Store
@@ -120,6 +121,7 @@ def test_missing_runs_are_noted_in_the_panel_and_the_caption(tmp_path: Path) -> 
     assert "No run yet: AdamW, SGD, Momentum." in caption(tmp_path, 1)
     assert "Not finished: 1 (lost, 1 of 2 epochs)." in caption(tmp_path, 1)
     assert [text.get_text() for axes in figure(tmp_path, 2).axes for text in axes.texts] == ["no run yet"] * 4
+    assert "No run yet: 2 layers, AdamW; 4 layers, AdamW." in caption(tmp_path, 3)
 
 
 @pytest.mark.parametrize("loss", [NAN, INF, math.log(LARGEST_PPL) + 1.0])
@@ -161,6 +163,19 @@ def test_bars_are_annotated_with_their_values_or_as_not_reached(tmp_path: Path) 
     assert found["LSTM 1L SGD (3)"].get_text() == "not reached"
     assert found["GPT-1 1L Adam (5)"].get_text() == "1.0"
     assert found["LSTM 4L AdamW (10)"].get_text() == "2.0"
+
+
+def test_bars_mark_unfinished_runs_and_unknown_times(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(4.0, 4.0)], finish=False)
+    run = record(tmp_path, 2, "lstm", [(4.0, 4.0)], optimizer="adamw")
+    run.paths.events.write_text(
+        re.sub(r'"elapsed_train_s":1.0', '"elapsed_train_s":null', run.paths.events.read_text())
+    )
+    axes = figure(tmp_path, 10).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["LSTM 1L Adam (1)†", "LSTM 1L AdamW (2)"]
+    assert [text.get_text() for text in axes.texts] == ["1.0", "times unknown"]
+    assert "†: unfinished or diverged." in caption(tmp_path, 10)
+    assert shorten("a long name of an experiment (12)†", 20) == "a long name o… (12)†"
 
 
 def test_the_profile_rises_to_one_for_the_optimizer_that_solves_all_problems(tmp_path: Path) -> None:
@@ -210,7 +225,7 @@ def test_times_are_in_the_unit_that_suits(longest: float, unit: str) -> None:
 
 @pytest.mark.parametrize("number", [1, 10])
 def test_figures_match_the_expected_images(tmp_path: Path, number: int) -> None:
-    """With tolerance: versions of matplotlib and FreeType differ by shades of grey. `LMCONSOLE_SNAPSHOTS=write` redraws
+    """With tolerance: versions of matplotlib and FreeType differ by shades of gray. `LMCONSOLE_SNAPSHOTS=write` redraws
     the expected images."""
     import os
 

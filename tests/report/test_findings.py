@@ -1,6 +1,8 @@
 """Findings on recorded runs with known answers, and the edge cases of each criterion."""
 
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,11 @@ from recorded import record
 
 from lmconsole.report.comparing import NEGLIGIBLE_WITH_ONE_SEED, Verdict, compare, experiment_results
 from lmconsole.report.findings import findings
-from lmconsole.report.questions.finding import Finding
+from lmconsole.report.questions.finding import Finding, GroupResults
+from lmconsole.report.questions.memory import memory
+from lmconsole.report.questions.models import architectures, depth, overfitting
+from lmconsole.report.questions.optimizers import optimizers
+from lmconsole.report.questions.recommendation import recommendation
 from lmconsole.report.selection import Group, choose_group
 from lmconsole.report.targets import (
     TARGET_MARGIN,
@@ -23,7 +29,7 @@ from lmconsole.report.targets import (
     time_to_target,
 )
 from lmconsole.runs.info import read_info
-from lmconsole.runs.store import Store
+from lmconsole.runs.store import Run, Store
 
 NAN = float("nan")
 IDS = {
@@ -44,8 +50,8 @@ def group(root: Path) -> Group:
     return choose_group(Store(root / "runs").runs())
 
 
-def question(root: Path, number: int) -> Finding:
-    return findings(group(root))[number - 3]
+def answer(root: Path, question: Callable[[GroupResults], Finding]) -> Finding:
+    return question(GroupResults(group(root)))
 
 
 def sentences(finding: Finding) -> str:
@@ -86,7 +92,7 @@ def test_a_complete_separation_has_a_p_value(tmp_path: Path) -> None:
     for seed in range(3):
         record_kind(tmp_path, ("lstm", 1, "adamw"), 4.0 + seed / 100, seed=seed)
         record_kind(tmp_path, ("lstm", 1, "adam"), 4.5 + seed / 100, seed=seed)
-    text = question(tmp_path, 4).observations[0]
+    text = answer(tmp_path, optimizers).observations[0]
     assert "the seeds separate completely (p = 0.1)" in text
     assert "(n = 3)" in text
 
@@ -96,8 +102,8 @@ def test_unfinished_runs_support_no_claim(tmp_path: Path) -> None:
     record_kind(tmp_path, ("lstm", 1, "adam"), 5.0, finish=False)
     assert verdict(tmp_path) is Verdict.NO_DATA
     reason = "unfinished, diverged or without a finite validation perplexity: LSTM 1L Adam (1)."
-    assert f"No comparison: {reason}" in sentences(question(tmp_path, 4))
-    assert "AdamW with weight decay" not in sentences(question(tmp_path, 4))
+    assert f"No comparison: {reason}" in sentences(answer(tmp_path, optimizers))
+    assert "AdamW with weight decay" not in sentences(answer(tmp_path, optimizers))
 
 
 def test_a_seed_without_a_finite_perplexity_is_not_ignored(tmp_path: Path) -> None:
@@ -124,31 +130,33 @@ def test_a_tiny_difference_that_separates_the_seeds_has_a_direction(tmp_path: Pa
         record_kind(tmp_path, ("lstm", 1, "adamw"), 4.0 + seed / 1e5, seed=seed)
         record_kind(tmp_path, ("lstm", 1, "adam"), 4.0005 + seed / 1e5, seed=seed)
     assert verdict(tmp_path) is Verdict.LOWER
-    text = question(tmp_path, 4).observations[0]
+    text = answer(tmp_path, optimizers).observations[0]
     assert "The first is lower, by less than 0.1%, and the seeds separate completely" in text
 
 
 def test_one_seed_against_several_is_named(tmp_path: Path) -> None:
     record_kind(tmp_path, ("lstm", 1, "adamw"), 4.0, seed=1)
     record_kind(tmp_path, ("lstm", 1, "adam"), 5.0, seed=1)
-    assert "lower, with one seed each." in question(tmp_path, 4).observations[0]
+    assert "lower, with one seed each." in answer(tmp_path, optimizers).observations[0]
     record_kind(tmp_path, ("lstm", 1, "adam"), 5.0, seed=2)
-    assert "lower, with one seed on one side." in question(tmp_path, 4).observations[0]
+    assert "lower, with one seed on one side." in answer(tmp_path, optimizers).observations[0]
 
 
 def test_an_unknown_gap_is_not_a_gap_of_zero(tmp_path: Path) -> None:
     record_kind(tmp_path, ("lstm", 1, "adam"), 4.0, train=math.inf)
     record_kind(tmp_path, ("lstm", 1, "sgd"), 5.0)
-    assert "LSTM 1L Adam (1) has an unknown gap." in sentences(question(tmp_path, 3))
+    assert "the experiment with the lowest validation perplexity, LSTM 1L Adam (1), has an unknown gap." in sentences(
+        answer(tmp_path, recommendation)
+    )
     record_kind(tmp_path, ("lstm", 1, "adamw"), 4.0, train=math.inf)
-    assert "LSTM with AdamW and 1 layer: the gap is unknown." in question(tmp_path, 8).observations
+    assert "LSTM with AdamW and 1 layer: the gap is unknown." in answer(tmp_path, overfitting).observations
 
 
 def test_missing_experiments_leave_the_question_open(tmp_path: Path) -> None:
     record_kind(tmp_path, ("lstm", 1, "adam"), 4.0)
-    for number in (4, 5, 6):
-        finding = question(tmp_path, number)
-        assert all("no comparison is possible" in text for text in finding.observations)
+    for question in (optimizers, architectures, depth):
+        finding = answer(tmp_path, question)
+        assert all("no comparison, because at least one has no run" in text for text in finding.observations)
         assert not [text for text in finding.interpretation if "seed" not in text]
 
 
@@ -159,7 +167,7 @@ def test_time_to_a_target_is_not_the_shortest_run(tmp_path: Path) -> None:
     target = common_target(group(tmp_path))
     assert target is not None
     assert math.exp(4.0) * (1 + TARGET_MARGIN) <= target <= math.exp(4.0) * (1 + TARGET_MARGIN) * 1.01
-    text = sentences(question(tmp_path, 3))
+    text = sentences(answer(tmp_path, recommendation))
     assert "GPT-1 1L Adam (5), 16 s of training" in text
     assert "If wall-clock time matters most: GPT-1 1L Adam (5)." in text
     assert "The shortest run, LSTM 1L SGD (3), is not the answer" in text
@@ -169,7 +177,7 @@ def test_time_to_a_target_is_not_the_shortest_run(tmp_path: Path) -> None:
 def test_times_too_close_to_call_are_named_together(tmp_path: Path) -> None:
     record_kind(tmp_path, ("lstm", 1, "adam"), 5.0, 4.0, seconds=10.0)
     record_kind(tmp_path, ("lstm", 1, "adamw"), 5.0, 4.0, seconds=10.9)
-    text = sentences(question(tmp_path, 3))
+    text = sentences(answer(tmp_path, recommendation))
     assert "If wall-clock time matters most: LSTM 1L Adam (1), LSTM 1L AdamW (2). The measurements" in text
     assert "The measurements do not distinguish it from" in text
 
@@ -177,9 +185,54 @@ def test_times_too_close_to_call_are_named_together(tmp_path: Path) -> None:
 def test_the_smallest_gap_alone_is_misleading(tmp_path: Path) -> None:
     record_kind(tmp_path, ("lstm", 1, "adam"), 4.0, train=3.0)
     record_kind(tmp_path, ("lstm", 1, "sgd"), 7.0, train=7.0)
-    assert "The smallest gap alone is misleading: LSTM 1L SGD (3)" in sentences(question(tmp_path, 3))
+    assert "The smallest gap alone is misleading: LSTM 1L SGD (3)" in sentences(answer(tmp_path, recommendation))
     record_kind(tmp_path, ("lstm", 1, "momentum"), 3.0, train=3.0)
-    assert "misleading" not in sentences(question(tmp_path, 3))
+    text = sentences(answer(tmp_path, recommendation))
+    assert "misleading" not in text
+    assert "Smallest gap between train and validation loss: LSTM 1L Momentum (4), +0.000 nats, at" in text
+    assert "the experiment with the lowest" not in text
+
+
+def forget_times(run: Run) -> None:
+    """Let the epochs of a run be without times, as those of imported runs can be."""
+    run.paths.events.write_text(
+        re.sub(r'"(train_s|elapsed_train_s)":[0-9.]+', r'"\1":null', run.paths.events.read_text())
+    )
+
+
+def times(root: Path) -> dict[str, str]:
+    table = answer(root, recommendation).table
+    assert table is not None
+    return {row["Experiment"].text: row[table.headers[1]].text for row in table.rows}
+
+
+def test_a_target_that_was_reached_at_an_unknown_time_is_not_called_unreached(tmp_path: Path) -> None:
+    forget_times(record(tmp_path, 1, "lstm", [(4.0, 4.0)]))
+    record_kind(tmp_path, ("lstm", 1, "adamw"), 4.0, seconds=12.0)
+    record_kind(tmp_path, ("lstm", 1, "sgd"), 7.0, seconds=20.0)
+    assert times(tmp_path) == {"LSTM 1L Adam (1)": "–", "LSTM 1L AdamW (2)": "12.0", "LSTM 1L SGD (3)": "not reached"}
+    assert "“–”: reached, but the run does not record its times." in answer(tmp_path, recommendation).method
+    reached = time_to_target(experiment_results(group(tmp_path))[1].runs, 100.0)
+    assert (reached.reached, reached.mean_s) == (True, None)
+
+
+def test_only_complete_experiments_are_recommended(tmp_path: Path) -> None:
+    record_kind(tmp_path, ("lstm", 1, "adam"), 4.5, 4.0, seconds=50.0)
+    record_kind(tmp_path, ("lstm", 1, "adamw"), 4.0, seconds=1.0, finish=False)
+    finding = answer(tmp_path, recommendation)
+    assert "If wall-clock time matters most: LSTM 1L Adam (1)." in finding.interpretation
+    assert "AdamW" not in sentences(finding)
+    assert times(tmp_path) == {"LSTM 1L Adam (1)": "100.0", "LSTM 1L AdamW (2)†": "1.0"}
+    assert "†: unfinished or diverged, and not recommended." in finding.method
+
+
+def test_a_target_that_only_unfinished_experiments_reach_recommends_none_for_time(tmp_path: Path) -> None:
+    record_kind(tmp_path, ("lstm", 1, "adam"), 6.0)
+    record_kind(tmp_path, ("lstm", 1, "adamw"), 4.0, finish=False)
+    text = sentences(answer(tmp_path, recommendation))
+    assert "No complete experiment reaches a validation perplexity of 57.4" in text
+    assert "wall-clock time matters" not in text
+    assert "If generalization matters most: LSTM 1L Adam (1)." in text
 
 
 def test_the_target_is_one_that_every_seed_has_reached(tmp_path: Path) -> None:
@@ -197,7 +250,7 @@ def test_without_a_finite_perplexity_there_is_no_target(tmp_path: Path) -> None:
     record_kind(tmp_path, ("lstm", 1, "adam"), NAN)
     assert common_target(group(tmp_path)) is None
     assert performance_profile(group(tmp_path)) == {}
-    assert "none can be recommended" in sentences(question(tmp_path, 3))
+    assert "none can be recommended" in sentences(answer(tmp_path, recommendation))
 
 
 @pytest.mark.parametrize(
@@ -213,14 +266,14 @@ def test_depth_is_judged_against_what_is_expected(
 ) -> None:
     for layers, loss in zip((1, 2, 4), losses, strict=True):
         record_kind(tmp_path, ("gpt1", layers, "adamw"), loss)
-    assert question(tmp_path, 6).interpretation[0].startswith(start)
+    assert answer(tmp_path, depth).interpretation[0].startswith(start)
 
 
 def test_a_deeper_model_that_fits_better_and_validates_worse_overfits(tmp_path: Path) -> None:
     record_kind(tmp_path, ("gpt1", 1, "adamw"), 4.0, 4.1, train=3.5)
     record_kind(tmp_path, ("gpt1", 2, "adamw"), 4.5, 4.6, train=3.0)
     record_kind(tmp_path, ("gpt1", 4, "adamw"), 5.1, 5.0, train=4.8)
-    first, second = question(tmp_path, 6).interpretation[1:3]
+    first, second = answer(tmp_path, depth).interpretation[1:3]
     assert "which indicates overfitting" in first
     assert "more epochs" not in first
     assert "harder to optimize" in second
@@ -231,22 +284,24 @@ def test_the_architecture_with_the_larger_gap_at_every_depth_overfits_more(tmp_p
     for layers in (1, 2, 4):
         record_kind(tmp_path, ("lstm", layers, "adamw"), 4.0, train=3.9)
         record_kind(tmp_path, ("gpt1", layers, "adamw"), 4.0, train=3.0)
-    assert "GPT-1 has the larger gap at every depth compared (1, 2, 4 layers)" in sentences(question(tmp_path, 8))
+    assert "GPT-1 has the larger gap at every depth compared (1, 2, 4 layers)" in sentences(
+        answer(tmp_path, overfitting)
+    )
     record_kind(tmp_path, ("lstm", 4, "adamw"), 6.0, train=3.9)
-    assert "Neither architecture overfits more" in sentences(question(tmp_path, 8))
+    assert "Neither architecture overfits more" in sentences(answer(tmp_path, overfitting))
 
 
 def test_gaps_within_the_seeds_spread_are_no_difference(tmp_path: Path) -> None:
     for seed, extra in enumerate((0.0, 0.2, 0.4)):
         record_kind(tmp_path, ("lstm", 1, "adamw"), 4.0, train=3.5 + extra, seed=seed)
         record_kind(tmp_path, ("gpt1", 1, "adamw"), 4.0, train=3.4 + extra, seed=seed)
-    assert "Neither architecture overfits more" in sentences(question(tmp_path, 8))
+    assert "Neither architecture overfits more" in sentences(answer(tmp_path, overfitting))
 
 
 def test_equal_gaps_are_not_called_misleading(tmp_path: Path) -> None:
     record_kind(tmp_path, ("lstm", 1, "adam"), 4.00, train=3.0)
     record_kind(tmp_path, ("lstm", 1, "adamw"), 4.50, train=3.501)
-    assert "misleading" not in sentences(question(tmp_path, 3))
+    assert "misleading" not in sentences(answer(tmp_path, recommendation))
 
 
 def test_few_seeds_lead_to_a_caution(tmp_path: Path) -> None:
@@ -254,8 +309,8 @@ def test_few_seeds_lead_to_a_caution(tmp_path: Path) -> None:
         for optimizer, loss in (("momentum", 4.0), ("sgd", 5.0)):
             record_kind(tmp_path, ("lstm", 1, optimizer), loss + seed / 100, seed=seed)
         if seed == 2:
-            assert "With so few seeds this may be due to chance (p = 0.1)." in sentences(question(tmp_path, 4))
-    text = sentences(question(tmp_path, 4))
+            assert "With so few seeds this may be due to chance (p = 0.1)." in sentences(answer(tmp_path, optimizers))
+    text = sentences(answer(tmp_path, optimizers))
     assert "p = 0.029" in text
     assert "due to chance" not in text
 
@@ -263,7 +318,7 @@ def test_few_seeds_lead_to_a_caution(tmp_path: Path) -> None:
 def test_one_of_two_doublings_is_partly_as_expected(tmp_path: Path) -> None:
     for layers, loss in ((1, 4.5), (2, 4.0), (4, 4.0)):
         record_kind(tmp_path, ("gpt1", layers, "adamw"), loss)
-    assert question(tmp_path, 6).interpretation[0].startswith("Partly as expected")
+    assert answer(tmp_path, depth).interpretation[0].startswith("Partly as expected")
 
 
 def test_other_settings_that_differ_are_named(tmp_path: Path) -> None:
@@ -273,19 +328,19 @@ def test_other_settings_that_differ_are_named(tmp_path: Path) -> None:
     own = msgspec.structs.replace(info.experiment, overrides={"learning_rate": 0.5})
     settings = msgspec.structs.replace(info.settings, learning_rate=0.5)
     run.paths.info.write_bytes(msgspec.json.encode(msgspec.structs.replace(info, experiment=own, settings=settings)))
-    assert "They also differ in learning rate." in question(tmp_path, 4).observations[0]
+    assert "They also differ in learning rate." in answer(tmp_path, optimizers).observations[0]
 
 
 def test_no_positive_gap_is_no_overfitting(tmp_path: Path) -> None:
     for model in ("lstm", "gpt1"):
         record_kind(tmp_path, (model, 1, "adamw"), 4.0, train=4.5)
-    assert "no overfitting yet" in sentences(question(tmp_path, 8))
+    assert "no overfitting yet" in sentences(answer(tmp_path, overfitting))
 
 
 def test_memory_names_the_least_and_the_most(tmp_path: Path) -> None:
     for kind, mib in ((("lstm", 1, "adam"), 700.0), (("gpt1", 4, "adamw"), 2100.0)):
         record_kind(tmp_path, kind, 4.0, 3.9, device="cuda:0", samples=5, process_mib=mib)
-    finding = question(tmp_path, 7)
+    finding = answer(tmp_path, memory)
     assert "from 700 MiB (LSTM 1L Adam (1)) to 2,100 MiB (GPT-1 4L AdamW (12))" in finding.observations[0]
     assert "The difference grows with the model" in finding.interpretation[0]
     assert "4 × 8 × 300 × 4 bytes = 0.0 MiB" in finding.observations[2]
@@ -294,8 +349,8 @@ def test_memory_names_the_least_and_the_most(tmp_path: Path) -> None:
 def test_every_question_has_observations_and_a_method_even_for_one_unfinished_run(tmp_path: Path) -> None:
     record_kind(tmp_path, ("gpt1", 1, "sgd"), NAN, finish=False)
     answers = findings(group(tmp_path))
-    assert [answer.number for answer in answers] == [3, 4, 5, 6, 7, 8]
-    assert all(answer.observations and answer.method for answer in answers)
+    assert len({each.question for each in answers}) == 6
+    assert all(each.observations and each.method for each in answers)
 
 
 @settings(deadline=None)  # each example writes a run to the disk

@@ -24,9 +24,9 @@ from lmconsole.runs.info import read_info
 from lmconsole.runs.store import Run, Store
 
 CAPTION = (
-    "Preset tiny: corpus data with 794 training, 116 validation and 84 test tokens; vocabulary of 300 (byte-level BPE "
-    "of 300 tokens trained on the train split); learned embeddings; 2 epochs; batches of 4 windows of 8 tokens; "
-    "learning rate 0.01; fp32 precision. Trained on CPU."
+    "Preset tiny, corpus “data”: 794 training, 116 validation and 84 test tokens; vocabulary of 300 (byte-level BPE of "
+    "300 tokens trained on the train split); learned embeddings; 2 epochs; batches of 4 windows of 8 tokens; learning "
+    "rate 0.01; fp32 precision. Trained on CPU."
 )
 
 
@@ -49,18 +49,18 @@ def test_table_1_in_markdown(store: Store) -> None:
     text = results_table(choose_group(store.runs())).render("markdown")
     assert text == (
         "**Table 1.** Perplexity (PPL) per target token, at the epoch with the lowest validation PPL. Train PPL is "
-        "computed from the training losses of the epoch, without a separate evaluation. Config: experiment number. "
+        "computed from the training losses of the epoch, without a separate evaluation. "
         "Bold: lowest validation PPL of each architecture. †: unfinished or diverged; never bold. ‡: depends on the "
         "initialization of the attention projections, which the published protocol does not specify (here Xavier "
         f"uniform, zero biases). {CAPTION} Seed 42.\n"
         "\n"
-        "| Architecture | Layers | Optimizer |   Train PPL | Validation PPL | Epoch | Config |\n"
-        "| ------------ | -----: | --------- | ----------: | -------------: | ----: | -----: |\n"
-        "| **GPT-1**    |  **1** | **Adam**  | **244.692** |    **190.566** | **2** |  **5** |\n"
-        "| GPT-1        |      1 | Momentum  |     403.429 |        20.086† |     1 |     7‡ |\n"
-        "| GPT-1        |      1 | SGD       |     403.429 |       148.413† |     1 |     8‡ |\n"
-        "| **LSTM**     |  **1** | **Adam**  | **148.413** |     **90.017** | **1** |  **1** |\n"
-        "| LSTM         |      1 | SGD       |      54.598 |        148.413 |     2 |      3 |\n"
+        "| Architecture | Layers | Optimizer |   Train PPL | Validation PPL | Epoch | Experiment |\n"
+        "| ------------ | -----: | --------- | ----------: | -------------: | ----: | ---------: |\n"
+        "| **GPT-1**    |  **1** | **Adam**  | **244.692** |    **190.566** | **2** |      **5** |\n"
+        "| GPT-1        |      1 | Momentum  |     403.429 |        20.086† |     1 |         7‡ |\n"
+        "| GPT-1        |      1 | SGD       |     403.429 |       148.413† |     1 |         8‡ |\n"
+        "| **LSTM**     |  **1** | **Adam**  | **148.413** |     **90.017** | **1** |      **1** |\n"
+        "| LSTM         |      1 | SGD       |      54.598 |        148.413 |     2 |          3 |\n"
     )
 
 
@@ -73,7 +73,7 @@ def test_table_1_in_latex(store: Store) -> None:
     assert body == (
         "  \\begin{tabular}{lrlrrrr}\n"
         "    \\toprule\n"
-        "    Architecture & Layers & Optimizer & Train PPL & Validation PPL & Epoch & Config \\\\\n"
+        "    Architecture & Layers & Optimizer & Train PPL & Validation PPL & Epoch & Experiment \\\\\n"
         "    \\midrule\n"
         "    \\textbf{GPT-1} & \\textbf{1} & \\textbf{Adam} & \\textbf{244.692} & \\textbf{190.566} & \\textbf{2} & "
         "\\textbf{5} \\\\\n"
@@ -111,7 +111,7 @@ def test_seeds_give_mean_and_standard_deviation_of_each_seeds_best_epoch(tmp_pat
     assert first[3:6] == [f"{perplexity(3.0):.3f} ± 0.000", f"{mean:.3f} ± {sd:.3f}", "2"]
     assert second[3:6] == [f"**{perplexity(5.0):.3f}**", f"**{perplexity(3.9):.3f}**", "**1**"]
     assert "over seeds (1, 2, 3)" in table.caption
-    assert "Seeds per experiment: 3 for 1; 1 for 3." in table.caption
+    assert "Experiment 1 has 3 seeds; experiment 3 has 1 seed." in table.caption
     read = list(csv.DictReader(io.StringIO(table.render("csv"))))
     assert float(read[0]["valid_ppl"]) == pytest.approx(mean, abs=5e-4)
     assert float(read[0]["valid_ppl_sd"]) == pytest.approx(sd, abs=5e-4)
@@ -165,7 +165,7 @@ def test_runs_of_another_precision_preset_or_length_are_another_group(tmp_path: 
     assert [run.info.experiment.id for run in choose_group(runs).runs] == [5, 4]
     assert choose_group(runs).reference.run == newest.run
     assert [run.run for run in choose_group(runs, run_id=other.run).runs] == [other.run]
-    with pytest.raises(ExportError, match="no run is of preset 'paper'; the store has tiny"):
+    with pytest.raises(ExportError, match="no run of preset 'paper'; the store has tiny"):
         choose_group(runs, preset="paper")
 
 
@@ -213,9 +213,9 @@ def test_excluded_runs_have_a_reason(tmp_path: Path) -> None:
 def test_filters_that_no_run_passes_are_named(tmp_path: Path) -> None:
     run = record(tmp_path, 1, "lstm", [(5.0, 4.0)])
     runs = Store(tmp_path / "runs").runs()
-    with pytest.raises(ExportError, match=f"no run has the id '{run.run}' and is imported"):
+    with pytest.raises(ExportError, match=f"no imported run with the id '{run.run}'"):
         choose_group(runs, run_id=run.run, imported=True)
-    with pytest.raises(ExportError, match="no run is of preset 'tiny' and is imported"):
+    with pytest.raises(ExportError, match="no imported run of preset 'tiny'"):
         choose_group(runs, preset="tiny", imported=True)
 
 
@@ -286,7 +286,7 @@ def test_table_2_has_units_on_a_second_line_in_latex_and_a_valid_rule_in_markdow
     table = memory_table(choose_group(Store(tmp_path / "runs").runs()))
     assert (
         "    \\toprule\n"
-        "    Architecture & Layers & Optimizer & Memory & Peak allocated & GPU & n & Energy & Config \\\\\n"
+        "    Architecture & Layers & Optimizer & Memory & Peak allocated & GPU & n & Energy & Experiment \\\\\n"
         "     &  &  & (MiB) & (MiB) & (\\%) &  & (kJ) &  \\\\\n"
         "    \\midrule\n"
         "    LSTM & 1 & Adam & 1,000*/80,000 & 512 & 50 & 5 & 12.3 & 1 \\\\\n"
@@ -347,7 +347,7 @@ def test_nothing_to_export_is_an_error_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="the store has no runs"):
         choose_group(store.runs())
     tiny.queue_tiny(tmp_path)
-    with pytest.raises(ExportError, match="none of 1 runs has completed an epoch"):
+    with pytest.raises(ExportError, match="the run has not completed an epoch"):
         choose_group(store.runs())
 
 

@@ -2,12 +2,13 @@
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from disk import contents, fail_in_call
 
-from lmconsole.report.transaction import replace_files
+from lmconsole.report.transaction import STALE_S, replace_files
 
 FILES: dict[str, bytes | None] = {
     "changed.txt": b"new",
@@ -98,7 +99,65 @@ def test_new_files_have_the_permissions_of_the_umask(folder: Path) -> None:
 
 def test_a_folder_in_place_of_a_file_is_an_error_that_changes_nothing(folder: Path) -> None:
     (folder / "added.txt").mkdir()
+    (folder / "added.txt/kept.txt").write_text("old")
     before = contents(folder)
-    with pytest.raises(IsADirectoryError):
-        replace_files(folder, FILES)
-    assert contents(folder) == before
+    for content in (b"new", None):
+        with pytest.raises(IsADirectoryError):
+            replace_files(folder, {"added.txt": content})
+        assert contents(folder) == before
+
+
+@pytest.mark.parametrize("end", ["success", "failure"])
+def test_an_unreadable_file_of_another_user_is_replaced_or_restored(
+    folder: Path, ordinary_user: Callable[[], None], monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """The kernel refuses a hard link to it, and it cannot be copied."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    (folder / "changed.txt").chmod(0o000)
+    for each in (folder, folder / "figures"):
+        each.chmod(0o777)
+    number = (folder / "changed.txt").stat().st_ino
+    ordinary_user()
+    if end == "success":
+        replace_files(folder, {"changed.txt": b"new"})
+        assert (folder / "changed.txt").read_bytes() == b"new"
+    else:
+        with monkeypatch.context() as patch:
+            fail_in_call(patch, "replace", 1)
+            with pytest.raises(OSError, match="No space left on device"):
+                replace_files(folder, {"changed.txt": b"new"})
+        assert (folder / "changed.txt").stat().st_ino == number
+    assert len(list(folder.iterdir())) == 3
+
+
+def test_temporary_files_are_in_one_folder_for_each_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed leaves little behind."""
+    found: set[str] = set()
+    replace = os.replace
+
+    def look(source: Path, target: Path) -> None:
+        found.update(path.relative_to(folder).as_posix() for path in folder.rglob(".export-*"))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", look)
+    replace_files(folder, FILES)
+    assert sorted(path.rpartition("/")[0] for path in found) == ["", "figures", "new/folder"]
+
+
+def test_temporary_files_of_a_killed_process_are_removed_after_a_while(folder: Path) -> None:
+    old, recent = folder / f".export-{'0' * 16}", folder / f".export-{'1' * 16}"
+    for path in (old, recent):
+        path.mkdir()
+        (path / "staged").write_text("new")
+    single, other = folder / f".export-{'2' * 16}", folder / ".export-notes"
+    for path in (single, other):
+        path.write_text("old")
+    long_ago = single.stat().st_mtime - STALE_S - 60
+    for path in (old, single, other):
+        os.utime(path, (long_ago, long_ago))
+    replace_files(folder, {"added.txt": b"new"})
+    assert {path.name for path in folder.glob(".export-*")} == {recent.name, other.name}

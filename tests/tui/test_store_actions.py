@@ -417,7 +417,7 @@ async def test_e_with_nothing_to_export_writes_nothing_and_explains(stage: Stage
         await pilot.press("e")
         await shows(pilot, "Nothing was exported", seconds=LONG_S)
         await pilot.press("escape", "t")
-        await shows(pilot, "nothing to export: none of 1 runs has completed an epoch", seconds=LONG_S)
+        await shows(pilot, "nothing to export: the run has not completed an epoch", seconds=LONG_S)
         assert pilot.app.clipboard == ""
     assert not (stage.root / "exports").exists()
 

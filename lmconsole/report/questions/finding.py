@@ -15,7 +15,6 @@ EQUAL_NATS = 0.02
 class Finding:
     """Answer to one question, in sentences."""
 
-    number: int
     question: str
     observations: Sequence[str]
     method: str
@@ -33,7 +32,7 @@ class Draft:
     def compare(self, first: ExperimentResult | None, second: ExperimentResult | None, subject: str) -> Comparison:
         """Compare two experiments and note the result. ``subject`` names them if one is missing."""
         if first is None or second is None:
-            self.observations.append(f"{subject}: at least one of them has not been run, so no comparison is possible.")
+            self.observations.append(f"{subject}: no comparison, because at least one has no run.")
             return Comparison(verdict=Verdict.NO_DATA, sentence="")
         found = compare(first, second)
         self.observations.append(found.sentence)

@@ -1,4 +1,4 @@
-"""Question 7: how much memory the runs need, and for what."""
+"""Memory that the runs need, and for what."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ MOMENT_BYTES = {"adam": 8, "adamw": 8, "momentum": 4}
 
 
 def memory(results: GroupResults) -> Finding:
-    """Answer question 7: memory of the runs."""
+    """Compare the memory of the runs."""
     draft = Draft()
     frame = memory_frame(results.group)
     gpu = uses_gpu(results.group)
@@ -37,14 +37,13 @@ def memory(results: GroupResults) -> Finding:
     if sized:
         draft.observations += [_describe_state(sized), _describe_logits(results.group.reference)]
     return Finding(
-        number=7,
         question="How much memory do the runs need, and for what?",
         observations=draft.observations,
         method=(
             f"{quantity}: "
             + ("mean over training samples (Table 2)." if gpu else "largest resident memory (Table 2).")
             + " State: 4 bytes each for a trained weight and its gradient, and 8 more for Adam's two moments or 4 for "
-            "the momentum. Logits: batch × window × vocabulary × 4 bytes."
+            "the momentum buffer. Logits: batch × window × vocabulary × 4 bytes."
         ),
         interpretation=draft.interpretation,
     )
@@ -52,17 +51,15 @@ def memory(results: GroupResults) -> Finding:
 
 def _interpretation(low_mib: float, high_mib: float, *, gpu: bool) -> str:
     if high_mib <= low_mib * 1.25:
-        sentence = (
+        return (
             "The experiments need about the same amount although their models differ, so most of it is common to all: "
-            + ("the CUDA context and kernels" if gpu else "the interpreter, the libraries and the corpus")
-            + ", the embedding tables, and the logits of a step."
+            + ("the CUDA context and kernels" if gpu else "the interpreter, the libraries, the corpus")
+            + ", the embedding tables, and one chunk of logits, which are never held in memory as a whole."
         )
-    else:
-        sentence = (
-            "The difference grows with the model: weights, gradients and moments with its parameters, activations kept "
-            "for the backward pass with its layers."
-        )
-    return sentence + " Logits are computed in chunks and never held in memory as a whole."
+    return (
+        "The difference grows with the model: weights, gradients and moments with its parameters, activations kept for "
+        "the backward pass with its layers. Logits are computed in chunks and never held in memory as a whole."
+    )
 
 
 def _describe_state(sized: Sequence[ExperimentResult]) -> str:
@@ -81,6 +78,6 @@ def _describe_logits(info: RunInfo) -> str:
     s = info.settings
     logits_mib = s.batch_size * s.window_tokens * info.corpus.vocabulary * 4 / 2**20
     return (
-        f"Logits of one step in single precision, if held as a whole: {s.batch_size} × {s.window_tokens} × "
+        f"Logits of one step in single precision, if all were held at once: {s.batch_size} × {s.window_tokens} × "
         f"{info.corpus.vocabulary:,} × 4 bytes = {logits_mib:,.1f} MiB."
     )

@@ -1,4 +1,4 @@
-"""Questions 5, 6 and 8: architectures, depth and overfitting."""
+"""Architectures, depth and overfitting."""
 
 import math
 import statistics
@@ -11,10 +11,10 @@ from lmconsole.report.questions.finding import EQUAL_NATS, Draft, Finding, Group
 
 
 def architectures(results: GroupResults) -> Finding:
-    """Answer question 5: GPT-1 against LSTM."""
+    """Compare GPT-1 with LSTM."""
     draft = Draft()
     lstm, gpt1 = results.find("lstm", 1, "adam"), results.find("gpt1", 1, "adam")
-    found = draft.compare(gpt1, lstm, "GPT-1 and LSTM with Adam")
+    found = draft.compare(gpt1, lstm, "GPT-1 against LSTM with Adam")
     verdict = found.verdict
     if lstm is not None and gpt1 is not None:
         if lstm.train_s and gpt1.train_s:
@@ -46,21 +46,20 @@ def architectures(results: GroupResults) -> Finding:
     if found.caution:
         draft.interpretation.append(found.caution)
     return Finding(
-        number=5,
         question="How do LSTM and GPT-1 compare, with one layer each and Adam?",
         observations=draft.observations,
-        method="Differences are judged as in Question 4.",
+        method="Differences are judged as for the optimizers.",
         interpretation=draft.interpretation,
     )
 
 
 def depth(results: GroupResults) -> Finding:
-    """Answer question 6: deeper GPT-1 models."""
+    """Compare GPT-1 models of different depths."""
     draft = Draft()
     depths = [results.find("gpt1", layers, "adamw") for layers in (1, 2, 4)]
     verdicts, cautions = [], []
-    for shallow, deep, layers in zip(depths, depths[1:], ("1 and 2 layers", "2 and 4 layers"), strict=False):
-        found = draft.compare(deep, shallow, f"GPT-1 with AdamW and {layers}")
+    for shallow, deep, layers in zip(depths, depths[1:], ("2 layers against 1", "4 layers against 2"), strict=False):
+        found = draft.compare(deep, shallow, f"GPT-1 with AdamW, {layers}")
         verdicts.append(found.verdict)
         cautions.append(found.caution)
         if deep is not None and shallow is not None and found.verdict is not Verdict.NO_DATA:
@@ -70,7 +69,8 @@ def depth(results: GroupResults) -> Finding:
     elif any(verdict.first_is_higher for verdict in verdicts):
         draft.interpretation.insert(
             0,
-            "Not as expected: more layers should fit at least as well, but not every doubling of the depth does.",
+            "Not as expected: more layers should fit at least as well, but at least one doubling of the depth "
+            "raises validation perplexity.",
         )
     elif any(verdict.first_is_lower for verdict in verdicts):
         draft.interpretation.insert(
@@ -80,10 +80,9 @@ def depth(results: GroupResults) -> Finding:
         draft.interpretation.insert(0, "Inconclusive: the differences are too small to interpret.")
     draft.interpretation += [caution for caution in dict.fromkeys(cautions) if caution]
     return Finding(
-        number=6,
         question="Does a deeper GPT-1 perform better, and is this expected?",
         observations=draft.observations,
-        method="Expected: a lower validation perplexity with each doubling of the layers, judged as in Question 4.",
+        method="Expected: lower validation perplexity with each doubling of the layers, judged as for the optimizers.",
         interpretation=draft.interpretation,
     )
 
@@ -111,7 +110,7 @@ def _interpret_doubling(shallow: ExperimentResult, deep: ExperimentResult, verdi
 
 
 def overfitting(results: GroupResults) -> Finding:
-    """Answer question 8: the architecture that overfits more."""
+    """Find the architecture that overfits more."""
     draft = Draft()
     by_model: dict[str, dict[int, ExperimentResult]] = {"lstm": {}, "gpt1": {}}
     for model, by_depth in by_model.items():
@@ -134,14 +133,13 @@ def overfitting(results: GroupResults) -> Finding:
     if common:
         draft.interpretation += _interpret_gaps(results, by_model, common)
     return Finding(
-        number=8,
         question="Which architecture overfits more, and what would help?",
         observations=draft.observations,
         method=(
             "Gap: validation loss minus train loss at the last epoch, with AdamW, mean over seeds. An architecture "
             "overfits more if its gap is larger at every depth that both have, by more than "
             f"{EQUAL_NATS:g} nats and more than the standard deviation over seeds. Train loss is averaged over the "
-            "epoch, which makes gaps slightly smaller than they are."
+            "epoch, so the gaps are slightly underestimated."
         ),
         interpretation=draft.interpretation,
     )

@@ -1,4 +1,4 @@
-"""Question 4: the effect of weight decay, momentum and adaptive step sizes."""
+"""Effects of weight decay, momentum and adaptive step sizes."""
 
 from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.report.comparing import METHOD, Comparison, ExperimentResult, Verdict
@@ -6,19 +6,18 @@ from lmconsole.report.questions.finding import Draft, Finding, GroupResults
 
 
 def optimizers(results: GroupResults) -> Finding:
-    """Answer question 4: effects of the optimizers."""
+    """Compare the optimizers."""
     draft = Draft()
     for model in ("lstm", "gpt1"):
         name = MODEL_NAMES[model]
         adam, adamw, sgd, momentum = (results.find(model, 1, each) for each in ("adam", "adamw", "sgd", "momentum"))
-        decay_effect = draft.compare(adamw, adam, f"{name} with AdamW and Adam")
+        decay_effect = draft.compare(adamw, adam, f"{name}, AdamW against Adam")
         draft.interpretation.append(_interpret_decay(name, decay_effect, adam, adamw))
-        momentum_effect = draft.compare(momentum, sgd, f"{name} with momentum and SGD")
+        momentum_effect = draft.compare(momentum, sgd, f"{name}, momentum against SGD")
         draft.interpretation.append(_interpret_momentum(name, momentum_effect, momentum))
-        adaptive_effect = draft.compare(adamw, sgd, f"{name} with AdamW and SGD")
+        adaptive_effect = draft.compare(adamw, sgd, f"{name}, AdamW against SGD")
         draft.interpretation.append(_interpret_adaptive(name, adaptive_effect))
     return Finding(
-        number=4,
         question="What effect do weight decay, momentum and adaptive step sizes have?",
         observations=draft.observations,
         method=f"AdamW against Adam, momentum against SGD, and AdamW against SGD, with one layer each. {METHOD}",

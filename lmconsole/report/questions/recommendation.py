@@ -1,4 +1,4 @@
-"""Question 3: the recommended setting."""
+"""The recommended setting."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,9 @@ from lmconsole.report.captions import timing_caveat
 from lmconsole.report.comparing import ExperimentResult, Verdict, compare
 from lmconsole.report.markup import DASH, format_ppl
 from lmconsole.report.questions.finding import EQUAL_NATS, Draft, Finding, GroupResults
+from lmconsole.report.results import INCOMPLETE_MARK, incomplete_mark
 from lmconsole.report.table import Cell, Column, Table
-from lmconsole.report.targets import TARGET_MARGIN, common_target, time_to_target
+from lmconsole.report.targets import TARGET_MARGIN, TimeToTarget, common_target, time_to_target
 
 EQUAL_TIME = 0.1
 """Times up to this share above the shortest count as equal."""
@@ -19,37 +20,47 @@ LONGEST_LABEL = 32
 
 
 def recommendation(results: GroupResults) -> Finding:
-    """Answer question 3: the best settings for wall-clock time and for generalization."""
+    """Recommend a setting for wall-clock time, and one for generalization."""
     draft = Draft()
     target = common_target(results.group)
-    times: dict[int, float] = {}
+    times: dict[int, TimeToTarget] = {}
     if target is not None:
-        for result in results.by_id.values():
-            if (time_s := time_to_target(result.runs, target).mean_s) is not None:
-                times[result.id] = time_s
+        times = {result.id: time_to_target(result.runs, target) for result in results.by_id.values()}
     if target is None or not results.complete:
         draft.observations.append("No experiment is complete, so none can be recommended.")
     else:
-        _recommend_for_time(results, draft, target, times)
+        _recommend_for_time(results, draft, target, {each.id: times[each.id] for each in results.complete})
         _recommend_for_generalization(draft, results.complete)
+    notes = ""
+    if any(time.reached and time.mean_s is None for time in times.values()):
+        notes += f" “{DASH}”: reached, but the run does not record its times."
+    if any(incomplete_mark(result.runs) for result in results.by_id.values()):
+        notes += f" {INCOMPLETE_MARK}: unfinished or diverged, and not recommended."
     return Finding(
-        number=3,
         question="Which setting is best for wall-clock time, and which for generalization?",
         observations=draft.observations,
         method=(
-            "Wall-clock time: shortest training time to a target validation perplexity, known at the ends of epochs. "
-            f"The target is {TARGET_MARGIN:.0%} above the lowest perplexity that every architecture reaches in some "
-            "experiment with every seed. Generalization: lowest validation perplexity of a complete experiment; the "
-            "gap is validation loss minus train loss at the last epoch, in nats. Times within "
-            f"{EQUAL_TIME:.0%} of the shortest count as equal."
+            "Wall-clock time: shortest training time of a complete experiment to a target validation perplexity, known "
+            f"at the ends of epochs. The target is {TARGET_MARGIN:.0%} above the lowest perplexity that every "
+            "architecture reaches in some experiment with every seed. Generalization: lowest validation perplexity of "
+            "a complete experiment; the gap is validation loss minus train loss at the last epoch, in nats. Times "
+            f"within {EQUAL_TIME:.0%} of the shortest count as equal.{notes}"
         ),
         interpretation=draft.interpretation,
         table=_times_table(results, target, times),
     )
 
 
-def _recommend_for_time(results: GroupResults, draft: Draft, target: float, times: Mapping[int, float]) -> None:
-    train_s = {each.id: each.train_s for each in results.complete if each.train_s is not None}
+def _recommend_for_time(results: GroupResults, draft: Draft, target: float, found: Mapping[int, TimeToTarget]) -> None:
+    """Recommend among the experiments in ``found``, which are complete."""
+    if not any(time.reached for time in found.values()):
+        draft.observations.append(
+            f"No complete experiment reaches a validation perplexity of {target:,.10g}, so none can be recommended for "
+            "wall-clock time."
+        )
+        return
+    times = {id_: time.mean_s for id_, time in found.items() if time.mean_s is not None}
+    train_s = {id_: train_s for id_ in found if (train_s := results.by_id[id_].train_s) is not None}
     if not times or not train_s:
         draft.observations.append("The runs do not record how long they took.")
         return
@@ -64,14 +75,14 @@ def _recommend_for_time(results: GroupResults, draft: Draft, target: float, time
     shortest_label = results.by_id[shortest].label_with_id
     draft.observations.append(
         f"Shortest run: {shortest_label}, {formatting.seconds(train_s[shortest])} of training; it "
-        f"{'also reaches' if shortest in times else 'never reaches'} that perplexity."
+        f"{'also reaches' if found[shortest].reached else 'never reaches'} that perplexity."
     )
     draft.interpretation.append(
         f"If wall-clock time matters most: {_labels(results, sorted([fastest, *equal]))}."
         + (" The measurements do not distinguish between these." if equal else "")
         + (
             f" The shortest run, {shortest_label}, is not the answer: it ends first but never reaches the target."
-            if shortest not in times
+            if not found[shortest].reached
             else ""
         )
     )
@@ -97,12 +108,14 @@ def _recommend_for_generalization(draft: Draft, complete: Sequence[ExperimentRes
         return
     smallest = min(gaps, key=lambda pair: pair[0])[1]
     best_gap_nats = best.last_gap_nats
-    best_gap = "an unknown gap" if best_gap_nats is None else f"{best_gap_nats:+.3f} nats"
-    draft.observations.append(
+    observation = (
         f"Smallest gap between train and validation loss: {smallest.label_with_id}, "
-        f"{smallest.last_gap_nats:+.3f} nats, at a validation perplexity of {smallest.format_mean_ppl()}; "
-        f"{best.label_with_id} has {best_gap}."
+        f"{smallest.last_gap_nats:+.3f} nats, at a validation perplexity of {smallest.format_mean_ppl()}"
     )
+    if smallest is not best:
+        best_gap = "an unknown gap" if best_gap_nats is None else f"a gap of {best_gap_nats:+.3f} nats"
+        observation += f"; the experiment with the lowest validation perplexity, {best.label_with_id}, has {best_gap}"
+    draft.observations.append(f"{observation}.")
     learned_less = compare(best, smallest).verdict.first_is_lower
     if learned_less and abs(best_gap_nats or 0.0) - abs(smallest.last_gap_nats or 0.0) > EQUAL_NATS:
         draft.interpretation.append(
@@ -112,16 +125,16 @@ def _recommend_for_generalization(draft: Draft, complete: Sequence[ExperimentRes
         )
 
 
-def _times_table(results: GroupResults, target: float | None, times: Mapping[int, float]) -> Table:
+def _times_table(results: GroupResults, target: float | None, times: Mapping[int, TimeToTarget]) -> Table:
     time_header = f"Time to PPL {'target' if target is None else f'{target:,.10g}'} (s)"
     rows = []
     for result in results.by_id.values():
-        label = result.label_with_id
+        label, time = result.label_with_id, times.get(result.id, TimeToTarget())
         if len(label) > LONGEST_LABEL:
             label = f"{label[: LONGEST_LABEL - 6]}… ({result.id})"
         texts = {
-            "Experiment": label,
-            time_header: _format_seconds(times.get(result.id), "not reached" if target is not None else DASH),
+            "Experiment": label + incomplete_mark(result.runs),
+            time_header: _format_seconds(time.mean_s, DASH if target is None or time.reached else "not reached"),
             "Training (s)": _format_seconds(result.train_s, DASH),
             "Validation PPL": format_ppl(result.mean_ppl) if result.mean_ppl is not None else DASH,
             "Gap (nats)": f"{result.last_gap_nats:+.3f}" if result.last_gap_nats is not None else DASH,
