@@ -12,6 +12,7 @@ from lmconsole.engine.queue import Action
 from lmconsole.engine.run_options import RunRequest, parse_request
 from lmconsole.engine.submit import describe_sharing, submit, wake_runner
 from lmconsole.errors import LmconsoleError
+from lmconsole.plan.presets import AUTO
 from lmconsole.runs.store import Store
 from lmconsole.tui.options import ConsoleOptions
 
@@ -55,10 +56,11 @@ def start(request: RunRequest) -> StartResult:
     counts = Counter(decision.action for decision in decisions)
     done = ", ".join(f"{counts[action]} {words}" for action, words in ACTION_WORDS.items() if counts[action])
     devices = ", ".join(answer.device_names)
-    sharing = f" New runs: {describe_sharing(answer, request)}." if counts[Action.NEW] else ""
+    sharing = f" {describe_sharing(answer, request)}." if counts[Action.NEW] else ""
+    reason = f" ({answer.reason})" if request.preset == AUTO else ""
     return StartResult(
         preset=answer.preset,
-        message=f"Preset {answer.preset} ({answer.reason}), {devices}: {done}.{sharing}",
+        message=f"Preset {answer.preset}{reason}, {devices}: {done}.{sharing}",
         warnings=answer.warnings,
     )
 

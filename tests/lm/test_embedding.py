@@ -113,7 +113,7 @@ def test_a_file_without_permission_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"hello, I am a text file\n" * 9, b"PK\x03\x04 not really", b"\x80\x04N."])
 def test_other_kinds_of_files_are_recognized(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    assert "is not a readable" in problem(tmp_path / name)
+    assert "not a readable" in problem(tmp_path / name)
 
 
 @pytest.mark.parametrize("make", [npz, safetensors])
