@@ -102,10 +102,10 @@ def test_a_folder_is_an_error(tmp_path: Path) -> None:
     assert "cannot be read" in problem(tmp_path / "folder.npz")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_an_error(tmp_path: Path) -> None:
+def test_a_file_without_permission_is_an_error(tmp_path: Path, ordinary_user: Callable[[], None]) -> None:
     path = npz(tmp_path / "tables.npz")
     path.chmod(0)
+    ordinary_user()
     assert "Permission denied" in problem(path)
 
 
