@@ -58,6 +58,21 @@ def test_a_finished_run_is_not_repeated_unless_asked(tmp_path: Path) -> None:
     assert tiny.queue_tiny(tmp_path, fresh=True).run != run.run
 
 
+def test_of_several_equal_runs_the_newest_counts(tmp_path: Path) -> None:
+    append_events(tiny.queue_tiny(tmp_path).paths, factories.finished())
+    newest = tiny.queue_tiny(tmp_path, fresh=True)
+    append_events(newest.paths, factories.finished())
+    assert tiny.queue_tiny(tmp_path).run == newest.run
+
+
+def test_of_several_equal_runs_an_active_one_counts_before_a_finished_one(tmp_path: Path) -> None:
+    append_events(tiny.queue_tiny(tmp_path).paths, factories.finished())
+    for _ in range(2):
+        active = tiny.queue_tiny(tmp_path, fresh=True)
+        with pytest.raises(RunActiveError, match=f"{active.run}$|{active.run}\\n"):
+            tiny.queue_tiny(tmp_path)
+
+
 QUEUE = """
 import sys
 from pathlib import Path
