@@ -14,6 +14,7 @@ import tiny
 
 from lmconsole.engine import processes, runner, worker
 from lmconsole.engine.runner import Runner
+from lmconsole.engine.worker import EXIT_NOT_TRAINED
 from lmconsole.runs.events import Stopped
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Store
@@ -57,6 +58,19 @@ def test_a_worker_that_died_without_an_outcome_gets_a_failed_event(tmp_path: Pat
     assert "exit code 3" in run.state.failed.message
     assert "ImportError: no torch" in run.state.failed.message
     assert "\x1b" not in run.state.failed.message
+
+
+def test_a_worker_that_did_not_train_leaves_its_run_queued(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    store = Store(tmp_path / "runs")
+    serving = Runner(store)
+    (seen,) = store.runs()
+    dead = Dead(EXIT_NOT_TRAINED)
+    serving._workers[run.run] = runner._Worker(dead, "cpu", seen.state.queued_seq)  # type: ignore[arg-type]
+    serving._reap(store.runs())
+    run.refresh()
+    assert run.status is Status.QUEUED
+    assert not serving._workers
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x00\xff\xfe\n", b"[" * 100_000 + b"\n"], ids=["empty", "bytes", "nested"])
