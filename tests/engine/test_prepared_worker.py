@@ -335,6 +335,17 @@ def test_a_device_without_memory_for_two_is_left_alone(tmp_path: Path, monkeypat
     assert fake.sent == {second.run: []}
 
 
+def test_a_run_that_waits_for_room_is_not_overtaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, alone, last = queued_on(tmp_path, ("cpu",), seeds=3)
+    for run, jobs in ((first, 2), (alone, 1), (last, 2)):
+        run.paths.events.write_bytes(b"")
+        factories.append_events(run.paths, factories.queued(jobs=jobs))
+    fake = FakeWorkers(tmp_path, monkeypatch)
+    fake.step()
+    fake.step()
+    assert fake.started == [(first.run, "cpu")]
+
+
 def test_a_run_that_cannot_be_prepared_is_not_overtaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A later run would hold the device while this one trains."""
     first, second, third = queued_on(tmp_path, ("GPU-a",), seeds=3)
