@@ -71,7 +71,7 @@ class ConsoleApp(App[str]):
         self._announcer = Announcer()
         self._slow_connection = SlowConnectionDetector()
         self._deleted: list[Sequence[str]] = []
-        """Runs deleted in this session and not restored, the last deletion at the end."""
+        """Runs deleted since the console opened and not restored; the last deletion is at the end."""
         self._form_values = {"preset": options.preset, "device": "auto", "jobs": "auto"}
         """Values with which the form for other settings opens, by field: those accepted last."""
         self._timer: Timer | None = None
