@@ -2,10 +2,10 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import msgspec
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
@@ -30,7 +30,7 @@ def parameter(name: str) -> ArgumentInfo | OptionInfo:
 def takes_run_request(command: Callable[..., None]) -> Callable[..., None]:
     """Give ``command`` every option of `lmconsole run` as a keyword: paths, flags, and text to be parsed."""
     parameters = []
-    for field in msgspec.structs.fields(RunRequest):
+    for field in fields(RunRequest):
         if field.name not in OPTIONS:
             continue
         kind, default = get_args(field.type)[0], field.default

@@ -15,7 +15,7 @@ import msgspec
 from lmconsole.engine.processes import python, training_environment
 from lmconsole.errors import DeviceError, ExitCode, LmconsoleError
 
-Request = TypeVar("Request", bound=msgspec.Struct)
+Request = TypeVar("Request")
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 
 
@@ -26,7 +26,7 @@ class ChildError(msgspec.Struct, frozen=True, kw_only=True, tag="error"):
     hint: str | None
 
 
-def ask_child(module: str, request: msgspec.Struct, answer: type[Answer], timeout_s: float) -> Answer:
+def ask_child(module: str, request: object, answer: type[Answer], timeout_s: float) -> Answer:
     """Run ``module`` with ``request`` and return its ``answer``.
 
     Raises:

@@ -10,11 +10,9 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
-
-import msgspec
 
 from lmconsole.errors import LmconsoleError
 
@@ -143,15 +141,19 @@ def parse_program(text: str, _: "Plan") -> tuple[str, ...]:
     return (os.path.abspath(program), *words[1:])
 
 
-class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRequest:
     """Request for runs, from the command line or the console's form. Fields without an Option are set by
-    ``parse_request`` or its caller."""
+    ``parse_request`` or its caller.
+
+    It is sent to the probe as JSON, and is no ``msgspec.Struct``: importing msgspec would slow down every command.
+    """
 
     ids: Annotated[
         tuple[int, ...],
         Option(help="Experiments to train, such as 5 or 1-4.", metavar="ID...", positional=True, parse=parse_ids),
     ] = ()
-    keep_order: bool = msgspec.field(default=False, name="typed_order")
+    keep_order: bool = False
     """Whether runs are trained in the order of ``ids``. Set if the ids contain no range."""
     wait_for_active: bool = False
     """Whether active runs are waited for; otherwise the request is refused. Set by ``--all``, and by the console."""
@@ -260,10 +262,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 OPTIONS: dict[str, Option] = {
-    field.name: part
-    for field in msgspec.structs.fields(RunRequest)
-    for part in get_args(field.type)
-    if isinstance(part, Option)
+    field.name: part for field in fields(RunRequest) for part in get_args(field.type) if isinstance(part, Option)
 }
 """Options by field, in the order of the help text."""
 
@@ -359,6 +358,8 @@ def _parse(name: str, value: object, plan: "Plan") -> object:
 
 def _parse_setting(key: str, text: str) -> object:
     """Return the value of a setting, within its bounds. Raises ValueError."""
+    import msgspec
+
     from lmconsole.plan.presets import TYPES, unknown
 
     kind = TYPES[key]
