@@ -8,7 +8,6 @@ Every command imports this module, so slow imports are inside functions.
 
 import os
 import re
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -132,6 +131,7 @@ def _count(text: str, most: int) -> int | None:
 
 def parse_program(text: str, _: "Plan") -> tuple[str, ...]:
     """Split a command line and find its program."""
+    import shlex
     import shutil
 
     words = shlex.split(text)
@@ -326,11 +326,12 @@ def parse_request(given: Mapping[str, object], **parsed: Any) -> RunRequest:
 
 def _problem(name: str, value: object, problem: str) -> str:
     """Return the message on one field: with its flag, and with its value unless ``problem`` has it."""
+    import shlex
+
     if OPTIONS[name].positional:
         return problem
-    return (
-        f"{flag(name)}: {problem}" if repr(value) in problem else f"{flag(name)} {shlex.quote(str(value))}: {problem}"
-    )
+    shown = "" if repr(value) in problem else f" {shlex.quote(str(value))}"
+    return f"{flag(name)}{shown}: {problem}"
 
 
 _NOT_UTF8 = "the name of this file is not UTF-8; rename it, or link to it"
