@@ -149,7 +149,7 @@ def _plan_as_dict(
     pending = [decision for decision in decisions if decision.action in (Action.NEW, Action.RESUME)]
     jobs = {decision.jobs for decision in pending or decisions}
     return {
-        "request": msgspec.to_builtins(request, enc_hook=str),
+        "request": msgspec.to_builtins(request._asdict(), enc_hook=str),
         "preset": answer.preset,
         "reason": answer.reason,
         "devices": answer.devices,

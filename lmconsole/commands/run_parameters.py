@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -30,17 +29,15 @@ def parameter(name: str) -> ArgumentInfo | OptionInfo:
 def takes_run_request(command: Callable[..., None]) -> Callable[..., None]:
     """Give ``command`` every option of `lmconsole run` as a keyword: paths, flags, and text to be parsed."""
     parameters = []
-    for field in fields(RunRequest):
-        if field.name not in OPTIONS:
-            continue
-        kind, default = get_args(field.type)[0], field.default
-        if OPTIONS[field.name].positional:
+    for name, option in OPTIONS.items():
+        kind, default = get_args(RunRequest.__annotations__[name])[0], RunRequest._field_defaults[name]
+        if option.positional:
             kind, default = list[str] | None, None
         elif kind not in (bool, Path, Path | None):
             kind, default = str | None, default if isinstance(default, str) else None
-        annotation = Annotated[kind, parameter(field.name)]  # type: ignore[valid-type]  # only typer reads it
+        annotation = Annotated[kind, parameter(name)]  # type: ignore[valid-type]  # only typer reads it
         parameters.append(
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         )
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}

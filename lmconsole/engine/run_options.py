@@ -9,9 +9,8 @@ Every command imports this module, so slow imports are inside functions.
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from lmconsole.errors import LmconsoleError
 
@@ -24,8 +23,7 @@ MAX_JOBS = 1_024
 MAX_TOKENS = 10**12
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """Presentation of one field of RunRequest on the command line and in the form."""
 
     help: str
@@ -141,12 +139,11 @@ def parse_program(text: str, _: "Plan") -> tuple[str, ...]:
     return (os.path.abspath(program), *words[1:])
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunRequest:
+class RunRequest(NamedTuple):
     """Request for runs, from the command line or the console's form. Fields without an Option are set by
     ``parse_request`` or its caller.
 
-    It is sent to the probe as JSON, and is no ``msgspec.Struct``: importing msgspec would slow down every command.
+    It is a named tuple, because importing msgspec or dataclasses would slow down every command.
     """
 
     ids: Annotated[
@@ -262,7 +259,10 @@ class RunRequest:
 
 
 OPTIONS: dict[str, Option] = {
-    field.name: part for field in fields(RunRequest) for part in get_args(field.type) if isinstance(part, Option)
+    name: part
+    for name, kind in RunRequest.__annotations__.items()
+    for part in get_args(kind)
+    if isinstance(part, Option)
 }
 """Options by field, in the order of the help text."""
 

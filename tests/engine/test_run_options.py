@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -117,7 +116,7 @@ def test_the_form_shows_the_options_with_a_placeholder_and_makes_the_same_reques
     words = {"preset": "demo", "epochs": "3", "seeds": "1,2", "device": "cpu", "precision": "fp32", "jobs": "2"}
     options = ConsoleOptions(plan=load_plan(builtin_file()), store=tmp_path / "runs", exports=tmp_path / "exports")
     typed = parse_request({**words, "ids": ["4", "2"], "runs": options.store})
-    expected = replace(typed, wait_for_active=True, keep_order=False, export_folder=options.exports)
+    expected = typed._replace(wait_for_active=True, keep_order=False, export_folder=options.exports)
     assert parse(options, [4, 2], words) == expected
 
 
@@ -125,7 +124,7 @@ def test_the_form_shows_the_options_with_a_placeholder_and_makes_the_same_reques
 def test_a_dry_run_repeats_the_request(tmp_path: Path) -> None:
     words = ["1", "--preset", "demo", "--epochs", "1", "--seeds", "7", "--dry-run", "--json"]
     request = json.loads(tiny.lmconsole("run", *words, cwd=tmp_path, check=0).stdout)["request"]
-    assert request.keys() == {field.name for field in fields(RunRequest)}
+    assert request.keys() == set(RunRequest._fields)
     assert (request["ids"], request["epochs"], request["seeds"], request["runs"]) == ([1], 1, [7], "runs")
 
 
