@@ -1,13 +1,83 @@
-"""Writing files whole, and reading files that grow."""
+"""The one way to open files that others may have left, writing files whole, and reading files that grow."""
 
 import contextlib
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 CUT_BYTES = 1_000
 """Length to which a line is cut that is longer than ``LineTail`` reads at once."""
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFLNK: "a symbolic link, which is not followed",
+}
+
+
+def open_file(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666, *, follow: bool) -> int:
+    """Open a regular file without ever blocking, and return its descriptor.
+
+    Args:
+        flags, mode: as for ``os.open``. Files that are opened to be written must not be followed links.
+        follow: whether ``path`` may be a symbolic link: True for files that a person names or puts into a folder of
+            their own, False for files of a run store.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be opened, or is a folder, pipe, device, socket or forbidden link; ``strerror`` says which.
+    """
+    assert not (follow and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
+    try:
+        # Asked first, since opening a device can have an effect; a file that appears in between is asked again below.
+        with contextlib.suppress(FileNotFoundError):
+            _check_regular(os.stat(path, follow_symlinks=follow).st_mode, path)
+        extra = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
+        descriptor = os.open(path, flags | extra, mode)
+    except ValueError:
+        raise OSError(errno.EINVAL, "the name contains a NUL character", str(path)) from None
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow:
+            _check_regular(stat.S_IFLNK, path)
+        raise
+    try:
+        _check_regular(os.fstat(descriptor).st_mode, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_regular(mode: int, path: Path) -> None:
+    if not stat.S_ISREG(mode):
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.ELOOP if stat.S_ISLNK(mode) else errno.EINVAL
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise OSError(number, f"expected a file, found {kind}", str(path))
+
+
+def read_file(path: Path, limit: int, *, follow: bool) -> bytes:
+    """Read a regular file of at most ``limit`` bytes, as ``open_file`` opens it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read, is no regular file, or is larger.
+    """
+    with open(open_file(path, follow=follow), "rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size <= limit:
+            data = bytearray()
+            while len(data) <= limit and (more := file.read(limit + 1 - len(data))):
+                data += more
+            if len(data) <= limit:
+                return bytes(data)
+    size = f"{limit // 2**20:,} MiB" if limit >= 2**20 else f"{limit:,} bytes"
+    raise OSError(errno.EFBIG, f"larger than {size}", str(path))
 
 
 @contextlib.contextmanager
@@ -22,16 +92,17 @@ def atomic_write(
         sync: force the content to the disk before the renaming. For the name itself, call ``sync_folder`` afterwards.
         mode: permissions of a new file, less the umask.
         temporary: where to write until the end; by default a random name in the same folder. A fixed name suits a file
-            with a single writer, since what a killed process left there is overwritten.
+            with a single writer, since what a killed process left there is removed.
         keep_as: new name of the file that ``path`` was until now, if there was one.
 
     Raises:
         OSError: a file cannot be written or renamed.
     """
-    flags = os.O_TRUNC
     if temporary is None:
-        temporary, flags = path.with_name(f".{os.urandom(8).hex()}.tmp"), os.O_EXCL
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, mode)
+        temporary = path.with_name(f".{os.urandom(8).hex()}.tmp")
+    else:
+        temporary.unlink(missing_ok=True)  # never opened: it may be a link or a pipe that someone else put there
+    descriptor = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode, follow=False)
     try:
         with open(descriptor, "wb") as file:
             yield file
@@ -68,7 +139,7 @@ def cache_folder(name: str) -> Path | None:
 class LineTail:
     """Reads the complete lines that were appended to a file since the last call.
 
-    A last line without its line feed waits for the rest.
+    A last line without its line feed waits for the rest. A symbolic link is not followed.
     """
 
     def __init__(
@@ -101,13 +172,15 @@ class LineTail:
             FileNotFoundError: there is no such file.
             OSError: it cannot be read.
         """
-        size = os.stat(self._path).st_size
+        found = os.lstat(self._path)
+        _check_regular(found.st_mode, self._path)
+        size = found.st_size
         if self._offset is None or (self._restart and size < self._offset):
             self._offset = max(size - (self._last_bytes or size), 0)
             self._skipping = self._offset > 0
         if size <= self._offset:
             return b""
-        with open(self._path, "rb", buffering=0) as file:
+        with open(open_file(self._path, follow=False), "rb", buffering=0) as file:
             file.seek(self._offset)
             data = file.read(self._limit)
         if self._skipping:

@@ -1,12 +1,13 @@
 """Files are written whole, and growing files are read line by line."""
 
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lmconsole.files import CUT_BYTES, LineTail, atomic_write, cache_folder
+from lmconsole.files import CUT_BYTES, LineTail, atomic_write, cache_folder, open_file, read_file
 
 LIMIT = 4_096
 """Bytes that a ``LineTail`` of these tests reads in one call."""
@@ -23,6 +24,128 @@ def append(path: Path, text: str) -> None:
 
 def read_repeatedly(tail: LineTail) -> list[str]:
     return [line for _ in range(5) for line in tail.read_lines()]
+
+
+def a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def a_link_to_a_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def a_link_to_a_pipe(path: Path) -> None:
+    os.mkfifo(path.with_name("pipe"))
+    path.symlink_to("pipe")
+
+
+def a_link_to_nothing(path: Path) -> None:
+    path.symlink_to("nothing")
+
+
+def a_link_to_a_file(path: Path) -> None:
+    path.with_name("target").write_text("target")
+    path.symlink_to("target")
+
+
+NO_FILES: list[Callable[[Path], None]] = [
+    a_pipe,
+    a_socket,
+    a_folder,
+    a_link_to_a_device,
+    a_link_to_a_pipe,
+    a_link_to_nothing,
+]
+
+
+@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize("make", NO_FILES)
+def test_what_is_no_file_is_an_error_and_never_blocks(
+    tmp_path: Path, make: Callable[[Path], None], follow: bool
+) -> None:
+    path = tmp_path / "file"
+    make(path)
+    with pytest.raises(OSError):
+        read_file(path, 100, follow=follow)
+    with pytest.raises(OSError):
+        open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, follow=False)
+    with pytest.raises(OSError):
+        LineTail(path).read_new()
+
+
+def test_a_link_is_followed_for_reading_only_where_it_may_be(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    a_link_to_a_file(path)
+    assert read_file(path, 100, follow=True) == b"target"
+    with pytest.raises(OSError, match="symbolic link"):
+        read_file(path, 100, follow=False)
+    for flags in (os.O_APPEND, os.O_TRUNC):
+        with pytest.raises(OSError, match="symbolic link"):
+            open_file(path, os.O_WRONLY | os.O_CREAT | flags, follow=False)
+    assert (tmp_path / "target").read_text() == "target"
+
+
+def test_a_file_that_is_exchanged_for_a_pipe_while_it_is_opened_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real_open = tmp_path / "file", os.open
+    path.write_text("content")
+
+    def exchanged(name: Path, flags: int, mode: int) -> int:
+        path.unlink()
+        os.mkfifo(path)
+        return real_open(name, flags, mode)
+
+    monkeypatch.setattr(os, "open", exchanged)
+    with pytest.raises(OSError, match="pipe"):
+        read_file(path, 100, follow=False)
+
+
+def test_a_file_larger_than_allowed_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 100)
+    assert read_file(path, 100, follow=False) == b"x" * 100
+    with pytest.raises(OSError, match="larger than 99 bytes"):
+        read_file(path, 99, follow=False)
+    os.truncate(path, 1 << 40)
+    with pytest.raises(OSError, match="larger than 16 MiB"):
+        read_file(path, 16 * 2**20, follow=False)
+
+
+def test_a_file_whose_size_is_unknown_is_read_to_the_limit() -> None:
+    assert b"VmHWM" in read_file(Path("/proc/self/status"), 100_000, follow=False)  # its size is given as 0
+    with pytest.raises(OSError, match="larger"):
+        read_file(Path("/proc/self/status"), 10, follow=False)
+
+
+def test_a_name_with_a_nul_character_is_an_error() -> None:
+    with pytest.raises(OSError, match="NUL"):
+        read_file(Path("a\0b"), 100, follow=True)
+
+
+@pytest.mark.parametrize(
+    "make", [a_pipe, a_socket, a_link_to_a_device, a_link_to_a_pipe, a_link_to_nothing, a_link_to_a_file]
+)
+def test_what_lies_under_the_fixed_temporary_name_is_removed_and_never_opened(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    path, temporary = tmp_path / "file", tmp_path / ".file.tmp"
+    make(temporary)
+    with atomic_write(path, temporary=temporary) as file:
+        file.write(b"new")
+    assert path.read_text() == "new"
+    assert not temporary.is_symlink()
+    assert names(tmp_path) in (["file"], ["file", "pipe"], ["file", "target"])
+    assert not (tmp_path / "target").exists() or (tmp_path / "target").read_text() == "target"
 
 
 def test_a_written_file_replaces_the_old_one_when_the_block_ends(tmp_path: Path) -> None:
