@@ -160,8 +160,6 @@ class Training:
         state, patience = self.state, self.settings.early_stopping_epochs
         if state.epoch > self.settings.epochs:
             return True
-        if state.step > 0:  # resumed in the middle of an epoch, which is finished first
-            return False
         epochs_since_best = state.epoch - 1 - (state.best_epoch or 0)
         return state.diverged or (patience > 0 and epochs_since_best >= patience)
 

@@ -132,6 +132,10 @@ def test_in_a_mixed_queue_the_strictest_run_decides_and_no_run_overtakes() -> No
     assert makespan_s([(4.0, 3), (1.0, 2), (4.0, 3)]) == 5.0, "the third waits for the second, which allows two"
 
 
+def test_a_run_starts_when_the_first_of_those_before_it_ends_and_the_others_keep_their_room() -> None:
+    assert makespan_s([(10.0, 2), (10.5, 2), (1.0, 2), (1.0, 2)]) == 11.5
+
+
 @pytest.mark.parametrize("jobs", [1, 4])
 def test_without_such_runs_a_saved_measurement_counts(tmp_path: Path, jobs: int) -> None:
     run = recorded(tmp_path, "gpt1", device="another CPU")

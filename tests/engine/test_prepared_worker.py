@@ -8,9 +8,10 @@ import subprocess
 import sys
 import time
 from datetime import datetime
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import factories
 import psutil
@@ -19,7 +20,7 @@ import tiny
 from factories import wait_until
 
 from lmconsole.engine import runner, worker
-from lmconsole.engine.runner import Runner
+from lmconsole.engine.runner import Runner, _Worker
 from lmconsole.engine.worker import Command, PrepareOnDevice, Train
 from lmconsole.runs.events import Epoch, EventLog, Queued, Stopped, Telemetry
 from lmconsole.runs.lock import Owner
@@ -302,6 +303,20 @@ def test_the_device_is_left_alone_until_the_other_run_only_has_its_tests_left(
 
 def end(run: Run) -> None:
     factories.append_events(run.paths, Stopped(epoch=1, step=0))
+
+
+@pytest.mark.parametrize("queued_again", [False, True])
+def test_the_death_of_a_worker_is_recorded_unless_its_run_was_queued_again(tmp_path: Path, queued_again: bool) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    own = Runner(Store(tmp_path / "runs"))
+    process = cast(BaseProcess, SimpleNamespace(pid=1, exitcode=-9, sentinel=0))
+    own._workers[run.run] = _Worker(process, "cpu", run.state.queued_seq)
+    if queued_again:
+        end(run)
+        tiny.queue_tiny(tmp_path)
+    own._reap(own.store.runs())
+    run.refresh()
+    assert run.status is (Status.QUEUED if queued_again else Status.FAILED)
 
 
 def test_tests_that_come_early_are_seen_by_the_telemetry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

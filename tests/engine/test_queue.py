@@ -14,6 +14,8 @@ from lmconsole.runs.events import Failed, Stopped
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Store
 
+QUEUED_AGAIN = pytest.mark.parametrize("last", [Stopped(epoch=1, step=0), Failed(error="x", message="m", hint="h")])
+
 
 def test_runs_are_the_same_if_everything_that_decides_their_numbers_is(tmp_path: Path) -> None:
     base = tiny.queue_tiny(tmp_path).info.config_hash
@@ -38,7 +40,15 @@ def test_an_active_run_is_refused_and_nothing_is_queued(tmp_path: Path) -> None:
     assert len(Store(tmp_path / "runs").runs()) == 1
 
 
-@pytest.mark.parametrize("last", [Stopped(epoch=1, step=0), Failed(error="x", message="m", hint="h")])
+@QUEUED_AGAIN
+def test_an_unfinished_run_whose_worker_is_still_there_is_active(tmp_path: Path, last: Stopped | Failed) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    append_events(run.paths, last)
+    with factories.locked_by_another_process(run.paths.lock), pytest.raises(RunActiveError, match=run.run):
+        tiny.queue_tiny(tmp_path)
+
+
+@QUEUED_AGAIN
 def test_an_unfinished_run_is_queued_again_in_its_own_folder(tmp_path: Path, last: Stopped | Failed) -> None:
     run = tiny.queue_tiny(tmp_path)
     append_events(run.paths, last)
