@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import tiny
-from factories import append_events, locked_by_another_process, progress, started
+from factories import append_events, finished, locked_by_another_process, progress, started
 
 from lmconsole.errors import RunNotFoundError, StoreError
 from lmconsole.runs.state import Status
-from lmconsole.runs.store import Store, has_room
+from lmconsole.runs.store import Run, Store, has_room
 
 
 def test_a_store_that_does_not_exist_is_empty_and_is_not_created(tmp_path: Path) -> None:
@@ -69,6 +69,18 @@ def test_other_files_in_the_store_are_left_alone_and_damaged_runs_are_reported(t
     assert set(store.problems) == {"broken", "from-the-future"}
     assert "newer lmconsole" in store.problems["from-the-future"]
     assert (root / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_that_finishes_while_it_is_read_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    append_events(run.paths, started())
+
+    def ends_now(run: Run) -> None:
+        append_events(run.paths, finished())
+
+    monkeypatch.setattr(Run, "worker", ends_now)
+    run.refresh()
+    assert run.status is Status.FINISHED
 
 
 def test_a_run_is_lost_without_its_worker(tmp_path: Path) -> None:
