@@ -138,7 +138,7 @@ async def test_details_count_damaged_lines(stage: Stage) -> None:
         log.write(b"\x00 damaged\n\xff\xfe\n")
     async with stage.console() as pilot:
         await pilot.press("enter")
-        await shows(pilot, "skipped 2 damaged lines")
+        await shows(pilot, "2 damaged lines skipped")
         await pilot.press("tab", "tab")
         await shows(pilot, "damaged: \\x00 damaged")
 

@@ -223,7 +223,7 @@ def test_damaged_lines_are_counted_and_the_others_read(stage: Stage) -> None:
     run.append(progress(5, 6, 4.4))
     with following(stage.store.root) as feed:
         seen = wait_for_snapshot(feed, lambda now: now.runs).runs[run.run]
-    assert (seen.damaged, seen.position) == (1, (5, 6))
+    assert (len(seen.damage), seen.position) == (1, (5, 6))
 
 
 def test_a_damaged_line_is_counted_at_once(stage: Stage) -> None:
@@ -232,7 +232,7 @@ def test_a_damaged_line_is_counted_at_once(stage: Stage) -> None:
         wait_for_snapshot(feed, lambda now: now.runs)
         with run.paths.events.open("ab") as log:
             log.write(b"\x00\xff damaged\n")
-        wait_for_snapshot(feed, lambda now: now.runs[run.run].damaged == 1, seconds=2.0)
+        wait_for_snapshot(feed, lambda now: now.runs[run.run].damage, seconds=2.0)
 
 
 @pytest.mark.parametrize(
