@@ -95,8 +95,8 @@ class RunState:
         self.apply(events)
         if reader.damage is not self._log_damage:
             self._log_damage, self._damage = reader.damage, None
-        if reader.skipped_last:
-            self._begin_unseen()
+        if self.damaged or self._log_damage.missing:
+            self._begin_unseen(reader)
         return events
 
     def apply(self, events: Iterable[Event]) -> None:
@@ -108,14 +108,13 @@ class RunState:
         if event is not None:
             self.seq, self.last_t = event.seq, event.t
             self._damage = None
-            if type(event) is not Queued:
-                self._begin_unseen()
 
-    def _begin_unseen(self) -> None:
-        """Note that a queued run has begun: its log goes on after ``queued``, even if ``started`` cannot be read."""
+    def _begin_unseen(self, reader: EventReader) -> None:
+        """Note that a queued run has begun if its damaged log goes on after ``queued``: ``started`` cannot be read."""
         if self.status is Status.QUEUED and self.queued is not None:
-            self.status = Status.RUNNING
-            self.attempt += 1
+            if reader.skipped_last or self.seq > self.queued.seq:
+                self.status = Status.RUNNING
+                self.attempt += 1
 
     def _queued(self, event: Queued) -> None:
         self.status = Status.QUEUED

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -49,8 +50,11 @@ class Run:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether the run has been asked to stop."""
-        return os.path.lexists(self.paths.stop)
+        """Whether the run has been asked to stop: by a file, not by a link or a folder."""
+        try:
+            return stat.S_ISREG(os.lstat(self.paths.stop).st_mode)
+        except OSError:
+            return False
 
     def refresh(self) -> list[AnyEvent]:
         """Read the new events of the log, apply them, and return them. Errors go to ``problem``."""
@@ -64,11 +68,15 @@ class Run:
             if self.state.status is Status.RUNNING and self.worker() is None:
                 events += self.state.read(self._reader)  # it may have finished after the first read
                 self._lost = self.state.status is Status.RUNNING
+            if self.state.status.active and os.path.lexists(self.paths.stop) and not self.stop_requested:
+                self.problem = f"{self.paths.stop}: expected a file, found something else; remove it"
             if self.state.queued is None and self.state.status is Status.QUEUED:
                 self.problem = f"{self.paths.events}: no event says that it was queued"
         except FileNotFoundError:
             self.problem = f"{self.paths.events}: there is no such file"
-        except (OSError, StoreError) as error:
+        except OSError as error:
+            self.problem = f"{error.filename or self.paths.folder}: {error.strerror}"
+        except StoreError as error:
             self.problem = str(error)
         return events
 

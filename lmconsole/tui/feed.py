@@ -161,11 +161,7 @@ class _FollowedRun:
     def update_view(self, events: Sequence[AnyEvent]) -> None:
         """Replace the view if there are new ``events``, or if something has changed that is not in the log."""
         run, old = self.run, self.view
-        stopping = False
-        try:
-            stopping = run.status.active and run.stop_requested
-        except OSError as error:
-            run.problem = run.problem or str(error)
+        stopping = run.status.active and run.stop_requested
         changed = old is None or (old.status, old.stopping, old.problem, old.damage) != (
             run.status,
             stopping,

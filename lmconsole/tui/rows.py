@@ -76,7 +76,8 @@ class _Context:
 
     def mark(self, group: Iterable[RunView]) -> str:
         """Return the mark of damage in front of a status; empty if none of the runs is damaged."""
-        return f"{self.glyphs.damaged} " if any(view.damage for view in group) else ""
+        damaged = any(view.damage and not self.has_problem(view) for view in group)
+        return f"{self.glyphs.damaged} " if damaged else ""
 
     def checkbox(self, checked: bool) -> str:
         return self.glyphs.checked if checked else self.glyphs.unchecked
