@@ -161,6 +161,8 @@ class LineTail:
         self._offset: int | None = None if last_bytes else 0
         self._skipping = False
         """Whether the rest of a line that was cut is still to come."""
+        self.more = False
+        """Whether the last call read as much as it may, so that another call may find more at once."""
         if last_bytes == 0:
             with contextlib.suppress(OSError):  # a file that cannot be read yet is read from its beginning
                 self._offset = os.stat(path).st_size
@@ -172,6 +174,7 @@ class LineTail:
             FileNotFoundError: there is no such file.
             OSError: it cannot be read.
         """
+        self.more = False
         found = os.lstat(self._path)
         _check_regular(found.st_mode, self._path)
         size = found.st_size
@@ -182,7 +185,8 @@ class LineTail:
             return b""
         with open(open_file(self._path, follow=False), "rb", buffering=0) as file:
             file.seek(self._offset)
-            data = file.read(self._limit)
+            data = file.read(min(self._limit, size - self._offset))
+            self.more = len(data) == self._limit
         if self._skipping:
             rest, line_feed, data = data.partition(b"\n")
             self._offset += len(rest) + len(line_feed)

@@ -3,6 +3,8 @@
 import math
 
 UNKNOWN = "–"
+DAMAGE_MARK = "§"
+"""Mark of results that rest on a damaged event log."""
 
 
 def perplexity(value: float | None) -> str:

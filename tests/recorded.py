@@ -68,10 +68,9 @@ def record(
         factories.append_events(run.paths, *[sample] * samples, end)
     if finish:
         outcome = factories.finished(
+            [valid for _, valid in losses],
             test_ppl_final=1.0,
             test_ppl_best=1.0,
-            best_epoch=1,
-            best_valid_ppl=1.0,
             setup_s=0.0,
             wall_s=1.0,
             diverged=losses[-1][1] != losses[-1][1],

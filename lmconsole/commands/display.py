@@ -55,7 +55,7 @@ def sentence(run: Run, event: AnyEvent) -> str | None:
             again = f", attempt {event.attempt}" if event.attempt > 1 else ""
             return f"started on {event.device} ({event.device_name}), {event.precision}{again}"
         case Epoch():
-            pace = run.info.corpus.tokens["train"] / event.train_s if event.train_s else None
+            pace = run.info.corpus.tokens.get("train", 0) / event.train_s if event.train_s else None
             return (
                 f"epoch {event.epoch}/{epochs}  train ppl {formatting.perplexity(event.train_ppl)}  "
                 f"valid ppl {formatting.perplexity(event.valid_ppl)}  {formatting.rate(pace)} tokens/s  "

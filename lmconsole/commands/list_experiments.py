@@ -7,8 +7,8 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from lmconsole.commands.output import console, plain_table, print_json
-from lmconsole.commands.results import describe_status, valid_perplexity
+from lmconsole.commands.output import console, plain_table, print_json, warn_about
+from lmconsole.commands.results import DAMAGE_NOTE, describe_status, valid_perplexity
 from lmconsole.commands.status import run_as_dict
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import UNKNOWN
@@ -21,11 +21,16 @@ from lmconsole.runs.store import Run, Store, latest_by_experiment
 def list_experiments(experiments: Path | None, root: Path, *, json: bool) -> None:
     """Print the plan's experiments with their latest runs in the store at ``root``."""
     plan = load_plan(experiments)
-    latest = latest_by_experiment(Store(root).runs())
+    store = Store(root)
+    latest = latest_by_experiment(store.runs())
     if json:
         print_json(experiments_as_dicts(plan, latest))
     else:
-        console().print(experiments_table(plan, latest))
+        out = console()
+        out.print(experiments_table(plan, latest))
+        if any(latest[each.id].state.damage for each in plan.experiments if each.id in latest):
+            out.print(Text(DAMAGE_NOTE, style="dim"))
+    warn_about(store)
 
 
 def experiments_table(plan: Plan, latest: dict[int, Run]) -> Table:
@@ -47,7 +52,7 @@ def experiments_table(plan: Plan, latest: dict[int, Run]) -> Table:
             OPTIMIZER_NAMES[experiment.optimizer],
             *([Text(escape_control_characters(", ".join(own)) or UNKNOWN)] if named else []),
             describe_status(run) if run else UNKNOWN,
-            run.info.preset if run else UNKNOWN,
+            Text(escape_control_characters(run.info.preset)) if run else UNKNOWN,
             valid_perplexity(run) if run else UNKNOWN,
         )
     return table

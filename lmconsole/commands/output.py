@@ -12,6 +12,8 @@ from rich.table import Table
 from lmconsole.errors import escape_control_characters
 from lmconsole.runs.store import Store
 
+MAX_WARNINGS = 20
+"""Runs that cannot be read and are named."""
 PIPE_WIDTH = 140
 """Columns of a table in a pipe or a file, which have no width of their own."""
 
@@ -43,6 +45,8 @@ def print_message(message: str) -> None:
 
 
 def warn_about(store: Store) -> None:
-    """Print a warning for each run directory that could not be read."""
-    for name, problem in store.problems.items():
+    """Print a warning for each run directory that could not be read, up to ``MAX_WARNINGS``."""
+    for name, problem in list(store.problems.items())[:MAX_WARNINGS]:
         print_message(f"warning: {name}: {problem}")
+    if len(store.problems) > MAX_WARNINGS:
+        print_message(f"warning: {len(store.problems) - MAX_WARNINGS:,} more runs cannot be read")

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from lmconsole.commands.output import console, plain_table
 from lmconsole.errors import escape_control_characters
-from lmconsole.formatting import UNKNOWN, perplexity, seconds
+from lmconsole.formatting import DAMAGE_MARK, UNKNOWN, perplexity, seconds
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
@@ -24,10 +24,16 @@ RESULTS_NOTE = (
     "Train, Valid, Test: perplexity per target token, at the epoch with the lowest validation perplexity.\n"
     "Time: training alone, without setup and evaluation."
 )
+DAMAGE_NOTE = f"{DAMAGE_MARK}: damaged, so not a complete result; `lmconsole status` says where."
 
 
 def describe_status(run: Run) -> Text:
-    """Return the status in a word or two, with the epoch of an active run."""
+    """Return the status in a word or two, with the epoch of an active run, and the mark of a damaged one."""
+    text = _describe_status(run)
+    return text.append(DAMAGE_MARK) if run.state.damage else text
+
+
+def _describe_status(run: Run) -> Text:
     status, state, epochs = run.status, run.state, run.info.settings.epochs
     text = status.value
     if run.problem:
@@ -48,7 +54,7 @@ def describe_status(run: Run) -> Text:
 def _describe_imported(run: Run) -> str:
     if run.status is Status.FINISHED:
         return "imported, diverged" if run.state.finished and run.state.finished.diverged else "imported"
-    return f"imported, {len(run.state.epochs)}/{run.info.settings.epochs}"
+    return f"imported, {run.state.epochs_done}/{run.info.settings.epochs}"
 
 
 def results_table(runs: Iterable[Run]) -> Table:
@@ -79,14 +85,17 @@ def results_table(runs: Iterable[Run]) -> Table:
 
 
 def valid_perplexity(run: Run) -> Text:
-    """Return the best validation perplexity, or the last one before there is a best."""
+    """Return the best validation perplexity, or the last one before there is a best; bold unless the run is damaged."""
     best = run.state.best_epoch or run.state.last_epoch
-    return Text(perplexity(best.valid_ppl if best else None), style="bold")
+    return Text(perplexity(best.valid_ppl if best else None), style="" if run.state.damage else "bold")
 
 
 def print_results(runs: Iterable[Run], *, stderr: bool) -> None:
-    """Print the table of results and its note."""
+    """Print the table of results and its notes."""
+    runs = list(runs)
     out = console(stderr=stderr)
     out.print()
     out.print(results_table(runs))
     out.print(Text(RESULTS_NOTE, style="dim"))
+    if any(run.state.damage for run in runs):
+        out.print(Text(DAMAGE_NOTE, style="dim"))

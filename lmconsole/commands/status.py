@@ -11,7 +11,7 @@ from rich.text import Text
 from lmconsole.commands.output import console, plain_table, print_json, print_message, warn_about
 from lmconsole.commands.results import describe_status, valid_perplexity
 from lmconsole.errors import escape_control_characters
-from lmconsole.formatting import counted, seconds
+from lmconsole.formatting import DAMAGE_MARK, seconds
 from lmconsole.runs.store import Run, Store
 
 
@@ -28,8 +28,8 @@ def show_status(root: Path, *, json: bool) -> None:
         for run in runs:
             if run.state.failed:
                 print_message(f"{run.run}: {run.state.failed.message}\n  {run.state.failed.hint}")
-            if run.state.damaged:
-                print_message(f"{run.run}: warning: skipped {counted(run.state.damaged, 'damaged line')} in its log")
+            if run.state.damage:
+                print_message(f"{run.run}: warning: damaged ({DAMAGE_MARK}): {'; '.join(run.state.damage)}")
     warn_about(store)
 
 
@@ -76,6 +76,8 @@ def run_as_dict(run: Run) -> dict[str, Any]:
         "precision": info.settings.precision,
         "error": {k: getattr(state.failed, k) for k in ("error", "message", "hint")} if state.failed else None,
         "damaged_lines": state.damaged,
+        "damage": list(state.damage),
+        "problem": run.problem,
         "folder": str(run.paths.folder),
     }
 

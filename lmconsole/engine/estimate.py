@@ -62,7 +62,7 @@ def _speed_of(run: Run, device_name: str) -> SpeedSample | None:
     here = state.started.device_name == device_name
     if not here or not state.epochs or not info.corpus.tokens.keys() >= {"train", "validation", "test"}:
         return None
-    done = msgspec.structs.replace(info.settings, epochs=len(state.epochs))
+    done = msgspec.structs.replace(info.settings, epochs=state.epochs_done)
     flops, setup_s = run_flops(done, info.corpus.vocabulary, info.corpus.tokens), state.finished.setup_s or 0.0
     return SpeedSample(
         settings=info.settings,

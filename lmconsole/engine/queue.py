@@ -1,10 +1,9 @@
 """The queue: decide what to do about each requested run, create run directories, and queue unfinished runs again."""
 
 import contextlib
-import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
@@ -13,17 +12,15 @@ import msgspec
 
 from lmconsole import __version__
 from lmconsole.engine.probe import ResolvedRun
-from lmconsole.errors import RunActiveError, StoreError
+from lmconsole.errors import RunActiveError
 from lmconsole.runs import lock
-from lmconsole.runs.create import create_run
+from lmconsole.runs.create import create_run, next_places, queue_lock
 from lmconsole.runs.events import EventLog, Queued, utc_now
 from lmconsole.runs.info import SCHEMA, RunInfo
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store, queue_order
 from lmconsole.telemetry.host import cores, threads_per_run
 
-QUEUE_LOCK_TIMEOUT_S = 60.0
-"""Time for other commands to queue thousands of runs, each of which is written to the disk."""
 RUN_LOCK_TIMEOUT_S = 1.0
 
 
@@ -158,7 +155,7 @@ def enqueue(
             has taken the lock of a run to be resumed; the runs before it have been queued.
         StoreError: the store cannot be written; some runs may have been queued.
     """
-    with _queue_lock(store):
+    with queue_lock(store):
         runs = store.runs()
         decisions = decide(runs, wanted, template, fresh=fresh, threads=threads)
         active = [decision.run for decision in decisions if decision.action is Action.ACTIVE]
@@ -169,7 +166,7 @@ def enqueue(
                 "`lmconsole run --all` does not refuse active runs but waits for them.",
             )
         by_name = {run.run: run for run in runs}
-        places = _places(runs)
+        places = next_places(store, runs)
         done = []
         for decision in decisions:
             if decision.action in (Action.NEW, Action.RESUME):
@@ -191,9 +188,9 @@ def requeue(store: Store, names: Iterable[str]) -> list[str]:
         RunActiveError: another process has taken the lock of a run; the runs before it have been queued.
         StoreError: the store cannot be written; some runs may have been queued.
     """
-    with _queue_lock(store):
+    with queue_lock(store):
         runs, chosen = store.runs(), set(names)
-        places = _places(runs)
+        places = next_places(store, runs)
         done = []
         for run in sorted(runs, key=lambda run: queue_order(run.info, run.state.queued)):
             if run.run not in chosen or run.problem or run.status.active or run.status is Status.FINISHED:
@@ -205,31 +202,6 @@ def requeue(store: Store, names: Iterable[str]) -> list[str]:
             _requeue(run, msgspec.structs.replace(last, jobs=jobs, place=next(places)))
             done.append(run.run)
         return done
-
-
-def _places(runs: Iterable[Run]) -> Iterator[int]:
-    """Yield increasing places in the queue, starting after the largest in the store. The caller holds the queue
-    lock."""
-    return itertools.count(1 + max((run.state.queued.place for run in runs if run.state.queued), default=0))
-
-
-@contextlib.contextmanager
-def _queue_lock(store: Store) -> Iterator[None]:
-    """Create the store if it does not exist, and keep others from queuing into it. Raises StoreError if the lock stays
-    taken, and for any OSError of the ``with`` block."""
-    store.create()
-    try:
-        with lock.held(store.queue_lock, QUEUE_LOCK_TIMEOUT_S) as held:
-            if held is None:
-                raise StoreError(
-                    f"{store.queue_lock}: another command has been queuing for {QUEUE_LOCK_TIMEOUT_S:.0f} s"
-                )
-            yield
-    except OSError as error:
-        raise StoreError(
-            f"{error.filename or store.root}: the run store cannot be written: {error.strerror}",
-            hint="Free space or correct its permissions, or name another store with --runs.",
-        ) from None
 
 
 def _create(store: Store, decision: QueueDecision, event: Queued, requested_jobs: int | Literal["auto"]) -> str:

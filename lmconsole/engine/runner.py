@@ -289,7 +289,7 @@ class Runner:
                 if held is None:
                     return
                 state = RunState()
-                state.apply(EventReader(run.paths.events).read_new())
+                state.read(EventReader(run.paths.events))
                 if state.status.active and state.queued_seq == after:
                     log = EventLog(run.paths.events)
                     log.append(event, sync=True)
@@ -332,7 +332,7 @@ def _only_tests(run: Run) -> bool:
         return False
     sample, epoch = state.telemetry[-1] if state.telemetry else None, state.last_epoch
     testing = sample is not None and sample.seq > state.started.seq and sample.phase == "test"
-    trained = epoch is not None and epoch.seq > state.started.seq and len(state.epochs) >= run.info.settings.epochs
+    trained = epoch is not None and epoch.seq > state.started.seq and state.epochs_done >= run.info.settings.epochs
     return testing or trained
 
 

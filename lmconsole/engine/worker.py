@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None, commands: Connection | None = None)
     if run_lock is None:
         return EXIT_NOT_TRAINED
     history = RunState()
-    history.apply(EventReader(paths.events).read_new())
+    history.read(EventReader(paths.events))
     if history.status is not Status.QUEUED:
         return EXIT_NOT_TRAINED
     received = _catch_signals()

@@ -17,7 +17,7 @@ from lmconsole.errors import PlanError, StoreError
 from lmconsole.importing.sources import EpochNumbers, ImportSourceError, Source, sources, stated_value
 from lmconsole.plan.experiment import Experiment
 from lmconsole.plan.presets import Plan, applies
-from lmconsole.runs.create import create_run
+from lmconsole.runs.create import create_run, next_places, queue_lock
 from lmconsole.runs.events import Epoch, Event, Finished, Queued, Stopped, name_non_finite, perplexity, utc_now
 from lmconsole.runs.info import SCHEMA, CorpusInfo, RunInfo
 from lmconsole.runs.store import Run, Store
@@ -58,9 +58,14 @@ def import_runs(store: Store, path: Path, plan: Plan) -> ImportReport:
     Raises:
         StoreError: ``path`` contains no runs, or the store cannot be written.
     """
+    with queue_lock(store):
+        return _import(store, path, plan)
+
+
+def _import(store: Store, path: Path, plan: Plan) -> ImportReport:
     report = ImportReport()
-    store.create()
-    known = {run.info.config_hash: run for run in store.runs()}
+    runs = store.runs()
+    known, places = {run.info.config_hash: run for run in runs}, next_places(store, runs)
     for location, read in sources(path):
         try:
             source = read()
@@ -71,7 +76,7 @@ def import_runs(store: Store, path: Path, plan: Plan) -> ImportReport:
         if info.config_hash in known:
             report.imported_before[location] = known[info.config_hash].run
             continue
-        run = _create_run(store, info, epochs, source)
+        run = _create_run(store, info, epochs, source, next(places))
         report.imported[location] = run.run
         known[info.config_hash] = run
     return report
@@ -260,9 +265,9 @@ def _loss_and_ppl(loss_nats: float | None, ppl: float | None) -> tuple[float | N
     return math.log(ppl) if math.isfinite(ppl) else ppl, ppl
 
 
-def _create_run(store: Store, info: RunInfo, epochs: Sequence[Epoch], source: Source) -> Run:
+def _create_run(store: Store, info: RunInfo, epochs: Sequence[Epoch], source: Source, place: int) -> Run:
     try:
-        name = create_run(store, info, _events(info, epochs, source.test_ppl))
+        name = create_run(store, info, _events(info, epochs, source.test_ppl, place))
     except OSError as error:
         raise StoreError(f"{error.filename or store.root}: cannot be written: {error.strerror}") from None
     run = store.open(name)
@@ -271,8 +276,8 @@ def _create_run(store: Store, info: RunInfo, epochs: Sequence[Epoch], source: So
     return run
 
 
-def _events(info: RunInfo, epochs: Sequence[Epoch], test_ppl: float | None) -> Iterator[Event]:
-    yield Queued(devices=(), jobs=1)
+def _events(info: RunInfo, epochs: Sequence[Epoch], test_ppl: float | None, place: int) -> Iterator[Event]:
+    yield Queued(devices=(), jobs=1, place=place)
     yield from epochs
     ppls = (ppl for event in epochs for ppl in (event.train_ppl, event.valid_ppl) if ppl is not None)
     diverged = not all(map(math.isfinite, ppls))

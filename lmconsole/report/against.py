@@ -14,7 +14,7 @@ from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES, Experiment
 from lmconsole.report.captions import describe_group
 from lmconsole.report.markup import DASH, format_ppl
 from lmconsole.report.reference import PADDED_SHARE, PUBLISHED_CORPUS, published
-from lmconsole.report.results import INCOMPLETE_MARK, incomplete_mark
+from lmconsole.report.results import explain_marks, marks
 from lmconsole.report.selection import Group
 from lmconsole.report.table import Cell, Column, Table
 from lmconsole.runs.comparable import same_text
@@ -34,7 +34,7 @@ class Perplexities:
     given: Mapping[str, float | None]
     per_target: Mapping[str, float | None]
     mark: str = ""
-    """``INCOMPLETE_MARK`` if a run is unfinished or diverged."""
+    """Marks of runs that are unfinished, diverged or damaged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,13 +120,13 @@ def _perplexities(runs: Sequence[Run]) -> Perplexities:
         denominator = runs[0].info.denominator
         per = [ppl for ppl in (per_target(each, split, denominator) for each in known) if ppl is not None]
         converted[split] = statistics.fmean(per) if per else None
-    return Perplexities(given=given, per_target=converted, mark=incomplete_mark(runs))
+    return Perplexities(given=given, per_target=converted, mark=marks(runs))
 
 
 def comparison_table(group: Group, others: OtherResults) -> Table:
     """Return Table 3: perplexities of both at their best epochs, and the relative difference in percent."""
     records: list[dict[str, object]] = []
-    marks: list[tuple[str, str]] = []
+    marks_shown: list[tuple[str, str]] = []
     for id_, runs in group.by_experiment.items():
         experiment = runs[0].info.experiment
         ours = _perplexities(runs)
@@ -148,7 +148,7 @@ def comparison_table(group: Group, others: OtherResults) -> Table:
                     "config": id_,
                 }
             )
-            marks.append((ours.mark, theirs.mark if theirs else ""))
+            marks_shown.append((ours.mark, theirs.mark if theirs else ""))
     data = pd.DataFrame(records)
     numbers = ["ours_ppl", "theirs_ppl_as_given", "theirs_ppl_per_target", "difference_percent"]
     data[numbers] = data[numbers].astype(float).round(3)
@@ -163,11 +163,12 @@ def comparison_table(group: Group, others: OtherResults) -> Table:
         Column(header="Difference", numeric=True),
         Column(header="Experiment", numeric=True),
     ]
-    rows = [_cells(record, others.name, *each) for record, each in zip(data.to_dict("records"), marks, strict=True)]
+    records_and_marks = zip(data.to_dict("records"), marks_shown, strict=True)
+    rows = [_cells(record, others.name, *each) for record, each in records_and_marks]
     return Table(
         label="tab:against",
         title="Table 3",
-        caption=_caption(group, others, incomplete=any(any(each) for each in marks)),
+        caption=_caption(group, others, "".join(mark for each in marks_shown for mark in each)),
         columns=columns,
         rows=rows,
         data=data,
@@ -197,7 +198,7 @@ def _cells(record: Mapping[Hashable, Any], others: str, our_mark: str, their_mar
     return {header: Cell(text) for header, text in texts.items()}
 
 
-def _caption(group: Group, others: OtherResults, *, incomplete: bool) -> str:
+def _caption(group: Group, others: OtherResults, marks_shown: str) -> str:
     sentences = [
         "Perplexity at the epoch with the lowest validation perplexity, and other results.",
         others.description,
@@ -212,8 +213,8 @@ def _caption(group: Group, others: OtherResults, *, incomplete: bool) -> str:
         sentences.append(f"{others.caveat} Therefore no difference is given ({DASH}).")
     else:
         sentences.append("Difference: ours / theirs − 1, per target token.")
-    if incomplete:
-        sentences.append(f"{INCOMPLETE_MARK}: unfinished or diverged.")
+    if notes := explain_marks(marks_shown):
+        sentences.append(notes)
     return " ".join([*sentences, _describe("Ours", group)])
 
 

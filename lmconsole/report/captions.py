@@ -11,7 +11,6 @@ from lmconsole.report.results import is_complete
 from lmconsole.report.selection import Exclusion, Group
 from lmconsole.runs.comparable import EXPERIMENT_SETTINGS
 from lmconsole.runs.info import RunInfo
-from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
 MANY_SEEDS = 5
@@ -66,14 +65,19 @@ def describe_host_memory(group: Group, title: str = "Peak host memory") -> str:
 
 
 def describe_incomplete_runs(group: Group) -> list[str]:
-    """Describe the progress of every run that is unfinished or diverged."""
+    """Describe the progress of every run that is unfinished, diverged or damaged."""
     return [
-        f"{run.run}: {'diverged' if run.status is Status.FINISHED else run.status.value} after "
-        f"{len(run.state.epochs)} of {formatting.counted(run.info.settings.epochs, 'epoch')}, "
+        f"{run.run}: {_outcome(run)} after "
+        f"{run.state.epochs_done} of {formatting.counted(run.info.settings.epochs, 'epoch')}, "
         f"{formatting.seconds(run.state.elapsed_train_s)} of training"
+        + "".join(f"; damaged: {phrase}" for phrase in run.state.damage)
         for run in group.runs
         if not is_complete(run)
     ]
+
+
+def _outcome(run: Run) -> str:
+    return "diverged" if run.state.finished and run.state.finished.diverged else run.status.value
 
 
 def timing_caveat(group: Group) -> str:

@@ -9,7 +9,7 @@ from enum import Enum
 import msgspec
 
 from lmconsole.report.markup import format_ppl
-from lmconsole.report.results import is_complete
+from lmconsole.report.results import damage_mark, is_complete
 from lmconsole.report.selection import Group
 from lmconsole.report.targets import best_valid_ppl
 from lmconsole.runs.comparable import EXPERIMENT_SETTINGS
@@ -83,12 +83,12 @@ class ExperimentResult:
 
     @property
     def label_with_id(self) -> str:
-        """Name and id, for example ``GPT-1 1L Adam (5)``."""
-        return f"{self.runs[0].info.experiment.label} ({self.id})"
+        """Name and id, for example ``GPT-1 1L Adam (5)``, with the mark of damage."""
+        return f"{self.runs[0].info.experiment.label} ({self.id}){damage_mark(self.runs)}"
 
     @property
     def complete(self) -> bool:
-        """Whether every run has finished without diverging and has a finite validation perplexity."""
+        """Whether every run is complete and has a finite validation perplexity."""
         return all(is_complete(run) for run in self.runs) and len(self.valid_ppls) == len(self.runs)
 
     @property
@@ -177,7 +177,8 @@ def compare(first: ExperimentResult, second: ExperimentResult) -> Comparison:
     if first_ppl is None or second_ppl is None or not (first.complete and second.complete):
         incomplete = " and ".join(each.label_with_id for each in (first, second) if not each.complete)
         sentence = (
-            f"{start} No comparison: unfinished, diverged or without a finite validation perplexity: {incomplete}."
+            f"{start} No comparison: unfinished, diverged, damaged or without a finite validation perplexity: "
+            f"{incomplete}."
         )
         return Comparison(verdict=Verdict.NO_DATA, sentence=sentence)
     relative_difference = first_ppl / second_ppl - 1.0

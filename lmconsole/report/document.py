@@ -1,5 +1,6 @@
 """The report: setup, results, figures, findings and provenance, in markdown and LaTeX from one list of blocks."""
 
+import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -216,7 +217,7 @@ def _on_gpu(group: Group) -> bool:
 
 def _option(info: RunInfo, name: str) -> str | None:
     """Return the value of an option on the command line that queued a run."""
-    for word, following in zip(info.command, [*info.command[1:], ""], strict=True):
+    for word, following in itertools.zip_longest(info.command, info.command[1:], fillvalue=""):
         if word == name:
             return following or None
         if word.startswith(f"{name}="):

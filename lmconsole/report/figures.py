@@ -13,7 +13,7 @@ from lmconsole.report.captions import (
     ppl_denominator,
     timing_caveat,
 )
-from lmconsole.report.results import INCOMPLETE_MARK, incomplete_mark, memory_frame, uses_gpu
+from lmconsole.report.results import damage_mark, explain_marks, marks, memory_frame, uses_gpu
 from lmconsole.report.selection import Group
 from lmconsole.report.targets import (
     TARGET_MARGIN,
@@ -238,13 +238,16 @@ def _missing_and_incomplete(panels: Sequence[_PanelRuns]) -> list[str]:
     diverged = [run.info.experiment.id for run in runs if run.state.finished and run.state.finished.diverged]
     if diverged:
         sentences.append(f"Diverged: {ranges(sorted(set(diverged)))}.")
+    damaged = [run.info.experiment.id for run in runs if run.state.damage]
+    if damaged:
+        sentences.append(f"Damaged event logs: {ranges(sorted(set(damaged)))}.")
     if any(_off_scale(metric(epoch)) for run in runs for epoch in run.state.epochs for metric in METRICS.values()):
         sentences.append("A cross at the upper edge marks a perplexity that is not finite or too large to draw.")
     return sentences
 
 
 def _progress(run: Run) -> str:
-    return f"{run.status.value}, {len(run.state.epochs)} of {formatting.counted(run.info.settings.epochs, 'epoch')}"
+    return f"{run.status.value}, {run.state.epochs_done} of {formatting.counted(run.info.settings.epochs, 'epoch')}"
 
 
 def time_unit(longest_s: float) -> tuple[str, float]:
@@ -264,6 +267,8 @@ def _panel(panel: _PanelRuns, unit_s: float | None) -> Panel:
     notes = sorted({run.status.value for run in runs if run.status is not Status.FINISHED})
     if any(run.state.finished and run.state.finished.diverged for run in runs):
         notes.append("diverged")
+    if any(run.state.damage for run in runs):
+        notes.append("damaged")
     return Panel(title=panel.title, curves=curves, note=", ".join(notes))
 
 
@@ -321,7 +326,10 @@ def _memory_figure(group: Group) -> FigureSpec:
         if gpu
         else describe_host_memory(group, title)
     )
-    labels = _bar_labels(group)
+    by_experiment = group.by_experiment
+    shown_marks = {id_: damage_mark(by_experiment[id_]) for id_ in _bar_labels(group)}
+    labels = {id_: label + shown_marks[id_] for id_, label in _bar_labels(group).items()}
+    explanation = _join([explanation, explain_marks("".join(shown_marks.values()))])
     return FigureSpec(
         number=9,
         title=title,
@@ -353,9 +361,9 @@ def _time_figure(group: Group) -> FigureSpec:
         explanation += " Bars are means over seeds; lines span the fastest to the slowest seed."
     not_shown = _not_shown(len(group.by_experiment) - MAX_BARS)
     by_experiment = group.by_experiment
-    labels = {id_: label + incomplete_mark(by_experiment[id_]) for id_, label in _bar_labels(group).items()}
-    if any(label.endswith(INCOMPLETE_MARK) for label in labels.values()):
-        explanation += f" {INCOMPLETE_MARK}: unfinished or diverged."
+    shown_marks = {id_: marks(by_experiment[id_]) for id_ in _bar_labels(group)}
+    labels = {id_: label + shown_marks[id_] for id_, label in _bar_labels(group).items()}
+    explanation = _join([explanation, explain_marks("".join(shown_marks.values()))])
     shown = [times.get(id_, TimeToTarget()) for id_ in labels]
     return FigureSpec(
         number=10,

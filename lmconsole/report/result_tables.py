@@ -10,7 +10,7 @@ from lmconsole import formatting
 from lmconsole.plan.presets import ranges
 from lmconsole.report.captions import describe_group, describe_host_memory, ppl_denominator, seed_list
 from lmconsole.report.markup import DASH, format_ppl
-from lmconsole.report.results import INCOMPLETE_MARK, MIN_SAMPLES, memory_frame, results_frame, uses_gpu
+from lmconsole.report.results import MIN_SAMPLES, explain_marks, memory_frame, results_frame, uses_gpu
 from lmconsole.report.selection import Group
 from lmconsole.report.table import Cell, Column, Table
 
@@ -25,8 +25,7 @@ def results_table(group: Group) -> Table:
         texts = {
             **_experiment_texts(record),
             "Train PPL": _mean_and_sd(record["train_ppl"], record["train_ppl_sd"]),
-            "Validation PPL": _mean_and_sd(record["valid_ppl"], record["valid_ppl_sd"])
-            + ("" if record["complete"] else INCOMPLETE_MARK),
+            "Validation PPL": _mean_and_sd(record["valid_ppl"], record["valid_ppl_sd"]) + record["marks"],
             "Epoch": _format(record["epoch"], "g"),
             "Experiment": _id_and_name(record) + ("‡" if record["unspecified_initialization"] else ""),
         }
@@ -65,7 +64,7 @@ def _gpu_memory_table(group: Group, frame: pd.DataFrame) -> Table:
             "GPU (%)": _format(record["utilization_percent"], ".0f"),
             "n": str(record["samples"]),
             "Energy (kJ)": _kilojoules(record["energy_j"]),
-            "Experiment": _id_and_name(record),
+            "Experiment": _id_and_name(record) + record["mark"],
         }
         rows.append({header: Cell(text) for header, text in texts.items()})
     columns = ["architecture", "layers", "optimizer", "memory_mib", "scope", "device_total_mib", "allocated_peak_mib"]
@@ -88,7 +87,7 @@ def _gpu_memory_table(group: Group, frame: pd.DataFrame) -> Table:
     return Table(
         label="tab:memory",
         title="Table 2",
-        caption=f"{caption} {describe_group(group)}",
+        caption=_sentences(caption, explain_marks("".join(frame["mark"])), describe_group(group)),
         columns=[*_EXPERIMENT, *(Column(header=header, numeric=True) for header in numeric)],
         rows=rows,
         data=frame[columns].round(1).rename(columns={"experiment": "config"}),
@@ -101,14 +100,14 @@ def _host_memory_table(group: Group, frame: pd.DataFrame) -> Table:
         texts = {
             **_experiment_texts(record),
             "Peak host memory (MiB)": _format(record["host_peak_mib"]),
-            "Experiment": _id_and_name(record),
+            "Experiment": _id_and_name(record) + record["mark"],
         }
         rows.append({header: Cell(text) for header, text in texts.items()})
     data = frame[["architecture", "layers", "optimizer", "host_peak_mib", "experiment", "name"]].round(1)
     return Table(
         label="tab:memory",
         title="Table 2",
-        caption=f"{describe_host_memory(group)} {describe_group(group)}",
+        caption=_sentences(describe_host_memory(group), explain_marks("".join(frame["mark"])), describe_group(group)),
         columns=[
             *_EXPERIMENT,
             Column(header="Peak host memory (MiB)", numeric=True),
@@ -117,6 +116,10 @@ def _host_memory_table(group: Group, frame: pd.DataFrame) -> Table:
         rows=rows,
         data=data.rename(columns={"experiment": "config"}),
     )
+
+
+def _sentences(*sentences: str) -> str:
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _results_caption(group: Group, frame: pd.DataFrame) -> str:
@@ -140,8 +143,8 @@ def _results_caption(group: Group, frame: pd.DataFrame) -> str:
                 for seeds, ids in sorted(by_count.items(), reverse=True)
             )
             sentences.append(f"{counts.capitalize()}.")
-    if not frame["complete"].all():
-        sentences.append(f"{INCOMPLETE_MARK}: unfinished or diverged; never bold.")
+    if notes := explain_marks("".join(frame["marks"]), "; never bold"):
+        sentences.append(notes)
     if frame["unspecified_initialization"].any():
         sentences.append(
             "‡: depends on the initialization of the attention projections, which the published protocol does not "

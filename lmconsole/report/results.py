@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from lmconsole.formatting import DAMAGE_MARK
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
 from lmconsole.report.selection import Group
 from lmconsole.runs.events import Telemetry
@@ -11,6 +12,7 @@ from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
 INCOMPLETE_MARK = "†"
+"""Mark of results of an unfinished or diverged run."""
 
 MIN_SAMPLES = 5
 """Smallest number of samples over which a mean is given."""
@@ -34,6 +36,7 @@ def _run_row(run: Run) -> dict[str, object]:
         **_identity(run),
         "status": run.status.value,
         "complete": is_complete(run),
+        "damage": "; ".join(state.damage),
         "diverged": finished.diverged if finished else None,
         "epochs": len(state.epochs),
         "train_ppl": best.train_ppl if best else None,
@@ -75,13 +78,30 @@ def _identity(run: Run) -> dict[str, object]:
 
 
 def is_complete(run: Run) -> bool:
-    """Return whether the run has finished without diverging."""
+    """Return whether the run has finished without diverging, and is not damaged."""
+    return _has_converged(run) and not run.state.damage
+
+
+def _has_converged(run: Run) -> bool:
     return run.status is Status.FINISHED and run.state.finished is not None and not run.state.finished.diverged
 
 
-def incomplete_mark(runs: Sequence[Run]) -> str:
-    """Return the mark of results of which at least one run is unfinished or diverged; empty if all are complete."""
-    return "" if all(is_complete(run) for run in runs) else INCOMPLETE_MARK
+def marks(runs: Sequence[Run]) -> str:
+    """Return the marks of results of which at least one run is unfinished or diverged, and of which at least one is
+    damaged; empty if all are complete."""
+    incomplete = "" if all(_has_converged(run) for run in runs) else INCOMPLETE_MARK
+    return incomplete + damage_mark(runs)
+
+
+def damage_mark(runs: Sequence[Run]) -> str:
+    """Return the mark of results of which at least one run is damaged; empty if there are none."""
+    return DAMAGE_MARK if any(run.state.damage for run in runs) else ""
+
+
+def explain_marks(shown: str, consequence: str = "") -> str:
+    """Return the notes on the marks that occur in ``shown``, each with the same ``consequence``; empty if none does."""
+    meanings = {INCOMPLETE_MARK: "unfinished or diverged", DAMAGE_MARK: "rests on a damaged event log"}
+    return " ".join(f"{mark}: {meaning}{consequence}." for mark, meaning in meanings.items() if mark in shown)
 
 
 def epoch_frame(group: Group) -> pd.DataFrame:
@@ -130,7 +150,8 @@ def results_frame(group: Group) -> pd.DataFrame:
     """Return the data of Table 1, one row per experiment.
 
     Perplexities are means and standard deviations (n - 1) over the best epochs of the seeds, ``epoch`` is their median.
-    ``best`` marks the lowest validation perplexity of each architecture among complete experiments, ties included.
+    ``best`` is set for the lowest validation perplexity of each architecture among complete experiments, ties included.
+    ``marks`` are those of ``marks``.
     """
     runs = run_frame(group)
     runs["unspecified_initialization"] = runs["architecture"].eq("GPT-1") & (
@@ -149,6 +170,8 @@ def results_frame(group: Group) -> pd.DataFrame:
         seeds=("seed", "nunique"),
         complete=("complete", "all"),
     ).reset_index()
+    marks_by_id = {id_: marks(found) for id_, found in group.by_experiment.items()}
+    table["marks"] = table["experiment"].map(marks_by_id)
     eligible = table["valid_ppl"].where(table["complete"])
     lowest = eligible.groupby(table["architecture"]).transform("min")
     table["best"] = table["complete"] & eligible.eq(lowest)
@@ -184,6 +207,7 @@ def memory_frame(group: Group) -> pd.DataFrame:
                 "energy_j": _mean_energy_j(runs),
                 "host_peak_mib": _host_peak_mib(runs),
                 "samples": len(samples),
+                "mark": damage_mark(runs),
             }
         )
     return pd.DataFrame(rows)

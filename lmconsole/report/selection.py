@@ -81,8 +81,8 @@ class Group:
 def choose_group(
     runs: Sequence[Run], *, preset: str | None = None, run_id: str | None = None, imported: bool | None = None
 ) -> Group:
-    """Return the group whose reference is the run that finished last or, if none has finished, the run with the latest
-    event among those that have completed an epoch.
+    """Return the group whose reference is, of the finished runs, the one that was queued last or, if none has finished,
+    that of the runs that have completed an epoch.
 
     Args:
         runs: All runs of a store, oldest first.
@@ -114,7 +114,7 @@ def choose_group(
     if imported is None:
         with_epoch = [run for run in with_epoch if run.info.origin == "trained"] or with_epoch
     finished = [run for run in with_epoch if run.status is Status.FINISHED]
-    reference = max(finished or with_epoch, key=lambda run: run.state.last_t).info
+    reference = (finished or with_epoch)[-1].info
     return _select(reference, [run for run in runs if comparable(run.info, reference)])
 
 

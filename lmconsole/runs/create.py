@@ -1,17 +1,54 @@
-"""The one writer of run directories: each appears in the store whole or not at all."""
+"""The one writer of run directories: each appears in the store whole or not at all, and has its place in the queue."""
 
+import contextlib
+import itertools
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 import msgspec
 
+from lmconsole.errors import StoreError
 from lmconsole.files import sync_folder
-from lmconsole.runs.events import Event, EventLog
+from lmconsole.runs import lock
+from lmconsole.runs.events import Event, EventLog, queued_places
 from lmconsole.runs.info import RunInfo, write_info
-from lmconsole.runs.paths import RunPaths
-from lmconsole.runs.store import Store
+from lmconsole.runs.paths import TRASH, RunPaths
+from lmconsole.runs.store import Run, Store, highest_place
+
+QUEUE_LOCK_TIMEOUT_S = 60.0
+"""Time for other commands to queue thousands of runs, each of which is written to the disk."""
+
+
+@contextlib.contextmanager
+def queue_lock(store: Store) -> Iterator[None]:
+    """Create the store if it does not exist, and keep others from queuing into it. Raises StoreError if the lock stays
+    taken, and for any OSError of the ``with`` block."""
+    store.create()
+    try:
+        with lock.held(store.queue_lock, QUEUE_LOCK_TIMEOUT_S) as held:
+            if held is None:
+                raise StoreError(
+                    f"{store.queue_lock}: another command has been queuing for {QUEUE_LOCK_TIMEOUT_S:.0f} s"
+                )
+            yield
+    except OSError as error:
+        raise StoreError(
+            f"{error.filename or store.root}: the run store cannot be written: {error.strerror}",
+            hint="Free space or correct its permissions, or name another store with --runs.",
+        ) from None
+
+
+def next_places(store: Store, runs: Iterable[Run]) -> Iterator[int]:
+    """Yield increasing places in the queue, starting after the highest of ``runs``, those of the store, and of deleted
+    runs, which can be restored. The caller holds the queue lock."""
+    places = [run.state.queued.place for run in runs if run.state.queued]
+    with contextlib.suppress(OSError):
+        for name in os.listdir(store.root / TRASH):
+            with contextlib.suppress(OSError):
+                places += queued_places(RunPaths(store.root / TRASH / name).events)
+    return itertools.count(1 + highest_place(places))
 
 
 def create_run(store: Store, info: RunInfo, events: Iterable[Event]) -> str:

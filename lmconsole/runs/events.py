@@ -3,22 +3,44 @@
 The log is JSON Lines and the only source of truth about a run; ``runs/state.py`` folds it into the present state.
 """
 
+import contextlib
 import errno
 import math
 import os
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, get_type_hints
 
 import msgspec
 
 from lmconsole.errors import StoreError
-from lmconsole.files import LineTail
+from lmconsole.files import LineTail, open_file
+from lmconsole.formatting import counted
 
 MAX_LOSS_NATS = 700.0
 """Losses above this have an infinite perplexity: exp(710) overflows."""
+CHUNK_BYTES = 8 * 2**20
+"""Bytes of a log that are read at once; a longer line is damaged."""
+MAX_LOG_BYTES = 2**30
+"""Largest log that is read: that of two weeks of training."""
+
+# A value outside these ranges makes its line a damaged one, so that all other code can rely on them.
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+EpochNumber = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Jobs = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Loss = Annotated[float, msgspec.Meta(ge=-MAX_LOSS_NATS, le=1e40)]
+"""Cross-entropy in nats, computed from single precision."""
+Ppl = Annotated[float, msgspec.Meta(gt=0.0, le=1e306)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e10)]
+Amount = Annotated[float, msgspec.Meta(ge=0.0, le=1e15)]
+"""Joules, watts, MiB, tokens per second, percent."""
+Celsius = Annotated[float, msgspec.Meta(ge=-300.0, le=1e4)]
 
 Phase = Literal["setup", "train", "valid", "test"]
 
@@ -30,7 +52,7 @@ here. The fields of an event that is read back hold the numbers themselves, so t
 class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind"):
     """One line of the log. ``EventLog.append`` sets ``seq``, counted from 1, and ``t``, UTC in ISO 8601."""
 
-    seq: int = 0
+    seq: Number = 0
     t: str = ""
 
 
@@ -39,9 +61,9 @@ class Queued(Event, frozen=True, kw_only=True, gc=False, tag="queued"):
 
     devices: tuple[str, ...]
     """The run may use any one of these: ``cpu``, or GPUs by UUID, which is the same in every process."""
-    jobs: int
+    jobs: Jobs
     """Most runs at once on one device, this one included."""
-    place: int = 0
+    place: Number = 0
     """Position in the queue, counted over all runs ever queued in the store; 0 in logs of version 0.1.0."""
     exports: str | None = None
     """Folder to export to when the queue is empty; None for no export."""
@@ -54,41 +76,43 @@ class Queued(Event, frozen=True, kw_only=True, gc=False, tag="queued"):
 class Started(Event, frozen=True, kw_only=True, gc=False, tag="started"):
     """A worker started an attempt."""
 
-    attempt: int
-    pid: int
+    attempt: Positive
+    pid: Number
     host: str
     device: str
     device_name: str
     device_uuid: str | None
     versions: dict[str, str | None]
-    threads: int
+    threads: Positive
     precision: str
-    parameters_total: int
-    parameters_trainable: int
+    parameters_total: Number
+    parameters_trainable: Number
     shared_gpu: bool | None = None
     """Whether other processes used the GPU when the attempt began; None where that cannot be known."""
-    peak_matmul_gflops: float | None = msgspec.field(name="ceiling_gflops", default=None)
+    peak_matmul_gflops: Amount | None = msgspec.field(name="ceiling_gflops", default=None)
     """Peak matmul throughput of the device in this precision, if `lmconsole bench` had measured it."""
     attention: str | None = None
     """Implementation of attention (``lm/gpt1.py`` has the names); None for an LSTM."""
+    checkpoints_set_aside: Number = 0
+    """Checkpoints that could not be used when the attempt began."""
 
 
 class Resumed(Event, frozen=True, kw_only=True, gc=False, tag="resumed"):
     """The attempt continues after ``step`` steps of ``epoch`` (from 1); earlier events beyond that point are void."""
 
-    epoch: int
-    step: int
+    epoch: EpochNumber
+    step: Number
 
 
 class Progress(Event, frozen=True, kw_only=True, gc=False, tag="progress"):
     """Progress of training, at most twice a second. ``train_loss_nats`` is the mean since the last such event."""
 
-    epoch: int
-    step: int
-    steps: int
-    train_loss_nats: float | None
-    tokens_per_s: float | None
-    elapsed_train_s: float
+    epoch: EpochNumber
+    step: Number
+    steps: Positive
+    train_loss_nats: Loss | None
+    tokens_per_s: Amount | None
+    elapsed_train_s: Seconds
     non_finite: NonFinite = {}
 
 
@@ -99,15 +123,15 @@ class Epoch(Event, frozen=True, kw_only=True, gc=False, tag="epoch"):
     imported runs whose source does not state them.
     """
 
-    epoch: int
-    train_loss_nats: float | None
-    train_ppl: float | None
-    valid_loss_nats: float | None
-    valid_ppl: float | None
-    train_s: float | None
-    valid_s: float | None
-    elapsed_train_s: float | None
-    energy_j: float | None = None
+    epoch: EpochNumber
+    train_loss_nats: Loss | None
+    train_ppl: Ppl | None
+    valid_loss_nats: Loss | None
+    valid_ppl: Ppl | None
+    train_s: Seconds | None
+    valid_s: Seconds | None
+    elapsed_train_s: Seconds | None
+    energy_j: Amount | None = None
     """Energy that the whole GPU board used for training and validation, from the driver's counter. None on a CPU, for
     an epoch shorter than two seconds, on a shared GPU, and where the driver has no counter."""
     non_finite: NonFinite = {}
@@ -117,33 +141,33 @@ class Telemetry(Event, frozen=True, kw_only=True, gc=False, tag="telemetry"):
     """One sample of the device and the worker process. None is unknown."""
 
     phase: Phase
-    epoch: int | None = None
-    device_used_mib: float | None = None
-    device_total_mib: float | None = None
-    process_used_mib: float | None = None
-    torch_allocated_mib: float | None = None
-    torch_reserved_mib: float | None = None
-    utilization_percent: float | None = None
-    power_w: float | None = None
-    temperature_c: float | None = None
-    rss_mib: float | None = None
+    epoch: EpochNumber | None = None
+    device_used_mib: Amount | None = None
+    device_total_mib: Amount | None = None
+    process_used_mib: Amount | None = None
+    torch_allocated_mib: Amount | None = None
+    torch_reserved_mib: Amount | None = None
+    utilization_percent: Amount | None = None
+    power_w: Amount | None = None
+    temperature_c: Celsius | None = None
+    rss_mib: Amount | None = None
 
 
 class Finished(Event, frozen=True, kw_only=True, gc=False, tag="finished"):
     """The run is complete. Test perplexities are given for the weights of the last epoch and of the best one."""
 
-    test_ppl_final: float | None
-    test_ppl_best: float | None
-    best_epoch: int | None
-    best_valid_ppl: float | None
-    setup_s: float | None
-    wall_s: float | None
+    test_ppl_final: Ppl | None
+    test_ppl_best: Ppl | None
+    best_epoch: EpochNumber | None
+    best_valid_ppl: Ppl | None
+    setup_s: Seconds | None
+    wall_s: Seconds | None
     """Time of the whole run, over all attempts. Like ``setup_s``, None in imported runs."""
     diverged: bool
     stopped_early: bool = False
-    torch_peak_mib: float | None = None
-    rss_peak_mib: float | None = None
-    energy_j: float | None = None
+    torch_peak_mib: Amount | None = None
+    rss_peak_mib: Amount | None = None
+    energy_j: Amount | None = None
     """Energy that the whole GPU board used from the start of the first epoch to the end of the last, over all attempts,
     without setup and tests. None if training took less than two seconds or a reading of the counter is missing."""
     non_finite: NonFinite = {}
@@ -152,8 +176,8 @@ class Finished(Event, frozen=True, kw_only=True, gc=False, tag="finished"):
 class Stopped(Event, frozen=True, kw_only=True, gc=False, tag="stopped"):
     """The run was stopped by request after ``step`` steps of ``epoch`` and can be resumed."""
 
-    epoch: int
-    step: int
+    epoch: EpochNumber
+    step: Number
 
 
 class Failed(Event, frozen=True, kw_only=True, gc=False, tag="failed"):
@@ -171,7 +195,7 @@ class _Header(msgspec.Struct, frozen=True):
     """Fields that events of later versions have too."""
 
     kind: str
-    seq: int
+    seq: Number
 
 
 WithMetrics = Progress | Epoch | Finished
@@ -182,14 +206,19 @@ DAMAGED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """Exceptions from decoding damaged bytes."""
 
 _METRICS = {
-    kind: frozenset(field.name for field in msgspec.structs.fields(kind) if field.type == float | None)
+    kind: frozenset(name for name, type_ in get_type_hints(kind).items() if type_ == float | None)
     for kind in (Progress, Epoch, Finished)
 }
 """Fields that may hold NaN or infinity."""
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(AnyEvent)
+_queued_decoder = msgspec.json.Decoder(Queued)
 _header_decoder = msgspec.json.Decoder(_Header)
+_sequence_number = attrgetter("seq")
+_SEQ = re.compile(rb'"seq":(\d{1,15})[,}]')
+_SEQ_WITHIN = 256
+"""Bytes at the start of a line that contain its number."""
 
 
 def perplexity(loss_nats: float) -> float:
@@ -208,16 +237,11 @@ def name_non_finite(event: E) -> E:
 
 def _restore_non_finite(events: Sequence[AnyEvent]) -> None:
     """Put NaN and infinity back into events that were just decoded. Nothing else may refer to these events yet."""
-    # A large store has a million events, hardly any of them to be restored: hence no function call for each.
-    named = [
-        event
-        for event in events
-        if (type(event) is Progress or type(event) is Epoch or type(event) is Finished) and event.non_finite
-    ]
-    for event in named:
-        for name, value in event.non_finite.items():
-            if name in _METRICS[type(event)]:
-                msgspec.structs.force_setattr(event, name, float(value))
+    for event in events:
+        if isinstance(event, WithMetrics):
+            for name, value in event.non_finite.items():
+                if name in _METRICS[type(event)]:
+                    msgspec.structs.force_setattr(event, name, float(value))
 
 
 def utc_now() -> str:
@@ -231,17 +255,39 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         """Open the log and cut off the incomplete last line that a crash may have left.
 
+        Numbers continue after the highest in the log. A damaged line counts as one number, so that none is repeated.
+
         Raises:
-            OSError: the file cannot be opened or created.
+            OSError: the file cannot be opened or created, or is larger than ``MAX_LOG_BYTES``.
         """
         self._path = path
         self._mutex = threading.Lock()
-        data = path.read_bytes() if path.exists() else b""
-        complete = data.rfind(b"\n") + 1
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        if complete < len(data):
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        self._descriptor = open_file(path, flags, 0o644, follow=False)
+        try:
+            self.seq = self._repair()
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def _repair(self) -> int:
+        """Cut off an incomplete last line, and return the highest number in the log."""
+        size = os.fstat(self._descriptor).st_size
+        if size > MAX_LOG_BYTES:
+            raise OSError(errno.EFBIG, f"larger than {MAX_LOG_BYTES // 2**20:,} MiB", str(self._path))
+        highest = position = complete = 0
+        begun = b""
+        while data := os.pread(self._descriptor, CHUNK_BYTES, position):
+            complete = max(complete, position + data.rfind(b"\n") + 1) if b"\n" in data else complete
+            position += len(data)
+            *lines, begun = (begun + data).split(b"\n")
+            begun = begun[:_SEQ_WITHIN]
+            for line in lines:
+                found = _SEQ.search(line, 0, _SEQ_WITHIN)
+                highest = max(highest, int(found[1])) if found else highest + 1
+        if complete < position:
             os.ftruncate(self._descriptor, complete)
-        self.seq = max((_seq(line) for line in data[:complete].splitlines()[-64:]), default=0)
+        return highest
 
     def append(self, event: E, *, sync: bool = False) -> E:
         """Append ``event`` with the next ``seq`` and the time, and return it with them. Thread-safe.
@@ -277,62 +323,157 @@ class EventLog:
         os.close(self._descriptor)
 
 
-def _seq(line: bytes) -> int:
-    try:
-        return _header_decoder.decode(line).seq
-    except DAMAGED:
-        return 0
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogDamage:
+    """Damage that a reader has found in a log: counts, and where each kind was found first."""
+
+    skipped: int = 0
+    """Lines that cannot be read."""
+    first_skipped_line: int = 0
+    missing: int = 0
+    """Numbers that no line has, in addition to those of the skipped lines."""
+    first_missing: int = 0
+    """The first number that is missing."""
+    repeated: int = 0
+    """Lines whose number is not above all numbers before it."""
+    first_repeated_line: int = 0
+
+    def describe(self) -> Iterator[str]:
+        """Yield a phrase for each kind of damage."""
+        if self.skipped:
+            yield f"{counted(self.skipped, 'damaged line')} skipped, first line {self.first_skipped_line:,}"
+        if self.missing:
+            yield f"{counted(self.missing, 'event')} missing, first number {self.first_missing:,}"
+        if self.repeated:
+            yield (
+                f"{counted(self.repeated, 'event')} repeated or out of order, first line {self.first_repeated_line:,}"
+            )
 
 
 class EventReader:
     """Reads the events that were appended since the last call.
 
-    An incomplete last line waits for its rest. Damaged lines are skipped and counted in ``damaged``; events of unknown
-    kinds, which a later version wrote, are skipped without counting.
+    An incomplete last line waits for its rest. Damaged lines are skipped, and ``damage`` counts them, missing and
+    repeated numbers. Events of unknown kinds, which a later version wrote, are skipped without counting.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         # A log that becomes shorter must not be read again: its events have already been folded into a state.
-        self._tail = LineTail(path, restart=False)
-        self.damaged = 0
+        self._tail = LineTail(path, limit=CHUNK_BYTES, restart=False)
+        self._line = 0
+        """Lines read so far."""
+        self._highest = 0
+        """Highest number so far."""
+        self.skipped_last = 0
+        """Damaged lines after the last readable one."""
+        self.damage = LogDamage()
+
+    @property
+    def damaged(self) -> int:
+        """Number of lines that were skipped."""
+        return self.damage.skipped
 
     def read_new(self) -> Sequence[AnyEvent]:
         """Return the new events in order.
 
         Raises:
             FileNotFoundError: the log does not exist.
-            StoreError: it cannot be read.
+            StoreError: it cannot be read, or is larger than ``MAX_LOG_BYTES``.
         """
+        events: Sequence[AnyEvent] = ()
         try:
-            data = self._tail.read_new()
+            while True:
+                if data := self._tail.read_new():
+                    events = [*events, *self._decode(data)] if events else self._decode(data)
+                if not self._tail.more:
+                    return events
+                if os.lstat(self._path).st_size > MAX_LOG_BYTES:
+                    raise OSError(errno.EFBIG, f"larger than {MAX_LOG_BYTES // 2**20:,} MiB")
         except FileNotFoundError:
             raise
         except OSError as error:
             raise StoreError(f"{self._path}: cannot be read: {error.strerror}") from None
-        if not data:
-            return ()
+
+    def _decode(self, data: bytes) -> Sequence[AnyEvent]:
         try:
-            events = _decoder.decode_lines(data)
+            events: Sequence[AnyEvent] = _decoder.decode_lines(data)
         except DAMAGED:
             events = self._decode_each(data)
-        _restore_non_finite(events)
+        else:
+            expected = range(self._highest + 1, self._highest + 1 + len(events))
+            if not self.skipped_last and list(map(_sequence_number, events)) == list(expected):
+                self._line += len(events)
+                self._highest += len(events)
+            else:
+                events = self._decode_each(data)
+        if b'"non_finite":{"' in data:
+            _restore_non_finite(events)
         return events
 
     def _decode_each(self, data: bytes) -> list[AnyEvent]:
         events: list[AnyEvent] = []
-        for line in data.split(b"\n"):
-            if not line:
+        for line in data.removesuffix(b"\n").split(b"\n"):
+            self._line += 1
+            if not line.strip():
                 continue
             try:
-                events.append(_decoder.decode(line))
+                event = _decoder.decode(line)
             except DAMAGED:
-                if not self._is_unknown_kind(line):
-                    self.damaged += 1
+                seq = _seq_of_unknown_kind(line)
+            else:
+                events.append(event)
+                seq = event.seq
+            self._count(seq)
         return events
 
-    def _is_unknown_kind(self, line: bytes) -> bool:
-        try:
-            return _header_decoder.decode(line).kind not in _KNOWN_KINDS
-        except DAMAGED:
-            return False
+    def _count(self, seq: int | None) -> None:
+        """Note the number of a line, None for a damaged one, and what is wrong with it."""
+        damage = self.damage
+        if seq is None:
+            self.skipped_last += 1
+            first = damage.first_skipped_line or self._line
+            self.damage = replace(damage, skipped=damage.skipped + 1, first_skipped_line=first)
+            return
+        expected = self._highest + self.skipped_last + 1
+        if seq > expected:
+            first, missing = damage.first_missing or expected, damage.missing + seq - expected
+            self.damage = replace(damage, missing=missing, first_missing=first)
+        elif seq <= self._highest:
+            first = damage.first_repeated_line or self._line
+            self.damage = replace(damage, repeated=damage.repeated + 1, first_repeated_line=first)
+        self._highest = max(self._highest, seq)
+        self.skipped_last = 0
+
+
+def queued_places(path: Path) -> Iterator[int]:
+    """Yield the places in the queue that a log has, without decoding its other events.
+
+    Raises:
+        OSError: the log cannot be read.
+    """
+    if os.lstat(path).st_size > MAX_LOG_BYTES:
+        return
+    tail = LineTail(path, limit=CHUNK_BYTES)
+    while True:
+        for line in tail.read_new().split(b"\n"):
+            if line.startswith(b'{"kind":"queued"'):
+                with contextlib.suppress(*DAMAGED):
+                    yield _queued_decoder.decode(line).place
+        if not tail.more:
+            return
+
+
+def _seq_of_unknown_kind(line: bytes) -> int | None:
+    """Return the number of an event that a later version wrote, None for a damaged line.
+
+    A kind that differs in one character from a known one is damage.
+    """
+    try:
+        header = _header_decoder.decode(line)
+    except DAMAGED:
+        return None
+    for kind in _KNOWN_KINDS:
+        if len(kind) == len(header.kind) and sum(map(str.__ne__, kind, header.kind)) <= 1:
+            return None
+    return header.seq

@@ -2,31 +2,37 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from lmconsole.errors import StoreError
-from lmconsole.plan.experiment import Experiment, Settings
-from lmconsole.runs.events import DAMAGED
+from lmconsole.files import open_file, read_file
+from lmconsole.plan.experiment import APPLIES_TO, Experiment, Seed, Settings
+from lmconsole.runs.events import DAMAGED, Jobs, Number
 
 SCHEMA = 1
 """Version of the layout of run.json. A new field has a default and leaves it unchanged."""
+MAX_BYTES = 2**20
+"""Largest run.json that is read."""
+
+Name = Annotated[str, msgspec.Meta(max_length=255)]
+"""Text that tables and captions show."""
 
 
 class CorpusInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Corpus of a run. Its fields are those of ``data.corpus.Corpus``."""
 
-    name: str
-    kind: str
+    name: Name
+    kind: Name
     path: str | None
-    vocabulary: int
-    tokenizer: str
-    tokens: dict[str, int]
+    vocabulary: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
+    tokenizer: Name
+    tokens: dict[Name, Number]
     """Tokens of each split after ``max_tokens``; empty in imported runs."""
     sha256: str
     """Hash of the vocabulary size and of all token ids before ``max_tokens``."""
-    max_tokens: int | None
+    max_tokens: Number | None
     """Limit on the train split; a tenth of it limits the others."""
 
 
@@ -44,19 +50,19 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     queued_t: str
     experiment: Experiment
-    preset: str
+    preset: Name
     settings: Settings
     """Settings of the run, with ``precision`` resolved."""
     origins: dict[str, str]
     """Source of each setting: a file and table, an option, or a default."""
-    seed: int
+    seed: Seed
     config_hash: str = msgspec.field(name="same_run")
     """Hash of everything that decides the results: equal for runs that repeat each other."""
     corpus: CorpusInfo
     embeddings: EmbeddingsInfo | None
-    threads: int | None
+    threads: Jobs | None
     """CPU threads of every attempt: another number would change the last bits of the results. None if imported."""
-    jobs: int | Literal["auto"] | None = None
+    jobs: Jobs | Literal["auto"] | None = None
     """Value of ``--jobs`` when ``threads`` was decided. None if imported, and in runs of version 0.1.0."""
     command: tuple[str, ...]
     cwd: str
@@ -68,9 +74,23 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sort_key(self) -> tuple[bool, str, str]:
-        """Key that sorts runs from the oldest to the latest. Imported runs come before trained ones, so that the latest
-        run of an experiment is an imported one only if there is no other."""
+        """Key that sorts runs that have no place in the queue from the oldest to the latest; see
+        ``store.oldest_first``."""
         return self.origin == "trained", self.queued_t, self.run
+
+    def contradiction(self) -> str | None:
+        """Return what cannot be true of the configuration of a run; None if there is nothing."""
+        settings, experiment = self.settings, self.experiment
+        for name in ("model", "layers", "optimizer"):
+            if getattr(settings, name) != getattr(experiment, name):
+                return f"{name} of the settings is not that of the experiment"
+        for name, owners in APPLIES_TO.items():
+            applies = settings.model in owners or settings.optimizer in owners
+            if applies != (getattr(settings, name) is not None):
+                return f"{name} is {'missing' if applies else 'a setting of something else'}"
+        if self.origin == "trained" and not self.corpus.tokens.keys() >= {"train", "validation", "test"}:
+            return "the corpus does not have train, validation and test tokens"
+        return None
 
 
 class _Header(msgspec.Struct, frozen=True):
@@ -85,10 +105,13 @@ def read_info(path: Path) -> RunInfo:
     """Read a run.json.
 
     Raises:
+        FileNotFoundError: there is none.
         StoreError: it cannot be read, is damaged, or was written by a later version with another schema.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path, MAX_BYTES, follow=False)
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
     try:
@@ -98,14 +121,17 @@ def read_info(path: Path) -> RunInfo:
                 f"{path}: schema {found.schema}; this lmconsole reads schema {SCHEMA}",
                 hint="A newer lmconsole wrote it. Use that version to read this store.",
             )
-        return _decoder.decode(data)
+        info = _decoder.decode(data)
     except DAMAGED as error:
         raise StoreError(f"{path}: not a run.json of lmconsole: {error}") from None
+    if contradiction := info.contradiction():
+        raise StoreError(f"{path}: not a run.json of lmconsole: {contradiction}")
+    return info
 
 
 def write_info(path: Path, info: RunInfo) -> None:
     """Write a new run.json and force it to the disk. Raises OSError, also if the file exists."""
-    with path.open("xb") as file:
+    with open(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, follow=False), "wb") as file:
         file.write(msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n")
         file.flush()
         os.fsync(file.fileno())

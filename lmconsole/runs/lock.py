@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmconsole.files import open_file
+
 _DARWIN = sys.platform == "darwin"
 _FLOCK = "@qqihh" if _DARWIN else "@hhqqi"
 """Layout of ``struct flock``: start, len, pid, type, whence on macOS; type, whence, start, len, pid on Linux."""
@@ -54,7 +56,7 @@ def acquire(path: Path, timeout_s: float = 0.0) -> Lock | None:
     process, or another thread of this one, keeps it.
 
     Raises:
-        OSError: the file cannot be created or opened.
+        OSError: the file cannot be created or opened, or is a link, a pipe, or anything else that is no file.
     """
     deadline = time.monotonic() + timeout_s
     while (lock := _try_acquire(path)) is None and time.monotonic() < deadline:
@@ -66,7 +68,7 @@ def _try_acquire(path: Path) -> Lock | None:
     with _guarded(path) as key:
         if key in _own:
             return None
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = open_file(path, os.O_RDWR | os.O_CREAT, 0o644, follow=False)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -108,7 +110,7 @@ def owner(path: Path) -> Owner | None:
         if key in _own:
             return Owner(os.getpid())
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_file(path, follow=False)
         except FileNotFoundError:
             return None
         try:

@@ -1,23 +1,32 @@
 """The event log of a run folded into its present state: one history, whatever was interrupted and repeated."""
 
+import bisect
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import Any
 
+from lmconsole import formatting
 from lmconsole.runs.events import (
+    AnyEvent,
     Epoch,
     Event,
+    EventReader,
     Failed,
     Finished,
+    LogDamage,
     Progress,
     Queued,
     Resumed,
     Started,
     Stopped,
     Telemetry,
+    perplexity,
 )
+
+AGREEMENT = 1e-9
+"""Relative difference up to which two values that the log states twice are equal."""
 
 
 class Status(StrEnum):
@@ -40,6 +49,7 @@ class RunState:
     """State of a run after the events so far.
 
     ``epochs`` and ``progress`` hold the history that counts: a ``resumed`` event removes what comes after its point.
+    Epochs have ascending numbers, with gaps where the log is damaged; of two with the same number the later counts.
     ``telemetry`` keeps the samples of every attempt.
     """
 
@@ -57,18 +67,37 @@ class RunState:
         self.queued: Queued | None = None
         self.last_t = ""
         self.seq = 0
-        self.damaged = 0
+        self.checkpoints_set_aside = 0
+        """Checkpoints that no attempt could use."""
+        self._log_damage = LogDamage()
+        self._damage: tuple[str, ...] | None = None
+        """Value of ``damage``; None until it is asked for."""
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             Queued: self._queued,
             Started: self._started,
             Resumed: self._resumed,
             Progress: self.progress.append,
-            Epoch: self.epochs.append,
+            Epoch: self._epoch,
             Telemetry: self.telemetry.append,
             Finished: self._finished,
             Stopped: self._stopped,
             Failed: self._failed,
         }
+
+    def read(self, reader: EventReader) -> Sequence[AnyEvent]:
+        """Apply the new events of a log, note what is damaged in it, and return the events.
+
+        Raises:
+            FileNotFoundError: the log does not exist.
+            StoreError: it cannot be read.
+        """
+        events = reader.read_new()
+        self.apply(events)
+        if reader.damage is not self._log_damage:
+            self._log_damage, self._damage = reader.damage, None
+        if self.damaged or self._log_damage.missing:
+            self._begin_unseen(reader)
+        return events
 
     def apply(self, events: Iterable[Event]) -> None:
         """Apply more events, in the order of the log."""
@@ -78,6 +107,14 @@ class RunState:
             handlers[type(event)](event)
         if event is not None:
             self.seq, self.last_t = event.seq, event.t
+            self._damage = None
+
+    def _begin_unseen(self, reader: EventReader) -> None:
+        """Note that a queued run has begun if its damaged log goes on after ``queued``: ``started`` cannot be read."""
+        if self.status is Status.QUEUED and self.queued is not None:
+            if reader.skipped_last or self.seq > self.queued.seq:
+                self.status = Status.RUNNING
+                self.attempt += 1
 
     def _queued(self, event: Queued) -> None:
         self.status = Status.QUEUED
@@ -88,6 +125,15 @@ class RunState:
         self.status = Status.RUNNING
         self.attempt = event.attempt
         self.started = event
+        self.checkpoints_set_aside += event.checkpoints_set_aside
+
+    def _epoch(self, event: Epoch) -> None:
+        if not self.epochs or event.epoch > self.epochs[-1].epoch:
+            self.epochs.append(event)
+            return
+        index = bisect.bisect_left(self.epochs, event.epoch, key=lambda epoch: epoch.epoch)
+        same = self.epochs[index].epoch == event.epoch
+        self.epochs[index : index + same] = [event]
 
     def _resumed(self, event: Resumed) -> None:
         while self.epochs and self.epochs[-1].epoch >= event.epoch:
@@ -113,11 +159,44 @@ class RunState:
         return self.queued.seq if self.queued else 0
 
     @property
+    def damaged(self) -> int:
+        """Number of lines of the log that were skipped."""
+        return self._log_damage.skipped
+
+    @property
+    def damage(self) -> tuple[str, ...]:
+        """Phrases that say what is damaged and where; empty if nothing is known to be.
+
+        A result of such a run is not a complete one. A number that the log states only once, such as a time, can
+        change without being noticed.
+        """
+        if self._damage is None:
+            self._damage = (*self._log_damage.describe(), *self._contradictions())
+        return self._damage
+
+    def _contradictions(self) -> Iterator[str]:
+        numbers = [epoch.epoch for epoch in self.epochs]
+        missing = sorted(set(range(1, numbers[-1])).difference(numbers)) if numbers else []
+        if missing:
+            yield f"{formatting.counted(len(missing), 'epoch')} missing, first epoch {missing[0]:,}"
+        differing = [epoch.epoch for epoch in self.epochs if not _agrees(epoch)]
+        if differing:
+            yield f"loss and perplexity of epoch {differing[0]:,} contradict each other"
+        finished, best = self.finished, self.best_epoch
+        if finished is not None and finished.best_epoch is not None:
+            stated = finished.best_epoch, finished.best_valid_ppl
+            found = (best.epoch, best.valid_ppl) if best else (None, None)
+            if stated[0] != found[0] or not _equal(*[ppl for _, ppl in (stated, found)]):
+                yield f"best epoch {_name(*stated)} when it finished, {_name(*found)} in the log"
+        if self.checkpoints_set_aside:
+            yield f"{formatting.counted(self.checkpoints_set_aside, 'damaged checkpoint')} set aside"
+
+    @property
     def best_epoch(self) -> Epoch | None:
         """Epoch with the lowest finite validation loss, the first of equals; None before there is one."""
-        losses = ((epoch.valid_loss_nats, epoch.epoch) for epoch in self.epochs)
-        finite = [(loss, number) for loss, number in losses if loss is not None and math.isfinite(loss)]
-        return self.epochs[min(finite)[1] - self.epochs[0].epoch] if finite else None
+        losses = ((epoch.valid_loss_nats, epoch.epoch, epoch) for epoch in self.epochs)
+        finite = [(loss, number, epoch) for loss, number, epoch in losses if loss is not None and math.isfinite(loss)]
+        return min(finite)[2] if finite else None
 
     @property
     def last_epoch(self) -> Epoch | None:
@@ -125,9 +204,14 @@ class RunState:
         return self.epochs[-1] if self.epochs else None
 
     @property
+    def epochs_done(self) -> int:
+        """Number of the latest complete epoch, 0 before it. ``epochs`` can be fewer, if the log is damaged."""
+        return self.epochs[-1].epoch if self.epochs else 0
+
+    @property
     def position(self) -> tuple[int, int]:
         """Current epoch, from 1, and the steps known to be done in it."""
-        epoch = self.epochs[-1].epoch + 1 if self.epochs else 1
+        epoch = self.epochs_done + 1
         if self.progress and self.progress[-1].epoch == epoch:
             return epoch, self.progress[-1].step
         return epoch, 0
@@ -137,7 +221,7 @@ class RunState:
         if self.status is Status.FINISHED:
             return 1.0
         epoch, step = self.position
-        within = step / self.progress[-1].steps if step else 0.0
+        within = min(step / self.progress[-1].steps, 1.0) if step else 0.0
         return min((epoch - 1 + within) / epochs, 1.0)
 
     @property
@@ -156,9 +240,26 @@ class RunState:
             return None
         validation = [epoch.valid_s for epoch in self.epochs if epoch.valid_s is not None]
         per_validation = sum(validation) / len(validation) if validation else 0.0
-        return elapsed / done * (1.0 - done) + per_validation * (epochs - len(self.epochs))
+        return elapsed / done * (1.0 - done) + per_validation * max(epochs - self.epochs_done, 0)
 
     @property
     def train_ppl(self) -> float | None:
         """Train perplexity of the latest complete epoch; not finite if it diverged."""
         return self.epochs[-1].train_ppl if self.epochs else None
+
+
+def _agrees(epoch: Epoch) -> bool:
+    """Return whether the perplexities of an epoch are those of its losses."""
+    pairs = ((epoch.train_loss_nats, epoch.train_ppl), (epoch.valid_loss_nats, epoch.valid_ppl))
+    return all(loss is None or ppl is None or _equal(perplexity(loss), ppl) for loss, ppl in pairs)
+
+
+def _equal(one: float | None, other: float | None) -> bool:
+    """Return whether two values are equal, NaN included; an unknown one equals any."""
+    if one is None or other is None or (math.isnan(one) and math.isnan(other)):
+        return True
+    return math.isclose(one, other, rel_tol=AGREEMENT)
+
+
+def _name(epoch: int | None, ppl: float | None) -> str:
+    return "unknown" if epoch is None else f"{epoch:,} with a valid ppl of {formatting.perplexity(ppl)}"

@@ -2,12 +2,15 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+import stat
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 from lmconsole.errors import RunNotFoundError, StoreError
+from lmconsole.files import open_file
 from lmconsole.runs import lock
 from lmconsole.runs.events import AnyEvent, EventReader, Queued
 from lmconsole.runs.info import RunInfo, read_info
@@ -15,6 +18,11 @@ from lmconsole.runs.paths import QUEUE_LOCK, RUNNER_LOCK, RUNNER_LOG, TEMPORARY,
 from lmconsole.runs.state import RunState, Status
 
 _ANOTHER_STORE = "Choose another folder with --runs."
+
+MAX_PLACE_GAP = 1_000_000
+"""A place in the queue that is further above all lower ones was not given by a queue: the file was changed."""
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -36,13 +44,17 @@ class Run:
 
     @property
     def status(self) -> Status:
-        """Status in the log, or ``LOST`` if that is running and no process holds the lock."""
+        """Status in the log, or ``LOST`` if that is running and no process holds the lock. An imported run that has not
+        ended is lost too: it never waits or runs, so the end of its log is missing."""
         return Status.LOST if self._lost else self.state.status
 
     @property
     def stop_requested(self) -> bool:
-        """Whether the run has been asked to stop."""
-        return self.paths.stop.exists()
+        """Whether the run has been asked to stop: by a file, not by a link or a folder."""
+        try:
+            return stat.S_ISREG(os.lstat(self.paths.stop).st_mode)
+        except OSError:
+            return False
 
     def refresh(self) -> list[AnyEvent]:
         """Read the new events of the log, apply them, and return them. Errors go to ``problem``."""
@@ -51,21 +63,21 @@ class Run:
         self.problem = None
         events: list[AnyEvent] = []
         try:
-            events += self._read(self._reader)
-            self._lost = False
+            events += self.state.read(self._reader)
+            self._lost = self.info.origin == "imported" and self.state.status.active
             if self.state.status is Status.RUNNING and self.worker() is None:
-                events += self._read(self._reader)  # it may have finished after the first read
+                events += self.state.read(self._reader)  # it may have finished after the first read
                 self._lost = self.state.status is Status.RUNNING
-            if self.state.queued is None:
+            if self.state.status.active and os.path.lexists(self.paths.stop) and not self.stop_requested:
+                self.problem = f"{self.paths.stop}: expected a file, found something else; remove it"
+            if self.state.queued is None and self.state.status is Status.QUEUED:
                 self.problem = f"{self.paths.events}: no event says that it was queued"
-        except (OSError, StoreError) as error:
+        except FileNotFoundError:
+            self.problem = f"{self.paths.events}: there is no such file"
+        except OSError as error:
+            self.problem = f"{error.filename or self.paths.folder}: {error.strerror}"
+        except StoreError as error:
             self.problem = str(error)
-        return events
-
-    def _read(self, reader: EventReader) -> Sequence[AnyEvent]:
-        events = reader.read_new()
-        self.state.apply(events)
-        self.state.damaged = reader.damaged
         return events
 
     def worker(self) -> lock.Owner | None:
@@ -79,7 +91,7 @@ class Run:
     def request_stop(self) -> None:
         """Ask the run to stop. Raises StoreError if the store cannot be written."""
         try:
-            self.paths.stop.touch()
+            os.close(open_file(self.paths.stop, os.O_WRONLY | os.O_CREAT, follow=False))
         except OSError as error:
             raise StoreError(f"{self.paths.stop}: cannot be written: {error.strerror}") from None
 
@@ -132,16 +144,26 @@ class Store:
             raise StoreError(f"{self.root}: the run store cannot be read: {error.strerror}") from None
 
     def open(self, name: str) -> Run | None:
-        """Return the run in the folder ``name`` with its log not yet read; None if the folder is not a run. Raises
-        StoreError if it cannot be read."""
+        """Return the run in the folder ``name`` with its log not yet read; None if the folder is not a run.
+
+        Raises:
+            StoreError: it cannot be read, or is a symbolic link, which could lead out of the store.
+        """
         paths = RunPaths(self.root / name)
         try:
-            return Run(paths, read_info(paths.info), RunState(self._recent)) if paths.info.exists() else None
-        except OSError as error:
-            raise StoreError(f"{paths.info}: cannot be read: {error.strerror}") from None
+            info = read_info(paths.info)
+        except FileNotFoundError:
+            return None
+        if paths.folder.is_symlink():
+            raise StoreError(f"{paths.folder}: expected a folder, found a symbolic link, which is not followed")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise StoreError(f"{paths.folder}: the name is not UTF-8", hint="Rename the folder.") from None
+        return Run(paths, info, RunState(self._recent))
 
     def runs(self) -> list[Run]:
-        """Return every run with its log read up to now, in the order of ``RunInfo.sort_key``. Raises StoreError if the
+        """Return every run with its log read up to now, in the order of ``oldest_first``. Raises StoreError if the
         folder cannot be read."""
         names = self.names()
         for gone in self._runs.keys() - names:
@@ -149,7 +171,7 @@ class Store:
         self.problems = {}
         for name in names:
             self._refresh(name)
-        return sorted(self._runs.values(), key=lambda run: run.info.sort_key)
+        return oldest_first(self._runs.values(), lambda run: (run.run, run.info, run.state.queued))
 
     def _refresh(self, name: str) -> None:
         run = self._runs.get(name)
@@ -210,6 +232,37 @@ def queue_order(info: RunInfo, queued: Queued | None) -> tuple[int, tuple[bool, 
     """Return the sort key of a waiting run; the first is started next. ``queued`` is its last event of that kind, so
     that a run queued again takes its new place."""
     return queued.place if queued else 0, info.sort_key
+
+
+def oldest_first(runs: Iterable[T], describe: Callable[[T], tuple[str, RunInfo, Queued | None]]) -> list[T]:
+    """Return runs sorted from the one queued first to the one queued last.
+
+    The order is that of their places in the queue, which do not depend on the clock. Runs without a place, of version
+    0.1.0, come first, by their time; copies of one run are ordered by their names. Imported runs come before trained
+    ones, so that the latest run of an experiment is an imported one only if there is no other.
+
+    Args:
+        describe: returns the name of a run, its run.json and its last ``queued`` event.
+    """
+    described = [(*describe(run), run) for run in runs]
+    highest = highest_place(queued.place for _, _, queued, _ in described if queued)
+
+    def key(item: tuple[str, RunInfo, Queued | None, T]) -> tuple[bool, int, str, str]:
+        name, info, queued, _ = item
+        place = queued.place if queued and queued.place <= highest else 0
+        return info.origin == "trained", place, "" if place else info.queued_t, name
+
+    return [run for *_, run in sorted(described, key=key)]
+
+
+def highest_place(places: Iterable[int]) -> int:
+    """Return the highest of these places that a queue can have given: see ``MAX_PLACE_GAP``. 0 if there is none."""
+    highest = 0
+    for place in sorted(places):
+        if place > highest + MAX_PLACE_GAP:
+            break
+        highest = place
+    return highest
 
 
 def has_room(jobs: int, others: Iterable[int]) -> bool:

@@ -21,8 +21,9 @@ def discard(store: Store, names: Iterable[str]) -> list[str]:
     active = [run.run for run in chosen if run.status.active or run.worker() is not None]
     if active:
         raise RunActiveError(f"still queued or running: {', '.join(active)}", hint="Stop it first, then delete it.")
+    trash = _trash(store)
     for run in chosen:
-        _move(run.paths.folder, store.root / TRASH / run.run)
+        _move(run.paths.folder, trash / run.run)
     return [run.run for run in chosen]
 
 
@@ -32,12 +33,20 @@ def restore(store: Store, names: Iterable[str]) -> list[str]:
     Raises:
         StoreError: the store cannot be written, or has another run of that name.
     """
-    done = []
+    done, trash = [], _trash(store)
     for name in names:
-        if (store.root / TRASH / name).is_dir():
-            _move(store.root / TRASH / name, store.root / name)
+        if (trash / name).is_dir():
+            _move(trash / name, store.root / name)
             done.append(name)
     return done
+
+
+def _trash(store: Store) -> Path:
+    """Return the trash folder. Raises StoreError if it is a symbolic link, which could lead out of the store."""
+    folder = store.root / TRASH
+    if folder.is_symlink():
+        raise StoreError(f"{folder}: expected a folder, found a symbolic link, which is not followed")
+    return folder
 
 
 def _move(source: Path, target: Path) -> None:

@@ -34,7 +34,7 @@ from lmconsole.runs.events import (
 )
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.state import Status
-from lmconsole.runs.store import Run, Store
+from lmconsole.runs.store import Run, Store, oldest_first
 from lmconsole.telemetry.gpu import Gpus, GpuSample
 from lmconsole.telemetry.host import HostMemory, host_memory
 from lmconsole.tui.plot.series import Curve
@@ -74,8 +74,8 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
     """Whether it is active and has been asked to stop."""
     problem: str | None
     """Error in the files of the run, if there is one."""
-    damaged: int
-    """Damaged lines in the event log."""
+    damage: tuple[str, ...]
+    """Phrases on what is damaged; empty if nothing is."""
     attempt: int
     """Count of starts, from 1; 0 before the first."""
     position: tuple[int, int]
@@ -161,16 +161,12 @@ class _FollowedRun:
     def update_view(self, events: Sequence[AnyEvent]) -> None:
         """Replace the view if there are new ``events``, or if something has changed that is not in the log."""
         run, old = self.run, self.view
-        stopping = False
-        try:
-            stopping = run.status.active and run.stop_requested
-        except OSError as error:
-            run.problem = run.problem or str(error)
-        changed = old is None or (old.status, old.stopping, old.problem, old.damaged) != (
+        stopping = run.status.active and run.stop_requested
+        changed = old is None or (old.status, old.stopping, old.problem, old.damage) != (
             run.status,
             stopping,
             run.problem,
-            run.state.damaged,
+            run.state.damage,
         )
         if events or changed:
             self.view = _view(run, self.curve, stopping)
@@ -294,8 +290,8 @@ class Feed:
             view = followed.view if followed and followed.view else old.runs.get(name)
             if view is not None:
                 views[name] = view
-        runs = dict(sorted(views.items(), key=lambda item: item[1].info.sort_key))
-        return replace(old, runs=runs, problems=problems, error=error)
+        runs = oldest_first(views.values(), lambda view: (view.run, view.info, view.queued))
+        return replace(old, runs={view.run: view for view in runs}, problems=problems, error=error)
 
     def _publish(self, new: Snapshot) -> None:
         """Replace the snapshot if anything in it has changed."""
@@ -318,7 +314,12 @@ class Feed:
         followed = self._followed.get(name)
         if followed is not None and not (followed.due or self._read_all):
             return followed.run.problem
-        return self._guard(name, partial(self._read_events, name))
+        try:
+            return self._guard(name, partial(self._read_events, name))
+        except _SetAside:
+            raise
+        except Exception as error:  # whatever is wrong with one run, the others are still shown
+            return f"{self._store.root / name}: cannot be read: {error!r}"
 
     def _read_events(self, name: str) -> str | None:
         followed = self._followed.get(name)
@@ -379,7 +380,7 @@ def _view(run: Run, curve: Curve, stopping: bool) -> RunView:
         status=run.status,
         stopping=stopping,
         problem=run.problem,
-        damaged=state.damaged,
+        damage=state.damage,
         attempt=state.attempt,
         position=state.position,
         epochs=tuple(state.epochs),

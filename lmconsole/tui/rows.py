@@ -35,6 +35,8 @@ class Row:
     """Texts in the order of ``COLUMNS``."""
     status_style: str
     """Key of the status cell's style."""
+    damaged: bool = False
+    """Whether a run that the row shows is damaged, so that its results are not bold."""
     sort_keys: tuple[SortKey, ...]
     """Sort keys in the order of ``COLUMNS``."""
 
@@ -71,6 +73,11 @@ class _Context:
 
     def has_problem(self, view: RunView) -> bool:
         return bool(view.problem) or view.run in self.problems
+
+    def mark(self, group: Iterable[RunView]) -> str:
+        """Return the mark of damage in front of a status; empty if none of the runs is damaged."""
+        damaged = any(view.damage and not self.has_problem(view) for view in group)
+        return f"{self.glyphs.damaged} " if damaged else ""
 
     def checkbox(self, checked: bool) -> str:
         return self.glyphs.checked if checked else self.glyphs.unchecked
@@ -168,7 +175,8 @@ def _experiment_row(
             status_style="",
             sort_keys=(*front_keys, *[(math.inf, "")] * 5),
         )
-    status = _status_text(newest, context) if len(group) == 1 else _group_status_text(group, context)
+    mark = context.mark(group)
+    status = mark + (_status_text(newest, context) if len(group) == 1 else _group_status_text(group, context))
     metrics, metric_keys = _metrics(group, newest, context.glyphs)
     style = "problem" if context.has_problem(newest) else _status_style(min(group, key=_rank))
     # Queued runs sort in the order of the queue.
@@ -180,6 +188,7 @@ def _experiment_row(
         child=False,
         cells=(*front, status, *metrics),
         status_style=style,
+        damaged=bool(mark),
         sort_keys=(*front_keys, (rank, status), *metric_keys),
     )
 
@@ -198,8 +207,9 @@ def _run_row(experiment: Experiment, view: RunView, checked: bool, context: _Con
         experiment=experiment,
         run=view,
         child=True,
-        cells=(*front, _status_text(view, context), *metrics),
+        cells=(*front, context.mark([view]) + _status_text(view, context), *metrics),
         status_style="problem" if context.has_problem(view) else _status_style(view),
+        damaged=bool(view.damage),
         sort_keys=(*((0.0, ""),) * 6, *metric_keys),
     )
 
@@ -222,7 +232,9 @@ def _rank(view: RunView) -> float:
 
 
 def _status_style(view: RunView) -> str:
-    return "diverged" if view.finished and view.finished.diverged else view.status.value
+    if view.finished and view.finished.diverged:
+        return "diverged"
+    return "damaged" if view.damage and view.status is Status.FINISHED else view.status.value
 
 
 def _group_status_text(group: Sequence[RunView], context: _Context) -> str:
@@ -247,7 +259,7 @@ def _status_text(view: RunView, context: _Context, *, wide: bool | None = None) 
     if view.problem:
         return "unreadable"
     if view.run in context.problems:
-        return "not answering"
+        return "not answering" if context.problems[view.run] == FILES_BLOCKED else "unreadable"
     if view.status is Status.FINISHED and view.finished:
         if view.finished.diverged:
             return "diverged"
@@ -268,7 +280,7 @@ def _status_text(view: RunView, context: _Context, *, wide: bool | None = None) 
         steps = f" step {step}/{view.progress.steps}" if view.progress else ""
         return f"epoch {epoch}/{epochs}{steps}, {left} left"
     if view.info.origin == "imported":
-        return f"imported, {len(view.epochs)}/{epochs}"
+        return f"imported, {view.position[0] - 1}/{epochs}"
     if view.run in context.queue_positions:
         position = context.queue_positions[view.run]
         return f"queued, {position} of {len(context.queue_positions)}" if wide else f"queued {position}"

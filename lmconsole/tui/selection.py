@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from lmconsole.errors import escape_control_characters
+from lmconsole.formatting import DAMAGE_MARK
 from lmconsole.plan.experiment import Experiment
 from lmconsole.report.reference import published
 from lmconsole.tui.feed import RunView, Snapshot
@@ -64,11 +65,12 @@ def series_for(snapshot: Snapshot, views: Iterable[RunView], *, show_published: 
     for slot, view in enumerate(views):
         info = view.info
         seed = f" s{info.seed}" if info.experiment.id in several_runs else ""
+        mark = DAMAGE_MARK if view.damage else ""
         seconds_left = (view.seconds_left or 0.0) if view.status.active else 0.0
         made.append(
             Series(
                 run=view.run,
-                label=escape_control_characters(f"{info.experiment.id} {info.experiment.label}{seed}"),
+                label=escape_control_characters(f"{info.experiment.id} {info.experiment.label}{seed}{mark}"),
                 slot=slot,
                 train=view.curve,
                 epochs=view.epochs,

@@ -101,7 +101,7 @@ def test_unfinished_runs_support_no_claim(tmp_path: Path) -> None:
     record_kind(tmp_path, ("lstm", 1, "adamw"), 4.0)
     record_kind(tmp_path, ("lstm", 1, "adam"), 5.0, finish=False)
     assert verdict(tmp_path) is Verdict.NO_DATA
-    reason = "unfinished, diverged or without a finite validation perplexity: LSTM 1L Adam (1)."
+    reason = "unfinished, diverged, damaged or without a finite validation perplexity: LSTM 1L Adam (1)."
     assert f"No comparison: {reason}" in sentences(answer(tmp_path, optimizers))
     assert "AdamW with weight decay" not in sentences(answer(tmp_path, optimizers))
 

@@ -4,12 +4,14 @@ import html
 import os
 import re
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 # As the command sets them before Textual is imported.
 os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
@@ -188,6 +190,23 @@ def console_of(pilot: Pilot[str]) -> ConsoleApp:
     """Return the app that ``pilot`` plays."""
     assert isinstance(pilot.app, ConsoleApp)
     return pilot.app
+
+
+@contextmanager
+def blocking(path: Path) -> Iterator[None]:
+    """Let every attempt to open ``path`` wait until the end of the ``with`` block, as on a file system that hangs."""
+    real_open, answer = os.open, threading.Event()
+
+    def slow_open(name: Any, *arguments: Any, **options: Any) -> int:
+        if str(name) == str(path):
+            answer.wait(60.0)
+        return real_open(name, *arguments, **options)
+
+    with patch.object(os, "open", slow_open):
+        try:
+            yield
+        finally:
+            answer.set()
 
 
 class NvmlError(Exception):

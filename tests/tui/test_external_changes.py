@@ -1,11 +1,21 @@
 """The console on a store that other processes change, damage and delete."""
 
-import os
 import shutil
-from pathlib import Path
 
 import pytest
-from tui.stage import Stage, console_of, eventually, experiment, line_with, screen, sees, selected, shows, shows_no_more
+from tui.stage import (
+    Stage,
+    blocking,
+    console_of,
+    eventually,
+    experiment,
+    line_with,
+    screen,
+    sees,
+    selected,
+    shows,
+    shows_no_more,
+)
 
 from lmconsole.runs.events import Queued, Stopped
 from lmconsole.runs.store import Store
@@ -129,7 +139,7 @@ async def test_a_run_without_a_log_is_unreadable_and_its_details_show_the_reason
         await shows(pilot, "1 unreadable")
         assert "unreadable" in experiment(pilot, 2)
         await pilot.press("down", "enter")
-        await shows(pilot, "problem", "No such file or directory")
+        await shows(pilot, "problem", "there is no such file")
 
 
 async def test_details_count_damaged_lines(stage: Stage) -> None:
@@ -138,7 +148,7 @@ async def test_details_count_damaged_lines(stage: Stage) -> None:
         log.write(b"\x00 damaged\n\xff\xfe\n")
     async with stage.console() as pilot:
         await pilot.press("enter")
-        await shows(pilot, "skipped 2 damaged lines")
+        await shows(pilot, "2 damaged lines skipped")
         await pilot.press("tab", "tab")
         await shows(pilot, "damaged: \\x00 damaged")
 
@@ -149,29 +159,16 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lmconsole.tui.feed.PATIENCE_S", 0.3)
 
 
-def block(path: Path) -> None:
-    """Replace ``path`` with a FIFO, so that opening it blocks."""
-    path.unlink(missing_ok=True)
-    os.mkfifo(path)
-
-
-def release(path: Path) -> None:
-    """Let blocked readers continue."""
-    descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)
-    os.close(descriptor)
-
-
 @pytest.mark.usefixtures("impatient")
 async def test_a_run_that_blocks_is_counted_and_the_others_are_updated(stage: Stage) -> None:
     stuck, live = stage.record(1), stage.record(2, "running")
-    block(stuck.paths.info)
-    async with stage.console() as pilot:
-        await shows(pilot, "1 unreadable, 1 running")
-        live.end(Stopped(epoch=5, step=4))
-        await shows(pilot, "1 unreadable, 1 stopped")
-        await pilot.press("down", "space")
-        await sees(pilot, selected, [2])
-    release(stuck.paths.info)
+    with blocking(stuck.paths.info):
+        async with stage.console() as pilot:
+            await shows(pilot, "1 unreadable, 1 running")
+            live.end(Stopped(epoch=5, step=4))
+            await shows(pilot, "1 unreadable, 1 stopped")
+            await pilot.press("down", "space")
+            await sees(pilot, selected, [2])
 
 
 @pytest.mark.usefixtures("impatient")
@@ -179,13 +176,10 @@ async def test_a_run_that_starts_to_block_keeps_its_row(stage: Stage) -> None:
     stuck = stage.record(1, "running")
     async with stage.console() as pilot:
         await shows(pilot, "1 running")
-        block(stuck.paths.lock)
-        await shows(pilot, "1 unreadable")
-        try:
+        with blocking(stuck.paths.lock):
+            await shows(pilot, "1 unreadable")
             await shows(pilot, "not answering", seconds=3.0)
             assert "121.5" in line_with(pilot, "not answering"), "its last values stay"
-        finally:
-            release(stuck.paths.lock)
 
 
 async def test_a_failed_deletion_is_reported(stage: Stage) -> None:

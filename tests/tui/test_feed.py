@@ -5,12 +5,11 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from factories import epoch, epoch_events, kill_and_wait, progress, started
-from tui.stage import Recorded, Stage, driver, following, no_driver, wait_for_snapshot
+from tui.stage import Recorded, Stage, blocking, driver, following, no_driver, wait_for_snapshot
 
 from lmconsole.files import LineTail
 from lmconsole.runs.events import Queued, Resumed, Stopped
@@ -59,21 +58,6 @@ def polls(monkeypatch: pytest.MonkeyPatch) -> Polls:
     """Let a feed sample the GPUs in each poll, and count them."""
     monkeypatch.setattr("lmconsole.tui.feed.IDLE_POLL_S", 0.0)
     return Polls()
-
-
-@contextlib.contextmanager
-def fifo(path: Path) -> Iterator[None]:
-    """Replace ``path`` with a FIFO, whose readers block until the end of the ``with`` block."""
-    path.rename(path.with_suffix(".kept"))
-    os.mkfifo(path)
-    try:
-        yield
-    finally:
-        waiting = path.with_suffix(".fifo")
-        path.rename(waiting)
-        path.with_suffix(".kept").rename(path)
-        descriptor = os.open(waiting, os.O_RDWR | os.O_NONBLOCK)  # gives blocked readers a writer
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -223,7 +207,7 @@ def test_damaged_lines_are_counted_and_the_others_read(stage: Stage) -> None:
     run.append(progress(5, 6, 4.4))
     with following(stage.store.root) as feed:
         seen = wait_for_snapshot(feed, lambda now: now.runs).runs[run.run]
-    assert (seen.damaged, seen.position) == (1, (5, 6))
+    assert (len(seen.damage), seen.position) == (1, (5, 6))
 
 
 def test_a_damaged_line_is_counted_at_once(stage: Stage) -> None:
@@ -232,7 +216,7 @@ def test_a_damaged_line_is_counted_at_once(stage: Stage) -> None:
         wait_for_snapshot(feed, lambda now: now.runs)
         with run.paths.events.open("ab") as log:
             log.write(b"\x00\xff damaged\n")
-        wait_for_snapshot(feed, lambda now: now.runs[run.run].damaged == 1, seconds=2.0)
+        wait_for_snapshot(feed, lambda now: now.runs[run.run].damage, seconds=2.0)
 
 
 @pytest.mark.parametrize(
@@ -299,19 +283,19 @@ def test_an_unreadable_store_keeps_a_run_whose_files_block(stage: Stage) -> None
     stuck, other = stage.record(1, "running"), stage.record(2)
     with following(stage.store.root) as feed:
         wait_for_snapshot(feed, lambda now: len(now.runs) == 2)
-        with fifo(stuck.paths.lock):
+        with blocking(stuck.paths.lock):
             wait_for_snapshot(feed, lambda now: stuck.run in now.problems)
             with stage.unreadable_store():
                 now = wait_for_snapshot(feed, lambda now: now.error)
                 assert list(now.runs) == [stuck.run, other.run]
 
 
-def test_a_stop_request_that_cannot_be_read_is_a_problem_of_that_run_alone(stage: Stage) -> None:
+def test_a_stop_request_that_is_no_file_is_a_problem_of_that_run_alone(stage: Stage) -> None:
     bad, good = stage.record(1, "running"), stage.record(2, "running")
-    bad.paths.stop.symlink_to("x" * 300)  # longer than a file name may be
+    bad.paths.stop.symlink_to("elsewhere")
     with following(stage.store.root) as feed:
         now = wait_for_snapshot(feed, lambda now: len(now.runs) == 2)
-        assert "File name too long" in str(now.runs[bad.run].problem)
+        assert "stop: expected a file, found something else" in str(now.runs[bad.run].problem)
         good.append(progress(5, 7, 4.4))
         wait_for_snapshot(feed, lambda now: now.runs[good.run].position == (5, 7))
         bad.paths.stop.unlink()
@@ -421,7 +405,7 @@ def test_a_read_that_ends_while_it_is_set_aside_is_not_blocked_for_good(
 @pytest.mark.parametrize("file", ["info", "lock"], ids=["run.json", "lock"])
 def test_a_run_whose_files_block_is_set_aside(stage: Stage, file: str) -> None:
     stuck, live = stage.record(1, "running"), stage.record(2, "running")
-    with fifo(getattr(stuck.paths, file)), following(stage.store.root) as feed:
+    with blocking(getattr(stuck.paths, file)), following(stage.store.root) as feed:
         now = wait_for_snapshot(feed, lambda now: stuck.run in now.problems and live.run in now.runs)
         assert "answer" in now.problems[stuck.run]
         live.append(progress(5, 7, 4.4))
@@ -432,7 +416,7 @@ def test_a_run_whose_files_block_is_set_aside(stage: Stage, file: str) -> None:
 def test_a_run_that_no_longer_blocks_is_read_again(stage: Stage) -> None:
     stuck, live = stage.record(1), stage.record(2, "running")
     with contextlib.ExitStack() as stack:
-        with fifo(stuck.paths.info):
+        with blocking(stuck.paths.info):
             feed = stack.enter_context(following(stage.store.root))
             wait_for_snapshot(feed, lambda now: stuck.run in now.problems and live.run in now.runs)
         now = wait_for_snapshot(feed, lambda now: stuck.run in now.runs)
@@ -440,11 +424,15 @@ def test_a_run_that_no_longer_blocks_is_read_again(stage: Stage) -> None:
         assert len(now.runs[stuck.run].curve) == 8
 
 
-def test_a_log_that_is_not_a_file_is_a_problem_and_does_not_block(stage: Stage) -> None:
-    fake, good = stage.record(1), stage.record(2)
-    with fifo(fake.paths.events), following(stage.store.root) as feed:
+@pytest.mark.parametrize("file", ["info", "lock", "events"])
+def test_a_pipe_in_place_of_a_file_is_a_problem_and_does_not_block(stage: Stage, file: str) -> None:
+    fake, good = stage.record(1, "lost"), stage.record(2)
+    path = getattr(fake.paths, file)
+    path.unlink()
+    os.mkfifo(path)
+    with following(stage.store.root) as feed:
         now = wait_for_snapshot(feed, lambda now: fake.run in now.problems and good.run in now.runs)
-    assert "events.jsonl" in now.problems[fake.run]
+    assert now.problems[fake.run].startswith(f"{path}: cannot be read: expected a file, found a named pipe")
 
 
 @pytest.mark.usefixtures("impatient")
@@ -454,7 +442,7 @@ def test_several_blocked_runs_delay_the_others_by_the_patience_for_each(stage: S
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         for run in stuck:
-            stack.enter_context(fifo(run.paths.info))
+            stack.enter_context(blocking(run.paths.info))
         feed = stack.enter_context(following(stage.store.root))
         now = wait_for_snapshot(feed, lambda now: good.run in now.runs and len(now.problems) == 3)
         assert set(now.problems) == {run.run for run in stuck}

@@ -60,7 +60,7 @@ def _shrinkage(adamw: ExperimentResult) -> float | None:
     settings = run.info.settings
     if not run.state.progress or settings.warmup_steps or settings.learning_rate_decay != "none":
         return None
-    steps = run.state.progress[-1].steps * len(run.state.epochs)
+    steps = run.state.progress[-1].steps * run.state.epochs_done
     return 1.0 - (1.0 - settings.learning_rate * settings.weight_decay) ** steps
 
 

@@ -4,11 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 from lmconsole import formatting
+from lmconsole.formatting import DAMAGE_MARK
+from lmconsole.plan.presets import ranges
 from lmconsole.report.captions import timing_caveat
 from lmconsole.report.comparing import ExperimentResult, Verdict, compare
 from lmconsole.report.markup import DASH, format_ppl
 from lmconsole.report.questions.finding import EQUAL_NATS, Draft, Finding, GroupResults
-from lmconsole.report.results import INCOMPLETE_MARK, incomplete_mark
+from lmconsole.report.results import damage_mark, explain_marks, marks
 from lmconsole.report.table import Cell, Column, Table
 from lmconsole.report.targets import TARGET_MARGIN, TimeToTarget, common_target, time_to_target
 
@@ -26,6 +28,11 @@ def recommendation(results: GroupResults) -> Finding:
     times: dict[int, TimeToTarget] = {}
     if target is not None:
         times = {result.id: time_to_target(result.runs, target) for result in results.by_id.values()}
+    if damaged := [result.id for result in results.by_id.values() if damage_mark(result.runs)]:
+        draft.observations.append(
+            f"Results of {'experiment' if len(damaged) == 1 else 'experiments'} {', '.join(ranges(damaged).split())} "
+            f"rest on damaged event logs ({DAMAGE_MARK}): they may be wrong, and are not recommended or compared."
+        )
     if target is None or not results.complete:
         draft.observations.append("No experiment is complete, so none can be recommended.")
     else:
@@ -34,8 +41,9 @@ def recommendation(results: GroupResults) -> Finding:
     notes = ""
     if any(time.reached and time.mean_s is None for time in times.values()):
         notes += f" “{DASH}”: reached, but the run does not record its times."
-    if any(incomplete_mark(result.runs) for result in results.by_id.values()):
-        notes += f" {INCOMPLETE_MARK}: unfinished or diverged, and not recommended."
+    shown = "".join(marks(result.runs) for result in results.by_id.values())
+    if shown:
+        notes += f" {explain_marks(shown, ', and not recommended')}"
     return Finding(
         question="Which setting is best for wall-clock time, and which for generalization?",
         observations=draft.observations,
@@ -131,9 +139,9 @@ def _times_table(results: GroupResults, target: float | None, times: Mapping[int
     for result in results.by_id.values():
         label, time = result.label_with_id, times.get(result.id, TimeToTarget())
         if len(label) > LONGEST_LABEL:
-            label = f"{label[: LONGEST_LABEL - 6]}… ({result.id})"
+            label = f"{label[: LONGEST_LABEL - 6]}… ({result.id}){damage_mark(result.runs)}"
         texts = {
-            "Experiment": label + incomplete_mark(result.runs),
+            "Experiment": label + marks(result.runs).removesuffix(damage_mark(result.runs)),
             time_header: _format_seconds(time.mean_s, DASH if target is None or time.reached else "not reached"),
             "Training (s)": _format_seconds(result.train_s, DASH),
             "Validation PPL": format_ppl(result.mean_ppl) if result.mean_ppl is not None else DASH,

@@ -10,6 +10,8 @@ from rich.style import Style
 from textual.color import Color
 from textual.filter import LineFilter
 
+from lmconsole.formatting import DAMAGE_MARK
+
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b9a800", "#8c8c8c")
 """The color-blind-safe palette of Okabe and Ito (https://jfly.uni-koeln.de/color/), with a darker yellow, and gray for
 black, so that every color is visible on a light and on a dark background."""
@@ -29,6 +31,7 @@ class Glyphs:
     train: str
     published: str
     diverged: str
+    damaged: str
     cursor: str
     spark: str
     bar: str
@@ -46,6 +49,7 @@ UNICODE = Glyphs(
     train="·",
     published="╌",
     diverged="✗",
+    damaged=DAMAGE_MARK,
     cursor="│",
     spark="▁▂▃▄▅▆▇█",
     bar="█▉▊▋▌▍▎▏",
@@ -62,6 +66,7 @@ ASCII = Glyphs(
     train=".",
     published="-",
     diverged="X",
+    damaged="!",
     cursor="|",
     spark="_.-=*#",
     bar="#",

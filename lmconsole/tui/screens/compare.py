@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lmconsole.errors import escape_control_characters
-from lmconsole.formatting import perplexity, seconds
+from lmconsole.formatting import DAMAGE_MARK, perplexity, seconds
 from lmconsole.runs.comparable import same_text
 from lmconsole.tui.feed import RunView
 from lmconsole.tui.screens.dialogs import Page
@@ -25,7 +25,8 @@ def comparison(views: Sequence[RunView]) -> tuple[list[tuple[str, ...]], str]:
         best = view.best
         assert best is not None
         seed = f" s{view.info.seed}" if several_seeds else ""
-        label = f"{view.info.experiment.id:>2} {view.info.experiment.label}{seed}"
+        mark = DAMAGE_MARK if view.damage else ""
+        label = f"{view.info.experiment.id:>2} {view.info.experiment.label}{seed}{mark}"
         cells = (
             perplexity(best.valid_ppl),
             str(best.epoch),
@@ -67,6 +68,8 @@ def _note(views: Sequence[RunView]) -> str:
         note += "\nThese runs have different corpora: do not compare their perplexities."
     elif len({view.info.preset for view in views}) > 1:
         note += "\nThese runs have different presets."
+    if any(view.damage for view in views):
+        note += f"\n{DAMAGE_MARK}: damaged, so not a complete result; the details of the run say where."
     if len({view.started.device_name for view in views if view.started}) > 1:
         note += "\nThey ran on different devices: do not compare their times."
     return note

@@ -169,8 +169,8 @@ def _state(view: RunView) -> list[tuple[str, str]]:
         rows += [("error", view.failed.message), ("what to do", view.failed.hint)]
     if view.problem:
         rows += [("problem", view.problem)]
-    if view.damaged:
-        rows += [("log", f"skipped {formatting.counted(view.damaged, 'damaged line')}")]
+    if view.damage:
+        rows += [("damaged", f"{'; '.join(view.damage)}. Its results do not count as complete.")]
     if view.status is not Status.FINISHED and not imported:
         rows += [("position", f"epoch {min(epoch, epochs)} of {epochs}, step {step}")]
         rows += [("time left", formatting.seconds(view.seconds_left))]

@@ -21,6 +21,7 @@ STATUS_STYLES = {
     "queued": "$text-muted",
     "finished": "$text-success",
     "diverged": "$text-warning",
+    "damaged": "$text-warning",
     "stopped": "$text-warning",
     "failed": "bold $text-error",
     "lost": "bold $text-error",
@@ -145,7 +146,7 @@ class ExperimentTable(DataTable[Text]):
         changed = [
             cell
             for index, (old, new) in enumerate(zip(self.rows_shown, rows, strict=True))
-            if (old.cells, old.status_style) != (new.cells, new.status_style)
+            if (old.cells, old.status_style, old.damaged) != (new.cells, new.status_style, new.damaged)
             for cell in self._update_row(index, old, new)
         ]
         if changed:
@@ -173,7 +174,8 @@ class ExperimentTable(DataTable[Text]):
         row_key, changed = RowKey(new.key), []
         for at, name in enumerate(self._names):
             i = COLUMNS.index(name)
-            if old.cells[i] != new.cells[i] or (name == "Status" and old.status_style != new.status_style):
+            styles = {"Status": old.status_style != new.status_style, "Valid": old.damaged != new.damaged}
+            if old.cells[i] != new.cells[i] or styles.get(name):
                 set_cell(self, row_key, _column_key(name), self._cell(new, name))
                 changed.append((row_key, _column_key(name)))
                 self.refresh_coordinate(Coordinate(index, at))
@@ -185,7 +187,7 @@ class ExperimentTable(DataTable[Text]):
         if name == "Status" and row.status_style:
             style = self._status_style(row.status_style)
         elif name == "Valid":
-            style = "bold"
+            style = "" if row.damaged else "bold"
         elif row.child:
             style = "dim"
         width = self._widths.get(name, self._status_width)
