@@ -176,8 +176,10 @@ def main(arguments: list[str] | None = None, commands: Connection | None = None)
     run_lock = lock.acquire(paths.lock, LOCK_TIMEOUT_S)  # held until the process exits
     if run_lock is None:
         return EXIT_NOT_TRAINED
-    history = RunState()
-    history.apply(EventReader(paths.events).read_new())
+    history, reader = RunState(), EventReader(paths.events)
+    events = reader.read_new()
+    history.apply(events)
+    log_damaged = reader.damaged > 0 or any(event.seq != number for number, event in enumerate(events, 1))
     if history.status is not Status.QUEUED:
         return EXIT_NOT_TRAINED
     received = _catch_signals()
@@ -192,7 +194,14 @@ def main(arguments: list[str] | None = None, commands: Connection | None = None)
         from lmconsole.engine.attempt import Attempt
 
         attempt = Attempt(
-            info, paths, log, history, device_name=options.device, shared=options.shared, stop_requested=stop_requested
+            info,
+            paths,
+            log,
+            history,
+            device_name=options.device,
+            shared=options.shared,
+            stop_requested=stop_requested,
+            log_damaged=log_damaged,
         )
         sibling_pids: Sequence[int] = options.siblings
         if commands is not None:

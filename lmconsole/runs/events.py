@@ -71,6 +71,8 @@ class Started(Event, frozen=True, kw_only=True, gc=False, tag="started"):
     """Peak matmul throughput of the device in this precision, if `lmconsole bench` had measured it."""
     attention: str | None = None
     """Implementation of attention (``lm/gpt1.py`` has the names); None for an LSTM."""
+    checkpoints_set_aside: int = 0
+    """Checkpoints that could not be used when the attempt began."""
 
 
 class Resumed(Event, frozen=True, kw_only=True, gc=False, tag="resumed"):
