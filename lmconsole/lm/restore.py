@@ -265,14 +265,14 @@ def _read_state(file: TensorFile, cursor: object, expected: Expected) -> TrainSt
     steps = expected.steps_per_epoch
     _check_whole("epoch", state.epoch, 1, expected.epochs + 1)
     _check_whole("step", state.step, 0, steps if state.epoch <= expected.epochs else 0)
-    _check_whole("seq", state.seq, 0, 2**63)
+    _check_whole("seq", state.seq, 0, 2**53)
     for name in ("epoch_train_s", "elapsed_train_s", "setup_s", "wall_s", "rss_peak_mib"):
         _check_number(name, getattr(state, name))
     for name in ("torch_peak_mib", "energy_j", "epoch_energy_j"):
         if getattr(state, name) is not None:
             _check_number(name, getattr(state, name))
-    if type(state.diverged) is not bool:
-        raise ValueError("diverged is neither true nor false")
+    if state.diverged is not False and (state.diverged is not True or state.step > 0 or state.epoch == 1):
+        raise ValueError(f"diverged is {_short(state.diverged)}")  # a run that diverges ends after that epoch
     return replace(
         state,
         permutation=_read_permutation(file, state, expected),
