@@ -18,6 +18,7 @@ from lmconsole.lm.embedding import TABLES, Tables, arrays_of, read_tables, table
 from lmconsole.lm.loop import Training, TrainingContext
 from lmconsole.lm.memory import allocator_mib, is_out_of_memory, keep_freed_memory
 from lmconsole.lm.model import attention_of, parameters_of
+from lmconsole.lm.restore import Found, find_checkpoint
 from lmconsole.plan.experiment import Precision
 from lmconsole.runs.events import EventLog, Failed, Queued, Started
 from lmconsole.runs.info import RunInfo
@@ -40,14 +41,19 @@ class Attempt:
         device_name: str,
         shared: Path | None,
         stop_requested: Callable[[], bool],
+        log_damaged: bool = False,
     ) -> None:
         """Args:
+        history: state of the log before this attempt.
+        log_damaged: whether events are missing in the middle of the log.
         device_name: torch's name of the device.
         shared: folder of the data that the workers of one queue share.
         stop_requested: whether the run is to stop at the next step.
         """
         self._info, self._paths, self._log, self._history = info, paths, log, history
         self._device, self._shared, self._stop_requested = device_name, shared, stop_requested
+        self._log_damaged = log_damaged
+        self._found: Found | None = None
         self._sampler: Sampler | None = None
         self._training: Training | None = None
         self._on_device = False
@@ -62,6 +68,7 @@ class Attempt:
             paths=self._paths,
             log=self._log,
             history=self._history,
+            found=self._find_checkpoint(),
             device=self._device,
             corpus=load_verified_corpus(self._info, self._shared),
             tables=load_verified_tables(self._info, self._shared),
@@ -71,6 +78,11 @@ class Attempt:
             read_energy_j=lambda: self._read_energy_j(),
         )
         self._training = Training(context)
+
+    def _find_checkpoint(self) -> Found:
+        if self._found is None:
+            self._found = find_checkpoint(self._paths, self._info, self._history, log_damaged=self._log_damaged)
+        return self._found
 
     def prepare_on_device(self) -> None:
         """Do the rest of the setup. Any exception may be raised."""
@@ -94,7 +106,8 @@ class Attempt:
         """
         chosen = device.describe_device(self._device)
         device.set_device(self._device)
-        started = self._log.append(_started(self._info, self._history.attempt + 1, chosen, sibling_pids), sync=True)
+        started = _started(self._info, self._history.attempt + 1, chosen, sibling_pids, self._find_checkpoint())
+        started = self._log.append(started, sync=True)
         self._sampler = Sampler(self._log, chosen.uuid, lambda: allocator_mib(self._device))
         if uses_gpu_alone(started, self._history.queued):
             self._read_energy_j = self._sampler.total_energy_j
@@ -140,7 +153,7 @@ def load_verified_corpus(info: RunInfo, shared: Path | None = None) -> Corpus:
             )
         return corpus.splits
 
-    return Corpus(
+    corpus = Corpus(
         name=asked.name,
         kind=cast(Any, asked.kind),
         path=None if asked.path is None else Path(asked.path),
@@ -150,6 +163,13 @@ def load_verified_corpus(info: RunInfo, shared: Path | None = None) -> Corpus:
         sha256=asked.sha256,
         max_tokens=asked.max_tokens,
     )
+    if corpus.counts() != asked.tokens:  # a checkpoint is compared with these numbers
+        raise TrainingError(
+            "corpus-changed",
+            f"{info.run}: run.json gives {asked.tokens} tokens, but the corpus has {corpus.counts()}",
+            hint="Train it as a new run: lmconsole run ID --fresh.",
+        )
+    return corpus
 
 
 def load_verified_tables(info: RunInfo, shared: Path | None = None) -> Tables | None:
@@ -181,7 +201,7 @@ def load_verified_tables(info: RunInfo, shared: Path | None = None) -> Tables | 
     return tables_from(load_shared(shared, f"tables-{sha256}", TABLES, read), sha256=sha256, path=path)
 
 
-def _started(info: RunInfo, attempt: int, chosen: device.Device, sibling_pids: Sequence[int]) -> Started:
+def _started(info: RunInfo, attempt: int, chosen: device.Device, sibling_pids: Sequence[int], found: Found) -> Started:
     gpus = Gpus.open() if chosen.uuid else None
     others = gpus.other_processes(chosen.uuid, {*sibling_pids, os.getpid()}) if gpus and chosen.uuid else None
     total, trainable = parameters_of(info)
@@ -205,6 +225,7 @@ def _started(info: RunInfo, attempt: int, chosen: device.Device, sibling_pids: S
         shared_gpu=None if others is None else others > 0,
         peak_matmul_gflops=measured_peak_gflops(chosen.name, info.settings.precision),
         attention=attention_of(info.settings, cast(Precision, info.settings.precision), chosen.device),
+        checkpoints_set_aside=len(found.reasons),
     )
     if gpus:
         gpus.close()

@@ -192,7 +192,14 @@ def main(arguments: list[str] | None = None, commands: Connection | None = None)
         from lmconsole.engine.attempt import Attempt
 
         attempt = Attempt(
-            info, paths, log, history, device_name=options.device, shared=options.shared, stop_requested=stop_requested
+            info,
+            paths,
+            log,
+            history,
+            device_name=options.device,
+            shared=options.shared,
+            stop_requested=stop_requested,
+            log_damaged=history.log_damaged,
         )
         sibling_pids: Sequence[int] = options.siblings
         if commands is not None:

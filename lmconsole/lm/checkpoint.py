@@ -1,9 +1,8 @@
-"""Checkpoints: written in a thread, replaced atomically, and read without running code from the file.
+"""Checkpoints: written in a thread and replaced atomically. A finished run keeps only its best weights.
 
-A finished run keeps only its best weights.
+``lm/restore.py`` reads them.
 """
 
-import contextlib
 import errno
 import threading
 import time
@@ -16,16 +15,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lmconsole.errors import TrainingError, escape_control_characters
+from lmconsole.errors import TrainingError
 from lmconsole.files import atomic_write, sync_folder
 from lmconsole.runs.paths import RunPaths
 
 SCHEMA = 1
 CHECKPOINT_S = 10.0
 """Seconds of training between checkpoints, where a write takes less than a tenth of that."""
-
-_TRANSIENT = {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-"""Errors that say nothing about the content of a file, only that it cannot be read now."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -202,44 +198,6 @@ def _replace_file(path: Path, write: Callable[[BinaryIO], object], *, what: str,
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         raise _write_error(path, what, error) from error
-
-
-def load(
-    paths: RunPaths, config_hash: str, matches_log: Callable[[TrainState], bool] = lambda state: True
-) -> tuple[TrainState, dict[str, Any]] | None:
-    """Return the train state and the other parts, on the CPU, of the newest checkpoint that is intact and
-    ``matches_log``; None if there is none, and the run starts over.
-
-    An unusable checkpoint is renamed, so that it never replaces a usable one, and the reason is printed for the
-    worker's log.
-
-    Raises:
-        TrainingError: A checkpoint exists and cannot be read now.
-    """
-    for path in (paths.checkpoint, paths.previous_checkpoint):
-        try:
-            parts = torch.load(path, map_location="cpu", weights_only=True)
-            if parts.pop("schema") != SCHEMA or parts.pop("same_run") != config_hash:
-                raise ValueError("it belongs to another run, or another version of lmconsole")
-            state = TrainState(**parts.pop("cursor"))
-            if not matches_log(state):
-                raise ValueError("it counts epochs that the event log does not contain")
-            return state, parts
-        except FileNotFoundError:
-            continue
-        except Exception as error:  # a damaged zip or pickle can raise anything at all
-            if isinstance(error, MemoryError) or getattr(error, "errno", None) in _TRANSIENT:
-                raise TrainingError(
-                    "checkpoint",
-                    f"{path}: the checkpoint cannot be read: {getattr(error, 'strerror', None) or 'not enough memory'}",
-                    hint="Fix that, then run the experiment again to resume it, or start a new run with --fresh.",
-                ) from error
-            print(
-                f"{path.name} cannot be used: {escape_control_characters(str(error).partition(chr(10))[0])}", flush=True
-            )
-            with contextlib.suppress(OSError):
-                path.rename(path.with_name(f"{path.name}.damaged"))
-    return None
 
 
 def _write_error(path: Path, what: str, error: BaseException) -> TrainingError:

@@ -20,6 +20,7 @@ from lmconsole.lm.launch_limit import LaunchLimiter
 from lmconsole.lm.memory import peak_allocated_mib, peak_rss_mib
 from lmconsole.lm.model import build_model
 from lmconsole.lm.optimizers import build_optimizer, has_schedule, learning_rate_at
+from lmconsole.lm.restore import NOTHING_FOUND, Found
 from lmconsole.plan.experiment import Precision
 from lmconsole.runs.events import (
     Epoch,
@@ -54,7 +55,7 @@ class TrainingContext:
     paths: RunPaths
     log: EventLog
     history: RunState
-    """State of the run's log before this attempt; ``history.attempt`` is the number of earlier ones."""
+    """State of the run's log before this attempt."""
     device: str
     corpus: Corpus
     tables: Tables | None
@@ -63,6 +64,8 @@ class TrainingContext:
     """Called at the start of each phase, with its epoch or None in the tests; labels the telemetry samples."""
     end_telemetry: Callable[[], None]
     """Called before the outcome is written, so that the outcome is the last event."""
+    found: Found = NOTHING_FOUND
+    """The checkpoint to resume from, if there is one."""
     read_energy_j: Callable[[], float | None] = lambda: None
     """Returns the device's energy counter: cumulative joules with an arbitrary offset; None if it counts other work
     too."""
@@ -91,8 +94,11 @@ class Training:
     """
 
     def __init__(self, context: TrainingContext) -> None:
-        """Prepare what needs no device: a model with fresh weights, and the checkpoint that the attempt resumes
-        from."""
+        """Prepare what needs no device: a model with fresh weights.
+
+        Raises:
+            TrainingError: all checkpoints of the run have been set aside.
+        """
         self.context = context
         self.settings = context.info.settings
         self.precision = cast(Precision, self.settings.precision)
@@ -100,12 +106,8 @@ class Training:
         torch.manual_seed(context.info.seed)
         self.model = build_model(self.settings, vocabulary=context.corpus.vocabulary, tables=context.tables)
         self.shuffle_generator = torch.Generator().manual_seed(context.info.seed)
-        self.state = TrainState()
-        self._restored_parts: dict[str, Any] | None = None
-        if context.history.attempt > 0:
-            found = checkpoint.load(context.paths, context.info.config_hash, self._matches_log)
-            if found is not None:
-                self.state, self._restored_parts = found
+        self._restored = context.found.require(context.info, context.paths.folder)
+        self.state = self._restored.state if self._restored else TrainState()
 
     def prepare_on_device(self) -> None:
         """Move weights, optimizer and data to the device. On a GPU, compile kernels and capture the training step."""
@@ -127,7 +129,8 @@ class Training:
     def run(self, started_s: float) -> None:
         """Train to the end or until a stop. ``started_s`` is ``time.monotonic()`` at the start of the attempt."""
         context, state = self.context, self.state
-        if context.history.attempt > 0:
+        history = context.history
+        if history.attempt > 0 or history.epochs or history.progress or (state.epoch, state.step) != (1, 0):
             context.log.append(Resumed(epoch=state.epoch, step=state.step), sync=True)
         self._started_s, self._earlier_wall_s = started_s, state.wall_s
         self._next_tick_s = time.monotonic() + TICK_S
@@ -353,7 +356,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "shuffle": self.shuffle_generator.get_state(),
             "random": torch.get_rng_state(),
-            # Like ``seq``, not read back: for people who examine a checkpoint.
+            # Not read back: for people who examine a checkpoint.
             "tables_sha256": self.context.tables.sha256 if self.context.tables else None,
         }
         if self.context.device != "cpu":
@@ -368,18 +371,14 @@ class Training:
             state.torch_peak_mib = max(state.torch_peak_mib or 0.0, allocated)
 
     def _restore(self) -> None:
-        """Restore the checkpoint, if there is one."""
-        parts, self._restored_parts = self._restored_parts, None
-        if parts is None:
+        """Assign the checkpoint, if there is one. The optimizer's options are those of the run's settings."""
+        restored, self._restored = self._restored, None
+        if restored is None:
             return
-        self.model.load_state_dict(parts["model"])
-        self.optimizer.load_state_dict(parts["optimizer"])
-        self.shuffle_generator.set_state(parts["shuffle"])
-        torch.set_rng_state(parts["random"])
-        if self.context.device != "cpu" and "random_cuda" in parts:
-            torch.cuda.set_rng_state(parts["random_cuda"], self.context.device)
-
-    def _matches_log(self, state: TrainState) -> bool:
-        """Return whether the log contains every epoch that the checkpoint counts as done."""
-        logged = {epoch.epoch for epoch in self.context.history.epochs}
-        return logged.issuperset(range(1, state.epoch))
+        self.model.load_state_dict(restored.model)
+        options = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": restored.optimizer, "param_groups": options})
+        self.shuffle_generator.set_state(restored.shuffle)
+        torch.set_rng_state(restored.random)
+        if self.context.device != "cpu" and restored.random_cuda is not None:
+            torch.cuda.set_rng_state(restored.random_cuda, self.context.device)

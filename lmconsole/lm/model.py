@@ -143,15 +143,20 @@ def count_parameters(model: LanguageModel) -> tuple[int, int]:
     return trainable + frozen, trainable
 
 
-def parameters_of(info: RunInfo) -> tuple[int, int]:
-    """Return the number of parameters and of trainable parameters of the run's model, without allocating them."""
+def model_on_meta(info: RunInfo) -> LanguageModel:
+    """Return the run's model on the meta device: names, shapes and types of its weights, without values."""
     settings, vocabulary = info.settings, info.corpus.vocabulary
     with torch.device("meta"):
         tokens = torch.empty(vocabulary, settings.channels)
         position = torch.empty(settings.window_tokens, settings.channels)
         tables = Tables(tokens=tokens, position=position, sha256="", path=Path())
         frozen = settings.embeddings == "frozen"
-        return count_parameters(build_model(settings, vocabulary=vocabulary, tables=tables if frozen else None))
+        return build_model(settings, vocabulary=vocabulary, tables=tables if frozen else None)
+
+
+def parameters_of(info: RunInfo) -> tuple[int, int]:
+    """Return the number of parameters and of trainable parameters of the run's model, without allocating them."""
+    return count_parameters(model_on_meta(info))
 
 
 def _frozen_tables(settings: Settings, vocabulary: int, tables: Tables | None) -> tuple[Tensor, Tensor | None]:

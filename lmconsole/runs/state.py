@@ -164,6 +164,11 @@ class RunState:
         return self._log_damage.skipped
 
     @property
+    def log_damaged(self) -> bool:
+        """Whether lines of the log are damaged, missing or repeated."""
+        return self._log_damage != LogDamage()
+
+    @property
     def damage(self) -> tuple[str, ...]:
         """Phrases that say what is damaged and where; empty if nothing is known to be.
 

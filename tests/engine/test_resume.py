@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import factories
 import pytest
 import tiny
 from safetensors.torch import load_file
 
-from lmconsole.runs.events import Epoch, EventReader, Finished, Resumed
+from lmconsole.runs.events import EventReader, Resumed, Started
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 
@@ -265,19 +266,82 @@ def test_stopped_in_the_middle_and_resumed_it_ends_the_same(tmp_path: Path) -> N
     assert [(event.epoch, event.step) for event in resumed] == [(1, 4)]
 
 
+def damaged(kind: str, run: Run) -> None:
+    """Damage the log of ``run`` where it states the first epoch."""
+    lines = run.paths.events.read_bytes().splitlines(keepends=True)
+    (at,) = [index for index, line in enumerate(lines) if b'"kind":"epoch"' in line]
+    match kind:
+        case "zeroed":
+            lines[at] = b"\0" * (len(lines[at]) - 1) + b"\n"
+        case "gone":
+            del lines[at]
+        case "half":
+            lines[at] = lines[at][: len(lines[at]) // 2] + b"\n"
+        case "ends there":
+            del lines[at:]
+    run.paths.events.write_bytes(b"".join(lines))
+
+
 @pytest.mark.slow
-def test_the_epoch_is_on_the_disk_before_the_checkpoint_that_counts_it(tmp_path: Path) -> None:
-    """A checkpoint that claims more epochs than the log holds is not used."""
+@pytest.mark.parametrize("kind", ["zeroed", "gone", "half"])
+def test_a_damaged_epoch_in_the_log_does_not_stop_a_run_from_resuming(tmp_path: Path, kind: str) -> None:
     alone = uninterrupted(tmp_path / "alone")
     run = tiny.queue_tiny(tmp_path / "cut")
-    die_in_epoch_2 = EAGER + IN_VALIDATION.format(split="test")
-    assert tiny.worker(run, tmp_path / "cut", die_in_epoch_2).returncode == -9
-    lines = run.paths.events.read_bytes().splitlines(keepends=True)
-    run.paths.events.write_bytes(b"".join(line for line in lines if b'"kind":"epoch"' not in line))
+    assert tiny.worker(run, tmp_path / "cut", EAGER + IN_A_STEP.format(steps=30)).returncode == -9
+    damaged(kind, run)
     tiny.queue_tiny(tmp_path / "cut")
     done = tiny.worker(run, tmp_path / "cut")
-    assert "epochs that the event log does not contain" in done.stdout
-    again = Store(tmp_path / "cut" / "runs").runs()[0]
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    (again,) = Store(tmp_path / "cut" / "runs").runs()
+    assert metrics(again)[-2:] == metrics(alone)[-2:], "the last epoch and the results"
+    assert [e.epoch for e in again.state.epochs] == [2], "and the epoch stays missing"
+
+
+@pytest.mark.slow
+def test_a_log_that_lost_its_end_is_not_continued_by_a_checkpoint_that_counts_more(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    assert tiny.worker(run, tmp_path, EAGER + IN_A_STEP.format(steps=30)).returncode == -9
+    damaged("ends there", run)
+    for said in ("events that the event log does not contain", ""):  # and not the next time either
+        tiny.queue_tiny(tmp_path)
+        done = tiny.worker(run, tmp_path)
+        assert done.returncode == 1
+        assert said in done.stdout
+        run = Store(tmp_path / "runs").runs()[0]
+        assert run.status is Status.FAILED
+        assert run.state.failed is not None
+        assert "lmconsole run 1 --fresh" in run.state.failed.hint
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bad", "status"), [(1, Status.FINISHED), (2, Status.FAILED)])
+def test_an_attempt_records_the_checkpoints_that_it_set_aside(tmp_path: Path, bad: int, status: Status) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    assert tiny.worker(run, tmp_path, EAGER + IN_A_STEP.format(steps=6)).returncode == -9
+    for path in (run.paths.checkpoint, run.paths.previous_checkpoint)[:bad]:
+        path.write_bytes(b"not a checkpoint")
+    tiny.queue_tiny(tmp_path)
+    tiny.worker(run, tmp_path)
+    run.refresh()
+    started = [event for event in EventReader(run.paths.events).read_new() if isinstance(event, Started)]
+    assert [event.checkpoints_set_aside for event in started] == [0, bad]
+    assert run.status is status
+
+
+@pytest.mark.slow
+def test_an_epoch_is_not_counted_twice_if_the_start_of_the_first_attempt_is_damaged(tmp_path: Path) -> None:
+    """Without a checkpoint, too: what the log has of an attempt is void when another starts over."""
+    alone = uninterrupted(tmp_path / "alone")
+    run = tiny.queue_tiny(tmp_path / "cut")
+    assert tiny.worker(run, tmp_path / "cut", EAGER + IN_A_STEP.format(steps=30)).returncode == -9
+    lines = run.paths.events.read_bytes().splitlines(keepends=True)
+    (at,) = [index for index, line in enumerate(lines) if b'"kind":"started"' in line]
+    lines[at] = b"\0\n"
+    run.paths.events.write_bytes(b"".join(lines))
+    for path in (run.paths.checkpoint, run.paths.previous_checkpoint):
+        path.unlink()
+    factories.append_events(run.paths, factories.queued())
+    done = tiny.worker(run, tmp_path / "cut")
+    assert done.returncode == 0, done.stderr
+    (again,) = Store(tmp_path / "cut" / "runs").runs()
     assert metrics(again) == metrics(alone)
-    assert all(isinstance(e, Epoch) for e in again.state.epochs)
-    assert isinstance(again.state.finished, Finished)

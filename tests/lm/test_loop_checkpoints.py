@@ -13,11 +13,13 @@ from lm.training import Clock, context, trained
 
 from lmconsole.errors import TrainingError
 from lmconsole.lm import checkpoint, loop
-from lmconsole.lm.checkpoint import CheckpointWriter
+from lmconsole.lm.checkpoint import CheckpointWriter, TrainState
 from lmconsole.lm.loop import Training, train
 from lmconsole.lm.model import LanguageModel
+from lmconsole.lm.restore import Expected, read_checkpoint
 from lmconsole.lm.steps import Steps
 from lmconsole.runs.events import EventLog
+from lmconsole.runs.store import Run
 
 
 def test_a_short_run_of_several_epochs_saves_once_before_its_tests_and_keeps_its_best_weights(
@@ -73,6 +75,11 @@ def test_a_checkpoint_follows_ten_seconds_of_training_after_the_last(
     assert saved_at[-1] == clock.now_s, "the last checkpoint is that before the tests"
 
 
+def saved(run: Run) -> TrainState:
+    """Return the state in the newest checkpoint, which must be valid."""
+    return read_checkpoint(run.paths.checkpoint, Expected.of(run.info)).state
+
+
 def full(*_: object) -> None:
     raise TrainingError("disk-full", "no room", hint="")
 
@@ -102,9 +109,7 @@ def test_a_failed_write_ends_training_at_the_next_tick(tmp_path: Path, monkeypat
         train(context(run, tmp_path))
     run.refresh()
     assert run.state.progress[-1].step == 4
-    found = checkpoint.load(run.paths, run.info.config_hash)
-    assert found is not None
-    assert found[0].step == 2
+    assert saved(run).step == 2
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -199,11 +204,10 @@ def test_a_failed_step_does_not_tear_the_checkpoint_being_written(
     try:
         with pytest.raises(RuntimeError, match="a step fails"):
             train(context(run, tmp_path))
-        found = checkpoint.load(run.paths, run.info.config_hash)
+        found = saved(run)
     finally:
         waited.set()
-    assert found is not None
-    assert found[0].step == 1
+    assert found.step == 1
 
 
 def test_a_run_whose_disk_is_full_at_the_end_resumes_at_its_tests(
@@ -216,9 +220,8 @@ def test_a_run_whose_disk_is_full_at_the_end_resumes_at_its_tests(
             train(context(run, tmp_path))
     run.refresh()
     assert run.status != "finished"
-    found = checkpoint.load(run.paths, run.info.config_hash)
-    assert found is not None
-    assert (found[0].epoch, found[0].step) == (3, 0)
+    found = saved(run)
+    assert (found.epoch, found.step) == (3, 0)
 
     monkeypatch.setattr(Steps, "step", None)
     second = context(run, tmp_path)

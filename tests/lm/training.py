@@ -10,6 +10,7 @@ import torch
 
 from lmconsole.data.corpus import load_corpus
 from lmconsole.lm.loop import TrainingContext, train
+from lmconsole.lm.restore import find_checkpoint
 from lmconsole.runs.events import EventLog, EventReader, Started
 from lmconsole.runs.state import RunState
 from lmconsole.runs.store import Run
@@ -24,6 +25,7 @@ def context(run: Run, root: Path, *, stop: Callable[[], bool] = lambda: False) -
         paths=run.paths,
         log=EventLog(run.paths.events),
         history=history,
+        found=find_checkpoint(run.paths, run.info, history),
         device="cpu",
         corpus=corpus,
         tables=None,
