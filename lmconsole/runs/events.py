@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -34,21 +34,28 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind
     t: str = ""
 
 
-class Queued(Event, frozen=True, kw_only=True, gc=False, tag="queued"):
-    """The run was put into the queue, for the first time or again. The last such event says how to start it."""
+MAX_JOBS = 1_024
+"""Most runs at once on one device."""
+MAX_PLACE = 2**53
+"""Last position in the queue."""
 
-    devices: tuple[str, ...]
-    """The run may use any one of these: ``cpu``, or GPUs by UUID, which is the same in every process."""
-    jobs: int
+Device = Annotated[str, msgspec.Meta(pattern=r"\A(cpu|cuda:[0-9]{1,3}|(GPU|MIG)-[0-9A-Za-z/-]{1,100})\Z")]
+"""``cpu``, a GPU by the UUID of it or of its MIG slice, or by its number where PyTorch knows no UUIDs."""
+
+
+class Queued(Event, frozen=True, kw_only=True, gc=False, tag="queued"):
+    """The run was put into the queue, for the first time or again. The last such event schedules the run.
+
+    It does not allow the run to be started: see ``runs/permissions.py``. Logs of version 0.1.0 also name what to do
+    when the queue is empty (``exports``, ``on_finish``, ``cwd``), which is ignored.
+    """
+
+    devices: Annotated[tuple[Device, ...], msgspec.Meta(max_length=1_024)]
+    """The run may use any one of these. Empty in imported runs."""
+    jobs: Annotated[int, msgspec.Meta(ge=1, le=MAX_JOBS)]
     """Most runs at once on one device, this one included."""
-    place: int = 0
+    place: Annotated[int, msgspec.Meta(ge=0, le=MAX_PLACE)] = 0
     """Position in the queue, counted over all runs ever queued in the store; 0 in logs of version 0.1.0."""
-    exports: str | None = None
-    """Folder to export to when the queue is empty; None for no export."""
-    on_finish: tuple[str, ...] = ()
-    """Program (absolute path) and arguments to run when the queue is empty."""
-    cwd: str = ""
-    """Working directory of that program."""
 
 
 class Started(Event, frozen=True, kw_only=True, gc=False, tag="started"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lmconsole.errors import RunNotFoundError, StoreError
 from lmconsole.runs import lock
-from lmconsole.runs.events import AnyEvent, EventReader, Queued
+from lmconsole.runs.events import AnyEvent, EventLog, EventReader, Failed, Queued, Stopped
 from lmconsole.runs.info import RunInfo, read_info
 from lmconsole.runs.paths import QUEUE_LOCK, RUNNER_LOCK, RUNNER_LOG, TEMPORARY, RunPaths
 from lmconsole.runs.state import RunState, Status
@@ -58,6 +58,8 @@ class Run:
                 self._lost = self.state.status is Status.RUNNING
             if self.state.queued is None:
                 self.problem = f"{self.paths.events}: no event says that it was queued"
+            elif not self.state.queued.devices and self.info.origin == "trained":
+                self.problem = f"{self.paths.events}: it was queued for no device"
         except (OSError, StoreError) as error:
             self.problem = str(error)
         return events
@@ -82,6 +84,26 @@ class Run:
             self.paths.stop.touch()
         except OSError as error:
             raise StoreError(f"{self.paths.stop}: cannot be written: {error.strerror}") from None
+
+    def record_end(self, event: Failed | Stopped, *, after: int) -> bool:
+        """Record the end of a run that has no worker, and return whether that was done.
+
+        It is not if another process holds the run's lock, or has recorded an end or queued the run again since the
+        ``queued`` event number ``after``. Raises OSError if the log cannot be written.
+        """
+        with lock.held(self.paths.lock, 0.0) as held:
+            if held is None:
+                return False
+            state = RunState()
+            state.apply(EventReader(self.paths.events).read_new())
+            if not state.status.active or state.queued_seq != after:
+                return False
+            log = EventLog(self.paths.events)
+            try:
+                log.append(event, sync=True)
+            finally:
+                log.close()
+        return True
 
 
 class Store:
