@@ -96,7 +96,7 @@ def run_events(info: RunInfo, ending: Ending, events: int) -> Iterator[Event]:
     """Yield the ``events`` events of a run on a GPU: two progress events for each telemetry event, one event per epoch,
     and the last one."""
     epochs = info.settings.epochs
-    yield Queued(devices=("cuda:0",), jobs=1, exports="/home/person/project/exports")
+    yield Queued(devices=("cuda:0",), jobs=1)
     yield Started(
         attempt=1,
         pid=4_194_303,

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,21 @@ def atomic_write(
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+MAX_NAME_BYTES = 120
+"""Bytes of a file name that come from text at most: a name of 255 leaves room for the rest."""
+
+
+def file_name_part(text: str) -> str:
+    """Return ``text`` as a part of a file name: the one way by which text from a file becomes part of a path.
+
+    Letters, digits, ``_``, ``-`` and inner dots stay as they are. Everything else, separators of paths among it,
+    becomes ``_``, and a long text is cut, so that different texts can give the same part.
+    """
+    safe = re.sub(r"[^\w.-]+", "_", text)
+    safe = re.sub(r"^\.+|\.+$", "_", safe)
+    return safe.encode()[:MAX_NAME_BYTES].decode(errors="ignore") or "_"
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,8 +1,11 @@
 """Fixtures for all tests. torch is imported only for a test that needs a GPU."""
 
+import atexit
 import inspect
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +24,9 @@ if not Path("/dev/nvidiactl").exists():
 # Settings of the user must not affect the tests.
 for name in ("LMCONSOLE_RUNS", "LMCONSOLE_DATA", "NO_COLOR", "FORCE_COLOR"):
     os.environ.pop(name, None)
+# Permissions to start runs: one folder for the tests and every process they start.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="lmconsole-state-")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
 def pytest_report_header() -> str:

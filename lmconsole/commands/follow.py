@@ -14,12 +14,14 @@ from lmconsole.engine.processes import disown, last_line, start_runner
 from lmconsole.errors import ExitCode, RunNotFoundError, StoreError
 from lmconsole.files import LineTail
 from lmconsole.runs.events import AnyEvent, Queued
+from lmconsole.runs.permissions import NOT_STARTED, pending
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 
 POLL_S = 0.2
 GRACE_S = 5.0
-"""Time that a run may look lost before it counts as lost: its runner may be about to write what happened."""
+"""Time that a run may look lost, or queued for nobody, before it counts as that: its runner may be about to write what
+happened, and a command may be about to permit it."""
 RUNNER_STARTS = 3
 """Runners that may fail one after the other before the command gives up."""
 
@@ -48,7 +50,10 @@ class Follower:
         self._unshown = set(own)
         self._handled = 0
         """Interrupts that were acted on."""
-        self._lost_since: dict[str, float] = {}
+        self._idle_since: dict[str, float] = {}
+        """When a run was first seen lost, or queued for nobody to start it, and has been ever since."""
+        self._given_up: set[str] = set()
+        """Queued runs that nobody will start, and of which this was said."""
         self._runner: subprocess.Popen[bytes] | None = None
         self._failed_starts = 0
         self._runner_log = LineTail(store.runner_log, last_bytes=0)
@@ -108,11 +113,18 @@ class Follower:
     def _has_ended(self, run: Run) -> bool:
         if run.problem:
             return True
-        if run.status is not Status.LOST:
-            self._lost_since.pop(run.run, None)
-            return not run.status.active
-        since = self._lost_since.setdefault(run.run, time.monotonic())
-        return time.monotonic() - since > GRACE_S
+        if not run.status.active and run.status is not Status.LOST:
+            return True
+        if pending(self._store, [run]):
+            self._idle_since.pop(run.run, None)
+            return False
+        since = self._idle_since.setdefault(run.run, time.monotonic())
+        if time.monotonic() - since <= GRACE_S:
+            return False
+        if run.status is Status.QUEUED and run.run not in self._given_up:
+            self._given_up.add(run.run)
+            self._display.say(f"{run.run}: {NOT_STARTED}")
+        return True
 
     def _ensure_runner(self) -> None:
         """Start a runner if own runs are active and none is at work, even if the last one was killed."""
@@ -135,11 +147,18 @@ class Follower:
         if self._runner is not None:
             disown(self._runner)
 
+    def _runner_is_at_work(self) -> bool:
+        """Return whether a runner of this user is at work, or may be."""
+        owner = self._store.runner()
+        return (owner is not None and owner.is_own is not False) or (
+            self._runner is not None and self._runner.poll() is None
+        )
+
     def wait_for_exports(self, exports: Path) -> None:
         """Wait for the runner to write the exports, unless other runs keep it busy, and show where they are."""
         self._display.say("Writing the exports …")
-        while self._store.runner() is not None or (self._runner is not None and self._runner.poll() is None):
-            if any(run.status.active for run in self._store.runs()):
+        while self._runner_is_at_work():
+            if pending(self._store, self._store.runs()):
                 self._display.say(f"Other runs are active; the exports follow when they have ended, in {exports}.")
                 return
             if self._interrupts.count:

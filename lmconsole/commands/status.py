@@ -12,7 +12,12 @@ from lmconsole.commands.output import console, plain_table, print_json, print_me
 from lmconsole.commands.results import describe_status, valid_perplexity
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import DAMAGE_MARK, seconds
+from lmconsole.runs.permissions import NOT_STARTED, pending
+from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
+
+MAX_LISTED = 12
+"""Runs that a message lists by name."""
 
 
 def show_status(root: Path, *, json: bool) -> None:
@@ -25,12 +30,23 @@ def show_status(root: Path, *, json: bool) -> None:
         print_message(f"{store.root}: no runs yet. `lmconsole run ID` trains an experiment.")
     else:
         console().print(status_table(runs))
+        _print_unattended(store, runs)
         for run in runs:
             if run.state.failed:
                 print_message(f"{run.run}: {run.state.failed.message}\n  {run.state.failed.hint}")
             if run.state.damage:
                 print_message(f"{run.run}: warning: damaged ({DAMAGE_MARK}): {'; '.join(run.state.damage)}")
     warn_about(store)
+
+
+def _print_unattended(store: Store, runs: Iterable[Run]) -> None:
+    """Print which queued runs nobody will start."""
+    queued = [run for run in runs if run.status is Status.QUEUED and not run.problem and run.info.origin == "trained"]
+    waiting = {run.run for run in pending(store, queued)}
+    names = [run.run for run in queued if run.run not in waiting]
+    if names:
+        more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+        print_message(f"{', '.join(names[:MAX_LISTED])}{more}: {NOT_STARTED}")
 
 
 def status_table(runs: Iterable[Run]) -> Table:

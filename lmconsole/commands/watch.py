@@ -9,6 +9,7 @@ from lmconsole.commands.interrupts import Interrupts
 from lmconsole.commands.output import print_message
 from lmconsole.commands.results import print_results
 from lmconsole.errors import ExitCode
+from lmconsole.runs.permissions import pending
 from lmconsole.runs.store import Store
 
 
@@ -16,7 +17,7 @@ def watch(root: Path, names: Sequence[str], *, json: bool) -> ExitCode:
     """Follow the named runs of the store at ``root``, or all active ones, and print their results. An interrupt leaves
     the runs alone."""
     store = Store(root)
-    runs = [store.find(name) for name in names] if names else [run for run in store.runs() if run.status.active]
+    runs = [store.find(name) for name in names] if names else pending(store, store.runs())
     if not runs:
         print_message(f"{store.root}: no active run")
         return ExitCode.OK

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lmconsole.errors import StoreError, escape_control_characters
+from lmconsole.files import open_file
 from lmconsole.runs.store import Store
 
 SPIN_COUNT = 30_000
@@ -18,11 +19,13 @@ _WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
 def start_runner(store: Store) -> "subprocess.Popen[bytes] | None":
-    """Start the store's runner; return None if one is at work. Of two that start at once, one ends by itself.
+    """Start this user's runner of the store; return None if it is at work. Of two that start at once, one ends by
+    itself. While the runner of another user is at work, it waits.
 
     Raises StoreError if its log cannot be written.
     """
-    if store.runner() is not None:
+    owner = store.runner()
+    if owner is not None and owner.is_own:
         return None
     try:
         command = python("lmconsole.engine.runner", str(store.root))
@@ -60,9 +63,9 @@ def python(module: str, *arguments: str) -> list[str]:
 def last_line(log: Path) -> str:
     """Return the last line of a process's output in ``log``, which mostly says why it ended, safe for a terminal."""
     try:
-        with log.open("rb") as file:
-            file.seek(max(log.stat().st_size - 4096, 0))
-            lines = file.read().decode(errors="replace").strip().splitlines()
+        with open(open_file(log, follow=False), "rb") as file:
+            file.seek(max(os.fstat(file.fileno()).st_size - 4096, 0))
+            lines = file.read(4096).decode(errors="replace").strip().splitlines()
     except OSError:
         lines = []
     return escape_control_characters(lines[-1].strip()) if lines else "it printed nothing"
@@ -72,7 +75,7 @@ def _detached(
     command: list[str], log: Path, cwd: str | None = None, environment: Mapping[str, str] | None = None
 ) -> "subprocess.Popen[bytes]":
     """Start a process in a session of its own, so that a hang-up or an interrupt of the terminal does not reach it."""
-    with log.open("ab") as output:
+    with open(open_file(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, follow=False), "ab") as output:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
@@ -17,11 +17,14 @@ from lmconsole.runs import lock
 from lmconsole.runs.create import create_run, next_places, queue_lock
 from lmconsole.runs.events import EventLog, Queued, utc_now
 from lmconsole.runs.info import SCHEMA, RunInfo
+from lmconsole.runs.paths import RunPaths
+from lmconsole.runs.permissions import AfterQueue, Permissions, pending
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store, queue_order
 from lmconsole.telemetry.host import cores, threads_per_run
 
 RUN_LOCK_TIMEOUT_S = 1.0
+_NOTHING = AfterQueue()
 
 
 class Action(StrEnum):
@@ -79,12 +82,19 @@ def jobs_at_once(threads: int, event: Queued) -> int:
 
 
 def decide(
-    known: Iterable[Run], wanted: Iterable[ResolvedRun], template: Queued, *, fresh: bool, threads: int | None = None
+    known: Iterable[Run],
+    wanted: Iterable[ResolvedRun],
+    template: Queued,
+    *,
+    active: Collection[str],
+    fresh: bool,
+    threads: int | None = None,
 ) -> list[QueueDecision]:
     """Return what ``enqueue`` would do, without doing it.
 
     Args:
         known: runs of the store, oldest first. Unreadable ones are ignored.
+        active: names of those that are ``pending``.
         wanted, template, fresh, threads: as for ``enqueue``.
     """
     runs_by_hash: dict[str, list[Run]] = {}
@@ -93,7 +103,7 @@ def decide(
             runs_by_hash.setdefault(run.info.config_hash, []).append(run)
     decisions = []
     for resolved in wanted:
-        action, found = _decide_one([] if fresh else runs_by_hash.get(resolved.config_hash, []))
+        action, found = _decide_one([] if fresh else runs_by_hash.get(resolved.config_hash, []), active)
         own_threads = _threads(resolved, found, threads)
         decisions.append(
             QueueDecision(
@@ -116,15 +126,22 @@ def _threads(resolved: ResolvedRun, found: Run | None, requested: int | None) ->
     return requested or resolved.threads
 
 
-def _decide_one(same: list[Run]) -> tuple[Action, Run | None]:
-    """Return the action for a run, and the one of the ``same`` runs in the store (oldest first) that it concerns."""
+def _decide_one(same: list[Run], active: Collection[str]) -> tuple[Action, Run | None]:
+    """Return the action for a run, and the one of the ``same`` runs in the store (oldest first) that it concerns.
+
+    A run that is queued and not in ``active`` waits for nothing, so it can be queued again like one that stopped. Runs
+    of another user that this one cannot write are left alone.
+    """
     for run in reversed(same):
-        if run.status.active or (run.status is not Status.FINISHED and run.worker() is not None):
+        if run.run in active or (run.status is not Status.FINISHED and run.worker() is not None):
             return Action.ACTIVE, run
     for run in reversed(same):
         if run.status is Status.FINISHED:
             return Action.FINISHED, run
-    return (Action.RESUME, same[-1]) if same else (Action.NEW, None)
+    for run in reversed(same):
+        if os.access(run.paths.folder, os.W_OK) and os.access(run.paths.events, os.W_OK):
+            return Action.RESUME, run
+    return Action.NEW, None
 
 
 def enqueue(
@@ -132,12 +149,13 @@ def enqueue(
     wanted: Sequence[ResolvedRun],
     template: Queued,
     *,
+    after: AfterQueue = _NOTHING,
     fresh: bool,
     refuse_active: bool,
     threads: int | None = None,
 ) -> list[QueueDecision]:
-    """Create or requeue a run directory for each of ``wanted``, in this order. In the decisions returned, ``run`` is
-    never None.
+    """Create or requeue a run directory for each of ``wanted``, in this order, and permit the runner of this user to
+    start it. In the decisions returned, ``run`` is never None.
 
     The store's queue lock is held, so that two commands at once never create the same run twice.
 
@@ -145,6 +163,7 @@ def enqueue(
         wanted: runs without duplicates.
         template: event that queues each run, with ``place`` to be filled in. Its ``jobs`` is the most at once for any
             of them.
+        after: what to do when the queue is empty, also for runs that are resumed.
         fresh: create new runs even where the store has the same ones.
         refuse_active: raise if one of the runs is active.
         threads: CPU threads of new runs; None, as with ``--jobs auto``, for the number that suits the size of each. A
@@ -153,15 +172,16 @@ def enqueue(
     Raises:
         RunActiveError: one of the runs is active, with ``refuse_active``; nothing has been queued. Or another process
             has taken the lock of a run to be resumed; the runs before it have been queued.
-        StoreError: the store cannot be written; some runs may have been queued.
+        StoreError: the store or the folder of permissions cannot be written; some runs may have been queued.
     """
-    with queue_lock(store):
+    with queue_lock(store), _granting(store) as permissions:
         runs = store.runs()
-        decisions = decide(runs, wanted, template, fresh=fresh, threads=threads)
-        active = [decision.run for decision in decisions if decision.action is Action.ACTIVE]
-        if active and refuse_active:
+        active = {run.run for run in pending(store, runs)}
+        decisions = decide(runs, wanted, template, active=active, fresh=fresh, threads=threads)
+        refused = [decision.run for decision in decisions if decision.action is Action.ACTIVE]
+        if refused and refuse_active:
             raise RunActiveError(
-                f"{store.root}: already queued or running: {', '.join(map(str, active))}",
+                f"{store.root}: already queued or running: {', '.join(map(str, refused))}",
                 hint="`lmconsole watch RUN` follows it, `lmconsole stop RUN` stops it. "
                 "`lmconsole run --all` does not refuse active runs but waits for them.",
             )
@@ -173,35 +193,56 @@ def enqueue(
                 event = msgspec.structs.replace(template, jobs=decision.jobs, place=next(places))
                 if decision.run is None:
                     name = _create(store, decision, event, "auto" if threads is None else template.jobs)
+                    permissions.grant(RunPaths(store.root / name), 1, after)
                     decision = replace(decision, run=name)
                 else:
-                    _requeue(by_name[decision.run], event)
+                    _requeue(by_name[decision.run], event, permissions, after)
             done.append(decision)
         return done
 
 
-def requeue(store: Store, names: Iterable[str]) -> list[str]:
-    """Queue runs again that stopped, failed or were lost, each as it was last queued, and return their names.
-    Finished and active runs are left alone.
+def requeue(store: Store, names: Iterable[str], after: AfterQueue = _NOTHING) -> list[str]:
+    """Queue runs again that stopped, failed or were lost, or that wait for nothing, each on the devices for which it
+    was last queued, and return their names. Finished and active runs are left alone.
+
+    Args:
+        after: what to do when the queue is empty. If it names no program, one that this user asked for when a run was
+            queued before, and that has not been started yet, is kept.
 
     Raises:
         RunActiveError: another process has taken the lock of a run; the runs before it have been queued.
-        StoreError: the store cannot be written; some runs may have been queued.
+        StoreError: the store or the folder of permissions cannot be written; some runs may have been queued.
     """
-    with queue_lock(store):
+    with queue_lock(store), _granting(store) as permissions:
         runs, chosen = store.runs(), set(names)
+        active = {run.run for run in pending(store, runs)}
         places = next_places(store, runs)
         done = []
         for run in sorted(runs, key=lambda run: queue_order(run.info, run.state.queued)):
-            if run.run not in chosen or run.problem or run.status.active or run.status is Status.FINISHED:
+            if run.run not in chosen or run.problem or run.run in active or run.status is Status.FINISHED:
                 continue
             last = run.state.queued
             if run.info.origin == "imported" or last is None or run.worker() is not None:
                 continue
             jobs = jobs_at_once(run.info.threads or 1, last)
-            _requeue(run, msgspec.structs.replace(last, jobs=jobs, place=next(places)))
+            earlier = permissions.find(run)
+            kept = after
+            if not after.on_finish and earlier is not None:
+                kept = msgspec.structs.replace(after, on_finish=earlier.after.on_finish, cwd=earlier.after.cwd)
+            _requeue(run, msgspec.structs.replace(last, jobs=jobs, place=next(places)), permissions, kept)
             done.append(run.run)
         return done
+
+
+@contextlib.contextmanager
+def _granting(store: Store) -> Iterator[Permissions]:
+    """Yield the permissions for the store, and force new ones to the disk at the end."""
+    permissions = Permissions(store.root)
+    permissions.prepare()
+    try:
+        yield permissions
+    finally:
+        permissions.sync()
 
 
 def _create(store: Store, decision: QueueDecision, event: Queued, requested_jobs: int | Literal["auto"]) -> str:
@@ -228,18 +269,25 @@ def _create(store: Store, decision: QueueDecision, event: Queued, requested_jobs
     return create_run(store, info, [event])
 
 
-def _requeue(run: Run, event: Queued) -> None:
-    """Append ``event`` to a run that stopped, failed or was lost. Its worker has ended, so its lock is free.
+def _requeue(run: Run, event: Queued, permissions: Permissions, after: AfterQueue) -> None:
+    """Append ``event`` to a run whose worker has ended, so that its lock is free, and permit to start it.
 
     Raises:
         RunActiveError: another process has taken the lock.
+        StoreError: the permission cannot be saved; nobody starts the run until it is queued again.
         OSError: the log cannot be written.
     """
+    earlier = permissions.find(run)
     with lock.held(run.paths.lock, RUN_LOCK_TIMEOUT_S) as held:
         if held is None:
             raise RunActiveError(f"{run.run}: a worker has just started it", hint="`lmconsole watch RUN` follows it.")
         with contextlib.suppress(FileNotFoundError):
             run.paths.stop.unlink()
         log = EventLog(run.paths.events)
-        log.append(event, sync=True)
-        log.close()
+        try:
+            queued = log.append(event, sync=True)
+        finally:
+            log.close()
+        permissions.grant(run.paths, queued.seq, after)
+        if earlier is not None:
+            permissions.remove(earlier)

@@ -20,29 +20,44 @@ from lmconsole.engine import worker
 from lmconsole.engine.processes import last_line, python, start_program
 from lmconsole.engine.shared_data import shared_folder
 from lmconsole.engine.worker import EXIT_NOT_TRAINED, Command, PrepareOnDevice, Train
-from lmconsole.errors import StoreError
+from lmconsole.errors import StoreError, escape_control_characters
 from lmconsole.runs import lock
-from lmconsole.runs.events import EventLog, EventReader, Failed, Queued, Stopped, utc_now
-from lmconsole.runs.state import RunState, Status
+from lmconsole.runs.events import Failed, Queued, Stopped, utc_now
+from lmconsole.runs.permissions import Permission, Permissions, text_of
+from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store, has_room, queue_order
 
 POLL_S = 0.2
+OTHER_USER_POLL_S = 1.0
+"""Interval at which a runner checks whether that of another user has ended."""
 EXPORT_TIMEOUT_S = 900.0
 FORK_SERVER_GONE = 255
 """Exit code that multiprocessing reports for a process whose fork server has ended."""
 
 
 def main(root: Path) -> int:
-    """Serve the store at ``root`` until the queue is empty or another runner serves it, and return the exit code."""
+    """Serve the store at ``root`` until the queue is empty or another runner of this user serves it, and return the
+    exit code. Raises StoreError if the store cannot be served."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     store = Store(root.absolute())
     with contextlib.suppress(OSError):
         os.chdir(store.root)  # the folder of the command may be removed, and no process starts in one that is gone
     runner = Runner(store)
+    waited = False
     while True:
-        held = lock.acquire(store.runner_lock)
+        try:
+            held = lock.acquire(store.runner_lock)
+        except OSError as error:
+            raise StoreError(f"{store.runner_lock}: cannot be opened: {error.strerror}") from None
         if held is None:
-            return 0
+            owner = store.runner()
+            if (owner is not None and owner.is_own) or not runner.has_work():
+                return 0
+            if not waited:
+                _log("the runner of another user is at work; waiting until it ends")
+                waited = True
+            time.sleep(OTHER_USER_POLL_S)
+            continue
         with shared_folder(store.root) as runner.shared:
             runner.serve()
         held.release()
@@ -91,15 +106,20 @@ class _PreparedWorker:
 
 
 class Runner:
-    """Starts the runs of one store until its queue is empty, and then exports."""
+    """Starts the runs of one store until its queue is empty, and then exports.
+
+    It acts only on runs that its user has permitted. All others in the store, and their workers, are left alone.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._permissions = Permissions(store.root)
         self.shared: Path | None = None
         """Folder of the data that workers share; None: each reads its own."""
         self._workers: dict[str, _Worker] = {}
         self._prepared: dict[str, _PreparedWorker] = {}
         self._served: dict[str, Run] = {}
+        """Runs that were queued or running since the queue was last empty."""
         self._unwritable: set[str] = set()
         """Runs whose logs cannot be written, so that they are not started."""
         self._not_ahead: set[str] = set()
@@ -134,7 +154,13 @@ class Runner:
         return any(self._waits(run) for run in self.store.runs())
 
     def _waits(self, run: Run) -> bool:
-        return run.status is Status.QUEUED and not run.problem and run.run not in self._unwritable
+        return (
+            run.status is Status.QUEUED
+            and not run.problem
+            and run.info.origin == "trained"
+            and run.run not in self._unwritable
+            and self._permissions.find(run) is not None
+        )
 
     def _pause(self) -> None:
         """Wait for the next check, or until a worker ends, since its device is free then."""
@@ -171,7 +197,7 @@ class Runner:
                 self._append(run, _worker_death(run, code), after=child.queued_seq)
 
     def _busy(self, runs: list[Run]) -> dict[str, _Occupancy]:
-        """Return the devices that each active run occupies."""
+        """Return the devices that each active run of this user occupies."""
         busy: dict[str, _Occupancy] = {}
         for run in runs:
             queued = run.state.queued
@@ -179,7 +205,7 @@ class Runner:
                 continue
             if run.run in self._workers:
                 busy[run.run] = _Occupancy({self._workers[run.run].device}, queued.jobs)
-            elif self._worker_pid(run) is not None:
+            elif self._is_own_worker(run):
                 started = run.state.started if run.status is Status.RUNNING else None
                 devices = {started.device_uuid or started.device} if started else set(queued.devices)
                 busy[run.run] = _Occupancy(devices, queued.jobs)
@@ -195,6 +221,8 @@ class Runner:
             if ahead is not None and (ahead.device not in (None, device) or ahead.queued_seq != queued.seq):
                 continue
             if has_room(queued.jobs, others):
+                if self._permissions.read(run) is None:  # its files were replaced while it waited
+                    return
                 sibling_pids = [pid for pid in map(self._worker_pid, self._active(busy)) if pid]
                 try:
                     process = self._start_on(run, device, sibling_pids)
@@ -251,7 +279,7 @@ class Runner:
                 self._let_use_device(self._prepared[run.run], others)
 
     def _start_waiting(self, run: Run, queued: Queued) -> None:
-        if run.run in self._not_ahead:
+        if run.run in self._not_ahead or self._permissions.read(run) is None:
             return
         try:
             process, commands = worker.start_waiting(run, queued.devices[0], self.shared)
@@ -281,35 +309,59 @@ class Runner:
             return None
         return None if owner is None else owner.pid or 0
 
-    def _append(self, run: Run, event: Failed | Stopped, *, after: int) -> None:
-        """Record the end of a run that has no worker. Nothing is written if another process holds its lock, or has
-        recorded an end or queued it again since the ``queued`` event number ``after``."""
+    def _is_own_worker(self, run: Run) -> bool:
+        """Return whether a process of this user, or one that this user permitted, holds the lock of ``run``."""
         try:
-            with lock.held(run.paths.lock, 0.0) as held:
-                if held is None:
-                    return
-                state = RunState()
-                state.read(EventReader(run.paths.events))
-                if state.status.active and state.queued_seq == after:
-                    log = EventLog(run.paths.events)
-                    log.append(event, sync=True)
-                    log.close()
-                    _log(f"{run.run}: {'stopped before it started' if isinstance(event, Stopped) else event.message}")
+            owner = run.worker()
+        except StoreError:
+            return False
+        return owner is not None and (self._permissions.find(run) is not None or owner.is_own is True)
+
+    def _append(self, run: Run, event: Failed | Stopped, *, after: int) -> None:
+        """Record the end of a run that has no worker, as ``Run.record_end`` does."""
+        try:
+            if run.record_end(event, after=after):
+                _log(f"{run.run}: {'stopped before it started' if isinstance(event, Stopped) else event.message}")
         except OSError as error:
             _log(f"{run.run}: its log cannot be written: {error}")
             self._unwritable.add(run.run)
 
     def _finish(self) -> None:
-        """Export and run the programs that were asked for, now that the queue is empty."""
-        asked = [run.state.queued for run in self._served.values() if run.state.queued]
+        """Export and run the programs that this user asked for, now that the queue is empty, and remove the permissions
+        of runs that have ended."""
+        fulfilled = self._ended()
         self._served.clear()
-        for folder in dict.fromkeys(queued.exports for queued in asked if queued.exports):
+        for folder in dict.fromkeys(each.after.exports for each in fulfilled if each.after.exports):
             self._call(python("lmconsole.report", str(self.store.root), folder), EXPORT_TIMEOUT_S)
-        for program, cwd in dict.fromkeys((queued.on_finish, queued.cwd) for queued in asked if queued.on_finish):
+        # Removed first, so that no program is started twice, whatever happens to this process.
+        removed = [each.after for each in fulfilled if self._permissions.remove(each)]
+        for program, cwd in dict.fromkeys((after.on_finish, after.cwd) for after in removed if after.on_finish):
             try:
                 start_program(program, cwd, self.store.runner_log)
             except OSError as error:
                 _log(f"{program[0]}: cannot be started: {error}")
+
+    def _ended(self) -> list[Permission]:
+        """Return the permissions of runs that have ended, under this runner or an earlier one, and remove those of runs
+        that were deleted, or queued again by someone else."""
+        saved = self._permissions.saved()  # before the logs, so that each has the event that a permission covers
+        runs = {text_of(run.run): run for run in self.store.runs()}
+        names = {text_of(name) for name in self.store.names()}
+        ended = []
+        for permission in saved:
+            run = runs.get(permission.run)
+            if run is None or run.problem:
+                if permission.run not in names:
+                    self._permissions.remove(permission)
+            elif run.state.queued_seq > permission.queued_seq:
+                self._permissions.remove(permission)
+            elif not self._goes_on(run) and self._permissions.read(run) == permission:
+                ended.append(permission)
+        return ended
+
+    def _goes_on(self, run: Run) -> bool:
+        """Return whether ``run`` has not ended yet. One that was lost under an earlier runner can be resumed."""
+        return run.status.active or (run.status is Status.LOST and run.run not in self._served)
 
     def _call(self, command: list[str], timeout_s: float) -> None:
         try:
@@ -371,7 +423,8 @@ def _cannot_start(run: Run, error: OSError) -> Failed:
 
 
 def _log(message: str) -> None:
-    print(f"{utc_now()} {message}", flush=True)
+    line = escape_control_characters(message).replace("\n", "\\n")  # names of folders are not ours
+    print(f"{utc_now()} {line}", flush=True)
 
 
 if __name__ == "__main__":

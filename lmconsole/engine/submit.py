@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from lmconsole.engine.probe import ProbeAnswer, ResolvedRun
 from lmconsole.engine.processes import disown, start_runner
@@ -11,7 +12,8 @@ from lmconsole.engine.run_options import RunRequest
 from lmconsole.errors import StoreError
 from lmconsole.formatting import counted
 from lmconsole.plan.presets import ranges
-from lmconsole.runs.events import Queued
+from lmconsole.runs.events import Queued, Stopped
+from lmconsole.runs.permissions import AfterQueue, Permissions, pending
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 from lmconsole.telemetry.host import cores, threads_per_run
@@ -27,16 +29,26 @@ def queued_as(answer: ProbeAnswer, request: RunRequest) -> Queued:
     return Queued(
         devices=answer.device_keys,
         jobs=request.jobs if request.jobs != "auto" else cores() if answer.device_keys == ("cpu",) else 1,
-        exports=str(request.exports) if request.exports else None,
-        on_finish=request.on_finish,
-        cwd=os.getcwd(),
+    )
+
+
+def _after_queue(request: RunRequest) -> AfterQueue:
+    return AfterQueue(
+        exports=str(request.exports) if request.exports else None, on_finish=request.on_finish, cwd=os.getcwd()
     )
 
 
 def preview(runs: Iterable[Run], answer: ProbeAnswer, request: RunRequest) -> list[QueueDecision]:
     """Return what ``submit`` would do, given the store's ``runs`` (oldest first), in the order of the queue."""
-    queued = queued_as(answer, request)
-    return decide(runs, _wanted(answer, request), queued, fresh=request.fresh, threads=requested_threads(request))
+    runs = list(runs)
+    return decide(
+        runs,
+        _wanted(answer, request),
+        queued_as(answer, request),
+        active={run.run for run in pending(Store(request.runs), runs)},
+        fresh=request.fresh,
+        threads=requested_threads(request),
+    )
 
 
 def _wanted(answer: ProbeAnswer, request: RunRequest) -> list[ResolvedRun]:
@@ -62,20 +74,21 @@ def submit(store: Store, answer: ProbeAnswer, request: RunRequest) -> list[Queue
 
     Raises:
         RunActiveError: one of the runs is active, and not ``request.wait_for_active``; nothing has been queued.
-        StoreError: the store cannot be written.
+        StoreError: the store or the folder of permissions cannot be written.
     """
     try:
         return enqueue(
             store,
             _wanted(answer, request),
             queued_as(answer, request),
+            after=_after_queue(request),
             fresh=request.fresh,
             refuse_active=not request.wait_for_active,
             threads=requested_threads(request),
         )
     except BaseException:
         with contextlib.suppress(StoreError):
-            if any(run.status is Status.QUEUED for run in store.runs()):
+            if _any_queued(store, store.runs()):
                 wake_runner(store)
         raise
 
@@ -87,25 +100,48 @@ def wake_runner(store: Store) -> None:
         disown(runner)
 
 
-def resume_runs(store: Store, names: Sequence[str]) -> list[str]:
-    """Queue these runs again, each with the devices and exports it was last queued with, and return the names of those
-    that were queued. Finished and active runs are left alone. Raises StoreError if the store cannot be written."""
-    resumed = requeue(store, names)
+def _any_queued(store: Store, runs: Iterable[Run]) -> bool:
+    """Return whether a runner of this user would start one of ``runs``, or remove it from the queue."""
+    permissions = Permissions(store.root)
+    return any(run.status is Status.QUEUED and permissions.find(run) is not None for run in runs)
+
+
+def resume_runs(store: Store, names: Sequence[str], exports: Path | None = None) -> list[str]:
+    """Queue these runs again, each on the devices for which it was last queued, and return the names of those that were
+    queued. When the queue is empty, results are exported to ``exports``.
+
+    Finished and active runs are left alone. Raises StoreError if the store or the folder of permissions cannot be
+    written.
+    """
+    resumed = requeue(store, names, AfterQueue(exports=None if exports is None else str(exports)))
     if resumed:
         wake_runner(store)
     return resumed
 
 
 def stop_runs(store: Store, runs: Sequence[Run]) -> list[str]:
-    """Ask active ``runs`` to stop, and make sure that a runner removes queued ones from the queue. Return a line on
-    each."""
+    """Ask active ``runs`` to stop, and remove queued ones from the queue. Return a line on each."""
     lines = []
     for run in runs:
-        if run.status.active:
-            run.request_stop()
-            lines.append(f"{run.run}: asked to stop; it saves a checkpoint first")
-        else:
+        if not run.status.active:
             lines.append(f"{run.run}: not active ({run.status.value})")
-    if any(run.status is Status.QUEUED for run in runs):
-        wake_runner(store)
+            continue
+        run.request_stop()
+        if run.status is Status.QUEUED and not run.problem and _remove_from_queue(run):
+            lines.append(f"{run.run}: removed from the queue")
+        else:
+            lines.append(f"{run.run}: asked to stop; it saves a checkpoint first")
+    with contextlib.suppress(StoreError):  # what this user may start plays no part in stopping runs
+        if _any_queued(store, runs):
+            wake_runner(store)  # to do what was asked for when the queue is empty
     return lines
+
+
+def _remove_from_queue(run: Run) -> bool:
+    """Record that a queued run was stopped, and return whether that was done: a worker that has it records it itself.
+    Raises StoreError if the log cannot be written."""
+    epoch, step = run.state.position
+    try:
+        return run.record_end(Stopped(epoch=epoch, step=step), after=run.state.queued_seq)
+    except OSError as error:
+        raise StoreError(f"{error.filename or run.paths.events}: cannot be written: {error.strerror}") from None

@@ -23,6 +23,7 @@ from lmconsole.report.results import FRAMES
 from lmconsole.report.selection import Group, choose_group
 from lmconsole.report.table import SUFFIXES, Table, TextFormat, frame_to_csv
 from lmconsole.report.transaction import replace_files
+from lmconsole.runs.permissions import pending
 from lmconsole.runs.store import Store
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def keep_current(store: Store, out: Path, options: ExportOptions, report: Callab
     exported: object = None
     while True:
         runs = store.runs()
-        active = any(run.status.active for run in runs)
+        active = bool(pending(store, runs))
         progress = [(run.run, run.status, len(run.state.epochs)) for run in runs]
         if progress != exported:
             try:

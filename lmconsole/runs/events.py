@@ -29,11 +29,14 @@ CHUNK_BYTES = 8 * 2**20
 MAX_LOG_BYTES = 2**30
 """Largest log that is read: that of two weeks of training."""
 
+MAX_JOBS = 1_024
+"""Most runs at once on one device."""
+
 # A value outside these ranges makes its line a damaged one, so that all other code can rely on them.
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 EpochNumber = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
-Jobs = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Jobs = Annotated[int, msgspec.Meta(ge=1, le=MAX_JOBS)]
 Loss = Annotated[float, msgspec.Meta(ge=-MAX_LOSS_NATS, le=1e40)]
 """Cross-entropy in nats, computed from single precision."""
 Ppl = Annotated[float, msgspec.Meta(gt=0.0, le=1e306)]
@@ -56,21 +59,23 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind
     t: str = ""
 
 
-class Queued(Event, frozen=True, kw_only=True, gc=False, tag="queued"):
-    """The run was put into the queue, for the first time or again. The last such event says how to start it."""
+Device = Annotated[str, msgspec.Meta(pattern=r"\A(cpu|cuda:[0-9]{1,3}|(GPU|MIG)-[0-9A-Za-z/-]{1,100})\Z")]
+"""``cpu``, a GPU by the UUID of it or of its MIG slice, or by its number where PyTorch knows no UUIDs."""
 
-    devices: tuple[str, ...]
-    """The run may use any one of these: ``cpu``, or GPUs by UUID, which is the same in every process."""
+
+class Queued(Event, frozen=True, kw_only=True, gc=False, tag="queued"):
+    """The run was put into the queue, for the first time or again. The last such event schedules the run.
+
+    It does not allow the run to be started: see ``runs/permissions.py``. Logs of version 0.1.0 also name what to do
+    when the queue is empty (``exports``, ``on_finish``, ``cwd``), which is ignored.
+    """
+
+    devices: Annotated[tuple[Device, ...], msgspec.Meta(max_length=1_024)]
+    """The run may use any one of these. Empty in imported runs."""
     jobs: Jobs
     """Most runs at once on one device, this one included."""
     place: Number = 0
     """Position in the queue, counted over all runs ever queued in the store; 0 in logs of version 0.1.0."""
-    exports: str | None = None
-    """Folder to export to when the queue is empty; None for no export."""
-    on_finish: tuple[str, ...] = ()
-    """Program (absolute path) and arguments to run when the queue is empty."""
-    cwd: str = ""
-    """Working directory of that program."""
 
 
 class Started(Event, frozen=True, kw_only=True, gc=False, tag="started"):

@@ -36,6 +36,20 @@ class Owner:
 
     pid: int | None
 
+    @property
+    def is_own(self) -> bool | None:
+        """Whether it is a process of this user, as the kernel says; None if that is unknown."""
+        import psutil
+
+        if self.pid is None:
+            return None
+        try:
+            return psutil.Process(self.pid).uids().effective == os.geteuid()
+        except psutil.NoSuchProcess:
+            return None
+        except psutil.AccessDenied:
+            return False
+
 
 class Lock:
     """A lock that this process holds until ``release`` or its end."""

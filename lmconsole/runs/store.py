@@ -12,7 +12,7 @@ from typing import TypeVar
 from lmconsole.errors import RunNotFoundError, StoreError
 from lmconsole.files import open_file
 from lmconsole.runs import lock
-from lmconsole.runs.events import AnyEvent, EventReader, Queued
+from lmconsole.runs.events import AnyEvent, EventLog, EventReader, Failed, Queued, Stopped
 from lmconsole.runs.info import RunInfo, read_info
 from lmconsole.runs.paths import QUEUE_LOCK, RUNNER_LOCK, RUNNER_LOG, TEMPORARY, RunPaths
 from lmconsole.runs.state import RunState, Status
@@ -72,6 +72,8 @@ class Run:
                 self.problem = f"{self.paths.stop}: expected a file, found something else; remove it"
             if self.state.queued is None and self.state.status is Status.QUEUED:
                 self.problem = f"{self.paths.events}: no event says that it was queued"
+            elif self.state.queued and not self.state.queued.devices and self.info.origin == "trained":
+                self.problem = f"{self.paths.events}: it was queued for no device"
         except FileNotFoundError:
             self.problem = f"{self.paths.events}: there is no such file"
         except OSError as error:
@@ -94,6 +96,26 @@ class Run:
             os.close(open_file(self.paths.stop, os.O_WRONLY | os.O_CREAT, follow=False))
         except OSError as error:
             raise StoreError(f"{self.paths.stop}: cannot be written: {error.strerror}") from None
+
+    def record_end(self, event: Failed | Stopped, *, after: int) -> bool:
+        """Record the end of a run that has no worker, and return whether that was done.
+
+        It is not if another process holds the run's lock, or has recorded an end or queued the run again since the
+        ``queued`` event number ``after``. Raises OSError if the log cannot be written.
+        """
+        with lock.held(self.paths.lock, 0.0) as held:
+            if held is None:
+                return False
+            state = RunState()
+            state.read(EventReader(self.paths.events))
+            if not state.status.active or state.queued_seq != after:
+                return False
+            log = EventLog(self.paths.events)
+            try:
+                log.append(event, sync=True)
+            finally:
+                log.close()
+        return True
 
 
 class Store:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lmconsole.errors import RunActiveError, StoreError
 from lmconsole.runs.paths import TRASH
+from lmconsole.runs.permissions import Permissions, pending
 from lmconsole.runs.store import Store
 
 
@@ -13,17 +14,19 @@ def discard(store: Store, names: Iterable[str]) -> list[str]:
     """Move runs to the trash and return the names of those that were moved; runs that no longer exist are skipped.
 
     Raises:
-        RunActiveError: one of them is queued or running. Nothing has been moved.
+        RunActiveError: one of them is running, or will be started. Nothing has been moved.
         StoreError: the store cannot be written.
     """
     runs = {run.run: run for run in store.runs()}
     chosen = [runs[name] for name in dict.fromkeys(names) if name in runs]
-    active = [run.run for run in chosen if run.status.active or run.worker() is not None]
+    waiting = {run.run for run in pending(store, chosen)}
+    active = [run.run for run in chosen if run.run in waiting or run.worker() is not None]
     if active:
         raise RunActiveError(f"still queued or running: {', '.join(active)}", hint="Stop it first, then delete it.")
-    trash = _trash(store)
+    trash, permissions = _trash(store), Permissions(store.root)
     for run in chosen:
         _move(run.paths.folder, trash / run.run)
+        permissions.forget(run.run)
     return [run.run for run in chosen]
 
 

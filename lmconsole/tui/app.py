@@ -209,8 +209,9 @@ class ConsoleApp(App[str]):
         self._confirm(f"Stop {_count(names)}?", lines, note, "Stop", lambda: self.store_actions.stop(names))
 
     def on_main_screen_resume_requested(self, message: MainScreen.ResumeRequested) -> None:
-        """Queue runs again that ended early."""
-        views = [view for view in message.runs if not view.status.active and view.status is not Status.FINISHED]
+        """Queue runs again that ended early, or that are queued and nobody will start."""
+        ended = [view for view in message.runs if not view.status.active or view.unattended]
+        views = [view for view in ended if view.status is not Status.FINISHED]
         if not views:
             self.notify("None of the selected runs was stopped, lost or failed.", timeout=3)
             return
@@ -245,7 +246,8 @@ class ConsoleApp(App[str]):
 
     def action_leave(self) -> None:
         """Quit; runs continue."""
-        active = [view.run for view in self.feed.snapshot.runs.values() if view.status.active]
+        views = self.feed.snapshot.runs.values()
+        active = [view.run for view in views if view.status.active and not view.unattended]
         if not active:
             self.exit(None)
             return

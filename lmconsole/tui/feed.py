@@ -33,6 +33,7 @@ from lmconsole.runs.events import (
     Telemetry,
 )
 from lmconsole.runs.info import RunInfo
+from lmconsole.runs.permissions import Permissions, pending
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store, oldest_first
 from lmconsole.telemetry.gpu import Gpus, GpuSample
@@ -72,6 +73,8 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
     status: Status
     stopping: bool
     """Whether it is active and has been asked to stop."""
+    unattended: bool
+    """Whether it is queued, and nobody will start it."""
     problem: str | None
     """Error in the files of the run, if there is one."""
     damage: tuple[str, ...]
@@ -158,18 +161,19 @@ class _FollowedRun:
         """Whether the log should be read in every poll, or has not been read for a while."""
         return self.run.status.active or time.monotonic() - self.read_at_s >= IDLE_POLL_S
 
-    def update_view(self, events: Sequence[AnyEvent]) -> None:
+    def update_view(self, events: Sequence[AnyEvent], *, unattended: bool) -> None:
         """Replace the view if there are new ``events``, or if something has changed that is not in the log."""
         run, old = self.run, self.view
         stopping = run.status.active and run.stop_requested
-        changed = old is None or (old.status, old.stopping, old.problem, old.damage) != (
+        changed = old is None or (old.status, old.stopping, old.unattended, old.problem, old.damage) != (
             run.status,
             stopping,
+            unattended,
             run.problem,
             run.state.damage,
         )
         if events or changed:
-            self.view = _view(run, self.curve, stopping)
+            self.view = _view(run, self.curve, stopping=stopping, unattended=unattended)
 
 
 class Feed:
@@ -182,6 +186,7 @@ class Feed:
         self, root: Path, *, open_gpus: Callable[[], Gpus] = Gpus.open, on_first: Callable[[], object] | None = None
     ):
         self._store = Store(root, recent=RECENT)
+        self._permissions = Permissions(root)
         self.snapshot = Snapshot()
         self.poll_s = POLL_S
         self._open_gpus = open_gpus
@@ -339,8 +344,17 @@ class Feed:
             self._followed.pop(name, None)
             return self._read_events(name)
         _extend(followed.curve, events)
-        followed.update_view(events)
+        followed.update_view(events, unattended=self._is_unattended(followed.run))
         return followed.run.problem
+
+    def _is_unattended(self, run: Run) -> bool:
+        if run.status is not Status.QUEUED or run.problem or run.info.origin == "imported":
+            return False
+        with contextlib.suppress(StoreError):
+            if self._permissions.find(run) is not None:  # reads no file once it has been found
+                return False
+            return not pending(self._store, [run])
+        return True
 
     def _sample_machine(self) -> None:
         """Sample the GPUs, or the host's memory where there is none."""
@@ -371,7 +385,7 @@ def _extend(curve: Curve, events: Iterable[AnyEvent]) -> None:
         curve.add(progress)
 
 
-def _view(run: Run, curve: Curve, stopping: bool) -> RunView:
+def _view(run: Run, curve: Curve, *, stopping: bool, unattended: bool) -> RunView:
     state = run.state
     return RunView(
         run=run.run,
@@ -379,6 +393,7 @@ def _view(run: Run, curve: Curve, stopping: bool) -> RunView:
         info=run.info,
         status=run.status,
         stopping=stopping,
+        unattended=unattended,
         problem=run.problem,
         damage=state.damage,
         attempt=state.attempt,

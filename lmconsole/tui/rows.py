@@ -128,7 +128,7 @@ def build_rows(
         view
         for views in by_experiment.values()
         for view in views
-        if view.status is Status.QUEUED and not view.problem and view.run not in problems
+        if view.status is Status.QUEUED and not (view.unattended or view.problem or view.run in problems)
     ]
     queued.sort(key=lambda view: queue_order(view.info, view.queued))
     positions = {view.run: position for position, view in enumerate(queued, 1)}
@@ -284,6 +284,8 @@ def _status_text(view: RunView, context: _Context, *, wide: bool | None = None) 
     if view.run in context.queue_positions:
         position = context.queue_positions[view.run]
         return f"queued, {position} of {len(context.queue_positions)}" if wide else f"queued {position}"
+    if view.unattended:
+        return "queued, not by you" if wide else "queued"
     if view.status in (Status.STOPPED, Status.LOST):
         return f"{view.status.value} in {min(epoch, epochs)}/{epochs}"
     return view.status.value

@@ -121,8 +121,8 @@ class StoreActions:
         self._run(stop)
 
     def resume(self, runs: Sequence[str]) -> None:
-        """Queue ``runs`` again with the settings that they have."""
-        self._run(lambda: self.Resumed(resume_runs(self._store(), list(runs))))
+        """Queue ``runs`` again with the settings that they have, and export to the console's folder."""
+        self._run(lambda: self.Resumed(resume_runs(self._store(), list(runs), self._options.exports)))
 
     def delete(self, runs: Sequence[str]) -> None:
         """Move ``runs`` to the trash."""

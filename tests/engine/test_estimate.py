@@ -60,7 +60,7 @@ def expected(root: Path, like: Run, *, jobs: int = 1, fresh: bool = True, **sett
     )
     runs = Store(root / "runs").runs()
     queued, threads = Queued(devices=("cpu",), jobs=jobs), threads_per_run(jobs)
-    decisions = decide(runs, answer.runs, queued, fresh=fresh, threads=threads)
+    decisions = decide(runs, answer.runs, queued, active=(), fresh=fresh, threads=threads)
     (found,) = estimates(answer, decisions, runs)
     return found
 

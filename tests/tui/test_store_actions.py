@@ -16,6 +16,7 @@ from tui.stage import Recorded, Stage, console_of, eventually, experiment, scree
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.plan.load import load_plan
 from lmconsole.runs.events import EventReader, Queued, Stopped
+from lmconsole.runs.permissions import Permissions
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 from lmconsole.telemetry.host import cores
@@ -70,7 +71,10 @@ async def test_r_queues_the_selection_with_the_preset_and_reports_it(stage: Stag
         assert {run.info.settings.epochs for run in (one, two)} == {2}
         queued = one.state.queued
         assert queued is not None
-        assert (queued.devices, queued.jobs, queued.exports) == (("cpu",), cores(), str(stage.root / "exports"))
+        assert (queued.devices, queued.jobs) == (("cpu",), cores())
+        permission = Permissions(stage.store.root).find(one)
+        assert permission is not None
+        assert permission.after.exports == str(stage.root / "exports")
         assert (one.info.threads, one.info.jobs) == (1, "auto")
         await pilot.press("escape", "down", "space", "up", "space", "r")
         await shows(pilot, "1 already", seconds=LONG_S)

@@ -19,6 +19,7 @@ from lmconsole.errors import escape_control_characters
 from lmconsole.files import LineTail
 from lmconsole.runs.events import Finished, Started
 from lmconsole.runs.paths import RunPaths
+from lmconsole.runs.permissions import NOT_STARTED
 from lmconsole.runs.state import Status
 from lmconsole.tui.feed import RunView
 
@@ -167,6 +168,8 @@ def _state(view: RunView) -> list[tuple[str, str]]:
         rows += [("origin", f"{view.info.experiment.source}; perplexities per {per}")]
     if view.failed:
         rows += [("error", view.failed.message), ("what to do", view.failed.hint)]
+    if view.unattended:
+        rows += [("not started", NOT_STARTED)]
     if view.problem:
         rows += [("problem", view.problem)]
     if view.damage:
