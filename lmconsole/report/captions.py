@@ -5,7 +5,7 @@ from collections import Counter
 import msgspec
 
 from lmconsole import formatting
-from lmconsole.importing.import_runs import STATED
+from lmconsole.importing.settings import STATED
 from lmconsole.plan.presets import ranges
 from lmconsole.report.results import is_complete
 from lmconsole.report.selection import Exclusion, Group

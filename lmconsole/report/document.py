@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from lmconsole.importing.import_runs import STATED
+from lmconsole.importing.settings import STATED
 from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.plan.presets import ranges
 from lmconsole.report.captions import describe_group, describe_incomplete_runs
