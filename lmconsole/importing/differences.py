@@ -91,7 +91,7 @@ def _compare_memory(found: Difference, now: Sequence[Reading], before: Iterable[
     later = [telemetry_event(reading) for reading in now]
     if later == earlier:
         return
-    if sum(each.samples for each in later) < sum(each.samples for each in earlier):
+    if sum(each.samples or 1 for each in later) < sum(each.samples or 1 for each in earlier):
         found.less = True
     else:
         found.more.append("memory readings")

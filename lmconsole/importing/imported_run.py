@@ -132,7 +132,7 @@ def telemetry_event(reading: Reading) -> Telemetry:
         device_used_mib=reading.used_mib,
         device_total_mib=reading.total_mib,
         utilization_percent=reading.utilization_percent,
-        samples=reading.count,
+        samples=reading.count if reading.count > 1 else msgspec.UNSET,
     )
 
 

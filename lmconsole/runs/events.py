@@ -117,8 +117,8 @@ class Telemetry(Event, frozen=True, kw_only=True, gc=False, tag="telemetry"):
     """One sample of the device and the worker process. None is unknown."""
 
     phase: Phase
-    samples: int = 1
-    """Number of consecutive readings whose mean this is; more than 1 only in imported runs."""
+    samples: int | msgspec.UnsetType = msgspec.UNSET
+    """Number of consecutive readings whose mean this is, in imported runs; unset for a single one."""
     epoch: int | None = None
     device_used_mib: float | None = None
     device_total_mib: float | None = None
