@@ -1,12 +1,20 @@
 """`lmconsole import`: runs made elsewhere into the store."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lmconsole.commands.output import print_message
 from lmconsole.errors import ExitCode, escape_control_characters
+from lmconsole.formatting import counted
 from lmconsole.importing.import_runs import import_runs as import_into
 from lmconsole.plan.load import load_plan
 from lmconsole.runs.store import Store
+
+MOST_PROBLEMS = 20
+"""Most problems that are printed; the others are counted."""
+
+LONGEST_PROBLEM = 1_000
+"""Most characters of a problem."""
 
 
 def import_runs(root: Path, source: Path, experiments: Path | None) -> ExitCode:
@@ -17,10 +25,28 @@ def import_runs(root: Path, source: Path, experiments: Path | None) -> ExitCode:
     report = import_into(Store(root), source, load_plan(experiments))
     for place, run in report.imported.items():
         print(f"{run}: imported from {escape_control_characters(place)}", flush=True)
+    for place, update in report.updated.items():
+        print(
+            f"{update.run}: updated from {escape_control_characters(place)}: {update.changes}; "
+            f"the earlier import, {update.replaced}, is in the trash",
+            flush=True,
+        )
     for place, run in report.imported_before.items():
         print(f"{run}: already imported from {escape_control_characters(place)}", flush=True)
-    for problem in report.problems:
-        print_message(f"not imported: {problem}")
+    for note, places in report.notes.items():
+        print_message(f"note: {_name_places(places)}: {note}")
+    for problem in report.problems[:MOST_PROBLEMS]:
+        print_message(f"not imported: {_shorten(problem)}")
+    if (more := len(report.problems) - MOST_PROBLEMS) > 0:
+        print_message(f"not imported: {more:,} more")
     if not report.problems:
         return ExitCode.OK
-    return ExitCode.RUN_FAILED if report.imported or report.imported_before else ExitCode.USAGE
+    return ExitCode.RUN_FAILED if report.imported or report.updated or report.imported_before else ExitCode.USAGE
+
+
+def _name_places(places: Sequence[str]) -> str:
+    return places[0] if len(places) == 1 else f"{places[0]} and {counted(len(places) - 1, 'other run')}"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= LONGEST_PROBLEM else f"{text[:LONGEST_PROBLEM]} …"

@@ -1,11 +1,12 @@
 """Sentences for captions and the report: what the runs of a group share, and what limits a comparison."""
 
 from collections import Counter
-
-import msgspec
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from lmconsole import formatting
-from lmconsole.importing.import_runs import STATED
+from lmconsole.importing.settings import ASSUMED, INFERRED, STATED, is_inferred
+from lmconsole.plan.experiment import OPTIMIZER_NAMES
 from lmconsole.plan.presets import ranges
 from lmconsole.report.results import is_complete
 from lmconsole.report.selection import Exclusion, Group
@@ -24,7 +25,9 @@ def describe_group(group: Group) -> str:
     else:
         devices = ", ".join(group.devices) or "an unknown device"
         sentences = [_describe_trained(_typical_run(group)), f"Trained on {devices}."]
-    if len(group.seeds) == 1:
+    if any(run.info.origins.get("seed") == ASSUMED for run in group.runs):
+        sentences.append("Some sources do not state a seed." if len(group.seeds) > 1 else "The seed is unknown.")
+    elif len(group.seeds) == 1:
         sentences.append(f"Seed {group.seeds[0]}.")
     max_tokens = group.reference.corpus.max_tokens
     if max_tokens is not None:
@@ -54,14 +57,23 @@ def seed_list(group: Group) -> str:
 
 def ppl_denominator(group: Group) -> str:
     """Return the unit over which the group's perplexities are averaged."""
-    return "target token" if group.reference.denominator == "targets" else "position (padding included)"
+    return "target token" if group.reference.denominator == "targets" else "position of full batches (padded)"
 
 
-def describe_host_memory(group: Group, title: str = "Peak host memory") -> str:
+def describe_host_memory(title: str = "Peak host memory") -> str:
     """Describe the memory of runs that used no GPU."""
-    if group.imported:
-        return f"{title}. Imported runs do not record their memory."
     return f"{title}: largest resident memory of the training process. These runs used no GPU."
+
+
+NO_READINGS = "Memory. The sources have no readings of memory (gpu_memory.txt)."
+
+
+def describe_readings(title: str) -> str:
+    """Describe the memory of imported runs."""
+    return (
+        f"{title}: memory in use on the device by all of its processes, mean over all readings of nvidia-smi in the "
+        "source. It states neither their times nor what the program was doing."
+    )
 
 
 def describe_incomplete_runs(group: Group) -> list[str]:
@@ -82,6 +94,8 @@ def _outcome(run: Run) -> str:
 
 def timing_caveat(group: Group) -> str:
     """Explain why times within the group are not comparable; empty if they are."""
+    if group.imported:
+        return "The sources do not state on which device the runs were trained, so times may not be comparable."
     jobs = {run.state.queued.jobs for run in group.runs if run.state.queued}
     reasons = []
     if len(group.devices) > 1:
@@ -115,19 +129,76 @@ def _describe_trained(info: RunInfo) -> str:
 
 
 def _describe_imported(group: Group) -> str:
-    info = group.reference
-    settings = msgspec.to_builtins(info.settings)
+    """Name the settings that the sources state, those that are inferred, and say that all others are unknown."""
+    info, every = group.reference, set(group.by_experiment)
+    sentences = [f"Imported runs{_padding(info)}, not trained by lmconsole."]
+    if info.denominator == "padded":
+        assumed = " The sources do not state this; it is assumed." if info.origins.get("denominator") == ASSUMED else ""
+        sentences.append(f"Padded: the last batch counts as full, although it has fewer windows.{assumed}")
+    known = known_settings(group)
     stated = [
-        f"{key.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
-        for key, value in settings.items()
-        if info.origins.get(key) == STATED and key not in ("model", "layers", "optimizer")
+        each.text if each.experiments == every else f"{each.text} ({name_experiments(each.experiments)})"
+        for each in known
+        if each.origin == STATED
     ]
-    known = f"Stated by their source: {', '.join(stated)}. Other" if stated else "Their"
-    return f"Imported runs{_padding(info)}, not trained by lmconsole. {known} settings are unknown."
+    if stated:
+        sentences.append(f"Stated by their sources: {', '.join(stated)}.")
+    sentences += describe_inferred(group)
+    sentences.append("Other settings are unknown." if known else "Their settings are unknown.")
+    return " ".join(sentences)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownSetting:
+    """Setting that the sources of these imported experiments state, or that is inferred from what they record."""
+
+    key: str
+    value: object
+    origin: str
+    experiments: set[int]
+
+    @property
+    def text(self) -> str:
+        """Name and value, such as ``weight decay 0.0005``."""
+        if self.key == "optimizer":
+            return f"optimizer {OPTIMIZER_NAMES[str(self.value)]}"
+        value = f"{self.value:g}" if isinstance(self.value, float) else str(self.value)
+        return f"{self.key.replace('_', ' ')} {value}"
+
+
+def known_settings(group: Group) -> list[KnownSetting]:
+    """Return the settings of imported runs that are stated or inferred, except for those in every table."""
+    found: dict[tuple[str, object, str], set[int]] = {}
+    for run in group.runs:
+        for key in run.info.settings.__struct_fields__:
+            origin = run.info.origins.get(key, ASSUMED)
+            if is_inferred(origin) or (origin == STATED and key not in ("model", "layers", "optimizer")):
+                kind = key, getattr(run.info.settings, key), origin
+                found.setdefault(kind, set()).add(run.info.experiment.id)
+    order = list(group.reference.settings.__struct_fields__)
+    return [
+        KnownSetting(key=key, value=value, origin=origin, experiments=ids)
+        for (key, value, origin), ids in sorted(found.items(), key=lambda item: order.index(item[0][0]))
+    ]
+
+
+def describe_inferred(group: Group) -> list[str]:
+    """Return a sentence for each setting that is inferred from what the sources record."""
+    return [
+        f"Inferred for {name_experiments(each.experiments)}: {each.text} ({each.origin.removeprefix(INFERRED)})."
+        for each in known_settings(group)
+        if is_inferred(each.origin)
+    ]
+
+
+def name_experiments(ids: Iterable[int]) -> str:
+    """Return ``experiment 1``, ``experiments 2-3, 5``."""
+    numbers = sorted(set(ids))
+    return f"experiment {numbers[0]}" if len(numbers) == 1 else f"experiments {', '.join(ranges(numbers).split())}"
 
 
 def _padding(info: RunInfo) -> str:
-    return " with perplexity per position, padding included" if info.denominator == "padded" else ""
+    return " with padded perplexities" if info.denominator == "padded" else ""
 
 
 def _exceptions(group: Group) -> list[str]:

@@ -8,10 +8,9 @@ from typing import Literal
 
 import msgspec
 
-from lmconsole.importing.import_runs import STATED
 from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.plan.presets import ranges
-from lmconsole.report.captions import describe_group, describe_incomplete_runs
+from lmconsole.report.captions import describe_group, describe_incomplete_runs, known_settings
 from lmconsole.report.figures import FigureSpec
 from lmconsole.report.markup import escape_latex, escape_markdown
 from lmconsole.report.questions.finding import Finding
@@ -140,7 +139,11 @@ def _finding(finding: Finding) -> list[Block]:
 
 def _provenance(group: Group) -> list[Block]:
     blocks: list[Block] = [Heading(1, "Provenance"), BulletList(_provenance_items(group))]
-    blocks += [Paragraph("", lead="Settings shared by all runs."), InlineTable(_settings_table(group))]
+    if group.imported:
+        lead = "Settings that the sources state, and those inferred from what they record."
+        blocks += [Paragraph("All others are unknown.", lead=lead), InlineTable(_known_settings_table(group))]
+    else:
+        blocks += [Paragraph("", lead="Settings shared by all runs."), InlineTable(_settings_table(group))]
     names = [run.run for run in group.runs]
     if len(names) <= MANY_RUNS:
         blocks += [Paragraph("", lead="Runs."), BulletList(names, code=True)]
@@ -174,15 +177,29 @@ def _provenance_items(group: Group) -> list[str]:
     return [*items, f"{'Imported' if group.imported else 'Trained'}: {span} (UTC)."]
 
 
+def _known_settings_table(group: Group) -> Table:
+    """Return the settings of imported runs that are not merely assumed."""
+    headers = ("Setting", "Value", "Experiments", "Origin")
+    rows = [
+        {
+            "Setting": Cell(each.key),
+            "Value": Cell(str(each.value)),
+            "Experiments": Cell(", ".join(ranges(list(each.experiments)).split())),
+            "Origin": Cell(each.origin),
+        }
+        for each in known_settings(group)
+    ]
+    return Table(columns=[Column(header=header) for header in headers], rows=rows)
+
+
 def _settings_table(group: Group) -> Table:
-    """Return the settings that all runs share and their origins; for imported runs only those stated by the source."""
+    """Return the settings that all runs share and their origins."""
     settings, *others = (msgspec.to_builtins(run.info.settings) for run in group.runs)
     info = group.reference
     rows = [
         {"Setting": Cell(key), "Source": Cell(info.origins[key].rpartition("/")[2]), "Value": Cell(str(value))}
         for key, value in settings.items()
         if key in info.origins and value is not None and all(other[key] == value for other in others)
-        if not group.imported or info.origins[key] == STATED
     ]
     return Table(columns=[Column(header=header) for header in ("Setting", "Source", "Value")], rows=rows)
 

@@ -146,8 +146,11 @@ def _draw_bars(chart: BarChart) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(chart.labels) - 0.4, -0.6)
     axes.set_xlim(0, largest * 1.02)
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=largest > 4))
-    axes.xaxis.set_major_formatter(lambda value, _: _plain(value))
+    if any(chart.values):
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=largest > 4))
+        axes.xaxis.set_major_formatter(lambda value, _: _plain(value))
+    else:
+        axes.set_xticks([])  # an axis of nothing has no scale
     axes.grid(axis="x")
     axes.set_xlabel(chart.x_label)
     handles = [

@@ -8,8 +8,10 @@ from lmconsole import formatting
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
 from lmconsole.plan.presets import ranges
 from lmconsole.report.captions import (
+    NO_READINGS,
     describe_group_briefly,
     describe_host_memory,
+    describe_readings,
     ppl_denominator,
     timing_caveat,
 )
@@ -189,7 +191,7 @@ def _curves_figure(group: Group, model: str, figure: int, *, over_time: bool, de
     if over_time:
         sentences.append("Time is cumulative training time, without setup and evaluation.")
         sentences.append(timing_caveat(group))
-    else:
+    elif not group.imported:
         sentences.append("Train perplexity is computed from the training losses of each epoch.")
     if any(len(panel.runs) > 1 for panel in shown):
         sentences.append("Lines are means over seeds; bands span the lowest to the highest seed.")
@@ -318,14 +320,17 @@ def _memory_figure(group: Group) -> FigureSpec:
         int(experiment): None if mib is None or math.isnan(mib) else float(mib)
         for experiment, mib in zip(frame["experiment"], frame["memory_mib" if gpu else "host_peak_mib"], strict=True)
     }
-    quantity = "GPU memory" if gpu else "Peak host memory"
+    quantity = "Device memory used" if group.imported else "GPU memory" if gpu else "Peak host memory"
     title = f"{quantity} by experiment"
-    explanation = (
-        f"{title}: mean over samples taken during training, from the second epoch on, of the memory of the process if "
-        "the driver reports it, otherwise of the whole device."
-        if gpu
-        else describe_host_memory(group, title)
-    )
+    if group.imported:
+        explanation = describe_readings(title) if any(mib is not None for mib in known.values()) else NO_READINGS
+    elif gpu:
+        explanation = (
+            f"{title}: mean over samples taken during training, from the second epoch on, of the memory of the process "
+            "if the driver reports it, otherwise of the whole device."
+        )
+    else:
+        explanation = describe_host_memory(title)
     by_experiment = group.by_experiment
     shown_marks = {id_: damage_mark(by_experiment[id_]) for id_ in _bar_labels(group)}
     labels = {id_: label + shown_marks[id_] for id_, label in _bar_labels(group).items()}

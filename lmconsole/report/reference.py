@@ -1,17 +1,44 @@
-"""Published results of the twelve experiments."""
+"""Published results of the twelve experiments, and perplexities that are averaged as they are."""
 
+import math
 import tomllib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 import msgspec
 
-PADDED_SHARE = {"train": 0.998761, "valid": 0.997087}
-"""Logarithm of a perplexity that counts the padding of the last batch as targets, as the published ones do, divided by
-the logarithm of the perplexity per target token; for WikiText-2 in windows of 256 tokens (docs/protocol.md)."""
-
 PUBLISHED_CORPUS = {"train": 2_356_376, "validation": 245_046, "test": 279_023, "vocabulary": 40_479}
 """Numbers of tokens in WikiText-2 as used for the published results (docs/protocol.md)."""
+
+PUBLISHED_BATCH_SIZE, PUBLISHED_WINDOW_TOKENS = 16, 256
+
+SPLIT_NAMES = {"train": "train", "valid": "validation", "test": "test"}
+"""Keys of ``PUBLISHED_CORPUS`` by the names of splits in metrics."""
+
+
+def padded_share(tokens: int, window_tokens: int, batch_size: int) -> float:
+    """Return the logarithm of a padded perplexity, divided by that of the perplexity per target token.
+
+    A padded perplexity divides the loss of all targets by the positions of as many full batches as there are batches:
+    the last batch of an epoch has fewer windows, and those that are missing count like full ones. (The padding within
+    the last window counts too, but is less than one window.) The share is therefore targets / (batches × batch size ×
+    window). The windows are those of ``data.windows``, which needs NumPy.
+    """
+    full = max(tokens - 1, 0) // window_tokens
+    tail = max(tokens - window_tokens * full - 2, 0)
+    batches = math.ceil((full + (tail > 0)) / batch_size)
+    positions = batches * batch_size * window_tokens
+    return (full * window_tokens + tail) / positions if positions else 1.0
+
+
+def padded_shares(
+    window_tokens: int = PUBLISHED_WINDOW_TOKENS,
+    batch_size: int = PUBLISHED_BATCH_SIZE,
+    tokens: Mapping[str, int] = PUBLISHED_CORPUS,
+) -> dict[str, float]:
+    """Return ``padded_share`` for each split; by default those of the published results."""
+    return {split: padded_share(tokens[name], window_tokens, batch_size) for split, name in SPLIT_NAMES.items()}
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +58,7 @@ class Published(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def valid_ppl_per_target(self) -> float:
         """Validation perplexity per target token."""
-        return float(self.valid_ppl ** (1.0 / PADDED_SHARE["valid"]))
+        return float(self.valid_ppl ** (1.0 / padded_shares()["valid"]))
 
 
 @cache

@@ -7,8 +7,15 @@ from typing import Any
 import pandas as pd
 
 from lmconsole import formatting
-from lmconsole.plan.presets import ranges
-from lmconsole.report.captions import describe_group, describe_host_memory, ppl_denominator, seed_list
+from lmconsole.report.captions import (
+    NO_READINGS,
+    describe_group,
+    describe_host_memory,
+    describe_readings,
+    name_experiments,
+    ppl_denominator,
+    seed_list,
+)
 from lmconsole.report.markup import DASH, format_ppl
 from lmconsole.report.results import MIN_SAMPLES, explain_marks, memory_frame, results_frame, uses_gpu
 from lmconsole.report.selection import Group
@@ -47,8 +54,11 @@ def results_table(group: Group) -> Table:
 
 
 def memory_table(group: Group) -> Table:
-    """Return Table 2: GPU memory, utilization and energy, or host memory if no GPU was used."""
+    """Return Table 2: GPU memory, utilization and energy, host memory if no GPU was used, or memory readings of
+    imported runs."""
     frame = memory_frame(group)
+    if group.imported:
+        return _readings_table(group, frame)
     on_gpu = bool(frame["memory_mib"].notna().any()) or uses_gpu(group)
     return _gpu_memory_table(group, frame) if on_gpu else _host_memory_table(group, frame)
 
@@ -94,6 +104,39 @@ def _gpu_memory_table(group: Group, frame: pd.DataFrame) -> Table:
     )
 
 
+def _readings_table(group: Group, frame: pd.DataFrame) -> Table:
+    """Return Table 2 of imported runs. Total memory and utilization have columns only if a source has them."""
+    columns = {"memory_mib": "Device memory used (MiB)", "device_total_mib": "of total (MiB)"}
+    columns["utilization_percent"] = "GPU (%)"
+    shown = [column for column in columns if column == "memory_mib" or frame[column].notna().any()]
+    headers = [*(columns[column] for column in shown), "n", "Experiment"]
+    rows = []
+    for record in frame.to_dict("records"):
+        texts = {
+            **_experiment_texts(record),
+            **{columns[column]: _format(record[column]) for column in shown},
+            "n": f"{record['samples']:,}",
+            "Experiment": _id_and_name(record),
+        }
+        rows.append({header: Cell(text) for header, text in texts.items()})
+    known = frame["memory_mib"].notna()
+    caption = describe_readings("Memory") if known.any() else NO_READINGS
+    if known.any():
+        caption += " n: number of readings."
+        if not known.all():
+            caption += f" {DASH}: the source has none."
+    return Table(
+        label="tab:memory",
+        title="Table 2",
+        caption=f"{caption} {describe_group(group)}",
+        columns=[*_EXPERIMENT, *(Column(header=header, numeric=True) for header in headers)],
+        rows=rows,
+        data=frame[["architecture", "layers", "optimizer", *shown, "scope", "samples", "experiment", "name"]]
+        .round(1)
+        .rename(columns={"experiment": "config"}),
+    )
+
+
 def _host_memory_table(group: Group, frame: pd.DataFrame) -> Table:
     rows = []
     for record in frame.to_dict("records"):
@@ -107,7 +150,7 @@ def _host_memory_table(group: Group, frame: pd.DataFrame) -> Table:
     return Table(
         label="tab:memory",
         title="Table 2",
-        caption=_sentences(describe_host_memory(group), explain_marks("".join(frame["mark"])), describe_group(group)),
+        caption=_sentences(describe_host_memory(), explain_marks("".join(frame["mark"])), describe_group(group)),
         columns=[
             *_EXPERIMENT,
             Column(header="Peak host memory (MiB)", numeric=True),
@@ -125,7 +168,9 @@ def _sentences(*sentences: str) -> str:
 def _results_caption(group: Group, frame: pd.DataFrame) -> str:
     sentences = [
         f"Perplexity (PPL) per {ppl_denominator(group)}, at the epoch with the lowest validation PPL.",
-        "Train PPL is computed from the training losses of the epoch, without a separate evaluation.",
+        "The sources do not state how train PPL was computed."
+        if group.imported
+        else "Train PPL is computed from the training losses of the epoch, without a separate evaluation.",
     ]
     if frame["best"].any():
         sentences.append("Bold: lowest validation PPL of each architecture.")
@@ -139,7 +184,7 @@ def _results_caption(group: Group, frame: pd.DataFrame) -> str:
             for id_, seeds in zip(frame["experiment"], frame["seeds"], strict=True):
                 by_count.setdefault(int(seeds), []).append(int(id_))
             counts = "; ".join(
-                f"{_name_experiments(ids)} {formatting.counted(seeds, 'seed')}"
+                f"{name_experiments(ids)} {'has' if len(ids) == 1 else 'have'} {formatting.counted(seeds, 'seed')}"
                 for seeds, ids in sorted(by_count.items(), reverse=True)
             )
             sentences.append(f"{counts.capitalize()}.")
@@ -151,11 +196,6 @@ def _results_caption(group: Group, frame: pd.DataFrame) -> str:
             "specify (here Xavier uniform, zero biases)."
         )
     return " ".join([*sentences, describe_group(group)])
-
-
-def _name_experiments(ids: list[int]) -> str:
-    """Return ``experiment 1 has``, ``experiments 2-3, 5 have``."""
-    return f"experiment {ids[0]} has" if len(ids) == 1 else f"experiments {', '.join(ranges(ids).split())} have"
 
 
 def _experiment_texts(record: Mapping[Hashable, Any]) -> dict[str, str]:

@@ -127,12 +127,18 @@ EPOCH_FIELDS = (
 
 
 def telemetry_frame(group: Group) -> pd.DataFrame:
-    """Return one row per telemetry sample, about one a second; ``t`` is in UTC."""
+    """Return one row per telemetry sample, about one a second; ``t`` is in UTC.
+
+    In imported runs a row can be the mean of several readings (``samples``), and ``t`` is unknown.
+    """
     fields = [field for field in Telemetry.__struct_fields__ if field != "seq"]
     samples = [sample for run in group.runs for sample in run.state.telemetry]
     counts = [len(run.state.telemetry) for run in group.runs]
     identity = pd.DataFrame([_identity(run) for run in group.runs])
-    columns = {field: [getattr(sample, field) for sample in samples] for field in fields}
+    columns = {field: [getattr(sample, field) for sample in samples] for field in fields if field != "samples"}
+    if group.imported:
+        columns["t"] = [None] * len(samples)
+        columns["samples"] = [sample.samples or 1 for sample in samples]
     return pd.concat(
         [identity.loc[identity.index.repeat(counts)].reset_index(drop=True), pd.DataFrame(columns)], axis=1
     )
@@ -154,8 +160,11 @@ def results_frame(group: Group) -> pd.DataFrame:
     ``marks`` are those of ``marks``.
     """
     runs = run_frame(group)
-    runs["unspecified_initialization"] = runs["architecture"].eq("GPT-1") & (
-        runs["layers"].gt(1) | runs["optimizer"].isin(["SGD", "Momentum"])
+    # Of imported runs the initialization is unknown, so it is not marked where it matters.
+    runs["unspecified_initialization"] = (
+        runs["architecture"].eq("GPT-1")
+        & (runs["layers"].gt(1) | runs["optimizer"].isin(["SGD", "Momentum"]))
+        & runs["origin"].eq("trained")
     )
     numbers = ["train_ppl", "valid_ppl", "epoch"]
     runs[numbers] = runs[numbers].astype(float)
@@ -182,6 +191,7 @@ def memory_frame(group: Group) -> pd.DataFrame:
     """Return the data of Table 2, one row per experiment.
 
     Means are over the training samples of all seeds, from the second epoch on (from the first if there is only one).
+    Imported samples belong to no epoch, and all of them count.
     ``memory_mib`` is the GPU memory of the process if the driver reports it in every sample, else that of the whole
     device (``scope``). ``host_peak_mib`` is the largest resident memory of any run. ``energy_j`` is the mean over runs
     of the GPU board's energy in all epochs; it is unknown if it is unknown for any run.
@@ -190,7 +200,8 @@ def memory_frame(group: Group) -> pd.DataFrame:
     for runs in group.by_experiment.values():
         experiment = runs[0].info.experiment
         samples = [sample for run in runs for sample in _training_samples(run)]
-        process, device = _mean(samples, "process_used_mib"), _mean(samples, "device_used_mib")
+        smallest = 1 if group.imported else MIN_SAMPLES
+        process, device = (_mean(samples, f"{scope}_used_mib", smallest) for scope in ("process", "device"))
         allocated = [run.state.finished.torch_peak_mib for run in runs if run.state.finished]
         rows.append(
             {
@@ -201,12 +212,12 @@ def memory_frame(group: Group) -> pd.DataFrame:
                 "optimizer": OPTIMIZER_NAMES[experiment.optimizer],
                 "memory_mib": process if process is not None else device,
                 "scope": "process" if process is not None else "device" if device is not None else None,
-                "device_total_mib": _mean(samples, "device_total_mib"),
+                "device_total_mib": _mean(samples, "device_total_mib", smallest),
                 "allocated_peak_mib": max((mib for mib in allocated if mib is not None), default=None),
-                "utilization_percent": _mean(samples, "utilization_percent"),
+                "utilization_percent": _mean(samples, "utilization_percent", smallest),
                 "energy_j": _mean_energy_j(runs),
                 "host_peak_mib": _host_peak_mib(runs),
-                "samples": len(samples),
+                "samples": sum(sample.samples or 1 for sample in samples),
                 "mark": damage_mark(runs),
             }
         )
@@ -219,12 +230,13 @@ def _training_samples(run: Run) -> list[Telemetry]:
     return later or training
 
 
-def _mean(samples: Sequence[Telemetry], field: str) -> float | None:
-    """Return the mean of a field; None if it is missing in any sample or there are fewer than ``MIN_SAMPLES``."""
+def _mean(samples: Sequence[Telemetry], field: str, smallest: int) -> float | None:
+    """Return the mean of a field; None if it is missing in any sample or there are fewer than ``smallest``."""
     values = [getattr(sample, field) for sample in samples]
-    if len(values) < MIN_SAMPLES or None in values:
+    if len(values) < smallest or None in values:
         return None
-    return float(sum(values) / len(values))
+    counts = [sample.samples or 1 for sample in samples]
+    return float(sum(value * count for value, count in zip(values, counts, strict=True)) / sum(counts))
 
 
 def _mean_energy_j(runs: Sequence[Run]) -> float | None:
@@ -240,5 +252,5 @@ def _host_peak_mib(runs: Sequence[Run]) -> float | None:
 
 
 def uses_gpu(group: Group) -> bool:
-    """Return whether any run was trained on a GPU."""
-    return any(run.state.started and run.state.started.device != "cpu" for run in group.runs)
+    """Return whether any run was trained on a GPU. Readings of memory in imported runs are those of a GPU."""
+    return group.imported or any(run.state.started and run.state.started.device != "cpu" for run in group.runs)

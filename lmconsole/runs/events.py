@@ -146,6 +146,8 @@ class Telemetry(Event, frozen=True, kw_only=True, gc=False, tag="telemetry"):
     """One sample of the device and the worker process. None is unknown."""
 
     phase: Phase
+    samples: Positive | msgspec.UnsetType = msgspec.UNSET
+    """Number of consecutive readings whose mean this is, in imported runs; unset for a single one."""
     epoch: EpochNumber | None = None
     device_used_mib: Amount | None = None
     device_total_mib: Amount | None = None

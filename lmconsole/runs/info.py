@@ -70,7 +70,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Version of lmconsole that queued the run."""
     origin: Literal["trained", "imported"] = "trained"
     denominator: Literal["targets", "padded"] = "targets"
-    """Losses are means over the target tokens, or over the padding of the last window too (docs/protocol.md)."""
+    """Losses are means over the target tokens, or over the positions of full batches, although the last batch has fewer
+    windows (docs/protocol.md)."""
 
     @property
     def sort_key(self) -> tuple[bool, str, str]:

@@ -6,12 +6,21 @@ from pathlib import Path
 import msgspec
 import pytest
 import tiny
+from hypothesis import given
+from hypothesis import strategies as st
 from recorded import record
 
+from lmconsole.data.windows import cut_windows
 from lmconsole.errors import ExportError
-from lmconsole.report.against import comparison_table, group_results, per_target, published_results
+from lmconsole.report.against import (
+    PUBLISHED_PADDING,
+    comparison_table,
+    group_results,
+    per_target,
+    published_results,
+)
 from lmconsole.report.export import ExportOptions, export, print_table
-from lmconsole.report.reference import PADDED_SHARE, PUBLISHED_CORPUS, published
+from lmconsole.report.reference import PUBLISHED_CORPUS, padded_share, padded_shares, published
 from lmconsole.report.selection import Group, choose_group
 from lmconsole.runs.info import read_info
 from lmconsole.runs.store import Run, Store
@@ -30,21 +39,35 @@ def group(root: Path) -> Group:
 
 
 def test_padded_perplexities_are_converted_by_the_share_of_their_logarithm() -> None:
-    assert per_target(100.0, "valid", "targets") == 100.0
-    assert math.log(per_target(100.0, "valid", "padded") or 0.0) == pytest.approx(
-        math.log(100.0) / PADDED_SHARE["valid"]
+    assert per_target(100.0, "valid", None) == 100.0
+    assert math.log(per_target(100.0, "valid", PUBLISHED_PADDING) or 0.0) == pytest.approx(
+        math.log(100.0) / padded_shares()["valid"]
     )
-    assert per_target(None, "train", "padded") is None
+    assert per_target(None, "train", PUBLISHED_PADDING) is None
+
+
+def test_the_shares_of_the_published_results_are_those_of_batches_of_16() -> None:
+    shares = {split: round(share, 6) for split, share in padded_shares().items()}
+    assert shares == {"train": 0.998761, "valid": 0.997087, "test": 0.987252}
+
+
+@given(tokens=st.integers(0, 5_000), window=st.integers(1, 64), batch=st.integers(1, 40))
+def test_a_share_is_targets_by_positions_of_full_batches(tokens: int, window: int, batch: int) -> None:
+    _, lengths = cut_windows(tokens, window)
+    batches = [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
+    positions = len(batches) * batch * window
+    expected = sum(int(each.sum()) for each in batches) / positions if positions else 1.0
+    assert padded_share(tokens, window, batch) == pytest.approx(expected)
 
 
 def test_published_results_are_shown_as_given_and_converted(tmp_path: Path) -> None:
     on_wikitext(record(tmp_path, 1, "lstm", [(4.5, 5.0)]))
     table = comparison_table(group(tmp_path), published_results(group(tmp_path)))
     train, valid = table.data.to_dict("records")
-    given = published()[1]
+    result = published()[1]
     assert (train["split"], valid["split"]) == ("Train", "Validation")
-    assert valid["theirs_ppl_as_given"] == given.valid_ppl
-    converted = given.valid_ppl_per_target
+    assert valid["theirs_ppl_as_given"] == result.valid_ppl
+    converted = result.valid_ppl_per_target
     assert valid["theirs_ppl_per_target"] == pytest.approx(converted, abs=1e-3)
     assert valid["difference_percent"] == pytest.approx(100 * (math.exp(5.0) / converted - 1), abs=1e-3)
     assert "their logarithm is 0.998761 (train) or 0.997087 (validation) times" in table.caption

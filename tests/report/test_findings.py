@@ -272,12 +272,20 @@ def test_depth_is_judged_against_what_is_expected(
 def test_a_deeper_model_that_fits_better_and_validates_worse_overfits(tmp_path: Path) -> None:
     record_kind(tmp_path, ("gpt1", 1, "adamw"), 4.0, 4.1, train=3.5)
     record_kind(tmp_path, ("gpt1", 2, "adamw"), 4.5, 4.6, train=3.0)
-    record_kind(tmp_path, ("gpt1", 4, "adamw"), 5.1, 5.0, train=4.8)
+    record_kind(tmp_path, ("gpt1", 4, "adamw"), 5.2, 4.9, train=4.8)
     first, second = answer(tmp_path, depth).interpretation[1:3]
     assert "which indicates overfitting" in first
     assert "more epochs" not in first
     assert "harder to optimize" in second
-    assert "more epochs may change the order" in second
+    assert "lowered its perplexity by 25.9%, so more epochs may change the order" in second
+
+
+@pytest.mark.parametrize("before", [4.9002, 4.95])
+def test_a_last_epoch_that_gains_little_promises_no_other_order(tmp_path: Path, before: float) -> None:
+    record_kind(tmp_path, ("gpt1", 1, "adamw"), 4.1, 4.0)
+    record_kind(tmp_path, ("gpt1", 2, "adamw"), before, 4.9)
+    record_kind(tmp_path, ("gpt1", 4, "adamw"), 4.9, 4.8)
+    assert "more epochs" not in answer(tmp_path, depth).interpretation[1]
 
 
 def test_the_architecture_with_the_larger_gap_at_every_depth_overfits_more(tmp_path: Path) -> None:

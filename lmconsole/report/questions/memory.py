@@ -23,14 +23,19 @@ def memory(results: GroupResults) -> Finding:
         for experiment, mib in zip(frame["experiment"], frame["memory_mib" if gpu else "host_peak_mib"], strict=True)
         if mib is not None and not math.isnan(mib)
     }
-    quantity = "GPU memory during training" if gpu else "Peak host memory"
+    imported = results.group.imported
+    quantity = "Device memory used" if imported else "GPU memory during training" if gpu else "Peak host memory"
     if used_mib:
         low, high = min(used_mib, key=lambda n: used_mib[n]), max(used_mib, key=lambda n: used_mib[n])
         draft.observations.append(
             f"{quantity}: from {formatting.mib(used_mib[low])} ({results.by_id[low].label_with_id}) to "
             f"{formatting.mib(used_mib[high])} ({results.by_id[high].label_with_id})."
         )
-        draft.interpretation.append(_interpretation(used_mib[low], used_mib[high], gpu=gpu))
+        draft.interpretation.append(
+            _READINGS_CAVEAT if imported else _interpretation(used_mib[low], used_mib[high], gpu=gpu)
+        )
+    elif imported:
+        draft.observations.append("The sources have no readings of memory.")
     else:
         draft.observations.append(f"No run recorded its memory in at least {MIN_SAMPLES} samples.")
     sized = [each for each in results.by_id.values() if each.parameters_trainable]
@@ -39,14 +44,27 @@ def memory(results: GroupResults) -> Finding:
     return Finding(
         question="How much memory do the runs need, and for what?",
         observations=draft.observations,
-        method=(
-            f"{quantity}: "
-            + ("mean over training samples (Table 2)." if gpu else "largest resident memory (Table 2).")
-            + " State: 4 bytes each for a trained weight and its gradient, and 8 more for Adam's two moments or 4 for "
+        method=f"{quantity}: {_METHODS['readings' if imported else 'gpu' if gpu else 'host']} (Table 2)."
+        + (
+            " State: 4 bytes each for a trained weight and its gradient, and 8 more for Adam's two moments or 4 for "
             "the momentum buffer. Logits: batch × window × vocabulary × 4 bytes."
+            if sized
+            else ""
         ),
         interpretation=draft.interpretation,
     )
+
+
+_METHODS = {
+    "readings": "mean over all readings of each source, which count all processes on the device",
+    "gpu": "mean over training samples",
+    "host": "largest resident memory",
+}
+
+_READINGS_CAVEAT = (
+    "The sources do not state what the memory was used for. The readings include what a framework has reserved and "
+    "does not use, so they are an upper bound, and a difference between them need not be one in what the models need."
+)
 
 
 def _interpretation(low_mib: float, high_mib: float, *, gpu: bool) -> str:

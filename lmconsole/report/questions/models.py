@@ -5,9 +5,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from lmconsole import formatting
+from lmconsole.importing.settings import ASSUMED
 from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.report.comparing import ONE_SEED, ExperimentResult, Verdict
 from lmconsole.report.questions.finding import EQUAL_NATS, Draft, Finding, GroupResults, format_layers
+from lmconsole.runs.store import Run
+
+MATERIAL_GAIN = 0.01
+"""A last epoch that lowers the validation loss by less than this, in nats, is no reason to expect more of others."""
 
 
 def architectures(results: GroupResults) -> Finding:
@@ -104,9 +109,37 @@ def _interpret_doubling(shallow: ExperimentResult, deep: ExperimentResult, verdi
         cause = f"train perplexity is {'lower too' if fits_better else 'not lower, but validation perplexity is'}"
     else:
         cause = "no difference in validation perplexity is shown"
-    improving = any(run.state.best_epoch is run.state.last_epoch for run in deep.runs)
-    more = "; its best epoch is the last, so more epochs may change the order" if improving else ""
-    return f"{start}: {cause}{more}."
+    return f"{start}: {cause}{_still_improving(shallow, deep, verdict)}."
+
+
+def _still_improving(shallow: ExperimentResult, deep: ExperimentResult, verdict: Verdict) -> str:
+    """Return that more epochs may change the order, if the deeper model is not better and its last epoch improved it by
+    more than ``MATERIAL_GAIN`` and by enough to close the difference within as many epochs again; else empty."""
+    gains = [gain for run in deep.runs if (gain := _last_gain_nats(run)) is not None]
+    if verdict.first_is_lower or len(gains) < len(deep.runs) or not deep.mean_ppl or not shallow.mean_ppl:
+        return ""
+    gain, epochs = min(gains), min(len(run.state.epochs) for run in deep.runs)
+    difference = math.log(deep.mean_ppl / shallow.mean_ppl)
+    if gain <= MATERIAL_GAIN or gain * epochs < difference:
+        return ""
+    unknown = (
+        " (its source does not state whether the learning rate was constant)"
+        if deep.runs[0].info.origins.get("learning_rate_decay") == ASSUMED
+        else ""
+    )
+    return (
+        f"; its best epoch is the last and lowered its perplexity by {1 - math.exp(-gain):.1%}, so more epochs may "
+        f"change the order{unknown}"
+    )
+
+
+def _last_gain_nats(run: Run) -> float | None:
+    """Return by how much the last epoch lowered the validation loss; None if it is not the best, or the only one."""
+    best, epochs = run.state.best_epoch, run.state.epochs
+    if best is None or best is not run.state.last_epoch or len(epochs) < 2:
+        return None
+    before, last = epochs[-2].valid_loss_nats, best.valid_loss_nats
+    return None if before is None or last is None or not math.isfinite(before) else before - last
 
 
 def overfitting(results: GroupResults) -> Finding:
@@ -138,8 +171,13 @@ def overfitting(results: GroupResults) -> Finding:
         method=(
             "Gap: validation loss minus train loss at the last epoch, with AdamW, mean over seeds. An architecture "
             "overfits more if its gap is larger at every depth that both have, by more than "
-            f"{EQUAL_NATS:g} nats and more than the standard deviation over seeds. Train loss is averaged over the "
-            "epoch, so the gaps are slightly underestimated."
+            f"{EQUAL_NATS:g} nats and more than the standard deviation over seeds. "
+            + (
+                "The sources do not state how train loss was computed; if it was averaged over the epoch, the gaps are "
+                "slightly underestimated."
+                if results.group.imported
+                else "Train loss is averaged over the epoch, so the gaps are slightly underestimated."
+            )
         ),
         interpretation=draft.interpretation,
     )

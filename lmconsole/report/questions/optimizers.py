@@ -1,6 +1,7 @@
 """Effects of weight decay, momentum and adaptive step sizes."""
 
-from lmconsole.plan.experiment import MODEL_NAMES
+from lmconsole.importing.settings import ASSUMED, INFERRED, is_inferred
+from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
 from lmconsole.report.comparing import METHOD, Comparison, ExperimentResult, Verdict
 from lmconsole.report.questions.finding import Draft, Finding, GroupResults
 
@@ -14,9 +15,9 @@ def optimizers(results: GroupResults) -> Finding:
         decay_effect = draft.compare(adamw, adam, f"{name}, AdamW against Adam")
         draft.interpretation.append(_interpret_decay(name, decay_effect, adam, adamw))
         momentum_effect = draft.compare(momentum, sgd, f"{name}, momentum against SGD")
-        draft.interpretation.append(_interpret_momentum(name, momentum_effect, momentum))
+        draft.interpretation.append(_interpret_momentum(name, momentum_effect, momentum, sgd))
         adaptive_effect = draft.compare(adamw, sgd, f"{name}, AdamW against SGD")
-        draft.interpretation.append(_interpret_adaptive(name, adaptive_effect))
+        draft.interpretation.append(_interpret_adaptive(name, adaptive_effect, adamw, sgd))
     return Finding(
         question="What effect do weight decay, momentum and adaptive step sizes have?",
         observations=draft.observations,
@@ -32,12 +33,21 @@ def _interpret_decay(
     if verdict is Verdict.NO_DATA or adam is None or adamw is None:
         return ""
     direction = "lower" if verdict.first_is_lower else "higher"
-    effect = {
-        Verdict.WITHIN_SPREAD: f"{name}: these seeds show no effect of weight decay.",
-        Verdict.NEGLIGIBLE_IN_ONE_SEED: f"{name}: weight decay makes practically no difference.",
-    }.get(verdict, f"{name}: AdamW with weight decay reaches a {direction} perplexity than Adam.")
+    infos = {"Adam": adam.runs[0].info, "AdamW": adamw.runs[0].info}
+    decays = {optimizer: info.settings.weight_decay for optimizer, info in infos.items()}
+    unknown = [optimizer for optimizer, info in infos.items() if info.origins.get("weight_decay") == ASSUMED]
+    if unknown or decays["Adam"] == decays["AdamW"]:
+        effect = {
+            Verdict.WITHIN_SPREAD: f"{name}: these seeds show no difference between AdamW and Adam.",
+            Verdict.NEGLIGIBLE_IN_ONE_SEED: f"{name}: AdamW and Adam differ by practically nothing.",
+        }.get(verdict, f"{name}: AdamW reaches a {direction} perplexity than Adam.")
+    else:
+        effect = {
+            Verdict.WITHIN_SPREAD: f"{name}: these seeds show no effect of weight decay.",
+            Verdict.NEGLIGIBLE_IN_ONE_SEED: f"{name}: weight decay makes practically no difference.",
+        }.get(verdict, f"{name}: AdamW with weight decay reaches a {direction} perplexity than Adam.")
     sentences = [effect, "" if verdict is Verdict.NEGLIGIBLE_IN_ONE_SEED else found.caution]
-    info = adamw.runs[0].info
+    info = infos["AdamW"]
     shrinkage = _shrinkage(adamw)
     if shrinkage is not None:
         sentences.append(
@@ -45,12 +55,39 @@ def _interpret_decay(
             f"alone would shrink a weight by {shrinkage:.2%} over the whole run"
             + (", so little effect was to be expected." if shrinkage < 0.05 else ".")
         )
-    if info.origin == "trained" and adam.runs[0].info.settings.weight_decay == 0.0:
+    if unknown:
+        sentences.append(
+            f"The sources do not state the weight decay of {' and '.join(unknown)}, so this says nothing about its "
+            "effect."
+        )
+    elif decays["Adam"] == decays["AdamW"]:
+        sentences.append(
+            f"Both have a weight decay of {decays['Adam']:g}, which AdamW decouples from the gradient. This says "
+            "something about the form of the decay, not about its effect."
+        )
+    elif decays["Adam"] == 0.0:
         sentences.append(
             "Adam is used here without weight decay and AdamW with decoupled weight decay, so the effect of the decay "
             "cannot be separated from that of its form."
         )
-    return " ".join(sentence for sentence in sentences if sentence)
+    return " ".join(sentence for sentence in [*sentences, _rests_on(adam, adamw, key="weight_decay")] if sentence)
+
+
+def _rests_on(*results: ExperimentResult | None, key: str) -> str:
+    """Return a sentence for each experiment whose setting ``key`` is inferred, since conclusions rest on that."""
+    sentences = []
+    for result in results:
+        if result is None:
+            continue
+        for origin in dict.fromkeys(run.info.origins.get(key, "") for run in result.runs):
+            if is_inferred(origin):
+                value = getattr(result.runs[0].info.settings, key)
+                reading = f"{key.replace('_', ' ')} {value:g}" if isinstance(value, float) else OPTIMIZER_NAMES[value]
+                reason = origin.removeprefix(INFERRED)
+                sentences.append(
+                    f"This rests on reading {result.label_with_id} as {reading}, which is inferred: {reason}."
+                )
+    return " ".join(sentences)
 
 
 def _shrinkage(adamw: ExperimentResult) -> float | None:
@@ -64,36 +101,48 @@ def _shrinkage(adamw: ExperimentResult) -> float | None:
     return 1.0 - (1.0 - settings.learning_rate * settings.weight_decay) ** steps
 
 
-def _interpret_momentum(name: str, found: Comparison, momentum: ExperimentResult | None) -> str:
+def _interpret_momentum(
+    name: str, found: Comparison, momentum: ExperimentResult | None, sgd: ExperimentResult | None
+) -> str:
     verdict = found.verdict
     if verdict is Verdict.NO_DATA or momentum is None:
         return ""
-    decay = momentum.runs[0].info.settings.momentum or 0.0
+    info = momentum.runs[0].info
+    decay = info.settings.momentum or 0.0
     if verdict.first_is_lower:
-        effect = (
-            f"{name}: momentum {'seems to help' if verdict.one_seed else 'helps'}. With a momentum of {decay:g}, a "
-            f"persistent gradient moves a weight {1.0 / (1.0 - decay):.3g} times as far, which matters where plain SGD "
-            "is too slow at its learning rate."
-        )
+        effect = f"{name}: momentum {'seems to help' if verdict.one_seed else 'helps'}."
+        if info.origins.get("momentum") == ASSUMED:
+            effect += " Its size is not stated."
+        else:
+            effect += (
+                f" With a momentum of {decay:g}, a persistent gradient moves a weight {1.0 / (1.0 - decay):.3g} times "
+                "as far, which matters where plain SGD is too slow at its learning rate."
+            )
     elif verdict.first_is_higher:
         effect = f"{name}: momentum {'seems to hurt' if verdict.one_seed else 'hurts'} at this learning rate."
     else:
         effect = f"{name}: no difference between momentum and plain SGD is shown."
-    return f"{effect} {found.caution}".rstrip()
+    return " ".join(part for part in (effect, found.caution, _rests_on(momentum, sgd, key="optimizer")) if part)
 
 
-def _interpret_adaptive(name: str, found: Comparison) -> str:
+def _interpret_adaptive(
+    name: str, found: Comparison, adamw: ExperimentResult | None, sgd: ExperimentResult | None
+) -> str:
     verdict = found.verdict
-    if verdict is Verdict.NO_DATA:
+    if verdict is Verdict.NO_DATA or adamw is None or sgd is None:
         return ""
     if verdict.first_is_lower:
+        tuned = (
+            "The sources do not state whether the learning rates were tuned"
+            if sgd.runs[0].info.origin == "imported"
+            else "No learning rate was tuned for either"
+        )
         effect = (
             f"{name}: AdamW reaches a lower perplexity than SGD. Its steps do not depend on the scale of the gradient, "
-            "while those of SGD are proportional to it. No learning rate was tuned for either, so this says nothing "
-            "about the best that SGD can do."
+            f"while those of SGD are proportional to it. {tuned}, so this says nothing about the best that SGD can do."
         )
     elif verdict.first_is_higher:
         effect = f"{name}: SGD reaches a lower perplexity than AdamW."
     else:
         effect = f"{name}: no difference between AdamW and SGD is shown."
-    return f"{effect} {found.caution}".rstrip()
+    return " ".join(part for part in (effect, found.caution, _rests_on(adamw, sgd, key="optimizer")) if part)

@@ -128,8 +128,8 @@ def _recommend_for_generalization(draft: Draft, complete: Sequence[ExperimentRes
     if learned_less and abs(best_gap_nats or 0.0) - abs(smallest.last_gap_nats or 0.0) > EQUAL_NATS:
         draft.interpretation.append(
             f"The smallest gap alone is misleading: {smallest.label_with_id} generalizes what it has learned but has "
-            "learned less. Train perplexity is averaged over an epoch during which the weights improve, so early gaps "
-            "can even be negative."
+            "learned less. Train perplexity is usually averaged over an epoch during which the weights improve, so "
+            "early gaps can even be negative."
         )
 
 
