@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from lmconsole.commands.output import print_message
-from lmconsole.errors import ExitCode, escape_control_characters
+from lmconsole.commands.output import print_data, print_message
+from lmconsole.errors import ExitCode
 from lmconsole.importing.import_runs import import_runs as import_into
 from lmconsole.plan.load import load_plan
 from lmconsole.runs.store import Store
@@ -16,9 +16,9 @@ def import_runs(root: Path, source: Path, experiments: Path | None) -> ExitCode:
     """
     report = import_into(Store(root), source, load_plan(experiments))
     for place, run in report.imported.items():
-        print(f"{run}: imported from {escape_control_characters(place)}", flush=True)
+        print_data(f"{run}: imported from {place}")
     for place, run in report.imported_before.items():
-        print(f"{run}: already imported from {escape_control_characters(place)}", flush=True)
+        print_data(f"{run}: already imported from {place}")
     for problem in report.problems:
         print_message(f"not imported: {problem}")
     if not report.problems:
