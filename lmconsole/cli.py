@@ -1,6 +1,5 @@
 """The command line: parse, call one function, turn errors into exit codes. Everything heavy is imported late."""
 
-import io
 import os
 import signal
 import sys
@@ -11,7 +10,8 @@ import typer
 
 from lmconsole import __version__
 from lmconsole.commands.interrupts import Interrupted, raise_interrupted
-from lmconsole.commands.run_parameters import parameter, takes_run_request
+from lmconsole.commands.run_parameters import expand_path, parameter, takes_run_request
+from lmconsole.commands.streams import prepare_streams
 from lmconsole.errors import ExitCode, LmconsoleError
 
 COMPLETE = "_LMCONSOLE_COMPLETE"
@@ -69,6 +69,32 @@ def _root(
         from lmconsole.tui.open import open_console
 
         raise typer.Exit(open_console(preset, runs, experiments, data, embeddings, theme, slow=slow))
+    _hand_down(context)
+
+
+def _hand_down(context: typer.Context) -> None:
+    """Make the options in front of a command the defaults of that command.
+
+    Raises LmconsoleError if it does not take one of them.
+    """
+    name = str(context.invoked_subcommand)
+    command = context.command.get_command(context, name)  # type: ignore[attr-defined]  # it is a group
+    inner = getattr(command, "commands", None)
+    taking = [command] if inner is None else list(inner.values())
+    given: dict[str, object] = {}
+    for option in context.command.params:
+        source = context.get_parameter_source(str(option.name))
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        if not all(any(option.name == each.name for each in one.params) for one in taking):
+            raise LmconsoleError(
+                f"{option.opts[-1]} has no effect on `lmconsole {name}`",
+                hint=f"Leave it out; `lmconsole {name} --help` lists the options of this command.",
+            )
+        given[str(option.name)] = context.params[str(option.name)]
+        if option.envvar:
+            os.environ[str(option.envvar)] = str(given[str(option.name)])  # it would take precedence
+    context.default_map = {name: given if inner is None else dict.fromkeys(inner, given)}
 
 
 @app.command("list")
@@ -145,7 +171,9 @@ def export(
     figures: Annotated[
         Literal["png", "pdf", "svg"], typer.Option("--figures", help="Draw figures as PNG, and as PDF or SVG too.")
     ] = "png",
-    out: Annotated[Path, typer.Option("--out", help="Write into this folder.", metavar="DIR")] = EXPORTS,
+    out: Annotated[
+        Path, typer.Option("--out", help="Write into this folder.", metavar="DIR", callback=expand_path)
+    ] = EXPORTS,
     output: Annotated[
         str | None,
         typer.Option("-o", help="Print the results table to standard output instead of writing files.", metavar="-"),
@@ -156,7 +184,9 @@ def export(
     against: Annotated[
         str | None,
         typer.Option(
-            help="Compare with these results: published, imported, or another store's folder.", metavar="WHAT"
+            help="Compare with these results: published, imported, or another store's folder.",
+            metavar="WHAT",
+            callback=expand_path,
         ),
     ] = None,
     siunitx: Annotated[bool, typer.Option("--siunitx", help="Align LaTeX numbers with siunitx.")] = False,
@@ -187,7 +217,10 @@ def export(
 
 @app.command("import")
 def import_(
-    source: Annotated[Path, typer.Argument(help="Folder of run folders, one run folder, or a CSV.", metavar="PATH")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Folder of run folders, one run folder, or a CSV.", metavar="PATH", callback=expand_path),
+    ],
     experiments: Experiments = None,
     runs: Runs = STORE,
 ) -> None:
@@ -281,13 +314,14 @@ def serve(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the ``lmconsole`` command. Errors meant for a person become a message and an exit code, never a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without our characters shows ? in their place
+    prepare_streams()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the reader of a pipe has gone, as head does: end as cat would
     signal.signal(signal.SIGINT, raise_interrupted)
     try:
-        app(arguments)
+        try:
+            app(arguments)
+        finally:
+            sys.stdout.flush()
     except LmconsoleError as error:
         print(f"lmconsole: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -1,4 +1,4 @@
-"""The one way to open files that others may have left, writing files whole, and reading files that grow."""
+"""The one way to open files that others may have left; files written whole, files that grow, folders of the user."""
 
 import contextlib
 import errno
@@ -7,7 +7,7 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 CUT_BYTES = 1_000
 """Length to which a line is cut that is longer than ``LineTail`` reads at once."""
@@ -144,12 +144,44 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def cache_folder(name: str) -> Path | None:
-    """Return the folder for this user's cached data of one kind; None for a user without a home folder."""
+def expand_home(path: Path | str) -> Path:
+    """Return ``path`` with the home folder in place of ``~`` or ``~user`` at its beginning.
+
+    A shell does so only for a word that begins with it: not in ``--runs=~/r``, and not in quotes.
+
+    Raises:
+        FileNotFoundError: there is no such user; ``strerror`` says how to name a folder that is called so.
+    """
+    text = os.fspath(path)
+    if not text.startswith("~"):
+        return Path(text)
+    user, _, rest = text[1:].partition("/")
+    home = os.environ.get("HOME", "")
+    if user or not os.path.isabs(home):
+        import pwd
+
+        try:
+            home = (pwd.getpwnam(user) if user else pwd.getpwuid(os.getuid())).pw_dir
+        except (KeyError, ValueError):
+            missing = f"there is no user {user!r}" if user else "this user has no home folder"
+            reason = f"{missing}; write ./{text} for a folder of this name"
+            raise FileNotFoundError(errno.ENOENT, reason, text) from None
+    return Path(home, rest)
+
+
+def user_folder(kind: Literal["cache", "config", "data"]) -> Path | None:
+    """Return this user's folder for files of one kind; None for a user without a home folder."""
     import platformdirs
 
-    folder = platformdirs.user_cache_path("lmconsole", appauthor=False) / name
+    find = getattr(platformdirs, f"user_{kind}_path")
+    folder: Path = find("lmconsole", appauthor=False)
     return folder if folder.is_absolute() else None
+
+
+def cache_folder(name: str) -> Path | None:
+    """Return the folder for this user's cached data of one kind; None for a user without a home folder."""
+    folder = user_folder("cache")
+    return None if folder is None else folder / name
 
 
 class LineTail:

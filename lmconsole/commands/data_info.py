@@ -4,12 +4,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lmconsole.commands.output import print_json
+from lmconsole.commands.output import print_data, print_json, print_message
 from lmconsole.data.corpus import describe, find_data, find_embeddings, load_corpus
 from lmconsole.data.windows import cut_windows
 from lmconsole.formatting import counted
+from lmconsole.plan.experiment import Settings
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import AUTO
+
+PAPER = "paper"
+"""Preset for which embeddings are checked that the chosen preset would not read."""
 
 
 def show_data(data: Path | None, embeddings: Path | None, preset: str, experiments: Path | None, *, json: bool) -> None:
@@ -18,7 +22,7 @@ def show_data(data: Path | None, embeddings: Path | None, preset: str, experimen
     if json:
         print_json(report)
     else:
-        print(*lines, sep="\n")
+        print_data("\n".join(lines))
 
 
 def data_report(
@@ -32,14 +36,28 @@ def data_report(
     if preset == AUTO:
         preset = "paper" if folder else "demo"
     settings = plan.resolve(plan.experiments[0], preset).settings
-    corpus = load_corpus(settings.corpus, folder, vocabulary=settings.vocabulary)
+    frozen = settings
+    if settings.embeddings != "frozen" and embeddings is not None and PAPER in plan.presets:
+        frozen = plan.resolve(plan.experiments[0], PAPER).settings
+    corpus = load_corpus(settings.corpus, folder, vocabulary=settings.vocabulary, report=print_message)
     report = {"preset": preset, **describe(corpus), "embeddings": None if tables is None else str(tables)}
+    if tables is not None and frozen.embeddings == "frozen":
+        vocabulary = corpus.vocabulary if frozen is settings else frozen.vocabulary
+        report["embeddings_sha256"] = _check_tables(tables, vocabulary, frozen)
     windows = {}
     for split, count in corpus.counts().items():
         _, lengths = cut_windows(count, settings.window_tokens)
         windows[split] = {"windows": len(lengths), "targets": int(lengths.sum())}
     report["windows"] = windows
     return report, _lines(report, settings.window_tokens)
+
+
+def _check_tables(path: Path, vocabulary: int, settings: Settings) -> str:
+    """Read embedding tables as a run with ``settings`` would, and return their fingerprint. Raises EmbeddingsError."""
+    from lmconsole.lm.embedding import read_tables  # imports torch
+
+    tables = read_tables(path, vocabulary=vocabulary, channels=settings.channels, window_tokens=settings.window_tokens)
+    return tables.sha256
 
 
 def _lines(report: dict[str, Any], window_tokens: int) -> list[str]:
@@ -50,6 +68,7 @@ def _lines(report: dict[str, Any], window_tokens: int) -> list[str]:
         f"vocabulary  {report['vocabulary']:,}",
         f"sha256      {report['sha256']}",
         f"embeddings  {report['embeddings'] or 'none found'}",
+        *([f"sha256      {report['embeddings_sha256']}"] if "embeddings_sha256" in report else []),
         f"windows     {counted(window_tokens, 'target')} each (preset {report['preset']})",
         "",
         f"{'split':<12}{'tokens':>12}{'windows':>10}{'targets':>12}",

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lmconsole import formatting
-from lmconsole.commands.output import console
+from lmconsole.commands.output import console, print_json_line, print_message
 from lmconsole.errors import escape_control_characters
 from lmconsole.runs.events import AnyEvent, Epoch, Failed, Finished, Progress, Started, Stopped, perplexity
 from lmconsole.runs.state import Status
@@ -97,7 +97,7 @@ class PlainDisplay:
                 self.say(f"{label(run)}  {text}")
 
     def say(self, message: str) -> None:
-        print(escape_control_characters(message), file=sys.stderr, flush=True)
+        print_message(message)
 
     def refresh(self, runs: Sequence[Run]) -> None:
         pass
@@ -108,10 +108,7 @@ class JsonDisplay(PlainDisplay):
 
     def show(self, run: Run, events: Sequence[AnyEvent]) -> None:
         for event in events:
-            line = {"run": run.run, **msgspec.to_builtins(event)}
-            sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
-        if events:
-            sys.stdout.flush()
+            print_json_line({"run": run.run, **msgspec.to_builtins(event)})
 
 
 class LiveDisplay:

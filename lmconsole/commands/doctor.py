@@ -79,7 +79,7 @@ def _torch_and_gpu() -> Iterator[Finding]:
     seen = [f"{gpu.name or 'GPU'}, {formatting.mib(gpu.device_total_mib)}" for gpu in gpus.devices()]
     reason, driver = gpus.reason, gpus.driver_version
     gpus.close()
-    done = subprocess.run([sys.executable, "-c", TORCH_PROBE], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", TORCH_PROBE], capture_output=True, text=True, check=False)
     try:
         torch = msgspec.json.decode(done.stdout.strip().rpartition("\n")[2], type=_Torch)
     except msgspec.MsgspecError:
@@ -136,7 +136,7 @@ def _data(data: Path | None, embeddings: Path | None) -> Iterator[Finding]:
             yield Finding(
                 what="data",
                 verdict="note",
-                found=f"none in LMCONSOLE_DATA, ./data or {user_data_folder()}",
+                found=f"none in LMCONSOLE_DATA, ./data or {user_data_folder() or 'the user data folder'}",
                 advice="The demo preset needs none; for the others, name a folder with --data.",
             )
     except LmconsoleError as error:

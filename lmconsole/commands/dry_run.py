@@ -1,7 +1,6 @@
 """`lmconsole run --dry-run`: show what would be done, and where each setting comes from."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import msgspec
 from rich.text import Text
 
 from lmconsole import formatting
-from lmconsole.commands.output import console
+from lmconsole.commands.output import console, print_json_line, print_message
 from lmconsole.engine.estimate import Estimate, estimates, makespan_s
 from lmconsole.engine.probe import ProbeAnswer, ask
 from lmconsole.engine.queue import Action, QueueDecision
@@ -22,14 +21,13 @@ from lmconsole.telemetry.host import free_disk_mib
 
 def dry_run(request: RunRequest) -> ExitCode:
     """Print what `run` would do, without doing it. Raises LmconsoleError."""
-    answer = ask(request)
+    answer = ask(request, print_message)
     store = Store(request.runs)
     runs = store.runs()
     decisions = preview(runs, answer, request)
     expected = estimates(answer, decisions, runs)
     if request.json:
-        plan = _plan_as_dict(answer, decisions, expected, request)
-        sys.stdout.write(msgspec.json.encode(plan).decode() + "\n")
+        print_json_line(_plan_as_dict(answer, decisions, expected, request))
         return ExitCode.OK
     out = console()
     for name, value in [*overview(answer, request), *time_expected(answer, decisions, expected, request)]:

@@ -1,11 +1,12 @@
 """`lmconsole export`: write figures, tables and the report, or print a table."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmconsole.commands.output import print_data
 from lmconsole.errors import LmconsoleError
+from lmconsole.formatting import counted
 from lmconsole.runs.store import Store
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
             raise LmconsoleError("-o accepts only -, for standard output; use --out for a folder")
         if watch:
             raise LmconsoleError("-o -: --watch writes files", hint="Leave one of the two out.")
-        sys.stdout.write(print_table(store, options))
+        print_data(print_table(store, options).removesuffix("\n"))
     elif watch:
         folder = out.absolute()
-        keep_current(store, folder, options, lambda paths: print(f"{len(paths)} files: {folder}", flush=True))
+        keep_current(store, folder, options, lambda paths: print_data(f"{counted(len(paths), 'file')}: {folder}"))
     else:
         for path in write(store, out.absolute(), options):
-            print(path)
+            print_data(str(path))

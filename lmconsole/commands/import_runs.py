@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmconsole.commands.output import print_message
-from lmconsole.errors import ExitCode, escape_control_characters
+from lmconsole.commands.output import print_data, print_message
+from lmconsole.errors import ExitCode
 from lmconsole.formatting import counted
 from lmconsole.importing.import_runs import import_runs as import_into
 from lmconsole.plan.load import load_plan
@@ -24,15 +24,13 @@ def import_runs(root: Path, source: Path, experiments: Path | None) -> ExitCode:
     """
     report = import_into(Store(root), source, load_plan(experiments))
     for place, run in report.imported.items():
-        print(f"{run}: imported from {escape_control_characters(place)}", flush=True)
+        print_data(f"{run}: imported from {place}")
     for place, update in report.updated.items():
-        print(
-            f"{update.run}: updated from {escape_control_characters(place)}: {update.changes}; "
-            f"the earlier import, {update.replaced}, is in the trash",
-            flush=True,
+        print_data(
+            f"{update.run}: updated from {place}: {update.changes}; the earlier import, {update.replaced}, is in the trash"
         )
     for place, run in report.imported_before.items():
-        print(f"{run}: already imported from {escape_control_characters(place)}", flush=True)
+        print_data(f"{run}: already imported from {place}")
     for note, places in report.notes.items():
         print_message(f"note: {_name_places(places)}: {note}")
     for problem in report.problems[:MOST_PROBLEMS]:

@@ -1,12 +1,18 @@
-"""Output of commands: data on standard output, messages on standard error."""
+"""Output of commands: data on standard output, messages on standard error.
+
+Nothing else in the commands writes to a stream, so that no name from a file can control the terminal.
+"""
 
 import os
+import re
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 from rich import box
-from rich.console import Console, JustifyMethod
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 
 from lmconsole.errors import escape_control_characters
@@ -18,12 +24,35 @@ PIPE_WIDTH = 140
 """Columns of a table in a pipe or a file, which have no width of their own."""
 
 
+NARROWEST, WIDEST = 20, 10_000
+"""Bounds of a size in COLUMNS or LINES; other values, such as 0, are ignored."""
+
+
+SIZES = ("COLUMNS", "LINES")
+
+
+class _EscapingConsole(Console):
+    """A console that escapes control characters in everything that is printed, whatever it is in."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=escape_control_characters(segment.text))
+
+
 def console(*, stderr: bool = False) -> Console:
-    """Return a console that honors NO_COLOR, dumb terminals and pipes, and takes no text for markup."""
-    made = Console(stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=False)
-    if not made.is_terminal and "COLUMNS" not in os.environ:
+    """Return a console that honors NO_COLOR, dumb terminals and pipes, takes no text for markup, and escapes control
+    characters."""
+    environment = {name: value for name, value in os.environ.items() if name not in SIZES or _is_size(value)}
+    made = _EscapingConsole(
+        stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=False, _environ=environment
+    )
+    if not made.is_terminal and "COLUMNS" not in environment:
         made.width = PIPE_WIDTH
     return made
+
+
+def _is_size(text: str) -> bool:
+    return bool(re.fullmatch("[0-9]{1,6}", text)) and NARROWEST <= int(text) <= WIDEST
 
 
 def plain_table(**columns: JustifyMethod) -> Table:
@@ -36,12 +65,41 @@ def plain_table(**columns: JustifyMethod) -> Table:
 
 def print_json(value: Any) -> None:
     """Print indented JSON on standard output."""
-    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    print_data(escape_json(msgspec.json.format(msgspec.json.encode(value), indent=2)))
+
+
+def print_json_line(value: Any) -> None:
+    """Print JSON on one line of standard output, at once."""
+    print_data(escape_json(msgspec.json.encode(value)))
+
+
+def escape_json(encoded: bytes) -> str:
+    """Return JSON with control and formatting characters as escape sequences, which JSON itself does only below U+0020.
+
+    They can occur only in strings, so the value stays the same.
+    """
+    text = encoded.decode()
+    return text if text.isascii() and "\x7f" not in text else _MAYBE_CONTROL.sub(_escape_in_json, text)
+
+
+_MAYBE_CONTROL = re.compile(r"[^\n\x20-\x7e]")
+
+
+def _escape_in_json(match: re.Match[str]) -> str:
+    if escape_control_characters(match[0]) == match[0]:
+        return match[0]
+    units = match[0].encode("utf-16-be")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
+def print_data(text: str) -> None:
+    """Print lines of text on standard output."""
+    print(escape_control_characters(text), flush=True)
 
 
 def print_message(message: str) -> None:
     """Print a message on standard error, with control characters escaped."""
-    print(escape_control_characters(message), file=sys.stderr)
+    print(escape_control_characters(message), file=sys.stderr, flush=True)
 
 
 def warn_about(store: Store) -> None:

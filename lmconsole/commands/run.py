@@ -24,7 +24,7 @@ def run_headless(request: RunRequest) -> ExitCode:
         with choose_display(json=request.json) as display:
             if sys.stderr.isatty():
                 display.say("Checking data and devices …")
-            answer = ask(request)
+            answer = ask(request, display.say)
             for name, value in overview(answer, request):
                 if name:
                     display.say(f"{name:<10} {value}")

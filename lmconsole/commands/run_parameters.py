@@ -9,12 +9,25 @@ import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from lmconsole.engine.run_options import OPTIONS, RunRequest, flag
+from lmconsole.files import expand_home
+
+
+def expand_path(value: Path | str | None) -> Path | str | None:
+    """Expand ``~`` in the value of an option or argument that is a path; the callback of all of them."""
+    if value is None:
+        return None
+    try:
+        return type(value)(expand_home(value))
+    except OSError as error:
+        raise typer.BadParameter(str(error.strerror)) from None
 
 
 def parameter(name: str) -> ArgumentInfo | OptionInfo:
     """Return the help, the spelling and the completion of one option, for a typer annotation."""
     option = OPTIONS[name]
     texts: dict[str, Any] = {"help": option.help, "metavar": option.metavar, "envvar": option.envvar}
+    if Path in (kind := _kind(name), *get_args(kind)):
+        texts["callback"] = expand_path
     if option.positional:
         argument: ArgumentInfo = typer.Argument(**texts)
         return argument
@@ -26,11 +39,16 @@ def parameter(name: str) -> ArgumentInfo | OptionInfo:
     return shown
 
 
+def _kind(name: str) -> Any:
+    """Return the type of a field of RunRequest."""
+    return get_args(RunRequest.__annotations__[name])[0]
+
+
 def takes_run_request(command: Callable[..., None]) -> Callable[..., None]:
     """Give ``command`` every option of `lmconsole run` as a keyword: paths, flags, and text to be parsed."""
     parameters = []
     for name, option in OPTIONS.items():
-        kind, default = get_args(RunRequest.__annotations__[name])[0], RunRequest._field_defaults[name]
+        kind, default = _kind(name), RunRequest._field_defaults[name]
         if option.positional:
             kind, default = list[str] | None, None
         elif kind not in (bool, Path, Path | None):

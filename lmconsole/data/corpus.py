@@ -10,7 +10,8 @@ the train split, which keeps them.
 """
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +22,10 @@ from numpy.typing import NDArray
 from lmconsole import formatting
 from lmconsole.data.cache import SPLITS, TokenizedText, cached, entry_name, fingerprint
 from lmconsole.data.demo import DEMO_NAME, demo_texts
-from lmconsole.data.files import id_type, list_folder, read_bytes, read_text, read_tokens
+from lmconsole.data.files import id_type, list_folder, read_bytes, read_text, read_tokens, recognize_tables
 from lmconsole.data.tokenizer import ENCODER_FILE, MERGES_FILE, Tokenizer, gpt1_tokenizer, train_byte_bpe
 from lmconsole.errors import CorpusError, EmbeddingsError, escape_control_characters
+from lmconsole.files import expand_home, user_folder
 
 __all__ = ["SPLITS", "Corpus", "describe", "find_data", "find_embeddings", "load_corpus", "user_data_folder"]
 
@@ -39,6 +41,15 @@ TEXT_FILES: dict[str, tuple[str, ...]] = {
 
 _WIKITEXT2 = "4e404bff5e07ff171f342b5a711122627af7574a122b99b279982591418cdadc"
 """Fingerprint of WikiText-2 in GPT-1 BPE, as tokenized by the course that published the reference results."""
+
+EMBEDDINGS_FILES = ("embeddings.npz", "model.safetensors")
+"""Embedding tables in the folder of a corpus: our own file, and GPT-1's as on the Hugging Face Hub."""
+
+LONG_TEXT = 1_000_000
+"""Characters from which tokenizing is announced: a second or more of work."""
+
+REPORT_S = 5.0
+"""Seconds between two reports of progress."""
 
 _FOLDER_HINT = (
     "A corpus folder contains wiki.train.npz, wiki.validation.npz and wiki.test.npz, or train.txt, valid.txt and "
@@ -93,6 +104,7 @@ def load_corpus(
     vocabulary: int,
     max_tokens: int | None = None,
     cache: Path | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> Corpus:
     """Load the built-in corpus (``demo``), or the one in ``folder`` (``tokens``).
 
@@ -100,13 +112,15 @@ def load_corpus(
         vocabulary: bound on the ids in npz files, or most ids of a tokenizer that is trained.
         max_tokens: keep the first N tokens of the train split and the first N // 10 of the others.
         cache: folder for tokenized text; by default the user's cache folder.
+        report: receives a message now and then while a long text is tokenized.
 
     Raises:
         CorpusError: something is missing, damaged or unusable.
     """
+    progress = _Progress(report)
     if kind == "demo":
         texts = demo_texts()
-        tokenized = _byte_tokens(texts, vocabulary, cache)
+        tokenized = _byte_tokens(texts, vocabulary, cache, progress)
         return _corpus(DEMO_NAME, "demo", None, tokenized, dict.fromkeys(SPLITS, "demo corpus"), max_tokens)
     if folder is None:
         raise CorpusError("no folder with tokens or text was found", hint=f"Choose one with --data. {_FOLDER_HINT}")
@@ -117,7 +131,7 @@ def load_corpus(
         splits = {split: read_tokens(path, vocabulary) for split, path in files.items()}
         tokenized = TokenizedText(vocabulary=vocabulary, splits=splits), "ids as found in the files"
     else:
-        tokenized = _text_tokens(folder, names, files, vocabulary, cache)
+        tokenized = _text_tokens(folder, names, files, vocabulary, cache, progress)
     name = escape_control_characters(folder.name).replace("\n", " ").strip() or "corpus"
     return _corpus(name, layout, folder, tokenized, {s: str(path) for s, path in files.items()}, max_tokens)
 
@@ -126,59 +140,74 @@ def find_data(explicit: Path | None, *, environ: Mapping[str, str], cwd: Path) -
     """Return the absolute path of the corpus folder, or None if there is none.
 
     The candidates are ``explicit`` (--data), LMCONSOLE_DATA, ``data`` in ``cwd``, and the user data folder. The last
-    two are skipped without a complete corpus.
+    two are skipped if they contain nothing of a corpus.
 
     Raises:
-        CorpusError: one of the first two is given and has no complete corpus.
+        CorpusError: one of the first two is given and has no complete corpus, or one of the last two has a part of one.
     """
     named = {"--data": explicit, "LMCONSOLE_DATA": environ.get("LMCONSOLE_DATA") or None}
     for origin, folder in named.items():
         if folder is not None:
-            place = Path(os.path.abspath(cwd / folder))
             try:
+                place = Path(os.path.abspath(cwd / expand_home(folder)))
                 _layout(place, list_folder(place))
             except CorpusError as error:
                 raise CorpusError(f"{origin}: {error.message}", hint=error.hint) from None
+            except OSError as error:
+                raise CorpusError(f"{origin}: {folder}: {error.strerror}") from None
             return place
-    for place in (Path(os.path.abspath(cwd / "data")), user_data_folder()):
-        try:
-            _layout(place, list_folder(place))
-        except CorpusError:
-            continue
-        return place
+    for found in (Path(os.path.abspath(cwd / "data")), user_data_folder()):
+        if found is not None and _has_corpus(found):
+            return found
     return None
 
 
-def user_data_folder() -> Path:
-    """Return the folder that is searched last for a corpus."""
-    import platformdirs
+def user_data_folder() -> Path | None:
+    """Return the folder that is searched last for a corpus; None for a user without a home folder."""
+    return user_folder("data")
 
-    return platformdirs.user_data_path("lmconsole", appauthor=False)
+
+def _has_corpus(place: Path) -> bool:
+    """Return whether a folder that nobody named has a corpus.
+
+    Raises CorpusError if it has only a part of one or cannot be read: to train on other data would be a surprise.
+    """
+    if not os.path.lexists(place) or (os.path.exists(place) and not os.path.isdir(place)):
+        return False
+    names = list_folder(place)
+    hint = "To train without it: --preset demo."
+    try:
+        _layout(place, names)
+    except CorpusError as error:
+        if any(name in names for wanted in (NPZ_FILES, TEXT_FILES) for files in wanted.values() for name in files):
+            raise CorpusError(error.message, hint=f"{error.hint}\n{hint}") from None
+    else:
+        return True
+    parts = [name for name in (ENCODER_FILE, MERGES_FILE, *EMBEDDINGS_FILES) if name in names]
+    if parts:
+        raise CorpusError(f"{place}: {' and '.join(parts)} without a corpus", hint=f"{_FOLDER_HINT}\n{hint}")
+    return False
 
 
 def find_embeddings(explicit: Path | None, data: Path | None) -> Path | None:
     """Return the absolute path of the embedding tables, or None if there are none.
 
-    The candidates are ``explicit`` (--embeddings), then ``embeddings.npz`` and ``model.safetensors``, as on the Hugging
-    Face Hub, in the folder ``data``. The content is not checked. Raises EmbeddingsError if ``explicit`` is not a file.
+    The candidates are ``explicit`` (--embeddings), then ``EMBEDDINGS_FILES`` in the folder ``data``. Only the kind of
+    the file is checked. Raises EmbeddingsError if it is neither an npz archive nor a safetensors file.
     """
     if explicit is not None:
         path = Path(os.path.abspath(explicit))
         try:
-            found = "this is a folder" if path.is_dir() else None if path.exists() else "there is no such file"
-        except (OSError, ValueError) as error:
-            found = f"cannot be read: {error}"
-        if found:
-            raise EmbeddingsError(
-                f"--embeddings: {path}: {found}",
-                hint="Give an .npz file with arrays 'tokens' and 'position', or the Hub's model.safetensors.",
-            )
+            recognize_tables(path)
+        except EmbeddingsError as error:
+            raise EmbeddingsError(f"--embeddings: {error.message}", hint=error.hint) from None
         return path
     if data is not None:
         data = Path(os.path.abspath(data))
         names = list_folder(data)
-        for name in ("embeddings.npz", "model.safetensors"):
+        for name in EMBEDDINGS_FILES:
             if name in names:
+                recognize_tables(data / name)
                 return data / name
     return None
 
@@ -205,13 +234,18 @@ def _layout(folder: Path, names: frozenset[str]) -> tuple[Literal["npz", "text"]
 
 
 def _text_tokens(
-    folder: Path, names: frozenset[str], files: Mapping[str, Path], vocabulary: int, cache: Path | None
+    folder: Path,
+    names: frozenset[str],
+    files: Mapping[str, Path],
+    vocabulary: int,
+    cache: Path | None,
+    progress: "_Progress",
 ) -> tuple[TokenizedText, str]:
     """Return the ids of the text files of ``folder``, and a description of the tokenizer."""
     texts = {split: read_text(path) for split, path in files.items()}
     present = [name for name in (ENCODER_FILE, MERGES_FILE) if name in names]
     if not present:
-        return _byte_tokens(texts, vocabulary, cache)
+        return _byte_tokens(texts, vocabulary, cache, progress)
     if len(present) == 1:
         (missing,) = {ENCODER_FILE, MERGES_FILE} - set(present)
         raise CorpusError(
@@ -221,7 +255,7 @@ def _text_tokens(
     encoder, merges = ((folder / name, read_bytes(folder / name)) for name in (ENCODER_FILE, MERGES_FILE))
 
     name = entry_name("gpt1", encoder[1], merges[1], *texts.values())
-    tokenized = cached(cache, name, lambda: _encode(gpt1_tokenizer(encoder, merges), texts))
+    tokenized = cached(cache, name, lambda: _encode(gpt1_tokenizer(encoder, merges), texts, progress))
     if tokenized.vocabulary > vocabulary:
         raise CorpusError(
             f"{encoder[0]}: its tokens and padding are {tokenized.vocabulary:,} ids, the preset's vocabulary is "
@@ -231,15 +265,24 @@ def _text_tokens(
     return tokenized, "GPT-1 BPE, ids shifted by one"
 
 
-def _byte_tokens(texts: Mapping[str, str], vocabulary: int, cache: Path | None) -> tuple[TokenizedText, str]:
+def _byte_tokens(
+    texts: Mapping[str, str], vocabulary: int, cache: Path | None, progress: "_Progress"
+) -> tuple[TokenizedText, str]:
     """Return the ids of ``texts`` in a byte-level BPE trained on the train split, and a description of it."""
     name = entry_name("bytes", str(vocabulary), *(texts[s] for s in SPLITS))
-    tokenized = cached(cache, name, lambda: _encode(train_byte_bpe(texts["train"], vocabulary), texts))
+
+    def tokenize() -> TokenizedText:
+        if len(texts["train"]) >= LONG_TEXT:
+            progress.say(f"Training a tokenizer on {len(texts['train']):,} characters …")
+        return _encode(train_byte_bpe(texts["train"], vocabulary), texts, progress)
+
+    tokenized = cached(cache, name, tokenize)
     return tokenized, f"byte-level BPE of {tokenized.vocabulary:,} tokens trained on the train split"
 
 
-def _encode(tokenizer: Tokenizer, texts: Mapping[str, str]) -> TokenizedText:
-    splits = {split: tokenizer.encode(text) for split, text in texts.items()}
+def _encode(tokenizer: Tokenizer, texts: Mapping[str, str], progress: "_Progress") -> TokenizedText:
+    progress.begin(sum(map(len, texts.values())))
+    splits = {split: tokenizer.encode(text, progress.add) for split, text in texts.items()}
     return TokenizedText(vocabulary=tokenizer.vocabulary, splits=splits)
 
 
@@ -254,6 +297,7 @@ def _corpus(
     """Check the length of every split, compute the fingerprint, and cut the splits to ``max_tokens``."""
     ids, tokenizer = tokenized
     for split in SPLITS:
+        _refuse_padding(ids.splits[split], split, sources[split])
         if len(ids.splits[split]) < SHORTEST_SPLIT:
             raise CorpusError(
                 f"{sources[split]}: the {split} split has {formatting.counted(len(ids.splits[split]), 'token')}; "
@@ -275,6 +319,43 @@ def _corpus(
         sha256=sha256,
         max_tokens=max_tokens,
     )
+
+
+class _Progress:
+    """Reports how much of a long text has been tokenized."""
+
+    def __init__(self, report: Callable[[str], None] | None) -> None:
+        self._report = report
+        self._characters = self._done = 0
+        self._next = 0.0
+
+    def say(self, message: str) -> None:
+        if self._report is not None:
+            self._report(message)
+
+    def begin(self, characters: int) -> None:
+        """Announce the work if it is long."""
+        self._characters = characters
+        self._next = time.monotonic() + REPORT_S
+        if characters >= LONG_TEXT:
+            self.say(f"Tokenizing {characters:,} characters …")
+
+    def add(self, characters: int) -> None:
+        """Count characters that have been tokenized."""
+        self._done += characters
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + REPORT_S
+            self.say(f"Tokenizing: {self._done / self._characters:.0%} …")
+
+
+def _refuse_padding(ids: NDArray[np.integer[Any]], split: str, source: str) -> None:
+    """Raise CorpusError if most of a split is padding, which would be trained on like text."""
+    padding = len(ids) - int(np.count_nonzero(ids))
+    if padding * 2 > len(ids):
+        raise CorpusError(
+            f"{source}: {padding:,} of {formatting.counted(len(ids), 'token')} in the {split} split are padding (id 0)",
+            hint="Store the tokens as one stream without padding; ids are the tokenizer's plus one.",
+        )
 
 
 def _first(ids: NDArray[np.integer[Any]], split: str, max_tokens: int | None) -> NDArray[np.integer[Any]]:

@@ -1,17 +1,23 @@
 """Reading the files of a corpus. Every error in a file is a CorpusError that names the file."""
 
+import errno
 import io
 import os
-import stat
 import warnings
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lmconsole.errors import CorpusError
+from lmconsole.errors import CorpusError, EmbeddingsError
+from lmconsole.files import open_file, read_file
+from lmconsole.telemetry.host import MIB, host_memory
+
+MAX_BYTES = 64 * 2**30
+"""Largest file or array that is read on a machine with more than twice this memory."""
 
 
 def list_folder(folder: Path) -> frozenset[str]:
@@ -28,20 +34,18 @@ def list_folder(folder: Path) -> frozenset[str]:
         raise _unreadable(folder, error) from None
 
 
+def size_limit() -> int:
+    """Return the most bytes that are read from a file or unpacked to an array: half of the memory available now."""
+    return min(MAX_BYTES, int(host_memory().available_mib * MIB) // 2)
+
+
 def read_bytes(path: Path) -> bytes:
-    """Read a regular file. Raises CorpusError for anything else: reading a pipe, for example, could block forever."""
+    """Read a regular file that fits into memory. Raises CorpusError for anything else."""
     try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
-            raise CorpusError(f"{path}: expected a file, found a folder", hint="Replace it by the file.")
-        if not stat.S_ISREG(mode):
-            raise CorpusError(
-                f"{path}: expected a regular file, found a device, pipe or socket", hint="Replace it by a file."
-            )
-        return path.read_bytes()
+        return read_file(path, size_limit(), follow=True)
     except FileNotFoundError:
         raise CorpusError(f"{path}: there is no such file", hint="Check the path, or the target of the link.") from None
-    except (OSError, ValueError, MemoryError) as error:
+    except (OSError, MemoryError) as error:
         raise _unreadable(path, error) from None
 
 
@@ -71,14 +75,25 @@ def read_tokens(path: Path, vocabulary: int) -> NDArray[np.integer[Any]]:
     return checked_ids(arrays["tokens"], vocabulary, str(path))
 
 
-def read_arrays(path: Path, wanted: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
+def read_arrays(path: Path, wanted: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Return the names of all arrays of an npz archive, and those of ``wanted`` that it has. Nothing is unpickled."""
     data = read_bytes(path)
     if not data.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        raise CorpusError(f"{path}: expected an npz archive, found {_looks_like(data)}", hint=_NPZ_HINT)
+        raise CorpusError(f"{path}: expected an npz archive, found {describe_content(data[:64])}", hint=_NPZ_HINT)
     try:
+        limit = size_limit()
+        with zipfile.ZipFile(io.BytesIO(data)) as packed:
+            sizes = {member.filename.removesuffix(".npy"): member.file_size for member in packed.infolist()}
+        for name in wanted:
+            if sizes.get(name, 0) > limit:
+                raise CorpusError(
+                    f"{path}: '{name}' unpacks to {sizes[name] // MIB:,} MiB, more than half of the memory available",
+                    hint=_AGAIN_HINT,
+                )
         with warnings.catch_warnings(action="ignore"), np.load(io.BytesIO(data), allow_pickle=False) as archive:
             return list(archive.files), {name: archive[name] for name in wanted if name in archive.files}
+    except CorpusError:
+        raise
     except Exception as error:  # with damaged bytes, zipfile, zlib, tokenize and ast raise almost anything
         if "allow_pickle" in str(error):
             raise CorpusError(
@@ -118,16 +133,45 @@ _NPZ_HINT = "Write it with: numpy.savez(file, tokens=ids), ids a 1-d integer arr
 _AGAIN_HINT = "Copy or download the file again."
 
 
-def _looks_like(data: bytes) -> str:
-    if not data:
+TABLES_HINT = "Give an .npz file with arrays 'tokens' and 'position', or the Hub's model.safetensors."
+
+
+def recognize_tables(path: Path, hint: str = TABLES_HINT) -> Literal["npz", "safetensors"]:
+    """Return the kind of a file of embedding tables by its content; files in a hub's cache have no suffix.
+
+    Raises EmbeddingsError, with ``hint``, if it is missing, no regular file, or neither.
+    """
+    try:
+        with open(open_file(path, follow=True), "rb", buffering=0) as file:
+            start = file.read(64)
+    except FileNotFoundError:
+        raise EmbeddingsError(f"{path}: there is no such file", hint=hint) from None
+    except OSError as error:
+        denied = isinstance(error, PermissionError)
+        hint = "Change its permissions (chmod, chown)." if denied else hint
+        raise EmbeddingsError(f"{path}: {error.strerror}", hint=hint) from None
+    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return "npz"
+    if start[8:9] == b"{":  # after the length of the header
+        return "safetensors"
+    raise EmbeddingsError(f"{path}: expected embedding tables, found {describe_content(start)}", hint=hint)
+
+
+def describe_content(start: bytes) -> str:
+    """Describe a file of the wrong kind by its first bytes."""
+    if not start:
         return "an empty file"
-    if data.startswith(b"\x93NUMPY"):
+    if start.startswith(b"\x93NUMPY"):
         return "a single npy array"
-    if data.startswith(b"\x80"):
+    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return "a zip archive"
+    if start.startswith(b"\x80"):
         return "what may be a pickle, which is never loaded"
-    if data.startswith(b"version https://git-lfs"):
+    if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer (run: git lfs pull)"
-    return f"{len(data):,} bytes of something else"
+    if start.lstrip()[:1] == b"<":
+        return "a web page, as a failed download leaves it"
+    return "something else"
 
 
 def _reason(error: BaseException) -> str:
@@ -136,6 +180,12 @@ def _reason(error: BaseException) -> str:
 
 def _unreadable(path: Path, error: Exception) -> CorpusError:
     what = error.strerror if isinstance(error, OSError) and error.strerror else _reason(error)
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EFBIG:
+        what += ", half of the memory available" if size_limit() < MAX_BYTES else ""
+        return CorpusError(f"{path}: {what}", hint="Use a part of it, or a machine with more memory.")
+    if what.startswith("expected a file"):
+        return CorpusError(f"{path}: {what}", hint="Replace it by the file.")
     denied = isinstance(error, PermissionError)
     hint = "Change its permissions (chmod, chown)." if denied else "Check the path and the disk."
     return CorpusError(f"{path}: cannot be read: {what}", hint=hint)

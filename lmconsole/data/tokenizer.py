@@ -7,7 +7,7 @@ encoded, so that commands that need no tokenizer stay fast.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,6 +32,10 @@ END_OF_WORD = "</w>"
 SMALLEST_BYTE_VOCABULARY = 257
 """256 bytes and padding: with fewer ids some text could not be encoded."""
 
+LONGEST_WORD = 256
+"""Bytes after which a word is cut. The time of training grows with the square of a word's length, and text without
+spaces, such as Chinese or base64, would be one word."""
+
 _LINES_AT_ONCE = 2048
 """Lines encoded in one call: enough to keep every thread busy, few enough to bound memory."""
 
@@ -48,14 +52,16 @@ class Tokenizer:
     backend: tokenizers.Tokenizer
     vocabulary: int
 
-    def encode(self, text: str) -> NDArray[np.int32]:
+    def encode(self, text: str, progress: Callable[[int], None] = lambda _: None) -> NDArray[np.int32]:
         """Return the ids of ``text``, shape (tokens,). Each line is encoded separately, in parallel, with its line
-        feed, so that a tokenizer that keeps white space keeps line feeds."""
+        feed, so that a tokenizer that keeps white space keeps line feeds. ``progress`` receives the number of
+        characters after each batch of lines."""
         parts: list[NDArray[np.int32]] = [np.empty(0, dtype=np.int32)]
         lines = iter_lines(text)
         while batch := list(islice(lines, _LINES_AT_ONCE)):
             encodings = self.backend.encode_batch_fast(batch, add_special_tokens=False)
             parts.extend(np.array(encoding.ids, dtype=np.int32) + 1 for encoding in encodings)
+            progress(sum(map(len, batch)))
         return np.concatenate(parts)
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
@@ -77,8 +83,9 @@ def iter_lines(text: str) -> Iterator[str]:
 def gpt1_tokenizer(encoder: tuple[Path, bytes], merges: tuple[Path, bytes]) -> Tokenizer:
     """Build GPT-1's BPE (Radford et al. 2018) from its two files, each given as path and content.
 
-    Text is lower-cased and accents are kept. White space, line feeds included, separates words and is dropped. An
-    unknown character becomes ``<unk>``. Raises CorpusError if a file is damaged or the two do not match.
+    Text is lower-cased and accents are stripped, which gives exactly the published ids of WikiText-2. White space, line
+    feeds included, separates words and is dropped. An unknown character becomes ``<unk>``. Raises CorpusError if a file
+    is damaged or the two do not match.
     """
     library = _library()
     ranks = _read_encoder(*encoder)
@@ -89,7 +96,7 @@ def gpt1_tokenizer(encoder: tuple[Path, bytes], merges: tuple[Path, bytes]) -> T
         )
     except Exception as error:  # the library raises plain Exception
         raise CorpusError(f"{encoder[0]}: not a usable BPE: {error}", hint=_DOWNLOAD_HINT) from None
-    backend.normalizer = library.normalizers.BertNormalizer(strip_accents=False, lowercase=True)
+    backend.normalizer = library.normalizers.BertNormalizer(strip_accents=True, lowercase=True)
     backend.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
     backend.decoder = library.decoders.BPEDecoder(suffix=END_OF_WORD)
     return Tokenizer(backend=backend, vocabulary=len(ranks) + 1)
@@ -99,7 +106,8 @@ def train_byte_bpe(text: str, vocabulary: int) -> Tokenizer:
     """Train a lossless byte-level BPE with at most ``vocabulary`` ids, padding included, on ``text``.
 
     It is deterministic: pairs of equal count are merged in the order of their ids, whatever the number of threads.
-    Pairs that occur once are never merged, so a short text gives a smaller vocabulary than requested.
+    Pairs that occur once are never merged, so a short text gives a smaller vocabulary than requested. Longer words than
+    ``LONGEST_WORD`` are cut.
     """
     if vocabulary < SMALLEST_BYTE_VOCABULARY:
         raise CorpusError(
@@ -109,7 +117,9 @@ def train_byte_bpe(text: str, vocabulary: int) -> Tokenizer:
         )
     library = _library()
     backend = library.Tokenizer(library.models.BPE())
-    backend.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    parts = library.pre_tokenizers.Split(library.Regex(f"(?m:.){{1,{LONGEST_WORD}}}"), behavior="isolated")
+    backend.pre_tokenizer = library.pre_tokenizers.Sequence([words, parts])
     backend.decoder = library.decoders.ByteLevel()
     trainer = library.trainers.BpeTrainer(
         vocab_size=vocabulary - 1,

@@ -7,10 +7,13 @@ from pathlib import Path
 import msgspec
 
 from lmconsole import __version__
-from lmconsole.files import atomic_write, cache_folder
+from lmconsole.files import atomic_write, cache_folder, read_file
 from lmconsole.plan.experiment import Settings
 
 SCHEMA = 1
+
+MAX_BYTES = 1_000_000
+"""Size of the largest file of results that is read."""
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,8 +90,8 @@ def load_results() -> list[BenchResult]:
     found = []
     with contextlib.suppress(OSError):
         for path in sorted(folder.glob("*.json")) if folder else []:
-            with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
-                found.append(msgspec.json.decode(path.read_bytes(), type=BenchResult))
+            with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                found.append(msgspec.json.decode(read_file(path, MAX_BYTES, follow=True), type=BenchResult))
     own = [result for result in found if result.lmconsole == __version__]
     return sorted(own, key=lambda result: result.date, reverse=True)
 

@@ -6,13 +6,13 @@ The child, which imports torch, settles preset, devices, precision, corpus, embe
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from lmconsole.engine.child import answer_parent, ask_child
+from lmconsole.engine.child import answer_parent, ask_child, report_progress
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.errors import CorpusError, DeviceError, EmbeddingsError
 from lmconsole.plan.experiment import Experiment, Settings, hashed_settings
@@ -83,9 +83,12 @@ class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True, tag="answer"):
     warnings: tuple[str, ...] = ()
 
 
-def ask(request: RunRequest) -> ProbeAnswer:
-    """Resolve ``request`` in a child process. Raises LmconsoleError if the request or the machine is unsuitable."""
-    return ask_child("lmconsole.engine.probe", request, ProbeAnswer, TIMEOUT_S)
+def ask(request: RunRequest, report: Callable[[str], None] = lambda _: None) -> ProbeAnswer:
+    """Resolve ``request`` in a child process; ``report`` receives messages if that takes long, in a thread.
+
+    Raises LmconsoleError if the request or the machine is unsuitable.
+    """
+    return ask_child("lmconsole.engine.probe", request, ProbeAnswer, TIMEOUT_S, report)
 
 
 def probe(request: RunRequest, environ: Mapping[str, str], cwd: Path) -> ProbeAnswer:
@@ -165,11 +168,13 @@ def tokens_recipe() -> str:
     """Return what to do where no tokens were found."""
     from lmconsole.data.corpus import user_data_folder
 
+    folder = user_data_folder()
+    places = "./data" if folder is None else f"./data or {folder}"
     return f"""\
 Tokens: a folder with WikiText-2 as train.txt, valid.txt and test.txt, and GPT-1's encoder_bpe_40000.json and
 vocab_40000.bpe next to them; or already tokenized as wiki.train.npz, wiki.validation.npz and wiki.test.npz (array
-`tokens`: GPT-1 BPE ids plus 1, 0 is padding). Name it with --data or LMCONSOLE_DATA, or put the files into ./data or
-{user_data_folder()}."""
+`tokens`: GPT-1 BPE ids plus 1, 0 is padding). Name it with --data or LMCONSOLE_DATA, or put the files into
+{places}."""
 
 
 EMBEDDINGS_RECIPE = """\
@@ -239,6 +244,7 @@ class _Resolver:
                 self._data,
                 vocabulary=settings.vocabulary,
                 max_tokens=self._request.max_tokens,
+                report=report_progress,
             )
             self._corpora[key] = msgspec.convert(describe(corpus), CorpusInfo)
         return self._corpora[key]

@@ -133,7 +133,7 @@ def parse_program(text: str, _: "Plan") -> tuple[str, ...]:
     import shutil
 
     words = shlex.split(text)
-    program = shutil.which(words[0]) if words else None
+    program = shutil.which(os.path.expanduser(words[0])) if words else None
     if program is None:
         raise ValueError(f"no such program{': ' + words[0] if words else ''}")
     return (os.path.abspath(program), *words[1:])

@@ -3,7 +3,7 @@
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lmconsole.data.files import recognize_tables
 from lmconsole.errors import EmbeddingsError
+from lmconsole.files import open_file
 
 _TOKENS, _POSITION = TABLES = "tokens", "position"
 _HUB_NAMES = {_TOKENS: "tokens_embed.weight", _POSITION: "positions_embed.weight"}
@@ -47,18 +49,17 @@ def read_tables(path: Path, *, vocabulary: int, channels: int, window_tokens: in
     """Read the tables in ``path``.
 
     The file is an ``.npz`` with arrays ``tokens`` (V, C) and ``position`` (at least T, C), or GPT-1's
-    ``model.safetensors`` from the Hugging Face hub. The hub's token ids start at 0, which is the id of padding here, so
-    a zero row is inserted in front.
+    ``model.safetensors`` from the Hugging Face hub; its content decides, not its name. The hub's token ids start at 0,
+    which is the id of padding here, so a zero row is inserted in front.
 
     Raises:
         EmbeddingsError: The file is missing or damaged, or contains something else.
     """
     source = _Source(path, {_TOKENS: (vocabulary, channels), _POSITION: (window_tokens, channels)})
-    if not path.exists():
-        source.fail("no such file", hint=f"Set the path of the tables with --embeddings. {source.recipe}")
     try:
-        read = _read_safetensors if path.suffix == ".safetensors" else _read_npz
-        tokens, position = read(source)
+        read = _read_safetensors if recognize_tables(path, source.recipe) == "safetensors" else _read_npz
+        with open(open_file(path, follow=True), "rb") as file:
+            tokens, position = read(source, file)
     except OSError as error:
         source.fail(f"cannot be read: {error.strerror or error}", hint="Check the path and its permissions.")
     except MemoryError:
@@ -107,15 +108,14 @@ class _Source:
             self.fail(f"'{name}' is of type {dtype}, expected float32", hint="Convert the array and save it again.")
 
 
-def _read_npz(source: _Source) -> tuple[Tensor, Tensor]:
+def _read_npz(source: _Source, file: IO[bytes]) -> tuple[Tensor, Tensor]:
     tables = []
     try:
-        with zipfile.ZipFile(source.path) as archive:
+        with zipfile.ZipFile(file) as archive:
             members = set(archive.namelist())
             for name, or_more in ((_TOKENS, False), (_POSITION, True)):
                 if f"{name}.npy" not in members:
-                    found = ", ".join(sorted(member.removesuffix(".npy") for member in members)) or "nothing"
-                    source.fail(f"has no array '{name}'; found: {found}")
+                    source.fail(f"has no array '{name}'; found: {_listed(m.removesuffix('.npy') for m in members)}")
                 rows = source.shapes[name][0]
                 with archive.open(f"{name}.npy") as member:
                     shape, dtype = _npy_header(member)
@@ -139,9 +139,9 @@ def _npy_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def _read_safetensors(source: _Source) -> tuple[Tensor, Tensor]:
+def _read_safetensors(source: _Source, opened: IO[bytes]) -> tuple[Tensor, Tensor]:
     try:
-        with safe_open(source.path, framework="pt") as file:
+        with safe_open(f"/dev/fd/{opened.fileno()}", framework="pt") as file:
             slices = {name: _hub_slice(source, file, name) for name in (_TOKENS, _POSITION)}
             V, C = source.shapes[_TOKENS]
             T, _ = source.shapes[_POSITION]
@@ -162,6 +162,11 @@ def _hub_slice(source: _Source, file: Any, name: str) -> Any:
     names = set(file.keys())
     stored_as = _HUB_NAMES[name] if _HUB_NAMES[name] in names else _HUB_PREFIX + _HUB_NAMES[name]
     if stored_as not in names:
-        found = ", ".join(sorted(names)[:8]) + (", …" if len(names) > 8 else "")
-        source.fail(f"has no tensor '{_HUB_NAMES[name]}'; found: {found or 'nothing'}")
+        source.fail(f"has no tensor '{_HUB_NAMES[name]}'; found: {_listed(names)}")
     return file.get_slice(stored_as)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Return the first of these names, shortened."""
+    found = sorted(names)
+    return ", ".join(name[:60] for name in found[:8]) + (", …" if len(found) > 8 else "") or "nothing"

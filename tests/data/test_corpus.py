@@ -1,6 +1,7 @@
 """A corpus is found and loaded: three splits with a fingerprint."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,8 +154,73 @@ def test_data_is_looked_up_by_option_then_variable_then_in_the_working_and_the_u
     assert find_data(Path("option"), environ={"LMCONSOLE_DATA": str(places[2])}, cwd=nowhere) == places[3]
     assert find_data(None, environ={"LMCONSOLE_DATA": "../variable"}, cwd=nowhere) == places[2]
     assert find_data(None, environ={}, cwd=nowhere) == places[1]
-    (nowhere / "data" / "wiki.test.npz").unlink()
+    shutil.rmtree(nowhere / "data")
     assert find_data(None, environ={}, cwd=nowhere) == places[0]
+
+
+@pytest.mark.parametrize("place", ["data", "share/lmconsole"])
+@pytest.mark.parametrize(
+    ("files", "missing"),
+    [
+        (["wiki.train.npz", "wiki.test.npz"], "wiki.validation.npz"),
+        (["wiki.train.npz"], "wiki.validation.npz and wiki.test.npz"),
+        (["train.txt", "valid.txt"], "test.txt"),
+        (["test.txt"], "train.txt and valid.txt or validation.txt"),
+        (["train.txt", "valid.txt", "validation.txt", "test.txt"], "contains both valid.txt and validation.txt"),
+        (["embeddings.npz"], "embeddings.npz without a corpus"),
+        (["model.safetensors"], "model.safetensors without a corpus"),
+        (["encoder_bpe_40000.json", "vocab_40000.bpe"], "vocab_40000.bpe without a corpus"),
+    ],
+)
+def test_part_of_a_corpus_in_a_folder_that_nobody_named_is_an_error(
+    nowhere: Path, tmp_path: Path, place: str, files: list[str], missing: str
+) -> None:
+    folder = nowhere / "data" if place == "data" else tmp_path / place
+    folder.mkdir(parents=True)
+    for name in files:
+        (folder / name).touch()
+    with pytest.raises(CorpusError) as caught:
+        find_data(None, environ={}, cwd=nowhere)
+    assert missing in caught.value.message
+    assert "--preset demo" in str(caught.value.hint)
+
+
+def test_a_data_folder_of_other_things_is_skipped(nowhere: Path) -> None:
+    (nowhere / "data").write_text("a file")
+    assert find_data(None, environ={}, cwd=nowhere) is None
+    (nowhere / "data").unlink()
+    (nowhere / "data").mkdir()
+    (nowhere / "data" / "measurements.csv").touch()
+    assert find_data(None, environ={}, cwd=nowhere) is None
+
+
+def test_a_data_folder_that_cannot_be_read_is_an_error(nowhere: Path) -> None:
+    (nowhere / "data").symlink_to("not-mounted")
+    with pytest.raises(CorpusError, match="there is no such folder"):
+        find_data(None, environ={}, cwd=nowhere)
+
+
+def test_the_home_folder_is_expanded_in_the_variable(
+    nowhere: Path, npz_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(npz_folder.parent))
+    assert find_data(None, environ={"LMCONSOLE_DATA": f"~/{npz_folder.name}"}, cwd=nowhere) == npz_folder
+    with pytest.raises(CorpusError, match="LMCONSOLE_DATA: ~nobody-here/x: there is no user 'nobody-here'"):
+        find_data(None, environ={"LMCONSOLE_DATA": "~nobody-here/x"}, cwd=nowhere)
+
+
+@pytest.mark.parametrize("padding", [400, 201])
+def test_a_split_that_is_mostly_padding_is_refused(npz_folder: Path, padding: int) -> None:
+    with np.load(npz_folder / "wiki.train.npz") as archive:
+        ids = archive["tokens"]
+    ids[:padding] = 0
+    np.savez(npz_folder / "wiki.train.npz", tokens=ids)
+    with pytest.raises(CorpusError, match=rf"wiki\.train\.npz: {padding} of 400 tokens .* are padding"):
+        load_corpus("tokens", npz_folder, vocabulary=100)
+    ids[0] = ids[padding // 2] = 1
+    ids[200:] = 1
+    np.savez(npz_folder / "wiki.train.npz", tokens=ids)
+    load_corpus("tokens", npz_folder, vocabulary=100)
 
 
 @pytest.mark.parametrize("origin", ["--data", "LMCONSOLE_DATA"])
@@ -171,14 +237,18 @@ def test_a_chosen_folder_without_a_corpus_is_an_error(origin: str, nowhere: Path
 def test_embeddings_are_looked_up_by_option_then_next_to_the_tokens(npz_folder: Path) -> None:
     assert find_embeddings(None, None) is None
     assert find_embeddings(None, npz_folder) is None
-    (npz_folder / "model.safetensors").touch()
+    (npz_folder / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
     assert find_embeddings(None, npz_folder) == npz_folder / "model.safetensors"
-    (npz_folder / "embeddings.npz").touch()
+    (npz_folder / "embeddings.npz").write_bytes(b"PK\x03\x04")
     assert find_embeddings(None, npz_folder) == npz_folder / "embeddings.npz"
     assert find_embeddings(npz_folder / "wiki.test.npz", npz_folder) == npz_folder / "wiki.test.npz"
+    blob = (npz_folder / "model.safetensors").rename(npz_folder / "0a1b2c")
+    assert find_embeddings(blob, npz_folder) == blob
 
 
-@pytest.mark.parametrize(("name", "complaint"), [("absent.npz", "no such file"), (".", "this is a folder")])
+@pytest.mark.parametrize(
+    ("name", "complaint"), [("absent.npz", "no such file"), (".", "expected a file, found a fold")]
+)
 def test_a_wrong_path_of_embeddings_is_an_error(npz_folder: Path, name: str, complaint: str) -> None:
     with pytest.raises(EmbeddingsError, match=complaint) as caught:
         find_embeddings(npz_folder / name, npz_folder)

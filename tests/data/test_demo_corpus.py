@@ -1,5 +1,6 @@
 """The demo corpus is whole help topics of this Python, split near the intended shares."""
 
+import re
 import sys
 import types
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from lmconsole.data.corpus import load_corpus
 from lmconsole.data.demo import SHARES, demo_texts, split_topics
+from lmconsole.data.tokenizer import LONGEST_WORD
 from lmconsole.errors import CorpusError
 
 
@@ -46,3 +48,8 @@ def test_a_python_without_help_topics_is_an_error_with_a_hint(module: object, mo
     with pytest.raises(CorpusError, match="demo corpus is unavailable") as caught:
         load_corpus("demo", None, vocabulary=2048)
     assert "--data" in str(caught.value.hint)
+
+
+def test_no_word_of_the_demo_corpus_is_cut() -> None:
+    words = re.findall(r"\S+|\s+", "".join(demo_texts().values()))
+    assert max(len(word.encode()) for word in words) < LONGEST_WORD

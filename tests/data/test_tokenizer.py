@@ -1,5 +1,7 @@
 """GPT-1's encoding agrees with published ids; a byte-level one is lossless and deterministic."""
 
+import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmconsole.data.tokenizer import ENCODER_FILE, MERGES_FILE, Tokenizer, gpt1_tokenizer, iter_lines, train_byte_bpe
+from lmconsole.data.tokenizer import (
+    ENCODER_FILE,
+    LONGEST_WORD,
+    MERGES_FILE,
+    Tokenizer,
+    gpt1_tokenizer,
+    iter_lines,
+    train_byte_bpe,
+)
 from lmconsole.errors import CorpusError
 
 FINGERPRINT = """
@@ -103,7 +113,8 @@ def test_gpt1_lowers_case_drops_white_space_and_marks_unknown_characters(
     tokenizer = read_gpt1(tmp_path)
     assert tokenizer.vocabulary == 13
     assert tokenizer.encode(" Low\n\n  LOWER\r\n").tolist() == [12, 11, 4, 5, 10]
-    assert tokenizer.encode("lo é").tolist() == [2, 8, 1]
+    assert tokenizer.encode("lo ø").tolist() == [2, 8, 1]
+    assert tokenizer.encode("Ḷów").tolist() == tokenizer.encode("low").tolist() == [12]
     assert tokenizer.decode([12, 0, 11, 4, 5, 10]) == "low lower"
 
 
@@ -121,6 +132,32 @@ def test_gpt1_gives_the_published_ids_for_every_line_without_unknown_characters(
     known = [line for line in lines if (line != 1).all()]
     again = [line for line in known if np.array_equal(tokenizer.encode(tokenizer.decode(line)), line)]
     assert (tokenizer.vocabulary, len(lines), len(known), len(again)) == (40_479, 2_891, 2_457, 2_457)
+
+
+def test_gpt1_gives_the_published_ids_for_the_raw_text(shared_data: Path) -> None:
+    tokenizer = read_gpt1(shared_data / "gpt1-bpe")
+    text = (shared_data / "wikitext-2-raw" / "wiki.test.raw").read_text(encoding="utf-8")
+    with np.load(shared_data / "wikitext-2" / "wiki.test.npz") as archive:
+        published = archive["tokens"]
+    assert len(published) == 279_023
+    assert np.array_equal(tokenizer.encode(text), published)
+
+
+@pytest.mark.parametrize("letters", ["acgt", "日本語の文章に空白はない", " ", "a"])
+def test_text_without_spaces_is_learned_in_linear_time_and_without_loss(letters: str) -> None:
+    text = "".join(random.Random(1).choices(letters, k=400_000))
+    began = time.process_time()
+    tokenizer = train_byte_bpe(text, 400)
+    ids = tokenizer.encode(text)
+    assert time.process_time() - began < 30, "without a bound on the length of words it takes minutes"
+    assert tokenizer.decode(ids) == text
+
+
+def test_only_words_of_unusual_length_are_cut() -> None:
+    word = "abcdefgh" * (LONGEST_WORD // 8)
+    whole = train_byte_bpe(f"{word} {word}\n{word}\n", 600)
+    assert len(whole.encode(word)) == 1
+    assert len(whole.encode(word + word)) == 2
 
 
 def test_the_published_train_split_decodes_to_text_without_line_feeds(shared_data: Path) -> None:

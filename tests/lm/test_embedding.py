@@ -85,6 +85,30 @@ def test_both_formats_have_one_fingerprint_and_other_values_another(tmp_path: Pa
     assert fingerprint(first.tokens, first.position) == first.sha256
 
 
+@pytest.mark.parametrize("make", [npz, safetensors])
+@pytest.mark.parametrize("name", ["0a1b2c", "tables.bin", "tables.npz", "model.safetensors"])
+def test_the_content_decides_the_format_and_not_the_name(
+    tmp_path: Path, make: Callable[[Path], Path], name: str
+) -> None:
+    with (tmp_path / "original.npz").open("wb"):
+        made = make(tmp_path / "original.npz")
+    (tmp_path / "blobs").mkdir()
+    blob = made.rename(tmp_path / "blobs" / name)
+    (tmp_path / f"link-{name}").symlink_to(blob)
+    tables = read(tmp_path / f"link-{name}")
+    assert np.array_equal(tables.tokens.numpy(), TOKENS)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_only_a_regular_file_is_opened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "tables.npz"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    assert "expected a file, found a" in problem(path)
+
+
 def test_a_file_name_may_contain_spaces_and_brackets(tmp_path: Path) -> None:
     assert read(npz(tmp_path / "my [red] tables.npz")).tokens.shape == (V, C)
 
@@ -99,7 +123,7 @@ def test_the_error_about_a_missing_file_describes_the_expected_one(tmp_path: Pat
 
 def test_a_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "folder.npz").mkdir()
-    assert "cannot be read" in problem(tmp_path / "folder.npz")
+    assert "expected a file, found a folder" in problem(tmp_path / "folder.npz")
 
 
 def test_a_file_without_permission_is_an_error(tmp_path: Path, ordinary_user: Callable[[], None]) -> None:
@@ -113,7 +137,8 @@ def test_a_file_without_permission_is_an_error(tmp_path: Path, ordinary_user: Ca
 @pytest.mark.parametrize("content", [b"", b"hello, I am a text file\n" * 9, b"PK\x03\x04 not really", b"\x80\x04N."])
 def test_other_kinds_of_files_are_recognized(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    assert "not a readable" in problem(tmp_path / name)
+    expected = "not a readable .npz" if content.startswith(b"PK") else "expected embedding tables, found"
+    assert expected in problem(tmp_path / name)
 
 
 @pytest.mark.parametrize("make", [npz, safetensors])
