@@ -5,8 +5,10 @@ import re
 
 import pytest
 from textual.binding import Binding
+from textual.events import Resize
+from textual.geometry import Size
 from textual.pilot import Pilot
-from tui.stage import Stage, console_of, screen, shows, shows_no_more
+from tui.stage import Stage, console_of, screen, sees, shows, shows_no_more
 
 from lmconsole.importing.import_runs import import_runs
 from lmconsole.plan.load import builtin_file, load_plan
@@ -51,6 +53,19 @@ async def test_no_color_draws_in_shades_of_gray(stage: Stage, monkeypatch: pytes
     window = {"ff5f57", "febc2e", "28c840", "c5c8c6"}  # the window that Textual draws around a screenshot
     colored = {c for c in used - window if len({c[0:2], c[2:4], c[4:6]}) > 1}
     assert not colored
+
+
+async def test_a_size_that_is_outdated_when_it_is_drawn_is_not_drawn_for_ever(stage: Stage) -> None:
+    async with stage.console(size=(120, 40)) as pilot:
+        screen, drawn = pilot.app.screen, list[object]()
+        screen.screen_layout_refresh_signal.subscribe(pilot.app, drawn.append)
+        for size in (Size(90, 30), Size(120, 40)):
+            screen.post_message(Resize(size, size))
+            screen.call_later(lambda: None)
+        await pilot.pause(0.5)
+        assert len(drawn) < 5
+        await pilot.resize_terminal(90, 30)
+        await sees(pilot, lambda _: screen.size, Size(90, 30))
 
 
 def documented(pilot: Pilot[str]) -> list[Binding]:

@@ -178,6 +178,29 @@ def test_the_screen_is_redrawn_after_a_resize(stage: Stage) -> None:
         terminal.shows("Trend", mark)
 
 
+@pytest.mark.parametrize("size", [(0, 0), (80, 0), (0, 24), (1, 1)])
+def test_a_terminal_without_a_size_neither_floods_nor_stops_the_console(stage: Stage, size: tuple[int, int]) -> None:
+    """A container's exec and a serial console have no size at first, and some never get one."""
+    stage.record(1)
+    with window(stage, size=size) as terminal:
+        if 0 in size:
+            terminal.shows("GPT-1")  # drawn for 80 × 24, as other programs do
+        deadline = time.monotonic() + 2.0
+        while time.monotonic() < deadline:  # to start, if nothing is shown
+            terminal.read()
+        before, process = len(terminal.seen), psutil.Process(terminal.process.pid)
+        before_s, until = process.cpu_times().user, time.monotonic() + 2.0
+        while time.monotonic() < until:
+            terminal.read()
+        assert len(terminal.seen) - before < 4_000, "bytes in two seconds"
+        assert process.cpu_times().user - before_s < 0.5
+        mark = terminal.resize(120, 40)
+        terminal.shows("Trend", mark)
+        terminal.resize(*size)
+        terminal.press(b"q")
+        assert terminal.ends(10.0) == 0
+
+
 def test_runs_continue_after_a_hang_up_and_appear_in_the_next_session(stage: Stage) -> None:
     file = tiny.write_experiments(stage.root / "mine.toml", tiny.row(1), tiny.row(2, "gpt1"))
     words = ("--experiments", str(file), "--data", str(tiny.write_corpus(stage.root / "texts")), "--preset", "tiny")

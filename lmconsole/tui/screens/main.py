@@ -9,6 +9,7 @@ from typing import ClassVar
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.events import Resize
 from textual.message import Message
 from textual.reactive import reactive
 from textual.screen import Screen
@@ -185,6 +186,16 @@ class MainScreen(Screen[None]):
         self.update_content()
         for widget in (self.curves, self.query_one(Gauges), self.query_one(Headline)):
             widget.redraw()
+
+    def check_message_enabled(self, message: Message) -> bool:
+        """Whether ``message`` may be posted to this screen: no size that the app no longer has.
+
+        A screen that lays itself out in a new size posts that size to itself again. With another change in between, two
+        sizes would follow each other for ever, since each is a change from the other.
+        """
+        if isinstance(message, Resize) and message.size != self.app.size:
+            return False
+        return super().check_message_enabled(message)
 
     def on_resize(self) -> None:
         """Choose the columns that fit, once the new size has been laid out."""
