@@ -27,7 +27,8 @@ def import_runs(root: Path, source: Path, experiments: Path | None) -> ExitCode:
         print_data(f"{run}: imported from {place}")
     for place, update in report.updated.items():
         print_data(
-            f"{update.run}: updated from {place}: {update.changes}; the earlier import, {update.replaced}, is in the trash"
+            f"{update.run}: updated from {place}: {update.changes}; "
+            f"the earlier import, {update.replaced}, is in the trash"
         )
     for place, run in report.imported_before.items():
         print_data(f"{run}: already imported from {place}")
