@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmconsole.commands.output import print_message
 from lmconsole.errors import LmconsoleError
 from lmconsole.runs.store import Store
 
@@ -34,5 +35,5 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
         folder = out.absolute()
         keep_current(store, folder, options, lambda paths: print(f"{len(paths)} files: {folder}", flush=True))
     else:
-        for path in write(store, out.absolute(), options):
+        for path in write(store, out.absolute(), options, warn=print_message):
             print(path)
