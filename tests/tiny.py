@@ -16,6 +16,7 @@ from lmconsole.engine.queue import enqueue
 from lmconsole.plan.load import load_plan
 from lmconsole.runs.events import Queued
 from lmconsole.runs.info import CorpusInfo
+from lmconsole.runs.permissions import AfterQueue, Permissions
 from lmconsole.runs.store import Run, Store
 
 SENTENCES = (
@@ -97,6 +98,14 @@ def queue_tiny(
     queued = Queued(devices=("cpu",), jobs=jobs)
     (decision,) = enqueue(store, [resolved], queued, fresh=fresh, refuse_active=True, threads=None if auto else threads)
     return store.find(str(decision.run))
+
+
+def permit(run: Run, **after: Any) -> None:
+    """Let the runner of this user start ``run`` as its files now are; ``after`` are fields of ``AfterQueue``."""
+    run.refresh()
+    permissions = Permissions(run.paths.folder.parent)
+    permissions.prepare()
+    permissions.grant(run.paths, run.state.queued_seq, AfterQueue(**after))
 
 
 def resolved_tiny(

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmconsole.commands.output import print_data
+from lmconsole.commands.output import print_data, print_message
 from lmconsole.errors import LmconsoleError
 from lmconsole.formatting import counted
 from lmconsole.runs.store import Store
@@ -35,5 +35,5 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
         folder = out.absolute()
         keep_current(store, folder, options, lambda paths: print_data(f"{counted(len(paths), 'file')}: {folder}"))
     else:
-        for path in write(store, out.absolute(), options):
+        for path in write(store, out.absolute(), options, warn=print_message):
             print_data(str(path))

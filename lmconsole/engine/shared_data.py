@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmconsole.files import file_name_part
 from lmconsole.runs import lock
 
 LOCK_TIMEOUT_S = 60.0
@@ -56,6 +57,7 @@ def load_shared(folder: Path | None, key: str, names: Sequence[str], read: Calla
     ``read`` verifies its result and may raise. One worker reads at a time, so that only one of several that start
     together does the work. Pages are private: changes to an array stay in this process.
     """
+    key = file_name_part(key)  # from run.json, which anyone may have written
     with contextlib.ExitStack() as reading:
         held = None
         if folder is not None:

@@ -4,16 +4,22 @@ All contents are made before the first file is replaced, an export that fails le
 equal data give equal bytes.
 """
 
+import contextlib
+import hashlib
+import os
+import re
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
 import pandas as pd
 
 from lmconsole.errors import ExportError
+from lmconsole.files import file_name_part, open_file, read_file
 from lmconsole.report import document
 from lmconsole.report.against import OtherResults, comparison_table, group_results, published_results
 from lmconsole.report.figures import figure_specs
@@ -22,7 +28,8 @@ from lmconsole.report.result_tables import TABLES, results_table
 from lmconsole.report.results import FRAMES
 from lmconsole.report.selection import Group, choose_group
 from lmconsole.report.table import SUFFIXES, Table, TextFormat, frame_to_csv
-from lmconsole.report.transaction import replace_files
+from lmconsole.report.transaction import check_folders, replace_files
+from lmconsole.runs.events import DAMAGED
 from lmconsole.runs.permissions import pending
 from lmconsole.runs.store import Store
 
@@ -34,6 +41,12 @@ DataFormat = Literal["csv", "json", "parquet"]
 
 MANIFEST = ".group.json"
 """File that names the group shown in a folder and the files of the export."""
+MAX_MANIFEST_BYTES = 2**20
+MAX_REMOVED_BYTES = 2**30
+"""Size above which a file of another group is kept, since it would take long to compare."""
+
+COMPARISON = "table-3-against"
+"""Name of the table with other results, without suffix."""
 
 POLL_S = 2.0
 """Seconds between two reads of the store in ``keep_current``."""
@@ -54,13 +67,17 @@ class ExportOptions:
     siunitx: bool = False
 
 
-def export(store: Store, out: Path, options: ExportOptions) -> list[Path]:
+def export(
+    store: Store, out: Path, options: ExportOptions, *, warn: Callable[[str], object] = lambda _: None
+) -> list[Path]:
     """Write the exports of a group into ``out``, and return the paths written.
+
+    ``warn`` receives a message on each file in ``out`` that belongs to another group but is kept.
 
     Raises:
         ExportError: There is nothing to export, or the files could not be written. ``out`` is unchanged then.
     """
-    return _write(store, _chosen_group(store, options), out, options)
+    return _write(store, _chosen_group(store, options), out, options, warn=warn)
 
 
 def print_table(store: Store, options: ExportOptions) -> str:
@@ -91,11 +108,19 @@ def export_automatically(store: Store, out: Path) -> list[Path]:
         ExportError: As for ``export``.
     """
     group = choose_group(store.runs())
-    preset, corpus = group.reference.preset, group.reference.corpus.sha256
-    names = (".", preset, f"{preset}-{group.key[:8]}", f"{preset}-{group.key[:8]}-{corpus[:8]}")
-    folders = [out / name for name in names]
-    free = next((each for each in folders if _read_manifest(each).is_free_for(group)), folders[-1])
-    return _write(store, group, free, ExportOptions())
+    preset, corpus = file_name_part(group.reference.preset), file_name_part(group.reference.corpus.sha256[:8])
+    names = ("", preset, f"{preset}-{group.key[:8]}", f"{preset}-{group.key[:8]}-{corpus}")
+    free = next((each for each in names if _is_free(out, each, group)), names[-1])
+    return _write(store, group, out, ExportOptions(), subfolder=free)
+
+
+def _is_free(out: Path, name: str, group: Group) -> bool:
+    """Return whether ``group`` can be exported to the subfolder ``name`` of ``out``, or to ``out`` itself if empty."""
+    try:
+        check_folders(out, _in_folder(name, MANIFEST))
+    except OSError:
+        return False
+    return _read_manifest(out / name).is_free_for(group)
 
 
 def keep_current(store: Store, out: Path, options: ExportOptions, report: Callable[[Sequence[Path]], None]) -> None:
@@ -126,8 +151,12 @@ def keep_current(store: Store, out: Path, options: ExportOptions, report: Callab
         time.sleep(POLL_S)
 
 
+def _in_folder(subfolder: str, name: str) -> str:
+    return f"{subfolder}/{name}" if subfolder else name
+
+
 class _Manifest(msgspec.Struct, frozen=True):
-    """Contents of ``MANIFEST``."""
+    """Contents of ``MANIFEST``. It may have been written by anyone."""
 
     group: str | None = None
     """Key of the group; None if there is no export."""
@@ -135,6 +164,8 @@ class _Manifest(msgspec.Struct, frozen=True):
     """None in exports of version 0.1.0."""
     preset: str = ""
     files: tuple[str, ...] = ()
+    sha256: dict[str, str] = {}
+    """Hashes of the files as they were written; none in exports of version 0.1.0."""
 
     def shows(self, group: Group) -> bool:
         return self.group == group.key and self.corpus_sha256 in (None, group.reference.corpus.sha256)
@@ -146,11 +177,29 @@ class _Manifest(msgspec.Struct, frozen=True):
 def _read_manifest(out: Path) -> _Manifest:
     """Read the manifest of a folder; a damaged or missing one counts as no export."""
     try:
-        found = msgspec.json.decode((out / MANIFEST).read_bytes(), type=_Manifest)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        found = msgspec.json.decode(read_file(out / MANIFEST, MAX_MANIFEST_BYTES, follow=False), type=_Manifest)
+    except (OSError, *DAMAGED):
         return _Manifest()
-    inside = tuple(name for name in found.files if ".." not in PurePosixPath(name).parts and not name.startswith("/"))
-    return msgspec.structs.replace(found, files=inside)
+    return msgspec.structs.replace(found, files=tuple(name for name in found.files if _EXPORTED.fullmatch(name)))
+
+
+_EXPORTED = re.compile(
+    r"report\.(md|tex)|figures/captions\.(md|tex)|figures/figure-[0-9]{1,3}\.(png|pdf|svg)"
+    rf"|({'|'.join([*TABLES, COMPARISON])})\.({'|'.join(SUFFIXES.values())})"
+    rf"|data/({'|'.join(FRAMES)})\.({'|'.join(get_args(DataFormat))})"
+)
+"""Names of the files that an export can have."""
+
+
+def _is_unchanged(path: Path, sha256: str | None) -> bool:
+    """Return whether a file has the content with which it was exported."""
+    try:
+        with open(open_file(path, follow=False), "rb") as file:
+            if sha256 is None or os.fstat(file.fileno()).st_size > MAX_REMOVED_BYTES:
+                return False
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except OSError:
+        return False
 
 
 def _chosen_group(store: Store, options: ExportOptions) -> Group:
@@ -181,30 +230,72 @@ def _other_results(store: Store, group: Group, against: str) -> OtherResults:
     return group_results(group, other, "Other store")
 
 
-def _write(store: Store, group: Group, out: Path, options: ExportOptions) -> list[Path]:
+def _write(
+    store: Store,
+    group: Group,
+    out: Path,
+    options: ExportOptions,
+    *,
+    subfolder: str = "",
+    warn: Callable[[str], object] = lambda _: None,
+) -> list[Path]:
+    """Write the exports into ``out``, or a ``subfolder`` of it, and return the paths. Links in ``out`` are not
+    followed."""
     made = dict(_files(store, group, options))
-    shown = _read_manifest(out)
+    folder = out / subfolder
+    shown = _read_manifest(folder)
     kept = shown.files if shown.shows(group) else ()
+    hashes = {name: shown.sha256[name] for name in kept if name in shown.sha256}
     manifest = _Manifest(
         group=group.key,
         corpus_sha256=group.reference.corpus.sha256,
         preset=group.reference.preset,
         files=tuple(sorted({*made, *kept})),
+        sha256=hashes | {name: hashlib.sha256(content).hexdigest() for name, content in made.items()},
     )
     changes: dict[str, bytes | None] = dict(made)
     if options.file_format == "all" and not shown.shows(group):
         # Files of another group would be mistaken for files of this one.
-        changes |= dict.fromkeys(set(shown.files) - set(made))
+        changes |= dict.fromkeys(_removable(out, subfolder, shown, made, warn))
     if options.file_format == "all" or shown.is_free_for(group):
         changes[MANIFEST] = msgspec.json.encode(manifest) + b"\n"
     try:
-        replace_files(out, changes)
+        _make_room_for_manifest(folder, warn)
+        replace_files(out, {_in_folder(subfolder, name): content for name, content in changes.items()})
     except OSError as error:
         path = error.filename2 or error.filename or out
         raise ExportError(
             f"{path}: cannot be written: {error.strerror}", hint="Use --out to name another folder."
         ) from None
-    return [out / name for name in made]
+    return [folder / name for name in made]
+
+
+def _removable(
+    out: Path, subfolder: str, shown: _Manifest, made: Mapping[str, bytes], warn: Callable[[str], object]
+) -> Iterator[str]:
+    """Yield the files of an export of another group that would remain next to those in ``made``.
+
+    Only files are removed that are as they were exported, so that nothing of anyone else is lost. Others are kept, and
+    ``warn`` receives a message.
+    """
+    for name in sorted(set(shown.files) - set(made)):
+        path = out / subfolder / name
+        with contextlib.suppress(OSError):
+            check_folders(out, _in_folder(subfolder, name))
+            if _is_unchanged(path, shown.sha256.get(name)):
+                yield name
+            elif os.path.lexists(path):
+                why = "changed since it was exported" if name in shown.sha256 else "exported by version 0.1.0"
+                warn(f"{path}: kept, although it belongs to other runs: {why}. Remove it if you do not need it.")
+
+
+def _make_room_for_manifest(folder: Path, warn: Callable[[str], object]) -> None:
+    """Rename a folder that is in place of the manifest. Raises OSError."""
+    manifest = folder / MANIFEST
+    if manifest.is_dir() and not manifest.is_symlink():
+        renamed = manifest.with_name(f"{MANIFEST}-{secrets.token_hex(4)}")
+        manifest.rename(renamed)
+        warn(f"{manifest}: this folder is now called {renamed.name}; lmconsole keeps a file here.")
 
 
 _TEXT_FORMATS: Mapping[FileFormat, Sequence[TextFormat]] = {
@@ -225,7 +316,7 @@ def _files(store: Store, group: Group, options: ExportOptions) -> Iterator[tuple
     text_formats = _TEXT_FORMATS[options.file_format]
     tables = {name: make(group) for name, make in TABLES.items()}
     if options.against:
-        tables["table-3-against"] = _comparison(store, group, options.against)
+        tables[COMPARISON] = _comparison(store, group, options.against)
     if options.file_format != "csv":
         yield from _report_files(group, tables, text_formats, options)
     for name, table in tables.items():

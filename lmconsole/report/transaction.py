@@ -6,10 +6,11 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 STALE_S = 3600.0
 """Age in seconds from which temporary files are taken for those of a process that was killed."""
@@ -25,9 +26,13 @@ def replace_files(folder: Path, files: Mapping[str, bytes | None]) -> None:
     replaced by a rename, so readers see either the old content or the new one. If anything fails, the files that were
     replaced get their old content back, and new files and folders are removed.
 
+    Symbolic links are replaced, and never followed, but ``folder`` itself may be one.
+
     Raises:
         OSError: The files could not be replaced, for example because the disk is full.
     """
+    for name in files:
+        check_folders(folder, name)
     with ExitStack() as new_folders, _TemporaryFiles() as temporary_files, ExitStack() as undo:
         staged: dict[Path, Path] = {}
         for name, content in files.items():
@@ -44,6 +49,17 @@ def replace_files(folder: Path, files: Mapping[str, bytes | None]) -> None:
                 target.unlink(missing_ok=True)
         undo.pop_all()
         new_folders.pop_all()
+
+
+def check_folders(folder: Path, name: str) -> None:
+    """Raise OSError if the relative path ``name`` leads out of ``folder``, or through a symbolic link in it."""
+    path = folder
+    for part in PurePosixPath(name).parts[:-1]:
+        path /= part
+        if part in ("..", "/"):
+            raise OSError(errno.EINVAL, "outside of the folder", str(path))
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, "this folder is a symbolic link, which is not followed", str(path))
 
 
 def _create_folder(folder: Path, new_folders: ExitStack) -> None:
@@ -111,14 +127,15 @@ def _back_up(target: Path, temporary_files: _TemporaryFiles) -> Path | None:
     """Keep the old content under a second name; None if there is none.
 
     It is linked, or copied on file systems without hard links. A file of another user that cannot be read can be
-    neither, and is renamed.
+    neither, and is renamed, and so is what is no file.
     """
     if not os.path.lexists(target):
         return None
-    if target.is_dir() and not target.is_symlink():
+    mode = os.lstat(target).st_mode
+    if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
     backup = temporary_files.new_path(target)
-    for keep in (os.link, shutil.copy2):
+    for keep in (os.link, shutil.copy2) if stat.S_ISREG(mode) else ():
         with contextlib.suppress(OSError):
             keep(target, backup)
             return backup

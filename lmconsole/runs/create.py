@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from lmconsole.errors import StoreError
-from lmconsole.files import sync_folder
+from lmconsole.files import file_name_part, sync_folder
 from lmconsole.runs import lock
 from lmconsole.runs.events import Event, EventLog, queued_places
 from lmconsole.runs.info import RunInfo, write_info
@@ -88,7 +88,8 @@ def create_run(store: Store, info: RunInfo, events: Iterable[Event]) -> str:
 def _free_id(store: Store, info: RunInfo) -> str:
     experiment = info.experiment
     stem = (
-        f"{experiment.id:02d}-{experiment.model}-{experiment.layers}l-{experiment.optimizer}-{info.preset}"
+        f"{experiment.id:02d}-{experiment.model}-{experiment.layers}l-{experiment.optimizer}"
+        f"-{file_name_part(info.preset)}"
         f"-s{info.seed}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     )
     run, number = stem, 1

@@ -145,6 +145,7 @@ def test_a_failure_while_waiting_is_tried_again_and_recorded_at_its_turn(tmp_pat
     first, second = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
     info = second.paths.info
     info.write_text(info.read_text().replace(second.info.corpus.sha256, "0" * 64))
+    tiny.permit(second)
     serving = start_runner(tmp_path)
     wait_until(lambda: trains(first) and second.paths.worker_log.exists())
     wait_until(lambda: "it starts when that one ends" in second.paths.worker_log.read_text())

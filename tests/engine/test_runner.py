@@ -62,6 +62,7 @@ def test_runs_are_trained_oldest_first_and_one_that_fails_stops_no_other(tmp_pat
     third = tiny.queue_tiny(tmp_path, seed=3, model="gpt1")
     info = second.paths.info
     info.write_text(info.read_text().replace(second.info.corpus.sha256, "0" * 64))
+    tiny.permit(second)
     assert start_runner(tmp_path).wait(120) == 0
     assert [status(run) for run in (first, second, third)] == [Status.FINISHED, Status.FAILED, Status.FINISHED]
     assert second.state.failed is not None

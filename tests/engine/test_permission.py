@@ -1,0 +1,400 @@
+"""Files are data: what a store says never runs a program, names a folder to write to, or holds up the queue."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from factories import append_events, kill_and_wait, wait_until
+
+from lmconsole.commands import follow
+from lmconsole.engine import processes, submit
+from lmconsole.engine.queue import requeue
+from lmconsole.engine.submit import resume_runs, stop_runs
+from lmconsole.errors import StoreError
+from lmconsole.runs.events import EventReader, Stopped
+from lmconsole.runs.permissions import NOT_STARTED, AfterQueue, Permissions
+from lmconsole.runs.state import Status
+from lmconsole.runs.store import Run, Store
+from lmconsole.runs.trash import discard
+
+pytestmark = pytest.mark.slow
+
+LONG = 100_000
+"""Epochs of a run that outlasts the test."""
+
+
+class Forged:
+    """A run folder in which everything that version 0.1.0 believed is forged."""
+
+    def __init__(self, root: Path, *, like: Run | None = None, **changes: object) -> None:
+        self.program, self.exports = root / "program-ran", root / "forged-exports"
+        source = like or tiny.queue_tiny(root, seed=99)
+        self.folder = root / "runs" / "forged"
+        shutil.copytree(source.paths.folder, self.folder)
+        shutil.rmtree(source.paths.folder)
+        event: dict[str, object] = {
+            "kind": "queued",
+            "seq": 1,
+            "t": "2026-01-01T00:00:00.000Z",
+            "devices": ["cpu"],
+            "jobs": 1,
+            "place": 0,
+            "exports": str(self.exports),
+            "on_finish": [shutil.which("touch"), str(self.program)],
+            "cwd": "/",
+        }
+        (self.folder / "events.jsonl").write_text(json.dumps(event | changes) + "\n")
+
+    def check(self, status: Status | None = None) -> None:
+        """Check that nothing in the log was obeyed, and the status of the run."""
+        assert not self.program.exists()
+        assert not self.exports.exists()
+        if status is not None:
+            assert self.run().status is status
+
+    def run(self) -> Run:
+        (run,) = [run for run in Store(self.folder.parent).runs() if run.run == "forged"]
+        return run
+
+
+def cli(root: Path, *arguments: str, check: int | None = 0) -> "subprocess.CompletedProcess[str]":
+    return tiny.lmconsole(*arguments, cwd=root, check=check)
+
+
+def train(root: Path, number: int = 1, *more: str) -> "subprocess.CompletedProcess[str]":
+    """Queue the tiny run and follow it, as ``lmconsole run`` does."""
+    file = root / "experiments" / f"{number}.toml"
+    options = ["--preset", "tiny", "--data", str(root / "data"), "--experiments", str(file), "--headless"]
+    done = cli(root, "run", str(number), *options, *more)
+    wait_for_runner(root)
+    return done
+
+
+def start_runner(root: Path) -> "subprocess.Popen[bytes]":
+    with (root / "runner-output").open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "lmconsole.engine.runner", str(root / "runs")],
+            env=tiny.environment(root),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def wait_for_runner(root: Path) -> None:
+    wait_until(lambda: Store(root / "runs").runner() is None)
+
+
+def status(run: Run) -> Status:
+    run.refresh()
+    return run.status
+
+
+def progressed(run: Run) -> bool:
+    run.refresh()
+    return bool(run.state.epochs)
+
+
+def queued_with_program(root: Path, marker: Path, **settings: Any) -> Run:
+    """Queue a run whose user asked for a program that adds a line to ``marker``."""
+    run = tiny.queue_tiny(root, **settings)
+    program = ("/bin/sh", "-c", 'echo ran >>"$0"', str(marker))
+    tiny.permit(run, on_finish=program, cwd=str(root))
+    return run
+
+
+def lines(marker: Path) -> int:
+    return len(marker.read_text().splitlines()) if marker.exists() else 0
+
+
+# ---- a forged folder
+
+
+def test_stop_removes_a_forged_run_from_the_queue_and_runs_nothing(tmp_path: Path) -> None:
+    forged = Forged(tmp_path)
+    assert "forged: removed from the queue" in cli(tmp_path, "stop", "--all").stderr
+    wait_for_runner(tmp_path)
+    forged.check(Status.STOPPED)
+    assert not (tmp_path / "runs/.runner.log").exists(), "there is nothing for a runner to do"
+
+
+def test_the_end_of_another_run_does_nothing_that_a_forged_one_says(tmp_path: Path) -> None:
+    forged = Forged(tmp_path)
+    tiny.queue_tiny(tmp_path)
+    assert start_runner(tmp_path).wait(120) == 0
+    forged.check(Status.QUEUED)
+
+
+def test_watching_and_listing_a_forged_run_say_why_it_is_not_started(tmp_path: Path) -> None:
+    forged = Forged(tmp_path)
+    watched = cli(tmp_path, "watch", "forged", check=1)
+    assert watched.stderr.count(NOT_STARTED) == 1
+    assert "no active run" in cli(tmp_path, "watch").stderr
+    assert f"forged: {NOT_STARTED}" in cli(tmp_path, "status").stderr
+    forged.check(Status.QUEUED)
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runners that the test starts without a command have no data and caches but the test's."""
+    for name, value in tiny.environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("environment")
+def test_resuming_exports_where_the_person_who_resumes_wants_it(tmp_path: Path) -> None:
+    forged = Forged(tmp_path)
+    store = Store(tmp_path / "runs")
+    assert resume_runs(store, ["forged"], tmp_path / "mine") == ["forged"]
+    wait_until(lambda: forged.run().status is Status.FINISHED)
+    wait_for_runner(tmp_path)
+    forged.check()
+    assert (tmp_path / "mine/report.md").exists()
+    assert b"on_finish" not in forged.run().paths.events.read_bytes().splitlines()[1]
+
+
+def test_running_it_again_exports_where_the_person_who_runs_it_wants_it(tmp_path: Path) -> None:
+    forged = Forged(tmp_path, like=tiny.queue_tiny(tmp_path))
+    assert "queued to resume" in train(tmp_path).stderr
+    forged.check(Status.FINISHED)
+    assert (tmp_path / "exports/report.md").exists()
+    assert len(Store(tmp_path / "runs").runs()) == 1
+
+
+def test_a_forged_run_can_be_deleted(tmp_path: Path) -> None:
+    forged = Forged(tmp_path)
+    assert discard(Store(tmp_path / "runs"), ["forged"]) == ["forged"]
+    forged.check()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"jobs": 0},
+        {"jobs": -1},
+        {"jobs": 10**30},
+        {"jobs": "1"},
+        {"devices": []},
+        {"devices": ["cpu\n"]},
+        {"devices": ["GPU-1; rm -rf ."]},
+        {"devices": ["--shared"]},
+        {"place": -(10**9)},
+        {"place": 2**53},
+        {"exports": 7, "on_finish": "x", "cwd": [], "place": -(10**9)},
+        {},
+    ],
+    ids=str,
+)
+def test_no_run_folder_holds_up_the_queue_or_the_exports(tmp_path: Path, changes: dict[str, object]) -> None:
+    forged = Forged(tmp_path, **changes)
+    run = tiny.queue_tiny(tmp_path)
+    tiny.permit(run, exports=str(tmp_path / "exports"))
+    assert start_runner(tmp_path).wait(120) == 0
+    assert status(run) is Status.FINISHED
+    assert (tmp_path / "exports/report.md").exists()
+    forged.check(Status.QUEUED)
+    read = forged.run()
+    assert bool(read.problem) is (bool(changes) and changes != {"place": 2**53})
+    again = tiny.queue_tiny(tmp_path, seed=3)
+    assert again.problem is None, "a forged place in the queue makes no later one invalid"
+
+
+def test_an_imported_run_whose_end_is_damaged_does_not_hold_the_queue(tmp_path: Path) -> None:
+    forged = Forged(tmp_path)
+    info = json.loads((forged.folder / "run.json").read_text())
+    (forged.folder / "run.json").write_text(json.dumps(info | {"origin": "imported"}))
+    tiny.permit(forged.run())
+    run = tiny.queue_tiny(tmp_path)
+    assert start_runner(tmp_path).wait(120) == 0
+    assert status(run) is Status.FINISHED
+    forged.check(Status.QUEUED)
+
+
+def test_a_follower_gives_up_a_run_of_its_own_that_lost_its_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "GRACE_S", 0.3)
+    run = tiny.queue_tiny(tmp_path)
+    Permissions(tmp_path / "runs").forget(run.run)
+    watched = cli(tmp_path, "watch", run.run, check=1)
+    assert NOT_STARTED in watched.stderr
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_the_log_of_the_runner_is_never_another_file(tmp_path: Path, kind: str) -> None:
+    tiny.queue_tiny(tmp_path)
+    precious, log = tmp_path / "precious", tmp_path / "runs/.runner.log"
+    precious.write_text("kept\n")
+    if kind == "link":
+        log.symlink_to(precious)
+    elif kind == "pipe":
+        os.mkfifo(log)
+    else:
+        log.mkdir()
+    with pytest.raises(StoreError, match=r"\.runner\.log: the runner cannot be started: expected a file"):
+        processes.start_runner(Store(tmp_path / "runs"))
+    assert precious.read_text() == "kept\n"
+    assert processes.last_line(log)
+
+
+# ---- other users
+
+
+def test_only_runs_of_the_own_user_are_started(
+    tmp_path: Path, ordinary_user: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can be another user")
+    store = Store(tmp_path / "runs")
+    other = tiny.queue_tiny(tmp_path, seed=1)
+    for path in (store.root, store.queue_lock):
+        path.chmod(0o777)
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state").chmod(0o777)
+    (tmp_path / "runner-output").touch()
+    (tmp_path / "runner-output").chmod(0o666)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    ordinary_user()
+    mine = tiny.queue_tiny(tmp_path, seed=2)
+    assert start_runner(tmp_path).wait(120) == 0
+    assert (status(mine), status(other)) == (Status.FINISHED, Status.QUEUED)
+    again = tiny.queue_tiny(tmp_path, seed=1)
+    assert again.run != other.run, "a run that this user cannot write is left alone"
+
+
+def test_a_runner_waits_while_that_of_another_user_is_at_work(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can be another user")
+    run = tiny.queue_tiny(tmp_path)
+    lock = tmp_path / "runs/.runner.lock"
+    lock.touch()
+    lock.chmod(0o666)
+    for folder in (tmp_path, *tmp_path.parents):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    code = "import fcntl, sys; file = open(sys.argv[1], 'r+'); fcntl.lockf(file, fcntl.LOCK_EX); "
+    code += "print('held', flush=True); sys.stdin.read()"
+    holder = subprocess.Popen(
+        [sys.executable, "-S", "-E", "-c", code, str(lock)],
+        user=65534,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        owner = Store(tmp_path / "runs").runner()
+        assert owner is not None
+        assert owner.is_own is False
+        runner = start_runner(tmp_path)
+        wait_until(lambda: "another user is at work" in (tmp_path / "runner-output").read_text())
+        assert status(run) is Status.QUEUED
+    finally:
+        kill_and_wait(holder)
+    assert runner.wait(120) == 0
+    assert status(run) is Status.FINISHED
+
+
+# ---- logout and reboot
+
+
+def test_a_new_runner_knows_what_was_asked_for_with_the_runs_of_a_killed_one(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    orphan = queued_with_program(tmp_path, marker, epochs=LONG)
+    first = start_runner(tmp_path)
+    wait_until(lambda: progressed(orphan))
+    first.kill()
+    first.wait()
+    second = start_runner(tmp_path)
+    wait_until(lambda: Store(tmp_path / "runs").runner() is not None)
+    orphan.request_stop()
+    assert second.wait(60) == 0
+    wait_until(lambda: lines(marker) == 1)
+    assert start_runner(tmp_path).wait(60) == 0
+    assert lines(marker) == 1
+    assert Permissions(tmp_path / "runs").saved() == []
+
+
+def test_a_run_that_ended_without_a_runner_is_remembered(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    orphan = queued_with_program(tmp_path, marker)
+    assert tiny.worker(orphan, tmp_path).returncode == 0
+    assert lines(marker) == 0
+    for _ in range(2):
+        assert start_runner(tmp_path).wait(60) == 0
+    wait_until(lambda: lines(marker) == 1)
+
+
+def test_a_run_lost_in_a_reboot_keeps_its_permission_until_it_is_resumed(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    lost = queued_with_program(tmp_path, marker, epochs=300)
+    waiting = tiny.queue_tiny(tmp_path, seed=2)
+    runner = start_runner(tmp_path)
+    wait_until(lambda: progressed(lost))
+    owner = lost.worker()
+    assert owner is not None
+    assert owner.pid is not None
+    runner.kill()
+    runner.wait()
+    os.kill(owner.pid, signal.SIGKILL)
+    wait_until(lambda: status(lost) is Status.LOST)
+    assert start_runner(tmp_path).wait(120) == 0
+    assert (status(lost), status(waiting)) == (Status.LOST, Status.FINISHED)
+    assert lines(marker) == 0, "the run with which it was asked for has not ended"
+    assert requeue(Store(tmp_path / "runs"), [lost.run], AfterQueue(exports=str(tmp_path / "out"))) == [lost.run]
+    assert start_runner(tmp_path).wait(120) == 0
+    assert status(lost) is Status.FINISHED
+    wait_until(lambda: lines(marker) == 1)
+    assert (tmp_path / "out/report.md").exists()
+    assert Permissions(tmp_path / "runs").saved() == []
+
+
+def test_a_program_is_not_kept_for_the_next_time_once_it_has_run(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    run = queued_with_program(tmp_path, marker)
+    assert stop_runs_without_runner(tmp_path, run)
+    assert start_runner(tmp_path).wait(60) == 0
+    wait_until(lambda: lines(marker) == 1)
+    assert requeue(Store(tmp_path / "runs"), [run.run]) == [run.run]
+    assert start_runner(tmp_path).wait(120) == 0
+    assert status(run) is Status.FINISHED
+    assert lines(marker) == 1
+
+
+def stop_runs_without_runner(root: Path, run: Run) -> bool:
+    run.request_stop()
+    return run.record_end(Stopped(epoch=1, step=0), after=run.state.queued_seq) and root.exists()
+
+
+def test_permissions_of_deleted_runs_and_of_those_queued_by_someone_else_end_unused(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    removed, deleted, taken = (queued_with_program(tmp_path, marker, seed=seed) for seed in range(3))
+    shutil.rmtree(removed.paths.folder)
+    append_events(deleted.paths, Stopped(epoch=1, step=0))
+    discard(Store(tmp_path / "runs"), [deleted.run])
+    append_events(taken.paths, Stopped(epoch=1, step=0), *EventReader(taken.paths.events).read_new())
+    saved = {permission.run for permission in Permissions(tmp_path / "runs").saved()}
+    assert saved == {removed.run, taken.run}
+    assert start_runner(tmp_path).wait(60) == 0
+    assert Permissions(tmp_path / "runs").saved() == []
+    assert status(taken) is Status.QUEUED
+    assert lines(marker) == 0
+
+
+def test_stopping_needs_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    Path(os.environ["XDG_STATE_HOME"], "lmconsole").mkdir(exist_ok=True)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "open"))
+    (tmp_path / "open/lmconsole").mkdir(parents=True, mode=0o777)
+    monkeypatch.setattr(submit, "wake_runner", lambda _: pytest.fail("there is nothing to start"))
+    assert stop_runs(Store(tmp_path / "runs"), [run]) == [f"{run.run}: removed from the queue"]
+    assert status(run) is Status.STOPPED
