@@ -6,7 +6,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lmconsole.engine import stop_signals
 from lmconsole.errors import StoreError, escape_control_characters
+from lmconsole.files import open_file
 from lmconsole.runs.store import Store
 
 SPIN_COUNT = 30_000
@@ -26,7 +28,8 @@ def start_runner(store: Store) -> "subprocess.Popen[bytes] | None":
         return None
     try:
         command = python("lmconsole.engine.runner", str(store.root))
-        return _detached(command, store.runner_log, environment=training_environment())
+        with stop_signals.hold_back():
+            return _detached(command, store.runner_log, environment=training_environment())
     except OSError as error:
         raise StoreError(f"{store.runner_log}: the runner cannot be started: {error.strerror}") from None
 
@@ -60,8 +63,8 @@ def python(module: str, *arguments: str) -> list[str]:
 def last_line(log: Path) -> str:
     """Return the last line of a process's output in ``log``, which mostly says why it ended, safe for a terminal."""
     try:
-        with log.open("rb") as file:
-            file.seek(max(log.stat().st_size - 4096, 0))
+        with open(open_file(log, follow=False), "rb") as file:
+            file.seek(max(os.fstat(file.fileno()).st_size - 4096, 0))
             lines = file.read().decode(errors="replace").strip().splitlines()
     except OSError:
         lines = []
@@ -72,7 +75,7 @@ def _detached(
     command: list[str], log: Path, cwd: str | None = None, environment: Mapping[str, str] | None = None
 ) -> "subprocess.Popen[bytes]":
     """Start a process in a session of its own, so that a hang-up or an interrupt of the terminal does not reach it."""
-    with log.open("ab") as output:
+    with open(open_file(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, follow=False), "ab") as output:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

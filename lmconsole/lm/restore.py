@@ -271,8 +271,9 @@ def _read_state(file: TensorFile, cursor: object, expected: Expected) -> TrainSt
     for name in ("torch_peak_mib", "energy_j", "epoch_energy_j"):
         if getattr(state, name) is not None:
             _check_number(name, getattr(state, name))
-    if state.diverged is not False and (state.diverged is not True or state.step > 0 or state.epoch == 1):
-        raise ValueError(f"diverged is {_short(state.diverged)}")  # a run that diverges ends after that epoch
+    diverged: object = state.diverged
+    if type(diverged) is not bool or (diverged and (state.step > 0 or state.epoch == 1)):
+        raise ValueError(f"diverged is {_short(diverged)}")  # a run that diverges ends after that epoch
     return replace(
         state,
         permutation=_read_permutation(file, state, expected),
