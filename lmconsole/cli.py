@@ -140,12 +140,13 @@ def status(runs: Runs = STORE, json: Json = False) -> None:
 def stop(
     names: RunNames = None,
     everything: Annotated[bool, typer.Option("--all", help="Stop every active run.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when the workers have ended.")] = False,
     runs: Runs = STORE,
 ) -> None:
     """Stop runs; each can be resumed."""
     from lmconsole.commands.stop import stop
 
-    stop(runs, names or [], everything=everything)
+    raise typer.Exit(stop(runs, names or [], everything=everything, wait=wait))
 
 
 @app.command()

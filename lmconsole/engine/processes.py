@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lmconsole.engine import stop_signals
 from lmconsole.errors import StoreError, escape_control_characters
 from lmconsole.files import open_file
 from lmconsole.runs.store import Store
@@ -29,7 +30,8 @@ def start_runner(store: Store) -> "subprocess.Popen[bytes] | None":
         return None
     try:
         command = python("lmconsole.engine.runner", str(store.root))
-        return _detached(command, store.runner_log, environment=training_environment())
+        with stop_signals.hold_back():
+            return _detached(command, store.runner_log, environment=training_environment())
     except OSError as error:
         raise StoreError(f"{store.runner_log}: the runner cannot be started: {error.strerror}") from None
 

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from lmconsole.engine import worker
+from lmconsole.engine import stop_signals, worker
 from lmconsole.engine.processes import last_line, python, start_program
 from lmconsole.engine.shared_data import shared_folder
 from lmconsole.engine.worker import EXIT_NOT_TRAINED, Command, PrepareOnDevice, Train
@@ -39,6 +39,9 @@ def main(root: Path) -> int:
     """Serve the store at ``root`` until the queue is empty or another runner of this user serves it, and return the
     exit code. Raises StoreError if the store cannot be served."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in stop_signals.WARNINGS:  # they reach every process of a batch job, and are meant for its workers
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which the programs that it starts would inherit
+    stop_signals.release()
     store = Store(root.absolute())
     with contextlib.suppress(OSError):
         os.chdir(store.root)  # the folder of the command may be removed, and no process starts in one that is gone

@@ -8,14 +8,16 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import Pipe, get_context
+from multiprocessing import Pipe, get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmconsole import __version__
+from lmconsole.engine import stop_signals
 from lmconsole.errors import escape_control_characters
+from lmconsole.files import open_file
 from lmconsole.runs import lock
 from lmconsole.runs.events import EventLog, EventReader, Failed, Stopped
 from lmconsole.runs.info import read_info
@@ -112,7 +114,7 @@ def _arguments(run: Run, device: str, shared: Path | None) -> list[str]:
 
 
 def _start(run: Run, arguments: list[str], environment: Mapping[str, str], commands: Connection | None) -> BaseProcess:
-    run.paths.worker_log.open("ab").close()  # so that the runner reports it if the worker cannot open its log
+    os.close(_open_log(run.paths.worker_log))  # so that the runner reports it if the worker cannot open its log
     args = arguments, str(run.paths.worker_log), environment, commands
     process: BaseProcess
     if sys.platform.startswith("linux"):
@@ -120,7 +122,7 @@ def _start(run: Run, arguments: list[str], environment: Mapping[str, str], comma
         context.set_forkserver_preload(list(PRELOAD))
         process = context.Process(target=_child_main, args=args)
         try:
-            process.start()
+            _start_held_back(process)
             return process
         except (OSError, EOFError) as error:  # the fork server has ended, or TMPDIR is too long for its socket's name
             print(
@@ -128,8 +130,20 @@ def _start(run: Run, arguments: list[str], environment: Mapping[str, str], comma
                 flush=True,
             )
     process = get_context("spawn").Process(target=_child_main, args=args)
-    process.start()
+    _start_held_back(process)
     return process
+
+
+def _start_held_back(process: BaseProcess) -> None:
+    """Start a process, and the fork server if it is not at work, that keeps signals until ``main`` handles them."""
+    with stop_signals.hold_back():
+        resource_tracker.ensure_running()  # it lets SIGINT and SIGTERM through when it starts a process
+        with stop_signals.hold_back():
+            process.start()
+
+
+def _open_log(path: Path) -> int:
+    return open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, follow=False)
 
 
 def _child_main(
@@ -138,10 +152,10 @@ def _child_main(
     """Run ``main`` in a process that the runner has just started, and exit.
 
     The process gets a session of its own, so that a hang-up or an interrupt of a terminal does not reach it. Its output
-    goes to ``log_path``, and ``environment`` is added to its own.
+    goes to ``log_path``, and ``environment`` is added to its own. Until ``main`` handles them, signals are held back.
     """
     os.setsid()
-    output = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    output = _open_log(Path(log_path))
     for stream in (sys.stdout, sys.stderr):
         os.dup2(output, stream.fileno())
     os.close(output)
@@ -166,6 +180,8 @@ def main(arguments: list[str] | None = None, commands: Connection | None = None)
         OSError: the run's lock or log cannot be opened.
     """
     began = time.monotonic()
+    received = stop_signals.collect()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     parser = argparse.ArgumentParser(prog="lmconsole-worker", description="Trains one queued run.")
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--device", required=True, help="cpu, cuda:0, …")
@@ -180,7 +196,6 @@ def main(arguments: list[str] | None = None, commands: Connection | None = None)
     history.read(EventReader(paths.events))
     if history.status is not Status.QUEUED:
         return EXIT_NOT_TRAINED
-    received = _catch_signals()
     log = EventLog(paths.events)
 
     def stop_requested() -> bool:
@@ -209,11 +224,14 @@ def main(arguments: list[str] | None = None, commands: Connection | None = None)
                 return EXIT_NOT_TRAINED
             except Exception:
                 traceback.print_exc()
-                print(
-                    "The run could not be prepared while another one used the device; it starts when that one ends.",
-                    flush=True,
-                )
-                return EXIT_NOT_TRAINED
+                if not stop_requested():
+                    print(
+                        "The run could not be prepared while another one used the device; it starts when that one "
+                        "ends.",
+                        flush=True,
+                    )
+                    return EXIT_NOT_TRAINED
+                command = None
             if command is None:
                 epoch, step = history.position
                 log.append(Stopped(epoch=epoch, step=step), sync=True)
@@ -252,15 +270,6 @@ def _wait(attempt: "Attempt", commands: Connection, stop_requested: Callable[[],
         if attempt.fell_back:
             raise RuntimeError("a fast path failed; a run must use the same kernels whatever ran before it")
     return None
-
-
-def _catch_signals() -> list[int]:
-    """Return a list to which SIGTERM and SIGINT, which ask for a clean stop, are added. Ignore hang-ups."""
-    received: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: received.append(number))
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    return received
 
 
 def _failure(error: BaseException, paths: RunPaths, device_name: str) -> Failed:

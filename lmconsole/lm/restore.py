@@ -271,17 +271,14 @@ def _read_state(file: TensorFile, cursor: object, expected: Expected) -> TrainSt
     for name in ("torch_peak_mib", "energy_j", "epoch_energy_j"):
         if getattr(state, name) is not None:
             _check_number(name, getattr(state, name))
-    _check_flag("diverged", state.diverged, possible=state.step == 0 and state.epoch > 1)  # known after an epoch
+    diverged: object = state.diverged
+    if type(diverged) is not bool or (diverged and (state.step > 0 or state.epoch == 1)):
+        raise ValueError(f"diverged is {_short(diverged)}")  # a run that diverges ends after that epoch
     return replace(
         state,
         permutation=_read_permutation(file, state, expected),
         best_weights=_read_best_weights(file, state, expected),
     )
-
-
-def _check_flag(name: str, value: object, *, possible: bool) -> None:
-    if not isinstance(value, bool) or (value and not possible):
-        raise ValueError(f"{name} is {_short(value)}")
 
 
 def _read_permutation(file: TensorFile, state: TrainState, expected: Expected) -> Tensor | None:

@@ -1,0 +1,233 @@
+"""Signals to workers and runners: each asks for a checkpoint and a clean stop, from a worker's first instruction on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import tiny
+from engine.test_prepared_worker import AHEAD, LONG, holder, start_runner, status, trains
+from engine.test_resume import EAGER, IN_A_STEP, IN_VALIDATION, metrics, uninterrupted
+from factories import locked_by_another_process, wait_until
+
+from lmconsole.commands import interrupts
+from lmconsole.engine import stop_signals
+from lmconsole.engine.stop_signals import STOP_SIGNALS
+from lmconsole.lm.restore import Expected, read_checkpoint
+from lmconsole.runs.events import EventReader, Stopped
+from lmconsole.runs.state import Status
+from lmconsole.runs.store import Run, Store
+
+NAMES = [number.name for number in STOP_SIGNALS]
+FIRST_INSTRUCTION = """
+import os
+SIGNALS = {signals}
+number = 0
+def count():
+    global number
+    number += 1
+def send():
+    os.kill(os.getpid(), SIGNALS[number % len(SIGNALS)])
+os.register_at_fork(after_in_child=send, after_in_parent=count)
+"""
+"""Module of the fork server: each worker sends itself the next signal before it does anything else."""
+
+
+def test_the_signals_of_people_service_managers_and_batch_systems_are_handled() -> None:
+    assert {"SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"} <= set(NAMES)
+
+
+def stopped_with_a_checkpoint(run: Run) -> bool:
+    found = read_checkpoint(run.paths.checkpoint, Expected.of(run.info)).state
+    assert status(run) is Status.STOPPED
+    assert run.state.stopped is not None
+    assert (run.state.stopped.epoch, run.state.stopped.step) == (found.epoch, found.step)
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere workers are not forked")
+def test_a_worker_that_gets_a_signal_at_its_first_instruction_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "signal_at_fork.py").write_text(FIRST_INSTRUCTION.format(signals=list(map(int, STOP_SIGNALS))))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    runs = [tiny.queue_tiny(tmp_path, seed=seed, epochs=LONG) for seed in range(len(STOP_SIGNALS))]
+    prelude = "from lmconsole.engine import runner, worker\nworker.PRELOAD = (*worker.PRELOAD, 'signal_at_fork')\n"
+    serving = start_runner(tmp_path, prelude)
+    assert serving.wait(120) == 0
+    assert all(stopped_with_a_checkpoint(run) for run in runs)
+
+
+SPAWNED = """
+from lmconsole.engine import runner, worker
+real = worker.get_context
+class Unavailable:
+    def set_forkserver_preload(self, modules): pass
+    def Process(self, **more): return self
+    def start(self): raise OSError("no fork server today")
+worker.get_context = lambda method: Unavailable() if method == "forkserver" else real(method)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_worker_that_gets_a_signal_while_it_is_being_imported_stops(tmp_path: Path, name: str) -> None:
+    """A worker that is not forked imports PyTorch itself, which takes seconds."""
+    run = tiny.queue_tiny(tmp_path, epochs=LONG)
+    serving = start_runner(tmp_path, SPAWNED)
+    children: list[psutil.Process] = []
+
+    def spawned() -> bool:
+        children[:] = [
+            child for child in psutil.Process(serving.pid).children() if "--multiprocessing-fork" in child.cmdline()
+        ]
+        return bool(children)
+
+    wait_until(spawned)
+    children[0].send_signal(signal.Signals[name])
+    assert serving.wait(120) == 0
+    assert stopped_with_a_checkpoint(run)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_worker_that_gets_a_signal_while_it_waits_for_its_lock_stops(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path, epochs=LONG)
+    with locked_by_another_process(run.paths.lock):
+        serving = subprocess.Popen(
+            [sys.executable, "-m", "lmconsole.engine.worker", str(run.paths.folder), "--device", "cpu"],
+            env=tiny.environment(tmp_path),
+        )
+        # It handles signals from its first statement on; that this has come is visible in the set of those it catches.
+        caught = 1 << (signal.SIGUSR2 - 1)
+        wait_until(lambda: caught & int(_status(serving.pid, "SigCgt"), 16))
+        serving.send_signal(signal.SIGUSR2)
+    assert serving.wait(60) == 0
+    assert stopped_with_a_checkpoint(run)
+
+
+def _status(pid: int, name: str) -> str:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line.partition(":")[2].strip() for line in lines if line.startswith(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_waiting_worker_that_gets_a_signal_stops_and_its_run_is_not_started(tmp_path: Path, name: str) -> None:
+    first, second = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
+    serving = start_runner(tmp_path, AHEAD)
+    wait_until(lambda: trains(first) and holder(second))
+    pid = holder(second)
+    assert pid is not None
+    os.kill(pid, signal.Signals[name])
+    wait_until(lambda: status(second) is Status.STOPPED)
+    assert second.state.started is None
+    assert status(first) is Status.RUNNING
+    first.request_stop()
+    assert serving.wait(60) == 0
+
+
+SEND = "os.kill(os.getpid(), signal.{name})"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "names"),
+    [
+        (IN_A_STEP.format(steps=4), NAMES),
+        (IN_VALIDATION.format(split="validation"), ["SIGUSR1"]),
+        (IN_VALIDATION.format(split="test"), ["SIGUSR2"]),
+    ],
+    ids=["training", "validation", "test"],
+)
+def test_a_run_stopped_by_a_signal_resumes_to_the_same_bits(tmp_path: Path, moment: str, names: list[str]) -> None:
+    alone = uninterrupted(tmp_path / "alone")
+    for name in names:
+        root = tmp_path / name
+        run = tiny.queue_tiny(root)
+        assert tiny.worker(run, root, EAGER + moment.replace("die()", SEND.format(name=name))).returncode == 0
+        assert stopped_with_a_checkpoint(run)
+        if name != names[0]:
+            continue
+        tiny.queue_tiny(root)
+        assert tiny.worker(run, root).returncode == 0
+        run.refresh()
+        assert metrics(run) == metrics(alone)
+
+
+@pytest.mark.slow
+def test_a_batch_system_signals_every_process_of_a_job_at_once(tmp_path: Path) -> None:
+    """The worker stops with a checkpoint. The runner, the process that workers are forked from, and multiprocessing's
+    own process do not die of the signal, and the next run is started."""
+    runs = [tiny.queue_tiny(tmp_path, seed=seed, epochs=LONG) for seed in (1, 2)]
+    serving = start_runner(tmp_path, "from lmconsole.engine import runner\n")
+    for number, run in zip((signal.SIGUSR1, signal.SIGUSR2), runs, strict=True):
+        wait_until(lambda run=run: trains(run))  # type: ignore[misc]
+        for process in [psutil.Process(serving.pid), *psutil.Process(serving.pid).children(recursive=True)]:
+            process.send_signal(number)
+        wait_until(lambda run=run: status(run) is Status.STOPPED)  # type: ignore[misc]
+        assert stopped_with_a_checkpoint(run)
+    assert serving.wait(60) == 0
+    assert "Traceback" not in (tmp_path / "runner-output").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_programs_that_the_runner_starts_die_of_signals_as_usual(tmp_path: Path) -> None:
+    """They inherit neither its handlers nor blocked signals."""
+    (tmp_path / "runs").mkdir()
+    code = (
+        "import subprocess, sys\nfrom pathlib import Path\nfrom lmconsole.engine import runner\n"
+        "program = ['grep', '-E', 'SigBlk|SigIgn', '/proc/self/status']\n"
+        "runner.Runner.serve = lambda self: subprocess.run(program, check=True)\n"
+        "sys.exit(runner.main(Path(sys.argv[1])))"
+    )
+    with stop_signals.hold_back():
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "runs")], env=tiny.environment(tmp_path),
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.stdout.count("Sig") == 2, done.stderr
+    for line in done.stdout.splitlines():
+        for number in set(STOP_SIGNALS) - {signal.SIGINT}:  # a shell in the background has its programs ignore that
+            assert not int(line.split()[1], 16) & 1 << (number - 1), (line, number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2", "SIGTERM"])
+def test_a_command_that_gets_a_signal_stops_the_runs_that_it_queued(tmp_path: Path, name: str) -> None:
+    tiny.write_corpus(tmp_path / "data")
+    file = tiny.write_experiments(tmp_path / "mine.toml", tiny.row(1, more="epochs = 4000"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmconsole", "run", "1", "--headless", "--preset", "tiny", "--experiments", str(file),
+         "--data", "data", "--no-export"],
+        cwd=tmp_path, env=tiny.environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    store = Store(tmp_path / "runs")
+    wait_until(lambda: any(run.state.epochs for run in store.runs()))
+    process.send_signal(signal.Signals[name])
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    (run,) = store.runs()
+    assert stopped_with_a_checkpoint(run)
+    assert isinstance(EventReader(run.paths.events).read_new()[-1], Stopped)
+
+
+def test_only_a_person_or_the_same_signal_again_makes_a_command_kill_what_it_stops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A batch system warns with SIGUSR1, and sends SIGTERM when the time is up."""
+    monkeypatch.setattr(interrupts, "SAME_SIGNAL_S", 0.0)
+    with interrupts.Interrupts() as received:
+        received.hold()
+        counts = []
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+            counts.append(received.count)
+    assert counts == [1, 1, 1, 2, 3]
