@@ -10,7 +10,7 @@ from lmconsole.importing.import_runs import import_runs as import_into
 from lmconsole.plan.load import load_plan
 from lmconsole.runs.store import Store
 
-MOST_PROBLEMS = 20
+MOST_PROBLEMS = 100
 """Most problems that are printed; the others are counted."""
 
 LONGEST_PROBLEM = 1_000

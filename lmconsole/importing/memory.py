@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-MAX_SAMPLES = 256
+MAX_SAMPLES = 128
 """Most samples that are kept of a run. Of more readings, each sample is the mean of as many consecutive ones."""
 
 LARGEST_MIB = 4 * 2**20

@@ -6,12 +6,13 @@ exception are values that differ between the runs with that optimizer: somebody 
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lmconsole.importing.sources import ImportSourceError, stated_value
-from lmconsole.plan.experiment import Experiment
+from lmconsole.plan.experiment import OPTIMIZER_NAMES, Experiment
 from lmconsole.plan.presets import applies
 
 STATED, ASSUMED = "stated by the source", "not stated; assumed"
@@ -70,7 +71,7 @@ class Evidence:
             return f"runs with {' and '.join(unused_there)} record it too"
         if optimizer == "sgd" and "momentum" in self._optimizers:
             return "other runs name the optimizer momentum"
-        return f"{optimizer} does not use it by its name"
+        return f"plain {OPTIMIZER_NAMES[optimizer]} has none"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,7 +214,7 @@ def choice(stated: Mapping[str, Any], setting: str, known: Mapping[str, str]) ->
 
 
 def _normalized(given: object, known: Mapping[str, str]) -> str | None:
-    return known.get("".join(c for c in str(given)[:40].lower() if c.isalnum()))
+    return known.get(re.sub(r"[\s_-]", "", given[:40].lower())) if isinstance(given, str) else None
 
 
 def integer(value: object, setting: str) -> int:

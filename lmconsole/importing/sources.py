@@ -9,6 +9,7 @@ docs/importing.md lists the keys and columns.
 import csv
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -196,28 +197,27 @@ class _Walk:
             return [_Folder(folder=folder, problem=_OWN_RUN)]
         is_run = ARGUMENTS in names
         found = [_Folder(folder=folder)] if is_run else []
-        inner = sorted(name for name, is_folder in names.items() if is_folder)
+        inner = [name for name, is_folder in names.items() if is_folder]
         if inner and depth == MAX_DEPTH:
             if not within_run and not is_run:
                 found.append(_Folder(folder=folder, problem=f"more than {MAX_DEPTH} levels of folders"))
             return found
-        for name in inner:
+        for name in sorted(inner, key=_natural_order):
             found += self._find(folder / name, depth + 1, within_run=within_run or is_run)
         if is_run and len(found) > 1 and not names.keys() & {_FILES["valid_ppl"], _FILES["valid_loss_nats"]}:
             return found[1:]  # settings that the runs in it have in common
-        if not found and depth > 0 and not within_run:
-            return [_Folder(folder=folder, problem=f"no {ARGUMENTS}")]
-        return found if any(each.problem is None for each in found) or depth == 0 else _topmost(folder, found)
+        if depth > 0 and not within_run and all(each.problem == _NO_RUN for each in found):
+            return [_Folder(folder=folder, problem=_NO_RUN)]  # one report instead of one for each folder in it
+        return found
 
 
-def _topmost(folder: Path, found: list[_Folder]) -> list[_Folder]:
-    """Report a folder once if nothing below it has ``args.json``, instead of each folder in it."""
-    bare = f"no {ARGUMENTS}"
-    others = [each for each in found if each.problem != bare]
-    return others or [_Folder(folder=folder, problem=bare)]
-
-
+_NO_RUN = f"no {ARGUMENTS}"
 _OWN_RUN = "already a run of lmconsole; use --runs to open its store, or export --against to compare with it"
+
+
+def _natural_order(name: str) -> list[tuple[int, str]]:
+    """Return a sort key by which 2 comes before 10."""
+    return [(int(part), "") if part.isdecimal() and len(part) < 20 else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from lmconsole.importing.settings import ASSUMED
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES, Experiment
-from lmconsole.report.captions import describe_group
+from lmconsole.report.captions import INFERRED_MARK, describe_for_table, inferred_experiments
 from lmconsole.report.markup import DASH, format_ppl
 from lmconsole.report.reference import (
     PUBLISHED_BATCH_SIZE,
@@ -236,7 +236,10 @@ def comparison_table(group: Group, others: OtherResults) -> Table:
         Column(header="Split"),
         *(Column(header=header, numeric=True) for header in (*numeric, "Difference", "Experiment")),
     ]
+    inferred = inferred_experiments(group)
+    data["mark"] = [INFERRED_MARK if experiment in inferred else "" for experiment in data["config"]]
     rows = [_cells(record, names, *each) for record, each in zip(data.to_dict("records"), marks_shown, strict=True)]
+    data = data.drop(columns="mark")
     # Files of version 0.1.0 have no perplexities of ours as given, which differ only if they are padded.
     shown = data if group.reference.denominator == "padded" else data.drop(columns="ours_ppl_as_given")
     return Table(
@@ -282,7 +285,7 @@ def _cells(record: Mapping[Hashable, Any], names: _Names, our_mark: str, their_m
         names.theirs: ppl("theirs_ppl_as_given", their_mark),
         _per_target_header(names.theirs): ppl("theirs_ppl_per_target", their_mark),
         "Difference": DASH if pd.isna(difference) else f"{difference:+.1f} %",
-        "Experiment": str(record["config"]),
+        "Experiment": f"{record['config']}{record['mark']}",
     }
     return {header: Cell(text) for header, text in texts.items()}
 
@@ -315,5 +318,5 @@ def _caption(group: Group, others: OtherResults, names: _Names, marks_shown: str
 
 
 def _describe(name: str, group: Group) -> str:
-    description = describe_group(group)
+    description = describe_for_table(group)
     return description if description.startswith(name) else f"{name}: {description[0].lower()}{description[1:]}"

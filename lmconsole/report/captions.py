@@ -14,6 +14,9 @@ from lmconsole.runs.comparable import EXPERIMENT_SETTINGS
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.store import Run
 
+INFERRED_MARK = "§"
+"""Mark of experiments with a setting that is inferred."""
+
 MANY_SEEDS = 5
 """More seeds than this are written as ranges."""
 
@@ -37,6 +40,13 @@ def describe_group(group: Group) -> str:
     return " ".join([*sentences, *_exceptions(group)])
 
 
+def describe_for_table(group: Group) -> str:
+    """Describe the runs in the caption of a table, which is a file of its own."""
+    if not group.imported:
+        return describe_group(group)
+    return " ".join([describe_group_briefly(group), *describe_inferred(group, INFERRED_MARK)])
+
+
 def describe_group_briefly(group: Group) -> str:
     """Describe the runs in one sentence, for captions of figures."""
     info = _typical_run(group)
@@ -45,7 +55,10 @@ def describe_group_briefly(group: Group) -> str:
         if group.imported
         else f"Preset {info.preset}, corpus “{info.corpus.name}”, {info.settings.precision} precision"
     )
-    sentence = f"{subject}, {'seed' if len(group.seeds) == 1 else 'seeds'} {seed_list(group)}."
+    seeds = f"{'seed' if len(group.seeds) == 1 else 'seeds'} {seed_list(group)}"
+    if any(run.info.origins.get("seed") == ASSUMED for run in group.runs):
+        seeds = "some of unknown seeds" if len(group.seeds) > 1 else "seed unknown"
+    sentence = f"{subject}, {seeds}."
     return f"{sentence} {_excluded(group)}" if group.excluded else sentence
 
 
@@ -128,13 +141,21 @@ def _describe_trained(info: RunInfo) -> str:
     )
 
 
+def explain_padding(group: Group) -> list[str]:
+    """Return sentences on padded perplexities; none for a group without."""
+    if group.reference.denominator != "padded":
+        return []
+    sentences = ["Padded: the last batch counts as full, although it has fewer windows."]
+    if any(run.info.origins.get("denominator") == ASSUMED for run in group.runs):
+        sentences.append("The sources do not state this; it is assumed.")
+    return sentences
+
+
 def _describe_imported(group: Group) -> str:
     """Name the settings that the sources state, those that are inferred, and say that all others are unknown."""
     info, every = group.reference, set(group.by_experiment)
     sentences = [f"Imported runs{_padding(info)}, not trained by lmconsole."]
-    if info.denominator == "padded":
-        assumed = " The sources do not state this; it is assumed." if info.origins.get("denominator") == ASSUMED else ""
-        sentences.append(f"Padded: the last batch counts as full, although it has fewer windows.{assumed}")
+    sentences += explain_padding(group)
     known = known_settings(group)
     stated = [
         each.text if each.experiments == every else f"{each.text} ({name_experiments(each.experiments)})"
@@ -182,13 +203,21 @@ def known_settings(group: Group) -> list[KnownSetting]:
     ]
 
 
-def describe_inferred(group: Group) -> list[str]:
-    """Return a sentence for each setting that is inferred from what the sources record."""
+def describe_inferred(group: Group, mark: str = "") -> list[str]:
+    """Return a sentence for each setting that is inferred from what the sources record, after ``mark``."""
+    start = f"{mark}: inferred" if mark else "Inferred"
     return [
-        f"Inferred for {name_experiments(each.experiments)}: {each.text} ({each.origin.removeprefix(INFERRED)})."
+        f"{start} for {name_experiments(each.experiments)}: {each.text} ({each.origin.removeprefix(INFERRED)})."
         for each in known_settings(group)
         if is_inferred(each.origin)
     ]
+
+
+def inferred_experiments(group: Group) -> set[int]:
+    """Return the experiments that have a setting which is inferred."""
+    return {
+        run.info.experiment.id for run in group.runs if any(is_inferred(each) for each in run.info.origins.values())
+    }
 
 
 def name_experiments(ids: Iterable[int]) -> str:

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 import msgspec
 
@@ -71,7 +72,7 @@ class Verdict(Enum):
         return self in (Verdict.LOWER_IN_ONE_SEED, Verdict.HIGHER_IN_ONE_SEED, Verdict.NEGLIGIBLE_IN_ONE_SEED)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, for cached_property: every comparison asks again for the same numbers
 class ExperimentResult:
     """Results of one experiment, over its seeds."""
 
@@ -86,12 +87,12 @@ class ExperimentResult:
         """Name and id, for example ``GPT-1 1L Adam (5)``, with the mark of damage."""
         return f"{self.runs[0].info.experiment.label} ({self.id}){damage_mark(self.runs)}"
 
-    @property
+    @cached_property
     def complete(self) -> bool:
         """Whether every run is complete and has a finite validation perplexity."""
         return all(is_complete(run) for run in self.runs) and len(self.valid_ppls) == len(self.runs)
 
-    @property
+    @cached_property
     def valid_ppls(self) -> list[float]:
         """Best validation perplexity of each seed that has a finite one; all seeds of a complete experiment do."""
         best = [best_valid_ppl(run) for run in self.runs]

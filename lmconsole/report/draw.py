@@ -108,7 +108,8 @@ def _draw_panels(grid: PanelGrid) -> Figure:
         limits.apply(axes)
         letter = f"({chr(ord('a') + index)}) " if len(panels) > 1 and index < 26 else ""
         title = shorten(letter + displayable(panel.title), title_length)
-        axes.set_title(title, loc="left", fontweight="normal" if panel.curves else "bold")
+        # With y given, matplotlib need not search for ticks that the title could overlap.
+        axes.set_title(title, loc="left", y=1.0, fontweight="normal" if panel.curves else "bold")
         if index + columns >= len(panels):
             axes.set_xlabel(grid.x_label)
         else:

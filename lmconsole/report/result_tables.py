@@ -8,10 +8,14 @@ import pandas as pd
 
 from lmconsole import formatting
 from lmconsole.report.captions import (
+    INFERRED_MARK,
     NO_READINGS,
+    describe_for_table,
     describe_group,
     describe_host_memory,
     describe_readings,
+    explain_padding,
+    inferred_experiments,
     name_experiments,
     ppl_denominator,
     seed_list,
@@ -27,6 +31,7 @@ _EXPERIMENT = (Column(header="Architecture"), Column(header="Layers", numeric=Tr
 def results_table(group: Group) -> Table:
     """Return Table 1: perplexities of every experiment at its epoch with the lowest validation perplexity."""
     frame = results_frame(group)
+    inferred = inferred_experiments(group)
     rows = []
     for record in frame.to_dict("records"):
         texts = {
@@ -34,7 +39,9 @@ def results_table(group: Group) -> Table:
             "Train PPL": _mean_and_sd(record["train_ppl"], record["train_ppl_sd"]),
             "Validation PPL": _mean_and_sd(record["valid_ppl"], record["valid_ppl_sd"]) + record["marks"],
             "Epoch": _format(record["epoch"], "g"),
-            "Experiment": _id_and_name(record) + ("‡" if record["unspecified_initialization"] else ""),
+            "Experiment": _id_and_name(record)
+            + ("‡" if record["unspecified_initialization"] else "")
+            + (INFERRED_MARK if record["experiment"] in inferred else ""),
         }
         rows.append({header: Cell(text, bold=bool(record["best"])) for header, text in texts.items()})
     data = frame.rename(columns={"experiment": "config"})
@@ -110,13 +117,14 @@ def _readings_table(group: Group, frame: pd.DataFrame) -> Table:
     columns["utilization_percent"] = "GPU (%)"
     shown = [column for column in columns if column == "memory_mib" or frame[column].notna().any()]
     headers = [*(columns[column] for column in shown), "n", "Experiment"]
+    inferred = inferred_experiments(group)
     rows = []
     for record in frame.to_dict("records"):
         texts = {
             **_experiment_texts(record),
             **{columns[column]: _format(record[column]) for column in shown},
             "n": f"{record['samples']:,}",
-            "Experiment": _id_and_name(record),
+            "Experiment": _id_and_name(record) + (INFERRED_MARK if record["experiment"] in inferred else ""),
         }
         rows.append({header: Cell(text) for header, text in texts.items()})
     known = frame["memory_mib"].notna()
@@ -128,7 +136,7 @@ def _readings_table(group: Group, frame: pd.DataFrame) -> Table:
     return Table(
         label="tab:memory",
         title="Table 2",
-        caption=f"{caption} {describe_group(group)}",
+        caption=f"{caption} {describe_for_table(group)}",
         columns=[*_EXPERIMENT, *(Column(header=header, numeric=True) for header in headers)],
         rows=rows,
         data=frame[["architecture", "layers", "optimizer", *shown, "scope", "samples", "experiment", "name"]]
@@ -168,6 +176,7 @@ def _sentences(*sentences: str) -> str:
 def _results_caption(group: Group, frame: pd.DataFrame) -> str:
     sentences = [
         f"Perplexity (PPL) per {ppl_denominator(group)}, at the epoch with the lowest validation PPL.",
+        *explain_padding(group),
         "The sources do not state how train PPL was computed."
         if group.imported
         else "Train PPL is computed from the training losses of the epoch, without a separate evaluation.",
@@ -195,7 +204,7 @@ def _results_caption(group: Group, frame: pd.DataFrame) -> str:
             "‡: depends on the initialization of the attention projections, which the published protocol does not "
             "specify (here Xavier uniform, zero biases)."
         )
-    return " ".join([*sentences, describe_group(group)])
+    return " ".join([*sentences, describe_for_table(group)])
 
 
 def _experiment_texts(record: Mapping[Hashable, Any]) -> dict[str, str]:

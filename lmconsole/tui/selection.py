@@ -70,6 +70,7 @@ def series_for(snapshot: Snapshot, views: Iterable[RunView], *, show_published: 
         made.append(
             Series(
                 run=view.run,
+                experiment=info.experiment.id,
                 label=escape_control_characters(f"{info.experiment.id} {info.experiment.label}{seed}{mark}"),
                 slot=slot,
                 train=view.curve,

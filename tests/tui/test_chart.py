@@ -33,6 +33,7 @@ def series(
     ]
     given: dict[str, object] = {
         "run": f"run-{slot}",
+        "experiment": slot + 1,
         "label": f"{slot + 1} LSTM 1L Adam",
         "slot": slot,
         "train": points,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from lmconsole.importing.settings import INFERRED, is_inferred
 from lmconsole.report.comparing import Comparison, ExperimentResult, Verdict, compare, experiment_results
 from lmconsole.report.selection import Group
 from lmconsole.report.table import Table
@@ -60,6 +61,27 @@ class GroupResults:
     def complete(self) -> list[ExperimentResult]:
         """Complete experiments."""
         return [each for each in self.by_id.values() if each.complete]
+
+
+_MEANINGS = {"sgd": "no momentum", "momentum": "momentum"}
+"""Meaning of an inferred optimizer."""
+
+
+def describe_inferences(*results: ExperimentResult | None, keys: Sequence[str] = ("optimizer", "weight_decay")) -> str:
+    """Return a sentence for each of these settings of imported runs that is inferred, to follow every conclusion that
+    rests on it; empty if there are none."""
+    sentences: dict[str, None] = {}
+    for result in results:
+        for info in [run.info for run in result.runs] if result is not None else []:
+            for key in keys:
+                if is_inferred(origin := info.origins.get(key, "")):
+                    value = getattr(info.settings, key)
+                    meaning = (
+                        f"a {key.replace('_', ' ')} of {value:g}" if isinstance(value, float) else _MEANINGS[value]
+                    )
+                    subject = f"This rests on an inference, that {result.label_with_id} had {meaning}"
+                    sentences[f"{subject}: {origin.removeprefix(INFERRED)}."] = None
+    return " ".join(sentences)
 
 
 def format_layers(layers: int) -> str:

@@ -8,7 +8,14 @@ from lmconsole import formatting
 from lmconsole.importing.settings import ASSUMED
 from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.report.comparing import ONE_SEED, ExperimentResult, Verdict
-from lmconsole.report.questions.finding import EQUAL_NATS, Draft, Finding, GroupResults, format_layers
+from lmconsole.report.questions.finding import (
+    EQUAL_NATS,
+    Draft,
+    Finding,
+    GroupResults,
+    describe_inferences,
+    format_layers,
+)
 from lmconsole.runs.store import Run
 
 MATERIAL_GAIN = 0.01
@@ -50,6 +57,8 @@ def architectures(results: GroupResults) -> Finding:
         draft.interpretation.append("No difference between the architectures is shown.")
     if found.caution:
         draft.interpretation.append(found.caution)
+    if found.verdict is not Verdict.NO_DATA and (inferences := describe_inferences(gpt1, lstm)):
+        draft.interpretation.append(inferences)
     return Finding(
         question="How do LSTM and GPT-1 compare, with one layer each and Adam?",
         observations=draft.observations,

@@ -1,9 +1,9 @@
 """Effects of weight decay, momentum and adaptive step sizes."""
 
-from lmconsole.importing.settings import ASSUMED, INFERRED, is_inferred
-from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
+from lmconsole.importing.settings import ASSUMED
+from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.report.comparing import METHOD, Comparison, ExperimentResult, Verdict
-from lmconsole.report.questions.finding import Draft, Finding, GroupResults
+from lmconsole.report.questions.finding import Draft, Finding, GroupResults, describe_inferences
 
 
 def optimizers(results: GroupResults) -> Finding:
@@ -70,24 +70,9 @@ def _interpret_decay(
             "Adam is used here without weight decay and AdamW with decoupled weight decay, so the effect of the decay "
             "cannot be separated from that of its form."
         )
-    return " ".join(sentence for sentence in [*sentences, _rests_on(adam, adamw, key="weight_decay")] if sentence)
-
-
-def _rests_on(*results: ExperimentResult | None, key: str) -> str:
-    """Return a sentence for each experiment whose setting ``key`` is inferred, since conclusions rest on that."""
-    sentences = []
-    for result in results:
-        if result is None:
-            continue
-        for origin in dict.fromkeys(run.info.origins.get(key, "") for run in result.runs):
-            if is_inferred(origin):
-                value = getattr(result.runs[0].info.settings, key)
-                reading = f"{key.replace('_', ' ')} {value:g}" if isinstance(value, float) else OPTIMIZER_NAMES[value]
-                reason = origin.removeprefix(INFERRED)
-                sentences.append(
-                    f"This rests on reading {result.label_with_id} as {reading}, which is inferred: {reason}."
-                )
-    return " ".join(sentences)
+    return " ".join(
+        sentence for sentence in [*sentences, describe_inferences(adam, adamw, keys=("weight_decay",))] if sentence
+    )
 
 
 def _shrinkage(adamw: ExperimentResult) -> float | None:
@@ -122,7 +107,9 @@ def _interpret_momentum(
         effect = f"{name}: momentum {'seems to hurt' if verdict.one_seed else 'hurts'} at this learning rate."
     else:
         effect = f"{name}: no difference between momentum and plain SGD is shown."
-    return " ".join(part for part in (effect, found.caution, _rests_on(momentum, sgd, key="optimizer")) if part)
+    return " ".join(
+        part for part in (effect, found.caution, describe_inferences(momentum, sgd, keys=("optimizer",))) if part
+    )
 
 
 def _interpret_adaptive(
@@ -145,4 +132,6 @@ def _interpret_adaptive(
         effect = f"{name}: SGD reaches a lower perplexity than AdamW."
     else:
         effect = f"{name}: no difference between AdamW and SGD is shown."
-    return " ".join(part for part in (effect, found.caution, _rests_on(adamw, sgd, key="optimizer")) if part)
+    return " ".join(
+        part for part in (effect, found.caution, describe_inferences(adamw, sgd, keys=("optimizer",))) if part
+    )

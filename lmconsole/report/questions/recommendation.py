@@ -9,7 +9,7 @@ from lmconsole.plan.presets import ranges
 from lmconsole.report.captions import timing_caveat
 from lmconsole.report.comparing import ExperimentResult, Verdict, compare
 from lmconsole.report.markup import DASH, format_ppl
-from lmconsole.report.questions.finding import EQUAL_NATS, Draft, Finding, GroupResults
+from lmconsole.report.questions.finding import EQUAL_NATS, Draft, Finding, GroupResults, describe_inferences
 from lmconsole.report.results import damage_mark, explain_marks, marks
 from lmconsole.report.table import Cell, Column, Table
 from lmconsole.report.targets import TARGET_MARGIN, TimeToTarget, common_target, time_to_target
@@ -94,8 +94,10 @@ def _recommend_for_time(results: GroupResults, draft: Draft, target: float, foun
             else ""
         )
     )
-    if caveat := timing_caveat(results.group):
-        draft.interpretation.append(caveat)
+    recommended = [results.by_id[id_] for id_ in sorted([fastest, *equal])]
+    for sentence in (describe_inferences(*recommended), timing_caveat(results.group)):
+        if sentence:
+            draft.interpretation.append(sentence)
 
 
 def _recommend_for_generalization(draft: Draft, complete: Sequence[ExperimentResult]) -> None:
@@ -110,7 +112,7 @@ def _recommend_for_generalization(draft: Draft, complete: Sequence[ExperimentRes
             interpretation += f" The measurements do not distinguish it from {ranked[1].label_with_id}."
         elif found.caution:
             interpretation += f" {found.caution}"
-    draft.interpretation.append(interpretation)
+    draft.interpretation.append(f"{interpretation} {describe_inferences(best)}".rstrip())
     gaps = [(abs(each.last_gap_nats), each) for each in complete if each.last_gap_nats is not None]
     if not gaps:
         return

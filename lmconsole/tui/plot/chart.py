@@ -49,6 +49,7 @@ class Series:
     """The curves of one run."""
 
     run: str
+    experiment: int
     label: str
     slot: int
     """Index of color and marker."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -30,6 +31,20 @@ MAX_RUNS = 24
 
 T = TypeVar("T")
 ChartOption = Literal["x", "log", "shown", "smoothing"]
+
+
+def choose_fairly(series: Sequence[Series], most: int = MAX_RUNS) -> list[Series]:
+    """Return at most this many series in their order, as evenly from every experiment as possible, the first of each
+    first. If some are left out, colors and markers are assigned again, so that they differ."""
+    if len(series) <= most:
+        return list(series)
+    ranks: Counter[int] = Counter()
+    ranked = []
+    for place, each in enumerate(series):
+        ranked.append((ranks[each.experiment], place))
+        ranks[each.experiment] += 1
+    places = sorted(place for _, place in sorted(ranked)[:most])
+    return [replace(series[place], slot=slot) for slot, place in enumerate(places)]
 
 
 class Curves(Grid, can_focus=True):
@@ -61,9 +76,10 @@ class Curves(Grid, can_focus=True):
     def show(self, series: Sequence[Series], hint: str = "", *, immediately: bool = False) -> None:
         """Draw ``series``, or ``hint`` if they have no points. Curves that take long to draw are drawn later, in a
         thread, unless ``immediately``."""
-        same_runs = [each.run for each in self.series] == [each.run for each in series[:MAX_RUNS]]
-        self._omitted = max(len(series) - MAX_RUNS, 0)
-        self.series, self._hint = tuple(series[:MAX_RUNS]), hint
+        chosen = choose_fairly(series)
+        same_runs = [each.run for each in self.series] == [each.run for each in chosen]
+        self._omitted = len(series) - len(chosen)
+        self.series, self._hint = tuple(chosen), hint
         if immediately or not same_runs or self._drawing_s < QUICK_S:
             self.redraw()
         elif not self._in_progress and time.monotonic() - self._drawn_at >= self._drawing_s / MAX_DRAWING_SHARE:
@@ -189,7 +205,7 @@ class Curves(Grid, can_focus=True):
             if len(lines) > height:
                 lines[height - 1 :] = [text_cells(f" and {len(self.series) - (height - 1) * per_line} more")]
         if self._omitted:
-            omitted = text_cells(f" {self._omitted} more are not drawn", rich_style("", dim=True))
+            omitted = text_cells(f" {self._omitted:,} more runs not drawn", rich_style("", dim=True))
             lines = [*lines[: height - 1], omitted]
         return lines
 
