@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from lmconsole.formatting import counted
 from lmconsole.importing.import_runs import STATED
 from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.plan.presets import ranges
@@ -123,7 +124,10 @@ def _completeness(group: Group) -> list[Block]:
         return [Paragraph("The run is complete." if runs == 1 else f"All {runs} runs are complete.")]
     if runs == 1:
         return [Paragraph(f"The run is not complete: {incomplete[0]}.")]
-    return [Paragraph(f"Complete: {runs - len(incomplete)} of {runs} runs. The others:"), BulletList(incomplete)]
+    return [
+        Paragraph(f"Complete: {runs - len(incomplete)} of {counted(runs, 'run')}. The others:"),
+        BulletList(incomplete),
+    ]
 
 
 def _finding(finding: Finding) -> list[Block]:
@@ -216,7 +220,7 @@ def _on_gpu(group: Group) -> bool:
 
 def _option(info: RunInfo, name: str) -> str | None:
     """Return the value of an option on the command line that queued a run."""
-    for word, following in zip(info.command, [*info.command[1:], ""], strict=True):
+    for word, following in zip(info.command, [*info.command[1:], ""], strict=False):  # there may be none
         if word == name:
             return following or None
         if word.startswith(f"{name}="):
