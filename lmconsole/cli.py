@@ -10,7 +10,7 @@ import typer
 
 from lmconsole import __version__
 from lmconsole.commands.interrupts import Interrupted, raise_interrupted
-from lmconsole.commands.run_parameters import expand_path, parameter, takes_run_request
+from lmconsole.commands.run_parameters import expand_if_path, expand_path, parameter, takes_run_request
 from lmconsole.commands.streams import prepare_streams
 from lmconsole.errors import ExitCode, LmconsoleError
 
@@ -93,7 +93,8 @@ def _hand_down(context: typer.Context) -> None:
             )
         given[str(option.name)] = context.params[str(option.name)]
         if option.envvar:
-            os.environ[str(option.envvar)] = str(given[str(option.name)])  # it would take precedence
+            # It would take precedence. "./~" remains a folder that is called so.
+            os.environ[str(option.envvar)] = os.path.join(".", str(given[str(option.name)]))
     context.default_map = {name: given if inner is None else dict.fromkeys(inner, given)}
 
 
@@ -173,7 +174,7 @@ def export(
         Literal["png", "pdf", "svg"], typer.Option("--figures", help="Draw figures as PNG, and as PDF or SVG too.")
     ] = "png",
     out: Annotated[
-        Path, typer.Option("--out", help="Write into this folder.", metavar="DIR", callback=expand_path)
+        Path, typer.Option("--out", help="Write into this folder.", metavar="DIR", parser=expand_path)
     ] = EXPORTS,
     output: Annotated[
         str | None,
@@ -187,7 +188,7 @@ def export(
         typer.Option(
             help="Compare with these results: published, imported, or another store's folder.",
             metavar="WHAT",
-            callback=expand_path,
+            parser=expand_if_path,
         ),
     ] = None,
     siunitx: Annotated[bool, typer.Option("--siunitx", help="Align LaTeX numbers with siunitx.")] = False,
@@ -220,7 +221,7 @@ def export(
 def import_(
     source: Annotated[
         Path,
-        typer.Argument(help="Folder of run folders, one run folder, or a CSV.", metavar="PATH", callback=expand_path),
+        typer.Argument(help="Folder of run folders, one run folder, or a CSV.", metavar="PATH", parser=expand_path),
     ],
     experiments: Experiments = None,
     runs: Runs = STORE,

@@ -9,6 +9,7 @@ LmconsoleError            base: a message (what happened, and where) and a hint 
 ├── RunNotFoundError      no run matches, or several do
 ├── RunActiveError        the run is already queued or running
 ├── ExportError           nothing to export, or the target folder cannot be written
+├── OutputError           standard output cannot be written; exit code 1
 └── TrainingError         a run failed; exit code 1
 """
 
@@ -50,14 +51,19 @@ class LmconsoleError(Exception):
         return self.message if self.hint is None else f"{self.message}\n{self.hint}"
 
 
+PROBLEMS_SHOWN = 20
+
+
 class PlanError(LmconsoleError):
-    """``problems`` lists all problems in experiments.toml; the message joins them."""
+    """``problems`` lists all problems in experiments.toml; the message joins the first of them."""
 
     kind = "plan"
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(escape_control_characters(problem) for problem in problems)
-        super().__init__("\n".join(self.problems))
+        more = len(self.problems) - PROBLEMS_SHOWN
+        rest = [f"… and {more:,} more"] if more > 0 else []
+        super().__init__("\n".join([*self.problems[:PROBLEMS_SHOWN], *rest]))
 
 
 class CorpusError(LmconsoleError):
@@ -86,6 +92,11 @@ class RunActiveError(LmconsoleError):
 
 class ExportError(LmconsoleError):
     kind = "export"
+
+
+class OutputError(LmconsoleError):
+    kind = "output"
+    exit_code = ExitCode.RUN_FAILED
 
 
 class TrainingError(LmconsoleError):

@@ -78,7 +78,8 @@ def print_result(result: BenchResult) -> None:
     out.print()
     out.print(
         Text(
-            f"All {result.all_runs} runs, one after the other: about {formatting.about(result.all_runs_s)} (estimated)",
+            f"All {counted(result.all_runs, 'run')}, one after the other: about "
+            f"{formatting.about(result.all_runs_s)} (estimated)",
             style="bold",
         )
     )
@@ -119,7 +120,8 @@ def _notes(result: BenchResult) -> str:
         f"{tokens} train, validation and test tokens.",
     ]
     if result.batch_size < settings.batch_size:
-        lines.append(f"Measured with {result.batch_size} windows per step, memory too, to stay within a minute.")
+        windows = counted(result.batch_size, "window")
+        lines.append(f"Measured with {windows} per step, memory too, to stay within a minute.")
     if any(shape.estimated for shape in result.shapes):
         lines.append("* estimated, not measured: its operations at the rate of the most similar shape.")
     if result.device == "cpu" and result.load_1min >= BUSY_LOAD:

@@ -55,7 +55,8 @@ def sentence(run: Run, event: AnyEvent) -> str | None:
             again = f", attempt {event.attempt}" if event.attempt > 1 else ""
             return f"started on {event.device} ({event.device_name}), {event.precision}{again}"
         case Epoch():
-            pace = run.info.corpus.tokens.get("train", 0) / event.train_s if event.train_s else None
+            tokens = run.info.corpus.tokens.get("train")
+            pace = tokens / event.train_s if tokens and event.train_s else None
             return (
                 f"epoch {event.epoch}/{epochs}  train ppl {formatting.perplexity(event.train_ppl)}  "
                 f"valid ppl {formatting.perplexity(event.valid_ppl)}  {formatting.rate(pace)} tokens/s  "
@@ -177,7 +178,7 @@ def total_line(runs: Sequence[Run]) -> Table:
     done = sum(1.0 if not run.status.active else run.state.done(run.info.settings.epochs) for run in runs)
     line = Table.grid(padding=(0, 1))
     line.add_row(
-        f"{ended}/{len(runs)} runs",
+        f"{ended}/{formatting.counted(len(runs), 'run')}",
         ProgressBar(total=float(len(runs)), completed=done, width=40),
         f"{100 * done / max(len(runs), 1):.0f} %",
     )

@@ -20,6 +20,7 @@ from lmconsole.errors import LmconsoleError, escape_control_characters
 from lmconsole.runs.store import Store
 from lmconsole.telemetry.gpu import Gpus
 from lmconsole.telemetry.host import cores, free_disk_mib, host_memory
+from lmconsole.telemetry.logout import logout_risk
 
 Verdict = Literal["ok", "note", "problem"]
 STYLES: dict[Verdict, str] = {"ok": "green", "note": "yellow", "problem": "bold red"}
@@ -68,6 +69,7 @@ def check(*, data: Path | None, embeddings: Path | None, runs: Path) -> list[Fin
         _host(),
         *_data(data, embeddings),
         _store(runs),
+        _logout(),
         _disk(runs),
         _locale(),
     ]
@@ -187,6 +189,13 @@ def _disk(runs: Path) -> Finding:
         if low
         else "",
     )
+
+
+def _logout() -> Finding:
+    risk = logout_risk()
+    if risk is None:
+        return Finding(what="logout", verdict="ok", found="systemd does not end runs at logout")
+    return Finding(what="logout", verdict="note", found=risk[0], advice=risk[1])
 
 
 def _locale() -> Finding:

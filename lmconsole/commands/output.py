@@ -76,20 +76,26 @@ def print_json_line(value: Any) -> None:
 def escape_json(encoded: bytes) -> str:
     """Return JSON with control and formatting characters as escape sequences, which JSON itself does only below U+0020.
 
-    They can occur only in strings, so the value stays the same.
+    So are those that the encoding of standard output lacks. They occur only in strings, so the value stays the same.
     """
     text = encoded.decode()
-    return text if text.isascii() and "\x7f" not in text else _MAYBE_CONTROL.sub(_escape_in_json, text)
-
-
-_MAYBE_CONTROL = re.compile(r"[^\n\x20-\x7e]")
+    return text if text.isascii() and "\x7f" not in text else re.sub(r"[^\n\x20-\x7e]", _escape_in_json, text)
 
 
 def _escape_in_json(match: re.Match[str]) -> str:
-    if escape_control_characters(match[0]) == match[0]:
-        return match[0]
-    units = match[0].encode("utf-16-be")
+    character = match[0]
+    if escape_control_characters(character) == character and _has(sys.stdout.encoding or "utf-8", character):
+        return character
+    units = character.encode("utf-16-be")
     return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
+def _has(encoding: str, character: str) -> bool:
+    try:
+        character.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def print_data(text: str) -> None:

@@ -17,8 +17,11 @@ from lmconsole.runs.store import Store
 
 
 def run_headless(request: RunRequest) -> ExitCode:
-    """Queue runs, follow them until none is active, and print their results. Raises LmconsoleError if they cannot be
-    queued."""
+    """Queue runs, follow them until none is active, and print their results.
+
+    The exit code is RUN_FAILED if a run failed, or if there are no exports. Raises LmconsoleError if the runs cannot be
+    queued.
+    """
     store = Store(request.runs)
     with Interrupts() as interrupts:
         with choose_display(json=request.json) as display:
@@ -47,7 +50,8 @@ def run_headless(request: RunRequest) -> ExitCode:
             try:
                 code = follower.follow()
                 if own and request.exports and code is not ExitCode.INTERRUPTED:
-                    follower.wait_for_exports(request.exports)
+                    exported = follower.wait_for_exports(request.exports)
+                    code = code if exported else ExitCode.RUN_FAILED
             finally:
                 follower.leave()
         print_results(follower.runs, stderr=request.json)

@@ -12,14 +12,19 @@ from lmconsole.engine.run_options import OPTIONS, RunRequest, flag
 from lmconsole.files import expand_home
 
 
-def expand_path(value: Path | str | None) -> Path | str | None:
-    """Expand ``~`` in the value of an option or argument that is a path; the callback of all of them."""
-    if value is None:
-        return None
+def expand_path(value: Path | str) -> Path:
+    """Return the path that an option or argument names; the parser of all of them. Expands ``~``."""
+    if isinstance(value, Path):
+        return value  # a default
     try:
-        return type(value)(expand_home(value))
+        return expand_home(value)
     except OSError as error:
         raise typer.BadParameter(str(error.strerror)) from None
+
+
+def expand_if_path(value: str) -> str:
+    """Return a value that may be a path or a word, with ``~`` expanded."""
+    return str(expand_path(value)) if value.startswith("~") else value
 
 
 def parameter(name: str) -> ArgumentInfo | OptionInfo:
@@ -27,7 +32,7 @@ def parameter(name: str) -> ArgumentInfo | OptionInfo:
     option = OPTIONS[name]
     texts: dict[str, Any] = {"help": option.help, "metavar": option.metavar, "envvar": option.envvar}
     if Path in (kind := _kind(name), *get_args(kind)):
-        texts["callback"] = expand_path
+        texts["parser"] = expand_path
     if option.positional:
         argument: ArgumentInfo = typer.Argument(**texts)
         return argument

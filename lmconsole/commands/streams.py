@@ -6,11 +6,11 @@ import select
 import sys
 from typing import Any
 
-from lmconsole.errors import LmconsoleError
+from lmconsole.errors import OutputError
 
 
 class _Output(io.FileIO):
-    """Standard output: the first write that fails raises LmconsoleError, and later ones are discarded."""
+    """Standard output: the first write that fails raises OutputError, and later ones are discarded."""
 
     _failed = False
 
@@ -22,7 +22,7 @@ class _Output(io.FileIO):
             return _write(self, data)
         except OSError as error:
             self._failed = True
-            raise LmconsoleError(f"standard output cannot be written: {error.strerror}") from None
+            raise OutputError(f"standard output cannot be written: {error.strerror}") from None
 
 
 class _Messages(io.FileIO):

@@ -1,5 +1,7 @@
 """Reader of experiments.toml. It reports all problems at once, each with file, place, key and expected value."""
 
+import errno
+import os
 import re
 import tomllib
 from collections.abc import Callable
@@ -10,10 +12,14 @@ from typing import Any, get_args
 import msgspec
 
 from lmconsole.errors import PlanError, escape_control_characters
+from lmconsole.files import read_file
 from lmconsole.plan.experiment import APPLIES_TO, Experiment
 from lmconsole.plan.presets import AUTO, IDENTITY, SECTIONS, TYPES, Layer, Plan, unknown
 
-MAX_BYTES = 4 * 1024 * 1024
+MAX_BYTES = 1024 * 1024
+MAX_EXPERIMENTS = 10_000
+MAX_DOTS = 64
+"""Dots in a line. ``tomllib`` takes memory with the square of the number of parts of a dotted key."""
 PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 TOP_KEYS = ("defaults", "presets", "experiment", "include_builtin")
 MAX_NAME = 80
@@ -35,7 +41,7 @@ def load_plan(path: Path | None = None) -> Plan:
     builtin = _read(builtin_file(), "built-in experiments.toml")
     if path is None:
         path = Path("experiments.toml")
-        if not path.exists() or path.resolve() == builtin_file().resolve():
+        if not os.path.lexists(path) or (path.exists() and path.samefile(builtin_file())):
             return builtin
     return _read(path, str(path), builtin)
 
@@ -81,14 +87,16 @@ def _read(path: Path, shown: str, builtin: Plan | None = None) -> Plan:
 
 def _decode(path: Path, shown: str) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-        if len(raw) > MAX_BYTES:
-            raise PlanError([f"{shown}: larger than {MAX_BYTES // 2**20} MiB; is it a list of experiments?"])
+        raw = read_file(path, MAX_BYTES, follow=True)
+        for number, line in enumerate(raw.splitlines(), 1):
+            if line.count(b".") > MAX_DOTS and not line.lstrip().startswith(b"#"):
+                raise PlanError([f"{shown}: line {number}: more than {MAX_DOTS} dots"])
         return tomllib.loads(raw.decode("utf-8"))
     except FileNotFoundError:
         raise PlanError([f"{shown}: no such file; check the path"]) from None
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise PlanError([f"{shown}: {error.strerror}; is it a list of experiments?"]) from None
         raise PlanError([f"{shown}: cannot be read: {error.strerror}"]) from None
     except UnicodeDecodeError as error:
         raise PlanError([f"{shown}: not UTF-8 at byte {error.start}; save the file as UTF-8"]) from None
@@ -185,6 +193,9 @@ def _experiments(data: dict[str, Any], shown: str, report: Report) -> list[Exper
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         report(f"experiment: expected rows [[experiment]], got {_show(rows)}")
         return []
+    if len(rows) > MAX_EXPERIMENTS:
+        report(f"experiment: {len(rows):,} rows; at most {MAX_EXPERIMENTS:,} are read")
+        return []
     experiments = []
     for number, row in enumerate(rows, 1):
         experiment = _experiment(row, number, shown, report)
@@ -196,7 +207,8 @@ def _experiments(data: dict[str, Any], shown: str, report: Report) -> list[Exper
 def _experiment(row: dict[str, Any], number: int, shown: str, report: Report) -> Experiment | None:
     identity: dict[str, object] = {}
     own = row.get("id")
-    place = f"experiment {own}" if isinstance(own, int) and not isinstance(own, bool) else f"experiment row {number}"
+    named = isinstance(own, int) and not isinstance(own, bool)
+    place = f"experiment {_show(own)}" if named else f"experiment row {number}"
     problems: list[str] = []
     for key in ("id", "model", "layers", "optimizer", "name"):
         kind = Experiment.__annotations__[key]
@@ -247,5 +259,8 @@ def _cross_check(plan: Plan) -> list[str]:
 
 
 def _show(value: object) -> str:
-    text = repr(value) if not isinstance(value, bool) else str(value).lower()
+    try:
+        text = repr(value) if not isinstance(value, bool) else str(value).lower()
+    except (ValueError, RecursionError):  # thousands of digits, which TOML allows in hexadecimal
+        return "a value that is too long to show"
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -131,10 +131,14 @@ def _typical_run(group: Group) -> RunInfo:
 
 def _describe_trained(info: RunInfo) -> str:
     s, corpus = info.settings, info.corpus
+    train, validation, test = (
+        f"{corpus.tokens[split]:,}" if split in corpus.tokens else "an unknown number of"
+        for split in ("train", "validation", "test")
+    )
     embeddings = "frozen GPT-1 embeddings" if s.embeddings == "frozen" else "learned embeddings"
     return (
-        f"Preset {info.preset}, corpus “{corpus.name}”: {corpus.tokens['train']:,} training, "
-        f"{corpus.tokens['validation']:,} validation and {corpus.tokens['test']:,} test tokens; vocabulary of "
+        f"Preset {info.preset}, corpus “{corpus.name}”: {train} training, {validation} validation and {test} test "
+        "tokens; vocabulary of "
         f"{corpus.vocabulary:,} ({corpus.tokenizer}); {embeddings}; "
         f"{formatting.counted(s.epochs, 'epoch')}; batches of {formatting.counted(s.batch_size, 'window')} of "
         f"{formatting.counted(s.window_tokens, 'token')}; learning rate {s.learning_rate:g}; {s.precision} precision."

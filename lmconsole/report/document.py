@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from lmconsole.formatting import counted
 from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.plan.presets import ranges
 from lmconsole.report.captions import describe_group, describe_incomplete_runs, known_settings
@@ -123,7 +124,10 @@ def _completeness(group: Group) -> list[Block]:
         return [Paragraph("The run is complete." if runs == 1 else f"All {runs} runs are complete.")]
     if runs == 1:
         return [Paragraph(f"The run is not complete: {incomplete[0]}.")]
-    return [Paragraph(f"Complete: {runs - len(incomplete)} of {runs} runs. The others:"), BulletList(incomplete)]
+    return [
+        Paragraph(f"Complete: {runs - len(incomplete)} of {counted(runs, 'run')}. The others:"),
+        BulletList(incomplete),
+    ]
 
 
 def _finding(finding: Finding) -> list[Block]:

@@ -23,6 +23,7 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "\0": "{}",
+    "\1": r"\hspace{0pt}",
     '"': "''",
     "`": r"\textasciigrave{}",
     "\u00a0": "~",
@@ -62,11 +63,13 @@ def escape_markdown(text: str) -> str:
 def escape_latex(text: str) -> str:
     """Escape text for ``pdflatex`` without packages, on one line.
 
-    Latin and Greek letters are kept; other characters are replaced by their Unicode names in brackets.
+    Latin and Greek letters are kept; other characters are replaced by their Unicode names in brackets. Long words
+    may be broken: TeX fails on a line that is wider than 5 m.
     """
     one_line = escape_control_characters(text).replace("\n", " ")
     one_line = replace_unsupported(one_line, lambda c: c in _LATEX or bool(_latex_letter(c)))
     separated = re.sub(r"(?<=([-',]))(?=\1)", "\0", one_line)  # TeX would join them into ligatures
+    separated = re.sub(r"\S{60}(?=\S)", "\\g<0>\1", separated)
     return "".join(_LATEX.get(c) or _latex_letter(c) for c in separated)
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import pandas as pd
 
+from lmconsole.errors import escape_control_characters
 from lmconsole.report.markup import DASH, escape_latex, escape_markdown
 
 TextFormat = Literal["markdown", "latex", "csv"]
@@ -19,6 +20,10 @@ FONT_SIZES = ((80, "\\footnotesize"), (65, "\\small"))
 
 WRAPPED_LENGTH = 14
 """In LaTeX, a last column with longer cells than this is wrapped."""
+
+
+LONGEST_CELL = 100
+"""Characters of a cell in LaTeX, where most cells cannot be broken."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,7 +193,7 @@ def _siunitx_format(texts: Sequence[str]) -> str | None:
 
 
 def _latex_cell(cell: Cell, number_format: str | None) -> str:
-    text = escape_latex(cell.text)
+    text = escape_latex(cell.text if len(cell.text) <= LONGEST_CELL else f"{cell.text[: LONGEST_CELL - 1]}…")
     match = _NUMBER.fullmatch(cell.text) if number_format else None
     if match:
         number = match[1] + match[2] + (f" +- {match[3]}{match[4]}" if match[3] else "")
@@ -198,7 +203,29 @@ def _latex_cell(cell: Cell, number_format: str | None) -> str:
 
 
 def frame_to_csv(frame: pd.DataFrame) -> str:
-    """Return a frame as CSV with a header line and plain numbers; empty cells are unknown."""
+    """Return a frame as CSV with a header line and plain numbers; empty cells are unknown.
+
+    Text that a spreadsheet would compute is marked as text by an apostrophe in front. There is no byte order mark:
+    Excel would need one to recognize UTF-8 on a double click, but other readers take it for a part of the first header.
+    """
+    for name in frame.columns:
+        if not (pd.api.types.is_numeric_dtype(frame[name]) or pd.api.types.is_bool_dtype(frame[name])):
+            texts = [value for value in frame[name].unique() if isinstance(value, str)]
+            changed = {text: inert for text in texts if (inert := inert_cell(text)) != text}
+            if changed:
+                frame = frame.assign(**{name: frame[name].replace(changed)})
     out = io.StringIO()
     frame.to_csv(out, index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
     return out.getvalue()
+
+
+_FORMULA = re.compile(r"'*[=+\-@]")
+
+
+def inert_cell(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula, with control characters escaped.
+
+    The apostrophe is reversible: remove one from cells that match ``'+[=+\\-@]``.
+    """
+    escaped = escape_control_characters(text)
+    return f"'{escaped}" if _FORMULA.match(escaped.lstrip()) else escaped

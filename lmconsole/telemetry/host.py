@@ -2,10 +2,12 @@
 
 import math
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import psutil
@@ -13,8 +15,11 @@ import psutil
 MIB = 1024 * 1024
 
 
+PROC, CGROUPS = Path("/proc/self"), Path("/sys/fs/cgroup")
+
+
 class HostMemory(msgspec.Struct, frozen=True, kw_only=True):
-    """Memory of this machine."""
+    """Memory of this machine, or of the cgroup of this process if less is left there, as in a container."""
 
     used_mib: float
     total_mib: float
@@ -22,10 +27,16 @@ class HostMemory(msgspec.Struct, frozen=True, kw_only=True):
     """Memory that a new process could get without swapping; includes caches that can be dropped."""
 
 
-def host_memory() -> HostMemory:
+def host_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> HostMemory:
     """Return the present use of memory."""
     memory = psutil.virtual_memory()
-    return HostMemory(used_mib=memory.used / MIB, total_mib=memory.total / MIB, available_mib=memory.available / MIB)
+    host = HostMemory(used_mib=memory.used / MIB, total_mib=memory.total / MIB, available_mib=memory.available / MIB)
+    groups = [
+        HostMemory(used_mib=used / MIB, total_mib=limit / MIB, available_mib=max(limit - used, 0) / MIB)
+        for limit, used in _memory_limits(proc, cgroups)
+        if limit < memory.total
+    ]
+    return min([host, *groups], key=lambda each: each.available_mib)
 
 
 def rss_mib(pid: int | None = None) -> float | None:
@@ -36,7 +47,7 @@ def rss_mib(pid: int | None = None) -> float | None:
         return None
 
 
-def cores(proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+def cores(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
     """Return the number of CPU cores that this process may keep busy, at least 1.
 
     It is bounded by the CPU affinity and by the quota of the cgroup, rounded down since threads beyond a quota are
@@ -70,33 +81,59 @@ def free_disk_mib(path: Path) -> float | None:
 
 
 def _cpu_quotas(proc: Path, cgroups: Path) -> Iterator[float]:
-    """Yield the limits, in cores, of the cgroup of this process and of its parents, for cgroup v1 and v2. A container
-    often sees its own group as the root, whatever its name in ``/proc``."""
+    """Yield the limits in cores."""
+    for version, folder in _groups(proc, cgroups, "cpu"):
+        quota = _quota_v1(folder) if version == 1 else _quota_v2(folder)
+        if quota is not None:
+            yield quota
+
+
+def _memory_limits(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
+    """Yield the limits and the use of memory in bytes, without caches that the kernel drops first."""
+    for version, folder in _groups(proc, cgroups, "memory"):
+        names = ("limit_in_bytes", "usage_in_bytes", "total_inactive_file") if version == 1 else _MEMORY_V2
+        try:
+            limit, used = (int(_read(folder / f"memory.{name}")) for name in names[:2])  # "max", no limit, is no number
+            cached = re.search(rf"^{names[2]} (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
+        except (OSError, ValueError):
+            continue
+        yield limit, max(used - int(cached[1] if cached else 0), 0)
+
+
+_MEMORY_V2 = ("max", "current", "inactive_file")
+
+
+def _groups(proc: Path, cgroups: Path, controller: str) -> Iterator[tuple[Literal[1, 2], Path]]:
+    """Yield version and folder of the cgroup of this process and of its parents. A container often sees its own group
+    as the root, whatever its name in ``/proc``."""
     try:
-        lines = (proc / "cgroup").read_text(encoding="utf-8").splitlines()
+        lines = _read(proc / "cgroup").splitlines()
     except (OSError, ValueError):
         return
     for line in lines:
         _, controllers, group = line.split(":", 2)
-        for root in _mounts(cgroups, controllers):
+        for root in _mounts(cgroups, controllers, controller):
             folder = root / group.strip("/")
             while folder.is_relative_to(root):
-                quota = _quota_v1(folder) if controllers else _quota_v2(folder)
-                if quota is not None:
-                    yield quota
+                yield (1 if controllers else 2), folder
                 folder = folder.parent
 
 
-def _mounts(cgroups: Path, controllers: str) -> list[Path]:
+def _mounts(cgroups: Path, controllers: str, controller: str) -> list[Path]:
     """Return the possible roots of a line's hierarchy in ``/proc/self/cgroup``: v2 names no controller, v1 several."""
     if not controllers:
         return [cgroups, cgroups / "unified"]
-    return [cgroups / "cpu", cgroups / controllers] if "cpu" in controllers.split(",") else []
+    return [cgroups / controller, cgroups / controllers] if controller in controllers.split(",") else []
+
+
+def _read(path: Path) -> str:
+    """Read a file of the kernel. Raises OSError or UnicodeDecodeError."""
+    return path.read_text(encoding="utf-8")
 
 
 def _quota_v2(folder: Path) -> float | None:
     try:
-        quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
+        quota, period = _read(folder / "cpu.max").split()
         return int(quota) / int(period)  # "max", no limit, is not a number
     except (OSError, ValueError, ZeroDivisionError):
         return None
@@ -104,8 +141,8 @@ def _quota_v2(folder: Path) -> float | None:
 
 def _quota_v1(folder: Path) -> float | None:
     try:
-        quota = int((folder / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
-        period = int((folder / "cpu.cfs_period_us").read_text(encoding="utf-8"))
+        quota = int(_read(folder / "cpu.cfs_quota_us"))
+        period = int(_read(folder / "cpu.cfs_period_us"))
         return quota / period if quota > 0 else None  # -1: no limit
     except (OSError, ValueError, ZeroDivisionError):
         return None

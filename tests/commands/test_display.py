@@ -134,7 +134,7 @@ def test_on_a_terminal_progress_is_drawn_in_place_and_the_terminal_left_as_it_wa
     assert process.wait(30) == 0
     text = shown.decode()
     assert "Tokens/s" in text
-    assert "0/1 runs" in text
+    assert "0/1 run" in text
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1, "the cursor is hidden once and shown again"
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     assert re.search(r" 1  LSTM 1L Adam +finished ", plain)

@@ -103,6 +103,55 @@ def test_quotas_of_cgroup_v1_count_too(tmp_path: Path, mount: str, quota: int, e
     assert host.cores(tmp_path, tmp_path / "sys") == expected
 
 
+def limit_v2(folder: Path, limit: str, used: int, cached: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon {used - cached}\ninactive_file {cached}\nactive_file 1\n")
+
+
+def limit_v1(folder: Path, limit: int, used: int, cached: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.limit_in_bytes").write_text(f"{limit}\n")
+    (folder / "memory.usage_in_bytes").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"inactive_file 5\ntotal_inactive_file {cached}\n")
+
+
+def memory_mib(root: Path) -> tuple[float, float, float]:
+    found = host.host_memory(root, root / "sys")
+    return found.used_mib, found.total_mib, found.available_mib
+
+
+@pytest.mark.parametrize("group", ["/jobs/this one", "/", "/system.slice/docker-1234.scope"])
+def test_the_limit_of_a_container_bounds_the_memory(tmp_path: Path, group: str) -> None:
+    (tmp_path / "cgroup").write_text(f"0::{group}\n")
+    limit_v2(tmp_path / "sys", str(64 * host.MIB), 40 * host.MIB, cached=24 * host.MIB)
+    assert memory_mib(tmp_path) == (16, 64, 48)
+    limit_v2(tmp_path / "sys", str(64 * host.MIB), 80 * host.MIB)
+    assert memory_mib(tmp_path) == (80, 64, 0)
+
+
+def test_a_limit_of_cgroup_v1_bounds_the_memory(tmp_path: Path) -> None:
+    (tmp_path / "cgroup").write_text("9:cpu:/docker/1\n4:memory:/docker/1\n0::/\n")
+    limit_v1(tmp_path / "sys" / "memory" / "docker" / "1", 64 * host.MIB, 32 * host.MIB, cached=8 * host.MIB)
+    limit_v1(tmp_path / "sys" / "memory", 2**63 - 4096, 10 * host.MIB)
+    assert memory_mib(tmp_path) == (24, 64, 40)
+
+
+def test_the_group_with_the_least_memory_left_counts(tmp_path: Path) -> None:
+    (tmp_path / "cgroup").write_text("0::/jobs/inner\n")
+    limit_v2(tmp_path / "sys" / "jobs", str(32 * host.MIB), 30 * host.MIB)
+    limit_v2(tmp_path / "sys" / "jobs" / "inner", str(16 * host.MIB), 1 * host.MIB)
+    assert memory_mib(tmp_path) == (30, 32, 2)
+
+
+@pytest.mark.parametrize("text", ["max", "", "many", str(2**62)])
+def test_without_a_limit_the_memory_is_that_of_the_machine(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cgroup").write_text("0::/\n")
+    limit_v2(tmp_path / "sys", text, 1)
+    assert host.host_memory(tmp_path, tmp_path / "sys").total_mib == host.host_memory(tmp_path, tmp_path).total_mib
+
+
 def test_free_disk_space_of_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
     existing = host.free_disk_mib(tmp_path)
     missing = host.free_disk_mib(tmp_path / "not" / "yet")

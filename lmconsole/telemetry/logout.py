@@ -1,0 +1,56 @@
+"""What systemd does to running processes when their user logs out."""
+
+import getpass
+import re
+import subprocess
+from pathlib import Path
+
+TIMEOUT_S = 5.0
+
+LINGER = "loginctl enable-linger"
+START = "systemd-run --user --scope lmconsole"
+
+
+def logout_risk(
+    user: str | None = None, cgroup: Path = Path("/proc/self/cgroup"), lingering: Path = Path("/var/lib/systemd/linger")
+) -> tuple[str, str] | None:
+    """Return why processes that are started here end when the user logs out, and what to do about it.
+
+    None if they go on, or if systemd does not manage this session: its name in ``cgroup`` tells.
+    """
+    try:
+        user = user or getpass.getuser()
+        group = cgroup.read_text(encoding="utf-8")
+    except (OSError, KeyError, UnicodeDecodeError):
+        return None
+    lingers = (lingering / user).exists()
+    if re.search(r"/user@\d+\.service(/|$)", group, re.MULTILINE):
+        reason = "processes end with your last session, since lingering is off"
+        return None if lingers else (reason, f"Turn it on: {LINGER}")
+    if re.search(r"/session-[^/]+\.scope(/|$)", group, re.MULTILINE) and _kills_processes(user):
+        advice = f"Start runs outside the session: {START}"
+        if not lingers:
+            advice = f"{advice}; before that, once: {LINGER}"
+        return "systemd ends all processes of a session at its end (KillUserProcesses=yes)", advice
+    return None
+
+
+def _kills_processes(user: str) -> bool:
+    """Return whether logind ends the processes of this user's sessions, from its settings and built-in defaults."""
+    names = ("KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers")
+    try:
+        done = subprocess.run(
+            ["loginctl", "show-session", *(f"--property={name}" for name in names)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    lines = done.stdout.decode(errors="replace").splitlines()
+    found = {name: value for name, _, value in (line.partition("=") for line in lines)}
+    if user in found.get("KillExcludeUsers", "").split():
+        return False
+    only = found.get("KillOnlyUsers", "").split()
+    return user in only if only else found.get("KillUserProcesses") == "yes"
