@@ -111,10 +111,10 @@ class RunState:
 
     def _begin_unseen(self, reader: EventReader) -> None:
         """Note that a queued run has begun if its damaged log goes on after ``queued``: ``started`` cannot be read."""
-        if self.status is Status.QUEUED and self.queued is not None:
-            if reader.skipped_last or self.seq > self.queued.seq:
-                self.status = Status.RUNNING
-                self.attempt += 1
+        waits = self.status is Status.QUEUED and self.queued is not None
+        if waits and (reader.skipped_last or self.seq != self.queued_seq):
+            self.status = Status.RUNNING
+            self.attempt += 1
 
     def _queued(self, event: Queued) -> None:
         self.status = Status.QUEUED
