@@ -70,7 +70,7 @@ class Run:
             if self.state.status is Status.RUNNING and self.worker() is None:
                 events += self.state.read(self._reader)  # it may have finished after the first read
                 self._lost = self.state.status is Status.RUNNING
-            if self.state.status.active and os.path.lexists(self.paths.stop) and not self.stop_requested:
+            if self.status.active and os.path.lexists(self.paths.stop) and not self.stop_requested:
                 self.problem = f"{self.paths.stop}: expected a file, found something else; remove it"
             if self.state.queued is None and self.state.status is Status.QUEUED:
                 self.problem = f"{self.paths.events}: no event says that it was queued"
