@@ -231,10 +231,13 @@ class LineTail:
             self._skipping = self._offset > 0
         if size <= self._offset:
             return b""
-        with open(open_file(self._path, follow=False), "rb", buffering=0) as file:
-            file.seek(self._offset)
-            data = file.read(min(self._limit, size - self._offset))
-            self.more = len(data) == self._limit
+        wanted = size - self._offset
+        descriptor = open_file(self._path, follow=False)
+        try:
+            data = os.pread(descriptor, wanted if self._limit < 0 else min(self._limit, wanted), self._offset)
+        finally:
+            os.close(descriptor)
+        self.more = len(data) == self._limit
         if self._skipping:
             rest, line_feed, data = data.partition(b"\n")
             self._offset += len(rest) + len(line_feed)

@@ -16,6 +16,8 @@ INCOMPLETE_MARK = "†"
 
 MIN_SAMPLES = 5
 """Smallest number of samples over which a mean is given."""
+MAX_SAMPLE = 1e12
+"""Largest plausible number in a sample, in any unit."""
 
 
 def run_frame(group: Group) -> pd.DataFrame:
@@ -231,9 +233,10 @@ def _training_samples(run: Run) -> list[Telemetry]:
 
 
 def _mean(samples: Sequence[Telemetry], field: str, smallest: int) -> float | None:
-    """Return the mean of a field; None if it is missing in any sample or there are fewer than ``smallest``."""
+    """Return the mean of a field; None if it is missing or implausible in any sample, or there are fewer than
+    ``smallest``."""
     values = [getattr(sample, field) for sample in samples]
-    if len(values) < smallest or None in values:
+    if len(values) < smallest or None in values or max(map(abs, values)) > MAX_SAMPLE:
         return None
     counts = [sample.samples or 1 for sample in samples]
     return float(sum(value * count for value, count in zip(values, counts, strict=True)) / sum(counts))
@@ -248,7 +251,7 @@ def _mean_energy_j(runs: Sequence[Run]) -> float | None:
 def _host_peak_mib(runs: Sequence[Run]) -> float | None:
     peaks = [run.state.finished.rss_peak_mib for run in runs if run.state.finished]
     peaks += [sample.rss_mib for run in runs for sample in run.state.telemetry]
-    return max((mib for mib in peaks if mib is not None), default=None)
+    return max((mib for mib in peaks if mib is not None and mib <= MAX_SAMPLE), default=None)
 
 
 def uses_gpu(group: Group) -> bool:

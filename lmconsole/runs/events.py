@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_type_hints
 
@@ -26,6 +25,8 @@ MAX_LOSS_NATS = 700.0
 """Losses above this have an infinite perplexity: exp(710) overflows."""
 CHUNK_BYTES = 8 * 2**20
 """Bytes of a log that are read at once; a longer line is damaged."""
+MAX_SEQ = 10**15
+"""Largest number of an event that counts; no log has so many."""
 MAX_LOG_BYTES = 2**30
 """Largest log that is read: that of two weeks of training."""
 
@@ -42,8 +43,7 @@ Loss = Annotated[float, msgspec.Meta(ge=-MAX_LOSS_NATS, le=1e40)]
 Ppl = Annotated[float, msgspec.Meta(gt=0.0, le=1e306)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e10)]
 Amount = Annotated[float, msgspec.Meta(ge=0.0, le=1e15)]
-"""Joules, watts, MiB, tokens per second, percent."""
-Celsius = Annotated[float, msgspec.Meta(ge=-300.0, le=1e4)]
+"""Joules, MiB, tokens per second, GFLOP/s."""
 
 Phase = Literal["setup", "train", "valid", "test"]
 
@@ -55,7 +55,7 @@ here. The fields of an event that is read back hold the numbers themselves, so t
 class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind"):
     """One line of the log. ``EventLog.append`` sets ``seq``, counted from 1, and ``t``, UTC in ISO 8601."""
 
-    seq: Number = 0
+    seq: int = 0
     t: str = ""
 
 
@@ -143,21 +143,22 @@ class Epoch(Event, frozen=True, kw_only=True, gc=False, tag="epoch"):
 
 
 class Telemetry(Event, frozen=True, kw_only=True, gc=False, tag="telemetry"):
-    """One sample of the device and the worker process. None is unknown."""
+    """One sample of the device and the worker process. None is unknown. Unlike those of other events, the numbers may
+    have any size: a third of all lines are samples, and checking them would make reading slower."""
 
     phase: Phase
     samples: Positive | msgspec.UnsetType = msgspec.UNSET
     """Number of consecutive readings whose mean this is, in imported runs; unset for a single one."""
     epoch: EpochNumber | None = None
-    device_used_mib: Amount | None = None
-    device_total_mib: Amount | None = None
-    process_used_mib: Amount | None = None
-    torch_allocated_mib: Amount | None = None
-    torch_reserved_mib: Amount | None = None
-    utilization_percent: Amount | None = None
-    power_w: Amount | None = None
-    temperature_c: Celsius | None = None
-    rss_mib: Amount | None = None
+    device_used_mib: float | None = None
+    device_total_mib: float | None = None
+    process_used_mib: float | None = None
+    torch_allocated_mib: float | None = None
+    torch_reserved_mib: float | None = None
+    utilization_percent: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    rss_mib: float | None = None
 
 
 class Finished(Event, frozen=True, kw_only=True, gc=False, tag="finished"):
@@ -222,7 +223,6 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(AnyEvent)
 _queued_decoder = msgspec.json.Decoder(Queued)
 _header_decoder = msgspec.json.Decoder(_Header)
-_sequence_number = attrgetter("seq")
 _SEQ = re.compile(rb'"seq":(\d{1,15})[,}]')
 _SEQ_WITHIN = 256
 """Bytes at the start of a line that contain its number."""
@@ -244,11 +244,16 @@ def name_non_finite(event: E) -> E:
 
 def _restore_non_finite(events: Sequence[AnyEvent]) -> None:
     """Put NaN and infinity back into events that were just decoded. Nothing else may refer to these events yet."""
-    for event in events:
-        if isinstance(event, WithMetrics):
-            for name, value in event.non_finite.items():
-                if name in _METRICS[type(event)]:
-                    msgspec.structs.force_setattr(event, name, float(value))
+    # A large store has a million events, hardly any of them to be restored: hence no function call for each.
+    named = [
+        event
+        for event in events
+        if (type(event) is Progress or type(event) is Epoch or type(event) is Finished) and event.non_finite
+    ]
+    for event in named:
+        for name, value in event.non_finite.items():
+            if name in _METRICS[type(event)]:
+                msgspec.structs.force_setattr(event, name, float(value))
 
 
 def utc_now() -> str:
@@ -408,14 +413,12 @@ class EventReader:
         except DAMAGED:
             events = self._decode_each(data)
         else:
-            expected = range(self._highest + 1, self._highest + 1 + len(events))
-            if not self.skipped_last and list(map(_sequence_number, events)) == list(expected):
+            if self.skipped_last or [1 for seq, event in enumerate(events, self._highest + 1) if event.seq != seq]:
+                events = self._decode_each(data)
+            else:
                 self._line += len(events)
                 self._highest += len(events)
-            else:
-                events = self._decode_each(data)
-        if b'"non_finite":{"' in data:
-            _restore_non_finite(events)
+        _restore_non_finite(events)
         return events
 
     def _decode_each(self, data: bytes) -> list[AnyEvent]:
@@ -443,13 +446,13 @@ class EventReader:
             self.damage = replace(damage, skipped=damage.skipped + 1, first_skipped_line=first)
             return
         expected = self._highest + self.skipped_last + 1
-        if seq > expected:
+        if expected < seq <= MAX_SEQ:
             first, missing = damage.first_missing or expected, damage.missing + seq - expected
             self.damage = replace(damage, missing=missing, first_missing=first)
-        elif seq <= self._highest:
+        elif seq != expected and not self._highest < seq < expected:
             first = damage.first_repeated_line or self._line
             self.damage = replace(damage, repeated=damage.repeated + 1, first_repeated_line=first)
-        self._highest = max(self._highest, seq)
+        self._highest = max(self._highest, seq) if seq <= MAX_SEQ else self._highest
         self.skipped_last = 0
 
 

@@ -111,8 +111,8 @@ class RunState:
 
     def _begin_unseen(self, reader: EventReader) -> None:
         """Note that a queued run has begun if its damaged log goes on after ``queued``: ``started`` cannot be read."""
-        goes_on = self.queued is not None and (reader.skipped_last or self.seq > self.queued.seq)
-        if self.status is Status.QUEUED and goes_on:
+        waits = self.status is Status.QUEUED and self.queued is not None
+        if waits and (reader.skipped_last or self.seq != self.queued_seq):
             self.status = Status.RUNNING
             self.attempt += 1
 

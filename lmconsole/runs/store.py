@@ -1,9 +1,11 @@
 """The store: a folder of run directories, which any process can read without locking anything."""
 
+import contextlib
+import gc
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -68,7 +70,7 @@ class Run:
             if self.state.status is Status.RUNNING and self.worker() is None:
                 events += self.state.read(self._reader)  # it may have finished after the first read
                 self._lost = self.state.status is Status.RUNNING
-            if self.state.status.active and os.path.lexists(self.paths.stop) and not self.stop_requested:
+            if self.status.active and os.path.lexists(self.paths.stop) and not self.stop_requested:
                 self.problem = f"{self.paths.stop}: expected a file, found something else; remove it"
             if self.state.queued is None and self.state.status is Status.QUEUED:
                 self.problem = f"{self.paths.events}: no event says that it was queued"
@@ -176,7 +178,7 @@ class Store:
             info = read_info(paths.info)
         except FileNotFoundError:
             return None
-        if paths.folder.is_symlink():
+        if os.path.islink(paths.folder):
             raise StoreError(f"{paths.folder}: expected a folder, found a symbolic link, which is not followed")
         try:
             name.encode()
@@ -191,8 +193,9 @@ class Store:
         for gone in self._runs.keys() - names:
             del self._runs[gone]
         self.problems = {}
-        for name in names:
-            self._refresh(name)
+        with _without_garbage_collection():
+            for name in names:
+                self._refresh(name)
         return oldest_first(self._runs.values(), lambda run: (run.run, run.info, run.state.queued))
 
     def _refresh(self, name: str) -> None:
@@ -241,6 +244,18 @@ class Store:
     def temporary(self, run: str) -> Path:
         """Return the folder in which a run directory is written before it is renamed."""
         return self.root / f"{TEMPORARY}{run}-{os.getpid()}"
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Keep Python from looking for cyclic garbage among the events of a large store, of which none is garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _owner(path: Path) -> lock.Owner | None:
