@@ -1,5 +1,6 @@
 """Files are data: what a store says never runs a program, names a folder to write to, or holds up the queue."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -7,20 +8,24 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import factories
 import pytest
 import tiny
-from factories import append_events, kill_and_wait, wait_until
+from factories import append_events, wait_until
 
 from lmconsole.commands import follow
-from lmconsole.engine import processes, submit
+from lmconsole.engine import processes, submit, worker
 from lmconsole.engine.queue import requeue
+from lmconsole.engine.runner import Runner
 from lmconsole.engine.submit import resume_runs, stop_runs
 from lmconsole.errors import StoreError
 from lmconsole.runs.events import EventReader, Stopped
-from lmconsole.runs.permissions import NOT_STARTED, AfterQueue, Permissions
+from lmconsole.runs.permissions import NOT_STARTED, AfterQueue, Permissions, pending
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 from lmconsole.runs.trash import discard
@@ -256,16 +261,24 @@ def test_only_runs_of_the_own_user_are_started(
         pytest.skip("only root can be another user")
     store = Store(tmp_path / "runs")
     other = tiny.queue_tiny(tmp_path, seed=1)
-    for path in (store.root, store.queue_lock):
-        path.chmod(0o777)
     (tmp_path / "state").mkdir()
-    (tmp_path / "state").chmod(0o777)
-    (tmp_path / "runner-output").touch()
-    (tmp_path / "runner-output").chmod(0o666)
+    for path in (store.root, store.queue_lock, tmp_path / "state"):
+        path.chmod(0o777)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    started = []
+
+    def finish(run: Run, *_: object) -> Any:  # this Python may be in a folder that only root can open
+        started.append(run.run)
+        append_events(run.paths, factories.finished())
+        return SimpleNamespace(pid=0, exitcode=0)
+
+    monkeypatch.setattr(worker, "start", finish)
     ordinary_user()
     mine = tiny.queue_tiny(tmp_path, seed=2)
-    assert start_runner(tmp_path).wait(120) == 0
+    runner = Runner(store)
+    runner.serve()
+    assert started == [mine.run]
+    assert not runner.has_work()
     assert (status(mine), status(other)) == (Status.FINISHED, Status.QUEUED)
     again = tiny.queue_tiny(tmp_path, seed=1)
     assert again.run != other.run, "a run that this user cannot write is left alone"
@@ -275,33 +288,33 @@ def test_a_runner_waits_while_that_of_another_user_is_at_work(tmp_path: Path) ->
     if os.geteuid() != 0:
         pytest.skip("only root can be another user")
     run = tiny.queue_tiny(tmp_path)
-    lock = tmp_path / "runs/.runner.lock"
-    lock.touch()
-    lock.chmod(0o666)
-    for folder in (tmp_path, *tmp_path.parents):
-        folder.chmod(folder.stat().st_mode | 0o055)
-    code = "import fcntl, sys; file = open(sys.argv[1], 'r+'); fcntl.lockf(file, fcntl.LOCK_EX); "
-    code += "print('held', flush=True); sys.stdin.read()"
-    holder = subprocess.Popen(
-        [sys.executable, "-S", "-E", "-c", code, str(lock)],
-        user=65534,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    holder = get_context("fork").Process(target=_hold_as_nobody, args=(tmp_path / "runs/.runner.lock",))
+    holder.start()
     try:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
+        wait_until(lambda: Store(tmp_path / "runs").runner() is not None)
         owner = Store(tmp_path / "runs").runner()
         assert owner is not None
-        assert owner.is_own is False
+        assert (owner.pid, owner.is_own) == (holder.pid, False)
+        strange = Run(run.paths, run.info)
+        strange.refresh()
+        Permissions(tmp_path / "runs").forget(run.run)
+        assert pending(Store(tmp_path / "runs"), [strange]), "the other may start it"
+        tiny.permit(run)
         runner = start_runner(tmp_path)
         wait_until(lambda: "another user is at work" in (tmp_path / "runner-output").read_text())
         assert status(run) is Status.QUEUED
     finally:
-        kill_and_wait(holder)
+        holder.kill()
+        holder.join()
     assert runner.wait(120) == 0
     assert status(run) is Status.FINISHED
+
+
+def _hold_as_nobody(path: Path) -> None:
+    with path.open("a") as file:
+        os.setuid(65534)
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        signal.pause()
 
 
 # ---- logout and reboot
