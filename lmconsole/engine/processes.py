@@ -65,7 +65,7 @@ def last_line(log: Path) -> str:
     try:
         with open(open_file(log, follow=False), "rb") as file:
             file.seek(max(os.fstat(file.fileno()).st_size - 4096, 0))
-            lines = file.read().decode(errors="replace").strip().splitlines()
+            lines = file.read(4096).decode(errors="replace").strip().splitlines()
     except OSError:
         lines = []
     return escape_control_characters(lines[-1].strip()) if lines else "it printed nothing"
