@@ -39,7 +39,7 @@ def main(root: Path) -> int:
     """Serve the store at ``root`` until the queue is empty or another runner of this user serves it, and return the
     exit code. Raises StoreError if the store cannot be served."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    for number in stop_signals.WARNINGS:  # they reach every process of a batch job, and are meant for its workers
+    for number in stop_signals.BATCH_SIGNALS:  # meant for the workers
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which the programs that it starts would inherit
     stop_signals.release()
     store = Store(root.absolute())
@@ -420,9 +420,14 @@ def _worker_death(run: Run, code: int) -> Failed:
 def _cannot_start(run: Run, error: OSError) -> Failed:
     return Failed(
         error="start",
-        message=f"the worker cannot be started: {error}",
+        message=f"the worker cannot be started: {_describe(error)}",
         hint=f"Fix that, then run `lmconsole run {run.info.experiment.id}` again.",
     )
+
+
+def _describe(error: OSError) -> str:
+    name = "" if error.filename is None else f"{error.filename}: "
+    return escape_control_characters(f"{name}{error.strerror or error}")
 
 
 def _log(message: str) -> None:

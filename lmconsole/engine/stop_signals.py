@@ -4,10 +4,9 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
-"""SLURM and other batch systems send SIGUSR1, SIGUSR2 or SIGXCPU some time before they kill a job."""
-WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
-"""Those that no person at a terminal sends."""
+BATCH_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+"""SLURM and other batch systems send one of these to every process of a job, some time before they kill it."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, *BATCH_SIGNALS)
 
 
 @contextlib.contextmanager

@@ -208,9 +208,10 @@ def _write_error(path: Path, what: str, error: BaseException) -> TrainingError:
         cause = cause.__cause__ or cause.__context__
     full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     reason = cause.strerror if isinstance(cause, OSError) else str(error).partition("\n")[0]
+    name = (cause.filename2 or cause.filename) if isinstance(cause, OSError) else None
     return TrainingError(
         "disk-full" if full else "checkpoint",
-        f"{path}: the {what} cannot be written: {reason}",
-        hint="Make room on that disk, or choose another store with --runs. Then run the experiment again: it resumes "
-        "from its last checkpoint.",
+        f"{path}: the {what} cannot be written: {reason}" + (f": {Path(name).name}" if name else ""),
+        hint=f"{'Make room on that disk' if full else 'Fix that'}, or choose another store with --runs. Then run the "
+        "experiment again: it resumes from its last checkpoint.",
     )

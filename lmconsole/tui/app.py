@@ -14,6 +14,7 @@ from textual.screen import Screen
 from textual.timer import Timer
 
 from lmconsole.engine.run_options import RunRequest
+from lmconsole.engine.stop_signals import BATCH_SIGNALS
 from lmconsole.errors import LmconsoleError, escape_control_characters
 from lmconsole.runs.state import Status
 from lmconsole.tui import actions
@@ -104,9 +105,9 @@ class ConsoleApp(App[str]):
             self._queue(self.options.submit)
 
     def _handle_signals(self) -> None:
-        """Close the app on SIGHUP and SIGTERM, so that the terminal is restored."""
+        """Close the app on SIGHUP, SIGTERM and the signals of batch systems, so that the terminal is restored."""
         with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread
-            for number in (signal.SIGHUP, signal.SIGTERM):
+            for number in (signal.SIGHUP, signal.SIGTERM, *BATCH_SIGNALS):
                 asyncio.get_running_loop().add_signal_handler(number, self.exit, None)
 
     # ---- snapshots

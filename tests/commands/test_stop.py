@@ -68,7 +68,7 @@ def test_an_interrupt_ends_the_waiting_and_a_failure_is_its_exit_code(tmp_path: 
     run = tiny.queue_tiny(tmp_path)
     factories.append_events(run.paths, factories.started())
     command = [sys.executable, "-m", "lmconsole", "stop", "1", "--wait"]
-    for number, code, said in ((signal.SIGTERM, 130, "No longer waiting"), (None, 1, "failed: gone")):
+    for number, code, text in ((signal.SIGTERM, 130, "No longer waiting"), (None, 1, "failed: gone")):
         with factories.locked_by_another_process(run.paths.lock):
             process = subprocess.Popen(
                 command, cwd=tmp_path, env=tiny.environment(tmp_path), stderr=subprocess.PIPE, text=True
@@ -85,5 +85,5 @@ def test_an_interrupt_ends_the_waiting_and_a_failure_is_its_exit_code(tmp_path: 
         if number is None:
             _, err = process.communicate(timeout=60)
         assert process.returncode == code
-        assert said in err
+        assert text in err
         run.paths.stop.unlink()

@@ -143,11 +143,25 @@ def test_a_worker_sees_only_the_gpu_with_its_uuid(tmp_path: Path, monkeypatch: p
     ]
 
 
-def test_a_worker_that_cannot_write_its_log_is_not_started(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a symbolic link"])
+def test_a_worker_that_cannot_write_its_log_is_not_started(tmp_path: Path, kind: str) -> None:
     run = tiny.queue_tiny(tmp_path)
-    run.paths.worker_log.mkdir()
-    with pytest.raises(IsADirectoryError):
+    log = run.paths.worker_log
+    match kind:
+        case "a folder":
+            log.mkdir()
+        case "a named pipe":
+            os.mkfifo(log)
+        case _:
+            log.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=f"expected a file, found {kind}"):
         worker.start(run, "cpu", [])
+    serving = Runner(Store(tmp_path / "runs"))
+    serving._start(run, {})
+    run.refresh()
+    assert run.state.failed is not None
+    assert f"worker.log: expected a file, found {kind}" in run.state.failed.message
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.slow

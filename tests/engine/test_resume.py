@@ -302,11 +302,11 @@ def test_a_log_that_lost_its_end_is_not_continued_by_a_checkpoint_that_counts_mo
     run = tiny.queue_tiny(tmp_path)
     assert tiny.worker(run, tmp_path, EAGER + IN_A_STEP.format(steps=30)).returncode == -9
     damaged("ends there", run)
-    for said in ("events that the event log does not contain", ""):  # and not the next time either
+    for text in ("events that the event log does not contain", ""):  # and not the next time either
         tiny.queue_tiny(tmp_path)
         done = tiny.worker(run, tmp_path)
         assert done.returncode == 1
-        assert said in done.stdout
+        assert text in done.stdout
         run = Store(tmp_path / "runs").runs()[0]
         assert run.status is Status.FAILED
         assert run.state.failed is not None

@@ -214,3 +214,42 @@ def test_a_checkpoint_that_cannot_be_removed_is_only_reported(
     paths.checkpoint.rmdir()
     checkpoint.remove(paths)
     assert not list(paths.folder.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["link", "broken link", "pipe", "folder"])
+@pytest.mark.parametrize(
+    "name",
+    [".checkpoint.tmp", "checkpoint.pt", "checkpoint-previous.pt", ".best-weights.tmp", "best-weights.safetensors"],
+)
+def test_nothing_is_written_through_what_stands_in_the_way(tmp_path: Path, kind: str, name: str) -> None:
+    """A link or a pipe is replaced; a folder is named, and kept with its content."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "target").write_text("not ours")
+    paths, other = RunPaths(tmp_path / "run"), tmp_path / "run" / name
+    match kind:
+        case "link":
+            other.symlink_to(tmp_path / "target")
+        case "broken link":
+            other.symlink_to(tmp_path / "new")
+        case "pipe":
+            os.mkfifo(other)
+        case "folder":
+            other.mkdir()
+            (other / "file").write_text("not ours")
+
+    def save() -> None:
+        for _ in range(2):
+            checkpoint.save(paths, TrainState(), parts(1.0), "hash")
+            checkpoint.save_best_weights(paths, {"w": torch.ones(2)}, {"epoch": "1"})
+
+    if kind == "folder":
+        with pytest.raises(TrainingError, match=r": (Is|Not) a directory: [a-z.-]+\n"):
+            save()
+        assert [path.read_text() for path in paths.folder.glob("*/file")] == ["not ours"]
+    else:
+        save()
+        assert paths.checkpoint.is_file()
+        assert paths.previous_checkpoint.is_file()
+        assert paths.best_weights.is_file()
+    assert (tmp_path / "target").read_text() == "not ours"
+    assert not (tmp_path / "new").exists()

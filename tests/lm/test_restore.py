@@ -127,7 +127,7 @@ def test_a_checkpoint_is_read_as_it_was_saved(run: Run) -> None:
 
 
 def wrong_tensors(tensor: torch.Tensor) -> Iterator[tuple[str, object]]:
-    """Yield what could stand in a tensor's place."""
+    """Yield what could be in a tensor's place."""
     flat = tensor.reshape(-1)
     yield "longer", torch.cat([flat, flat[:1]])
     yield "shorter", flat[: max(len(flat) - 1, 0)].clone()
@@ -245,7 +245,7 @@ def test_no_part_can_be_dropped_or_added(run: Run, content: Content, tmp_path: P
         lambda c: c["shuffle"][16:24].copy_(torch.tensor([624, 0, 0, 0, 0, 0, 0, 0])),
         lambda c: c.update(random_cuda=torch.ones(16, dtype=torch.uint8)),
         lambda c: c.update(random_cuda=torch.zeros(17, dtype=torch.uint8)),
-        lambda c: c.update(same_run="another"),
+        lambda c: c.__setitem__("same_run", "another"),
         lambda c: c.update(schema=2),
     ],
 )

@@ -136,7 +136,7 @@ def test_q_restores_the_terminal(stage: Stage) -> None:
         assert termios.tcgetattr(terminal.settings) == terminal.before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_restores_the_terminal_and_runs_continue(stage: Stage, number: int) -> None:
     run = stage.record(1, "running")
     with window(stage) as terminal:
