@@ -1,5 +1,6 @@
 """Parts of a finding: the answer to one question of the report."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -72,15 +73,14 @@ def describe_inferences(*results: ExperimentResult | None, keys: Sequence[str] =
     rests on it; empty if there are none."""
     sentences: dict[str, None] = {}
     for result in results:
-        for info in [run.info for run in result.runs] if result is not None else []:
-            for key in keys:
-                if is_inferred(origin := info.origins.get(key, "")):
-                    value = getattr(info.settings, key)
-                    meaning = (
-                        f"a {key.replace('_', ' ')} of {value:g}" if isinstance(value, float) else _MEANINGS[value]
-                    )
-                    subject = f"This rests on an inference, that {result.label_with_id} had {meaning}"
-                    sentences[f"{subject}: {origin.removeprefix(INFERRED)}."] = None
+        if result is None:
+            continue
+        for info, key in itertools.product([run.info for run in result.runs], keys):
+            if is_inferred(origin := info.origins.get(key, "")):
+                value = getattr(info.settings, key)
+                meaning = f"a {key.replace('_', ' ')} of {value:g}" if isinstance(value, float) else _MEANINGS[value]
+                subject = f"This rests on an inference, that {result.label_with_id} had {meaning}"
+                sentences[f"{subject}: {origin.removeprefix(INFERRED)}."] = None
     return " ".join(sentences)
 
 

@@ -70,9 +70,8 @@ def _interpret_decay(
             "Adam is used here without weight decay and AdamW with decoupled weight decay, so the effect of the decay "
             "cannot be separated from that of its form."
         )
-    return " ".join(
-        sentence for sentence in [*sentences, describe_inferences(adam, adamw, keys=("weight_decay",))] if sentence
-    )
+    sentences.append(describe_inferences(adam, adamw, keys=("weight_decay",)))
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _shrinkage(adamw: ExperimentResult) -> float | None:
@@ -107,9 +106,8 @@ def _interpret_momentum(
         effect = f"{name}: momentum {'seems to hurt' if verdict.one_seed else 'hurts'} at this learning rate."
     else:
         effect = f"{name}: no difference between momentum and plain SGD is shown."
-    return " ".join(
-        part for part in (effect, found.caution, describe_inferences(momentum, sgd, keys=("optimizer",))) if part
-    )
+    inferences = describe_inferences(momentum, sgd, keys=("optimizer",))
+    return " ".join(sentence for sentence in (effect, found.caution, inferences) if sentence)
 
 
 def _interpret_adaptive(
@@ -132,6 +130,5 @@ def _interpret_adaptive(
         effect = f"{name}: SGD reaches a lower perplexity than AdamW."
     else:
         effect = f"{name}: no difference between AdamW and SGD is shown."
-    return " ".join(
-        part for part in (effect, found.caution, describe_inferences(adamw, sgd, keys=("optimizer",))) if part
-    )
+    inferences = describe_inferences(adamw, sgd, keys=("optimizer",))
+    return " ".join(sentence for sentence in (effect, found.caution, inferences) if sentence)

@@ -17,6 +17,7 @@ from textual.widgets import Footer, Label, RichLog, Static, TabbedContent, TabPa
 from lmconsole import formatting
 from lmconsole.errors import escape_control_characters
 from lmconsole.files import LineTail
+from lmconsole.importing.settings import INFERRED, is_inferred
 from lmconsole.runs.events import Finished, Started
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.permissions import NOT_STARTED
@@ -164,8 +165,15 @@ def _state(view: RunView) -> list[tuple[str, str]]:
     imported = view.info.origin == "imported"
     rows = [("status", view.status.value + (", stopping" if view.stopping else ""))]
     if imported:
-        per = "position, padding included" if view.info.denominator == "padded" else "target"
+        per = "position of full batches (padded)" if view.info.denominator == "padded" else "target"
         rows += [("origin", f"{view.info.experiment.source}; perplexities per {per}")]
+        inferred = [
+            f"{key} ({origin.removeprefix(INFERRED)})"
+            for key, origin in view.info.origins.items()
+            if is_inferred(origin)
+        ]
+        if inferred:
+            rows += [("inferred", "; ".join(inferred))]
     if view.failed:
         rows += [("error", view.failed.message), ("what to do", view.failed.hint)]
     if view.unattended:
@@ -197,14 +205,19 @@ def _state(view: RunView) -> list[tuple[str, str]]:
     if telemetry:
         gpu_mib = telemetry.process_used_mib or telemetry.torch_reserved_mib
         memory = f"{formatting.mib(telemetry.rss_mib)} host"
-        rows += [("memory", f"{memory}, {formatting.mib(gpu_mib)} GPU" if gpu_mib else memory)]
+        if imported:
+            rows += [("memory", f"{formatting.mib(telemetry.device_used_mib)} used on the device in the last reading")]
+        else:
+            rows += [("memory", f"{memory}, {formatting.mib(gpu_mib)} GPU" if gpu_mib else memory)]
     return [*rows, ("folder", str(view.folder)), ("command", " ".join(view.info.command))]
 
 
 def _outcome(finished: Finished, imported: bool) -> list[tuple[str, str]]:
     best, final = [formatting.perplexity(ppl) for ppl in (finished.test_ppl_best, finished.test_ppl_final)]
-    rows = [("test ppl", f"{best} with the best weights, {final} with the last")]
-    if not imported:
+    if imported:  # its source does not state with which weights
+        rows = [("test ppl", final)]
+    else:
+        rows = [("test ppl", f"{best} with the best weights, {final} with the last")]
         setup, total = formatting.seconds(finished.setup_s), formatting.seconds(finished.wall_s)
         rows += [("setup, whole run", f"{setup}, {total}")]
     if finished.energy_j is not None:
@@ -228,7 +241,12 @@ def _settings(view: RunView) -> Table:
     info = view.info
     corpus = f"{info.corpus.name}, {info.corpus.tokenizer}, sha256 {info.corpus.sha256[:12]}"
     tokens = ", ".join(f"{count:,} {split}" for split, count in info.corpus.tokens.items())
-    rows = [("preset", info.preset, ""), ("seed", str(info.seed), ""), ("corpus", corpus, ""), ("tokens", tokens, "")]
+    rows = [
+        ("preset", info.preset, ""),
+        ("seed", str(info.seed), info.origins.get("seed", "")),
+        ("corpus", corpus, ""),
+        ("tokens", tokens, ""),
+    ]
     settings = msgspec.to_builtins(info.settings)
     rows += [(key, str(value), info.origins.get(key, "")) for key, value in settings.items() if value is not None]
     return _table(rows)
