@@ -4,7 +4,6 @@ import gc
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.errors import ExitCode, LmconsoleError
@@ -13,18 +12,16 @@ from lmconsole.plan.presets import AUTO, unknown
 from lmconsole.runs.store import Store
 from lmconsole.tui.options import ConsoleOptions
 
-if TYPE_CHECKING:
-    from textual.driver import Driver
-
-
-DRIVER = "TEXTUAL_DRIVER"
-"""Environment variable that is set where the console is not shown on a terminal but, for example, in a browser."""
+COLOR_SYSTEMS = frozenset({"auto", "standard", "256", "truecolor"})
+TEXTUAL_VARIABLES = frozenset(
+    {"TEXTUAL_ANIMATIONS", "TEXTUAL_COLOR_SYSTEM", "TEXTUAL_FPS", "TEXTUAL_SMOOTH_SCROLL", "TEXTUAL_DISABLE_KITTY_KEY"}
+)
+"""Variables of Textual that a person may set for the console. Others are for developing apps: they press keys, choose
+a driver or connect to a debugger."""
 
 
 def terminal_problem() -> str | None:
     """Return why the console cannot be shown here; None if it can."""
-    if os.environ.get(DRIVER):
-        return None
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return "no terminal to open the console in"
     if os.environ.get("TERM", "dumb") in ("", "dumb"):
@@ -58,6 +55,7 @@ def open_console(
     _prepare(slow)
     gc.disable()  # until the first frame is drawn: nothing that is imported can be freed
     from lmconsole.tui.app import ConsoleApp
+    from lmconsole.tui.terminal.driver import BackpressureDriver
 
     options = ConsoleOptions(
         plan=plan,
@@ -71,7 +69,7 @@ def open_console(
         slow=slow,
         submit=submit,
     )
-    app = ConsoleApp(options, driver_class=_driver())
+    app = ConsoleApp(options, driver_class=BackpressureDriver)
     if theme is not None and theme not in app.theme_names:
         raise LmconsoleError(unknown("theme", theme, sorted(app.theme_names)))
     message = app.run()
@@ -89,18 +87,14 @@ def open_console_on(request: RunRequest) -> ExitCode:
     )
 
 
-def _driver() -> "type[Driver] | None":
-    if os.environ.get(DRIVER):
-        return None
-    from lmconsole.tui.terminal.driver import BackpressureDriver
-
-    return BackpressureDriver
-
-
 def _prepare(slow: bool) -> None:
     """Set the environment variables that Textual reads when it is imported."""
     for size in ("COLUMNS", "LINES"):
         os.environ.pop(size, None)  # those from the start of the shell would override the size of the window for good
+    for name in [name for name in os.environ if name.startswith("TEXTUAL") and name not in TEXTUAL_VARIABLES]:
+        del os.environ[name]
+    if os.environ.get("TEXTUAL_COLOR_SYSTEM", "auto") not in COLOR_SYSTEMS:
+        del os.environ["TEXTUAL_COLOR_SYSTEM"]
     os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
     os.environ.setdefault("TEXTUAL_SMOOTH_SCROLL", "0")
     os.environ.setdefault("TEXTUAL_FPS", "15" if slow else "30")

@@ -1,53 +1,83 @@
-"""The console in a browser, served by textual-serve."""
+"""The console in a browser."""
 
 import contextlib
 import ipaddress
 import os
-import shlex
 import socket
 import sys
 from collections.abc import Mapping
 
+from lmconsole.engine.processes import python
 from lmconsole.errors import LmconsoleError
 
-WARNING = """warning: anyone who can reach {host}:{port} can start, stop and delete runs as you, and the connection
-is not encrypted. Use `lmconsole serve` with `ssh -L {port}:127.0.0.1:{port}` to keep it to yourself."""
+WARNING = """warning: the connection to {host}:{port} is not encrypted. Anyone who can read it can start, stop and
+delete runs as you. Use `lmconsole serve` with `ssh -L {port}:127.0.0.1:{port}` to keep it to yourself."""
+WILDCARDS = ("0.0.0.0", "::")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+TERMINAL = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "LC_ALL": "C.UTF-8"}
+"""The terminal in a page, which shows Unicode whatever the locale is here."""
+OTHER_TERMINAL = frozenset({"TMUX", "TMUX_PANE", "STY", "TERM_PROGRAM", "TERM_PROGRAM_VERSION", "LC_TERMINAL"})
+"""Variables that describe the terminal of the server."""
 
 
 def serve(host: str, port: int, url: str | None, options: Mapping[str, str]) -> None:
-    """Serve the console until interrupted. Each browser window gets its own, with these ``options``.
+    """Serve the console until interrupted. Each page gets a console of its own, with these ``options``.
 
     Raises:
-        LmconsoleError: textual-serve is not installed, or the address cannot be used.
+        LmconsoleError: textual-serve is not installed, or the address or ``url`` cannot be used.
     """
     try:
-        from textual_serve.server import Server
+        from aiohttp import web
+        from yarl import URL
+
+        from lmconsole.tui.web_server import ConsoleServer
     except ImportError:
         raise LmconsoleError(
             "serve: the package textual-serve is not installed",
             hint="Install textual-serve into the environment of lmconsole, for example: uv tool install '.[serve]'",
         ) from None
-    _try_to_listen(host, port)
+    try:
+        given = None if url is None else URL(url)
+    except ValueError:
+        given = URL()
+    if given is not None and not (given.scheme in ("http", "https") and given.host):
+        raise LmconsoleError(f"serve: --url {url}: expected a URL like https://example.org/lmconsole/")
+    listener = _listen(host, port)
     if not _is_loopback(host):
         print(WARNING.format(host=host, port=port), file=sys.stderr)
-    os.environ["LC_ALL"] = "C.UTF-8"  # a browser shows Unicode, whatever the locale here
-    words = [word for pair in options.items() for word in pair]
-    command = shlex.join([sys.executable, "-P", "-m", "lmconsole", *words])
-    shown = url or f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
-    print(f"The console is at {shown}. Press Ctrl+C to stop the server; runs continue.", file=sys.stderr)
-    Server(command, host=host, port=port, title="lmconsole", public_url=url).serve()
+    environment = {name: value for name, value in os.environ.items() if name not in OTHER_TERMINAL} | TERMINAL
+    command = python("lmconsole", *(word for pair in options.items() for word in pair))
+    server = ConsoleServer(command, environment, hosts=_names(host), port=port, url=given)
+    print(f"The console is at {server.url}. Press Ctrl+C to stop the server; runs continue.", file=sys.stderr)
+    web.run_app(server.application(), sock=listener, print=None, access_log=None, shutdown_timeout=1.0)
 
 
-def _try_to_listen(host: str, port: int) -> None:
+def _names(host: str) -> list[str]:
+    """Return the names and addresses under which a server that listens on ``host`` can be reached."""
+    if host in WILDCARDS:
+        import psutil
+
+        addresses = [
+            each.address for cards in psutil.net_if_addrs().values() for each in cards if _is_address(each.address)
+        ]
+        return [*LOOPBACK, socket.gethostname(), socket.getfqdn(), *addresses]
+    return [host, *LOOPBACK] if _is_loopback(host) else [host]
+
+
+def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family, socket.SOCK_STREAM) as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind((host, port))
+        return socket.create_server((host, port), family=family)
     except OSError as error:
         raise LmconsoleError(
             f"serve: cannot listen on {host}:{port}: {error.strerror}", hint="Choose another port with --port."
         ) from None
+
+
+def _is_address(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(text))
+    return False
 
 
 def _is_loopback(host: str) -> bool:

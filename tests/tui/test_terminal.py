@@ -14,6 +14,7 @@ import termios
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -199,6 +200,33 @@ def test_a_terminal_without_a_size_neither_floods_nor_stops_the_console(stage: S
         terminal.resize(*size)
         terminal.press(b"q")
         assert terminal.ends(10.0) == 0
+
+
+def test_inherited_variables_of_textual_change_nothing(stage: Stage) -> None:
+    stage.record(1)
+    inherited: dict[str, Any] = {
+        "TEXTUAL": "debug,devtools",
+        "TEXTUAL_DRIVER": "textual.drivers.web_driver:WebDriver",
+        "TEXTUAL_PRESS": "q",
+        "TEXTUAL_SCREENSHOT": "0",
+        "TEXTUAL_LOG": "textual.log",
+        "TEXTUAL_THEME": "none",
+        "TEXTUAL_FILTERS": "x",
+        "TEXTUAL_FPS": "x",
+        "TEXTUAL_COLOR_SYSTEM": "x",
+        "TEXTUAL_ANIMATIONS": "x",
+        "ESCDELAY": "x",
+        "COLUMNS": "0",
+        "LINES": "x",
+    }
+    before = set(stage.root.iterdir())
+    with window(stage, **inherited) as terminal:
+        terminal.shows("Trend")
+        terminal.shows("finished")
+        terminal.press(b"q")
+        assert terminal.ends() == 0
+        assert "Traceback" not in terminal.text()
+    assert {path.name for path in set(stage.root.iterdir()) - before} <= {"user-config", "user-cache"}
 
 
 def test_runs_continue_after_a_hang_up_and_appear_in_the_next_session(stage: Stage) -> None:

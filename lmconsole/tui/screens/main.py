@@ -191,7 +191,7 @@ class MainScreen(Screen[None]):
         """Whether ``message`` may be posted to this screen: no size that the app no longer has.
 
         A screen that lays itself out in a new size posts that size to itself again. With another change in between, two
-        sizes would follow each other for ever, since each is a change from the other.
+        sizes would follow each other without end, since each is a change from the other.
         """
         if isinstance(message, Resize) and message.size != self.app.size:
             return False
