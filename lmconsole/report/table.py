@@ -176,7 +176,7 @@ def _header_lines(table: Table) -> list[dict[str, str]]:
     return [names, units] if any(units.values()) else [names]
 
 
-_NUMBER = re.compile(r"(\d+)(\.\d+)(?: ± (\d+)(\.\d+))?([†‡*]?)")
+_NUMBER = re.compile(r"(\d+)(\.\d+)(?: ± (\d+)(\.\d+))?([†‡§*]*)")
 
 
 def _siunitx_format(texts: Sequence[str]) -> str | None:
@@ -188,7 +188,8 @@ def _siunitx_format(texts: Sequence[str]) -> str | None:
     whole, places = max(len(match[1]) for match in matches), max(len(match[2]) for match in matches) - 1
     spreads = [len(match[3]) for match in matches if match[3]]
     spread = f" +- {max(spreads)}.{places}" if spreads else ""
-    mark = next((f", table-space-text-post={{{escape_latex(match[5])}}}" for match in matches if match[5]), "")
+    marks = escape_latex(max((match[5] for match in matches), key=len))
+    mark = f", table-space-text-post={{{marks}}}" if marks else ""
     return f"table-format={whole}.{places}{spread}, reset-text-series=false, text-series-to-math=true{mark}"
 
 

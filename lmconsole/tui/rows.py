@@ -178,7 +178,11 @@ def _experiment_row(
     mark = context.mark(group)
     status = mark + (_status_text(newest, context) if len(group) == 1 else _group_status_text(group, context))
     metrics, metric_keys = _metrics(group, newest, context.glyphs)
-    style = "problem" if context.has_problem(newest) else _status_style(min(group, key=_rank))
+    style = (
+        "problem"
+        if context.has_problem(newest)
+        else _status_style(min(group, key=lambda view: (_rank(view), not view.damage)))
+    )
     # Queued runs sort in the order of the queue.
     rank = _rank(newest) + context.queue_positions.get(newest.run, 0) / (len(context.queue_positions) + 1)
     return Row(

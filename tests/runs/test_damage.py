@@ -12,7 +12,11 @@ import tiny
 from factories import append_events, epoch, epoch_events, finished, progress, queued, started, telemetry
 
 from lmconsole.commands.status import run_as_dict
+from lmconsole.engine.queue import requeue
+from lmconsole.engine.runner import Runner
 from lmconsole.errors import StoreError
+from lmconsole.importing.import_runs import import_runs
+from lmconsole.plan.load import load_plan
 from lmconsole.runs.events import CHUNK_BYTES, MAX_LOG_BYTES, EventLog, EventReader, Resumed, Stopped
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState, Status
@@ -226,6 +230,22 @@ def test_a_queued_run_whose_next_line_is_damaged_does_not_wait_in_the_queue(tmp_
     assert again.status is Status.LOST
     assert again.state.attempt == 1
     assert again.state.damage == ("1 damaged line skipped, first line 2",)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_an_imported_run_without_its_end_has_never_work_for_a_runner(tmp_path: Path, kept: int, end: bytes) -> None:
+    source = tmp_path / "a.csv"
+    source.write_text("epoch,train_ppl,valid_ppl,model,layers,optimizer\n1,9,10,lstm,1,sgd\n2,8,9,lstm,1,sgd\n")
+    store = Store(tmp_path / "runs")
+    (name,) = import_runs(store, source, load_plan(None)).imported.values()
+    log = store.root / name / "events.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:kept]) + bytes(100) + end)
+    (run,) = store.runs()
+    assert run.status is Status.LOST
+    assert not Runner(store).has_work()
+    assert requeue(store, [name]) == []
 
 
 def test_an_epoch_with_a_lower_number_takes_its_place() -> None:

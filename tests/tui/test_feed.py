@@ -12,7 +12,7 @@ from factories import epoch, epoch_events, kill_and_wait, progress, started
 from tui.stage import Recorded, Stage, blocking, driver, following, no_driver, wait_for_snapshot
 
 from lmconsole.files import LineTail
-from lmconsole.runs.events import Queued, Resumed, Stopped
+from lmconsole.runs.events import AnyEvent, Queued, Resumed, Stopped
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 from lmconsole.telemetry.gpu import Gpus, GpuSample
@@ -300,6 +300,28 @@ def test_a_stop_request_that_is_no_file_is_a_problem_of_that_run_alone(stage: St
         wait_for_snapshot(feed, lambda now: now.runs[good.run].position == (5, 7))
         bad.paths.stop.unlink()
         wait_for_snapshot(feed, lambda now: now.runs[bad.run].problem is None)
+
+
+def test_an_unexpected_error_of_one_run_is_its_problem_alone(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad, good = stage.record(1, "running"), stage.record(2, "running")
+    refresh = Run.refresh
+
+    def broken(run: Run) -> list[AnyEvent]:
+        if run.run == bad.run:
+            raise KeyError("unexpected")
+        return refresh(run)
+
+    with following(stage.store.root) as feed:
+        wait_for_snapshot(feed, lambda now: len(now.runs) == 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "refresh", broken)
+            now = wait_for_snapshot(feed, lambda now: now.problems)
+            assert now.error is None
+            assert list(now.runs) == [bad.run, good.run]
+            assert "KeyError('unexpected')" in now.problems[bad.run]
+            good.append(progress(5, 7, 4.4))
+            wait_for_snapshot(feed, lambda now: now.runs[good.run].position == (5, 7))
+        wait_for_snapshot(feed, lambda now: not now.problems)
 
 
 def test_an_unexpected_error_is_shown_and_the_thread_goes_on(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

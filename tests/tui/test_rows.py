@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from factories import STEPS, epoch, epoch_events, finished, progress, started
-from tui.stage import Stage, following, wait_for_snapshot
+from tui.stage import Recorded, Stage, following, wait_for_snapshot
 
 from lmconsole.engine.queue import requeue
 from lmconsole.plan.experiment import Experiment
@@ -232,6 +232,36 @@ def test_runs_that_are_unreadable_or_block_have_a_problem(stage: Stage) -> None:
     made = rows(stage, problems={stuck.run: "its files do not answer"})
     assert [cell(row, "Status") for row in made[:2]] == ["unreadable", "not answering"]
     assert [row.status_style for row in made[:2]] == ["problem", "problem"]
+
+
+def damage(run: Recorded) -> None:
+    with run.paths.events.open("ab") as log:
+        log.write(b"\x00\x00\n")
+
+
+def test_damaged_runs_are_marked_and_can_be_filtered(stage: Stage) -> None:
+    for seed in (1, 2):
+        run = stage.record(4, seed=seed)
+    damage(run)
+    damage(stage.record(2, "stopped"))
+    stage.record(3)
+    made = rows(stage, unfolded=frozenset({"e4"}), wide=True)
+    assert [cell(made[n], "Status") for n in (1, 2)] == ["§ stopped in 5/6", "finished"]
+    assert [cell(row, "Status") for row in made[3:6]] == ["§ finished, 2 seeds", "§ finished", "finished"]
+    assert [row.damaged for row in made[1:6]] == [True, False, True, True, False]
+    assert [row.status_style for row in made[3:6]] == ["damaged", "damaged", "finished"]
+    assert ids(row for row in made if matches(row, "damaged")) == [4, 4]
+    assert cell(rows(stage, glyphs=ASCII)[1], "Status") == "! stopped in 5/6"
+
+
+def test_an_imported_run_without_its_end_is_not_queued(stage: Stage) -> None:
+    run = stage.queue(1)
+    run.paths.info.write_text(run.paths.info.read_text().replace('"origin": "trained"', '"origin": "imported"'))
+    run.append(epoch(1, 5.0))
+    stage.queue(2)
+    made = rows(stage)
+    assert [cell(row, "Status") for row in made[:2]] == ["imported, 1/6", "queued 1"]
+    assert made[0].status_style == "lost"
 
 
 def test_control_characters_in_names_are_escaped(stage: Stage) -> None:
