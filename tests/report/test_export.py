@@ -431,15 +431,14 @@ def test_nothing_is_written_through_a_link_in_the_folder(store: Store, tmp_path:
     assert not (out / "report.md").is_symlink()
     assert contents(elsewhere) == {"report.md": b"mine"}
     (out / "data").symlink_to("../elsewhere")
-    for write in (
-        lambda: export(store, out, ExportOptions(file_format="csv")),
-        lambda: export_automatically(store, out),
-    ):
-        before = contents(out)
-        with pytest.raises(ExportError, match="out/data: cannot be written: this folder is a symbolic link") as caught:
-            write()
-        assert "--out" in str(caught.value)
-        assert contents(out) == before
+    before = contents(out)
+    refused = "out/data: cannot be written: this folder is a symbolic link"
+    with pytest.raises(ExportError, match=refused) as caught:
+        export(store, out, ExportOptions(file_format="csv"))
+    assert "--out" in str(caught.value)
+    with pytest.raises(ExportError, match=refused):
+        export_automatically(store, out)
+    assert contents(out) == before
     assert contents(elsewhere) == {"report.md": b"mine"}
 
 
