@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from lmconsole.files import CUT_BYTES, LineTail, atomic_write, cache_folder, open_file, read_file
+from lmconsole.files import (
+    CUT_BYTES,
+    MAX_NAME_BYTES,
+    LineTail,
+    atomic_write,
+    cache_folder,
+    file_name_part,
+    open_file,
+    read_file,
+)
 
 LIMIT = 4_096
 """Bytes that a ``LineTail`` of these tests reads in one call."""
@@ -242,6 +251,25 @@ def test_two_writers_of_one_file_do_not_mix_their_content(tmp_path: Path) -> Non
         first.write(b"first")
         second.write(b"second")
     assert path.read_text() == "first"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ".", "..", "../../x", "/etc/passwd", "a/../b", "..a", "a..", ".hidden", "a\0b", "\n", "\x1b[2J", "\u202e", "~",
+     "*", "\udcff", "-x", "x" * 10_000, "é" * 10_000, "🚀" * 50, "con:aux", "a\\b", " ", "ok\n"],
+)  # fmt: skip
+def test_any_text_becomes_the_name_of_one_file_in_the_folder(tmp_path: Path, text: str) -> None:
+    part = file_name_part(text)
+    assert len(os.fsencode(part)) <= MAX_NAME_BYTES
+    (tmp_path / part).write_text("")
+    assert [path.name for path in tmp_path.iterdir()] == [part]
+    assert not part.startswith(".")
+    assert part.isprintable()
+
+
+@pytest.mark.parametrize("text", ["paper", "my-preset_2", "größe", "v1.2", "x" * MAX_NAME_BYTES])
+def test_a_name_that_suits_a_file_stays_as_it_is(text: str) -> None:
+    assert file_name_part(text) == text
 
 
 def test_a_user_without_a_home_folder_has_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

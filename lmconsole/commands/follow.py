@@ -53,7 +53,7 @@ class Follower:
         self._idle_since: dict[str, float] = {}
         """When a run was first seen lost, or queued for nobody to start it, and has been ever since."""
         self._given_up: set[str] = set()
-        """Queued runs that nobody will start, and of which this was said."""
+        """Queued runs that nobody will start, and for which a message was shown."""
         self._runner: subprocess.Popen[bytes] | None = None
         self._failed_starts = 0
         self._runner_log = LineTail(store.runner_log, last_bytes=0)
@@ -106,7 +106,8 @@ class Follower:
         self._display.say("Killing the runs; each can be resumed from its last checkpoint.")
         for run in active:
             owner, started = run.worker(), run.state.started
-            if owner and owner.pid and started and owner.pid == started.pid:
+            # Only the kernel says which process that is. The log could name any.
+            if owner and owner.pid and owner.is_own and started and owner.pid == started.pid:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(owner.pid, signal.SIGKILL)
 

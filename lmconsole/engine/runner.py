@@ -336,8 +336,12 @@ class Runner:
         self._served.clear()
         for folder in dict.fromkeys(each.after.exports for each in fulfilled if each.after.exports):
             self._call(python("lmconsole.report", str(self.store.root), folder), EXPORT_TIMEOUT_S)
-        # Removed first, so that no program is started twice, whatever happens to this process.
-        removed = [each.after for each in fulfilled if self._permissions.remove(each)]
+        removed = []
+        for each in fulfilled:  # first, so that no program is started twice, whatever happens to this process
+            if self._permissions.remove(each):
+                removed.append(each.after)
+            else:
+                _log(f"{each.run}: its permission cannot be removed, so no program is started for it")
         for program, cwd in dict.fromkeys((after.on_finish, after.cwd) for after in removed if after.on_finish):
             try:
                 start_program(program, cwd, self.store.runner_log)

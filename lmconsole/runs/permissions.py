@@ -39,7 +39,7 @@ only be unmounted."""
 
 
 class AfterQueue(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do when the queue is empty."""
+    """Actions when the queue is empty."""
 
     exports: str | None = None
     """Folder to export to; None for no export."""
@@ -50,7 +50,7 @@ class AfterQueue(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Permission(msgspec.Struct, frozen=True, kw_only=True):
-    """What a person allowed when queuing a run."""
+    """Permission to start one queued run, and to do something when the queue is empty."""
 
     store: str
     """Real path of the store."""
@@ -198,7 +198,7 @@ def _state_folder() -> Path:
     folder = platformdirs.user_state_path("lmconsole", appauthor=False)
     if not folder.is_absolute():
         raise StoreError(
-            "permissions to start runs cannot be saved: this user has no home folder",
+            f"{folder}: permissions to start runs cannot be saved: not an absolute path",
             hint="Set XDG_STATE_HOME to a folder of yours.",
         )
     return folder
@@ -207,7 +207,7 @@ def _state_folder() -> Path:
 def _check_private(folder: Path) -> None:
     """Raise StoreError unless ``folder`` is a folder that only this user can open, and OSError if it cannot be asked.
 
-    Whoever can write to it decides which programs this user runs.
+    A user who can write to it decides which programs this user runs.
     """
     status = os.lstat(folder)
     if stat.S_ISLNK(status.st_mode):

@@ -39,7 +39,7 @@ LONG = 100_000
 class Forged:
     """A run folder in which everything that version 0.1.0 believed is forged."""
 
-    def __init__(self, root: Path, *, like: Run | None = None, **changes: object) -> None:
+    def __init__(self, root: Path, *, like: Run | None = None, **changes: Any) -> None:
         self.program, self.exports = root / "program-ran", root / "forged-exports"
         source = like or tiny.queue_tiny(root, seed=99)
         self.folder = root / "runs" / "forged"
@@ -199,7 +199,7 @@ def test_a_forged_run_can_be_deleted(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_no_run_folder_holds_up_the_queue_or_the_exports(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_no_run_folder_holds_up_the_queue_or_the_exports(tmp_path: Path, changes: dict[str, Any]) -> None:
     forged = Forged(tmp_path, **changes)
     run = tiny.queue_tiny(tmp_path)
     tiny.permit(run, exports=str(tmp_path / "exports"))

@@ -144,3 +144,13 @@ def test_frozen_tables_are_shared_as_they_were_read(tmp_path: Path) -> None:
         assert tables is not None
         assert (tables.sha256, tables.path) == (read.sha256, file)
         assert fingerprint(tables.tokens, tables.position) == read.sha256
+
+
+@pytest.mark.parametrize("key", ["corpus-../../x-all", "/tmp/x", "..", "corpus-" + "f" * 10_000])
+def test_a_key_from_a_file_is_a_name_in_the_folder(tmp_path: Path, key: str) -> None:
+    folder = tmp_path / "deep/shared"
+    folder.mkdir(parents=True)
+    for _ in range(2):
+        assert load_shared(folder, key, NAMES, Reader())["a"] is not None
+    assert {path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*.npy")} == {("deep", "shared")}
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]

@@ -1,6 +1,8 @@
 """Files of an export, their replacement as a whole, and errors."""
 
+import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from factories import append_events
 from recorded import record
 
 from lmconsole.errors import ExportError
+from lmconsole.report import draw
 from lmconsole.report.document import reproduce
 from lmconsole.report.export import (
     POLL_S,
@@ -248,15 +251,235 @@ def test_more_formats_of_one_group_gather_in_one_folder(store: Store, tmp_path: 
     assert listed == written(out)
 
 
-def test_a_damaged_or_malicious_manifest_does_no_harm(store: Store, tmp_path: Path) -> None:
-    outside = tmp_path / "precious.txt"
-    outside.write_text("keep")
+@pytest.fixture
+def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw nothing, for tests with many exports."""
+    monkeypatch.setattr(draw, "draw_figure", lambda _: None)
+    monkeypatch.setattr(draw, "encode_figure", lambda _, image_format: image_format.encode())
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_manifest(out: Path, *names: str, hashed: bool = True, **fields: object) -> None:
+    """Write the manifest of another group that lists ``names``, with their present hashes."""
+    hashes = {name: sha256(out / name) for name in names if "\0" not in name and (out / name).is_file()}
+    manifest = {"group": "other", "preset": "", "files": names, **({"sha256": hashes} if hashed else {}), **fields}
+    (out / ".group.json").write_text(json.dumps(manifest))
+
+
+NOT_OURS = (
+    "../precious.txt", "notes.txt", "linked/thesis.tex", "data/runs.json.bak", "data", "figures", "data/../notes.txt",
+    "report.md\n", "table-4-mine.csv", "figures/photo.png", ".git/config", "a\0b", "", ".", "/", "~", "figures/1.png/x",
+)  # fmt: skip
+"""Names in a manifest that no export of ours can have written, or that are behind a link."""
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_an_export_removes_nothing_that_no_export_has_written(store: Store, tmp_path: Path) -> None:
+    for name in ("precious.txt", "elsewhere/thesis.tex", "out/notes.txt", "out/data/runs.json.bak", "out/.git/config"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    for name in ("table-4-mine.csv", "figures/photo.png"):
+        (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "out" / name).write_text("mine")
     out = tmp_path / "out"
-    for text in ("{", "[]", json.dumps({"group": "other", "preset": "", "files": ["../precious.txt", str(outside)]})):
-        out.mkdir(exist_ok=True)
-        (out / ".group.json").write_text(text)
+    (out / "linked").symlink_to("../elsewhere")
+    before = contents(tmp_path)
+    for name in NOT_OURS:
+        write_manifest(out, name, str(tmp_path / "precious.txt"))
         export(store, out, ExportOptions())
-        assert outside.read_text() == "keep"
+        after = contents(tmp_path)
+        assert {each: after.get(each) for each in before} == before
+
+
+@pytest.mark.usefixtures("quick_figures")
+@pytest.mark.parametrize("kept", ["data/runs.json", "table-3-against.csv", "figures/figure-2.pdf"])
+def test_a_file_of_another_group_that_was_changed_is_kept_and_named(store: Store, tmp_path: Path, kept: str) -> None:
+    out = tmp_path / "out"
+    export(store, out, ExportOptions(file_format="json"))
+    export(store, out, ExportOptions(against="published", figure_format="pdf"))
+    (out / kept).write_bytes((out / kept).read_bytes() + b"my notes")
+    record(tmp_path, 1, "lstm", [(5.0, 3.0)], epochs=7)
+    warnings: list[str] = []
+    export(store, out, ExportOptions(), warn=warnings.append)
+    assert written(out) == MARKDOWN | LATEX | CSV | FIGURES | {kept}
+    assert (out / kept).read_bytes().endswith(b"my notes")
+    (warning,) = warnings
+    assert f"{out / kept}: kept" in warning
+    assert "changed since" in warning
+    export(store, out, ExportOptions(), warn=warnings.append)
+    assert len(warnings) == 1, "the file is a person's now"
+
+
+@pytest.mark.usefixtures("store")
+def test_files_of_an_export_of_version_0_1_0_are_kept_and_named(tmp_path: Path) -> None:
+    """Its manifest has no hashes, so nobody knows what a person has done to the files since."""
+    out = tmp_path / "out"
+    (out / "data").mkdir(parents=True)
+    (out / "data/runs.json").write_text("[]")
+    (out / "report.md").write_text("old")
+    write_manifest(out, "data/runs.json", "report.md", hashed=False)
+    done = tiny.lmconsole("export", "--out", "out", cwd=tmp_path, check=0)
+    assert f"{out}/data/runs.json: kept" in done.stderr
+    assert "version 0.1.0" in done.stderr
+    assert (out / "data/runs.json").read_text() == "[]"
+    assert (out / "report.md").read_text() != "old"
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_the_manifest_of_version_0_1_0_is_recognized(store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(store, out, ExportOptions(file_format="json"))
+    manifest = json.loads((out / ".group.json").read_text())
+    del manifest["sha256"], manifest["corpus_sha256"]
+    (out / ".group.json").write_text(json.dumps(manifest))
+    assert export_automatically(store, out)[0].parent == out
+    assert "data/runs.json" in json.loads((out / ".group.json").read_text())["files"]
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_every_file_of_an_export_can_be_removed_by_the_next(store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for options in (
+        ExportOptions(file_format="json"),
+        ExportOptions(file_format="parquet"),
+        ExportOptions(against="published", figure_format="svg"),
+        ExportOptions(figure_format="pdf"),
+    ):
+        export(store, out, options)
+    every = written(out)
+    assert every > MARKDOWN | LATEX | CSV | FIGURES
+    record(tmp_path, 1, "lstm", [(5.0, 3.0)], epochs=7)
+    export(store, out, ExportOptions(), warn=lambda warning: pytest.fail(warning))
+    assert written(out) == MARKDOWN | LATEX | CSV | FIGURES
+
+
+def a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "mine").write_text("mine")
+
+
+def a_link(path: Path) -> None:
+    path.with_name("precious").write_text('{"group": "other"}')
+    path.symlink_to("precious")
+
+
+def a_link_to_a_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def a_huge_file(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
+def text(content: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_text(content)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        a_pipe, a_folder, a_link, a_link_to_a_device, a_huge_file, text("{"), text("[]"), text("[" * 100_000),
+        text('{"files": ["a\\u0000b", "\\ud800"]}'), text('{"group": 1}'), text('{"files": "report.md"}'), text("\0"),
+        text('{"group": "other", "sha256": []}'), text('{"group": "other", "files": ["data", "figures"]}'),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.usefixtures("quick_figures")
+@pytest.mark.parametrize("automatic", [False, True])
+def test_a_damaged_or_forged_manifest_refuses_no_export(
+    store: Store, tmp_path: Path, make: Callable[[Path], None], automatic: bool
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    make(out / ".group.json")
+    before = {name: data for name, data in contents_if_small(out).items() if not name.startswith(".group.json")}
+    for _ in range(2):
+        paths = export_automatically(store, out) if automatic else export(store, out, ExportOptions())
+        assert all(path.is_file() for path in paths)
+        assert out in (paths[0].parent, paths[0].parents[1])
+    after = contents_if_small(out)
+    assert {name: after[name] for name in before} == before
+    assert (out / ".group.json").is_file()
+    mine = list(tmp_path.rglob("mine"))
+    assert len(mine) == (make is a_folder)
+
+
+def contents_if_small(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.stat().st_size < 2**30)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files if not path.is_symlink()}
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_nothing_is_written_through_a_link_in_the_folder(store: Store, tmp_path: Path) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    out.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "report.md").write_text("mine")
+    (out / "report.md").symlink_to("../elsewhere/report.md")
+    export(store, out, ExportOptions(file_format="markdown"))
+    assert not (out / "report.md").is_symlink()
+    assert contents(elsewhere) == {"report.md": b"mine"}
+    (out / "data").symlink_to("../elsewhere")
+    before = contents(out)
+    refused = "out/data: cannot be written: this folder is a symbolic link"
+    with pytest.raises(ExportError, match=refused) as caught:
+        export(store, out, ExportOptions(file_format="csv"))
+    assert "--out" in str(caught.value)
+    with pytest.raises(ExportError, match=refused):
+        export_automatically(store, out)
+    assert contents(out) == before
+    assert contents(elsewhere) == {"report.md": b"mine"}
+
+
+def test_the_folder_itself_may_be_a_link(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to("real")
+    export(store, tmp_path / "out", ExportOptions(file_format="csv"))
+    assert written(tmp_path / "real") == CSV
+
+
+@pytest.mark.usefixtures("quick_figures")
+@pytest.mark.parametrize("preset", ["../../x", "/abs", "..", ".", "", "a/b", "x" * 400, "\u202e\x1b[2J", "nul\0"])
+def test_a_preset_from_a_file_names_a_folder_in_the_exports(tmp_path: Path, preset: str) -> None:
+    for run in (record(tmp_path, 1, "lstm", [(5.0, 4.5)]), record(tmp_path, 1, "lstm", [(5.0, 4.0)], epochs=7)):
+        found = json.loads(run.paths.info.read_text())
+        run.paths.info.write_text(json.dumps(found | {"preset": preset}))
+    outside = {path for path in tmp_path.rglob("*") if "runs" not in path.parts}
+    exports = tmp_path / "deep/exports"
+    exports.mkdir(parents=True)
+    used = []
+    for _ in range(4):
+        used.append(export_automatically(Store(tmp_path / "runs"), exports)[0].parent)
+        write_manifest(used[-1], group="another")
+    assert len(set(used)) == 4, "each folder shows another group by then, but the last, which is replaced"
+    assert all(folder.parent in (exports, exports.parent) for folder in used)
+    new = {path for path in tmp_path.rglob("*") if "runs" not in path.parts} - outside
+    assert {path.parts[: len(exports.parts)] for path in new} == {(tmp_path / "deep").parts, exports.parts}
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_a_link_in_place_of_the_subfolder_of_a_preset_is_left_alone(store: Store, tmp_path: Path) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    for folder in (out, elsewhere):
+        folder.mkdir()
+    write_manifest(out)
+    preset = store.runs()[0].info.preset
+    (out / preset).symlink_to("../elsewhere")
+    folder = export_automatically(store, out)[0].parent
+    assert folder.parent == out
+    assert folder.name.startswith(f"{preset}-")
+    assert list(elsewhere.iterdir()) == []
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])

@@ -42,7 +42,7 @@ def find(run: Run) -> AfterQueue | None:
     store = Store(run.paths.folder.parent)
     (same,) = [each for each in store.runs() if each.run == run.run]
     permission = Permissions(store.root).find(same)
-    return permission and permission.after
+    return None if permission is None else permission.after
 
 
 def test_a_permission_is_found_by_other_processes_and_only_its_user_can_open_it(run: Run, state: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_state_folder_that_cannot_be_written_is_named(tmp_path: Path, ordinary
 def test_a_user_without_a_home_folder_is_told_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setattr("platformdirs.user_state_path", lambda *_, **__: Path("~/state"))
-    with pytest.raises(StoreError, match="no home folder") as caught:
+    with pytest.raises(StoreError, match=r"~/state: .*: not an absolute path") as caught:
         Permissions(tmp_path).prepare()
     assert "XDG_STATE_HOME" in str(caught.value)
 
