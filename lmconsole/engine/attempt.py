@@ -42,17 +42,19 @@ class Attempt:
         shared: Path | None,
         stop_requested: Callable[[], bool],
         log_damaged: bool = False,
+        set_aside_before: int = 0,
     ) -> None:
         """Args:
         history: state of the log before this attempt.
         log_damaged: whether events are missing in the middle of the log.
+        set_aside_before: checkpoints that were set aside according to the log.
         device_name: torch's name of the device.
         shared: folder of the data that the workers of one queue share.
         stop_requested: whether the run is to stop at the next step.
         """
         self._info, self._paths, self._log, self._history = info, paths, log, history
         self._device, self._shared, self._stop_requested = device_name, shared, stop_requested
-        self._log_damaged = log_damaged
+        self._log_damaged, self._set_aside_before = log_damaged, set_aside_before
         self._found: Found | None = None
         self._sampler: Sampler | None = None
         self._training: Training | None = None
@@ -106,7 +108,10 @@ class Attempt:
         """
         chosen = device.describe_device(self._device)
         device.set_device(self._device)
-        started = _started(self._info, self._history.attempt + 1, chosen, sibling_pids, self._find_checkpoint())
+        found = self._find_checkpoint()
+        # A worker that was dismissed before its turn has recorded nothing.
+        set_aside = max(len(found.kept) - self._set_aside_before, len(found.reasons))
+        started = _started(self._info, self._history.attempt + 1, chosen, sibling_pids, set_aside)
         started = self._log.append(started, sync=True)
         self._sampler = Sampler(self._log, chosen.uuid, lambda: allocator_mib(self._device))
         if uses_gpu_alone(started, self._history.queued):
@@ -201,7 +206,9 @@ def load_verified_tables(info: RunInfo, shared: Path | None = None) -> Tables | 
     return tables_from(load_shared(shared, f"tables-{sha256}", TABLES, read), sha256=sha256, path=path)
 
 
-def _started(info: RunInfo, attempt: int, chosen: device.Device, sibling_pids: Sequence[int], found: Found) -> Started:
+def _started(
+    info: RunInfo, attempt: int, chosen: device.Device, sibling_pids: Sequence[int], set_aside: int
+) -> Started:
     gpus = Gpus.open() if chosen.uuid else None
     others = gpus.other_processes(chosen.uuid, {*sibling_pids, os.getpid()}) if gpus and chosen.uuid else None
     total, trainable = parameters_of(info)
@@ -225,7 +232,7 @@ def _started(info: RunInfo, attempt: int, chosen: device.Device, sibling_pids: S
         shared_gpu=None if others is None else others > 0,
         peak_matmul_gflops=measured_peak_gflops(chosen.name, info.settings.precision),
         attention=attention_of(info.settings, cast(Precision, info.settings.precision), chosen.device),
-        checkpoints_set_aside=len(found.reasons),
+        checkpoints_set_aside=set_aside,
     )
     if gpus:
         gpus.close()

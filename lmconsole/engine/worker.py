@@ -19,7 +19,7 @@ from lmconsole.engine import stop_signals
 from lmconsole.errors import escape_control_characters
 from lmconsole.files import open_file
 from lmconsole.runs import lock
-from lmconsole.runs.events import EventLog, EventReader, Failed, Stopped
+from lmconsole.runs.events import EventLog, EventReader, Failed, Started, Stopped
 from lmconsole.runs.info import read_info
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState, Status
@@ -215,6 +215,7 @@ def main(arguments: list[str] | None = None, commands: Connection | None = None)
             shared=options.shared,
             stop_requested=stop_requested,
             log_damaged=history.log_damaged,
+            set_aside_before=history.checkpoints_set_aside,
         )
         sibling_pids: Sequence[int] = options.siblings
         if commands is not None:

@@ -12,7 +12,7 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -70,6 +70,21 @@ class StoredTensor:
     """Elements before the first one in its storage."""
 
 
+class _BoundedReads:
+    """A file of which at most ``limit`` bytes are read at once: ``zipfile`` reads the whole list of entries, and makes
+    an object for each."""
+
+    def __init__(self, file: BinaryIO, limit: int) -> None:
+        self.limit = limit
+        self._file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        if size > self.limit:
+            raise ValueError("its list of parts is too long")
+        return self._file.read(size)
+
+
 class TensorFile:
     """An open file of ``torch.save``. ``content`` is what was saved, with a StoredTensor for each tensor.
 
@@ -88,7 +103,9 @@ class TensorFile:
             size = self._file.seek(0, 2)
             if size > most:
                 raise ValueError(f"its {size:,} bytes are more than the {most:,} that it can have")
-            self._archive = zipfile.ZipFile(self._file)
+            bounded = _BoundedReads(self._file, (tensors + SLACK_ENTRIES) * ENTRY_BYTES)
+            self._archive = zipfile.ZipFile(cast(IO[bytes], bounded))
+            bounded.limit = sys.maxsize
             self._check_entries(most, tensors + SLACK_ENTRIES)
             self._root = self._find_root()
             pickle = self._small("data.pkl", tensors * ENTRY_BYTES + SLACK_BYTES)

@@ -314,17 +314,24 @@ def test_a_log_that_lost_its_end_is_not_continued_by_a_checkpoint_that_counts_mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("bad", "status"), [(1, Status.FINISHED), (2, Status.FAILED)])
-def test_an_attempt_records_the_checkpoints_that_it_set_aside(tmp_path: Path, bad: int, status: Status) -> None:
+@pytest.mark.parametrize(
+    ("bad", "earlier", "status"), [(1, 0, Status.FINISHED), (2, 0, Status.FAILED), (0, 1, Status.FINISHED)]
+)
+def test_an_attempt_records_the_checkpoints_that_were_set_aside(
+    tmp_path: Path, bad: int, earlier: int, status: Status
+) -> None:
+    """By itself, and by a worker that ended before its turn and recorded nothing."""
     run = tiny.queue_tiny(tmp_path)
     assert tiny.worker(run, tmp_path, EAGER + IN_A_STEP.format(steps=6)).returncode == -9
     for path in (run.paths.checkpoint, run.paths.previous_checkpoint)[:bad]:
         path.write_bytes(b"not a checkpoint")
+    for number in range(earlier):
+        (run.paths.folder / f"checkpoint.pt.damaged-{number}").touch()
     tiny.queue_tiny(tmp_path)
     tiny.worker(run, tmp_path)
     run.refresh()
     started = [event for event in EventReader(run.paths.events).read_new() if isinstance(event, Started)]
-    assert [event.checkpoints_set_aside for event in started] == [0, bad]
+    assert [event.checkpoints_set_aside for event in started] == [0, bad + earlier]
     assert run.status is status
 
 

@@ -132,6 +132,15 @@ def test_more_entries_than_tensors_are_refused(saved: Path) -> None:
         read(saved)
 
 
+def test_a_long_list_of_entries_is_not_read(saved: Path) -> None:
+    repacked(saved, lambda entries: entries.update({f"x/{i}": b"" for i in range(20_000)}))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="list of parts is too long"):
+        read(saved, tensor_bytes=10**9)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
 def test_values_in_the_order_of_another_machine_are_refused(saved: Path) -> None:
     repacked(saved, lambda entries: entries.update({"file/byteorder": b"big"}))
     with pytest.raises(ValueError, match="order"):
