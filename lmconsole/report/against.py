@@ -54,7 +54,7 @@ class OtherResults:
     experiments: Mapping[ExperimentKey, Perplexities]
     description: str
     padding: "Padding | None"
-    """How their perplexities are padded; None if they are not."""
+    """Sizes by which their perplexities are padded; None if they are not."""
     caveat: str = ""
     """Reason why their perplexities have another meaning. No difference is computed then."""
 
