@@ -267,7 +267,7 @@ class _Names:
 
 
 def _per_target_header(name: str) -> str:
-    return f"{name}, per target"
+    return f"{name} (per target)"
 
 
 def _cells(record: Mapping[Hashable, Any], names: _Names, our_mark: str, their_mark: str) -> dict[str, Cell]:
