@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -117,7 +117,7 @@ class Telemetry(Event, frozen=True, kw_only=True, gc=False, tag="telemetry"):
     """One sample of the device and the worker process. None is unknown."""
 
     phase: Phase
-    samples: int | msgspec.UnsetType = msgspec.UNSET
+    samples: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] | msgspec.UnsetType = msgspec.UNSET
     """Number of consecutive readings whose mean this is, in imported runs; unset for a single one."""
     epoch: int | None = None
     device_used_mib: float | None = None
