@@ -1,4 +1,4 @@
-"""What a source has now, compared with a run that was imported from it earlier."""
+"""Differences between a source and a run that was imported from it earlier."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from lmconsole.runs.store import Run
 
 @dataclass(kw_only=True, slots=True)
 class Difference:
-    """What a source has now, compared with a run that was imported."""
+    """Difference between a source and a run that was imported."""
 
     more: list[str] = field(default_factory=list)
     less: bool = False

@@ -34,7 +34,7 @@ class Update:
     replaced: str
     """Run that is in the trash now."""
     changes: str
-    """What the source has now that it did not have: ``2 more epochs, test perplexity``."""
+    """Parts of the source that are new: ``2 more epochs, test perplexity``."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class ImportReport:
     updated: dict[str, Update] = field(default_factory=dict)
     imported_before: dict[str, str] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
-    """What was inferred, or left out of a source, and the locations that it concerns."""
+    """Notes on what was inferred or left out, and the locations that each concerns."""
     problems: list[str] = field(default_factory=list)
     """Sources that could not be imported, and the reasons."""
 

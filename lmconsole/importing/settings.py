@@ -2,7 +2,7 @@
 
 Training scripts often write every default of their argument parser, so a recorded value need not have had an effect.
 The optimizer decides: plain SGD has no momentum and plain Adam no weight decay, whatever is recorded for them. The one
-exception are values that differ between the runs with that optimizer: somebody chose them.
+exception are values that differ between the runs with that optimizer: they were chosen.
 """
 
 import math
@@ -16,8 +16,8 @@ from lmconsole.plan.experiment import OPTIMIZER_NAMES, Experiment
 from lmconsole.plan.presets import applies
 
 STATED, ASSUMED = "stated by the source", "not stated; assumed"
-"""Origins of the settings of imported runs, as written to run.json. Assumed settings are unknown: nothing is said about
-them."""
+"""Origins of the settings of imported runs, as written to run.json. Assumed settings are unknown, and no
+sentence of a report is about them."""
 
 INFERRED = "inferred: "
 """Start of the origin of a setting that is likely, but not stated; the reason follows."""
@@ -55,7 +55,7 @@ class Evidence:
                 self._values.setdefault((optimizer, setting), set()).add(recorded_number(stated, setting) or 0.0)
 
     def has_effect(self, optimizer: str, setting: str) -> bool:
-        """Return whether the values of the runs with this optimizer differ, so that somebody chose them. Where
+        """Return whether the values of the runs with this optimizer differ, so that they were chosen. Where
         ``momentum`` is an optimizer of its own, ``sgd`` never has one."""
         if optimizer == "sgd" and "momentum" in self._optimizers:
             return False
@@ -76,7 +76,7 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interpretation:
-    """What the source says about a run, apart from its results."""
+    """Model and optimizer of a run, as far as its source tells them."""
 
     model: str
     layers: int

@@ -54,7 +54,7 @@ class OtherResults:
     experiments: Mapping[ExperimentKey, Perplexities]
     description: str
     padding: "Padding | None"
-    """How their perplexities are padded; None if they are not."""
+    """Sizes by which their perplexities are padded; None if they are not."""
     caveat: str = ""
     """Reason why their perplexities have another meaning. No difference is computed then."""
 
@@ -267,7 +267,7 @@ class _Names:
 
 
 def _per_target_header(name: str) -> str:
-    return f"{name}, per target"
+    return f"{name} (per target)"
 
 
 def _cells(record: Mapping[Hashable, Any], names: _Names, our_mark: str, their_mark: str) -> dict[str, Cell]:

@@ -1,6 +1,6 @@
 """Runs as pandas frames; column names carry units."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
@@ -112,14 +112,21 @@ def epoch_frame(group: Group) -> pd.DataFrame:
     ``elapsed_train_s`` is cumulative, ``energy_j`` that of the whole GPU board, and ``non_finite`` lists values that
     are not finite, for example ``train_ppl=inf``.
     """
-    rows = []
-    for run in group.runs:
-        identity = _identity(run)
-        for event in run.state.epochs:
-            metrics = {field: getattr(event, field) for field in EPOCH_FIELDS}
-            non_finite = " ".join(f"{field}={value}" for field, value in event.non_finite.items())
-            rows.append({**identity, "epoch": event.epoch, **metrics, "non_finite": non_finite})
-    return pd.DataFrame(rows)
+    events = [event for run in group.runs for event in run.state.epochs]
+    columns: dict[str, list[object]] = {
+        field: [getattr(event, field) for event in events] for field in ("epoch", *EPOCH_FIELDS)
+    }
+    columns["non_finite"] = [
+        " ".join(f"{field}={value}" for field, value in event.non_finite.items()) for event in events
+    ]
+    return _with_identity(group, [len(run.state.epochs) for run in group.runs], columns)
+
+
+def _with_identity(group: Group, counts: Sequence[int], columns: Mapping[str, Sequence[object]]) -> pd.DataFrame:
+    """Return a frame of ``columns`` after those that identify a run; ``counts`` are the rows of each run."""
+    identity = pd.DataFrame([_identity(run) for run in group.runs])
+    repeated = identity.loc[identity.index.repeat(counts)].reset_index(drop=True)
+    return pd.concat([repeated, pd.DataFrame(columns)], axis=1)
 
 
 EPOCH_FIELDS = (
@@ -135,15 +142,11 @@ def telemetry_frame(group: Group) -> pd.DataFrame:
     """
     fields = [field for field in Telemetry.__struct_fields__ if field != "seq"]
     samples = [sample for run in group.runs for sample in run.state.telemetry]
-    counts = [len(run.state.telemetry) for run in group.runs]
-    identity = pd.DataFrame([_identity(run) for run in group.runs])
     columns = {field: [getattr(sample, field) for sample in samples] for field in fields if field != "samples"}
     if group.imported:
         columns["t"] = [None] * len(samples)
         columns["samples"] = [sample.samples or 1 for sample in samples]
-    return pd.concat(
-        [identity.loc[identity.index.repeat(counts)].reset_index(drop=True), pd.DataFrame(columns)], axis=1
-    )
+    return _with_identity(group, [len(run.state.telemetry) for run in group.runs], columns)
 
 
 FRAMES: dict[str, Callable[[Group], pd.DataFrame]] = {

@@ -15,7 +15,7 @@ from lmconsole.report.markup import DASH, escape_latex, escape_markdown
 TextFormat = Literal["markdown", "latex", "csv"]
 SUFFIXES: dict[TextFormat, str] = {"markdown": "md", "latex": "tex", "csv": "csv"}
 
-FONT_SIZES = ((80, "\\footnotesize"), (65, "\\small"))
+FONT_SIZES = ((92, "\\scriptsize"), (80, "\\footnotesize"), (65, "\\small"))
 """LaTeX font sizes for tables with more than this many characters per line, so that they fit on a page."""
 
 WRAPPED_LENGTH = 14
@@ -24,6 +24,8 @@ WRAPPED_LENGTH = 14
 
 LONGEST_CELL = 100
 """Characters of a cell in LaTeX, where most cells cannot be broken."""
+FEW_COLUMNS = 4
+"""Up to this many columns leave room for a wide last one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,7 +143,7 @@ def latex_grid(table: Table, *, siunitx: bool = False) -> list[str]:
     }
     last = table.columns[-1].header
     if any(len(row[last].text) > WRAPPED_LENGTH for row in table.rows):
-        alignments[last] = "p{2.8cm}"
+        alignments[last] = "p{2.8cm}" if len(table.columns) > FEW_COLUMNS else "p{7cm}"
     lines = []
     for row in table.rows:
         cells = {header: _latex_cell(row[header], formats[header]) for header in table.headers}

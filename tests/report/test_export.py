@@ -620,5 +620,5 @@ def test_the_runner_keeps_imported_runs_out(store: Store, tmp_path: Path) -> Non
     export_automatically(store, tmp_path / "out")
     assert "Imported" not in (tmp_path / "out/report.md").read_text()
     table = tiny.lmconsole("export", "-o", "-", "--imported", cwd=tmp_path, check=0).stdout
-    assert "Imported runs with padded perplexities, not trained by lmconsole." in table
+    assert "Imported runs with padded perplexities, seed unknown." in table
     assert "**99.000**" in table

@@ -299,6 +299,19 @@ def test_the_architecture_with_the_larger_gap_at_every_depth_overfits_more(tmp_p
     assert "Neither architecture overfits more" in sentences(answer(tmp_path, overfitting))
 
 
+def test_models_that_have_barely_fitted_are_set_aside(tmp_path: Path) -> None:
+    record_kind(tmp_path, ("lstm", 1, "adamw"), 4.0, train=3.6)
+    record_kind(tmp_path, ("lstm", 2, "adamw"), 4.1, train=3.7)
+    record_kind(tmp_path, ("gpt1", 1, "adamw"), 4.0, 4.07, train=2.8)
+    record_kind(tmp_path, ("gpt1", 2, "adamw"), 6.0, train=6.1)
+    text = sentences(answer(tmp_path, overfitting))
+    assert "barely fitted the text and the gap therefore says nothing: GPT-1 2L AdamW (11)." in text
+    assert "GPT-1 has the larger gap at every depth compared (1 layer)" in text
+    assert (
+        "Its validation loss has risen by up to 0.070 nats since its best epoch, that of LSTM by up to 0.000." in text
+    )
+
+
 def test_gaps_within_the_seeds_spread_are_no_difference(tmp_path: Path) -> None:
     for seed, extra in enumerate((0.0, 0.2, 0.4)):
         record_kind(tmp_path, ("lstm", 1, "adamw"), 4.0, train=3.5 + extra, seed=seed)

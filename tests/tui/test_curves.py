@@ -2,13 +2,18 @@
 
 import math
 import re
+from collections import Counter
 
 from factories import epoch_events
+from hypothesis import given
+from hypothesis import strategies as st
 from textual.pilot import Pilot
 from tui.stage import Stage, driver, eventually, experiment, line_with, screen, sees, shows, shows_no_more
 
 from lmconsole.runs.info import CorpusInfo
+from lmconsole.tui.plot.chart import Series
 from lmconsole.tui.plot.glyphs import UNICODE
+from lmconsole.tui.widgets.curves import choose_fairly
 
 PAPER = CorpusInfo(
     name="WikiText-2", kind="tokens", path="/data", vocabulary=40_479, tokenizer="GPT-1 BPE",
@@ -228,3 +233,31 @@ async def test_labels_name_the_seed_where_an_experiment_has_several_runs(stage: 
     stage.record(1, seed=2, valid=(6.0, 5.1))
     async with stage.console() as pilot:
         await shows(pilot, "1 LSTM 1L Adam s1", "1 LSTM 1L Adam s2")
+
+
+@given(st.lists(st.integers(1, 12), max_size=80), st.integers(1, 30))
+def test_curves_that_do_not_all_fit_are_chosen_evenly_from_all_experiments(experiments: list[int], most: int) -> None:
+    given_series = [
+        Series(
+            run=f"run-{place}", experiment=number, label="", slot=place, train=(), epochs=(), planned_epochs=1,
+            tokens_per_epoch=None, expected_s=None,
+        )
+        for place, number in enumerate(experiments)
+    ]  # fmt: skip
+    chosen = choose_fairly(given_series, most)
+    assert len(chosen) == min(len(experiments), most)
+    places = [int(each.run.removeprefix("run-")) for each in chosen]
+    assert places == sorted(places)
+    assert [each.slot for each in chosen] == list(range(len(chosen)))
+    drawn, wanted = Counter(each.experiment for each in chosen), Counter(experiments)
+    least_limited = min((drawn[number] for number in wanted if drawn[number] < wanted[number]), default=most)
+    assert all(count <= least_limited + 1 for count in drawn.values())
+
+
+async def test_runs_that_are_not_drawn_are_counted(stage: Stage) -> None:
+    for number in (1, 2):
+        for seed in range(15):
+            stage.record(number, valid=(6.0, 5.0), seed=seed)
+    async with stage.console() as pilot:
+        await pilot.press("a")
+        await shows(pilot, "6 more runs not drawn")

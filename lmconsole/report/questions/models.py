@@ -18,6 +18,9 @@ from lmconsole.report.questions.finding import (
 )
 from lmconsole.runs.store import Run
 
+UNDERFITTED = 2.0
+"""Experiments whose perplexity is more than this many times the lowest have barely fitted the text."""
+
 MATERIAL_GAIN = 0.01
 """A last epoch that lowers the validation loss by less than this, in nats, is no reason to expect more of others."""
 
@@ -171,16 +174,18 @@ def overfitting(results: GroupResults) -> Finding:
                 f"is {math.exp(each.last_gap_nats):.2f} times train perplexity); validation loss has risen by "
                 f"{each.rise_nats:.3f} nats since its best epoch."
             )
-    common = sorted(by_model["lstm"].keys() & by_model["gpt1"].keys())
+    compared = _without_underfitted(draft, by_model)
+    common = sorted(compared["lstm"].keys() & compared["gpt1"].keys())
     if common:
-        draft.interpretation += _interpret_gaps(results, by_model, common)
+        draft.interpretation += _interpret_gaps(results, compared, common)
     return Finding(
         question="Which architecture overfits more, and what would help?",
         observations=draft.observations,
         method=(
             "Gap: validation loss minus train loss at the last epoch, with AdamW, mean over seeds. An architecture "
             "overfits more if its gap is larger at every depth that both have, by more than "
-            f"{EQUAL_NATS:g} nats and more than the standard deviation over seeds. "
+            f"{EQUAL_NATS:g} nats and more than the standard deviation over seeds. Set aside: experiments whose lowest "
+            f"validation perplexity is more than {UNDERFITTED:g} times the lowest of these. "
             + (
                 "The sources do not state how train loss was computed; if it was averaged over the epoch, the gaps are "
                 "slightly underestimated."
@@ -190,6 +195,27 @@ def overfitting(results: GroupResults) -> Finding:
         ),
         interpretation=draft.interpretation,
     )
+
+
+def _without_underfitted(
+    draft: Draft, by_model: Mapping[str, Mapping[int, ExperimentResult]]
+) -> dict[str, dict[int, ExperimentResult]]:
+    """Set aside experiments that have learned too little for their gap to mean anything, and note which."""
+    ppls = {each.id: each.mean_ppl or math.inf for by_depth in by_model.values() for each in by_depth.values()}
+    limit = UNDERFITTED * min(ppls.values(), default=math.inf)
+    aside = [
+        each.label_with_id for by_depth in by_model.values() for each in by_depth.values() if ppls[each.id] > limit
+    ]
+    if aside:
+        verb = "has" if len(aside) == 1 else "have"
+        draft.interpretation.append(
+            f"Set aside, because {'it' if len(aside) == 1 else 'they'} {verb} barely fitted the text and the gap "
+            f"therefore says nothing: {', '.join(aside)}."
+        )
+    return {
+        model: {layers: each for layers, each in by_depth.items() if ppls[each.id] <= limit}
+        for model, by_depth in by_model.items()
+    }
 
 
 def _has_larger_gap(one: ExperimentResult, other: ExperimentResult) -> bool:
@@ -218,6 +244,11 @@ def _interpret_gaps(
         sentences = [
             f"{MODEL_NAMES[more]} has the larger gap at every depth compared ({depths}): on average {average}."
         ]
+        rises = [max(each.rise_nats or 0.0 for each in by_model[model].values()) for model in (more, less)]
+        sentences.append(
+            f"Its validation loss has risen by up to {rises[0]:.3f} nats since its best epoch, that of "
+            f"{MODEL_NAMES[less]} by up to {rises[1]:.3f}."
+        )
         sizes = [results.find(model, common[0], "adamw") for model in (more, less)]
         trained = [each.parameters_trainable for each in sizes if each is not None and each.parameters_trainable]
         if len(trained) == 2 and trained[0] > trained[1]:
