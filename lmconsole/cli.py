@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ Runs = Annotated[Path, parameter("runs")]
 Json = Annotated[bool, parameter("json")]
 RunNames = Annotated[list[str] | None, typer.Argument(metavar="RUN...", help="Runs or experiment numbers.")]
 
+_SCREEN_SIZE = re.compile(r"0*[1-9]\d{0,4}")
 STORE = Path("runs")
 EXPORTS = Path("exports")
 
@@ -284,6 +286,9 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without our characters shows ? in their place
+    for name in ("COLUMNS", "LINES"):
+        if not _SCREEN_SIZE.fullmatch(os.environ.get(name, "80")):
+            del os.environ[name]  # rich takes a size of 0, which some programs export, at its word
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the reader of a pipe has gone, as head does: end as cat would
     signal.signal(signal.SIGINT, raise_interrupted)
     try:
