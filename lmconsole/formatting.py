@@ -8,12 +8,14 @@ DAMAGE_MARK = "§"
 
 
 def perplexity(value: float | None) -> str:
-    """Format a perplexity: ``123.4``, ``2,048``, ``1.2e+08``, ``nan``."""
+    """Format a perplexity in at most seven characters: ``123.4``, ``2,048``, ``1.2e+08``, ``nan``."""
     if value is None:
         return UNKNOWN
     if not math.isfinite(value):
         return str(value)
-    return f"{value:,.1f}" if value < 1_000 else f"{value:,.0f}" if value < 1e7 else f"{value:.1e}"
+    if value < 999_999.5:
+        return f"{value:,.1f}" if value < 999.95 else f"{value:,.0f}"
+    return f"{value:.1e}" if value < 9.95e99 else f"{value:.0e}"
 
 
 def seconds(value: float | None) -> str:
@@ -30,6 +32,15 @@ def seconds(value: float | None) -> str:
     if whole < 86_400:
         return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d} h"
     return f"{whole // 86_400} d {whole % 86_400 // 3600:02d} h"
+
+
+def clock(value: float | None) -> str:
+    """Format a duration in at most eight characters: ``1.5 s``, ``12 s``, ``3:05``, ``1:02:30``, ``2 d 03 h``."""
+    text = seconds(value).removesuffix(" min")
+    if text.endswith(" h"):
+        days, separator, _ = text.partition(" d ")
+        text = text.removesuffix(" h") if not separator else f"{days} d" if len(text) > 8 else text
+    return text
 
 
 def about(value: float | None) -> str:

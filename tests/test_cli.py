@@ -67,6 +67,14 @@ def test_list_shows_the_twelve_and_their_latest_runs(tmp_path: Path) -> None:
     assert listed[4]["latest_run"] is None
 
 
+@pytest.mark.parametrize("size", ["", "0", "000", "-1", "abc", "1e3", "9" * 5_000])
+def test_a_screen_size_that_is_none_changes_nothing(tmp_path: Path, size: str) -> None:
+    for arguments in (["list"], ["run", "--help"]):
+        expected = tiny.lmconsole(*arguments, cwd=tmp_path, check=0).stdout
+        env = {"COLUMNS": size, "LINES": size}
+        assert tiny.lmconsole(*arguments, cwd=tmp_path, check=0, env=env).stdout == expected
+
+
 @pytest.mark.slow
 def test_runs_go_from_the_command_to_the_tables(tmp_path: Path) -> None:
     arguments = tiny_arguments(tmp_path)

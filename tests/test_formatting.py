@@ -1,8 +1,11 @@
 """Numbers are formatted for people."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lmconsole.formatting import UNKNOWN, about, counted, energy
+from lmconsole.formatting import UNKNOWN, about, clock, counted, energy, perplexity
+from lmconsole.tui.widgets.experiment_table import WIDTHS
 
 
 @pytest.mark.parametrize(
@@ -46,3 +49,34 @@ def test_a_number_of_things_has_its_plural(number: int, words: str) -> None:
 )
 def test_energy_is_given_in_the_unit_that_fits(joules: float | None, words: str) -> None:
     assert energy(joules) == words
+
+
+@given(st.floats().map(abs))
+def test_perplexities_and_times_fit_the_columns_of_the_console(value: float) -> None:
+    assert len(perplexity(value)) <= WIDTHS["Train"] == WIDTHS["Valid"]
+    assert len(clock(min(value, 1e9))) <= WIDTHS["Time"]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "–"),
+        (59.4, "59 s"),
+        (599.0, "9:59"),
+        (605.0, "10:05"),
+        (3_600.0, "1:00:00"),
+        (86_399.0, "23:59:59"),
+        (90_000.0, "1 d 01 h"),
+        (12 * 86_400.0 + 3_600.0, "12 d"),
+    ],
+)
+def test_a_clock_time_needs_few_characters(value: float | None, words: str) -> None:
+    assert clock(value) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(999.94, "999.9"), (999.96, "1,000"), (999_999.0, "999,999"), (1_234_567.0, "1.2e+06"), (1e300, "1e+300")],
+)
+def test_a_large_perplexity_is_short(value: float, words: str) -> None:
+    assert perplexity(value) == words

@@ -329,11 +329,16 @@ class ConsoleApp(App[str]):
         self.push_screen(Page("Nothing was exported", Text(escape_control_characters(str(message.error)))))
 
     def on_store_actions_table_ready(self, message: StoreActions.TableReady) -> None:
-        """Copy the results table to the clipboard."""
+        """Copy the results table to the clipboard, as far as terminals let programs do that."""
         self.copy_to_clipboard(message.table)
         name = {"latex": "LaTeX"}.get(message.table_format, message.table_format)
-        lines = len(message.table.splitlines())
-        self.notify(f"Copied the results table as {name}: {lines} lines.", timeout=4)
+        what = f"the results table as {name}: {len(message.table.splitlines())} lines."
+        if message.in_tmux:
+            text = f"Copied {what} Paste it in tmux with the prefix key and ]."
+        else:
+            command = f"lmconsole export --format {message.table_format} -o FILE"
+            text = f"Sent {what}\nIf the terminal's clipboard does not accept it: {command}"
+        self.notify(text, timeout=8, markup=False)
 
     def on_store_actions_failed(self, message: StoreActions.Failed) -> None:
         """Notify why an action was not carried out."""

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lmconsole.errors import escape_control_characters
-from lmconsole.formatting import UNKNOWN, perplexity, seconds
+from lmconsole.formatting import UNKNOWN, clock, perplexity, seconds
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES, Experiment
 from lmconsole.runs.comparable import differ_only_in_seed
 from lmconsole.runs.state import Status
@@ -277,12 +277,11 @@ def _status_text(view: RunView, context: _Context, *, wide: bool | None = None) 
             return "testing"
         if view.progress is None and not view.epochs:
             return "starting"
-        left = seconds(view.seconds_left)
         if not wide:
-            left = left.removesuffix(" min").removesuffix(" h")  # 2:48 and 1:02:30 need no unit
+            left = clock(view.seconds_left)
             return f"{epoch}/{epochs} {left} left" if view.seconds_left is not None else f"{epoch}/{epochs}"
         steps = f" step {step}/{view.progress.steps}" if view.progress else ""
-        return f"epoch {epoch}/{epochs}{steps}, {left} left"
+        return f"epoch {epoch}/{epochs}{steps}, {seconds(view.seconds_left)} left"
     if view.info.origin == "imported":
         return f"imported, {view.position[0] - 1}/{epochs}"
     if view.run in context.queue_positions:
@@ -303,7 +302,7 @@ def _metrics(group: Sequence[RunView], newest: RunView, glyphs: Glyphs) -> tuple
     known = (epoch.valid_loss_nats for epoch in newest.epochs)
     losses = [loss for loss in known if loss is not None and math.isfinite(loss)]
     time_s = newest.elapsed_train_s
-    cells = (perplexity(train), perplexity(valid), seconds(time_s), sparkline(losses, SPARK_WIDTH, glyphs))
+    cells = (perplexity(train), perplexity(valid), clock(time_s), sparkline(losses, SPARK_WIDTH, glyphs))
     values = (train, valid, time_s, losses[-1] - losses[0] if losses else None)
     return cells, tuple((math.inf if value is None or math.isnan(value) else value, "") for value in values)
 

@@ -14,6 +14,7 @@ from lmconsole.runs.store import Store
 from lmconsole.runs.trash import discard, restore
 from lmconsole.tui import actions
 from lmconsole.tui.options import ConsoleOptions
+from lmconsole.tui.terminal.clipboard import copy_to_tmux
 
 
 class StoreActions:
@@ -78,10 +79,12 @@ class StoreActions:
     class TableReady(Message):
         """The results table to copy."""
 
-        def __init__(self, table_format: str, table: str) -> None:
+        def __init__(self, table_format: str, table: str, *, in_tmux: bool) -> None:
             super().__init__()
             self.table_format = table_format
             self.table = table
+            self.in_tmux = in_tmux
+            """Whether the table is in a buffer of tmux."""
 
     class Failed(Message):
         """An action was not carried out."""
@@ -161,7 +164,12 @@ class StoreActions:
 
     def make_table(self, table_format: str) -> None:
         """Make the results table as ``markdown`` or ``latex``."""
-        self._run(lambda: self.TableReady(table_format, actions.table(self._options, table_format)))
+
+        def make() -> Message:
+            table = actions.table(self._options, table_format)
+            return self.TableReady(table_format, table, in_tmux=copy_to_tmux(table))
+
+        self._run(make)
 
     def _store(self) -> Store:
         return Store(self._options.store)

@@ -20,9 +20,10 @@ from lmconsole.runs.permissions import Permissions
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 from lmconsole.telemetry.host import cores
-from lmconsole.tui import actions
+from lmconsole.tui import actions, store_actions
 from lmconsole.tui.options import ConsoleOptions
 from lmconsole.tui.rows import Row, Sort
+from lmconsole.tui.screens.dialogs import Exported
 from lmconsole.tui.store_actions import StoreActions
 from lmconsole.tui.widgets.experiment_table import ExperimentTable
 
@@ -410,8 +411,37 @@ async def test_e_writes_the_exports_and_lists_them(stage: Stage) -> None:
         await pilot.press("e")
         await shows(pilot, "Exported", "report.md", seconds=LONG_S)
         assert (stage.root / "exports" / "table-1-results.tex").exists()
+        shown = await shows(pilot, "Validation PPL", f"{math.exp(5.0):.3f}")
+        assert "**" not in shown, "no markdown"
+        assert "|" not in shown
+        assert "--" not in shown
         await pilot.press("escape")
         await shows_no_more(pilot, "Exported")
+
+
+@pytest.mark.parametrize("size", [(120, 40), (80, 24), (40, 20)])
+async def test_the_exported_table_is_shown_as_a_table(stage: Stage, size: tuple[int, int]) -> None:
+    markdown = "**Table 1.** A \\*caption\\*, <b>bold</b>.\n\n" + "\n".join(
+        [
+            "| Architecture | Layers | Train PPL | Validation PPL | Experiment |",
+            "| ------------ | -----: | --------: | -------------: | ---------: |",
+            "| **GPT-1**    |  **2** | **12.5**  |   **1234.567** |      **5** |",
+            "| my \\| model  |      1 |     170.1 |          185.9 |         11 |",
+        ]
+    )
+    async with stage.console(size=size) as pilot:
+        page = Exported([stage.root / "exports" / "report.md"], markdown, [])
+        pilot.app.push_screen(page)
+        shown = await shows(pilot, "Exported", "Table 1. A *caption*, bold.")
+        assert "<b>" not in shown
+        await pilot.press("end")
+        for _ in range(8):
+            shown += screen(pilot)
+            await pilot.press(*["right"] * 5)
+        for words in ("GPT-1", "12.5", "1234.567", "185.9", "my | model", "Experiment"):
+            assert words in shown, "whole, after scrolling"
+        assert "**" not in shown
+        assert "--" not in shown
 
 
 @pytest.mark.slow
@@ -452,12 +482,20 @@ async def test_t_and_m_copy_the_results_table_to_the_clipboard(stage: Stage) -> 
     best = f"{math.exp(5.0):.3f}"
     async with stage.console() as pilot:
         await pilot.press("t")
-        await shows(pilot, "Copied the results table as LaTeX", seconds=LONG_S)
+        await shows(pilot, "Sent the results table as LaTeX", "export --format latex -o FILE", seconds=LONG_S)
         assert r"\begin{tabular}" in pilot.app.clipboard
         assert best in pilot.app.clipboard
         await pilot.press("m")
-        await shows(pilot, "Copied the results table as markdown", seconds=LONG_S)
+        await shows(pilot, "Sent the results table as markdown", seconds=LONG_S)
         assert any(line.startswith("|") and best in line for line in pilot.app.clipboard.splitlines())
+
+
+async def test_in_tmux_the_table_is_said_to_be_in_its_buffer(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actions, "table", lambda *_: "| a |\n| b |\n")
+    monkeypatch.setattr(store_actions, "copy_to_tmux", lambda _: True)
+    async with stage.console() as pilot:
+        await pilot.press("m")
+        await shows(pilot, "Copied the results table as markdown: 2 lines.", "prefix key and ]")
 
 
 # ---- q

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from rich.cells import cell_len
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
+from rich.theme import Theme
 from textual.app import ComposeResult, SuspendNotSupported
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
@@ -70,8 +72,12 @@ class Page(ModalScreen[None]):
         with Vertical(classes="wide-box"):
             yield Label(self._title, classes="title", markup=False)
             with VerticalScroll():
-                yield Static(self._body, id="body")
+                yield from self.compose_body()
         yield Footer(show_command_palette=False)
+
+    def compose_body(self) -> ComposeResult:
+        """Yield the text."""
+        yield Static(self._body, id="body")
 
     def action_scroll(self, lines: int) -> None:
         """Scroll by some lines."""
@@ -102,13 +108,33 @@ class Exported(Page):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("f", "figures", "Figures")]
 
     def __init__(self, paths: Sequence[Path], table: str, figures: Sequence[Path]) -> None:
+        """Show ``paths`` and a caption and table in markdown."""
         body = Table.grid()
         body.add_row(Text(f"{len(paths)} files in {paths[0].parent}", overflow="fold"))
         report = ", ".join(path.name for path in paths if path.stem == "report")
-        body.add_row(Text(f"The report: {report}", style="dim"))
-        body.add_row(Text(f"\n{table}", overflow="fold"))
+        body.add_row(Text(f"The report: {report}\n", style="dim"))
         super().__init__("Exported", body)
+        self._caption, _, self._grid = table.partition("\n\n")
         self._figures = figures
+
+    def compose_body(self) -> ComposeResult:
+        """Yield the files, the caption, and the table, which scrolls to the right if it is wider than the page."""
+        from rich.markdown import Markdown
+
+        yield from super().compose_body()
+        yield Static(Markdown(self._caption, hyperlinks=False))
+        grid = Static(Markdown(self._grid, hyperlinks=False))
+        grid.styles.width = max(map(cell_len, self._grid.splitlines()), default=0)
+        yield grid
+
+    def on_mount(self) -> None:
+        """Let wide tables scroll, and use the colors of the page."""
+        self.query_one(VerticalScroll).styles.overflow_x = "auto"
+        self.app.console.push_theme(Theme({"markdown.table.header": "bold", "markdown.table.border": "dim"}))
+
+    def on_unmount(self) -> None:
+        """Return to the usual colors."""
+        self.app.console.pop_theme()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer the figures only if there are any."""
