@@ -16,7 +16,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 
 METHODS = {"read_text", "read_bytes", "write_text", "write_bytes"}
 FUNCTIONS = {"os.open", "np.load", "torch.load", "zipfile.ZipFile", "safe_open"}
-KERNEL = "a file of the kernel, which no stranger writes"
+KERNEL = "a file of the kernel, which only the kernel writes"
 INSTALLED = "a file of the installed package"
 PRIVATE = "a private folder of the runner"
 OPENED = "opened by open_file before"

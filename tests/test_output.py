@@ -1,4 +1,4 @@
-"""What commands print: one line if a stream cannot be written, and no control characters from anybody's files."""
+"""Output of all commands: one line if a stream cannot be written, and no control characters from any file."""
 
 import json
 import os
