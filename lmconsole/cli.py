@@ -1,7 +1,6 @@
 """The command line: parse, call one function, turn errors into exit codes. Everything heavy is imported late."""
 
 import os
-import re
 import signal
 import sys
 from pathlib import Path
@@ -38,7 +37,6 @@ Runs = Annotated[Path, parameter("runs")]
 Json = Annotated[bool, parameter("json")]
 RunNames = Annotated[list[str] | None, typer.Argument(metavar="RUN...", help="Runs or experiment numbers.")]
 
-_SCREEN_SIZE = re.compile(r"0*[1-9]\d{0,4}")
 STORE = Path("runs")
 EXPORTS = Path("exports")
 
@@ -319,9 +317,6 @@ def serve(
 def main(arguments: list[str] | None = None) -> None:
     """Run the ``lmconsole`` command. Errors meant for a person become a message and an exit code, never a traceback."""
     prepare_streams()
-    for name in ("COLUMNS", "LINES"):
-        if not _SCREEN_SIZE.fullmatch(os.environ.get(name, "80")):
-            del os.environ[name]  # rich takes a size of 0, which some programs export, at its word
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the reader of a pipe has gone, as head does: end as cat would
     signal.signal(signal.SIGINT, raise_interrupted)
     try:

@@ -13,6 +13,7 @@ LmconsoleError            base: a message (what happened, and where) and a hint 
 └── TrainingError         a run failed; exit code 1
 """
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from enum import IntEnum
@@ -36,6 +37,29 @@ def escape_control_characters(text: object) -> str:
     )
 
 
+def escape_json(text: str, *, ascii_only: bool = False) -> str:
+    """Return JSON with control and formatting characters as escape sequences, which JSON itself does only below U+0020;
+    with ``ascii_only``, all other characters that are not ASCII too. They occur only in strings, so the value stays the
+    same."""
+
+    def escape(match: re.Match[str]) -> str:
+        if not ascii_only and escape_control_characters(match[0]) == match[0]:
+            return match[0]
+        units = match[0].encode("utf-16-be", "surrogatepass")
+        return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+    return re.sub(r"[^\n\x20-\x7e]", escape, text)
+
+
+LINES_SHOWN = 20
+
+
+def listed(problems: Sequence[str]) -> str:
+    """Return a message with the first of these problems, each on a line, and the number of the others."""
+    more = len(problems) - LINES_SHOWN
+    return "\n".join([*problems[:LINES_SHOWN], *([f"… and {more:,} more"] if more > 0 else [])])
+
+
 class LmconsoleError(Exception):
     """Base class of the errors of this package."""
 
@@ -51,9 +75,6 @@ class LmconsoleError(Exception):
         return self.message if self.hint is None else f"{self.message}\n{self.hint}"
 
 
-PROBLEMS_SHOWN = 20
-
-
 class PlanError(LmconsoleError):
     """``problems`` lists all problems in experiments.toml; the message joins the first of them."""
 
@@ -61,9 +82,7 @@ class PlanError(LmconsoleError):
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(escape_control_characters(problem) for problem in problems)
-        more = len(self.problems) - PROBLEMS_SHOWN
-        rest = [f"… and {more:,} more"] if more > 0 else []
-        super().__init__("\n".join([*self.problems[:PROBLEMS_SHOWN], *rest]))
+        super().__init__(listed(self.problems))
 
 
 class CorpusError(LmconsoleError):

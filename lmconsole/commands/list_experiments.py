@@ -52,7 +52,7 @@ def experiments_table(plan: Plan, latest: dict[int, Run]) -> Table:
             OPTIMIZER_NAMES[experiment.optimizer],
             *([Text(escape_control_characters(", ".join(own)) or UNKNOWN)] if named else []),
             describe_status(run) if run else UNKNOWN,
-            Text(escape_control_characters(run.info.preset)) if run else UNKNOWN,
+            escape_control_characters(run.info.preset) if run else UNKNOWN,
             valid_perplexity(run) if run else UNKNOWN,
         )
     return table

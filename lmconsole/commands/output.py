@@ -15,7 +15,7 @@ from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
 from rich.segment import Segment
 from rich.table import Table
 
-from lmconsole.errors import escape_control_characters
+from lmconsole.errors import escape_control_characters, escape_json
 from lmconsole.runs.store import Store
 
 MAX_WARNINGS = 20
@@ -65,37 +65,21 @@ def plain_table(**columns: JustifyMethod) -> Table:
 
 def print_json(value: Any) -> None:
     """Print indented JSON on standard output."""
-    print_data(escape_json(msgspec.json.format(msgspec.json.encode(value), indent=2)))
+    _print_json(msgspec.json.format(msgspec.json.encode(value), indent=2))
 
 
 def print_json_line(value: Any) -> None:
     """Print JSON on one line of standard output, at once."""
-    print_data(escape_json(msgspec.json.encode(value)))
+    _print_json(msgspec.json.encode(value))
 
 
-def escape_json(encoded: bytes) -> str:
-    """Return JSON with control and formatting characters as escape sequences, which JSON itself does only below U+0020.
-
-    So are those that the encoding of standard output lacks. They occur only in strings, so the value stays the same.
-    """
+def _print_json(encoded: bytes) -> None:
     text = encoded.decode()
-    return text if text.isascii() and "\x7f" not in text else re.sub(r"[^\n\x20-\x7e]", _escape_in_json, text)
-
-
-def _escape_in_json(match: re.Match[str]) -> str:
-    character = match[0]
-    if escape_control_characters(character) == character and _has(sys.stdout.encoding or "utf-8", character):
-        return character
-    units = character.encode("utf-16-be")
-    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
-
-
-def _has(encoding: str, character: str) -> bool:
     try:
-        character.encode(encoding)
+        text.encode(sys.stdout.encoding)
     except UnicodeEncodeError:
-        return False
-    return True
+        text = escape_json(text, ascii_only=True)
+    print_data(escape_json(text))
 
 
 def print_data(text: str) -> None:

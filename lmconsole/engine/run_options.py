@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
-from lmconsole.errors import LmconsoleError
+from lmconsole.errors import LmconsoleError, listed
 
 if TYPE_CHECKING:
     from lmconsole.plan.presets import Plan
@@ -46,10 +46,16 @@ class Option(NamedTuple):
     """Text in the empty field of the console's form; None keeps the option out of the form."""
 
 
-def parse_ids(text: str, plan: "Plan") -> tuple[int, ...]:
-    """Parse ``5``, ``1-4`` and ``1,7-9``: experiments in the order given, each once."""
+def _experiments(plan: "Plan") -> str:
+    """Return the numbers of the plan's experiments, or the first of them."""
     from lmconsole.plan.presets import ranges
 
+    text = ranges([experiment.id for experiment in plan.experiments])
+    return text if len(text) <= 200 else f"{text[:200].rpartition(' ')[0]} …"
+
+
+def parse_ids(text: str, plan: "Plan") -> tuple[int, ...]:
+    """Parse ``5``, ``1-4`` and ``1,7-9``: experiments in the order given, each once."""
     known = [experiment.id for experiment in plan.experiments]
     problems: list[str] = []
     chosen: dict[int, None] = {}
@@ -64,10 +70,10 @@ def parse_ids(text: str, plan: "Plan") -> tuple[int, ...]:
             continue
         inside = [number for number in known if first <= number <= last]
         if not inside:
-            problems.append(f"no experiment {word}; {plan.source} has {ranges(known)}")
+            problems.append(f"no experiment {word}; {plan.source} has {_experiments(plan)}")
         chosen.update(dict.fromkeys(inside))
     if not chosen and not problems:
-        problems.append(f"no experiment is named; {plan.source} has {ranges(known)}")
+        problems.append(f"no experiment is named; {plan.source} has {_experiments(plan)}")
     if problems:
         raise ValueError(*problems)
     return tuple(chosen)
@@ -287,7 +293,6 @@ def parse_request(given: Mapping[str, object], **parsed: Any) -> RunRequest:
         StoreError: the run store cannot be read.
     """
     from lmconsole.plan.load import load_plan
-    from lmconsole.plan.presets import ranges
     from lmconsole.runs.store import Store
 
     assert given.keys() <= OPTIONS.keys()
@@ -303,7 +308,7 @@ def parse_request(given: Mapping[str, object], **parsed: Any) -> RunRequest:
     if "ids" in present and "everything" in present:
         problems.append("give experiment IDs or --all, not both")
     elif "ids" not in present and "everything" not in present:
-        problems.append(f"name the experiments ({ranges([*known])}), for example `lmconsole run 1-4 9`, or use --all")
+        problems.append(f"name the experiments ({_experiments(plan)}), for example `lmconsole run 1-4 9`, or use --all")
     values: dict[str, Any] = {
         "ids": known,
         "keep_order": "ids" in present and "-" not in str(present["ids"]),
@@ -315,7 +320,7 @@ def parse_request(given: Mapping[str, object], **parsed: Any) -> RunRequest:
         except ValueError as error:
             problems += [_problem(name, value, problem) for problem in error.args]
     if problems:
-        raise LmconsoleError("\n".join(problems))
+        raise LmconsoleError(listed(problems))
     request = RunRequest(**{**values, **parsed})
     for folder in (request.exports, Path.cwd()):  # both are sent to other processes as JSON
         if folder is not None and not _is_utf8(folder):

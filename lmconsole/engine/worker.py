@@ -19,7 +19,7 @@ from lmconsole.engine import stop_signals
 from lmconsole.errors import escape_control_characters
 from lmconsole.files import open_file
 from lmconsole.runs import lock
-from lmconsole.runs.events import EventLog, EventReader, Failed, Started, Stopped
+from lmconsole.runs.events import EventLog, EventReader, Failed, Stopped
 from lmconsole.runs.info import read_info
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState, Status

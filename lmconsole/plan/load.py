@@ -23,6 +23,8 @@ MAX_DOTS = 64
 PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 TOP_KEYS = ("defaults", "presets", "experiment", "include_builtin")
 MAX_NAME = 80
+LONGEST_PROBLEM = 400
+"""Characters of the message about one problem."""
 
 Report = Callable[[str], None]
 
@@ -51,7 +53,7 @@ def _read(path: Path, shown: str, builtin: Plan | None = None) -> Plan:
     problems: list[str] = []
 
     def report(problem: str) -> None:
-        problems.append(f"{shown}: {problem}")
+        problems.append(f"{shown}: {problem if len(problem) <= LONGEST_PROBLEM else f'{problem[:LONGEST_PROBLEM]} …'}")
 
     for key in data:
         if key not in TOP_KEYS:
@@ -242,8 +244,10 @@ def _invalid_name(name: str) -> bool:
 
 
 def _unknown_key(key: str, known: list[str]) -> str:
-    close = get_close_matches(key, known, n=1)
-    return f"{key}: unknown key; " + (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}")
+    close = get_close_matches(key, known, n=1) if len(key) <= MAX_NAME else []
+    return f"{key[:MAX_NAME]}: unknown key; " + (
+        f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    )
 
 
 def _cross_check(plan: Plan) -> list[str]:

@@ -132,5 +132,6 @@ def ranges(numbers: list[int]) -> str:
 
 def unknown(what: str, given: str, known: list[str]) -> str:
     """Return a message with the closest known name: ``unknown preset 'papr'; did you mean 'paper'?``"""
+    given = given if len(given) <= 80 else f"{given[:79]}…"  # a file may hold a megabyte, and comparing takes long
     close = get_close_matches(given, known, n=1)
     return f"unknown {what} {given!r}; " + (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}")

@@ -37,3 +37,5 @@ with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.chdir(Path(__file__).parent))
     import matplotlib
     import matplotlib.font_manager  # reads its cache
+
+    matplotlib.get_configdir()  # is remembered, and asked for later

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import msgspec
 import pandas as pd
 
-from lmconsole.errors import ExportError
+from lmconsole.errors import ExportError, escape_json
 from lmconsole.files import file_name_part, open_file, read_file
 from lmconsole.report import document
 from lmconsole.report.against import OtherResults, comparison_table, group_results, published_results
@@ -376,4 +376,4 @@ def _require_pyarrow() -> None:
 
 def _to_json(frame: pd.DataFrame) -> str:
     """Return one object per row; unknown and non-finite values are null."""
-    return frame.to_json(orient="records", indent=1, double_precision=15) + "\n"
+    return escape_json(frame.to_json(orient="records", indent=1, double_precision=15)) + "\n"

@@ -222,13 +222,14 @@ def frame_to_csv(frame: pd.DataFrame) -> str:
     return out.getvalue()
 
 
-_FORMULA = re.compile(r"'*[=+\-@]")
+_FORMULA = re.compile(r"['\s]*[=+\-@＝＋－＠]")
 
 
 def inert_cell(text: str) -> str:
     """Return a text that no spreadsheet takes for a formula, with control characters escaped.
 
-    The apostrophe is reversible: remove one from cells that match ``'+[=+\\-@]``.
+    It gets an apostrophe in front if a formula begins after any apostrophes and spaces. A reader removes the first
+    apostrophe of a cell if what follows would need one.
     """
     escaped = escape_control_characters(text)
-    return f"'{escaped}" if _FORMULA.match(escaped.lstrip()) else escaped
+    return f"'{escaped}" if _FORMULA.match(escaped) else escaped

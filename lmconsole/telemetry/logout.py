@@ -1,4 +1,4 @@
-"""What systemd does to running processes when their user logs out."""
+"""The fate of running processes when their user logs out, as systemd decides it."""
 
 import getpass
 import re

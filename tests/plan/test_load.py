@@ -1,5 +1,6 @@
 """experiments.toml: its meaning, and the errors about invalid files."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -167,10 +168,54 @@ def test_the_error_about_an_invalid_value_names_the_expected_one(tmp_path: Path,
         ("[[experiment]]\n" + ROW + 'name = "\\u001b[31mred"', "printable characters"),
         ("[[experiment]]\n" + ROW.replace("layers = 1\n", ""), "layers: missing"),
         ("a = " + "[" * 5_000, "not valid TOML"),
+        ("a = " + "9" * 100_000, "not valid TOML"),
+        ("a = 0x" + "f" * 100_000, "unknown key"),
+        ("[[experiment]]\n" + ROW + "epochs = 0x" + "f" * 100_000, "too long to show"),
+        ("[[experiment]]\n" + ROW.replace("id = 1", "id = 0x" + "f" * 100_000), "too long to show"),
+        ("a" + ".a" * 30_000 + " = 1", "line 1: more than 64 dots"),
+        ("[" + "a." * 30_000 + "a]", "line 1: more than 64 dots"),
+        ("x" * 500_000 + " = 1", "unknown key"),
+        ("[[experiment]]\n" + ROW.replace('"lstm"', f'"{"x" * 500_000}"'), "unknown model"),
+        ("\n".join(f"a{i} = 1" for i in range(60_000)), "unknown key"),
+        ("[[experiment]]\nid = 0\n" * 30_000, "30,000 rows; at most 10,000 are read"),
+        ("[[experiment]]\nid = 0\n" * 9_000, "expected a whole number"),
+        ("#" + "." * 2_000_000, "larger than 1 MiB"),
     ],
 )
 def test_invalid_files_are_errors(tmp_path: Path, text: str | bytes, expected: str) -> None:
     assert any(expected in problem for problem in problems_of(tmp_path, text))
+    assert all(len(problem) < 1_000 for problem in problems_of(tmp_path, text))
+
+
+def test_the_message_about_many_problems_is_short(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("\n".join(f"a{i} = 1" for i in range(60_000)))
+    with pytest.raises(PlanError) as caught:
+        load_plan(path)
+    assert len(caught.value.problems) == 60_000
+    assert len(caught.value.message.splitlines()) == 21
+    assert caught.value.message.endswith("\n… and 59,980 more")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link to itself", "link to nothing"])
+def test_what_is_no_file_is_an_error_and_never_blocks(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "experiments.toml"
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "folder":
+            path.mkdir()
+        case "link to itself":
+            path.symlink_to(path)
+        case _:
+            path.symlink_to("nothing")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PlanError, match=r"experiments\.toml: (cannot be read|no such file)"):
+        load_plan()
 
 
 def test_contradictions_between_keys_are_found_for_every_preset(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import msgspec
+import pandas as pd
 import pytest
 import tiny
 from hypothesis import given
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 from pylatexenc.latex2text import LatexNodes2Text
 from recorded import record
 
-from lmconsole.errors import ExportError
+from lmconsole.errors import ExportError, escape_control_characters
 from lmconsole.report.export import ExportOptions, export, export_automatically
 from lmconsole.report.markup import escape_latex, escape_markdown
 from lmconsole.report.result_tables import memory_table, results_table
 from lmconsole.report.selection import Exclusion, choose_group
+from lmconsole.report.table import frame_to_csv
 from lmconsole.runs.events import perplexity
 from lmconsole.runs.info import read_info
 from lmconsole.runs.store import Run, Store
@@ -368,3 +370,33 @@ def test_huge_perplexities_are_in_scientific_notation(tmp_path: Path) -> None:
         "**1.942e+130**",
         "**5.221e+173**",
     ]
+
+
+FORMULAS = [
+    "=1+1",
+    "+1",
+    "-1 layer",
+    "@SUM(A1)",
+    "'=1+1",
+    "''-x",
+    "=cmd|' /C calc'!A0",
+    "\t=1",
+    "\r=1",
+    " =1",
+    "' =1",
+    "＝1",
+]
+OTHERS = ["LSTM", "'quoted'", "a=b", "naïve", "", "1,5", 'say "x"', "two\nlines", "–"]
+
+
+@given(st.lists(st.sampled_from(FORMULAS + OTHERS) | st.text(), min_size=1))
+def test_no_cell_of_a_csv_is_a_formula_and_the_text_can_be_recovered(texts: list[str]) -> None:
+    frame = pd.DataFrame({"text": pd.Series(texts, dtype=object), "number": [-1.5] * len(texts)})
+    read = list(csv.DictReader(io.StringIO(frame_to_csv(frame), newline="")))
+    assert {row["number"] for row in read} == {"-1.5"}
+    assert frame["text"].tolist() == texts
+    for row, text in zip(read, texts, strict=True):
+        cell = row["text"]
+        assert not re.match(r"\s*[=+\-@＝＋－＠]", cell)
+        original = re.sub(r"^'(?=['\s]*[=+\-@＝＋－＠])", "", cell)
+        assert original == escape_control_characters(text)
