@@ -66,7 +66,7 @@ class Permission(msgspec.Struct, frozen=True, kw_only=True):
 class Permissions:
     """The permissions of this user for the store at ``root``.
 
-    Every method raises StoreError if the folder of the permissions cannot be read or belongs to someone else.
+    Methods raise StoreError if the folder of the permissions cannot be read or belongs to someone else.
     """
 
     def __init__(self, root: Path) -> None:
@@ -122,6 +122,12 @@ class Permissions:
         """Return the permission that covers the last ``queued`` event of ``run``, as it was when last found; None if
         this user has given none."""
         return self._known.get((text_of(run.run), run.state.queued_seq)) or self.read(run)
+
+    def allows(self, run: Run) -> bool:
+        """Return whether ``find`` finds a permission. No error is raised."""
+        with contextlib.suppress(StoreError):
+            return self.find(run) is not None
+        return False
 
     def read(self, run: Run) -> Permission | None:
         """Return the permission for ``run`` as ``find`` does, but always from its file."""
@@ -281,6 +287,8 @@ def _is_pending(run: Run, permissions: Permissions, *, served_by_others: bool) -
         return False
     if run.status is Status.RUNNING or served_by_others:
         return True
+    if permissions.allows(run):
+        return True
     with contextlib.suppress(StoreError):
-        return run.worker() is not None or permissions.find(run) is not None
+        return run.worker() is not None
     return False

@@ -208,6 +208,8 @@ def test_no_run_folder_holds_up_the_queue_or_the_exports(tmp_path: Path, changes
     assert (tmp_path / "exports/report.md").exists()
     forged.check(Status.QUEUED)
     read = forged.run()
+    if read.problem:
+        assert stop_runs(Store(tmp_path / "runs"), [read]) == [f"forged: not in the queue: {read.problem}"]
     assert bool(read.problem) is (bool(changes) and changes != {"place": 2**53})
     again = tiny.queue_tiny(tmp_path, seed=3)
     assert again.problem is None, "a forged place in the queue makes no later one invalid"
