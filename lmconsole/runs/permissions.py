@@ -109,7 +109,8 @@ class Permissions:
                 file.write(msgspec.json.encode(permission) + b"\n")
         except OSError as error:
             raise StoreError(
-                f"{error.filename}: the permission to start {paths.run} cannot be saved: {error.strerror}",
+                f"{error.filename or self._folder()}: the permission to start {paths.run} cannot be saved: "
+                f"{error.strerror}",
                 hint="Correct that, then run it again.",
             ) from None
 
@@ -150,7 +151,7 @@ class Permissions:
         """Return all permissions for runs of the store, whatever has become of the runs."""
         self._check()
         try:
-            files = sorted(self._folder().iterdir())
+            files = sorted(self._folder().glob("*.json"))  # not what a killed process left
         except OSError:
             return []
         return [found for file in files if (found := self._read(file)) is not None]
@@ -181,8 +182,15 @@ class Permissions:
     def _check(self) -> None:
         folder = self._folder()
         for each in (folder.parents[1], folder.parent, folder):
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 _check_private(each)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                raise StoreError(
+                    f"{each}: permissions to start runs cannot be read: {error.strerror}",
+                    hint="Set XDG_STATE_HOME to a folder of yours.",
+                ) from None
 
     def _read(self, file: Path) -> Permission | None:
         """Return the permission in ``file``; None if there is none that this user has written for this store."""
@@ -226,7 +234,8 @@ def _check_private(folder: Path) -> None:
         raise StoreError(
             f"{folder}: accessible to other users (mode {stat.S_IMODE(status.st_mode):o}), so the permissions to start "
             "runs in it are not used",
-            hint=f"Make sure that all files in it are yours, then run `chmod -R go= {shlex.quote(str(folder))}`.",
+            hint=f"Make sure that all files in it are yours, then run `chmod -R go= {shlex.quote(str(folder))}`. "
+            "On a file system without modes, set XDG_STATE_HOME to a folder elsewhere.",
         )
     else:
         return
