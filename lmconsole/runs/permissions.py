@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import pwd
-import shlex
 import stat
 import time
 from collections.abc import Iterable
@@ -231,6 +230,8 @@ def _check_private(folder: Path) -> None:
     elif status.st_uid != os.geteuid():
         problem = f"owned by {_user(status.st_uid)}, not by {_user(os.geteuid())}"
     elif status.st_mode & 0o077:
+        import shlex
+
         raise StoreError(
             f"{folder}: accessible to other users (mode {stat.S_IMODE(status.st_mode):o}), so the permissions to start "
             "runs in it are not used",
