@@ -58,7 +58,7 @@ class Run:
                 self._lost = self.state.status is Status.RUNNING
             if self.state.queued is None:
                 self.problem = f"{self.paths.events}: no event says that it was queued"
-            elif not self.state.queued.devices and self.info.origin == "trained":
+            elif self.status is Status.QUEUED and not self.state.queued.devices and self.info.origin == "trained":
                 self.problem = f"{self.paths.events}: it was queued for no device"
         except (OSError, StoreError) as error:
             self.problem = str(error)

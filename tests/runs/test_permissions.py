@@ -39,9 +39,9 @@ def run(tmp_path: Path, state: Path) -> Run:  # noqa: ARG001
 
 def find(run: Run) -> AfterQueue | None:
     """Return what a new process finds."""
-    store = Store(run.paths.folder.parent)
-    (same,) = [each for each in store.runs() if each.run == run.run]
-    permission = Permissions(store.root).find(same)
+    same = Run(run.paths, run.info)
+    same.refresh()
+    permission = Permissions(run.paths.folder.parent).find(same)
     return None if permission is None else permission.after
 
 
@@ -229,7 +229,8 @@ def test_names_that_are_not_utf8_are_no_problem(run: Run, tmp_path: Path) -> Non
     permissions = Permissions(root)
     permissions.prepare()
     permissions.grant(RunPaths(root / name), 1, AFTER)
-    (same,) = Store(root).runs()
+    same = Run(RunPaths(root / name), run.info)
+    same.refresh()
     assert Permissions(root).find(same) is not None
     permissions.forget(name)
     assert Permissions(root).find(same) is None
