@@ -14,7 +14,7 @@ from lmconsole.engine.processes import disown, last_line, start_runner
 from lmconsole.errors import ExitCode, RunNotFoundError, StoreError
 from lmconsole.files import LineTail
 from lmconsole.runs.events import AnyEvent, Queued
-from lmconsole.runs.permissions import NOT_STARTED, pending
+from lmconsole.runs.permissions import NOT_STARTED, Permissions, pending
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 
@@ -50,6 +50,7 @@ class Follower:
         self._unshown = set(own)
         self._handled = 0
         """Interrupts that were acted on."""
+        self._permissions = Permissions(store.root)
         self._idle_since: dict[str, float] = {}
         """When a run was first seen lost, or queued for nobody to start it, and has been ever since."""
         self._given_up: set[str] = set()
@@ -116,7 +117,8 @@ class Follower:
             return True
         if not run.status.active and run.status is not Status.LOST:
             return True
-        if pending(self._store, [run]):
+        # A file is read only once for each permission.
+        if run.status.active and (self._permissions.allows(run) or pending(self._store, [run])):
             self._idle_since.pop(run.run, None)
             return False
         since = self._idle_since.setdefault(run.run, time.monotonic())
@@ -135,6 +137,7 @@ class Follower:
                 return
             self._failed_starts = self._failed_starts + 1 if code else 0
             self._runner = None
+            self._permissions = Permissions(self._store.root)  # it may have ended because one was removed
         if self._failed_starts >= RUNNER_STARTS:
             raise StoreError(
                 f"{self._store.root}: the runner fails at once: {last_line(self._store.runner_log)}",

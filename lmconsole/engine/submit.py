@@ -126,8 +126,11 @@ def stop_runs(store: Store, runs: Sequence[Run]) -> list[str]:
         if not run.status.active:
             lines.append(f"{run.run}: not active ({run.status.value})")
             continue
+        if run.status is Status.QUEUED and run.problem:
+            lines.append(f"{run.run}: not in the queue: {run.problem}")
+            continue
         run.request_stop()
-        if run.status is Status.QUEUED and not run.problem and _remove_from_queue(run):
+        if run.status is Status.QUEUED and _remove_from_queue(run):
             lines.append(f"{run.run}: removed from the queue")
         else:
             lines.append(f"{run.run}: asked to stop; it saves a checkpoint first")

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import pwd
-import shlex
 import stat
 import time
 from collections.abc import Iterable
@@ -66,7 +65,7 @@ class Permission(msgspec.Struct, frozen=True, kw_only=True):
 class Permissions:
     """The permissions of this user for the store at ``root``.
 
-    Every method raises StoreError if the folder of the permissions cannot be read or belongs to someone else.
+    Methods raise StoreError if the folder of the permissions cannot be read or belongs to someone else.
     """
 
     def __init__(self, root: Path) -> None:
@@ -109,7 +108,8 @@ class Permissions:
                 file.write(msgspec.json.encode(permission) + b"\n")
         except OSError as error:
             raise StoreError(
-                f"{error.filename}: the permission to start {paths.run} cannot be saved: {error.strerror}",
+                f"{error.filename or self._folder()}: the permission to start {paths.run} cannot be saved: "
+                f"{error.strerror}",
                 hint="Correct that, then run it again.",
             ) from None
 
@@ -122,6 +122,12 @@ class Permissions:
         """Return the permission that covers the last ``queued`` event of ``run``, as it was when last found; None if
         this user has given none."""
         return self._known.get((text_of(run.run), run.state.queued_seq)) or self.read(run)
+
+    def allows(self, run: Run) -> bool:
+        """Return whether ``find`` finds a permission. No error is raised."""
+        with contextlib.suppress(StoreError):
+            return self.find(run) is not None
+        return False
 
     def read(self, run: Run) -> Permission | None:
         """Return the permission for ``run`` as ``find`` does, but always from its file."""
@@ -144,7 +150,7 @@ class Permissions:
         """Return all permissions for runs of the store, whatever has become of the runs."""
         self._check()
         try:
-            files = sorted(self._folder().iterdir())
+            files = sorted(self._folder().glob("*.json"))  # not what a killed process left
         except OSError:
             return []
         return [found for file in files if (found := self._read(file)) is not None]
@@ -175,8 +181,15 @@ class Permissions:
     def _check(self) -> None:
         folder = self._folder()
         for each in (folder.parents[1], folder.parent, folder):
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 _check_private(each)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                raise StoreError(
+                    f"{each}: permissions to start runs cannot be read: {error.strerror}",
+                    hint="Set XDG_STATE_HOME to a folder of yours.",
+                ) from None
 
     def _read(self, file: Path) -> Permission | None:
         """Return the permission in ``file``; None if there is none that this user has written for this store."""
@@ -217,10 +230,13 @@ def _check_private(folder: Path) -> None:
     elif status.st_uid != os.geteuid():
         problem = f"owned by {_user(status.st_uid)}, not by {_user(os.geteuid())}"
     elif status.st_mode & 0o077:
+        import shlex
+
         raise StoreError(
             f"{folder}: accessible to other users (mode {stat.S_IMODE(status.st_mode):o}), so the permissions to start "
             "runs in it are not used",
-            hint=f"Make sure that all files in it are yours, then run `chmod -R go= {shlex.quote(str(folder))}`.",
+            hint=f"Make sure that all files in it are yours, then run `chmod -R go= {shlex.quote(str(folder))}`. "
+            "On a file system without modes, set XDG_STATE_HOME to a folder elsewhere.",
         )
     else:
         return
@@ -281,6 +297,8 @@ def _is_pending(run: Run, permissions: Permissions, *, served_by_others: bool) -
         return False
     if run.status is Status.RUNNING or served_by_others:
         return True
+    if permissions.allows(run):
+        return True
     with contextlib.suppress(StoreError):
-        return run.worker() is not None or permissions.find(run) is not None
+        return run.worker() is not None
     return False

@@ -74,7 +74,12 @@ class Run:
                 self.problem = f"{self.paths.stop}: expected a file, found something else; remove it"
             if self.state.queued is None and self.state.status is Status.QUEUED:
                 self.problem = f"{self.paths.events}: no event says that it was queued"
-            elif self.state.queued and not self.state.queued.devices and self.info.origin == "trained":
+            elif (
+                self.status is Status.QUEUED
+                and self.state.queued
+                and not self.state.queued.devices
+                and self.info.origin == "trained"
+            ):
                 self.problem = f"{self.paths.events}: it was queued for no device"
         except FileNotFoundError:
             self.problem = f"{self.paths.events}: there is no such file"

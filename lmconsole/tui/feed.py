@@ -350,9 +350,9 @@ class Feed:
     def _is_unattended(self, run: Run) -> bool:
         if run.status is not Status.QUEUED or run.problem or run.info.origin == "imported":
             return False
+        if self._permissions.allows(run):  # reads no file once it has been found
+            return False
         with contextlib.suppress(StoreError):
-            if self._permissions.find(run) is not None:  # reads no file once it has been found
-                return False
             return not pending(self._store, [run])
         return True
 

@@ -393,7 +393,6 @@ def text(content: str) -> Callable[[Path], None]:
         text('{"files": ["a\\u0000b", "\\ud800"]}'), text('{"group": 1}'), text('{"files": "report.md"}'), text("\0"),
         text('{"group": "other", "sha256": []}'), text('{"group": "other", "files": ["data", "figures"]}'),
     ],
-    ids=str,
 )  # fmt: skip
 @pytest.mark.usefixtures("quick_figures")
 @pytest.mark.parametrize("automatic", [False, True])

@@ -39,9 +39,9 @@ def run(tmp_path: Path, state: Path) -> Run:  # noqa: ARG001
 
 def find(run: Run) -> AfterQueue | None:
     """Return what a new process finds."""
-    store = Store(run.paths.folder.parent)
-    (same,) = [each for each in store.runs() if each.run == run.run]
-    permission = Permissions(store.root).find(same)
+    same = Run(run.paths, run.info)
+    same.refresh()
+    permission = Permissions(run.paths.folder.parent).find(same)
     return None if permission is None else permission.after
 
 
@@ -201,6 +201,26 @@ def test_a_user_without_a_home_folder_is_told_what_to_set(tmp_path: Path, monkey
     assert "XDG_STATE_HOME" in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["file", "closed"])
+def test_a_state_folder_that_cannot_be_read_is_named_and_runs_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ordinary_user: Callable[[], None], kind: str
+) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    place = tmp_path / "place"
+    if kind == "file":
+        place.write_text("")
+    else:
+        place.mkdir(mode=0o000)
+    monkeypatch.setenv("XDG_STATE_HOME", str(place))
+    ordinary_user()
+    for use in (Permissions(tmp_path / "runs").prepare, Permissions(tmp_path / "runs").saved):
+        with pytest.raises(StoreError, match="place") as caught:
+            use()
+        assert "XDG_STATE_HOME" in str(caught.value)
+    assert not Permissions(tmp_path / "runs").allows(run)
+    assert pending(Store(tmp_path / "runs"), [run]) == []
+
+
 def test_names_that_are_not_utf8_are_no_problem(run: Run, tmp_path: Path) -> None:
     name = os.fsdecode(b"\xff\xfe")
     root = tmp_path / os.fsdecode(b"\xfe")
@@ -209,10 +229,18 @@ def test_names_that_are_not_utf8_are_no_problem(run: Run, tmp_path: Path) -> Non
     permissions = Permissions(root)
     permissions.prepare()
     permissions.grant(RunPaths(root / name), 1, AFTER)
-    (same,) = Store(root).runs()
+    same = Run(RunPaths(root / name), run.info)
+    same.refresh()
     assert Permissions(root).find(same) is not None
     permissions.forget(name)
     assert Permissions(root).find(same) is None
+
+
+def test_a_file_that_a_killed_process_left_is_no_permission(run: Run, state: Path) -> None:
+    file = permission_file()
+    file.rename(file.with_name(".0123456789abcdef.tmp"))
+    assert Permissions(run.paths.folder.parent).saved() == []
+    assert list(state.rglob("*.tmp"))
 
 
 def test_permissions_of_stores_that_are_gone_are_removed_after_a_while(tmp_path: Path, state: Path) -> None:

@@ -13,6 +13,7 @@ from tui.stage import Recorded, Stage, blocking, driver, following, no_driver, w
 
 from lmconsole.files import LineTail
 from lmconsole.runs.events import AnyEvent, Queued, Resumed, Stopped
+from lmconsole.runs.permissions import AfterQueue, Permissions
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 from lmconsole.telemetry.gpu import Gpus, GpuSample
@@ -147,6 +148,18 @@ def test_a_run_is_stopping_until_it_has_stopped(stage: Stage) -> None:
         run.end(Stopped(epoch=5, step=6))
         stopped = wait_for_snapshot(feed, lambda now: now.runs[run.run].status is Status.STOPPED).runs[run.run]
         assert not stopped.stopping
+
+
+def test_a_queued_run_is_unattended_until_this_user_permits_it(stage: Stage) -> None:
+    run = stage.queue(1)
+    permissions = Permissions(stage.store.root)
+    permissions.forget(run.run)
+    with following(stage.store.root) as feed:
+        assert wait_for_snapshot(feed, lambda now: now.runs).runs[run.run].unattended
+        permissions.grant(run.paths, 1, AfterQueue())
+        wait_for_snapshot(feed, lambda now: not now.runs[run.run].unattended)
+        run.append(started())
+        assert not wait_for_snapshot(feed, lambda now: now.runs[run.run].started).runs[run.run].unattended
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["read at once", "read as it happens"])

@@ -12,6 +12,7 @@ from tui.stage import Recorded, Stage, following, wait_for_snapshot
 from lmconsole.engine.queue import requeue
 from lmconsole.plan.experiment import Experiment
 from lmconsole.runs.events import Finished, Stopped
+from lmconsole.runs.permissions import Permissions
 from lmconsole.tui.plot.glyphs import ASCII, UNICODE
 from lmconsole.tui.rows import COLUMNS, Row, build_rows, matches
 
@@ -107,6 +108,15 @@ def test_queued_runs_show_their_position_and_sort_by_it(stage: Stage) -> None:
     assert {made[n - 1].status_style for n in (5, 2, 9, 3, 12)} == {"queued"}
     by_status = sorted(made, key=lambda row: row.sort_keys[COLUMNS.index("Status")])
     assert ids(by_status)[:6] == [1, 5, 2, 9, 3, 12]
+
+
+def test_a_run_that_nobody_will_start_has_no_place_in_the_queue(stage: Stage) -> None:
+    for number in (5, 2):
+        strange = stage.queue(number)
+    Permissions(stage.store.root).forget(strange.run)
+    assert status(stage, 5, wide=True) == "queued, 1 of 1"
+    assert status(stage, 2, wide=True) == "queued, not by you"
+    assert status(stage, 2) == "queued"
 
 
 def test_a_group_shows_the_position_of_its_next_seed(stage: Stage) -> None:

@@ -16,7 +16,7 @@ from tui.stage import Recorded, Stage, console_of, eventually, experiment, scree
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.plan.load import load_plan
 from lmconsole.runs.events import EventReader, Queued, Stopped
-from lmconsole.runs.permissions import Permissions
+from lmconsole.runs.permissions import AfterQueue, Permissions
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 from lmconsole.telemetry.host import cores
@@ -280,6 +280,22 @@ async def test_u_queues_runs_that_ended_early_again(stage: Stage, status: str) -
     event = last_event(run)
     assert isinstance(event, Queued)
     assert event.devices == ("cpu",)
+
+
+@pytest.mark.usefixtures("no_runner")
+async def test_u_queues_a_run_that_nobody_will_start_for_the_user_of_the_console(stage: Stage) -> None:
+    run = stage.queue(1)
+    permissions = Permissions(stage.store.root)
+    permissions.forget(run.run)
+    async with stage.console() as pilot:
+        await shows(pilot, "queued, not by you")
+        await pilot.press("enter")
+        await shows(pilot, "not started", "it is not started", "or u in the console")
+        await pilot.press("escape", "u")
+        await shows(pilot, "1 run queued to resume.", "queued, 1 of 1")
+    (permission,) = permissions.saved()
+    assert (permission.run, permission.queued_seq) == (run.run, 2)
+    assert permission.after == AfterQueue(exports=str(stage.root / "exports"))
 
 
 async def test_u_leaves_finished_and_active_runs_alone(stage: Stage) -> None:
