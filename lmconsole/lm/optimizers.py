@@ -30,6 +30,21 @@ def build_optimizer(settings: Settings, parameters: Iterable[Parameter]) -> torc
     return torch.optim.SGD(trained, lr=lr, momentum=momentum, weight_decay=decay, fused=True)
 
 
+def state_names(settings: Settings) -> tuple[str, ...]:
+    """Return the names of the tensors that the optimizer keeps for each parameter after its first step: ``step`` is a
+    float32 scalar, all others are like the parameter.
+
+    They are listed because taking a step asks for the machine's GPU, even if all parameters are on the CPU.
+    """
+    match settings.optimizer:
+        case "adam" | "adamw":
+            return "step", "exp_avg", "exp_avg_sq"
+        case "momentum":
+            return ("momentum_buffer",)
+        case "sgd":
+            return ()
+
+
 def load() -> None:
     """Import everything that an optimizer needs: a process's first one loads PyTorch's compiler, which takes a
     second."""

@@ -13,16 +13,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from lmconsole.data.windows import Indices, cut_windows
 from lmconsole.errors import TrainingError, escape_control_characters
 from lmconsole.lm.checkpoint import SCHEMA, TrainState
 from lmconsole.lm.memory import is_out_of_memory
 from lmconsole.lm.model import model_on_meta
-from lmconsole.lm.optimizers import build_optimizer
+from lmconsole.lm.optimizers import state_names
 from lmconsole.lm.tensor_file import StoredTensor, TensorFile
-from lmconsole.plan.experiment import Settings
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState
@@ -179,7 +177,11 @@ class Expected:
             batch_size=settings.batch_size,
             window_targets=cut_windows(info.corpus.tokens["train"], settings.window_tokens)[1],
             model={name: _form(tensor) for name, tensor in model.state_dict().items()},
-            optimizer=_optimizer_forms(settings, [p for p in model.parameters() if p.requires_grad]),
+            optimizer=tuple(
+                {name: _SCALAR if name == "step" else _form(parameter) for name in state_names(settings)}
+                for parameter in model.parameters()
+                if parameter.requires_grad
+            ),
         )
 
     @property
@@ -204,28 +206,9 @@ def _generator_form() -> Form:
     return _form(torch.Generator().get_state())
 
 
+_SCALAR: Form = (), torch.float32
 _CUDA_GENERATOR: Form = (16,), torch.uint8
 """Seed and offset of the generator of a GPU, 8 bytes each."""
-
-
-def _optimizer_forms(settings: Settings, trained: Iterable[Tensor]) -> tuple[dict[str, Form], ...]:
-    """Return the form of the optimizer's state for each parameter, from two steps of an optimizer over parameters of
-    one element: a new optimizer has no state. State is either as large as its parameter or a scalar."""
-    parameters = list(trained)
-    small = [Parameter(torch.zeros((1,) * parameter.ndim, dtype=parameter.dtype)) for parameter in parameters]
-    optimizer = build_optimizer(settings, small)
-    for _ in range(2):
-        for parameter in small:
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-    return tuple(
-        {
-            name: (tuple(parameter.shape) if value.shape == like.shape else tuple(value.shape), value.dtype)
-            for name, value in optimizer.state[like].items()
-            if isinstance(value, Tensor)
-        }
-        for parameter, like in zip(parameters, small, strict=True)
-    )
 
 
 def read_checkpoint(path: Path, expected: Expected) -> Checkpoint:

@@ -17,6 +17,7 @@ import factories
 import psutil
 import pytest
 import tiny
+from engine.test_resume import EAGER, IN_A_STEP
 from factories import wait_until
 
 from lmconsole.engine import runner, worker
@@ -446,24 +447,29 @@ def test_nothing_is_prepared_on_a_cpu_or_where_several_runs_share_a_gpu(
 def test_preparing_on_the_host_leaves_gpus_alone(tmp_path: Path) -> None:
     """Any use of CUDA takes memory of the device on which another run is measured."""
     run = tiny.queue_tiny(tmp_path)
+    assert tiny.worker(run, tmp_path, EAGER + IN_A_STEP.format(steps=3)).returncode == -9  # with a checkpoint to read
     code = (
         "import sys, torch\nfrom pathlib import Path\n"
         "from lmconsole.engine.attempt import Attempt\n"
-        "from lmconsole.runs.events import EventLog\nfrom lmconsole.runs.state import RunState\n"
+        "from lmconsole.runs.events import EventLog, EventReader\nfrom lmconsole.runs.state import RunState\n"
         "from lmconsole.runs.info import read_info\nfrom lmconsole.runs.paths import RunPaths\n"
         "def used(*_, **__):\n    raise SystemExit('CUDA was used')\n"
         "for name in ('is_available', 'device_count', '_lazy_init', 'get_device_properties', 'synchronize'):\n"
         "    setattr(torch.cuda, name, used)\n"
+        "for name in ('is_available', 'device_count', 'current_accelerator', 'current_stream', 'synchronize'):\n"
+        "    setattr(torch.accelerator, name, used)\n"
         "paths = RunPaths(Path(sys.argv[1]))\n"
         "log = EventLog(paths.events)\n"
-        "attempt = Attempt(read_info(paths.info), paths, log, RunState(), device_name='cuda:0', shared=None,\n"
+        "history = RunState()\n"
+        "history.apply(EventReader(paths.events).read_new())\n"
+        "attempt = Attempt(read_info(paths.info), paths, log, history, device_name='cuda:0', shared=None,\n"
         "                  stop_requested=lambda: False)\n"
-        "attempt.prepare_on_host()\nprint('prepared')"
+        "attempt.prepare_on_host()\nprint('prepared', attempt._training.state.step)"
     )
     command = [sys.executable, "-c", code, str(run.paths.folder)]
     done = subprocess.run(
         command, env=tiny.environment(tmp_path), capture_output=True, text=True, timeout=120, check=False
     )
-    assert done.stdout == "prepared\n", done.stderr
+    assert done.stdout == "prepared 2\n", done.stderr
     assert runner.prepares_ahead("GPU-a")
     assert not runner.prepares_ahead("cpu")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from lmconsole.lm.optimizers import build_optimizer, learning_rate_at
+from lmconsole.lm.optimizers import build_optimizer, learning_rate_at, state_names
 from lmconsole.plan.experiment import Settings
 from lmconsole.plan.load import load_plan
 
@@ -55,6 +55,24 @@ def test_updates_follow_the_formula(optimizer: str, decay: float) -> None:
         parameter.grad = gradient.clone()
         stepper.step()
     torch.testing.assert_close(parameter.detach().double(), by_hand(chosen, start, gradients), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", NUMBER)
+def test_the_state_of_an_optimizer_has_the_names_shapes_and_types_that_checkpoints_are_compared_with(
+    optimizer: str,
+) -> None:
+    chosen, parameters = settings(optimizer), [Parameter(torch.ones(shape)) for shape in ((3, 4), (5,), ())]
+    stepper = build_optimizer(chosen, parameters)
+    for _ in range(2):
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        stepper.step()
+    for parameter in parameters:
+        state = {name: value for name, value in stepper.state[parameter].items() if value is not None}
+        assert tuple(state) == state_names(chosen)
+        for name, value in state.items():
+            assert value.shape == (() if name == "step" else parameter.shape)
+            assert value.dtype == torch.float32
 
 
 def test_the_optimizers_have_the_papers_hyperparameters() -> None:
