@@ -61,7 +61,7 @@ def import_runs(store: Store, path: Path, plan: Plan) -> ImportReport:
     Raises:
         StoreError: ``path`` contains no runs, or the store cannot be written.
     """
-    found = list(candidates(path))
+    found = list(candidates(path, store.root))
     evidence = Evidence(_recorded(found))
     store.create()
     with lock.held(store.queue_lock, QUEUE_LOCK_TIMEOUT_S) as held:
