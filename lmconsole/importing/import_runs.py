@@ -56,7 +56,7 @@ def import_runs(store: Store, path: Path, plan: Plan) -> ImportReport:
     Raises:
         StoreError: ``path`` contains no runs, or the store cannot be written.
     """
-    found = list(candidates(path))
+    found = list(candidates(path, store.root))
     evidence = Evidence(_recorded(found))
     with queue_lock(store):
         return _Importer(store, plan, evidence).import_all(found)

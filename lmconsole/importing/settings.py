@@ -6,7 +6,6 @@ exception are values that differ between the runs with that optimizer: they were
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -214,7 +213,9 @@ def choice(stated: Mapping[str, Any], setting: str, known: Mapping[str, str]) ->
 
 
 def _normalized(given: object, known: Mapping[str, str]) -> str | None:
-    return known.get(re.sub(r"[\s_-]", "", given[:40].lower())) if isinstance(given, str) else None
+    if not isinstance(given, str) or not given.isprintable():
+        return None
+    return known.get("".join(c for c in given[:40].lower() if c.isalnum()))
 
 
 def integer(value: object, setting: str) -> int:

@@ -120,8 +120,8 @@ class Candidate:
     """Reads everything, or raises ImportSourceError."""
 
 
-def candidates(path: Path) -> Iterator[Candidate]:
-    """Yield every possible run under ``path``.
+def candidates(path: Path, store: Path) -> Iterator[Candidate]:
+    """Yield every possible run under ``path``. The folder ``store`` is left out if it is inside.
 
     Raises:
         StoreError: ``path`` is missing, unreadable or contains no runs.
@@ -137,7 +137,7 @@ def candidates(path: Path) -> Iterator[Candidate]:
     if not is_folder:
         yield from _csv_runs(path)
         return
-    found = _Walk().find(path)
+    found = _Walk(store).find(path)
     if not found:
         raise StoreError(
             f"{path}: no run folders and no {ARGUMENTS}",
@@ -168,7 +168,8 @@ class _Walk:
     """Finds run folders at any depth. Hidden folders are skipped, and no folder is entered twice, so that links cannot
     form a loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Path) -> None:
+        self._store = store
         self._entered: set[tuple[int, int]] = set()
         self._full = False
 
@@ -203,7 +204,9 @@ class _Walk:
                 found.append(_Folder(folder=folder, problem=f"more than {MAX_DEPTH} levels of folders"))
             return found
         for name in sorted(inner, key=_natural_order):
-            found += self._find(folder / name, depth + 1, within_run=within_run or is_run)
+            if (folder / name).absolute() != self._store:
+                found += self._find(folder / name, depth + 1, within_run=within_run or is_run)
+        found = _count_own_runs(folder, found)
         if is_run and len(found) > 1 and not names.keys() & {_FILES["valid_ppl"], _FILES["valid_loss_nats"]}:
             return found[1:]  # settings that the runs in it have in common
         if depth > 0 and not within_run and all(each.problem == _NO_RUN for each in found):
@@ -212,6 +215,18 @@ class _Walk:
 
 
 _NO_RUN = f"no {ARGUMENTS}"
+
+
+def _count_own_runs(folder: Path, found: list[_Folder]) -> list[_Folder]:
+    """Report the runs of another store together."""
+    own = [each for each in found if each.problem == _OWN_RUN]
+    if len(own) < 2:
+        return found
+    return [each for each in found if each not in own] + [
+        _Folder(folder=folder, problem=f"{len(own):,} runs in it are {_OWN_RUN.replace('a run', 'runs', 1)}")
+    ]
+
+
 _OWN_RUN = "already a run of lmconsole; use --runs to open its store, or export --against to compare with it"
 
 

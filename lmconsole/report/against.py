@@ -84,7 +84,7 @@ class Padding:
         assumed = "" if self.batch_size_known else " (assumed)"
         return (
             f"{shares['train']:.6f} (train) or {shares['valid']:.6f} (validation) times that of the perplexity per "
-            f"target token, for {self.corpus_name} in windows of {self.window_tokens} tokens and batches of "
+            f"target token for {self.corpus_name} in windows of {self.window_tokens} tokens and batches of "
             f"{self.batch_size}{assumed}"
         )
 
@@ -302,7 +302,8 @@ def _caption(group: Group, others: OtherResults, names: _Names, marks_shown: str
             described = factors[0]
         else:
             described = "; ".join(
-                f"{name}: {each.describe()}" for name, each in zip((names.ours, names.theirs), paddings, strict=True)
+                f"{each.describe()} ({name.lower()})"
+                for name, each in zip((names.ours, names.theirs), paddings, strict=True)
             )
         sentences.append(
             "Padded perplexities count the windows that the last batch lacks as if they were there, full of targets "

@@ -163,6 +163,17 @@ def test_runs_of_lmconsole_among_others_are_reported(tmp_path: Path) -> None:
     report = import_into(tmp_path)
     assert len(report.imported) == 1
     assert any(f"{own.run}: already a run of lmconsole" in problem for problem in report.problems)
+    tiny.queue_tiny(tmp_path / "logs/own", seed=2)
+    report = import_into(tmp_path)
+    assert any("own/runs: 2 runs in it are already runs of lmconsole; use --runs" in each for each in report.problems)
+
+
+def test_the_store_itself_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "theirs")
+    for _ in range(2):
+        report = import_runs(Store(tmp_path / "runs"), tmp_path, load_plan())
+        assert report.problems == []
+    assert len(report.imported_before) == 1
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("folder", "dangling link")])
