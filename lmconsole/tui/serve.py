@@ -2,6 +2,7 @@
 
 import contextlib
 import ipaddress
+import logging
 import os
 import socket
 import sys
@@ -27,7 +28,7 @@ def serve(host: str, port: int, url: str | None, options: Mapping[str, str]) -> 
         LmconsoleError: textual-serve is not installed, or the address or ``url`` cannot be used.
     """
     try:
-        from aiohttp import web
+        from aiohttp import http_exceptions, web
         from yarl import URL
 
         from lmconsole.tui.web_server import ConsoleServer
@@ -48,7 +49,11 @@ def serve(host: str, port: int, url: str | None, options: Mapping[str, str]) -> 
     environment = {name: value for name, value in os.environ.items() if name not in OTHER_TERMINAL} | TERMINAL
     command = python("lmconsole", *(word for pair in options.items() for word in pair))
     server = ConsoleServer(command, environment, hosts=_names(host), port=port, url=given)
-    print(f"The console is at {server.url}. Press Ctrl+C to stop the server; runs continue.", file=sys.stderr)
+    # Anyone can send what is no request, and aiohttp would print a traceback for each.
+    logging.getLogger("aiohttp.server").addFilter(
+        lambda record: not (record.exc_info and isinstance(record.exc_info[1], http_exceptions.HttpProcessingError))
+    )
+    print(f"The console is at {server.url} (Ctrl+C stops the server; runs continue)", file=sys.stderr)
     web.run_app(server.application(), sock=listener, print=None, access_log=None, shutdown_timeout=1.0)
 
 

@@ -33,7 +33,7 @@ STATIC = Path(str(resources.files("textual_serve"))) / "static"
 PAGE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
 LEAD_ON = '<meta http-equiv="refresh" content="0; url={}/">'
 NO_TOKEN = "Open the URL that `lmconsole serve` printed when it started. Its token changes at each start.\n"
-WRONG_HOST = "This server is {}. Start it with `--url` if browsers use another URL.\n"
+WRONG_HOST = "Open the URL that `lmconsole serve` printed. If browsers need another one, start it with `--url`.\n"
 
 MAX_SESSIONS = 16
 """Pages that are open at once."""
@@ -186,7 +186,7 @@ class ConsoleServer:
         """
         self._token = secrets.token_urlsafe(32)
         self._command, self._environment = command, environment
-        origins = [str(URL.build(scheme="http", host=host, port=port)) for host in hosts]
+        origins = [_origin(host, port) for host in hosts]
         self._origin = None if url is None else str(url.origin())
         self._path = "/" if url is None else f"{url.raw_path.rstrip('/')}/"
         self._hosts = {origin.partition("://")[2] for origin in (*origins, self._origin or origins[0])}
@@ -223,7 +223,7 @@ class ConsoleServer:
         """Refuse what does not come from a page of ours. A page that another site has loaded under a name of its own
         has a foreign ``Host``; a request of another site's page has a foreign ``Origin``."""
         if request.host.lower() not in self._hosts:
-            raise web.HTTPMisdirectedRequest(text=WRONG_HOST.format(", ".join(sorted(self._hosts))))
+            raise web.HTTPMisdirectedRequest(text=WRONG_HOST)
         origin = request.headers.get("Origin")
         if origin is not None and origin.lower() != self._own_origin(request):
             raise web.HTTPForbidden(text="This request comes from another site.\n")
@@ -346,6 +346,12 @@ async def _receive(text: str, console: Console, socket: web.WebSocketResponse) -
             pass  # xterm.js reports these to the console as keys
         case _:
             await socket.close(code=WSCloseCode.POLICY_VIOLATION)
+
+
+def _origin(host: str, port: int) -> str:
+    """Return the origin of pages on ``host``, as browsers write it."""
+    name = f"[{host}]" if ":" in host else host.lower()
+    return f"http://{name}" if port == 80 else f"http://{name}:{port}"
 
 
 def _size(columns: str, rows: str) -> Size:

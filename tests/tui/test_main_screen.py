@@ -3,7 +3,10 @@
 import math
 import re
 
+import msgspec
 import pytest
+import tiny
+from factories import epoch_events, started
 from textual.binding import Binding
 from textual.events import Resize
 from textual.geometry import Size
@@ -193,3 +196,16 @@ async def test_a_snapshot_that_comes_while_the_console_is_closing_is_ignored(
     async with stage.console() as pilot:
         console = console_of(pilot)
     assert shown == [(False, False)]
+
+
+@pytest.mark.parametrize("size", [(120, 40), (80, 24), (60, 20)])
+async def test_no_number_of_the_table_is_cut(stage: Stage, size: tuple[int, int]) -> None:
+    stage.plan = load_plan(tiny.write_experiments(stage.root / "mine.toml", tiny.row(7), tiny.row(999_999)))
+    run = stage.queue(999_999, preset="tiny", epochs=2)
+    run.append(started(), *epoch_events(1, math.log(1_234_567.0)), *epoch_events(2, math.log(2_345_678.0)))
+    last = msgspec.structs.replace(epoch_events(2, 14.0)[-1], epoch=3, elapsed_train_s=11 * 3600.0 + 605.0)
+    run.append(last)
+    async with stage.console(size=size) as pilot:
+        await shows(pilot, "999999", "1.2e+06")
+        shown = await shows(pilot, " 7 ")
+        assert "11:10:05" in shown or size[0] < 120, "narrower screens have no column for it with such long ids"

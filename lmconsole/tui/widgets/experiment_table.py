@@ -92,6 +92,9 @@ class ExperimentTable(DataTable[Text]):
         """Columns shown."""
         self._sort = Sort()
         self._status_width = 0
+        self._screen_width = 0
+        self._id_width = 0
+        """Width of the longest id."""
         self._widths = WIDTHS
 
     @property
@@ -106,8 +109,10 @@ class ExperimentTable(DataTable[Text]):
 
     def fit(self, width: int) -> None:
         """Choose the columns for a screen of ``width`` cells, one of which a scroll bar may need."""
+        self._screen_width = width
         padding = PADDING if width >= NARROW else 0
         widths = WIDTHS if padding else NARROW_WIDTHS
+        widths = widths | {"ID": max(widths["ID"], self._id_width)}
         names = [name for name in COLUMNS if name != "Status"]
 
         def room() -> int:
@@ -120,7 +125,7 @@ class ExperimentTable(DataTable[Text]):
             names.remove(name)
         status = max(min(room(), MOST_STATUS), 8)
         chosen = tuple(name for name in COLUMNS if name in names or name == "Status")
-        if (chosen, status) != (self._names, self._status_width):
+        if (chosen, status, widths) != (self._names, self._status_width, self._widths):
             self._names, self._status_width, self._widths = chosen, status, widths
             cursor_row, offset = self.cursor_row, self.scroll_offset
             self.clear(columns=True)
@@ -131,6 +136,11 @@ class ExperimentTable(DataTable[Text]):
 
     def show(self, rows: Sequence[Row], sort: Sort) -> None:
         """Show ``rows``, which are sorted by ``sort``."""
+        id_width = max((len(row.cells[COLUMNS.index("ID")]) for row in rows), default=0)
+        if id_width != self._id_width:
+            self._id_width = id_width
+            if self._names:
+                self.fit(self._screen_width)
         if not self._names:
             self.rows_shown = list(rows)
             return
