@@ -230,7 +230,7 @@ def test_the_process_that_workers_are_forked_from_leaves_gpus_alone() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_an_interrupt_before_anything_is_queued_leaves_nothing(tmp_path: Path, number: int) -> None:
     tiny.write_corpus(tmp_path / "data")
     file = tiny.write_experiments(tmp_path / "mine.toml", tiny.row(1))
