@@ -54,7 +54,7 @@ def serve(host: str, port: int, url: str | None, options: Mapping[str, str]) -> 
         lambda record: not (record.exc_info and isinstance(record.exc_info[1], http_exceptions.HttpProcessingError))
     )
     print(f"The console is at {server.url} (Ctrl+C stops the server; runs continue)", file=sys.stderr)
-    web.run_app(server.application(), sock=listener, print=None, access_log=None, shutdown_timeout=1.0)
+    web.run_app(server.application(), sock=listener, print=None, access_log=None, shutdown_timeout=0.2)
 
 
 def _names(host: str) -> list[str]:

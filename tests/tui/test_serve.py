@@ -242,6 +242,19 @@ async def test_a_page_of_another_site_is_refused_in_the_browser(server: Server, 
         await server.has_consoles(2)
 
 
+@needs_browser
+async def test_a_link_on_another_site_opens_the_console_and_a_frame_does_not(server: Server, tmp_path: Path) -> None:
+    async with chromium(tmp_path / "profile") as browser, foreign_site() as site:
+        page = await browser.new_page(site.replace("127.0.0.1", "localhost"))  # to browsers another site
+        frame = "document.body.append(Object.assign(document.createElement('iframe'), {src: '%s'}))"
+        await page.evaluate(frame % server.url)
+        await asyncio.sleep(1.0)
+        assert server.consoles() == []
+        await page.evaluate(f"void (location.href = '{server.url}')")
+        await page.shows("12 finished")
+        assert server.token not in await page.evaluate("location.href")
+
+
 @contextlib.asynccontextmanager
 async def two_pages(server: Server) -> AsyncIterator[list[psutil.Process]]:
     """Open two pages without a browser, and yield their consoles, which have drawn the store."""
