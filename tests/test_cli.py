@@ -140,6 +140,14 @@ def test_a_failing_run_makes_the_exit_code_one_and_the_others_finish(tmp_path: P
 
 
 @pytest.mark.slow
+def test_exports_that_cannot_be_written_make_the_exit_code_one(tmp_path: Path) -> None:
+    (tmp_path / "exports").write_text("a file is in the way")
+    done = tiny.lmconsole("run", "1", *tiny_arguments(tmp_path), cwd=tmp_path, check=1)
+    assert "exports: none" in done.stderr
+    assert re.search(r"^ *1 +LSTM .* finished ", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.slow
 def test_two_commands_at_once_train_nothing_twice_and_both_get_the_results(tmp_path: Path) -> None:
     rows = [tiny.row(number, more="epochs = 60") for number in (1, 2, 3)]  # long enough to meet if they may
     arguments = tiny_arguments(tmp_path, *rows)

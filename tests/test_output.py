@@ -193,3 +193,31 @@ def test_a_stream_that_does_not_block_gets_everything(root: Path) -> None:
             first = pipe.read(1)
             assert len(json.loads(first + pipe.read())) == 12
     assert child.returncode == 0
+
+
+NOT_UTF8 = b"o\xffdd".decode("utf-8", "surrogateescape")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["status"], ["status", "--json"], ["list", "--json"], ["export", "--out", NOT_UTF8], ["export", "-o", "-"]],
+    ids=lambda words: " ".join(words).replace(NOT_UTF8, "…"),
+)
+def test_a_store_whose_name_is_not_utf8_is_shown(words: list[str], root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "runs", tmp_path / NOT_UTF8 / "runs")
+    (tmp_path / NOT_UTF8 / NOT_UTF8).mkdir()
+    done = tiny.lmconsole(*words, cwd=tmp_path / NOT_UTF8, check=0)
+    assert forbidden(done.stdout + done.stderr) == []
+    if "--json" in words:
+        assert json.loads(done.stdout)
+
+
+def test_an_import_from_a_folder_whose_name_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / NOT_UTF8
+    source.mkdir()
+    (source / "args.json").write_text('{"model": "lstm", "layers": 1, "optimizer": "adam"}')
+    (source / "valid_ppl.txt").write_text("300\n200\n")
+    done = tiny.lmconsole("import", str(source), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "not UTF-8; rename it" in done.stderr
+    assert [path for path in tmp_path.glob("runs/*") if path.is_dir()] == []

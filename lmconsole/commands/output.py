@@ -65,12 +65,28 @@ def plain_table(**columns: JustifyMethod) -> Table:
 
 def print_json(value: Any) -> None:
     """Print indented JSON on standard output."""
-    _print_json(msgspec.json.format(msgspec.json.encode(value), indent=2))
+    _print_json(msgspec.json.format(_encode(value), indent=2))
 
 
 def print_json_line(value: Any) -> None:
     """Print JSON on one line of standard output, at once."""
-    _print_json(msgspec.json.encode(value))
+    _print_json(_encode(value))
+
+
+def _encode(value: Any) -> bytes:
+    """Encode a value as JSON. Bytes of file names that are not UTF-8 become escape sequences, since JSON has none."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_as_text(msgspec.to_builtins(value)))
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_as_text(key): _as_text(each) for key, each in value.items()}
+    return [_as_text(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _print_json(encoded: bytes) -> None:

@@ -13,7 +13,7 @@ from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.plan.presets import ranges
 from lmconsole.report.captions import describe_group, describe_incomplete_runs, known_settings
 from lmconsole.report.figures import FigureSpec
-from lmconsole.report.markup import escape_latex, escape_markdown
+from lmconsole.report.markup import escape_latex, escape_markdown, latex_caption
 from lmconsole.report.questions.finding import Finding
 from lmconsole.report.selection import Group
 from lmconsole.report.table import Cell, Column, Table, latex_font_size, latex_grid, markdown_grid
@@ -356,7 +356,7 @@ def _latex_figures(figures: Sequence[FigureSpec]) -> str:
 
 def caption_latex(figure: FigureSpec) -> str:
     """Return the definition of a command for a caption, used as ``\\caption{\\figureOneCaption}``."""
-    return f"\\newcommand{{{caption_macro(figure)}}}{{{escape_latex(figure.caption)}}}"
+    return f"\\newcommand{{{caption_macro(figure)}}}{{{latex_caption(figure.caption)}}}"
 
 
 _NUMBER_WORDS = ("One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven")

@@ -73,6 +73,15 @@ def escape_latex(text: str) -> str:
     return "".join(_LATEX.get(c) or _latex_letter(c) for c in separated)
 
 
+LONGEST_CAPTION = 1_500
+"""Characters of a caption in LaTeX, which measures it on one line first. Ours have about 600."""
+
+
+def latex_caption(text: str) -> str:
+    """Escape a caption as ``escape_latex`` does; a longer one than ``LONGEST_CAPTION`` is cut."""
+    return escape_latex(text if len(text) <= LONGEST_CAPTION else f"{text[: LONGEST_CAPTION - 1]}…")
+
+
 _NOT_IN_OT1 = re.compile(
     r"\\(k|d|r\{U\}|DH|dh|DJ|dj|TH|th|NG|ng|guill\w+|quote\w+|textquote\w+|[hH]withstroke|nument)(?![a-z])"
 )

@@ -10,7 +10,7 @@ from typing import Literal
 import pandas as pd
 
 from lmconsole.errors import escape_control_characters
-from lmconsole.report.markup import DASH, escape_latex, escape_markdown
+from lmconsole.report.markup import DASH, escape_latex, escape_markdown, latex_caption
 
 TextFormat = Literal["markdown", "latex", "csv"]
 SUFFIXES: dict[TextFormat, str] = {"markdown": "md", "latex": "tex", "csv": "csv"}
@@ -109,7 +109,7 @@ def to_latex(table: Table, *, siunitx: bool = False) -> str:
             "% needs \\usepackage{booktabs}" + (" and \\usepackage{siunitx}" if siunitx else ""),
             "\\begin{table}[htbp]",
             f"  \\centering{latex_font_size(table)}",
-            f"  \\caption{{{escape_latex(table.caption)}}}",
+            f"  \\caption{{{latex_caption(table.caption)}}}",
             f"  \\label{{{table.label}}}",
             *(f"  {line}" for line in latex_grid(table, siunitx=siunitx)),
             "\\end{table}",

@@ -91,16 +91,20 @@ def _cpu_quotas(proc: Path, cgroups: Path) -> Iterator[float]:
 def _memory_limits(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
     """Yield the limits and the use of memory in bytes, without caches that the kernel drops first."""
     for version, folder in _groups(proc, cgroups, "memory"):
-        names = ("limit_in_bytes", "usage_in_bytes", "total_inactive_file") if version == 1 else _MEMORY_V2
+        limit_name, used_name, cached_name = _MEMORY_NAMES[version]
         try:
-            limit, used = (int(_read(folder / f"memory.{name}")) for name in names[:2])  # "max", no limit, is no number
-            cached = re.search(rf"^{names[2]} (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
+            limit = int(_read(folder / limit_name))  # "max", no limit, is not a number
+            used = int(_read(folder / used_name))
+            cached = re.search(rf"^{cached_name} (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
         except (OSError, ValueError):
             continue
         yield limit, max(used - int(cached[1] if cached else 0), 0)
 
 
-_MEMORY_V2 = ("max", "current", "inactive_file")
+_MEMORY_NAMES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
 
 
 def _groups(proc: Path, cgroups: Path, controller: str) -> Iterator[tuple[Literal[1, 2], Path]]:

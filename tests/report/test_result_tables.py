@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -20,7 +22,7 @@ from lmconsole.report.export import ExportOptions, export, export_automatically
 from lmconsole.report.markup import escape_latex, escape_markdown
 from lmconsole.report.result_tables import memory_table, results_table
 from lmconsole.report.selection import Exclusion, choose_group
-from lmconsole.report.table import frame_to_csv
+from lmconsole.report.table import Cell, Column, Table, frame_to_csv, to_latex
 from lmconsole.runs.events import perplexity
 from lmconsole.runs.info import read_info
 from lmconsole.runs.store import Run, Store
@@ -400,3 +402,17 @@ def test_no_cell_of_a_csv_is_a_formula_and_the_text_can_be_recovered(texts: list
         assert not re.match(r"\s*[=+\-@＝＋－＠]", cell)
         original = re.sub(r"^'(?=['\s]*[=+\-@＝＋－＠])", "", cell)
         assert original == escape_control_characters(text)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs LaTeX")
+@pytest.mark.parametrize("word", ["x" * 3_000, "W" * 20_000, "é" * 3_000, "two words " * 2_000, "a_b-" * 2_000])
+def test_latex_compiles_with_names_of_any_length(tmp_path: Path, word: str) -> None:
+    columns = [Column(header="Name"), Column(header="Number", numeric=True), Column(header="Note")]
+    row = {"Name": Cell(word), "Number": Cell("1.5"), "Note": Cell(word, bold=True)}
+    table = to_latex(Table(columns=columns, rows=[row], caption=f"Runs on {word}", label="tab:x"))
+    start = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}"
+    (tmp_path / "long.tex").write_text(f"{start}{table}{escape_latex(word)}\\end{{document}}")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "long"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout[-2_000:]
