@@ -133,7 +133,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
     model: Model
     layers: Annotated[int, msgspec.Meta(ge=1, le=256)]
     optimizer: Optimizer
-    name: str = ""
+    name: Annotated[str, msgspec.Meta(max_length=255)] = ""
     """Label; empty for the built-in experiments."""
     overrides: dict[str, object] = {}
     """Settings that the row overrides."""

@@ -42,6 +42,8 @@ Loss = Annotated[float, msgspec.Meta(ge=-MAX_LOSS_NATS, le=1e40)]
 """Cross-entropy in nats, computed from single precision."""
 Ppl = Annotated[float, msgspec.Meta(gt=0.0, le=1e306)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e10)]
+Name = Annotated[str, msgspec.Meta(max_length=255)]
+"""Text that tables and captions show."""
 Amount = Annotated[float, msgspec.Meta(ge=0.0, le=1e15)]
 """Joules, MiB, tokens per second, GFLOP/s."""
 
@@ -83,13 +85,13 @@ class Started(Event, frozen=True, kw_only=True, gc=False, tag="started"):
 
     attempt: Positive
     pid: Number
-    host: str
-    device: str
-    device_name: str
-    device_uuid: str | None
-    versions: dict[str, str | None]
+    host: Name
+    device: Name
+    device_name: Name
+    device_uuid: Name | None
+    versions: dict[Name, Name | None]
     threads: Positive
-    precision: str
+    precision: Name
     parameters_total: Number
     parameters_trainable: Number
     shared_gpu: bool | None = None
@@ -375,7 +377,7 @@ class EventReader:
         self._tail = LineTail(path, limit=CHUNK_BYTES, restart=False)
         self._line = 0
         """Lines read so far."""
-        self._highest = 0
+        self.highest = 0
         """Highest number so far."""
         self.skipped_last = 0
         """Damaged lines after the last readable one."""
@@ -413,11 +415,11 @@ class EventReader:
         except DAMAGED:
             events = self._decode_each(data)
         else:
-            if self.skipped_last or [1 for seq, event in enumerate(events, self._highest + 1) if event.seq != seq]:
+            if self.skipped_last or [1 for seq, event in enumerate(events, self.highest + 1) if event.seq != seq]:
                 events = self._decode_each(data)
             else:
                 self._line += len(events)
-                self._highest += len(events)
+                self.highest += len(events)
         _restore_non_finite(events)
         return events
 
@@ -445,14 +447,14 @@ class EventReader:
             first = damage.first_skipped_line or self._line
             self.damage = replace(damage, skipped=damage.skipped + 1, first_skipped_line=first)
             return
-        expected = self._highest + self.skipped_last + 1
+        expected = self.highest + self.skipped_last + 1
         if expected < seq <= MAX_SEQ:
             first, missing = damage.first_missing or expected, damage.missing + seq - expected
             self.damage = replace(damage, missing=missing, first_missing=first)
-        elif seq != expected and not self._highest < seq < expected:
+        elif seq != expected and not self.highest < seq < expected:
             first = damage.first_repeated_line or self._line
             self.damage = replace(damage, repeated=damage.repeated + 1, first_repeated_line=first)
-        self._highest = max(self._highest, seq) if seq <= MAX_SEQ else self._highest
+        self.highest = max(self.highest, seq) if seq <= MAX_SEQ else self.highest
         self.skipped_last = 0
 
 

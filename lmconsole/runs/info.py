@@ -9,15 +9,12 @@ import msgspec
 from lmconsole.errors import StoreError
 from lmconsole.files import open_file, read_file
 from lmconsole.plan.experiment import APPLIES_TO, Experiment, Seed, Settings
-from lmconsole.runs.events import DAMAGED, Jobs, Number
+from lmconsole.runs.events import DAMAGED, Jobs, Name, Number
 
 SCHEMA = 1
 """Version of the layout of run.json. A new field has a default and leaves it unchanged."""
 MAX_BYTES = 2**20
 """Largest run.json that is read."""
-
-Name = Annotated[str, msgspec.Meta(max_length=255)]
-"""Text that tables and captions show."""
 
 
 class CorpusInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -112,7 +112,7 @@ class RunState:
     def _begin_unseen(self, reader: EventReader) -> None:
         """Note that a queued run has begun if its damaged log goes on after ``queued``: ``started`` cannot be read."""
         waits = self.status is Status.QUEUED and self.queued is not None
-        if waits and (reader.skipped_last or self.seq != self.queued_seq):
+        if waits and (reader.skipped_last or reader.highest != self.queued_seq):
             self.status = Status.RUNNING
             self.attempt += 1
 

@@ -232,6 +232,16 @@ def test_a_queued_run_whose_next_line_is_damaged_does_not_wait_in_the_queue(tmp_
     assert again.state.damage == ("1 damaged line skipped, first line 2",)
 
 
+def test_a_queued_event_out_of_its_place_puts_no_run_into_the_queue(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    append_events(run.paths, started(), Stopped(epoch=1, step=0), queued(), started(), Stopped(epoch=1, step=0))
+    lines = run.paths.events.read_bytes().splitlines(keepends=True)
+    run.paths.events.write_bytes(b"".join([*lines[:3], *lines[4:], lines[3]]))
+    (again,) = Store(tmp_path / "runs").runs()
+    assert again.status is Status.LOST
+    assert again.state.damage
+
+
 @pytest.mark.parametrize("kept", [1, 2, 3])
 @pytest.mark.parametrize("end", [b"", b"\n"])
 def test_an_imported_run_without_its_end_has_never_work_for_a_runner(tmp_path: Path, kept: int, end: bytes) -> None:
