@@ -14,7 +14,7 @@ from lmconsole.runs.comparable import EXPERIMENT_SETTINGS
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.store import Run
 
-INFERRED_MARK = "§"
+INFERRED_MARK = "¶"
 """Mark of experiments with a setting that is inferred."""
 
 MANY_SEEDS = 5

@@ -124,7 +124,9 @@ def _readings_table(group: Group, frame: pd.DataFrame) -> Table:
             **_experiment_texts(record),
             **{columns[column]: _format(record[column]) for column in shown},
             "n": f"{record['samples']:,}",
-            "Experiment": _id_and_name(record) + (INFERRED_MARK if record["experiment"] in inferred else ""),
+            "Experiment": _id_and_name(record)
+            + record["mark"]
+            + (INFERRED_MARK if record["experiment"] in inferred else ""),
         }
         rows.append({header: Cell(text) for header, text in texts.items()})
     known = frame["memory_mib"].notna()
@@ -136,7 +138,7 @@ def _readings_table(group: Group, frame: pd.DataFrame) -> Table:
     return Table(
         label="tab:memory",
         title="Table 2",
-        caption=f"{caption} {describe_for_table(group)}",
+        caption=_sentences(caption, explain_marks("".join(frame["mark"])), describe_for_table(group)),
         columns=[*_EXPERIMENT, *(Column(header=header, numeric=True) for header in headers)],
         rows=rows,
         data=frame[["architecture", "layers", "optimizer", *shown, "scope", "samples", "experiment", "name"]]

@@ -53,19 +53,19 @@ def test_the_report_on_twelve_imported_runs_is_right(tmp_path: Path, runs: dict[
     export(store, tmp_path / "out", ExportOptions(imported=True, against="published"))
     text = (tmp_path / "out/report.md").read_text()
 
-    first = {int(row[6].rstrip("§")): row for row in table_rows(text, "Table 1")}
+    first = {int(row[6].rstrip("¶")): row for row in table_rows(text, "Table 1")}
     assert first.keys() == runs.keys()
     for number, run in runs.items():
         best = min(run.valid_ppl)
         assert first[number][2].lower() == run.optimizer
         assert first[number][3:6] == [f"{run.train_ppl[run.best_epoch - 1]:.3f}", f"{best:.3f}", str(run.best_epoch)]
-    assert {number for number, row in first.items() if row[6].endswith("§")} == {1, 3, 5, 7}
+    assert {number for number, row in first.items() if row[6].endswith("¶")} == {1, 3, 5, 7}
     bold = re.findall(r"\*\*(\d+)\*\* \|\n", text)
     assert sorted(map(int, bold)) == [6, 9]
     assert "‡" not in text
     assert "Xavier" not in text
 
-    second = {int(row[5].rstrip("§")): row for row in table_rows(text, "Table 2")}
+    second = {int(row[5].rstrip("¶")): row for row in table_rows(text, "Table 2")}
     for number, run in runs.items():
         assert second[number][3:5] == [f"{sum(run.memory_mib) / READINGS:,.0f}", f"{READINGS:,}"]
     assert "host memory" not in text
