@@ -30,7 +30,7 @@ STUBBORN = (
 ECHOES = """
 import sys, tty
 tty.setraw(0)
-print("ready", flush=True)
+print("ready", end="\\r\\n", flush=True)
 for line in sys.stdin:
     print("got", line.strip(), flush=True)
 """
@@ -218,7 +218,7 @@ async def test_the_names_of_this_machine_are_let_in() -> None:
         await served.enter()
         own = f"localhost:{served.port}"
         connection = await served.connect(headers={"Host": own, "Origin": f"http://{own}"})
-        await read_until(connection, "ready")
+        await read_until(connection, "ready\r\n")
         await connection.close()
 
 
@@ -242,7 +242,7 @@ async def test_behind_a_proxy_only_its_url_is_let_in() -> None:
         for origin in (served.origin, "http://gpu.example.org", "https://evil.example"):
             assert await refused(served, {**headers, "Origin": origin}) == 403
         connection = await served.connect(headers={**headers, "Origin": "https://gpu.example.org"})
-        await read_until(connection, "ready")
+        await read_until(connection, "ready\r\n")
 
 
 def size_of(console: psutil.Process) -> tuple[int, int]:
@@ -270,7 +270,7 @@ async def test_sizes_are_bounded(asked: tuple[int, int], expected: tuple[int, in
     async with serving() as served:
         await served.enter()
         connection = await served.connect({"width": str(columns), "height": str(rows)})
-        await read_until(connection, "ready")
+        await read_until(connection, "ready\r\n")
         (console,) = consoles()
         assert size_of(console) == expected
         await connection.send_json(["resize", {"width": 100, "height": 30}])
@@ -287,7 +287,7 @@ async def test_keys_reach_the_console_whole() -> None:
     async with serving(ECHOES) as served:
         await served.enter()
         connection = await served.connect({"width": "x"})
-        await read_until(connection, "ready")
+        await read_until(connection, "ready\r\n")
         await connection.send_json(["stdin", "größer ▁\n"])
         await read_until(connection, "got größer ▁")
         for number in range(60):  # more than a terminal holds at once
@@ -317,7 +317,7 @@ async def test_an_unexpected_message_ends_the_session(message: str | bytes) -> N
     async with serving() as served:
         await served.enter()
         connection = await served.connect()
-        await read_until(connection, "ready")
+        await read_until(connection, "ready\r\n")
         await (connection.send_bytes(message) if isinstance(message, bytes) else connection.send_str(message))
         async with asyncio.timeout(PATIENCE_S):
             while (await connection.receive()).type not in (WSMsgType.CLOSE, WSMsgType.CLOSED, WSMsgType.ERROR):
@@ -336,7 +336,7 @@ async def test_the_number_of_consoles_is_bounded() -> None:
         await until_there_are(MAX_SESSIONS)
         await connections[0].close()
         await until_there_are(MAX_SESSIONS - 1)
-        await read_until(await served.connect(), "ready")
+        await read_until(await served.connect(), "ready\r\n")
 
 
 @pytest.mark.parametrize("program", [WAITS, STUBBORN])
@@ -345,7 +345,7 @@ async def test_a_console_ends_with_its_page(program: str, polite: bool) -> None:
     async with serving(program) as served:
         await served.enter()
         connection = await served.connect()
-        await read_until(connection, "ready")
+        await read_until(connection, "ready\r\n")
         if polite:
             await connection.close()
         else:  # the browser was killed
@@ -358,7 +358,7 @@ async def test_the_server_ends_its_consoles_within_two_seconds(program: str) -> 
     async with serving(program) as served:
         await served.enter()
         for _ in range(3):
-            await read_until(await served.connect(), "ready")
+            await read_until(await served.connect(), "ready\r\n")
         began = time.monotonic()
     assert time.monotonic() - began < 2.0
 
