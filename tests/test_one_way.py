@@ -20,30 +20,23 @@ KERNEL = "a file of the kernel, which only the kernel writes"
 INSTALLED = "a file of the installed package"
 PRIVATE = "a private folder of the runner"
 OPENED = "opened by open_file before"
-LATER = "to be opened through lmconsole/files.py"
 
 OPENERS: Mapping[str, Mapping[str, str]] = {
     "files.py": {"os.open": "the one way in", "open": "a descriptor"},
     "commands/streams.py": {"os.open": "/dev/null", "open": "a descriptor"},
     "data/files.py": {"zipfile.ZipFile": OPENED, "np.load": OPENED},
     "engine/child.py": {"open": "a descriptor"},
-    "engine/processes.py": {"open": LATER},
     "engine/shared_data.py": {"np.load": PRIVATE},
-    "engine/worker.py": {"open": LATER, "os.open": LATER},
-    "importing/sources.py": {"read_text": LATER},
-    "lm/checkpoint.py": {"torch.load": LATER},
     "lm/device.py": {"read_text": KERNEL},
     "lm/embedding.py": {"zipfile.ZipFile": OPENED, "safe_open": OPENED, "open": "a member of an archive"},
     "lm/memory.py": {"read_text": KERNEL, "write_text": KERNEL},
-    "report/export.py": {"read_bytes": LATER},
+    "lm/tensor_file.py": {"zipfile.ZipFile": OPENED},
     "report/reference.py": {"read_text": INSTALLED},
-    "report/transaction.py": {"open": LATER},
-    "runs/events.py": {"read_bytes": LATER, "os.open": LATER},
-    "runs/info.py": {"read_bytes": LATER, "open": LATER},
-    "runs/lock.py": {"os.open": LATER},
+    "report/transaction.py": {"open": "a new file under a random name"},
     "telemetry/host.py": {"read_text": KERNEL},
     "telemetry/logout.py": {"read_text": KERNEL},
     "tui/plot/glyphs.py": {"read_bytes": KERNEL},
+    "tui/web_server.py": {"read_text": INSTALLED},
 }
 """Modules that open files other than by ``open_file`` and ``read_file``, by which call, and why that is safe."""
 
