@@ -199,7 +199,7 @@ def main(arguments: list[str] | None = None, commands: Connection | None = None)
     log = EventLog(paths.events)
 
     def stop_requested() -> bool:
-        return bool(received) or paths.stop.exists()
+        return bool(received) or paths.stop_requested
 
     try:
         info = read_info(paths.info)

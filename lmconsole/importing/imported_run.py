@@ -32,6 +32,7 @@ from lmconsole.runs.events import (
     Queued,
     Stopped,
     Telemetry,
+    check_readable,
     name_non_finite,
     perplexity,
     utc_now,
@@ -172,7 +173,14 @@ def make_run(source: Source, place: str, plan: Plan, experiments: Experiments, e
         denominator=per,
     )
     notes = [*meaning.notes, *effective.notes]
-    return ImportedRun(info=info, epochs=epochs, test_ppl=source.test_ppl, memory=source.memory, notes=notes)
+    run = ImportedRun(info=info, epochs=epochs, test_ppl=source.test_ppl, memory=source.memory, notes=notes)
+    for event in run.events(place=1):
+        try:
+            check_readable(event)
+        except ValueError as error:
+            where = f"epoch {event.epoch}: " if isinstance(event, Epoch) else ""
+            raise ImportSourceError(f"{where}{error}") from None
+    return run
 
 
 def _config_hash(

@@ -244,6 +244,14 @@ def name_non_finite(event: E) -> E:
     return msgspec.structs.replace(event, non_finite=non_finite) if non_finite else event
 
 
+def check_readable(event: Event) -> None:
+    """Raise ValueError, with the field and its bounds, if readers would take the line of ``event`` for damaged."""
+    try:
+        _decoder.decode(_encoder.encode(name_non_finite(event)))
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error).replace("`", "").replace("$.", "")) from None
+
+
 def _restore_non_finite(events: Sequence[AnyEvent]) -> None:
     """Put NaN and infinity back into events that were just decoded. Nothing else may refer to these events yet."""
     # A large store has a million events, hardly any of them to be restored: hence no function call for each.

@@ -1,5 +1,7 @@
 """Names of all files of a store and of its runs."""
 
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,3 +64,11 @@ class RunPaths:
     def stop(self) -> Path:
         """Exists if the run has been asked to stop."""
         return self.folder / "stop"
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the run has been asked to stop: by a file, not by a link or a folder."""
+        try:
+            return stat.S_ISREG(os.lstat(self.stop).st_mode)
+        except OSError:
+            return False

@@ -4,7 +4,6 @@ import contextlib
 import gc
 import os
 import re
-import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -52,11 +51,8 @@ class Run:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether the run has been asked to stop: by a file, not by a link or a folder."""
-        try:
-            return stat.S_ISREG(os.lstat(self.paths.stop).st_mode)
-        except OSError:
-            return False
+        """Whether the run has been asked to stop."""
+        return self.paths.stop_requested
 
     def refresh(self) -> list[AnyEvent]:
         """Read the new events of the log, apply them, and return them. Errors go to ``problem``."""

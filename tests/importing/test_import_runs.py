@@ -113,6 +113,8 @@ def test_an_experiment_outside_the_plan_gets_a_number_and_keeps_it(tmp_path: Pat
         (ARGS, {"valid_ppl": [1, "x", 3]}, "valid_ppl.txt line 2: 'x' is not a number"),
         (ARGS, {"valid_ppl": []}, "no epoch"),
         (ARGS, {"valid_ppl": [1, -2, 3]}, "a perplexity of -2 is impossible"),
+        (ARGS, {"valid_ppl": [1, 1e307, 3]}, "epoch 2: Expected float <= 1e+306 - at valid_ppl"),
+        (ARGS, {"valid_ppl": [1, 2, 3], "train_time": [1, 1, 1e11]}, "epoch 3: Expected float <= 1"),
         (ARGS, {"train_ppl": [1, 2]}, "different numbers of epochs: train_ppl.txt 2, valid_ppl.txt 3"),
         (ARGS, {"train_time": [1, "nan", 3]}, "train_s: nan is not a time"),
         (ARGS, {"test_ppl": [1, 2]}, "test_ppl.txt has 2 numbers instead of one"),
