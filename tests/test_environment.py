@@ -58,6 +58,7 @@ ENVIRONMENTS: dict[str, Mapping[str, str]] = {
     },
     "odd folders": dict.fromkeys(XDG, "rel") | {"TMPDIR": "/nowhere", "TERM": "dumb", "NO_COLOR": "1"},
     "folders that cannot be written": dict.fromkeys(XDG, "/proc/none")
+    | {"XDG_STATE_HOME": "{root}/state"}  # permissions to start runs must be saved
     | {"TMPDIR": "{root}/" + LONG, "HOME": "/nowhere", "USER": "", "TERM": "\x1b[31m"},
 }
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmconsole.commands.output import print_data, print_message
-from lmconsole.errors import ExitCode, LmconsoleError
+from lmconsole.errors import ExitCode
 from lmconsole.formatting import counted
 from lmconsole.importing.import_runs import import_runs as import_into
 from lmconsole.plan.load import load_plan
@@ -22,10 +22,7 @@ def import_runs(root: Path, source: Path, experiments: Path | None) -> ExitCode:
 
     The exit code is RUN_FAILED if only some could be imported, and USAGE if none could.
     """
-    try:
-        report = import_into(Store(root), source, load_plan(experiments))
-    except UnicodeEncodeError:
-        raise LmconsoleError(f"{source}: the name of a folder here is not UTF-8; rename it, or link to it") from None
+    report = import_into(Store(root), source, load_plan(experiments))
     for place, run in report.imported.items():
         print_data(f"{run}: imported from {place}")
     for place, update in report.updated.items():

@@ -83,7 +83,7 @@ class _Importer:
         self._replaced: set[str] = set()
         for run in runs:
             self._experiments.add(run.info.experiment)
-            # One that reads as queued has lost the end of its log, and is imported again.
+            # One that reads as queued has lost the end of its log, and is not known.
             if run.info.origin == "imported" and not run.problem and not run.status.active:
                 self._add_known(run)
 

@@ -50,7 +50,8 @@ def test_it_returns_when_running_and_queued_runs_have_no_worker(
         run.refresh()
         assert (run.status, run.worker()) == (Status.STOPPED, None)
     assert runs[0].paths.checkpoint.exists()
-    assert done.stderr.count("asked to stop") == done.stderr.count("stopped in epoch") == 2
+    assert [done.stderr.count(words) for words in ("asked to stop", "removed from the queue")] == [1, 1]
+    assert done.stderr.count("stopped in epoch") == 2
     assert process.wait(60) == 0
 
 

@@ -156,8 +156,8 @@ def test_an_import_whose_log_lost_its_end_is_imported_again(tmp_path: Path) -> N
     log = EventLog(run.paths.events)
     log.append(Queued(devices=(), jobs=1))
     log.close()
-    assert len(import_into(tmp_path).imported) == 1
-    assert Status.FINISHED in [each.status for each in runs(tmp_path)]
+    assert len(import_into(tmp_path).updated) == 1
+    assert [each.status for each in runs(tmp_path)] == [Status.FINISHED]
 
 
 def test_a_damaged_epoch_comes_back_from_the_source(tmp_path: Path) -> None:

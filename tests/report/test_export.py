@@ -449,7 +449,7 @@ def test_the_folder_itself_may_be_a_link(store: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick_figures")
-@pytest.mark.parametrize("preset", ["../../x", "/abs", "..", ".", "", "a/b", "x" * 400, "\u202e\x1b[2J", "nul\0"])
+@pytest.mark.parametrize("preset", ["../../x", "/abs", "..", ".", "", "a/b", "x" * 200, "\u202e\x1b[2J", "nul\0"])
 def test_a_preset_from_a_file_names_a_folder_in_the_exports(tmp_path: Path, preset: str) -> None:
     for run in (record(tmp_path, 1, "lstm", [(5.0, 4.5)]), record(tmp_path, 1, "lstm", [(5.0, 4.0)], epochs=7)):
         found = json.loads(run.paths.info.read_text())

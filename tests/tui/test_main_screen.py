@@ -173,7 +173,7 @@ async def test_imported_runs_are_marked_and_own_runs_take_precedence(stage: Stag
     async with stage.console() as pilot:
         await shows(pilot, "imported, 2/3", "200.0")
         await pilot.press("down", "enter")
-        await shows(pilot, "imported from", "position, padding included")
+        await shows(pilot, "imported from", "full batches (padded)")
         await pilot.press("escape", "x")
         await shows(pilot, "over training time", "Waiting for the first measurements")
         await pilot.press("x")
