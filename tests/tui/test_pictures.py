@@ -214,7 +214,9 @@ def xterm(columns: int, font: str, *pictures: Path) -> Iterator[Callable[[], Ima
         yield lambda: ImageGrab.grab(xdisplay=display).convert("RGB")
     finally:
         kill_and_wait(shown)
-        kill_and_wait(server)
+        server.terminate()  # killed, it would leave the lock of its display to the next server, and two could take it
+        server.wait()
+        server.stdout.close()
 
 
 def frame_of(image: Image.Image) -> tuple[int, int, int, int] | None:

@@ -115,7 +115,7 @@ async def test_a_browser_shows_the_console_as_a_terminal_does(server: Server, tm
         for width, height in ((700, 420), (1900, 1000), (320, 200), (1300, 800)):
             await page.resize(width, height)
             await page.until(partial(fills, width))
-            await page.shows("GPT-1")
+            await page.shows("Adam")
         await page.shows("Trend", "12 selected")
         second = await browser.new_page(server.url, 900, 600)
         await second.shows("12 finished")
