@@ -83,8 +83,7 @@ class _Importer:
         self._replaced: set[str] = set()
         for run in runs:
             self._experiments.add(run.info.experiment)
-            # One that reads as queued has lost the end of its log, and is not known.
-            if run.info.origin == "imported" and not run.problem and not run.status.active:
+            if run.info.origin == "imported" and not run.problem:
                 self._add_known(run)
 
     def _add_known(self, run: Run) -> None:

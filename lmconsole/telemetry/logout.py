@@ -16,7 +16,7 @@ def logout_risk(
 ) -> tuple[str, str] | None:
     """Return why processes that are started here end when the user logs out, and what to do about it.
 
-    None if they go on, or if systemd does not manage this session: its name in ``cgroup`` tells.
+    None if they go on, or if systemd does not manage this login, which the name in ``cgroup`` tells.
     """
     try:
         user = user or getpass.getuser()
