@@ -194,7 +194,7 @@ class Store:
         for gone in self._runs.keys() - names:
             del self._runs[gone]
         self.problems = {}
-        with _without_garbage_collection():
+        with _without_garbage_collection(grows=not self._runs):
             for name in names:
                 self._refresh(name)
         return oldest_first(self._runs.values(), lambda run: (run.run, run.info, run.state.queued))
@@ -248,13 +248,21 @@ class Store:
 
 
 @contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Keep Python from looking for cyclic garbage among the events of a large store, of which none is garbage."""
+def _without_garbage_collection(*, grows: bool) -> Iterator[None]:
+    """Keep Python from looking for cyclic garbage among the events of a large store, of which none is garbage.
+
+    Args:
+        grows: whether most of the objects in memory are created in the block. They then count as old afterwards, as
+            if they had already survived collections.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if grows and not gc.get_freeze_count():
+            gc.freeze()
+            gc.unfreeze()  # into the oldest generation
         if enabled:
             gc.enable()
 
