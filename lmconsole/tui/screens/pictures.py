@@ -37,6 +37,8 @@ USUAL_CELL = (10, 20)
 OTHER_LINES = 2
 """Lines of the screen that a picture leaves free: that of the keys, and that of the cursor."""
 COLOR = re.compile(r"#(\d+);2;\d+;\d+;\d+")
+ANSWER = re.compile(r"\x1b\[[?\d;]+[A-Za-z]")
+LEFT = "\x1b[D"
 MAX_BYTES = 64 * 2**20
 
 Pixels = tuple[int, int]
@@ -100,7 +102,7 @@ def browse(pictures: Sequence[Path]) -> str | None:
             key = _key(descriptor)
             if key in ("", "q", "\x1b", "\x03"):
                 break
-            index = max(index - 1, 0) if key in ("b", "\x1b[D") else index + 1
+            index = max(index - 1, 0) if key in ("b", LEFT) else index + 1
         console.clear()
     return None
 
@@ -185,8 +187,15 @@ def _keys_unbuffered(descriptor: int) -> Iterator[None]:
 
 
 def _key(descriptor: int) -> str:
-    """Return one key press: a character or the escape sequence of a key; nothing if the terminal is gone."""
-    try:
-        return os.read(descriptor, 64).decode(errors="replace")
-    except OSError:
-        return ""
+    """Return one key press: a character or the escape sequence of a key; nothing if the terminal is gone.
+
+    Answers of the terminal that arrive late are no key presses.
+    """
+    while True:
+        try:
+            data = os.read(descriptor, 64).decode(errors="replace")
+        except OSError:
+            return ""
+        key = ANSWER.sub("", data)
+        if key or not data:
+            return key
