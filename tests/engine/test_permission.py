@@ -39,10 +39,10 @@ LONG = 100_000
 class Forged:
     """A run folder in which everything that version 0.1.0 believed is forged."""
 
-    def __init__(self, root: Path, *, like: Run | None = None, **changes: Any) -> None:
+    def __init__(self, root: Path, *, like: Run | None = None, name: str = "forged", **changes: Any) -> None:
         self.program, self.exports = root / "program-ran", root / "forged-exports"
         source = like or tiny.queue_tiny(root, seed=99)
-        self.folder = root / "runs" / "forged"
+        self.folder = root / "runs" / name
         shutil.copytree(source.paths.folder, self.folder)
         shutil.rmtree(source.paths.folder)
         event: dict[str, object] = {
@@ -66,7 +66,7 @@ class Forged:
             assert self.run().status is status
 
     def run(self) -> Run:
-        (run,) = [run for run in Store(self.folder.parent).runs() if run.run == "forged"]
+        (run,) = [run for run in Store(self.folder.parent).runs() if run.run == self.folder.name]
         return run
 
 
@@ -181,36 +181,40 @@ def test_a_forged_run_can_be_deleted(tmp_path: Path) -> None:
     forged.check()
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"jobs": 0},
-        {"jobs": -1},
-        {"jobs": 10**30},
-        {"jobs": "1"},
-        {"devices": []},
-        {"devices": ["cpu\n"]},
-        {"devices": ["GPU-1; rm -rf ."]},
-        {"devices": ["--shared"]},
-        {"place": -(10**9)},
-        {"place": 2**53},
-        {"exports": 7, "on_finish": "x", "cwd": [], "place": -(10**9)},
-        {},
-    ],
-    ids=str,
-)
-def test_no_run_folder_holds_up_the_queue_or_the_exports(tmp_path: Path, changes: dict[str, Any]) -> None:
-    forged = Forged(tmp_path, **changes)
+PLACE: dict[str, Any] = {"place": 2**53}
+CHANGES: list[dict[str, Any]] = [
+    {"jobs": 0},
+    {"jobs": -1},
+    {"jobs": 10**30},
+    {"jobs": "1"},
+    {"devices": []},
+    {"devices": ["cpu\n"]},
+    {"devices": ["GPU-1; rm -rf ."]},
+    {"devices": ["--shared"]},
+    {"place": -(10**9)},
+    PLACE,
+    {"exports": 7, "on_finish": "x", "cwd": [], "place": -(10**9)},
+    {},
+]
+
+
+def test_no_run_folder_holds_up_the_queue_or_the_exports(tmp_path: Path) -> None:
+    forged = [
+        Forged(tmp_path, like=tiny.queue_tiny(tmp_path, seed=100 + number), name=f"forged-{number}", **changes)
+        for number, changes in enumerate(CHANGES)
+    ]
     run = tiny.queue_tiny(tmp_path)
     tiny.permit(run, exports=str(tmp_path / "exports"))
     assert start_runner(tmp_path).wait(120) == 0
     assert status(run) is Status.FINISHED
     assert (tmp_path / "exports/report.md").exists()
-    forged.check(Status.QUEUED)
-    read = forged.run()
-    if read.problem:
-        assert stop_runs(Store(tmp_path / "runs"), [read]) == [f"forged: not in the queue: {read.problem}"]
-    assert bool(read.problem) is (bool(changes) and changes != {"place": 2**53})
+    for each, changes in zip(forged, CHANGES, strict=True):
+        each.check(Status.QUEUED)
+        read = each.run()
+        if read.problem:
+            refused = f"{read.run}: not in the queue: {read.problem}"
+            assert stop_runs(Store(tmp_path / "runs"), [read]) == [refused]
+        assert bool(read.problem) is (changes not in ({}, PLACE)), changes
     again = tiny.queue_tiny(tmp_path, seed=3)
     assert again.problem is None, "a forged place in the queue makes no later one invalid"
 
@@ -351,7 +355,7 @@ def test_a_run_that_ended_without_a_runner_is_remembered(tmp_path: Path) -> None
 
 def test_a_run_lost_in_a_reboot_keeps_its_permission_until_it_is_resumed(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
-    lost = queued_with_program(tmp_path, marker, epochs=300)
+    lost = queued_with_program(tmp_path, marker, epochs=100)
     waiting = tiny.queue_tiny(tmp_path, seed=2)
     runner = start_runner(tmp_path)
     wait_until(lambda: progressed(lost))
