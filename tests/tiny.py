@@ -142,8 +142,10 @@ def resolved_tiny(
 
 
 def environment(root: Path) -> dict[str, str]:
-    """Return the environment for processes of a test, with no data or caches but its own."""
-    hidden = {"LMCONSOLE_DATA", "LMCONSOLE_RUNS", "NO_COLOR", "COLUMNS", "PYTHONWARNINGS", "TOKENIZERS_PARALLELISM"}
+    """Return the environment for processes of a test, with no data or caches but its own, and nothing that libraries
+    have added to that of this process."""
+    hidden = {"LMCONSOLE_DATA", "LMCONSOLE_RUNS", "NO_COLOR", "COLUMNS", "PYTHONWARNINGS"}
+    hidden |= {"TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR"}
     return {k: v for k, v in os.environ.items() if k not in hidden} | {
         "XDG_CACHE_HOME": str(root / "cache"),
         "XDG_DATA_HOME": str(root / "user-data"),
