@@ -14,10 +14,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 import types
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -74,7 +75,9 @@ class ForkServer:
             if not answered:
                 self.end()
                 raise subprocess.TimeoutExpired([*source, *arguments], timeout_s)
-            code = int(server.stdout.readline())
+            answer = server.stdout.readline()
+            assert answer, "the fork server has ended; its standard error says why"
+            code = int(answer)
             out, err = (Path(stream).read_text(encoding="utf-8") for stream in streams)
         return subprocess.CompletedProcess([*source, *arguments], code, out, err)
 
@@ -136,12 +139,31 @@ def become(source: list[str], arguments: list[str], cwd: str, env: dict[str, str
     option, text = source
     sys.argv = [option, *arguments]
     if option == "-m":
-        runpy.run_module(text, run_name="__main__", alter_sys=True)
-    else:
-        main: Any = types.ModuleType("__main__")
-        sys.modules["__main__"] = main
-        exec(compile(text, "<string>", "exec"), main.__dict__)
-    sys.exit()
+        run_and_exit(lambda: runpy.run_module(text, run_name="__main__", alter_sys=True))
+    main: Any = types.ModuleType("__main__")
+    sys.modules["__main__"] = main
+    run_and_exit(lambda: exec(compile(text, "<string>", "exec"), main.__dict__))
+
+
+def run_and_exit(code: Callable[[], object]) -> NoReturn:
+    """Run ``code`` and exit as a Python that ends, but for the time that it takes to free all objects."""
+    status: object = 1
+    try:
+        code()
+        status = None
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exc()
+    try:
+        if isinstance(status, str):
+            print(status, file=sys.stderr)
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 def fork_child(
@@ -161,23 +183,12 @@ def fork_child(
         question.seek(0)
         pid = os.fork()
         if pid == 0:
-            code: object = 1
-            try:
-                for number, descriptor in enumerate((question.fileno(), answer.fileno(), stderr)):
-                    os.dup2(descriptor, number)
-                os.environ.update(env)
-                sys.argv = list(command[command.index("-m") + 1 :])
-                sys.modules.pop(sys.argv[0], None)
-                runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-                code = 0
-            except SystemExit as end:
-                code = end.code
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code if isinstance(code, int) else int(code is not None))
+            for number, descriptor in enumerate((question.fileno(), answer.fileno(), stderr)):
+                os.dup2(descriptor, number)
+            os.environ.update(env)
+            sys.argv = list(command[command.index("-m") + 1 :])
+            sys.modules.pop(sys.argv[0], None)
+            run_and_exit(lambda: runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True))
         _, status = os.waitpid(pid, 0)
         answer.seek(0)
         return subprocess.CompletedProcess(command, os.waitstatus_to_exitcode(status), answer.read())

@@ -186,6 +186,11 @@ def lmconsole(
     return done
 
 
+def run_code(code: str, *arguments: str, root: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``python -c code *arguments``, forked from a process that has imported PyTorch."""
+    return _FORK_SERVER.run(["-c", code], arguments, cwd=Path.cwd(), env=environment(root), timeout_s=240)
+
+
 def worker(
     run: Run, root: Path, prelude: str = "", server: ForkServer = _FORK_SERVER
 ) -> subprocess.CompletedProcess[str]:

@@ -48,6 +48,7 @@ def section(text: str, question: str) -> str:
     return text[text.index(f"### {question}") :].split("\n### ")[0].split("\n## ")[0]
 
 
+@pytest.mark.slow
 def test_the_report_on_twelve_imported_runs_is_right(tmp_path: Path, runs: dict[int, CourseRun]) -> None:
     store = import_all(tmp_path, runs)
     export(store, tmp_path / "out", ExportOptions(imported=True, against="published"))

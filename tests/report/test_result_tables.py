@@ -358,6 +358,7 @@ def test_nothing_to_export_is_an_error_with_the_reason(tmp_path: Path) -> None:
         choose_group(store.runs())
 
 
+@pytest.mark.slow
 def test_the_same_data_gives_the_same_bytes(store: Store, tmp_path: Path) -> None:
     first = {path.name: path.read_bytes() for path in export(store, tmp_path / "a", ExportOptions(against="published"))}
     second = {
