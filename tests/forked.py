@@ -189,9 +189,9 @@ def fork_child(
             sys.argv = list(command[command.index("-m") + 1 :])
             sys.modules.pop(sys.argv[0], None)
             run_and_exit(lambda: runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True))
-        _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         answer.seek(0)
-        return subprocess.CompletedProcess(command, os.waitstatus_to_exitcode(status), answer.read())
+        return subprocess.CompletedProcess(command, code, answer.read())
 
 
 if __name__ == "__main__":

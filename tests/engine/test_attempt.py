@@ -85,8 +85,9 @@ def train_on_fake_gpu(
 def test_a_run_records_the_joules_of_the_gpu_it_trains_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_driver: tuple[str, ForkServer]
 ) -> None:
-    variables = {"FAKE_NVML_POWER_W": "1000", "FAKE_NVML_PROCESSES": "self:300"}
-    run, last = train_on_fake_gpu(tmp_path, monkeypatch, fake_driver, **variables)
+    run, last = train_on_fake_gpu(
+        tmp_path, monkeypatch, fake_driver, FAKE_NVML_POWER_W="1000", FAKE_NVML_PROCESSES="self:300"
+    )
     assert run.state.started is not None
     assert run.state.started.shared_gpu is False
     epochs_j = 0.0

@@ -89,13 +89,13 @@ def places(value: object, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 def changed(content: Content, place: tuple[Any, ...], change: Callable[[Any, Any], None]) -> Content:
     """Return the checkpoint with ``change(container, key)`` made at a place; what contains it is copied. A tuple is
     replaced by a list."""
-    found: Any = copy.copy(content)
-    at = found
+    found = copy.copy(content)
+    at: Any = found
     for key in place[:-1]:
         at[key] = list(at[key]) if isinstance(at[key], tuple) else copy.copy(at[key])
         at = at[key]
     change(at, place[-1])
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def same_training(one: Checkpoint, other: Checkpoint) -> bool:
