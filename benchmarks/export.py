@@ -26,7 +26,7 @@ GOAL_FULL_S, GOAL_TABLE_S = 6.0, 3.0
 
 def measure(quick: bool) -> dict[str, Any]:
     """Return seconds and MiB of whole commands, each in fresh processes, and the share of the time in matplotlib."""
-    many, repetitions = (120, 2) if quick else (1_000, 5)
+    many, repetitions = (120, 1) if quick else (1_000, 5)
     with tempfile.TemporaryDirectory() as folder:
         small, large = Path(folder) / "small", Path(folder) / "large"
         make_store(small, 12)

@@ -179,7 +179,7 @@ class Meter:
 
 def measure(quick: bool) -> dict[str, Any]:
     """Return both shares for each shape, with the blocks they are computed from."""
-    pairs, block_s, budget_s = (6, 0.3, 5.0) if quick else (45, 0.45, 50.0)
+    pairs, block_s, budget_s = (3, 0.3, 3.0) if quick else (45, 0.45, 50.0)
     found = devices.describe_devices()
     name = devices.resolve_devices("auto", found)[0]
     device = next(each for each in found if each.device == name)

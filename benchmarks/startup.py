@@ -38,7 +38,7 @@ def commands(root: Path) -> dict[str, list[str]]:
 
 def measure(quick: bool) -> dict[str, Any]:
     """Return wall-clock and CPU seconds of every command, and the median ratio to bare Python in the same round."""
-    repetitions = 5 if quick else 25
+    repetitions = 3 if quick else 25
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "runs"
         make_store(root, RUNS)

@@ -149,7 +149,7 @@ def test_exports_that_cannot_be_written_make_the_exit_code_one(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_two_commands_at_once_train_nothing_twice_and_both_get_the_results(tmp_path: Path) -> None:
-    rows = [tiny.row(number, more="epochs = 60") for number in (1, 2, 3)]  # long enough to meet if they may
+    rows = [tiny.row(number, more="epochs = 30") for number in (1, 2, 3)]  # long enough to meet if they may
     arguments = tiny_arguments(tmp_path, *rows)
     command = [sys.executable, "-m", "lmconsole", "run", "--all", *arguments]
     both = [

@@ -15,32 +15,14 @@ LONG = "x" * 120
 XDG = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")
 
 ENVIRONMENTS: dict[str, Mapping[str, str]] = {
-    "notebook": {
+    "a notebook without folders that can be written": {
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "MPLCONFIGDIR": "/proc/none",
         "COLUMNS": "0",
         "LINES": "0",
         "CUDA_VISIBLE_DEVICES": "none of them",
         "CUDA_DEVICE_ORDER": "odd",
-    },
-    "matplotlib": {"MPLBACKEND": "no-such-backend", "MATPLOTLIBRC": "{root}/pipe", "COLUMNS": "²", "LINES": "-1"},
-    "python": {
-        "PYTHONOPTIMIZE": "2",
-        "PYTHONHASHSEED": "7",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONSAFEPATH": "",
-        "PYTHONSTARTUP": "/nowhere",
-        "PYTHONINTMAXSTRDIGITS": "640",
-    },
-    "ascii": {
-        "LC_ALL": "C",
-        "PYTHONUTF8": "0",
-        "PYTHONIOENCODING": "ascii",
-        "PYTHONCOERCECLOCALE": "0",
-        "MATPLOTLIBRC": "{root}/damaged",
-    },
-    "odd threads": {
         "OMP_NUM_THREADS": "many",
         "MKL_NUM_THREADS": "-3",
         "OMP_DYNAMIC": "true",
@@ -48,18 +30,41 @@ ENVIRONMENTS: dict[str, Mapping[str, str]] = {
         "TEXTUAL_DRIVER": "no.such:Driver",
         "TEXTUAL_THEME": "none",
         "TEXTUAL_FPS": "x",
+        **dict.fromkeys(XDG, "/proc/none"),
+        "XDG_STATE_HOME": "{root}/state",  # permissions to start runs must be saved
+        "TMPDIR": "{root}/" + LONG,
+        "HOME": "/nowhere",
+        "USER": "",
+        "TERM": "\x1b[31m",
     },
-    "more threads": {
+    "a cluster with odd folders": {
+        "MPLBACKEND": "no-such-backend",
+        "MATPLOTLIBRC": "{root}/pipe",
+        "COLUMNS": "²",
+        "LINES": "-1",
         "OMP_NUM_THREADS": "7",
         "MKL_NUM_THREADS": "5",
         "OMP_THREAD_LIMIT": "1",
         "OMP_PROC_BIND": "true",
+        **dict.fromkeys(XDG, "rel"),
+        "TMPDIR": "/nowhere",
+        "TERM": "dumb",
+        "NO_COLOR": "1",
+    },
+    "an ASCII terminal and an optimized Python": {
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONCOERCECLOCALE": "0",
+        "MATPLOTLIBRC": "{root}/damaged",
+        "PYTHONOPTIMIZE": "2",
+        "PYTHONHASHSEED": "7",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "",
+        "PYTHONSTARTUP": "/nowhere",
+        "PYTHONINTMAXSTRDIGITS": "640",
         "COLUMNS": "99999999999999999999",
     },
-    "odd folders": dict.fromkeys(XDG, "rel") | {"TMPDIR": "/nowhere", "TERM": "dumb", "NO_COLOR": "1"},
-    "folders that cannot be written": dict.fromkeys(XDG, "/proc/none")
-    | {"XDG_STATE_HOME": "{root}/state"}  # permissions to start runs must be saved
-    | {"TMPDIR": "{root}/" + LONG, "HOME": "/nowhere", "USER": "", "TERM": "\x1b[31m"},
 }
 
 
@@ -103,7 +108,7 @@ def test_exports_and_lists_are_the_same_in_any_environment(name: str, root: Path
 
 def test_a_matplotlibrc_in_the_current_folder_is_not_read(root: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "matplotlibrc")
-    tiny.lmconsole("export", "--runs", str(root / "runs"), "--out", "out", cwd=tmp_path, check=0)
+    tiny.lmconsole("export", "--runs", str(root / "runs"), "--out", "out", cwd=tmp_path, check=0, new_program=True)
     assert contents(tmp_path / "out") == contents(root / "expected")
 
 

@@ -290,10 +290,12 @@ def test_a_smoke_test_that_fails_ends_the_call(bare: BareMachine, tmp_path: Path
 HANGING = """\
 import json, subprocess, sys, time
 from pathlib import Path
+import gpu_process
 from gpu_process import Stage, run_isolated
+gpu_process.GRACE_S = 2.0
 folder = Path(sys.argv[1])
 run_isolated(Stage(name="first", folder=folder, deadline=time.monotonic() + 90), "hanging:nothing")  # imports torch
-stage = Stage(name="hanging", folder=folder, deadline=time.monotonic() + 3)
+stage = Stage(name="hanging", folder=folder, deadline=time.monotonic() + 1.5)
 began = time.monotonic()
 outcome = run_isolated(stage, "hanging:hang")
 print(json.dumps(outcome | {"lasted_s": time.monotonic() - began}))

@@ -3,12 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from forked import ForkServer, run_new
 
 from lmconsole.data.corpus import describe, load_corpus
 from lmconsole.engine.probe import ResolvedRun
@@ -142,8 +142,10 @@ def resolved_tiny(
 
 
 def environment(root: Path) -> dict[str, str]:
-    """Return the environment for processes of a test, with no data or caches but its own."""
+    """Return the environment for processes of a test, with no data or caches but its own, and nothing that libraries
+    have added to that of this process."""
     hidden = {"LMCONSOLE_DATA", "LMCONSOLE_RUNS", "NO_COLOR", "COLUMNS", "PYTHONWARNINGS"}
+    hidden |= {"TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR"}
     return {k: v for k, v in os.environ.items() if k not in hidden} | {
         "XDG_CACHE_HOME": str(root / "cache"),
         "XDG_DATA_HOME": str(root / "user-data"),
@@ -153,35 +155,46 @@ def environment(root: Path) -> dict[str, str]:
     }
 
 
+def fork_server(**variables: str) -> ForkServer:
+    """Return a server for commands and workers in the environment of tests with these variables."""
+    return ForkServer(
+        environment(Path()) | variables,
+        "lmconsole.cli", "lmconsole.commands.export", "lmconsole.commands.import_runs", "lmconsole.commands.run",
+        "lmconsole.commands.status", "lmconsole.engine.preload", "lmconsole.engine.worker", "lmconsole.report.export",
+    )  # fmt: skip
+
+
+_FORK_SERVER = fork_server()
+
+
 def lmconsole(
-    *arguments: str, cwd: Path, check: int | None = None, env: Mapping[str, str] | None = None
+    *arguments: str,
+    cwd: Path,
+    check: int | None = None,
+    env: Mapping[str, str] | None = None,
+    new_program: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command in ``cwd``; with ``check``, its exit code must be that."""
-    done = subprocess.run(
-        [sys.executable, "-m", "lmconsole", *arguments],
-        cwd=cwd,
-        env=environment(cwd) | dict(env or {}),
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=240,
-        check=False,
-    )
+    """Run the command in ``cwd``; with ``check``, its exit code must be that.
+
+    It is forked from a process that has imported its modules, unless the test asks for a ``new_program``.
+    """
+    run = run_new if new_program else _FORK_SERVER.run
+    done = run(["-m", "lmconsole"], arguments, cwd=cwd, env=environment(cwd) | dict(env or {}), timeout_s=240)
     assert "Traceback" not in done.stderr + done.stdout, done.stderr
     if check is not None:
         assert done.returncode == check, (done.returncode, done.stdout, done.stderr)
     return done
 
 
-def worker(run: Run, root: Path, prelude: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the worker of ``run`` to its end, after the Python code ``prelude``."""
+def run_code(code: str, *arguments: str, root: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``python -c code *arguments``, forked from a process that has imported PyTorch."""
+    return _FORK_SERVER.run(["-c", code], arguments, cwd=Path.cwd(), env=environment(root), timeout_s=240)
+
+
+def worker(
+    run: Run, root: Path, prelude: str = "", server: ForkServer = _FORK_SERVER
+) -> subprocess.CompletedProcess[str]:
+    """Run the worker of ``run`` to its end, after the Python code ``prelude``. It is forked, as that of a runner is."""
     code = f"{prelude}\nimport sys\nfrom lmconsole.engine.worker import main\nsys.exit(main(sys.argv[1:]))"
-    return subprocess.run(
-        [sys.executable, "-c", code, str(run.paths.folder), "--device", "cpu"],
-        env=environment(root),
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=240,
-        check=False,
-    )
+    arguments = [str(run.paths.folder), "--device", "cpu"]
+    return server.run(["-c", code], arguments, cwd=Path.cwd(), env=environment(root), timeout_s=240)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import factories
@@ -9,6 +10,7 @@ import msgspec
 import pytest
 import tiny
 from fake_nvml import build_fake_nvml
+from forked import ForkServer
 
 from lmconsole.engine.attempt import uses_gpu_alone
 from lmconsole.runs.events import Queued
@@ -48,16 +50,31 @@ device.describe_device = lambda name: dataclasses.replace(describe(name), uuid="
 """Makes the CPU appear as the fake driver's GPU, and meters epochs as short as those of a tiny run."""
 
 
-def train_on_fake_gpu(
-    root: Path, monkeypatch: pytest.MonkeyPatch, *, jobs: int = 1, **environment: str
-) -> tuple[Run, dict[str, object]]:
+@pytest.fixture(scope="module")
+def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ForkServer]]:
+    """Return the folder of the fake driver, and a server for workers that find it."""
     if sys.platform != "linux":
         pytest.skip("NVML is loaded by its Linux name")
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(build_fake_nvml(root)))
+    library = str(build_fake_nvml(tmp_path_factory.mktemp("driver")))
+    server = tiny.fork_server(LD_LIBRARY_PATH=library)
+    yield library, server
+    server.end()
+
+
+def train_on_fake_gpu(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_driver: tuple[str, ForkServer],
+    *,
+    jobs: int = 1,
+    **environment: str,
+) -> tuple[Run, dict[str, object]]:
+    library, server = fake_driver
+    monkeypatch.setenv("LD_LIBRARY_PATH", library)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     run = tiny.queue_tiny(root, jobs=jobs, epochs=2)
-    done = tiny.worker(run, root, FAKE_GPU)
+    done = tiny.worker(run, root, FAKE_GPU, server)
     assert done.returncode == 0, done.stderr
     run.refresh()
     lines = [json.loads(line) for line in run.paths.events.read_bytes().splitlines()]
@@ -65,8 +82,12 @@ def train_on_fake_gpu(
 
 
 @pytest.mark.slow
-def test_a_run_records_the_joules_of_the_gpu_it_trains_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, last = train_on_fake_gpu(tmp_path, monkeypatch, FAKE_NVML_POWER_W="1000", FAKE_NVML_PROCESSES="self:300")
+def test_a_run_records_the_joules_of_the_gpu_it_trains_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_driver: tuple[str, ForkServer]
+) -> None:
+    run, last = train_on_fake_gpu(
+        tmp_path, monkeypatch, fake_driver, FAKE_NVML_POWER_W="1000", FAKE_NVML_PROCESSES="self:300"
+    )
     assert run.state.started is not None
     assert run.state.started.shared_gpu is False
     epochs_j = 0.0
@@ -94,9 +115,13 @@ def test_a_run_records_the_joules_of_the_gpu_it_trains_on(tmp_path: Path, monkey
     ids=["several-jobs", "shared-gpu", "old-gpu"],
 )
 def test_a_run_whose_own_joules_are_unknown_records_null(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, environment: dict[str, str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_driver: tuple[str, ForkServer],
+    jobs: int,
+    environment: dict[str, str],
 ) -> None:
-    run, last = train_on_fake_gpu(tmp_path, monkeypatch, jobs=jobs, **environment)
+    run, last = train_on_fake_gpu(tmp_path, monkeypatch, fake_driver, jobs=jobs, **environment)
     assert [epoch.energy_j for epoch in run.state.epochs] == [None, None]
     assert last["energy_j"] is None
     assert any(sample.power_w for sample in run.state.telemetry), "the driver answered other questions"

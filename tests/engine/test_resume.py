@@ -157,6 +157,12 @@ def uninterrupted(root: Path, model: str = "lstm", **settings: Any) -> Run:
     return run
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return a run that was never interrupted."""
+    return uninterrupted(tmp_path_factory.mktemp("alone"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "precision", "deaths"),
@@ -199,8 +205,7 @@ def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("death", [IN_VALIDATION.format(split="test"), BETWEEN_BEST_WEIGHTS_AND_LOG])
-def test_killed_in_its_tests_a_run_resumes_there_and_takes_no_step(tmp_path: Path, death: str) -> None:
-    alone = uninterrupted(tmp_path / "alone")
+def test_killed_in_its_tests_a_run_resumes_there_and_takes_no_step(tmp_path: Path, alone: Run, death: str) -> None:
     run = tiny.queue_tiny(tmp_path / "killed")
     assert tiny.worker(run, tmp_path / "killed", EAGER + death).returncode == -9
     tiny.queue_tiny(tmp_path / "killed")
@@ -221,8 +226,7 @@ def test_killed_before_its_checkpoints_are_removed_a_run_is_finished(tmp_path: P
 
 
 @pytest.mark.slow
-def test_if_the_newest_checkpoint_is_damaged_the_previous_one_is_used(tmp_path: Path) -> None:
-    alone = uninterrupted(tmp_path / "alone")
+def test_if_the_newest_checkpoint_is_damaged_the_previous_one_is_used(tmp_path: Path, alone: Run) -> None:
     run = tiny.queue_tiny(tmp_path / "killed")
     assert tiny.worker(run, tmp_path / "killed", EAGER + IN_A_STEP.format(steps=6)).returncode == -9
     whole = run.paths.checkpoint.read_bytes()
@@ -236,8 +240,7 @@ def test_if_the_newest_checkpoint_is_damaged_the_previous_one_is_used(tmp_path: 
 
 
 @pytest.mark.slow
-def test_without_any_checkpoint_the_run_starts_over_in_the_same_log(tmp_path: Path) -> None:
-    alone = uninterrupted(tmp_path / "alone")
+def test_without_any_checkpoint_the_run_starts_over_in_the_same_log(tmp_path: Path, alone: Run) -> None:
     run = tiny.queue_tiny(tmp_path / "killed")
     assert tiny.worker(run, tmp_path / "killed", EAGER + BETWEEN_LOG_AND_CHECKPOINT).returncode == -9
     for path in (run.paths.checkpoint, run.paths.previous_checkpoint):
@@ -249,8 +252,7 @@ def test_without_any_checkpoint_the_run_starts_over_in_the_same_log(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_stopped_in_the_middle_and_resumed_it_ends_the_same(tmp_path: Path) -> None:
-    alone = uninterrupted(tmp_path / "alone")
+def test_stopped_in_the_middle_and_resumed_it_ends_the_same(tmp_path: Path, alone: Run) -> None:
     stop = EAGER + IN_A_STEP.replace("die()", "os.kill(os.getpid(), signal.SIGTERM)").format(steps=4)
     run = tiny.queue_tiny(tmp_path / "stopped")
     assert tiny.worker(run, tmp_path / "stopped", stop).returncode == 0
@@ -284,8 +286,7 @@ def damaged(kind: str, run: Run) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zeroed", "gone", "half"])
-def test_a_damaged_epoch_in_the_log_does_not_stop_a_run_from_resuming(tmp_path: Path, kind: str) -> None:
-    alone = uninterrupted(tmp_path / "alone")
+def test_a_damaged_epoch_in_the_log_does_not_stop_a_run_from_resuming(tmp_path: Path, alone: Run, kind: str) -> None:
     run = tiny.queue_tiny(tmp_path / "cut")
     assert tiny.worker(run, tmp_path / "cut", EAGER + IN_A_STEP.format(steps=30)).returncode == -9
     damaged(kind, run)
@@ -336,9 +337,8 @@ def test_an_attempt_records_the_checkpoints_that_were_set_aside(
 
 
 @pytest.mark.slow
-def test_an_epoch_is_not_counted_twice_if_the_start_of_the_first_attempt_is_damaged(tmp_path: Path) -> None:
+def test_an_epoch_is_not_counted_twice_if_the_start_of_the_first_attempt_is_damaged(tmp_path: Path, alone: Run) -> None:
     """Without a checkpoint, too: what the log has of an attempt is void when another starts over."""
-    alone = uninterrupted(tmp_path / "alone")
     run = tiny.queue_tiny(tmp_path / "cut")
     assert tiny.worker(run, tmp_path / "cut", EAGER + IN_A_STEP.format(steps=30)).returncode == -9
     lines = run.paths.events.read_bytes().splitlines(keepends=True)

@@ -75,23 +75,21 @@ worker.get_context = lambda method: Unavailable() if method == "forkserver" else
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_a_worker_that_gets_a_signal_while_it_is_being_imported_stops(tmp_path: Path, name: str) -> None:
+def test_workers_that_get_a_signal_while_they_are_being_imported_stop(tmp_path: Path) -> None:
     """A worker that is not forked imports PyTorch itself, which takes seconds."""
-    run = tiny.queue_tiny(tmp_path, epochs=LONG)
+    jobs = len(STOP_SIGNALS)
+    runs = [tiny.queue_tiny(tmp_path, seed=seed, epochs=LONG, jobs=jobs) for seed in range(jobs)]
     serving = start_runner(tmp_path, SPAWNED)
-    children: list[psutil.Process] = []
-
-    def spawned() -> bool:
-        children[:] = [
-            child for child in psutil.Process(serving.pid).children() if "--multiprocessing-fork" in child.cmdline()
-        ]
-        return bool(children)
-
-    wait_until(spawned)
-    children[0].send_signal(signal.Signals[name])
+    signalled: set[int] = set()
+    waiting = list(STOP_SIGNALS)
+    while waiting:
+        for child in psutil.Process(serving.pid).children():
+            if child.pid not in signalled and "--multiprocessing-fork" in child.cmdline():
+                signalled.add(child.pid)
+                child.send_signal(waiting.pop())
+        time.sleep(0.02)
     assert serving.wait(120) == 0
-    assert stopped_with_a_checkpoint(run)
+    assert all(stopped_with_a_checkpoint(run) for run in runs)
 
 
 @pytest.mark.slow
@@ -117,19 +115,26 @@ def _status(pid: int, name: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_a_waiting_worker_that_gets_a_signal_stops_and_its_run_is_not_started(tmp_path: Path, name: str) -> None:
-    first, second = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
+def test_a_waiting_worker_that_gets_a_signal_stops_and_its_run_is_not_started(tmp_path: Path) -> None:
+    first = tiny.queue_tiny(tmp_path, seed=99, epochs=LONG)
+    later = [tiny.queue_tiny(tmp_path, seed=seed) for seed in range(len(STOP_SIGNALS))]
     serving = start_runner(tmp_path, AHEAD)
-    wait_until(lambda: trains(first) and holder(second))
-    pid = holder(second)
-    assert pid is not None
-    os.kill(pid, signal.Signals[name])
-    wait_until(lambda: status(second) is Status.STOPPED)
-    assert second.state.started is None
-    assert status(first) is Status.RUNNING
+    for run, number in zip(later, STOP_SIGNALS, strict=True):
+        wait_until(lambda run=run: trains(first) and holder(run))  # type: ignore[misc]
+        pid = holder(run)
+        assert pid is not None
+        os.kill(pid, number)
+        wait_until(lambda run=run: status(run) is Status.STOPPED)  # type: ignore[misc]
+        assert run.state.started is None
+        assert status(first) is Status.RUNNING
     first.request_stop()
     assert serving.wait(60) == 0
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return a run that was never interrupted."""
+    return uninterrupted(tmp_path_factory.mktemp("alone"))
 
 
 SEND = "os.kill(os.getpid(), signal.{name})"
@@ -145,8 +150,9 @@ SEND = "os.kill(os.getpid(), signal.{name})"
     ],
     ids=["training", "validation", "test"],
 )
-def test_a_run_stopped_by_a_signal_resumes_to_the_same_bits(tmp_path: Path, moment: str, names: list[str]) -> None:
-    alone = uninterrupted(tmp_path / "alone")
+def test_a_run_stopped_by_a_signal_resumes_to_the_same_bits(
+    tmp_path: Path, alone: Run, moment: str, names: list[str]
+) -> None:
     for name in names:
         root = tmp_path / name
         run = tiny.queue_tiny(root)
@@ -199,23 +205,28 @@ def test_programs_that_the_runner_starts_die_of_signals_as_usual(tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2", "SIGTERM"])
-def test_a_command_that_gets_a_signal_stops_the_runs_that_it_queued(tmp_path: Path, name: str) -> None:
+def test_commands_that_get_a_signal_stop_the_runs_that_they_queued_and_no_others(tmp_path: Path) -> None:
+    numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
     tiny.write_corpus(tmp_path / "data")
-    file = tiny.write_experiments(tmp_path / "mine.toml", tiny.row(1, more="epochs = 4000"))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lmconsole", "run", "1", "--headless", "--preset", "tiny", "--experiments", str(file),
-         "--data", "data", "--no-export"],
-        cwd=tmp_path, env=tiny.environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    file = tiny.write_experiments(tmp_path / "mine.toml", tiny.row(1, more=f"epochs = {LONG}"))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "lmconsole", "run", "1", "--headless", "--preset", "tiny", "--experiments",
+             str(file), "--data", "data", "--no-export", "--seeds", str(seed), "--jobs", str(len(numbers))],
+            cwd=tmp_path, env=tiny.environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for seed in range(len(numbers))
+    ]  # fmt: skip
     store = Store(tmp_path / "runs")
-    wait_until(lambda: any(run.state.epochs for run in store.runs()))
-    process.send_signal(signal.Signals[name])
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    (run,) = store.runs()
-    assert stopped_with_a_checkpoint(run)
-    assert isinstance(EventReader(run.paths.events).read_new()[-1], Stopped)
+    wait_until(lambda: sum(trains(run) for run in store.runs()) == len(numbers))
+    runs = sorted(store.runs(), key=lambda run: run.info.seed)
+    for process, number, run in zip(processes, numbers, runs, strict=True):
+        assert status(run) is Status.RUNNING
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130, err
+        assert stopped_with_a_checkpoint(run)
+        assert isinstance(EventReader(run.paths.events).read_new()[-1], Stopped)
 
 
 def test_only_a_person_or_the_same_signal_again_makes_a_command_kill_what_it_stops(

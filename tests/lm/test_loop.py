@@ -67,6 +67,7 @@ def test_epochs_agree_with_a_plain_pytorch_loop(tmp_path: Path, model: str, opti
     assert finished.test_ppl_final == pytest.approx(test, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_validation_falls_and_the_best_weights_are_tested(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path, "gpt1", epochs=40, learning_rate=0.05)
     torch.set_num_threads(1)

@@ -20,7 +20,6 @@ from factories import append_events
 from recorded import record
 
 from lmconsole.errors import ExportError
-from lmconsole.report import draw
 from lmconsole.report.document import reproduce
 from lmconsole.report.export import (
     POLL_S,
@@ -233,6 +232,7 @@ def test_names_full_of_markup_pass_through_every_file(tmp_path: Path) -> None:
     assert (tmp_path / "out/report.tex").read_text().isascii()
 
 
+@pytest.mark.usefixtures("quick_figures")
 def test_files_of_another_group_are_removed(store: Store, tmp_path: Path) -> None:
     out = tmp_path / "out"
     export(store, out, ExportOptions(against="published", figure_format="svg"))
@@ -242,6 +242,7 @@ def test_files_of_another_group_are_removed(store: Store, tmp_path: Path) -> Non
     assert written(out) == MARKDOWN | LATEX | CSV | FIGURES | {"notes.txt"}
 
 
+@pytest.mark.usefixtures("quick_figures")
 def test_more_formats_of_one_group_gather_in_one_folder(store: Store, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for file_format in ("csv", "json", "markdown"):
@@ -249,13 +250,6 @@ def test_more_formats_of_one_group_gather_in_one_folder(store: Store, tmp_path: 
     assert written(out) >= CSV | MARKDOWN | {"data/runs.json"}
     listed = set(json.loads((out / ".group.json").read_text())["files"])
     assert listed == written(out)
-
-
-@pytest.fixture
-def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw nothing, for tests with many exports."""
-    monkeypatch.setattr(draw, "draw_figure", lambda _: None)
-    monkeypatch.setattr(draw, "encode_figure", lambda _, image_format: image_format.encode())
 
 
 def sha256(path: Path) -> str:

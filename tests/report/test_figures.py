@@ -189,6 +189,7 @@ def test_the_profile_rises_to_one_for_the_optimizer_that_solves_all_problems(tmp
     assert legend(axes.figure) == ["Adam", "AdamW", "Momentum", "SGD"]  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_format", ["png", "pdf", "svg"])
 def test_the_same_data_gives_the_same_file(tmp_path: Path, image_format: ImageFormat) -> None:
     twelve(tmp_path)

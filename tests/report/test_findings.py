@@ -374,6 +374,7 @@ def test_every_question_has_observations_and_a_method_even_for_one_unfinished_ru
     assert all(each.observations and each.method for each in answers)
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # each example writes a run to the disk
 @given(st.lists(st.floats(2.0, 9.0), min_size=1, max_size=6), st.floats(5.0, 9000.0))
 def test_a_target_is_reached_at_the_first_epoch_that_is_no_higher(

@@ -48,6 +48,7 @@ def section(text: str, question: str) -> str:
     return text[text.index(f"### {question}") :].split("\n### ")[0].split("\n## ")[0]
 
 
+@pytest.mark.slow
 def test_the_report_on_twelve_imported_runs_is_right(tmp_path: Path, runs: dict[int, CourseRun]) -> None:
     store = import_all(tmp_path, runs)
     export(store, tmp_path / "out", ExportOptions(imported=True, against="published"))
@@ -89,6 +90,7 @@ def test_the_report_on_twelve_imported_runs_is_right(tmp_path: Path, runs: dict[
     assert "repeat" not in text.split("## Findings")[0]
 
 
+@pytest.mark.usefixtures("quick_figures")
 def test_provenance_names_what_is_stated_and_what_is_inferred(tmp_path: Path, runs: dict[int, CourseRun]) -> None:
     export(import_all(tmp_path, runs), tmp_path / "out", ExportOptions(imported=True, file_format="markdown"))
     text = (tmp_path / "out/report.md").read_text()
@@ -168,6 +170,7 @@ def test_an_exported_time_of_a_reading_is_unknown(tmp_path: Path, runs: dict[int
     assert sum(sample["samples"] for sample in samples) == READINGS
 
 
+@pytest.mark.usefixtures("quick_figures")
 @pytest.mark.parametrize("known", [{"weight_decay": None}, {}])
 def test_the_effect_of_weight_decay_is_not_claimed_where_it_is_unknown_or_equal(
     tmp_path: Path, runs: dict[int, CourseRun], known: dict[str, object]

@@ -138,6 +138,7 @@ def test_the_latest_finished_run_counts_and_repetitions_are_not_averaged(tmp_pat
     assert "Excluded runs: 2 superseded by another run." in table.caption
 
 
+@pytest.mark.usefixtures("quick_figures")
 def test_runs_on_another_corpus_are_another_group(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(5.0, 4.0)])
     store, out = Store(tmp_path / "runs"), tmp_path / "exports"
@@ -148,6 +149,7 @@ def test_runs_on_another_corpus_are_another_group(tmp_path: Path) -> None:
     assert export_automatically(store, out)[0].parent == out / "tiny"
 
 
+@pytest.mark.usefixtures("quick_figures")
 def test_exports_of_version_0_1_0_are_replaced(tmp_path: Path) -> None:
     """Their manifest does not name the corpus."""
     record(tmp_path, 1, "lstm", [(5.0, 4.0)])
@@ -223,6 +225,7 @@ def test_filters_that_no_run_passes_are_named(tmp_path: Path) -> None:
         choose_group(runs, preset="tiny", imported=True)
 
 
+@pytest.mark.usefixtures("quick_figures")
 def test_automatic_exports_do_not_overwrite_those_of_another_group(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(5.0, 4.0)])
     store, out = Store(tmp_path / "runs"), tmp_path / "exports"
@@ -355,6 +358,7 @@ def test_nothing_to_export_is_an_error_with_the_reason(tmp_path: Path) -> None:
         choose_group(store.runs())
 
 
+@pytest.mark.slow
 def test_the_same_data_gives_the_same_bytes(store: Store, tmp_path: Path) -> None:
     first = {path.name: path.read_bytes() for path in export(store, tmp_path / "a", ExportOptions(against="published"))}
     second = {

@@ -204,6 +204,7 @@ def test_numbers_continue_after_the_highest_of_the_whole_log(tmp_path: Path) -> 
     log.close()
 
 
+@pytest.mark.slow
 def test_reading_in_pieces_finds_the_same_damage(run: Run, tmp_path: Path) -> None:
     lines = run.paths.events.read_bytes().splitlines(keepends=True)
     damaged = b"".join([*lines[:3], b"rubbish\n", *lines[5:7], lines[6], *lines[7:]])

@@ -85,7 +85,7 @@ async def test_r_queues_the_selection_with_the_preset_and_reports_it(stage: Stag
 @pytest.mark.slow
 async def test_a_queue_runs_from_r_to_the_exports(stage: Stage, small: dict[str, Any]) -> None:
     file = small["experiments"]
-    file.write_text(file.read_text().replace("epochs = 2", "epochs = 200"))  # long enough to be seen running
+    file.write_text(file.read_text().replace("epochs = 2", "epochs = 80"))  # long enough to be seen running
     async with stage.console(**small) as pilot:
         await pilot.press("down", "r")
         await shows(pilot, "1 running", seconds=LONG_S)

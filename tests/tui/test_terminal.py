@@ -179,27 +179,35 @@ def test_the_screen_is_redrawn_after_a_resize(stage: Stage) -> None:
         terminal.shows("Trend", mark)
 
 
-@pytest.mark.parametrize("size", [(0, 0), (80, 0), (0, 24), (1, 1)])
-def test_a_terminal_without_a_size_neither_floods_nor_stops_the_console(stage: Stage, size: tuple[int, int]) -> None:
+def test_a_terminal_without_a_size_neither_floods_nor_stops_the_console(stage: Stage) -> None:
     """A container's exec and a serial console have no size at first, and some never get one."""
     stage.record(1)
-    with window(stage, size=size) as terminal:
-        if 0 in size:
-            terminal.shows("GPT-1")  # drawn for 80 × 24, as other programs do
-        deadline = time.monotonic() + 2.0
-        while time.monotonic() < deadline:  # to start, if nothing is shown
-            terminal.read()
-        before, process = len(terminal.seen), psutil.Process(terminal.process.pid)
-        before_s, until = process.cpu_times().user, time.monotonic() + 2.0
-        while time.monotonic() < until:
-            terminal.read()
-        assert len(terminal.seen) - before < 4_000, "bytes in two seconds"
-        assert process.cpu_times().user - before_s < 0.5
-        mark = terminal.resize(120, 40)
-        terminal.shows("Trend", mark)
-        terminal.resize(*size)
-        terminal.press(b"q")
-        assert terminal.ends(10.0) == 0
+    sizes = [(0, 0), (80, 0), (0, 24), (1, 1)]
+    with contextlib.ExitStack() as stack:
+        terminals = [stack.enter_context(window(stage, size=size)) for size in sizes]
+
+        def read_for(seconds: float) -> None:
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline:
+                for terminal in terminals:
+                    terminal.read()
+
+        for terminal, size in zip(terminals, sizes, strict=True):
+            if 0 in size:
+                terminal.shows("GPT-1")  # drawn for 80 × 24, as other programs do
+        read_for(2.0)  # to start, if nothing is shown
+        users = [psutil.Process(terminal.process.pid) for terminal in terminals]
+        before = [(len(terminal.seen), user.cpu_times().user) for terminal, user in zip(terminals, users, strict=True)]
+        read_for(2.0)
+        for terminal, user, (shown, spent_s) in zip(terminals, users, before, strict=True):
+            assert len(terminal.seen) - shown < 4_000, "bytes in two seconds"
+            assert user.cpu_times().user - spent_s < 0.5
+        for terminal, size in zip(terminals, sizes, strict=True):
+            mark = terminal.resize(120, 40)
+            terminal.shows("Trend", mark)
+            terminal.resize(*size)
+            terminal.press(b"q")
+            assert terminal.ends(10.0) == 0
 
 
 def test_inherited_variables_of_textual_change_nothing(stage: Stage) -> None:
