@@ -200,11 +200,11 @@ def _disk(root: Path, queue: Sequence[Run]) -> Iterator[Finding]:
     if queue:
         needed = queue_disk_mib(queue)
         short = free is not None and free < needed
+        runs = formatting.counted(len(queue), "run")
         yield Finding(
             what="disk",
             verdict="problem" if short else "ok",
-            found=f"{formatting.mib(free)} free for the store; the queue ({formatting.counted(len(queue), 'run')}) needs up "
-            f"to {formatting.mib(needed)}",
+            found=f"{formatting.mib(free)} free for the store; the queue ({runs}) needs up to {formatting.mib(needed)}",
             advice="Free space before the disk is full, or stop runs: a run that cannot write fails." if short else "",
         )
         return

@@ -29,8 +29,10 @@ LIMIT_S = 30.0
 CLOSE_LIMIT_S = 90.0
 """Time for all alerts that are left when the queue is empty."""
 POLL_S = 0.05
+TITLE_CHARACTERS = 60
+"""Characters of an experiment's name in a title."""
 
-Event = Literal["stalled", "diverged", "lost", "failed", "stopped", "finished", "digest"]
+AlertEvent = Literal["stalled", "diverged", "lost", "failed", "stopped", "finished", "digest"]
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +40,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     ``digest``."""
 
     schema: int = 1
-    event: Event
+    event: AlertEvent
     time: str
     """When the alert was made: UTC, ISO 8601."""
     host: str
@@ -143,7 +145,7 @@ class Alerts:
         known = self._watched.get(run.run)
         return known if known is not None and known.queued_seq == run.state.queued_seq else None
 
-    def _due(self, run: Run, since: int, own: Collection[str]) -> Iterator[tuple[Event, str, str | None]]:
+    def _due(self, run: Run, since: int, own: Collection[str]) -> Iterator[tuple[AlertEvent, str, str | None]]:
         """Yield event, key and reason of each alert that the state of ``run`` asks for, given or not."""
         if where := _divergence(run.state, since):
             yield "diverged", "diverged", where
@@ -154,11 +156,11 @@ class Alerts:
             case Status.LOST if run.run in own:
                 pass
             case Status.LOST | Status.FAILED | Status.STOPPED as status:
-                yield cast(Event, status.value), status.value, reason_of(run)
+                yield cast(AlertEvent, status.value), status.value, reason_of(run)
             case Status.FINISHED:
                 yield "finished", "finished", None
 
-    def _add(self, run: Run, permission: Permission, event: Event, key: str, reason: str | None) -> None:
+    def _add(self, run: Run, permission: Permission, event: AlertEvent, key: str, reason: str | None) -> None:
         seen = run.run, permission.queued_seq, key
         if seen in self._seen:
             return
@@ -262,7 +264,7 @@ def _stall_advice(run: Run) -> str:
     )
 
 
-def describe(run: Run, event: Event, reason: str | None, store: str) -> Alert:
+def describe(run: Run, event: AlertEvent, reason: str | None, store: str) -> Alert:
     """Return the alert on ``event`` of ``run`` in ``store``."""
     state, info, result = run.state, run.info, outcome(run)
     last, host = state.last_epoch, host_name()
@@ -271,7 +273,7 @@ def describe(run: Run, event: Event, reason: str | None, store: str) -> Alert:
         time=utc_now(),
         host=host,
         store=store,
-        title=one_line(f"{host}: {result.label} ({result.experiment}) {_HAPPENED[event]}"),
+        title=one_line(f"{host}: {result.label[:TITLE_CHARACTERS]} ({result.experiment}) {_HAPPENED[event]}"),
         text=clip_lines(_text(result, reason)),
         run=run.run,
         experiment=result.experiment,
@@ -290,7 +292,7 @@ def describe(run: Run, event: Event, reason: str | None, store: str) -> Alert:
     )
 
 
-_HAPPENED: dict[Event, str] = {
+_HAPPENED: dict[AlertEvent, str] = {
     "stalled": "has stalled",
     "diverged": "diverges",
     "lost": "was lost",

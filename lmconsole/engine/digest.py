@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import msgspec
 
@@ -16,7 +16,7 @@ from lmconsole import formatting
 from lmconsole.errors import StoreError, escape_control_characters
 from lmconsole.files import atomic_write, read_file
 from lmconsole.runs.comparable import comparable
-from lmconsole.runs.events import DAMAGED, Name, Number, Seconds, utc_now
+from lmconsole.runs.events import DAMAGED, Name, Number, utc_now
 from lmconsole.runs.paths import DIGEST
 from lmconsole.runs.permissions import text_of
 from lmconsole.runs.state import Status
@@ -28,6 +28,7 @@ MAX_BYTES = 2**24
 TEXT_BYTES = 3_500
 """Most bytes of a ready text. Services for messages take 4,096."""
 REASON_CHARACTERS = 500
+LINE_CHARACTERS = 1_000
 MAX_BEST = 5
 """Best runs that are named: one for each group of comparable runs."""
 
@@ -36,6 +37,7 @@ ORDER: tuple[Result, ...] = ("failed", "lost", "diverged", "stopped", "finished"
 """Results in the order of the text: the ones first that ask for something to be done."""
 
 Perplexity = Annotated[float, msgspec.Meta(gt=0.0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.0)]
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,7 +129,7 @@ def clip_lines(lines: Iterable[str]) -> str:
     lines = list(lines)
     shown: list[str] = []
     left = TEXT_BYTES - 40
-    for line in lines:
+    for line in (line[:LINE_CHARACTERS] for line in lines):
         left -= len(line.encode()) + 1
         if left < 0:
             return "\n".join([*shown, f"… and {formatting.counted(len(lines) - len(shown), 'more line')}"])
@@ -148,7 +150,7 @@ def _outcome(run: RunResult) -> str:
 def result_of(run: Run) -> Result:
     """Return the status of a run in a word; a finished one may have diverged."""
     diverged = run.state.finished is not None and run.state.finished.diverged
-    return "diverged" if diverged and run.status is Status.FINISHED else run.status.value
+    return "diverged" if diverged and run.status is Status.FINISHED else cast(Result, run.status.value)
 
 
 def reason_of(run: Run) -> str | None:
@@ -157,7 +159,7 @@ def reason_of(run: Run) -> str | None:
     state = run.state
     match result_of(run):
         case "failed" if state.failed:
-            text = f"{state.failed.message} {state.failed.hint}"
+            text = f"{state.failed.message.rstrip('.')}. {state.failed.hint}"
         case "lost":
             text = f"its process ended without recording why, in epoch {state.position[0]}. {again}"
         case "stopped" if state.stopped:
