@@ -114,7 +114,7 @@ class Alerts:
         self._running: tuple[_Pending, LimitedProgram] | None = None
 
     def resume(self) -> None:
-        """Find runs that may have ended while no runner was at work. Raises StoreError."""
+        """Find runs that may have ended unseen, as while no runner was at work. Raises StoreError."""
         saved = {permission.run for permission in self._permissions.saved() if permission.after.on_event}
         for run in self._store.runs() if saved else []:
             if text_of(run.run) in saved and (permission := self._permissions.read(run)):

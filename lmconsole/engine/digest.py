@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -150,7 +150,7 @@ def _outcome(run: RunResult) -> str:
 def result_of(run: Run) -> Result:
     """Return the status of a run in a word; a finished one may have diverged."""
     diverged = run.state.finished is not None and run.state.finished.diverged
-    return "diverged" if diverged and run.status is Status.FINISHED else cast(Result, run.status.value)
+    return "diverged" if diverged and run.status is Status.FINISHED else run.status.value
 
 
 def reason_of(run: Run) -> str | None:

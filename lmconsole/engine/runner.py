@@ -348,6 +348,7 @@ class Runner:
         remove the permissions of runs that have ended."""
         fulfilled = self._ended()
         runs = self.store.runs()
+        self.alerts.resume()  # some may have been queued and ended between two checks
         self.alerts.check(runs, ())
         self._served.clear()
         for folder in dict.fromkeys(each.after.exports for each in fulfilled if each.after.exports):

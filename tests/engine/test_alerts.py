@@ -16,7 +16,7 @@ import factories
 import psutil
 import pytest
 import tiny
-from factories import append_events, epoch, progress, started, wait_until
+from factories import STEP_S, STEPS, append_events, epoch, progress, started, wait_until
 
 from lmconsole.engine import alerts, processes, worker
 from lmconsole.engine.alerts import Alert, Alerts
@@ -26,6 +26,7 @@ from lmconsole.engine.run_options import parse_program
 from lmconsole.engine.runner import Runner
 from lmconsole.engine.stall import FLOOR_S, StallWatch
 from lmconsole.errors import StoreError
+from lmconsole.formatting import seconds
 from lmconsole.runs.events import Event, Failed, Queued, Stopped
 from lmconsole.runs.permissions import AfterQueue, Permissions
 from lmconsole.runs.state import Status
@@ -56,9 +57,15 @@ class Scene:
         self.alerts = Alerts(self.store, self.permissions, self.messages.append, watch)
         self.alerts.resume()
 
-    def queue(self, *events: Event, program: tuple[str, ...] = (), **changes: Any) -> Run:
+    def queue(self, *events: Event, program: tuple[str, ...] = (), forged: str = "", **changes: Any) -> Run:
+        """Queue a run and append ``events`` after the runner has seen it. ``forged`` is the name in its run.json."""
         run = tiny.queue_tiny(self.root, **changes)
+        if forged:
+            info = json.loads(run.paths.info.read_text())
+            info["experiment"]["name"] = forged
+            run.paths.info.write_text(json.dumps(info))
         tiny.permit(run, on_event=program or (*COLLECT, str(self.file)), cwd=str(self.root))
+        self.check()
         append_events(run.paths, *events)
         return run
 
@@ -69,6 +76,10 @@ class Scene:
         """Give all alerts that are due, and return those given so far."""
         self.check()
         self.alerts.close()
+        return self.read()
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the alerts given so far, by any runner."""
         return [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
 
     def events(self) -> list[str]:
@@ -90,7 +101,7 @@ def trained(*losses: float) -> list[Event]:
 def test_each_outcome_is_an_alert_with_what_a_person_needs(scene: Scene) -> None:
     queued = scene.queue(seed=9)
     runs = {
-        "finished": scene.queue(seed=1, name="A; touch $(pwned) \x1b[31m\nTo: all"),
+        "finished": scene.queue(seed=1, forged="A; touch $(pwned) \x1b[31m\nTo: all"),
         "failed": scene.queue(seed=2),
         "stopped": scene.queue(seed=3),
         "lost": scene.queue(seed=4),
@@ -209,7 +220,6 @@ def test_nobody_is_alerted_about_runs_of_others_and_no_log_names_a_program(scene
 
 def test_a_run_whose_worker_the_runner_started_is_not_lost(scene: Scene) -> None:
     run = scene.queue(started())
-    scene.check()
     scene.check(own=(run.run,))
     scene.alerts.close()
     assert not scene.file.exists()
@@ -245,7 +255,7 @@ def alive(pid: int) -> bool:
     [
         (("/bin/sh", "-c", "echo first; echo 'no \x1b[31mnetwork' >&2; exit 6"), r"exit code 6: no \x1b[31mnetwork"),
         (("/bin/sh", "-c", "kill -9 $$"), "exit code -9"),
-        (("/bin/sh", "-c", "exec <&-; yes | head -c 3000000; exit 3"), "exit code 3: y"),
+        (("/bin/sh", "-c", "exec <&-; yes | head -c 300000; exit 3"), "exit code 3: y"),
         (("/nowhere/program",), "/nowhere/program cannot be started: [Errno 2]"),
         (("/bin/true",), "given"),
     ],
@@ -301,23 +311,22 @@ def serve(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Runner
     return serve
 
 
-def test_the_digest_is_written_and_the_last_alert(
-    scene: Scene, serve: Callable[..., Runner], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_digest_is_written_and_the_last_alert(scene: Scene, serve: Callable[..., Runner]) -> None:
     before = tiny.queue_tiny(scene.root, seed=8)
-    serve({8: trained(5.0, 3.0)})
+    append_events(before.paths, *trained(5.0, 3.0))
+    scene.permissions.forget(before.run)  # as when an earlier queue was empty
     for seed in (1, 2, 3):
         scene.queue(seed=seed)
     outcomes = {1: trained(5.0, 4.5), 2: [started(), FAILED], 3: [started(), epoch(1, NAN), factories.finished([NAN])]}
     serve(outcomes)
-    found = scene.given()
+    found = scene.read()
     assert [each["event"] for each in found] == ["finished", "failed", "diverged", "finished", "digest"]
     last = found[-1]
     assert last["run"] is None
     assert last["title"].endswith(": 1 failed, 1 diverged, 1 finished")
     lines = last["text"].splitlines()
     assert lines[0].startswith("1 failed, 1 diverged, 1 finished in ")
-    assert lines[0].endswith("; training took 3:00 min.")
+    assert lines[0].endswith(f"; training took {seconds(3 * STEPS * STEP_S)}.")
     assert (
         lines[1]
         == "Best so far: LSTM 1L Adam (1), seed 8: validation perplexity 20.1 in epoch 2, test 22.2, an earlier run."
@@ -339,21 +348,20 @@ def test_the_digest_is_written_and_the_last_alert(
     assert Permissions(scene.store.root).saved() == []
     serve({})
     assert read_digest(scene.store) == digest, "an empty queue has none"
-    assert len(scene.given()) == 5
-    capsys.readouterr()
+    assert len(scene.read()) == 5
 
 
 def test_a_lost_run_is_in_the_digest_until_it_is_resumed(scene: Scene, serve: Callable[..., Runner]) -> None:
     lost = scene.queue(started(), seed=1)
     scene.queue(seed=2)
     serve({2: trained(5.0, 4.5)})
-    assert scene.events() == ["lost", "finished", "digest"]
-    assert "1 lost, 1 finished" in scene.given()[-1]["title"]
+    assert [each["event"] for each in scene.read()] == ["lost", "finished", "digest"]
+    assert "1 lost, 1 finished" in scene.read()[-1]["title"]
     lost.refresh()
     assert lost.status is Status.LOST
     requeue(scene.store, [lost.run])
     serve({1: trained(5.0, 4.5)})
-    assert scene.events() == ["lost", "finished", "digest", "finished", "digest"]
+    assert [each["event"] for each in scene.read()] == ["lost", "finished", "digest", "finished", "digest"]
 
 
 def test_a_program_is_kept_when_a_lost_run_is_resumed(scene: Scene) -> None:
@@ -367,9 +375,8 @@ def test_a_program_is_kept_when_a_lost_run_is_resumed(scene: Scene) -> None:
 
 
 def test_the_text_of_many_runs_is_cut(scene: Scene) -> None:
-    run = tiny.queue_tiny(scene.root, name="x" * 200)
-    append_events(run.paths, started(), FAILED)
-    run.refresh()
+    run = scene.queue(started(), FAILED, forged="\x1b" * 255)
+    (run,) = scene.store.runs()
     digest = summarize(scene.store, [run] * 1000, [])
     assert len(digest.text.encode()) <= TEXT_BYTES
     assert re.search(r"… and 9\d\d more lines$", digest.text)
@@ -428,7 +435,7 @@ def test_the_examples_of_the_documentation_work(scene: Scene, monkeypatch: pytes
     body = json.loads((scene.root / "input").read_text())
     assert fields == ["title", "text"]
     assert all(isinstance(body[field], str) for field in fields)
-    scene.queue(FAILED, program=mail, seed=2, name="naïve\nBcc: all")
+    scene.queue(FAILED, program=mail, seed=2, forged="naïve\nBcc: all")
     scene.given()
     assert (scene.root / "arguments").read_text().splitlines() == ["-t", "-oi"]
     message = email.message_from_bytes((scene.root / "input").read_bytes(), policy=email.policy.default)
@@ -451,8 +458,9 @@ def test_the_documentation_lists_every_field_and_event() -> None:
 def test_the_environment_of_training_is_not_that_of_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOMP_SPINCOUNT", str(processes.SPIN_COUNT))
     program = processes.LimitedProgram(["/bin/sh", "-c", 'exit "${GOMP_SPINCOUNT:-7}"'], "", b"", 30.0)
-    wait_until(lambda: program.poll() is not None)
-    assert program.poll() == "exit code 7"
+    while (ended := program.poll()) is None:
+        time.sleep(0.02)
+    assert ended == "exit code 7"
 
 
 def test_a_queued_event_is_not_an_alert(scene: Scene) -> None:

@@ -64,7 +64,7 @@ def at(step: int, *, step_s: float = 0.1, number: int = 1) -> object:
 
 
 def test_the_setup_is_never_judged(watched: Watched) -> None:
-    assert watched.wait(20_000) is None
+    assert watched.wait(2_000) is None
     assert expected_seconds(watched.run) is None
 
 
@@ -120,7 +120,7 @@ def test_a_step_after_a_validation_is_judged_as_a_step(watched: Watched) -> None
 
 def test_the_speed_of_an_earlier_attempt_does_not_count(watched: Watched) -> None:
     watched.log(at(3), Stopped(epoch=1, step=3), started(attempt=2))
-    assert watched.wait(20_000) is None
+    assert watched.wait(2_000) is None
 
 
 def test_a_stopped_worker_does_not_count(watched: Watched) -> None:
@@ -129,7 +129,7 @@ def test_a_stopped_worker_does_not_count(watched: Watched) -> None:
     watched.worker.send_signal(signal.SIGSTOP)
     try:
         wait_until(lambda: process.status() == psutil.STATUS_STOPPED)
-        assert watched.wait(10_000) is None
+        assert watched.wait(1_000) is None
     finally:
         watched.worker.send_signal(signal.SIGCONT)
     wait_until(lambda: process.status() != psutil.STATUS_STOPPED)
