@@ -48,9 +48,9 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     store: str
     """Absolute path of the store."""
     title: str
-    """What happened, for people, on one line."""
+    """Summary for people, on one line."""
     text: str
-    """What happened and what to do, for people: at most 3,500 bytes, without control characters except line feeds."""
+    """Details and advice for people: at most 3,500 bytes, without control characters except line feeds."""
     run: str | None = None
     """Id of the run: the name of its folder in the store."""
     experiment: int | None = None
@@ -74,9 +74,9 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     train_s: float | None = None
     """Training time over all attempts, without setup and evaluation."""
     reason: str | None = None
-    """Why, and what to do; null for ``finished``."""
+    """Cause and advice; null for ``finished``."""
     digest: Digest | None = None
-    """What came of all runs of the queue; only in a ``digest``."""
+    """Outcome of all runs of the queue; only in a ``digest``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -231,9 +231,11 @@ class Alerts:
         deadline_s = time.monotonic() + CLOSE_LIMIT_S
         while self.poll():
             if time.monotonic() > deadline_s:
+                left = len(self._pending) + (self._running is not None)
                 if self._running is not None:
                     self._running[1].kill()
-                self._log(f"{len(self._pending) + (self._running is not None)} alerts could not be given in time")
+                    self._running = None
+                self._log(f"{left} alerts could not be given in time")
                 return
             time.sleep(POLL_S)
 

@@ -59,7 +59,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     train_s: Seconds | None
     """Training time over all attempts, without setup and evaluation."""
     reason: str | None
-    """Why the run failed, was lost or diverged, and what to do."""
+    """Cause and advice, if the run failed, was lost, was stopped or diverged."""
 
     @property
     def name(self) -> str:
@@ -68,7 +68,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Digest(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of the runs of a queue."""
+    """Outcome of the runs of a queue."""
 
     schema: int = 1
     time: str

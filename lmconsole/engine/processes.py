@@ -101,20 +101,19 @@ class LimitedProgram:
 
     def kill(self) -> None:
         """Kill the program and its children, also those that left its process group."""
-        if self._process.poll() is not None:
-            return
-        import psutil
+        if self._process.poll() is None:
+            import psutil
 
-        children = []
-        with contextlib.suppress(psutil.Error):
-            children = psutil.Process(self._process.pid).children(recursive=True)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        for child in children:
+            children = []
             with contextlib.suppress(psutil.Error):
-                child.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1.0)
+                children = psutil.Process(self._process.pid).children(recursive=True)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            for child in children:
+                with contextlib.suppress(psutil.Error):
+                    child.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1.0)
         self._close()
 
     def _read_output(self) -> None:

@@ -1,4 +1,4 @@
-"""What would interrupt a night of training, apart from a logout: suspend, an empty battery, a shutdown. And whether the
+"""Interruptions of a night of training, apart from a logout: suspend, an empty battery, a shutdown. And whether the
 clock is right. A machine that does not say has no answer."""
 
 import subprocess

@@ -1,4 +1,4 @@
-"""Checks of `doctor` that look at the queue and the machine. `tests/test_cli.py` runs the whole command."""
+"""Checks of the queue and of the machine by `doctor`. `tests/test_cli.py` runs the whole command."""
 
 import json
 import os

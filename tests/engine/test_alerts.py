@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,9 +87,11 @@ class Scene:
 
 
 @pytest.fixture
-def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
-    return Scene(tmp_path)
+    scene = Scene(tmp_path)
+    yield scene
+    scene.alerts.close()
 
 
 def trained(*losses: float) -> list[Event]:
@@ -273,6 +275,7 @@ def test_alerts_that_cannot_be_given_in_time_are_counted(scene: Scene, monkeypat
         scene.queue(FAILED, program=("/bin/sleep", "99"), seed=seed)
     scene.given()
     assert scene.messages == ["2 alerts could not be given in time"]
+    scene.alerts._pending.clear()
     assert not psutil.Process().children()
 
 
