@@ -130,11 +130,20 @@ def run(**given: object) -> None:
 
 
 @app.command()
-def status(runs: Runs = STORE, json: Json = False) -> None:
+def status(
+    runs: Runs = STORE,
+    digest: Annotated[
+        bool, typer.Option("--digest", help="Show what came of the last queue instead, and the best run so far.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Show the runs in the store."""
-    from lmconsole.commands.status import show_status
+    from lmconsole.commands.status import show_digest, show_status
 
-    show_status(runs, json=json)
+    if digest:
+        show_digest(runs, json=json)
+    else:
+        show_status(runs, json=json)
 
 
 @app.command()
@@ -254,7 +263,7 @@ def data_info(
 def doctor(data: Data = None, embeddings: Embeddings = None, runs: Runs = STORE, json: Json = False) -> None:
     """Check whether this machine is ready.
 
-    Check the GPU, PyTorch, data, embeddings, locale and disk.
+    Check the GPU, PyTorch, data, embeddings, locale, the disk that the queue needs, and what would interrupt a night.
     """
     from lmconsole.commands.doctor import diagnose
 

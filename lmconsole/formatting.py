@@ -1,6 +1,7 @@
 """Numbers as text for people. An unknown number is a dash, never 0."""
 
 import math
+from datetime import datetime
 
 UNKNOWN = "–"
 DAMAGE_MARK = "§"
@@ -41,6 +42,14 @@ def clock(value: float | None) -> str:
         days, separator, _ = text.partition(" d ")
         text = text.removesuffix(" h") if not separator else f"{days} d" if len(text) > 8 else text
     return text
+
+
+def local_time(text: str) -> str:
+    """Format a time in ISO 8601 for the time zone of this machine: ``2026-11-26 23:05``; as it is if it is none."""
+    try:
+        return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):
+        return text
 
 
 def about(value: float | None) -> str:

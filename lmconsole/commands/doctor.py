@@ -1,11 +1,12 @@
 """`lmconsole doctor`: check whether this machine is ready, and advise where it is not."""
 
+import contextlib
 import locale
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,10 +18,15 @@ from lmconsole import __version__, formatting
 from lmconsole.commands.output import console, print_json
 from lmconsole.data.corpus import find_data, find_embeddings, user_data_folder
 from lmconsole.errors import LmconsoleError, escape_control_characters
-from lmconsole.runs.store import Store
+from lmconsole.plan.parameters import CHECKPOINTS, checkpoint_bytes, weights_bytes
+from lmconsole.runs.events import utc_now
+from lmconsole.runs.permissions import pending
+from lmconsole.runs.state import Status
+from lmconsole.runs.store import Run, Store
 from lmconsole.telemetry.gpu import Gpus
 from lmconsole.telemetry.host import cores, free_disk_mib, host_memory
 from lmconsole.telemetry.logout import logout_risk
+from lmconsole.telemetry.overnight import clock_synchronized, interruptions
 
 Verdict = Literal["ok", "note", "problem"]
 STYLES: dict[Verdict, str] = {"ok": "green", "note": "yellow", "problem": "bold red"}
@@ -68,9 +74,11 @@ def check(*, data: Path | None, embeddings: Path | None, runs: Path) -> list[Fin
         *_torch_and_gpu(),
         _host(),
         *_data(data, embeddings),
-        _store(runs),
+        *_store_and_disk(runs),
+        *_gpu_users(runs),
         _logout(),
-        _disk(runs),
+        _night(),
+        _clock(),
         _locale(),
     ]
 
@@ -157,8 +165,7 @@ def _data(data: Path | None, embeddings: Path | None) -> Iterator[Finding]:
         yield Finding(what="embeddings", verdict="problem", found=error.message, advice=error.hint or "")
 
 
-def _store(runs: Path) -> Finding:
-    store = Store(runs)
+def _store(store: Store) -> Finding:
     try:
         found = store.runs()
     except LmconsoleError as error:
@@ -178,15 +185,93 @@ def _store(runs: Path) -> Finding:
     return Finding(what="store", verdict="ok", found=shown)
 
 
-def _disk(runs: Path) -> Finding:
-    free = free_disk_mib(runs)
+def _store_and_disk(root: Path) -> Iterator[Finding]:
+    store = Store(root)
+    yield _store(store)
+    with contextlib.suppress(LmconsoleError):
+        yield from _disk(root, pending(store, store.runs()))
+        return
+    yield from _disk(root, [])
+
+
+def _disk(root: Path, queue: Sequence[Run]) -> Iterator[Finding]:
+    """Check the space for what the runs in the queue will write, or for that of the twelve experiments."""
+    free = free_disk_mib(root)
+    if queue:
+        needed = queue_disk_mib(queue)
+        short = free is not None and free < needed
+        runs = formatting.counted(len(queue), "run")
+        yield Finding(
+            what="disk",
+            verdict="problem" if short else "ok",
+            found=f"{formatting.mib(free)} free for the store; the queue ({runs}) needs up to {formatting.mib(needed)}",
+            advice="Free space before the disk is full, or stop runs: a run that cannot write fails." if short else "",
+        )
+        return
     low = free is not None and free < LOW_DISK_MIB
-    return Finding(
+    yield Finding(
         what="disk",
         verdict="note" if low else "ok",
         found=f"{formatting.mib(free)} free for the store",
         advice=f"Twelve paper-size runs need up to {formatting.mib(LOW_DISK_MIB)} for checkpoints and weights."
         if low
+        else "",
+    )
+
+
+def queue_disk_mib(queue: Sequence[Run]) -> float:
+    """Return the space that the runs of a queue need at most, MiB: the checkpoints of those that train at once, the
+    largest ones, and the best weights of each."""
+    sizes = [(run.info.settings, run.info.corpus.vocabulary) for run in queue]
+    events = [run.state.queued for run in queue if run.state.queued]
+    at_once = max((event.jobs * len(event.devices) for event in events), default=1)
+    checkpoints = sorted((checkpoint_bytes(*size) for size in sizes), reverse=True)[:at_once]
+    return (CHECKPOINTS * sum(checkpoints) + sum(weights_bytes(*size) for size in sizes)) / 2**20
+
+
+def _gpu_users(root: Path) -> Iterator[Finding]:
+    """Check whether other processes use the GPUs. The workers of this store do not count."""
+    gpus = Gpus.open()
+    own: set[int] = set()
+    with contextlib.suppress(LmconsoleError):
+        owners = [run.worker() for run in Store(root).runs() if run.status is Status.RUNNING]
+        own = {owner.pid for owner in owners if owner is not None and owner.pid}
+    for gpu in gpus.devices():
+        others = gpus.other_processes(gpu.uuid, own) if gpu.uuid else None
+        used = f"{formatting.mib(gpu.device_used_mib)} of {formatting.mib(gpu.device_total_mib)} in use"
+        name = f"GPU {gpu.index}, {gpu.name or 'unknown'}"
+        if others:
+            yield Finding(
+                what="GPU users",
+                verdict="note",
+                found=f"{name}: {others:,} other {'process' if others == 1 else 'processes'}, {used}",
+                advice="They take memory and time from runs, and timings are marked. `nvidia-smi` lists them.",
+            )
+        else:
+            known = "no other processes" if others == 0 else "other processes are not visible here"
+            yield Finding(what="GPU users", verdict="ok", found=f"{name}: {known}, {used}")
+    gpus.close()
+
+
+def _night() -> Finding:
+    found = interruptions()
+    return Finding(
+        what="night",
+        verdict="note" if found else "ok",
+        found="; ".join(what for what, _ in found) or "no suspend, battery or shutdown in the way",
+        advice=" ".join(advice for _, advice in found),
+    )
+
+
+def _clock() -> Finding:
+    synchronized = clock_synchronized()
+    words = {True: "synchronized", False: "not synchronized", None: "synchronization unknown"}
+    return Finding(
+        what="clock",
+        verdict="note" if synchronized is False else "ok",
+        found=f"{formatting.local_time(utc_now())}, {words[synchronized]}",
+        advice="Times in logs and alerts may be wrong; the order of runs does not depend on them."
+        if synchronized is False
         else "",
     )
 

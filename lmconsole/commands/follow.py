@@ -158,20 +158,28 @@ class Follower:
             self._runner is not None and self._runner.poll() is None
         )
 
+    def wait_for_runner(self) -> bool:
+        """Wait until the runner has ended. Return False if other runs keep it busy, or at an interrupt."""
+        while self._runner_is_at_work():
+            if self._interrupts.count or pending(self._store, self._store.runs()):
+                return False
+            time.sleep(POLL_S)
+        return True
+
     def wait_for_exports(self, exports: Path) -> bool:
         """Wait for the runner to write the exports, unless other runs keep it busy, and show where they are.
 
         Return False if they could not be written: a script that goes on to use them must not find older ones.
         """
         self._display.say("Writing the exports …")
-        while self._runner_is_at_work():
-            if pending(self._store, self._store.runs()):
-                self._display.say(f"Other runs are active; the exports follow when they have ended, in {exports}.")
-                return True
-            if self._interrupts.count:
-                self._display.say(f"Detached; the exports will be in {exports}.")
-                return True
-            time.sleep(POLL_S)
+        if not self.wait_for_runner():
+            others = not self._interrupts.count
+            self._display.say(
+                f"Other runs are active; the exports follow when they have ended, in {exports}."
+                if others
+                else f"Detached; the exports will be in {exports}."
+            )
+            return True
         exported: list[str] = []
         with contextlib.suppress(OSError):
             exported = [line for line in self._runner_log.read_lines() if line.startswith("exports: ")]

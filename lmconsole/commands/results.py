@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lmconsole.commands.output import console, plain_table
+from lmconsole.engine.digest import Digest
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import DAMAGE_MARK, UNKNOWN, perplexity, seconds
 from lmconsole.runs.state import Status
@@ -99,3 +100,11 @@ def print_results(runs: Iterable[Run], *, stderr: bool) -> None:
     out.print(Text(RESULTS_NOTE, style="dim"))
     if any(run.state.damage for run in runs):
         out.print(Text(DAMAGE_NOTE, style="dim"))
+
+
+def print_digest(digest: Digest, *, stderr: bool) -> None:
+    """Print what came of runs, without those that finished: the table has them."""
+    out = console(stderr=stderr)
+    out.print()
+    for line in [*digest.lines, *digest.problems]:
+        out.print(Text(line), soft_wrap=True)

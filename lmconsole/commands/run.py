@@ -6,7 +6,8 @@ from lmconsole.commands.display import choose_display
 from lmconsole.commands.dry_run import overview, time_expected
 from lmconsole.commands.follow import Follower
 from lmconsole.commands.interrupts import Interrupts
-from lmconsole.commands.results import print_results
+from lmconsole.commands.results import print_digest, print_results
+from lmconsole.engine.digest import summarize
 from lmconsole.engine.estimate import estimates
 from lmconsole.engine.probe import ask
 from lmconsole.engine.queue import Action, QueueDecision
@@ -52,9 +53,12 @@ def run_headless(request: RunRequest) -> ExitCode:
                 if own and request.exports and code is not ExitCode.INTERRUPTED:
                     exported = follower.wait_for_exports(request.exports)
                     code = code if exported else ExitCode.RUN_FAILED
+                elif own and request.on_event and code is not ExitCode.INTERRUPTED:
+                    follower.wait_for_runner()  # where everything ends with this command, as in a container
             finally:
                 follower.leave()
         print_results(follower.runs, stderr=request.json)
+        print_digest(summarize(store, follower.runs, store.runs()), stderr=request.json)
     return code
 
 

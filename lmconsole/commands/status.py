@@ -8,10 +8,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from lmconsole.commands.output import console, plain_table, print_json, print_message, warn_about
+from lmconsole.commands.output import console, plain_table, print_data, print_json, print_message, warn_about
 from lmconsole.commands.results import describe_status, valid_perplexity
+from lmconsole.engine.digest import read_digest
 from lmconsole.errors import escape_control_characters
-from lmconsole.formatting import DAMAGE_MARK, seconds
+from lmconsole.formatting import DAMAGE_MARK, local_time, seconds
 from lmconsole.runs.permissions import NOT_STARTED, pending
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
@@ -37,6 +38,18 @@ def show_status(root: Path, *, json: bool) -> None:
             if run.state.damage:
                 print_message(f"{run.run}: warning: damaged ({DAMAGE_MARK}): {'; '.join(run.state.damage)}")
     warn_about(store)
+
+
+def show_digest(root: Path, *, json: bool) -> None:
+    """Print what came of the runs of the last queue. Raises StoreError if that cannot be read."""
+    store = Store(root)
+    digest = read_digest(store)
+    if json:
+        print_json(digest)
+    elif digest is None:
+        print_message(f"{store.root}: no digest yet. The first is written when the queue is empty.")
+    else:
+        print_data(f"{digest.host}, {local_time(digest.time)}\n{digest.text}")
 
 
 def _print_unattended(store: Store, runs: Iterable[Run]) -> None:

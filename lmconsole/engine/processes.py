@@ -1,8 +1,13 @@
-"""Processes that outlive the one that starts them: the runner, and the program to run when the queue is empty."""
+"""Processes that are started: those that outlive the one that starts them, which are the runner and the program to run
+when the queue is empty; and programs with a time limit."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -44,8 +49,82 @@ def disown(process: "subprocess.Popen[bytes]") -> None:
 
 def start_program(command: Sequence[str], cwd: str, log: Path) -> None:
     """Start the program to run when the queue is empty, without waiting for it. Raises OSError."""
-    environment = {k: v for k, v in os.environ.items() if (k, v) != ("GOMP_SPINCOUNT", str(SPIN_COUNT))}
-    disown(_detached(list(command), log, cwd or None, environment))
+    disown(_detached(list(command), log, cwd or None, _environment_of_programs()))
+
+
+def _environment_of_programs() -> dict[str, str]:
+    """Return the environment without what only training needs."""
+    return {k: v for k, v in os.environ.items() if (k, v) != ("GOMP_SPINCOUNT", str(SPIN_COUNT))}
+
+
+OUTPUT_BYTES = 4_096
+"""Bytes at the end of a program's output that are kept."""
+
+
+class LimitedProgram:
+    """A program that reads its input from standard input, and is killed with its children at a time limit. It never
+    delays the process that starts it: ``poll`` does not wait."""
+
+    def __init__(self, command: Sequence[str], cwd: str, data: bytes, limit_s: float) -> None:
+        """Start the program. Its input is a file, so it need not read it. Raises OSError."""
+        self._deadline_s = time.monotonic() + limit_s
+        self._output = b""
+        with tempfile.TemporaryFile() as stdin:
+            stdin.write(data)
+            stdin.seek(0)
+            self._process = subprocess.Popen(
+                list(command),
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that all its children can be killed
+                env=_environment_of_programs(),
+                cwd=cwd or None,
+            )
+        assert self._process.stdout is not None
+        os.set_blocking(self._process.stdout.fileno(), False)
+
+    def poll(self) -> str | None:
+        """Return how the program ended: empty for success, else a phrase; None while it is running."""
+        code = self._process.poll()
+        self._read_output()
+        if code is None and time.monotonic() < self._deadline_s:
+            return None
+        if code is None:
+            self.kill()
+            return "killed at its time limit"
+        self._close()
+        if code == 0:
+            return ""
+        lines = self._output.decode(errors="replace").strip().splitlines()
+        return f"exit code {code}{f': {escape_control_characters(lines[-1].strip())}' if lines else ''}"
+
+    def kill(self) -> None:
+        """Kill the program and its children, also those that left its process group."""
+        if self._process.poll() is None:
+            import psutil
+
+            children = []
+            with contextlib.suppress(psutil.Error):
+                children = psutil.Process(self._process.pid).children(recursive=True)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            for child in children:
+                with contextlib.suppress(psutil.Error):
+                    child.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1.0)
+        self._close()
+
+    def _read_output(self) -> None:
+        assert self._process.stdout is not None
+        with contextlib.suppress(BlockingIOError):
+            self._output = (self._output + os.read(self._process.stdout.fileno(), 2**20))[-OUTPUT_BYTES:]
+
+    def _close(self) -> None:
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        disown(self._process)
 
 
 def training_environment() -> dict[str, str]:

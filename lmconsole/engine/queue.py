@@ -206,8 +206,8 @@ def requeue(store: Store, names: Iterable[str], after: AfterQueue = _NOTHING) ->
     was last queued, and return their names. Finished and active runs are left alone.
 
     Args:
-        after: what to do when the queue is empty. If it names no program, one that this user asked for when a run was
-            queued before, and that has not been started yet, is kept.
+        after: what to do when the queue is empty. If it names no program, those that this user asked for when a run
+            was queued before are kept, unless the queue has been empty since.
 
     Raises:
         RunActiveError: another process has taken the lock of a run; the runs before it have been queued.
@@ -227,8 +227,8 @@ def requeue(store: Store, names: Iterable[str], after: AfterQueue = _NOTHING) ->
             jobs = jobs_at_once(run.info.threads or 1, last)
             earlier = permissions.find(run)
             kept = after
-            if not after.on_finish and earlier is not None:
-                kept = msgspec.structs.replace(after, on_finish=earlier.after.on_finish, cwd=earlier.after.cwd)
+            if earlier is not None and not (after.on_finish or after.on_event):
+                kept = msgspec.structs.replace(earlier.after, exports=after.exports)
             _requeue(run, msgspec.structs.replace(last, jobs=jobs, place=next(places)), permissions, kept)
             done.append(run.run)
         return done

@@ -250,6 +250,15 @@ class RunRequest(NamedTuple):
         tuple[str, ...],
         Option(help="Run this program when the queue is empty (no shell).", metavar="CMD", parse=parse_program),
     ] = ()
+    on_event: Annotated[
+        tuple[str, ...],
+        Option(
+            help="Give this program (no shell) a JSON object when a run stalls, diverges, is lost, fails or ends, and "
+            "when the queue is empty.",
+            metavar="CMD",
+            parse=parse_program,
+        ),
+    ] = ()
     json: Annotated[bool, Option(help="Print JSON on standard output.")] = False
 
     @property

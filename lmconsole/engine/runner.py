@@ -17,6 +17,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from lmconsole.engine import stop_signals, worker
+from lmconsole.engine.alerts import Alerts
+from lmconsole.engine.digest import summarize, write_digest
 from lmconsole.engine.processes import last_line, python, start_program
 from lmconsole.engine.shared_data import shared_folder
 from lmconsole.engine.worker import EXIT_NOT_TRAINED, Command, PrepareOnDevice, Train
@@ -31,6 +33,8 @@ POLL_S = 0.2
 OTHER_USER_POLL_S = 1.0
 """Interval at which a runner checks whether that of another user has ended."""
 EXPORT_TIMEOUT_S = 900.0
+EXPORT_POLL_S = 0.05
+"""Interval at which alerts are given while the exports are written."""
 FORK_SERVER_GONE = 255
 """Exit code that multiprocessing reports for a process whose fork server has ended."""
 
@@ -46,6 +50,13 @@ def main(root: Path) -> int:
     with contextlib.suppress(OSError):
         os.chdir(store.root)  # the folder of the command may be removed, and no process starts in one that is gone
     runner = Runner(store)
+    code = _serve(store, runner)
+    runner.alerts.close()  # another runner may serve the queue by now
+    return code
+
+
+def _serve(store: Store, runner: "Runner") -> int:
+    """Serve the store as ``main`` does."""
     waited = False
     while True:
         try:
@@ -117,6 +128,7 @@ class Runner:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._permissions = Permissions(store.root)
+        self.alerts = Alerts(store, self._permissions, _log)
         self.shared: Path | None = None
         """Folder of the data that workers share; None: each reads its own."""
         self._workers: dict[str, _Worker] = {}
@@ -130,8 +142,10 @@ class Runner:
 
     def serve(self) -> None:
         """Start queued runs and record how they end, until none is queued or running; then finish."""
+        self.alerts.resume()
         while True:
             runs = self.store.runs()
+            self.alerts.check(runs, self._workers)
             self._reap(runs)
             busy = self._busy(runs)
             self._served |= {run.run: run for run in runs if run.run in busy}
@@ -330,19 +344,32 @@ class Runner:
             self._unwritable.add(run.run)
 
     def _finish(self) -> None:
-        """Export and run the programs that this user asked for, now that the queue is empty, and remove the permissions
-        of runs that have ended."""
+        """Export and run the programs that this user asked for, now that the queue is empty, write the digest, and
+        remove the permissions of runs that have ended."""
         fulfilled = self._ended()
+        runs = self.store.runs()
+        self.alerts.resume()  # some may have been queued and ended between two checks
+        self.alerts.check(runs, ())
         self._served.clear()
         for folder in dict.fromkeys(each.after.exports for each in fulfilled if each.after.exports):
             self._call(python("lmconsole.report", str(self.store.root), folder), EXPORT_TIMEOUT_S)
+        ended = {each.run for each in fulfilled}
+        digest = summarize(self.store, [run for run in runs if text_of(run.run) in ended or self._is_lost(run)], runs)
+        if ended:
+            try:
+                write_digest(self.store, digest)
+            except OSError as error:
+                _log(f"the digest cannot be written: {error.strerror}")
         removed = []
         for each in fulfilled:  # first, so that no program is started twice, whatever happens to this process
             if self._permissions.remove(each):
-                removed.append(each.after)
+                removed.append(each)
             else:
                 _log(f"{each.run}: its permission cannot be removed, so no program is started for it")
-        for program, cwd in dict.fromkeys((after.on_finish, after.cwd) for after in removed if after.on_finish):
+        self.alerts.add_digest(digest, removed)
+        self.alerts.mark_pending()
+        programs = ((each.after.on_finish, each.after.cwd) for each in removed if each.after.on_finish)
+        for program, cwd in dict.fromkeys(programs):
             try:
                 start_program(program, cwd, self.store.runner_log)
             except OSError as error:
@@ -366,17 +393,32 @@ class Runner:
                 ended.append(permission)
         return ended
 
+    def _is_lost(self, run: Run) -> bool:
+        """Return whether ``run`` was lost, and waits to be resumed by this user."""
+        return run.status is Status.LOST and self._permissions.find(run) is not None
+
     def _goes_on(self, run: Run) -> bool:
         """Return whether ``run`` has not ended yet. One that was lost under an earlier runner can be resumed."""
         return run.status.active or (run.status is Status.LOST and run.run not in self._served)
 
     def _call(self, command: list[str], timeout_s: float) -> None:
+        """Run a program to its end, and give alerts meanwhile."""
+        deadline_s = time.monotonic() + timeout_s
         try:
-            code = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=timeout_s, check=False).returncode
-            if code:
-                _log(f"{command}: exit code {code}")
-        except (OSError, subprocess.TimeoutExpired) as error:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        except OSError as error:
             _log(f"{command}: {error}")
+            return
+        try:
+            while process.poll() is None and time.monotonic() < deadline_s:
+                self.alerts.poll()
+                time.sleep(EXPORT_POLL_S)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            code = process.wait()
+        if code:
+            _log(f"{command}: exit code {code}")
 
 
 def prepares_ahead(device: str) -> bool:

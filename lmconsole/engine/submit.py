@@ -34,7 +34,10 @@ def queued_as(answer: ProbeAnswer, request: RunRequest) -> Queued:
 
 def _after_queue(request: RunRequest) -> AfterQueue:
     return AfterQueue(
-        exports=str(request.exports) if request.exports else None, on_finish=request.on_finish, cwd=os.getcwd()
+        exports=str(request.exports) if request.exports else None,
+        on_finish=request.on_finish,
+        on_event=request.on_event,
+        cwd=os.getcwd(),
     )
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 QUEUE_LOCK = ".queue.lock"
 RUNNER_LOCK = ".runner.lock"
 RUNNER_LOG = ".runner.log"
+DIGEST = ".digest.json"
+"""Outcome of the runs of the last queue."""
 TRASH = ".trash"
 """Folder of deleted runs, from which they can be restored."""
 TEMPORARY = ".tmp-"

@@ -38,14 +38,16 @@ only be unmounted."""
 
 
 class AfterQueue(msgspec.Struct, frozen=True, kw_only=True):
-    """Actions when the queue is empty."""
+    """Actions when the queue is empty, and at events before."""
 
     exports: str | None = None
     """Folder to export to; None for no export."""
     on_finish: tuple[str, ...] = ()
     """Program (absolute path) and arguments to run."""
+    on_event: tuple[str, ...] = ()
+    """Program (absolute path) and arguments that receive each alert."""
     cwd: str = ""
-    """Working directory of that program."""
+    """Working directory of these programs."""
 
 
 class Permission(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +62,8 @@ class Permission(msgspec.Struct, frozen=True, kw_only=True):
     info_sha256: str
     """SHA-256 of run.json, which is never changed."""
     after: AfterQueue = AfterQueue()
+    given: tuple[str, ...] = ()
+    """Keys of the alerts that were given, so that a later runner does not repeat them."""
 
 
 class Permissions:
@@ -112,6 +116,20 @@ class Permissions:
                 f"{error.strerror}",
                 hint="Correct that, then run it again.",
             ) from None
+
+    def add_given(self, permission: Permission, key: str) -> Permission:
+        """Save that the alert ``key`` is given, and return the changed permission.
+
+        Raises:
+            OSError: It cannot be saved, or the permission has been removed.
+        """
+        file = self._file(permission.run, permission.queued_seq)
+        os.lstat(file)  # one that was removed, when the run was deleted or queued again, does not return
+        changed = msgspec.structs.replace(permission, given=(*permission.given, key))
+        with atomic_write(file, sync=True, mode=0o600) as opened:
+            opened.write(msgspec.json.encode(changed) + b"\n")
+        self._known[permission.run, permission.queued_seq] = changed
+        return changed
 
     def sync(self) -> None:
         """Force the names of new permissions to the disk."""

@@ -2,10 +2,9 @@
 
 import getpass
 import re
-import subprocess
 from pathlib import Path
 
-TIMEOUT_S = 5.0
+from lmconsole.telemetry.overnight import ask
 
 LINGER = "loginctl enable-linger"
 START = "systemd-run --user --scope lmconsole"
@@ -38,18 +37,7 @@ def logout_risk(
 def _kills_processes(user: str) -> bool:
     """Return whether logind ends the processes of this user's sessions, from its settings and built-in defaults."""
     names = ("KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers")
-    try:
-        done = subprocess.run(
-            ["loginctl", "show-session", *(f"--property={name}" for name in names)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    lines = done.stdout.decode(errors="replace").splitlines()
-    found = {name: value for name, _, value in (line.partition("=") for line in lines)}
+    found = ask("loginctl", "show-session", *(f"--property={name}" for name in names))
     if user in found.get("KillExcludeUsers", "").split():
         return False
     only = found.get("KillOnlyUsers", "").split()
