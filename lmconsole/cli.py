@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from lmconsole import __version__
+from lmconsole.commands.complete import complete_presets, complete_runs
 from lmconsole.commands.interrupts import Interrupted, raise_interrupted
 from lmconsole.commands.run_parameters import expand_if_path, expand_path, parameter, takes_run_request
 from lmconsole.commands.streams import prepare_streams
@@ -35,7 +36,10 @@ Embeddings = Annotated[Path | None, parameter("embeddings")]
 Experiments = Annotated[Path | None, parameter("experiments")]
 Runs = Annotated[Path, parameter("runs")]
 Json = Annotated[bool, parameter("json")]
-RunNames = Annotated[list[str] | None, typer.Argument(metavar="RUN...", help="Runs or experiment numbers.")]
+RunNames = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="RUN...", help="Runs or experiment numbers.", autocompletion=complete_runs),
+]
 
 STORE = Path("runs")
 EXPORTS = Path("exports")
@@ -143,11 +147,12 @@ def stop(
     everything: Annotated[bool, typer.Option("--all", help="Stop every active run.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Return when the workers have ended.")] = False,
     runs: Runs = STORE,
+    json: Json = False,
 ) -> None:
     """Stop runs; each can be resumed."""
     from lmconsole.commands.stop import stop
 
-    raise typer.Exit(stop(runs, names or [], everything=everything, wait=wait))
+    raise typer.Exit(stop(runs, names or [], everything=everything, wait=wait, json=json))
 
 
 @app.command()
@@ -180,9 +185,15 @@ def export(
         str | None,
         typer.Option("-o", help="Print the results table to standard output instead of writing files.", metavar="-"),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Export the newest group of this preset.", metavar="NAME")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Export the newest group of this preset.", metavar="NAME", autocompletion=complete_presets),
+    ] = None,
     imported: Annotated[bool, typer.Option("--imported", help="Export the newest group of imported runs.")] = False,
-    run: Annotated[str | None, typer.Option("--run", help="Export the group of this run.", metavar="RUN")] = None,
+    run: Annotated[
+        str | None,
+        typer.Option("--run", help="Export the group of this run.", metavar="RUN", autocompletion=complete_runs),
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -196,6 +207,7 @@ def export(
         bool, typer.Option("--watch", help="Export again as runs progress, until none is active.")
     ] = False,
     runs: Runs = STORE,
+    json: Json = False,
 ) -> None:
     """Export figures, tables and the report.
 
@@ -214,7 +226,7 @@ def export(
         against=against,
         siunitx=siunitx,
     )
-    export(runs, options, out, output=output, watch=watch)
+    export(runs, options, out, output=output, watch=watch, json=json)
 
 
 @app.command("import")
@@ -225,6 +237,7 @@ def import_(
     ],
     experiments: Experiments = None,
     runs: Runs = STORE,
+    json: Json = False,
 ) -> None:
     """Import runs made elsewhere into the store.
 
@@ -233,7 +246,7 @@ def import_(
     """
     from lmconsole.commands.import_runs import import_runs
 
-    raise typer.Exit(import_runs(runs, source, experiments))
+    raise typer.Exit(import_runs(runs, source, experiments, json=json))
 
 
 @data_app.command("info")
@@ -273,7 +286,13 @@ def bench(
         ),
     ] = None,
     preset: Annotated[
-        str, typer.Option("--preset", help="Use the sizes of paper, scratch, demo, or one of your own.", metavar="NAME")
+        str,
+        typer.Option(
+            "--preset",
+            help="Use the sizes of paper, scratch, demo, or one of your own.",
+            metavar="NAME",
+            autocompletion=complete_presets,
+        ),
     ] = "paper",
     experiments: Experiments = None,
     json: Json = False,
@@ -300,6 +319,7 @@ def serve(
     experiments: Experiments = None,
     data: Data = None,
     embeddings: Embeddings = None,
+    json: Json = False,
 ) -> None:
     """Show the console in a browser.
 
@@ -311,7 +331,47 @@ def serve(
 
     named = {"--preset": preset, "--runs": runs.absolute(), "--experiments": experiments}
     named |= {"--data": data, "--embeddings": embeddings}
-    serve_console(host, port, url, {name: str(value) for name, value in named.items() if value is not None})
+    given = {name: str(value) for name, value in named.items() if value is not None}
+    serve_console(host, port, url, given, json=json)
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="Write this file.", metavar="FILE", parser=expand_path)] = Path(
+        "experiments.toml"
+    ),
+    json: Json = False,
+) -> None:
+    """Write an experiments.toml with comments, to start your own.
+
+    It adds an experiment and a preset to the built-in ones, and lists all settings. A JSON Schema is written next to
+    it, with which editors complete and check the file. Existing files are never overwritten.
+    """
+    from lmconsole.commands.init import init
+
+    init(file, json=json)
+
+
+@app.command()
+def schema(
+    name: Annotated[
+        Literal["experiments", "run", "events", "output"] | None,
+        typer.Argument(help="Print this schema; by default, list all of them."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Print the JSON Schema of a file or of the JSON output."""
+    from lmconsole.commands.schema import show_schema
+
+    show_schema(name, json=json)
+
+
+@app.command()
+def skill(json: Json = False) -> None:
+    """Print instructions for coding agents (SKILL.md)."""
+    from lmconsole.commands.skill import show_skill
+
+    show_skill(json=json)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_args
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
+from lmconsole.commands.complete import complete_experiments, complete_presets
 from lmconsole.engine.run_options import OPTIONS, RunRequest, flag
 from lmconsole.files import expand_home
 
@@ -34,9 +35,11 @@ def parameter(name: str) -> ArgumentInfo | OptionInfo:
     if Path in (kind := _kind(name), *get_args(kind)):
         texts["parser"] = expand_path
     if option.positional:
-        argument: ArgumentInfo = typer.Argument(**texts)
+        argument: ArgumentInfo = typer.Argument(autocompletion=complete_experiments, **texts)
         return argument
-    if option.completions:
+    if name == "preset":
+        texts["autocompletion"] = complete_presets
+    elif option.completions:
         texts["autocompletion"] = lambda incomplete: [
             each for each in option.completions if each.startswith(incomplete)
         ]
