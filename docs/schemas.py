@@ -124,9 +124,10 @@ def components(kinds: Iterable[Any]) -> tuple[tuple[Schema, ...], dict[str, Sche
     """Return the schemas of these types, and those of all structs in them by name, with descriptions of all fields."""
     kinds = list(kinds)
     roots, definitions = msgspec.json.schema_components(kinds, schema_hook=other)
+    for definition in definitions.values():
+        definition["description"] = tidy(definition["description"])
     for struct in structs(kinds):
         schema = definitions[struct.__name__]
-        schema["description"] = tidy(str(struct.__doc__))
         texts = documented(struct)
         for field in msgspec.structs.fields(struct):
             schema["properties"][field.encode_name]["description"] = texts[field.name]

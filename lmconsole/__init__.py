@@ -4,8 +4,7 @@ In notebooks and scripts, ``load_plan``, ``RunStore``, ``results`` and ``export`
 ``lmconsole.api``. They are loaded when they are first used.
 """
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # type checkers know this name; importing typing takes longer than everything else here
 if TYPE_CHECKING:
     from lmconsole.api import LmconsoleError, Run, RunStore, export, load_plan, results
 

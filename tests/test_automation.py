@@ -46,15 +46,17 @@ COMMANDS = dict(leaves(typer.main.get_command(app)))
 
 def call(*words: str) -> tuple[int, str]:
     """Run a command in this process, and return its exit code and standard output."""
-    out = io.StringIO()
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    code = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
         try:
             app(list(words))
         except LmconsoleError as error:
-            return error.exit_code, out.getvalue()
+            code = error.exit_code
         except SystemExit as end:
-            return int(end.code or 0), out.getvalue()
-    return 0, out.getvalue()
+            code = int(end.code or 0)
+    out.seek(0)
+    return code, out.read()
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def test_every_command_that_starts_no_process_prints_json_as_described(store: Store, tmp_path: Path) -> None:
     (tmp_path / "theirs.csv").write_text("model,layers,optimizer,epoch,valid_ppl\nlstm,1,adam,1,120.5\n")
-    (tmp_path / "odd.csv").write_text("model,layers\nlstm,1\n")
+    (tmp_path / "odd.csv").write_text("model,layers,optimizer,epoch,valid_ppl\nlstm,1,adam,1,abc\n")
     given = {
         "list": ["list"],
         "status": ["status"],

@@ -1,6 +1,6 @@
 """Validation of JSON by the schemas of the package."""
 
-import copy
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,34 @@ def strict(node: Any) -> Any:
     return made
 
 
-def problems(document: Any, of: Any) -> list[str]:
-    """Return what is wrong with a document, each with its place."""
-    import jsonschema
+class Validator:
+    """A schema, prepared to validate many documents."""
 
-    validator = jsonschema.validators.validator_for(of)
-    validator.check_schema(of)
-    return [f"{error.json_path}: {error.message}" for error in validator(of).iter_errors(document)]
+    def __init__(self, of: Any) -> None:
+        import jsonschema
+
+        kind = jsonschema.validators.validator_for(of)
+        kind.check_schema(of)
+        self._validator = kind(of)
+
+    def problems(self, document: Any) -> list[str]:
+        """Return what is wrong with a document, each with its place."""
+        return [f"{error.json_path}: {error.message}" for error in self._validator.iter_errors(document)]
+
+
+@functools.cache
+def validator(name: str) -> Validator:
+    """Return the validator of a schema file."""
+    return Validator(schema(name))
+
+
+@functools.cache
+def strict_validator(name: str, definition: str | None = None) -> Validator:
+    """Return the validator of a schema file, or of one of its definitions, that allows no other properties."""
+    of = strict(schema(name))
+    return Validator(of if definition is None else {"$ref": f"#/$defs/{definition}", **of})
 
 
 def check_output(document: Any, command: str) -> None:
     """Fail if the JSON output of a command is not as its schema describes it, or has more fields."""
-    of = strict(schema("output"))
-    assert problems(copy.deepcopy(document), {"$ref": f"#/$defs/{command}", **of}) == []
+    assert strict_validator("output", command).problems(document) == []

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from lmconsole.plan.presets import Plan
 
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-NOT_PLAIN = re.compile(r"[^A-Za-z0-9 ._-]+")
+NOT_PLAIN = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def complete_experiments(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Return the ids of the plan's experiments, each with its name."""
     with contextlib.suppress(LmconsoleError):
-        named = ((str(each.id), NOT_PLAIN.sub(" ", each.label)) for each in _plan(context).experiments)
+        named = ((str(each.id), NOT_PLAIN.sub(" ", each.label).strip()) for each in _plan(context).experiments)
         return [(number, label) for number, label in named if number.startswith(incomplete)]
     return []
 

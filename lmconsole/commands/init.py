@@ -93,7 +93,7 @@ def init(file: Path, *, json: bool) -> None:
         if isinstance(error, FileExistsError):
             raise _exists(file) from None
         raise LmconsoleError(
-            f"{error.filename or file}: cannot be written: {error.strerror}",
+            f"{file}: cannot be written: {error.strerror}",
             hint="Name a file in a folder that exists and that you can write: lmconsole init FILE",
         ) from None
     if not made and not _has(schema, content):

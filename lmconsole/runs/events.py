@@ -110,7 +110,7 @@ class Started(Event, frozen=True, kw_only=True, gc=False, tag="started"):
     shared_gpu: bool | None = None
     """Whether other processes used the GPU when the attempt began; None where that cannot be known."""
     peak_matmul_gflops: Amount | None = msgspec.field(name="ceiling_gflops", default=None)
-    """Peak matmul throughput of the device in this precision, if `lmconsole bench` had measured it."""
+    """Peak matmul throughput of the device in this precision, in GFLOP/s, if `lmconsole bench` had measured it."""
     attention: str | None = None
     """Implementation of attention (``lm/gpt1.py`` has the names); None for an LSTM."""
     checkpoints_set_aside: Number = 0

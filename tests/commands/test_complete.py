@@ -80,7 +80,8 @@ def test_names_of_others_are_not_code(folder: Path, monkeypatch: pytest.MonkeyPa
 
 def test_bash_completes_with_the_script_that_the_command_prints(folder: Path) -> None:
     (folder / "bin").mkdir()
-    (folder / "bin" / "lmconsole").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lmconsole "$@"\n')
+    script = f"#!{sys.executable}\nfrom lmconsole.cli import main\nmain()\n"  # as pip installs it
+    (folder / "bin" / "lmconsole").write_text(script)
     (folder / "bin" / "lmconsole").chmod(0o755)
     script = """
         eval "$(_LMCONSOLE_COMPLETE=source_bash lmconsole)"

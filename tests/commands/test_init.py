@@ -34,7 +34,7 @@ def test_without_its_comment_signs_the_file_sets_the_built_in_values(tmp_path: P
     assert text.count("\n[defaults") == 6
     (tmp_path / "all.toml").write_text(text, encoding="utf-8")
     assert load_plan(tmp_path / "all.toml").defaults.values == load_plan(builtin_file()).defaults.values
-    assert validation.problems(tomllib.loads(text), validation.schema("experiments")) == []
+    assert validation.validator("experiments").problems(tomllib.loads(text)) == []
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link", "dangling"])
