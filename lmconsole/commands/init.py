@@ -34,18 +34,19 @@ include_builtin = true
 [presets.quick]
 corpus = "demo"
 embeddings = "learned"
-vocabulary = 2_048
-channels = 96
+vocabulary = 512
+channels = 48
 window_tokens = 64
+batch_size = 64
 epochs = 2
 
 # Tables inside a preset are for one model or optimizer only.
 [presets.quick.lstm]
-hidden = 64
+hidden = 48
 
 [presets.quick.gpt1]
 heads = 3
-mlp_channels = 384
+mlp_channels = 192
 
 # An experiment. Settings in its row override those of the presets.
 [[experiment]]

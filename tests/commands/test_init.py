@@ -18,7 +18,7 @@ def test_the_file_loads_and_names_its_schema(tmp_path: Path) -> None:
     init(file, json=False)
     plan = load_plan(file)
     assert [each.id for each in plan.experiments] == list(range(1, 14))
-    assert plan.resolve(plan.experiment(13), "quick").settings.hidden == 64
+    assert plan.resolve(plan.experiment(13), "quick").settings.hidden == 48
     first, *_ = file.read_text(encoding="utf-8").splitlines()
     assert first == f"#:schema ./{SCHEMA_FILE}"
     assert (tmp_path / SCHEMA_FILE).read_bytes() == (validation.SCHEMAS / "experiments.json").read_bytes()
