@@ -9,6 +9,7 @@ this script generates.
 import ast
 import inspect
 import json
+import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -187,7 +188,8 @@ def _field_docstrings(cls: type) -> Iterator[tuple[str, str]]:
 
 def tidy(docstring: str) -> str:
     """Return a docstring as Markdown without line breaks inside paragraphs. JSON has null for None."""
-    text = docstring.replace("``", "`").replace("None", "null")
+    text = re.sub(r"(^|\. )None\b", r"\1Null", docstring.replace("``", "`"), flags=re.MULTILINE)
+    text = text.replace("None", "null")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 

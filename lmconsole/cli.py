@@ -9,14 +9,17 @@ from typing import Annotated, Literal
 import typer
 
 from lmconsole import __version__
-from lmconsole.commands.complete import complete_presets, complete_runs
 from lmconsole.commands.interrupts import Interrupted, raise_interrupted
-from lmconsole.commands.run_parameters import expand_if_path, expand_path, parameter, takes_run_request
+from lmconsole.commands.run_parameters import (
+    COMPLETE,
+    completion,
+    expand_if_path,
+    expand_path,
+    parameter,
+    takes_run_request,
+)
 from lmconsole.commands.streams import prepare_streams
 from lmconsole.errors import ExitCode, LmconsoleError
-
-COMPLETE = "_LMCONSOLE_COMPLETE"
-"""Set by a shell that asks for completions: ``eval "$(_LMCONSOLE_COMPLETE=source_bash lmconsole)"`` turns them on."""
 
 app = typer.Typer(
     name="lmconsole",
@@ -38,7 +41,7 @@ Runs = Annotated[Path, parameter("runs")]
 Json = Annotated[bool, parameter("json")]
 RunNames = Annotated[
     list[str] | None,
-    typer.Argument(metavar="RUN...", help="Runs or experiment numbers.", autocompletion=complete_runs),
+    typer.Argument(metavar="RUN...", help="Runs or experiment numbers.", **completion("runs")),
 ]
 
 STORE = Path("runs")
@@ -187,12 +190,12 @@ def export(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="Export the newest group of this preset.", metavar="NAME", autocompletion=complete_presets),
+        typer.Option(help="Export the newest group of this preset.", metavar="NAME", **completion("presets")),
     ] = None,
     imported: Annotated[bool, typer.Option("--imported", help="Export the newest group of imported runs.")] = False,
     run: Annotated[
         str | None,
-        typer.Option("--run", help="Export the group of this run.", metavar="RUN", autocompletion=complete_runs),
+        typer.Option("--run", help="Export the group of this run.", metavar="RUN", **completion("runs")),
     ] = None,
     against: Annotated[
         str | None,
@@ -291,7 +294,7 @@ def bench(
             "--preset",
             help="Use the sizes of paper, scratch, demo, or one of your own.",
             metavar="NAME",
-            autocompletion=complete_presets,
+            **completion("presets"),
         ),
     ] = "paper",
     experiments: Experiments = None,
@@ -356,7 +359,7 @@ def init(
 def schema(
     name: Annotated[
         Literal["experiments", "run", "events", "output"] | None,
-        typer.Argument(help="Print this schema; by default, list all of them."),
+        typer.Argument(metavar="[NAME]", help="Print experiments, run, events or output; without a name, list them."),
     ] = None,
     json: Json = False,
 ) -> None:

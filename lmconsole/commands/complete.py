@@ -6,9 +6,9 @@ offered. A file that cannot be read gives no completions.
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lmconsole.plan.presets import Plan
 
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+Completion = Callable[..., list[Any]]
+
 NOT_PLAIN = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -44,6 +46,22 @@ def complete_runs(context: typer.Context, incomplete: str) -> list[str]:
     with contextlib.suppress(LmconsoleError):
         return _plain(sorted(Store(runs or Path("runs")).names()), incomplete)
     return []
+
+
+def complete_values(values: Sequence[str]) -> Completion:
+    """Return a completion of fixed values."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return complete
+
+
+COMPLETIONS: Mapping[str, Completion] = {
+    "experiments": complete_experiments,
+    "presets": complete_presets,
+    "runs": complete_runs,
+}
 
 
 def _plain(names: Iterable[str], incomplete: str) -> list[str]:
