@@ -40,7 +40,7 @@ from lmconsole.tui.serve import ServedConsole
 FOLDER = Path(__file__).resolve().parents[1] / "lmconsole" / "schemas"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 EDITOR_DIALECT = "http://json-schema.org/draft-07/schema#"
-"""What editors of TOML understand."""
+"""Version of JSON Schema that editors of TOML understand."""
 
 Schema = dict[str, Any]
 

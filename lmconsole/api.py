@@ -91,7 +91,7 @@ class Run:
         self.outcome: Finished | Stopped | Failed | None = run.state.finished or run.state.stopped or run.state.failed
         """Event with which the run ended; None if it has not."""
         self.damage: tuple[str, ...] = run.state.damage
-        """What is damaged in the log and where; empty if nothing is known to be."""
+        """Damage of the log, and where it is; empty if none is known."""
         self.problem: str | None = run.problem
         """Error in the files of the run."""
 

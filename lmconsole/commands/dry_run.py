@@ -172,7 +172,7 @@ class PlannedRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DryRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What `run` would do, as `run --dry-run --json` prints it."""
+    """Plan of a `run` that does nothing, as `run --dry-run --json` prints it."""
 
     request: dict[str, Any]
     """Options of the command as they were parsed, by name."""

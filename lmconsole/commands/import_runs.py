@@ -57,7 +57,7 @@ class ImportResult(msgspec.Struct, frozen=True, kw_only=True):
     imported_before: tuple[ImportedSource, ...]
     """Sources that have nothing new."""
     notes: tuple[ImportNote, ...]
-    """What was inferred or left out."""
+    """Everything that was inferred or left out."""
     problems: tuple[str, ...]
     """Sources that could not be imported, and the reasons."""
 

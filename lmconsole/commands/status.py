@@ -135,7 +135,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     damaged_lines: int
     """Lines of the log that cannot be read."""
     damage: tuple[str, ...]
-    """What is damaged and where; empty if nothing is known to be."""
+    """Damage of the log, and where it is; empty if none is known."""
     problem: str | None
     """Error in the files of the run; null if there is none."""
     folder: str

@@ -52,7 +52,7 @@ def run(tmp_path: Path) -> Run:
 def shown(run: Run) -> dict[str, Any]:
     """Return what `lmconsole status` shows of a run."""
     (again,) = Store(run.paths.folder.parent).runs()
-    found: dict[str, Any] = msgspec.to_builtins(summarize(again))
+    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(summarize(again)))
     return found
 
 
