@@ -13,13 +13,15 @@ and ``export`` import pandas, and ``export`` matplotlib. All errors are ``Lmcons
 """
 
 import contextlib
+import html
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lmconsole.errors import LmconsoleError
+from lmconsole.errors import LmconsoleError, escape_control_characters
 from lmconsole.files import expand_home
+from lmconsole.formatting import perplexity, seconds
 from lmconsole.plan import load
 from lmconsole.plan.experiment import Experiment, Settings
 from lmconsole.plan.presets import Plan, unknown
@@ -161,6 +163,16 @@ class RunStore:
 
     def __repr__(self) -> str:
         return f"RunStore({str(self.path)!r})"
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows."""
+        rows = [("Run", "Experiment", "Preset", "Status", "Valid PPL", "Time")]
+        for run in self._store.runs():
+            best, state = run.state.best_epoch, run.state
+            ppl, time = perplexity(best.valid_ppl if best else None), seconds(state.elapsed_train_s)
+            rows.append((run.run, run.info.experiment.label, run.info.preset, run.status.value, ppl, time))
+        cells = ("".join(f"<td>{html.escape(escape_control_characters(cell))}</td>" for cell in row) for row in rows)
+        return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
 def results(

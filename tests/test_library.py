@@ -120,6 +120,14 @@ def test_a_store_is_read_again_at_each_access(tmp_path: Path) -> None:
     assert list(again.problems) == [unfinished.run]
 
 
+def test_a_notebook_shows_the_runs_and_text_from_files_is_escaped(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(5.0, 4.5)], name="<b>bold</b>")
+    shown = lmconsole.RunStore(tmp_path / "runs")._repr_html_()
+    assert "<td>&lt;b&gt;bold&lt;/b&gt;</td><td>tiny</td><td>finished</td><td>90.0</td><td>1.0 s</td>" in shown
+    assert "<b>" not in shown
+    assert repr(lmconsole.RunStore(tmp_path)) == f"RunStore('{tmp_path}')"
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
