@@ -10,12 +10,16 @@ import typer
 
 from lmconsole import __version__
 from lmconsole.commands.interrupts import Interrupted, raise_interrupted
-from lmconsole.commands.run_parameters import expand_if_path, expand_path, parameter, takes_run_request
+from lmconsole.commands.run_parameters import (
+    COMPLETE,
+    completion,
+    expand_if_path,
+    expand_path,
+    parameter,
+    takes_run_request,
+)
 from lmconsole.commands.streams import prepare_streams
 from lmconsole.errors import ExitCode, LmconsoleError
-
-COMPLETE = "_LMCONSOLE_COMPLETE"
-"""Set by a shell that asks for completions: ``eval "$(_LMCONSOLE_COMPLETE=source_bash lmconsole)"`` turns them on."""
 
 app = typer.Typer(
     name="lmconsole",
@@ -35,7 +39,10 @@ Embeddings = Annotated[Path | None, parameter("embeddings")]
 Experiments = Annotated[Path | None, parameter("experiments")]
 Runs = Annotated[Path, parameter("runs")]
 Json = Annotated[bool, parameter("json")]
-RunNames = Annotated[list[str] | None, typer.Argument(metavar="RUN...", help="Runs or experiment numbers.")]
+RunNames = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="RUN...", help="Runs or experiment numbers.", **completion("runs")),
+]
 
 STORE = Path("runs")
 EXPORTS = Path("exports")
@@ -152,11 +159,12 @@ def stop(
     everything: Annotated[bool, typer.Option("--all", help="Stop every active run.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Return when the workers have ended.")] = False,
     runs: Runs = STORE,
+    json: Json = False,
 ) -> None:
     """Stop runs; each can be resumed."""
     from lmconsole.commands.stop import stop
 
-    raise typer.Exit(stop(runs, names or [], everything=everything, wait=wait))
+    raise typer.Exit(stop(runs, names or [], everything=everything, wait=wait, json=json))
 
 
 @app.command()
@@ -189,9 +197,15 @@ def export(
         str | None,
         typer.Option("-o", help="Print the results table to standard output instead of writing files.", metavar="-"),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Export the newest group of this preset.", metavar="NAME")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Export the newest group of this preset.", metavar="NAME", **completion("presets")),
+    ] = None,
     imported: Annotated[bool, typer.Option("--imported", help="Export the newest group of imported runs.")] = False,
-    run: Annotated[str | None, typer.Option("--run", help="Export the group of this run.", metavar="RUN")] = None,
+    run: Annotated[
+        str | None,
+        typer.Option("--run", help="Export the group of this run.", metavar="RUN", **completion("runs")),
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -205,6 +219,7 @@ def export(
         bool, typer.Option("--watch", help="Export again as runs progress, until none is active.")
     ] = False,
     runs: Runs = STORE,
+    json: Json = False,
 ) -> None:
     """Export figures, tables and the report.
 
@@ -223,7 +238,7 @@ def export(
         against=against,
         siunitx=siunitx,
     )
-    export(runs, options, out, output=output, watch=watch)
+    export(runs, options, out, output=output, watch=watch, json=json)
 
 
 @app.command("import")
@@ -234,6 +249,7 @@ def import_(
     ],
     experiments: Experiments = None,
     runs: Runs = STORE,
+    json: Json = False,
 ) -> None:
     """Import runs made elsewhere into the store.
 
@@ -242,7 +258,7 @@ def import_(
     """
     from lmconsole.commands.import_runs import import_runs
 
-    raise typer.Exit(import_runs(runs, source, experiments))
+    raise typer.Exit(import_runs(runs, source, experiments, json=json))
 
 
 @data_app.command("info")
@@ -282,7 +298,13 @@ def bench(
         ),
     ] = None,
     preset: Annotated[
-        str, typer.Option("--preset", help="Use the sizes of paper, scratch, demo, or one of your own.", metavar="NAME")
+        str,
+        typer.Option(
+            "--preset",
+            help="Use the sizes of paper, scratch, demo, or one of your own.",
+            metavar="NAME",
+            **completion("presets"),
+        ),
     ] = "paper",
     experiments: Experiments = None,
     json: Json = False,
@@ -309,6 +331,7 @@ def serve(
     experiments: Experiments = None,
     data: Data = None,
     embeddings: Embeddings = None,
+    json: Json = False,
 ) -> None:
     """Show the console in a browser.
 
@@ -320,7 +343,47 @@ def serve(
 
     named = {"--preset": preset, "--runs": runs.absolute(), "--experiments": experiments}
     named |= {"--data": data, "--embeddings": embeddings}
-    serve_console(host, port, url, {name: str(value) for name, value in named.items() if value is not None})
+    given = {name: str(value) for name, value in named.items() if value is not None}
+    serve_console(host, port, url, given, json=json)
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="Write this file.", metavar="FILE", parser=expand_path)] = Path(
+        "experiments.toml"
+    ),
+    json: Json = False,
+) -> None:
+    """Write an experiments.toml with comments, to start your own.
+
+    It adds an experiment and a preset to the built-in ones, and lists all settings. A JSON Schema is written next to
+    it, with which editors complete and check the file. Existing files are never overwritten.
+    """
+    from lmconsole.commands.init import init
+
+    init(file, json=json)
+
+
+@app.command()
+def schema(
+    name: Annotated[
+        Literal["experiments", "run", "events", "output"] | None,
+        typer.Argument(metavar="[NAME]", help="Print experiments, run, events or output; without a name, list them."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Print the JSON Schema of a file or of the JSON output."""
+    from lmconsole.commands.schema import show_schema
+
+    show_schema(name, json=json)
+
+
+@app.command()
+def skill(json: Json = False) -> None:
+    """Print instructions for coding agents (SKILL.md)."""
+    from lmconsole.commands.skill import show_skill
+
+    show_skill(json=json)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -83,7 +83,13 @@ def read_file(path: Path, limit: int, *, follow: bool) -> bytes:
 
 @contextlib.contextmanager
 def atomic_write(
-    path: Path, *, sync: bool = False, mode: int = 0o666, temporary: Path | None = None, keep_as: Path | None = None
+    path: Path,
+    *,
+    sync: bool = False,
+    mode: int = 0o666,
+    temporary: Path | None = None,
+    keep_as: Path | None = None,
+    replace: bool = True,
 ) -> Iterator[BinaryIO]:
     """Open a file that replaces ``path`` when the block ends, so that readers see the old content or the new.
 
@@ -95,8 +101,10 @@ def atomic_write(
         temporary: where to write until the end; by default a random name in the same folder. A fixed name suits a file
             with a single writer, since what a killed process left there is removed.
         keep_as: new name of the file that ``path`` was until now, if there was one.
+        replace: whether to replace an existing file.
 
     Raises:
+        FileExistsError: ``path`` exists, and not ``replace``.
         OSError: a file cannot be written or renamed.
     """
     if temporary is None:
@@ -113,11 +121,27 @@ def atomic_write(
         if keep_as is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(path, keep_as)
-        os.replace(temporary, path)
+        if replace:
+            os.replace(temporary, path)
+        else:
+            _rename_new(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def _rename_new(temporary: Path, path: Path) -> None:
+    """Rename a file. Raises FileExistsError if ``path`` exists, even if it was created a moment ago."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        os.close(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, follow=False))
+        os.replace(temporary, path)
+    else:
+        os.unlink(temporary)
 
 
 MAX_NAME_BYTES = 120

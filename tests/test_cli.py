@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import tiny
+import validation
 
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
@@ -435,6 +436,7 @@ def test_a_measurement_is_shown_saved_and_used_for_estimates(tmp_path: Path) -> 
     assert len(re.findall(r" new, about \d+ (?:s|min|h)\b", dry, re.MULTILINE)) == 2
 
     found = json.loads(tiny.lmconsole("bench", *arguments, "--json", cwd=tmp_path, check=0).stdout)
+    validation.check_output(found, "bench")
     assert found["schema"] == 1
     assert [shape["estimated"] for shape in found["shapes"]] == [False, False]
 

@@ -22,7 +22,7 @@ DRAWING = Path(__file__).parents[1] / "docs" / "architecture.md"
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"commands", "tui"},
+    {"api", "commands", "tui"},
     {"report"},
     {"engine"},
     {"lm"},
@@ -37,10 +37,10 @@ LAYERS = (
 WORKER = ("engine.worker", "engine.attempt", "engine.preload")
 NEVER_IN_A_WORKER = ("engine.queue", "engine.probe")
 
-ONLY_IN = {
+ONLY_IN: Mapping[str, str | tuple[str, ...]] = {
     "torch": "lm/",
-    "pandas": "report/",
-    "matplotlib": "report/",
+    "pandas": ("report/", "api.py"),
+    "matplotlib": ("report/", "api.py"),
     "textual": "tui/",
     "textual_plotext": "tui/",
     "plotext": "tui/",
@@ -75,7 +75,11 @@ def module_of(file: str) -> str:
 
 @functools.cache
 def import_graph() -> Mapping[str, frozenset[str]]:
-    """Return, for each module of the package, the modules of the package that it imports."""
+    """Return, for each module of the package, the modules of the package that it imports.
+
+    Of the package itself the others use only ``__version__``. The names of ``api`` that it loads when they are first
+    used count for nobody.
+    """
     modules = {module_of(file) for file in FILES}
 
     def resolve(name: str) -> str:
@@ -88,6 +92,8 @@ def import_graph() -> Mapping[str, frozenset[str]]:
     for file in FILES:
         names = [name for name in imported_names(file) if name.split(".")[0] == "lmconsole"]
         graph[module_of(file)] = frozenset(resolve(name) for name in names) - {module_of(file)}
+    assert graph.pop("") == {"api"}
+    graph[""] = frozenset()
     return graph
 
 
@@ -127,6 +133,11 @@ def test_no_package_imports_another_of_its_own_layer_or_of_one_above() -> None:
         and layer_of(other.split(".")[0]) >= layer_of(module.split(".")[0])
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_modules_use_only_the_version_of_the_package_itself() -> None:
+    used = {name for file in FILES if file != "__init__.py" for name in imported_names(file)}
+    assert used & {f"lmconsole.{name}" for name in lmconsole.__all__} == {"lmconsole.__version__"}
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

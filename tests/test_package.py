@@ -17,7 +17,11 @@ PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 MODULES = [
     "cli.py",
     "errors.py",
+    "api.py",
+    "commands/SKILL.md",
     "py.typed",
+    "schemas/experiments.json",
+    "schemas/output.json",
     "telemetry/gpu.py",
     "plan/load.py",
     "runs/store.py",

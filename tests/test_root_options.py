@@ -108,7 +108,7 @@ def test_the_home_folder_is_expanded_in_every_path(
     arguments = [] if name == "source" else ARGUMENTS.get(path[0], [])
 
     def given(text: str) -> str:
-        words = [text] if name == "source" else [f"--{name}={text}"]
+        words = [text] if name in ("source", "file") else [f"--{name}={text}"]
         return str(call([*path, *words, *arguments], path)[name])
 
     assert given("~/r s") == "/home/ada/r s"

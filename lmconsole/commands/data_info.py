@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from lmconsole.commands.output import print_data, print_json, print_message
 from lmconsole.data.corpus import describe, find_data, find_embeddings, load_corpus
 from lmconsole.data.windows import cut_windows
@@ -16,11 +18,49 @@ PAPER = "paper"
 """Preset for which embeddings are checked that the chosen preset would not read."""
 
 
+class Windows(msgspec.Struct, frozen=True, kw_only=True):
+    """Windows that are cut from a split."""
+
+    windows: int
+    """Number of windows."""
+    targets: int
+    """Target tokens in all of them."""
+
+
+class DataReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Corpus and embeddings that a run would use, as `data info --json` prints them."""
+
+    preset: str
+    """Preset for which they are described."""
+    name: str
+    """Name of the corpus for captions."""
+    kind: str
+    """Kind of its source: ``demo``, ``npz`` or ``text``."""
+    path: str | None
+    """Absolute path of its folder; null if it is built in."""
+    vocabulary: int
+    """V: every token id is below it."""
+    tokenizer: str
+    """Description of the tokenizer."""
+    tokens: dict[str, int]
+    """Tokens of each split."""
+    sha256: str
+    """Hash of the vocabulary size and of all token ids."""
+    max_tokens: int | None
+    """Limit on the train split; always null."""
+    embeddings: str | None
+    """Absolute path of the file of embedding tables; null if none was found."""
+    embeddings_sha256: str | msgspec.UnsetType = msgspec.UNSET
+    """Hash of the tables; absent if there are none, or the preset reads none."""
+    windows: dict[str, Windows]
+    """Windows of each split."""
+
+
 def show_data(data: Path | None, embeddings: Path | None, preset: str, experiments: Path | None, *, json: bool) -> None:
     """Print the corpus and embeddings that a run would use. Raises LmconsoleError if one of them is unusable."""
     report, lines = data_report(data, embeddings, preset, experiments)
     if json:
-        print_json(report)
+        print_json(msgspec.convert(report, DataReport))
     else:
         print_data("\n".join(lines))
 

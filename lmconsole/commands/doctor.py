@@ -47,9 +47,13 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """Result of one check. A ``note`` limits what can be done; a ``problem`` prevents training."""
 
     what: str
+    """Subject of the check."""
     verdict: Verdict
+    """Result: ``ok``, ``note`` or ``problem``."""
     found: str
+    """Message for people: what was found."""
     advice: str = ""
+    """Message for people: what to do; empty if there is nothing to do."""
 
 
 class _Torch(msgspec.Struct, frozen=True):

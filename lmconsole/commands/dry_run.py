@@ -15,6 +15,8 @@ from lmconsole.engine.queue import Action, QueueDecision
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.engine.submit import describe_sharing, preview, requested_threads
 from lmconsole.errors import ExitCode, escape_control_characters
+from lmconsole.plan.experiment import Settings
+from lmconsole.runs.info import CorpusInfo
 from lmconsole.runs.store import Store
 from lmconsole.telemetry.host import free_disk_mib
 
@@ -27,7 +29,7 @@ def dry_run(request: RunRequest) -> ExitCode:
     decisions = preview(runs, answer, request)
     expected = estimates(answer, decisions, runs)
     if request.json:
-        print_json_line(_plan_as_dict(answer, decisions, expected, request))
+        print_json_line(_plan(answer, decisions, expected, request))
         return ExitCode.OK
     out = console()
     for name, value in [*overview(answer, request), *time_expected(answer, decisions, expected, request)]:
@@ -141,35 +143,84 @@ def _print_settings(answer: ProbeAnswer) -> None:
         )
 
 
-def _plan_as_dict(
+class PlannedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of a dry run."""
+
+    experiment: int
+    """Id of the experiment."""
+    seed: int
+    """Seed of initialization, shuffling and dropout."""
+    action: Action
+    """``new``: it would be queued; ``resume``: queued to continue; ``finished``: left out; ``active``: already queued
+    or running."""
+    run: str | None
+    """Id of the run that exists; null for a new one."""
+    threads: int
+    """CPU threads that it would have."""
+    jobs: int
+    """Most runs at once on one device, this one included."""
+    expected_s: float | None
+    """Estimated time that is left, in seconds; null if unknown, or if there is nothing to do."""
+    config_hash: str = msgspec.field(name="same_run")
+    """Hash of everything that decides the results: equal for runs that repeat each other."""
+    settings: Settings
+    """Settings with ``precision`` resolved."""
+    origins: dict[str, str]
+    """Source of each setting: a file and table, or the command line."""
+    corpus: CorpusInfo
+    """Token ids on which the run would be trained and evaluated."""
+
+
+class DryRun(msgspec.Struct, frozen=True, kw_only=True):
+    """Plan of a `run` that does nothing, as `run --dry-run --json` prints it."""
+
+    request: dict[str, Any]
+    """Options of the command as they were parsed, by name."""
+    preset: str
+    """Preset that would be used."""
+    reason: str
+    """Reason for this preset."""
+    devices: tuple[str, ...]
+    """Devices that would be used, as PyTorch names them."""
+    jobs: int | None
+    """Most runs at once on one device; null if it differs between runs."""
+    warnings: tuple[str, ...]
+    """Messages for people."""
+    store: str
+    """Absolute path of the run store."""
+    runs: tuple[PlannedRun, ...]
+    """Runs in the order of the queue."""
+
+
+def _plan(
     answer: ProbeAnswer, decisions: Sequence[QueueDecision], expected: Sequence[Estimate | None], request: RunRequest
-) -> dict[str, Any]:
+) -> DryRun:
     pending = [decision for decision in decisions if decision.action in (Action.NEW, Action.RESUME)]
     jobs = {decision.jobs for decision in pending or decisions}
-    return {
-        "request": msgspec.to_builtins(request._asdict(), enc_hook=str),
-        "preset": answer.preset,
-        "reason": answer.reason,
-        "devices": answer.devices,
-        "jobs": jobs.pop() if len(jobs) == 1 else None,
-        "warnings": answer.warnings,
-        "store": str(request.runs.absolute()),
-        "runs": [_planned_run(decision, estimate) for decision, estimate in zip(decisions, expected, strict=True)],
-    }
+    return DryRun(
+        request=msgspec.to_builtins(request._asdict(), enc_hook=str),
+        preset=answer.preset,
+        reason=answer.reason,
+        devices=answer.devices,
+        jobs=jobs.pop() if len(jobs) == 1 else None,
+        warnings=answer.warnings,
+        store=str(request.runs.absolute()),
+        runs=tuple(_planned_run(decision, estimate) for decision, estimate in zip(decisions, expected, strict=True)),
+    )
 
 
-def _planned_run(decision: QueueDecision, estimate: Estimate | None) -> dict[str, Any]:
+def _planned_run(decision: QueueDecision, estimate: Estimate | None) -> PlannedRun:
     resolved = decision.resolved
-    return {
-        "experiment": resolved.experiment.id,
-        "seed": resolved.seed,
-        "action": decision.action.value,
-        "run": decision.run,
-        "threads": decision.threads,
-        "jobs": decision.jobs,
-        "expected_s": estimate.seconds if estimate else None,
-        "same_run": resolved.config_hash,
-        "settings": msgspec.to_builtins(resolved.settings),
-        "origins": resolved.origins,
-        "corpus": msgspec.to_builtins(resolved.corpus),
-    }
+    return PlannedRun(
+        experiment=resolved.experiment.id,
+        seed=resolved.seed,
+        action=decision.action,
+        run=decision.run,
+        threads=decision.threads,
+        jobs=decision.jobs,
+        expected_s=estimate.seconds if estimate else None,
+        config_hash=resolved.config_hash,
+        settings=resolved.settings,
+        origins=resolved.origins,
+        corpus=resolved.corpus,
+    )

@@ -1,10 +1,13 @@
 """`lmconsole export`: write figures, tables and the report, or print a table."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmconsole.commands.output import print_data, print_message
+import msgspec
+
+from lmconsole.commands.output import print_data, print_json, print_json_line, print_message
 from lmconsole.errors import LmconsoleError
 from lmconsole.formatting import counted
 from lmconsole.runs.store import Store
@@ -13,7 +16,16 @@ if TYPE_CHECKING:
     from lmconsole.report.export import ExportOptions
 
 
-def export(root: Path, options: "ExportOptions", out: Path, *, output: str | None, watch: bool) -> None:
+class ExportResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Files of an export, as `export --json` prints them; with `--watch` on one line after each export."""
+
+    folder: str
+    """Absolute path of the folder."""
+    files: tuple[str, ...]
+    """Absolute paths of the files that were written, the most useful first."""
+
+
+def export(root: Path, options: "ExportOptions", out: Path, *, output: str | None, watch: bool, json: bool) -> None:
     """Export a group of runs from the store at ``root`` into the folder ``out`` and print the paths.
 
     With ``output`` "-" print the results table instead; with ``watch`` export again as runs progress. Raises
@@ -22,7 +34,9 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
     from lmconsole.report.export import export as write
     from lmconsole.report.export import keep_current, print_table
 
-    store = Store(root)
+    if json and output is not None:
+        raise LmconsoleError("-o -: --json lists files, and none is written", hint="Use --format json for the table.")
+    store, folder = Store(root), out.absolute()
     if options.run:
         options = replace(options, run=store.find(options.run).run)
     if output is not None:
@@ -32,8 +46,22 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
             raise LmconsoleError("-o -: --watch writes files", hint="Leave one of the two out.")
         print_data(print_table(store, options).removesuffix("\n"))
     elif watch:
-        folder = out.absolute()
-        keep_current(store, folder, options, lambda paths: print_data(f"{counted(len(paths), 'file')}: {folder}"))
+        keep_current(store, folder, options, lambda paths: _report_again(folder, paths, json=json))
     else:
-        for path in write(store, out.absolute(), options, warn=print_message):
-            print_data(str(path))
+        paths = write(store, folder, options, warn=print_message)
+        if json:
+            print_json(_result(folder, paths))
+        else:
+            for path in paths:
+                print_data(str(path))
+
+
+def _report_again(folder: Path, paths: Sequence[Path], *, json: bool) -> None:
+    if json:
+        print_json_line(_result(folder, paths))
+    else:
+        print_data(f"{counted(len(paths), 'file')}: {folder}")
+
+
+def _result(folder: Path, paths: Sequence[Path]) -> ExportResult:
+    return ExportResult(folder=str(folder), files=tuple(map(str, paths)))

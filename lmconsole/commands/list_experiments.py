@@ -1,7 +1,6 @@
 """`lmconsole list`: the experiments of a plan, with the status of their latest runs."""
 
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from rich.table import Table
@@ -9,10 +8,10 @@ from rich.text import Text
 
 from lmconsole.commands.output import console, plain_table, print_json, warn_about
 from lmconsole.commands.results import DAMAGE_NOTE, describe_status, valid_perplexity
-from lmconsole.commands.status import run_as_dict
+from lmconsole.commands.status import RunSummary, summarize
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import UNKNOWN
-from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
+from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES, Model, Optimizer, Settings
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import Plan
 from lmconsole.runs.store import Run, Store, latest_by_experiment
@@ -24,7 +23,7 @@ def list_experiments(experiments: Path | None, root: Path, *, json: bool) -> Non
     store = Store(root)
     latest = latest_by_experiment(store.runs())
     if json:
-        print_json(experiments_as_dicts(plan, latest))
+        print_json(listed_experiments(plan, latest))
     else:
         out = console()
         out.print(experiments_table(plan, latest))
@@ -58,19 +57,36 @@ def experiments_table(plan: Plan, latest: dict[int, Run]) -> Table:
     return table
 
 
-def experiments_as_dicts(plan: Plan, latest: dict[int, Run]) -> list[dict[str, Any]]:
+class ListedExperiment(msgspec.Struct, frozen=True, kw_only=True):
+    """One experiment, as `list --json` prints it."""
+
+    id: int
+    """Number that names the experiment on the command line."""
+    label: str
+    """Name for display."""
+    model: Model
+    """Architecture: ``lstm`` or ``gpt1``."""
+    layers: int
+    """Stacked LSTM layers, or transformer blocks."""
+    optimizer: Optimizer
+    """``adam``, ``adamw``, ``sgd``, or ``momentum`` (SGD with momentum)."""
+    presets: dict[str, Settings]
+    """Settings under each preset, by its name."""
+    latest_run: RunSummary | None
+    """The run of this experiment that was queued last; null if there is none."""
+
+
+def listed_experiments(plan: Plan, latest: dict[int, Run]) -> list[ListedExperiment]:
     """Return every experiment with its settings under each preset and its latest run, for JSON output."""
     return [
-        {
-            "id": experiment.id,
-            "label": experiment.label,
-            "model": experiment.model,
-            "layers": experiment.layers,
-            "optimizer": experiment.optimizer,
-            "presets": {
-                name: msgspec.to_builtins(plan.resolve(experiment, name).settings) for name in sorted(plan.presets)
-            },
-            "latest_run": run_as_dict(latest[experiment.id]) if experiment.id in latest else None,
-        }
+        ListedExperiment(
+            id=experiment.id,
+            label=experiment.label,
+            model=experiment.model,
+            layers=experiment.layers,
+            optimizer=experiment.optimizer,
+            presets={name: plan.resolve(experiment, name).settings for name in sorted(plan.presets)},
+            latest_run=summarize(latest[experiment.id]) if experiment.id in latest else None,
+        )
         for experiment in plan.experiments
     ]

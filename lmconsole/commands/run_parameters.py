@@ -1,7 +1,8 @@
 """Command-line parameters made from the table of options in `engine/run_options.py`."""
 
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -10,6 +11,9 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from lmconsole.engine.run_options import OPTIONS, RunRequest, flag
 from lmconsole.files import expand_home
+
+COMPLETE = "_LMCONSOLE_COMPLETE"
+"""Set by a shell that asks for completions: ``eval "$(_LMCONSOLE_COMPLETE=source_bash lmconsole)"`` turns them on."""
 
 
 def expand_path(value: Path | str) -> Path:
@@ -27,6 +31,18 @@ def expand_if_path(value: str) -> str:
     return str(expand_path(value)) if value.startswith("~") else value
 
 
+def completion(of: str | Sequence[str]) -> dict[str, Any]:
+    """Return the keyword with which a parameter completes ``experiments``, ``presets``, ``runs``, or the given values.
+
+    Only while a shell asks for completions, since typer needs a while to prepare them.
+    """
+    if COMPLETE not in os.environ:
+        return {}
+    from lmconsole.commands.complete import COMPLETIONS, complete_values
+
+    return {"autocompletion": COMPLETIONS[of] if isinstance(of, str) else complete_values(of)}
+
+
 def parameter(name: str) -> ArgumentInfo | OptionInfo:
     """Return the help, the spelling and the completion of one option, for a typer annotation."""
     option = OPTIONS[name]
@@ -34,12 +50,12 @@ def parameter(name: str) -> ArgumentInfo | OptionInfo:
     if Path in (kind := _kind(name), *get_args(kind)):
         texts["parser"] = expand_path
     if option.positional:
-        argument: ArgumentInfo = typer.Argument(**texts)
+        argument: ArgumentInfo = typer.Argument(**texts, **completion("experiments"))
         return argument
-    if option.completions:
-        texts["autocompletion"] = lambda incomplete: [
-            each for each in option.completions if each.startswith(incomplete)
-        ]
+    if name == "preset":
+        texts |= completion("presets")
+    elif option.completions:
+        texts |= completion(option.completions)
     shown: OptionInfo = typer.Option(flag(name), show_default=option.shown_default or True, **texts)
     return shown
 

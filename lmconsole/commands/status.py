@@ -3,8 +3,9 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Literal, cast
 
+import msgspec
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +14,7 @@ from lmconsole.commands.results import describe_status, valid_perplexity
 from lmconsole.engine.digest import read_digest
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import DAMAGE_MARK, local_time, seconds
+from lmconsole.plan.experiment import Model, Optimizer
 from lmconsole.runs.permissions import NOT_STARTED, pending
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
@@ -26,7 +28,7 @@ def show_status(root: Path, *, json: bool) -> None:
     store = Store(root)
     runs = store.runs()
     if json:
-        print_json([run_as_dict(run) for run in runs])
+        print_json([summarize(run) for run in runs])
     elif not runs:
         print_message(f"{store.root}: no runs yet. `lmconsole run ID` trains an experiment.")
     else:
@@ -73,43 +75,123 @@ def status_table(runs: Iterable[Run]) -> Table:
     return table
 
 
-def run_as_dict(run: Run) -> dict[str, Any]:
-    """Return a run for JSON output. Numbers that are not finite become text, since JSON has none."""
+NonFinite = Literal["nan", "inf", "-inf"]
+
+
+class RunError(msgspec.Struct, frozen=True, kw_only=True):
+    """Failure of the last attempt at a run."""
+
+    error: str
+    """Kind of the error, such as ``out-of-memory``."""
+    message: str
+    """Message for people: what happened."""
+    hint: str
+    """Message for people: what to do about it."""
+
+
+class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One run, as `status --json` and `list --json` print it. Unknown is null. Numbers that are not finite are text,
+    since JSON has none."""
+
+    run: str
+    """Id of the run: the name of its folder."""
+    experiment: int
+    """Id of the experiment."""
+    label: str
+    """Name of the experiment for display."""
+    model: Model
+    """Architecture: ``lstm`` or ``gpt1``."""
+    layers: int
+    """Stacked LSTM layers, or transformer blocks."""
+    optimizer: Optimizer
+    """``adam``, ``adamw``, ``sgd``, or ``momentum`` (SGD with momentum)."""
+    preset: str
+    """Preset from which the settings come."""
+    origin: Literal["trained", "imported"]
+    """``imported``: the run was trained by another program."""
+    denominator: Literal["targets", "padded"]
+    """Losses are means over the target tokens, or over the positions of full batches (docs/protocol.md)."""
+    seed: int
+    """Seed of initialization, shuffling and dropout."""
+    status: Status
+    """``lost``: the run is running according to its log, but its worker has died."""
+    attempt: int
+    """Number of the latest attempt, from 1; 0 before the first."""
+    epoch: int
+    """Epoch in progress, from 1; one more than ``epochs`` after the last."""
+    step: int
+    """Steps of this epoch that are known to be done."""
+    epochs: int
+    """Epochs that the run is to train."""
+    train_ppl: float | NonFinite | None
+    """Train perplexity of the latest complete epoch."""
+    best_valid_ppl: float | NonFinite | None
+    """Lowest validation perplexity so far."""
+    best_epoch: int | None
+    """Epoch with the lowest validation perplexity, from 1."""
+    test_ppl_best: float | NonFinite | None
+    """Test perplexity with the weights of the best epoch; null until the run has finished."""
+    test_ppl_final: float | NonFinite | None
+    """Test perplexity with the weights of the last epoch; null until the run has finished."""
+    diverged: bool | None
+    """Whether the loss became NaN or infinite; null until the run has finished."""
+    elapsed_train_s: float | None
+    """Training time so far, over all attempts, in seconds; without setup and evaluation."""
+    energy_j: float | None
+    """Energy that the whole GPU board used for training and validation, in joules."""
+    device: str | None
+    """Device of the latest attempt as PyTorch names it: ``cpu`` or ``cuda:0``."""
+    precision: str
+    """Precision of matrix products: ``fp32``, ``tf32`` or ``bf16``."""
+    error: RunError | None
+    """Failure of the last attempt; null if the run has not failed."""
+    damaged_lines: int
+    """Lines of the log that cannot be read."""
+    damage: tuple[str, ...]
+    """Damage of the log, and where it is; empty if none is known."""
+    problem: str | None
+    """Error in the files of the run; null if there is none."""
+    folder: str
+    """Absolute path of the folder of the run."""
+
+
+def summarize(run: Run) -> RunSummary:
+    """Return a run for JSON output."""
     state, info = run.state, run.info
-    best, finished, (epoch, step) = state.best_epoch, state.finished, state.position
-    return {
-        "run": run.run,
-        "experiment": info.experiment.id,
-        "label": info.experiment.label,
-        "model": info.experiment.model,
-        "layers": info.experiment.layers,
-        "optimizer": info.experiment.optimizer,
-        "preset": info.preset,
-        "origin": info.origin,
-        "denominator": info.denominator,
-        "seed": info.seed,
-        "status": run.status.value,
-        "attempt": state.attempt,
-        "epoch": epoch,
-        "step": step,
-        "epochs": info.settings.epochs,
-        "train_ppl": _json_number(state.train_ppl),
-        "best_valid_ppl": _json_number(best.valid_ppl if best else None),
-        "best_epoch": best.epoch if best else None,
-        "test_ppl_best": _json_number(finished.test_ppl_best if finished else None),
-        "test_ppl_final": _json_number(finished.test_ppl_final if finished else None),
-        "diverged": finished.diverged if finished else None,
-        "elapsed_train_s": state.elapsed_train_s,
-        "energy_j": finished.energy_j if finished else None,
-        "device": state.started.device if state.started else None,
-        "precision": info.settings.precision,
-        "error": {k: getattr(state.failed, k) for k in ("error", "message", "hint")} if state.failed else None,
-        "damaged_lines": state.damaged,
-        "damage": list(state.damage),
-        "problem": run.problem,
-        "folder": str(run.paths.folder),
-    }
+    best, finished, failed, (epoch, step) = state.best_epoch, state.finished, state.failed, state.position
+    return RunSummary(
+        run=run.run,
+        experiment=info.experiment.id,
+        label=info.experiment.label,
+        model=info.experiment.model,
+        layers=info.experiment.layers,
+        optimizer=info.experiment.optimizer,
+        preset=info.preset,
+        origin=info.origin,
+        denominator=info.denominator,
+        seed=info.seed,
+        status=run.status,
+        attempt=state.attempt,
+        epoch=epoch,
+        step=step,
+        epochs=info.settings.epochs,
+        train_ppl=_json_number(state.train_ppl),
+        best_valid_ppl=_json_number(best.valid_ppl if best else None),
+        best_epoch=best.epoch if best else None,
+        test_ppl_best=_json_number(finished.test_ppl_best if finished else None),
+        test_ppl_final=_json_number(finished.test_ppl_final if finished else None),
+        diverged=finished.diverged if finished else None,
+        elapsed_train_s=state.elapsed_train_s,
+        energy_j=finished.energy_j if finished else None,
+        device=state.started.device if state.started else None,
+        precision=info.settings.precision,
+        error=RunError(error=failed.error, message=failed.message, hint=failed.hint) if failed else None,
+        damaged_lines=state.damaged,
+        damage=state.damage,
+        problem=run.problem,
+        folder=str(run.paths.folder),
+    )
 
 
-def _json_number(value: float | None) -> float | str | None:
-    return value if value is None or math.isfinite(value) else str(value)
+def _json_number(value: float | None) -> float | NonFinite | None:
+    return value if value is None or math.isfinite(value) else cast("NonFinite", str(value))

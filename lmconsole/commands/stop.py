@@ -4,10 +4,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from lmconsole.commands.display import label, sentence
 from lmconsole.commands.follow import GRACE_S, POLL_S, RUNNER_STARTS
 from lmconsole.commands.interrupts import Interrupts
-from lmconsole.commands.output import print_message
+from lmconsole.commands.output import print_json, print_message
 from lmconsole.engine.processes import last_line
 from lmconsole.engine.submit import stop_runs, wake_runner
 from lmconsole.errors import ExitCode, LmconsoleError, StoreError
@@ -15,7 +17,21 @@ from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 
 
-def stop(root: Path, names: Sequence[str], *, everything: bool, wait: bool) -> ExitCode:
+class StopResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One run, as `stop --json` prints it. A run that waited is out of the queue at once; the worker of one in training
+    saves a checkpoint first."""
+
+    run: str
+    """Id of the run."""
+    before: Status
+    """Status before the command."""
+    status: Status
+    """Status when the command ended."""
+    stop_requested: bool
+    """Whether the run has been asked to stop and has not done so yet."""
+
+
+def stop(root: Path, names: Sequence[str], *, everything: bool, wait: bool, json: bool) -> ExitCode:
     """Ask the named runs of the store at ``root``, or with ``everything`` all active ones, to stop.
 
     With ``wait``, return when none of them has a worker any more: 0 if each has stopped or finished, 1 if one has
@@ -29,11 +45,22 @@ def stop(root: Path, names: Sequence[str], *, everything: bool, wait: bool) -> E
     else:
         raise LmconsoleError("name at least one run, or --all", hint="`lmconsole status` lists the runs.")
     active = {run.run: run for run in runs if run.status.active}
+    before = {run.run: run.status for run in runs}
     with Interrupts() as interrupts:
         for line in stop_runs(store, runs) or [f"{store.root}: no active run"]:
             print_message(line)
         interrupts.hold()
-        return _wait(store, active, interrupts) if wait else ExitCode.OK
+        code = _wait(store, dict(active), interrupts) if wait else ExitCode.OK
+    if json:
+        for run in active.values():
+            run.refresh()
+        print_json([_result(run, before[run.run]) for run in runs])
+    return code
+
+
+def _result(run: Run, before: Status) -> StopResult:
+    requested = run.stop_requested and run.status.active
+    return StopResult(run=run.run, before=before, status=run.status, stop_requested=requested)
 
 
 def _wait(store: Store, waiting: dict[str, Run], interrupts: Interrupts) -> ExitCode:

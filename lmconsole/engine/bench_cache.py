@@ -20,49 +20,64 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     """Experiments that differ in nothing but their optimizers, and how fast they train."""
 
     label: str
+    """Name for display, such as ``GPT-1 2L``."""
     experiments: tuple[int, ...]
+    """Ids of these experiments."""
     settings: Settings
     """Settings of one of them, with ``precision`` resolved."""
     estimated: bool
     """Whether the numbers are estimated from another shape instead of measured."""
     tokens_per_s: float
+    """Target tokens trained per second."""
     step_s: float
-    """Time of a step with the batch size in ``settings``."""
+    """Time of a step with the batch size in ``settings``, in seconds."""
     gflops: float
     """GFLOP/s in matrix products."""
     share_of_peak: float = msgspec.field(name="share_of_ceiling")
+    """Rate of matrix products as a share of the peak matmul throughput, from 0 to 1."""
     peak_mib: float | None
-    """Peak memory: of tensors on a GPU, of the process on a CPU. None if estimated."""
+    """Peak memory in MiB: of tensors on a GPU, of the process on a CPU. None if estimated."""
     run_s: float
-    """Estimated time of one run, without setup."""
+    """Estimated time of one run in seconds, without setup."""
 
 
 class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     """All results of one measurement, as `bench --json` prints them."""
 
     schema: int
+    """Version of this layout."""
     lmconsole: str
+    """Version of lmconsole."""
     torch: str | None
+    """Version of PyTorch."""
     date: str
-    """UTC, ISO 8601."""
+    """Time of the measurement: UTC, ISO 8601."""
     device: str
+    """Device as PyTorch names it: ``cpu`` or ``cuda:0``."""
     device_name: str
+    """Name of the device for people."""
     precision: str
+    """Precision of matrix products: ``fp32``, ``tf32`` or ``bf16``."""
     threads: int
+    """CPU threads."""
     preset: str
+    """Preset from which the sizes come."""
     batch_size: int
     """Windows in a measured batch: the preset's number, or fewer where that would have taken too long."""
     peak_matmul_gflops: float = msgspec.field(name="ceiling_gflops")
-    """Peak matmul throughput: the best rate of matrix products of these sizes."""
+    """Peak matmul throughput in GFLOP/s: the best rate of matrix products of these sizes."""
     tokens: dict[str, int]
     """Tokens in the splits of the corpus that ``run_s`` refers to."""
     shapes: tuple[Shape, ...]
+    """Results for each shape."""
     all_runs: int
+    """Number of experiments."""
     all_runs_s: float
-    """Estimated time of all runs, one after the other."""
+    """Estimated time of one run of each, one after the other, in seconds."""
     load_1min: float
     """Load average before the measurement."""
     measured_s: float
+    """Time that the measurement took, in seconds."""
 
 
 def bench_folder() -> Path | None:

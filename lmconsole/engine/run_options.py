@@ -246,6 +246,7 @@ class RunRequest(NamedTuple):
     dry_run: Annotated[bool, Option(help="Show what would be done, without doing it.")] = False
     no_export: Annotated[bool, Option(help="Do not export when the queue is empty.")] = False
     export_folder: Path = Path("exports")
+    """Folder for the exports when the queue is empty."""
     on_finish: Annotated[
         tuple[str, ...],
         Option(help="Run this program when the queue is empty (no shell).", metavar="CMD", parse=parse_program),

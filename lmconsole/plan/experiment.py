@@ -131,8 +131,11 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
     id: Annotated[int, msgspec.Meta(ge=1, le=999_999)]
     """Number that names the experiment on the command line."""
     model: Model
+    """Architecture: ``lstm`` or ``gpt1``."""
     layers: Annotated[int, msgspec.Meta(ge=1, le=256)]
+    """Stacked LSTM layers, or transformer blocks."""
     optimizer: Optimizer
+    """``adam``, ``adamw``, ``sgd``, or ``momentum`` (SGD with momentum)."""
     name: Annotated[str, msgspec.Meta(max_length=255)] = ""
     """Label; empty for the built-in experiments."""
     overrides: dict[str, object] = {}

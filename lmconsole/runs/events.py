@@ -55,10 +55,12 @@ here. The fields of an event that is read back hold the numbers themselves, so t
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind"):
-    """One line of the log. ``EventLog.append`` sets ``seq``, counted from 1, and ``t``, UTC in ISO 8601."""
+    """One line of the log. ``EventLog.append`` sets ``seq`` and ``t``."""
 
     seq: int = 0
+    """Number of the event in its log, counted from 1 without gaps."""
     t: str = ""
+    """Time of writing: UTC, ISO 8601, to the millisecond."""
 
 
 Device = Annotated[str, msgspec.Meta(pattern=r"\A(cpu|cuda:[0-9]{1,3}|(GPU|MIG)-[0-9A-Za-z/-]{1,100})\Z")]
@@ -84,20 +86,31 @@ class Started(Event, frozen=True, kw_only=True, gc=False, tag="started"):
     """A worker started an attempt."""
 
     attempt: Positive
+    """Number of the attempt at this run, from 1."""
     pid: Number
+    """Process id of the worker."""
     host: Name
+    """Name of the machine."""
     device: Name
+    """Device as PyTorch names it: ``cpu`` or ``cuda:0``."""
     device_name: Name
+    """Name of the device for people, such as ``NVIDIA H100``."""
     device_uuid: Name | None
+    """UUID of the GPU or its MIG slice; None on a CPU."""
     versions: dict[Name, Name | None]
+    """Versions of lmconsole, Python, PyTorch, CUDA and the driver; None where there is none."""
     threads: Positive
+    """CPU threads of the worker."""
     precision: Name
+    """Precision of matrix products: ``fp32``, ``tf32`` or ``bf16``."""
     parameters_total: Number
+    """Parameters of the model, frozen ones included."""
     parameters_trainable: Number
+    """Parameters that are trained."""
     shared_gpu: bool | None = None
     """Whether other processes used the GPU when the attempt began; None where that cannot be known."""
     peak_matmul_gflops: Amount | None = msgspec.field(name="ceiling_gflops", default=None)
-    """Peak matmul throughput of the device in this precision, if `lmconsole bench` had measured it."""
+    """Peak matmul throughput of the device in this precision, in GFLOP/s, if `lmconsole bench` had measured it."""
     attention: str | None = None
     """Implementation of attention (``lm/gpt1.py`` has the names); None for an LSTM."""
     checkpoints_set_aside: Number = 0
@@ -105,43 +118,57 @@ class Started(Event, frozen=True, kw_only=True, gc=False, tag="started"):
 
 
 class Resumed(Event, frozen=True, kw_only=True, gc=False, tag="resumed"):
-    """The attempt continues after ``step`` steps of ``epoch`` (from 1); earlier events beyond that point are void."""
+    """The attempt continues after ``step`` steps of ``epoch``; earlier events beyond that point are void."""
 
     epoch: EpochNumber
+    """Epoch in which it continues, from 1."""
     step: Number
+    """Steps of this epoch that are done."""
 
 
 class Progress(Event, frozen=True, kw_only=True, gc=False, tag="progress"):
-    """Progress of training, at most twice a second. ``train_loss_nats`` is the mean since the last such event."""
+    """Progress of training, at most twice a second."""
 
     epoch: EpochNumber
+    """Epoch in progress, from 1."""
     step: Number
+    """Steps of this epoch that are done."""
     steps: Positive
+    """Steps in an epoch."""
     train_loss_nats: Loss | None
+    """Mean train loss since the last such event, in nats per target token."""
     tokens_per_s: Amount | None
+    """Target tokens trained per second since the last such event."""
     elapsed_train_s: Seconds
+    """Training time since the first step, over all attempts, in seconds; without setup and evaluation."""
     non_finite: NonFinite = {}
+    """Metrics that are NaN or infinite, and therefore null in the log, by field."""
 
 
 class Epoch(Event, frozen=True, kw_only=True, gc=False, tag="epoch"):
-    """End of an epoch.
-
-    Losses are means over the target tokens; ``elapsed_train_s`` is cumulative over epochs. Times are None only in
-    imported runs whose source does not state them.
-    """
+    """End of an epoch. Times are None only in imported runs whose source does not state them."""
 
     epoch: EpochNumber
+    """Number of the epoch, from 1."""
     train_loss_nats: Loss | None
+    """Mean train loss of the epoch, in nats per target token."""
     train_ppl: Ppl | None
+    """Train perplexity of the epoch: exp of the train loss."""
     valid_loss_nats: Loss | None
+    """Mean validation loss after the epoch, in nats per target token."""
     valid_ppl: Ppl | None
+    """Validation perplexity after the epoch: exp of the validation loss."""
     train_s: Seconds | None
+    """Training time of the epoch, in seconds."""
     valid_s: Seconds | None
+    """Time of the validation, in seconds."""
     elapsed_train_s: Seconds | None
+    """Training time up to the end of the epoch, over all attempts, in seconds."""
     energy_j: Amount | None = None
-    """Energy that the whole GPU board used for training and validation, from the driver's counter. None on a CPU, for
-    an epoch shorter than two seconds, on a shared GPU, and where the driver has no counter."""
+    """Energy in joules that the whole GPU board used for training and validation, from the driver's counter. None on a
+    CPU, for an epoch shorter than two seconds, on a shared GPU, and where the driver has no counter."""
     non_finite: NonFinite = {}
+    """Metrics that are NaN or infinite, and therefore null in the log, by field."""
 
 
 class Telemetry(Event, frozen=True, kw_only=True, gc=False, tag="telemetry"):
@@ -149,53 +176,80 @@ class Telemetry(Event, frozen=True, kw_only=True, gc=False, tag="telemetry"):
     have any size: a third of all lines are samples, and checking them would make reading slower."""
 
     phase: Phase
+    """Activity of the run at that moment."""
     samples: Positive | msgspec.UnsetType = msgspec.UNSET
     """Number of consecutive readings whose mean this is, in imported runs; unset for a single one."""
     epoch: EpochNumber | None = None
+    """Epoch in progress, from 1."""
     device_used_mib: float | None = None
+    """Memory of the GPU that all processes use, in MiB."""
     device_total_mib: float | None = None
+    """Memory of the GPU, in MiB."""
     process_used_mib: float | None = None
+    """Memory of the GPU that the worker uses, in MiB."""
     torch_allocated_mib: float | None = None
+    """Memory of tensors on the GPU, in MiB."""
     torch_reserved_mib: float | None = None
+    """Memory of the GPU that PyTorch's allocator holds, in MiB."""
     utilization_percent: float | None = None
+    """Share of the time in which the GPU computed, in percent."""
     power_w: float | None = None
+    """Power of the GPU board, in watts."""
     temperature_c: float | None = None
+    """Temperature of the GPU, in degrees Celsius."""
     rss_mib: float | None = None
+    """Resident memory of the worker in host memory, in MiB."""
 
 
 class Finished(Event, frozen=True, kw_only=True, gc=False, tag="finished"):
     """The run is complete. Test perplexities are given for the weights of the last epoch and of the best one."""
 
     test_ppl_final: Ppl | None
+    """Test perplexity with the weights of the last epoch."""
     test_ppl_best: Ppl | None
+    """Test perplexity with the weights of the best epoch."""
     best_epoch: EpochNumber | None
+    """Epoch with the lowest validation loss, from 1; None if no loss was finite."""
     best_valid_ppl: Ppl | None
+    """Validation perplexity of that epoch."""
     setup_s: Seconds | None
+    """Time of loading, building and capturing, over all attempts, in seconds. None in imported runs."""
     wall_s: Seconds | None
-    """Time of the whole run, over all attempts. Like ``setup_s``, None in imported runs."""
+    """Time of the whole run, over all attempts, in seconds. None in imported runs."""
     diverged: bool
+    """Whether the loss became NaN or infinite."""
     stopped_early: bool = False
+    """Whether training ended before the last epoch because the validation perplexity no longer improved."""
     torch_peak_mib: Amount | None = None
+    """Peak memory of tensors on the GPU, in MiB."""
     rss_peak_mib: Amount | None = None
+    """Peak resident memory of the worker in host memory, in MiB."""
     energy_j: Amount | None = None
-    """Energy that the whole GPU board used from the start of the first epoch to the end of the last, over all attempts,
-    without setup and tests. None if training took less than two seconds or a reading of the counter is missing."""
+    """Energy in joules that the whole GPU board used from the start of the first epoch to the end of the last, over all
+    attempts, without setup and tests. None if training took less than two seconds or a reading of the counter is
+    missing."""
     non_finite: NonFinite = {}
+    """Metrics that are NaN or infinite, and therefore null in the log, by field."""
 
 
 class Stopped(Event, frozen=True, kw_only=True, gc=False, tag="stopped"):
     """The run was stopped by request after ``step`` steps of ``epoch`` and can be resumed."""
 
     epoch: EpochNumber
+    """Epoch in which it stopped, from 1; one more than the last if all epochs were complete."""
     step: Number
+    """Steps of this epoch that are done."""
 
 
 class Failed(Event, frozen=True, kw_only=True, gc=False, tag="failed"):
-    """The attempt failed. ``error`` is the kind (``TrainingError.kind``), ``hint`` what to do about it."""
+    """The attempt failed. The run can be resumed."""
 
     error: str
+    """Kind of the error (``TrainingError.kind``), such as ``out-of-memory``."""
     message: str
+    """Message for people: what happened."""
     hint: str
+    """Message for people: what to do about it."""
 
 
 AnyEvent = Queued | Started | Resumed | Progress | Epoch | Telemetry | Finished | Stopped | Failed

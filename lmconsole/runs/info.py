@@ -21,10 +21,15 @@ class CorpusInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Corpus of a run. Its fields are those of ``data.corpus.Corpus``."""
 
     name: Name
+    """Name for captions."""
     kind: Name
+    """Kind of its source: ``demo``, ``npz`` or ``text``."""
     path: str | None
+    """Absolute path of its folder; None if it is built in."""
     vocabulary: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
+    """V: every token id is below it."""
     tokenizer: Name
+    """Description of the tokenizer."""
     tokens: dict[Name, Number]
     """Tokens of each split after ``max_tokens``; empty in imported runs."""
     sha256: str
@@ -34,38 +39,51 @@ class CorpusInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EmbeddingsInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Frozen embedding tables of a run; ``sha256`` is the hash of their values."""
+    """Frozen embedding tables of a run."""
 
     path: str
+    """Absolute path of their file."""
     sha256: str
+    """Hash of their values."""
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Content of run.json."""
 
     schema: int
+    """Version of the layout of this file."""
     run: str
+    """Id of the run: the name of its folder when it was made."""
     queued_t: str
+    """Time at which the run was made: UTC, ISO 8601."""
     experiment: Experiment
+    """Row of experiments.toml."""
     preset: Name
+    """Preset from which the settings come."""
     settings: Settings
     """Settings of the run, with ``precision`` resolved."""
     origins: dict[str, str]
     """Source of each setting: a file and table, an option, or a default."""
     seed: Seed
+    """Seed of initialization, shuffling and dropout."""
     config_hash: str = msgspec.field(name="same_run")
     """Hash of everything that decides the results: equal for runs that repeat each other."""
     corpus: CorpusInfo
+    """Token ids on which the run is trained and evaluated."""
     embeddings: EmbeddingsInfo | None
+    """Frozen embedding tables; None if embeddings are learned."""
     threads: Jobs | None
     """CPU threads of every attempt: another number would change the last bits of the results. None if imported."""
     jobs: Jobs | Literal["auto"] | None = None
     """Value of ``--jobs`` when ``threads`` was decided. None if imported, and in runs of version 0.1.0."""
     command: tuple[str, ...]
+    """Command line that queued the run."""
     cwd: str
+    """Folder in which the command was run."""
     version: str
     """Version of lmconsole that queued the run."""
     origin: Literal["trained", "imported"] = "trained"
+    """``imported``: the run was trained by another program."""
     denominator: Literal["targets", "padded"] = "targets"
     """Losses are means over the target tokens, or over the positions of full batches, although the last batch has fewer
     windows (docs/protocol.md)."""

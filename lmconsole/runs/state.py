@@ -30,7 +30,7 @@ AGREEMENT = 1e-9
 
 
 class Status(StrEnum):
-    """Status of a run. ``LOST``: the log says that it is running, but no worker holds its lock."""
+    """Status of a run. ``lost``: the log says that it is running, but no worker holds its lock."""
 
     QUEUED = "queued"
     RUNNING = "running"

@@ -8,6 +8,8 @@ import socket
 import sys
 from collections.abc import Mapping
 
+import msgspec
+
 from lmconsole.engine.processes import python
 from lmconsole.errors import LmconsoleError
 
@@ -21,8 +23,19 @@ OTHER_TERMINAL = frozenset({"TMUX", "TMUX_PANE", "STY", "TERM_PROGRAM", "TERM_PR
 """Variables that describe the terminal of the server."""
 
 
-def serve(host: str, port: int, url: str | None, options: Mapping[str, str]) -> None:
+class ServedConsole(msgspec.Struct, frozen=True, kw_only=True):
+    """The server, as `serve --json` prints it on one line before it accepts connections."""
+
+    url: str
+    """URL of the console, with the token that lets a browser in."""
+    pid: int
+    """Process id of the server; SIGINT or SIGTERM ends it, and runs continue."""
+
+
+def serve(host: str, port: int, url: str | None, options: Mapping[str, str], *, json: bool = False) -> None:
     """Serve the console until interrupted. Each page gets a console of its own, with these ``options``.
+
+    With ``json``, print the URL as JSON on standard output.
 
     Raises:
         LmconsoleError: textual-serve is not installed, or the address or ``url`` cannot be used.
@@ -53,6 +66,8 @@ def serve(host: str, port: int, url: str | None, options: Mapping[str, str]) -> 
     logging.getLogger("aiohttp.server").addFilter(
         lambda record: not (record.exc_info and isinstance(record.exc_info[1], http_exceptions.HttpProcessingError))
     )
+    if json:
+        print(msgspec.json.encode(ServedConsole(url=server.url, pid=os.getpid())).decode(), flush=True)
     print(f"The console is at {server.url} (Ctrl+C stops the server; runs continue)", file=sys.stderr)
     web.run_app(server.application(), sock=listener, print=None, access_log=None, shutdown_timeout=0.2)
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import tiny
 from factories import append_events, epoch, epoch_events, finished, progress, queued, started, telemetry
 
-from lmconsole.commands.status import run_as_dict
+from lmconsole.commands.status import summarize
 from lmconsole.engine.queue import requeue
 from lmconsole.engine.runner import Runner
 from lmconsole.errors import StoreError
@@ -51,7 +52,8 @@ def run(tmp_path: Path) -> Run:
 def shown(run: Run) -> dict[str, Any]:
     """Return what `lmconsole status` shows of a run."""
     (again,) = Store(run.paths.folder.parent).runs()
-    return run_as_dict(again)
+    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(summarize(again)))
+    return found
 
 
 def is_marked(found: dict[str, Any]) -> bool:

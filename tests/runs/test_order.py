@@ -12,7 +12,7 @@ import tiny
 from factories import append_events, epoch, finished, started
 from recorded import record
 
-from lmconsole.commands.list_experiments import experiments_as_dicts
+from lmconsole.commands.list_experiments import listed_experiments
 from lmconsole.engine.queue import requeue
 from lmconsole.importing.import_runs import import_runs
 from lmconsole.plan.load import load_plan
@@ -60,8 +60,9 @@ def test_the_latest_run_is_the_one_queued_last_whatever_the_clock_said(
     assert choose_group(store.runs()).reference.run == runs[1].run
     assert latest_by_experiment(store.runs())[1].run == runs[1].run
     plan = load_plan(tmp_path / "experiments" / "1.toml")
-    (listed,) = experiments_as_dicts(plan, latest_by_experiment(store.runs()))
-    assert listed["latest_run"]["run"] == runs[1].run
+    (listed,) = listed_experiments(plan, latest_by_experiment(store.runs()))
+    assert listed.latest_run is not None
+    assert listed.latest_run.run == runs[1].run
 
 
 def test_a_run_that_is_queued_again_is_the_latest(tmp_path: Path, clock: list[int]) -> None:
