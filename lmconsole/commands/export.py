@@ -1,5 +1,6 @@
 """`lmconsole export`: write figures, tables and the report, or print a table."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +22,10 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
     """
     from lmconsole.report.export import export as write
     from lmconsole.report.export import keep_current, print_table
+    from lmconsole.report.tensorboard import FOLDER
 
-    store = Store(root)
+    event_files = options.file_format == "tensorboard"
+    store = Store(root, recent=1 if event_files else None)
     if options.run:
         options = replace(options, run=store.find(options.run).run)
     if output is not None:
@@ -31,9 +34,18 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
         if watch:
             raise LmconsoleError("-o -: --watch writes files", hint="Leave one of the two out.")
         print_data(print_table(store, options).removesuffix("\n"))
-    elif watch:
+        return
+    if event_files:
+        print_message(f"View the event files with: tensorboard --logdir {shlex.quote(str(out / FOLDER))}")
+    if watch:
         folder = out.absolute()
-        keep_current(store, folder, options, lambda paths: print_data(f"{counted(len(paths), 'file')}: {folder}"))
+        keep_current(
+            store,
+            folder,
+            options,
+            lambda paths: print_data(f"{counted(len(paths), 'file')}: {folder}"),
+            warn=print_message,
+        )
     else:
         for path in write(store, out.absolute(), options, warn=print_message):
             print_data(str(path))
