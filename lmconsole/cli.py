@@ -181,10 +181,11 @@ def watch(names: RunNames = None, runs: Runs = STORE, json: Json = False) -> Non
 @app.command()
 def export(
     form: Annotated[
-        Literal["all", "markdown", "latex", "csv", "json", "parquet"],
+        Literal["all", "markdown", "latex", "html", "csv", "json", "parquet", "tensorboard"],
         typer.Option(
             "--format",
-            help="File format; all means Markdown, LaTeX and CSV. csv, json and parquet contain data only.",
+            help="File format; all means Markdown, LaTeX and CSV. html is one file with the whole report; csv, json "
+            "and parquet contain data only; tensorboard means event files of all runs.",
         ),
     ] = "all",
     figures: Annotated[

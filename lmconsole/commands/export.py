@@ -1,5 +1,6 @@
 """`lmconsole export`: write figures, tables and the report, or print a table."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,10 +34,12 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
     """
     from lmconsole.report.export import export as write
     from lmconsole.report.export import keep_current, print_table
+    from lmconsole.report.tensorboard import FOLDER
 
     if json and output is not None:
         raise LmconsoleError("-o -: --json lists files, and none is written", hint="Use --format json for the table.")
-    store, folder = Store(root), out.absolute()
+    event_files = options.file_format == "tensorboard"
+    store, folder = Store(root, recent=1 if event_files else None), out.absolute()
     if options.run:
         options = replace(options, run=store.find(options.run).run)
     if output is not None:
@@ -45,8 +48,13 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
         if watch:
             raise LmconsoleError("-o -: --watch writes files", hint="Leave one of the two out.")
         print_data(print_table(store, options).removesuffix("\n"))
-    elif watch:
-        keep_current(store, folder, options, lambda paths: _report_again(folder, paths, json=json))
+        return
+    if event_files:
+        print_message(f"View the event files with: tensorboard --logdir {shlex.quote(str(out / FOLDER))}")
+    if watch:
+        keep_current(
+            store, folder, options, lambda paths: _report_again(folder, paths, json=json), warn=print_message
+        )
     else:
         paths = write(store, folder, options, warn=print_message)
         if json:

@@ -163,6 +163,8 @@ class Comparison:
     sentence: str
     caution: str = ""
     """Sentence to follow any interpretation of the difference, if there are too few seeds; else empty."""
+    p_value: float | None = None
+    """None unless several seeds of both separate completely."""
 
 
 def experiment_results(group: Group) -> dict[int, ExperimentResult]:
@@ -208,6 +210,7 @@ def compare(first: ExperimentResult, second: ExperimentResult) -> Comparison:
         verdict=Verdict.LOWER if relative_difference < 0 else Verdict.HIGHER,
         sentence=f"{start} {difference}, and the seeds separate completely (p = {p:.2g}).",
         caution=f"With so few seeds this may be due to chance (p = {p:.2g})." if p > SIGNIFICANCE else "",
+        p_value=p,
     )
 
 

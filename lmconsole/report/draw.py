@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 from lmconsole.report.clean_matplotlib import matplotlib  # before anything imports it
@@ -88,6 +89,11 @@ def draw_figure(content: PanelGrid | BarChart | StepPlot) -> Figure:
                 return _draw_bars(content)
             case StepPlot():
                 return _draw_steps(content)
+
+
+def in_one_column(content: PanelGrid | BarChart | StepPlot) -> PanelGrid | None:
+    """Return panels one below the other, as a narrow screen shows them; None if the figure is that narrow anyway."""
+    return replace(content, columns=1) if isinstance(content, PanelGrid) and content.columns > 1 else None
 
 
 def _draw_panels(grid: PanelGrid) -> Figure:

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -20,15 +21,18 @@ import pandas as pd
 
 from lmconsole.errors import ExportError, escape_json
 from lmconsole.files import file_name_part, open_file, read_file
-from lmconsole.report import document
+from lmconsole.formatting import counted
+from lmconsole.report import document, numbers
 from lmconsole.report.against import OtherResults, comparison_table, group_results, published_results
 from lmconsole.report.figures import figure_specs
 from lmconsole.report.findings import findings
+from lmconsole.report.html_page import SvgImages, to_html
 from lmconsole.report.result_tables import TABLES, results_table
 from lmconsole.report.results import FRAMES
-from lmconsole.report.selection import Group, choose_group
+from lmconsole.report.selection import Group, choose_group, matching_runs
 from lmconsole.report.table import SUFFIXES, Table, TextFormat, frame_to_csv
-from lmconsole.report.transaction import check_folders, replace_files
+from lmconsole.report.tensorboard import EventFiles
+from lmconsole.report.transaction import cannot_be_written, check_folders, replace_files
 from lmconsole.runs.events import DAMAGED
 from lmconsole.runs.permissions import pending
 from lmconsole.runs.store import Store
@@ -36,7 +40,7 @@ from lmconsole.runs.store import Store
 if TYPE_CHECKING:
     from lmconsole.report.draw import ImageFormat
 
-FileFormat = Literal["markdown", "latex", "csv", "json", "parquet", "all"]
+FileFormat = Literal["markdown", "latex", "html", "csv", "json", "parquet", "tensorboard", "all"]
 DataFormat = Literal["csv", "json", "parquet"]
 
 MANIFEST = ".group.json"
@@ -77,7 +81,23 @@ def export(
     Raises:
         ExportError: There is nothing to export, or the files could not be written. ``out`` is unchanged then.
     """
+    if options.file_format == "tensorboard":
+        return _write_event_files(_event_files(store, out, options, warn))
     return _write(store, _chosen_group(store, options), out, options, warn=warn)
+
+
+def _event_files(store: Store, out: Path, options: ExportOptions, warn: Callable[[str], object]) -> EventFiles:
+    """Return the event files of all runs that the options name, comparable or not: TensorBoard chooses among them."""
+    choose = partial(matching_runs, preset=options.preset, run_id=options.run, imported=options.imported)
+    return EventFiles(store, out, choose, warn)
+
+
+def _write_event_files(files: EventFiles) -> list[Path]:
+    files.update()
+    if not files.paths:
+        hint = "`lmconsole status` lists the runs."
+        raise ExportError(f"nothing to export: {counted(len(files.runs), 'run')}, none of which has started", hint=hint)
+    return files.paths
 
 
 def print_table(store: Store, options: ExportOptions) -> str:
@@ -86,11 +106,13 @@ def print_table(store: Store, options: ExportOptions) -> str:
     Raises:
         ExportError: There is nothing to export, or the format is not text.
     """
-    if options.file_format == "parquet":
-        raise ExportError("-o -: parquet is not text", hint="Use --format csv or json.")
+    file_format = options.file_format
+    if file_format == "html" or file_format == "parquet" or file_format == "tensorboard":
+        hint = "Use --format markdown, latex, csv or json."
+        raise ExportError(f"-o -: {file_format} is not a table of text", hint=hint)
     group = _chosen_group(store, options)
     table = _comparison(store, group, options.against) if options.against else results_table(group)
-    match options.file_format:
+    match file_format:
         case "json":
             return _to_json(table.data)
         case "all":
@@ -123,15 +145,26 @@ def _is_free(out: Path, name: str, group: Group) -> bool:
     return _read_manifest(out / name).is_free_for(group)
 
 
-def keep_current(store: Store, out: Path, options: ExportOptions, report: Callable[[Sequence[Path]], None]) -> None:
-    """Export whenever a run has completed an epoch or changed its status, until no run is active.
+def keep_current(
+    store: Store,
+    out: Path,
+    options: ExportOptions,
+    report: Callable[[Sequence[Path]], None],
+    *,
+    warn: Callable[[str], object] = lambda _: None,
+) -> None:
+    """Export whenever a run has completed an epoch or changed its status, until no run is active. Event files for
+    TensorBoard are appended to whenever the log of a run is.
 
-    ``report`` receives the paths after each export. As long as runs are active, a group without a complete epoch is
-    waited for.
+    ``report`` receives the paths after each export; those of event files when there is another one. As long as runs are
+    active, a group without a complete epoch is waited for.
 
     Raises:
         ExportError: As for ``export``.
     """
+    if options.file_format == "tensorboard":
+        _keep_event_files_current(store, _event_files(store, out, options, warn), report)
+        return
     exported: object = None
     while True:
         runs = store.runs()
@@ -147,6 +180,20 @@ def keep_current(store: Store, out: Path, options: ExportOptions, report: Callab
                 report(_write(store, group, out, options))
                 exported = progress
         if not active:
+            return
+        time.sleep(POLL_S)
+
+
+def _keep_event_files_current(store: Store, files: EventFiles, report: Callable[[Sequence[Path]], None]) -> None:
+    reported: list[Path] = []
+    while True:
+        files.update()
+        active = bool(pending(store, files.runs))
+        if files.paths != reported:
+            reported = files.paths
+            report(reported)
+        if not active:
+            _write_event_files(files)  # with what was written between the two
             return
         time.sleep(POLL_S)
 
@@ -184,7 +231,7 @@ def _read_manifest(out: Path) -> _Manifest:
 
 
 _EXPORTED = re.compile(
-    r"report\.(md|tex)|figures/captions\.(md|tex)|figures/figure-[0-9]{1,3}\.(png|pdf|svg)"
+    r"report\.(md|tex|html)|numbers\.tex|figures/captions\.(md|tex)|figures/figure-[0-9]{1,3}\.(png|pdf|svg)"
     rf"|({'|'.join([*TABLES, COMPARISON])})\.({'|'.join(SUFFIXES.values())})"
     rf"|data/({'|'.join(FRAMES)})\.({'|'.join(get_args(DataFormat))})"
 )
@@ -263,10 +310,7 @@ def _write(
         _make_room_for_manifest(folder, warn)
         replace_files(out, {_in_folder(subfolder, name): content for name, content in changes.items()})
     except OSError as error:
-        path = error.filename2 or error.filename or out
-        raise ExportError(
-            f"{path}: cannot be written: {error.strerror}", hint="Use --out to name another folder."
-        ) from None
+        raise cannot_be_written(error, out) from None
     return [folder / name for name in made]
 
 
@@ -313,10 +357,13 @@ def _files(store: Store, group: Group, options: ExportOptions) -> Iterator[tuple
     if options.file_format in ("json", "parquet"):
         yield from _data_files(group, options.file_format)
         return
-    text_formats = _TEXT_FORMATS[options.file_format]
     tables = {name: make(group) for name, make in TABLES.items()}
     if options.against:
         tables[COMPARISON] = _comparison(store, group, options.against)
+    if options.file_format == "html":
+        yield "report.html", _html_page(group, tables).encode()
+        return
+    text_formats = _TEXT_FORMATS[options.file_format]
     if options.file_format != "csv":
         yield from _report_files(group, tables, text_formats, options)
     for name, table in tables.items():
@@ -342,11 +389,29 @@ def _report_files(
         captions = "\n".join(document.caption_latex(figure) for figure in figures)
         yield "report.tex", document.to_latex(group, blocks, siunitx=options.siunitx).encode()
         yield "figures/captions.tex", f"{captions}\n".encode()
+        against = tables.get(COMPARISON)
+        found = numbers.quantities(group, None if against is None else against.data)
+        yield "numbers.tex", numbers.to_latex(group, found, siunitx=options.siunitx).encode()
     image_formats: dict[ImageFormat, None] = {"png": None, options.figure_format: None}
     for figure in figures:
         drawn = draw.draw_figure(figure.content)
         for image_format in image_formats:
             yield f"figures/{figure.name}.{image_format}", draw.encode_figure(drawn, image_format)
+
+
+def _html_page(group: Group, tables: Mapping[str, Table]) -> str:
+    """Return the report with its figures in it."""
+    from lmconsole.report import draw  # matplotlib is slow to load
+
+    figures = figure_specs(group)
+    images = {}
+    for figure in figures:
+        narrow = draw.in_one_column(figure.content)
+        images[figure.number] = SvgImages(
+            wide=draw.encode_figure(draw.draw_figure(figure.content), "svg"),
+            narrow=None if narrow is None else draw.encode_figure(draw.draw_figure(narrow), "svg"),
+        )
+    return to_html(group, document.build_report(group, tables, figures, findings(group)), images)
 
 
 def _data_files(group: Group, data_format: DataFormat) -> Iterator[tuple[str, bytes]]:

@@ -1,5 +1,6 @@
-"""Text for markdown and LaTeX: escaping, and replacements for characters that a font or ``pdflatex`` lacks."""
+"""Text for markdown, HTML and LaTeX: escaping, and replacements for characters that a font or ``pdflatex`` lacks."""
 
+import html
 import re
 import unicodedata
 from collections.abc import Callable
@@ -58,6 +59,11 @@ def escape_markdown(text: str) -> str:
     """Escape everything that a markdown or HTML renderer would interpret, on one line."""
     one_line = escape_control_characters(text).replace("\n", " ")
     return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", one_line)
+
+
+def escape_html(text: str) -> str:
+    """Escape text for the content and for quoted attributes of HTML elements, on one line."""
+    return html.escape(escape_control_characters(text).replace("\n", " "), quote=True)
 
 
 def escape_latex(text: str) -> str:

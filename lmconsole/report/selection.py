@@ -93,18 +93,7 @@ def choose_group(
     Raises:
         ExportError: No run that matches has completed an epoch.
     """
-    candidates = [
-        run
-        for run in runs
-        if (preset is None or run.info.preset == preset)
-        and (run_id is None or run.run == run_id)
-        and (imported is None or (run.info.origin == "imported") == imported)
-    ]
-    if not runs:
-        hint = "Train an experiment with `lmconsole run ID`, or name another store with --runs."
-        raise ExportError("nothing to export: the store has no runs", hint=hint)
-    if not candidates:
-        raise _nothing_to_export(_explain_no_match(runs, preset, run_id, imported))
+    candidates = matching_runs(runs, preset=preset, run_id=run_id, imported=imported)
     with_epoch = [run for run in candidates if run.state.epochs]
     if not with_epoch:
         failed = sum(run.status is Status.FAILED for run in candidates)
@@ -116,6 +105,29 @@ def choose_group(
     finished = [run for run in with_epoch if run.status is Status.FINISHED]
     reference = (finished or with_epoch)[-1].info
     return _select(reference, [run for run in runs if comparable(run.info, reference)])
+
+
+def matching_runs(
+    runs: Sequence[Run], *, preset: str | None = None, run_id: str | None = None, imported: bool | None = None
+) -> list[Run]:
+    """Return the runs of this preset, id and origin, each of which may be None for any.
+
+    Raises:
+        ExportError: There are none.
+    """
+    if not runs:
+        hint = "Train an experiment with `lmconsole run ID`, or name another store with --runs."
+        raise ExportError("nothing to export: the store has no runs", hint=hint)
+    found = [
+        run
+        for run in runs
+        if (preset is None or run.info.preset == preset)
+        and (run_id is None or run.run == run_id)
+        and (imported is None or (run.info.origin == "imported") == imported)
+    ]
+    if not found:
+        raise _nothing_to_export(_explain_no_match(runs, preset, run_id, imported))
+    return found
 
 
 def _nothing_to_export(reason: str) -> ExportError:

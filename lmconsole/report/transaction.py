@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
+from lmconsole.errors import ExportError
+
 STALE_S = 3600.0
 """Age in seconds from which temporary files are taken for those of a process that was killed."""
 
@@ -49,6 +51,12 @@ def replace_files(folder: Path, files: Mapping[str, bytes | None]) -> None:
                 target.unlink(missing_ok=True)
         undo.pop_all()
         new_folders.pop_all()
+
+
+def cannot_be_written(error: OSError, folder: Path) -> ExportError:
+    """Return the error for people: the file in ``folder`` that could not be written, and why."""
+    path = error.filename2 or error.filename or folder
+    return ExportError(f"{path}: cannot be written: {error.strerror}", hint="Use --out to name another folder.")
 
 
 def check_folders(folder: Path, name: str) -> None:

@@ -38,7 +38,7 @@ from lmconsole.runs.store import Store
 NAN = float("nan")
 FIGURES = {f"figures/figure-{number}.png" for number in range(1, 12)}
 MARKDOWN = {"report.md", "figures/captions.md", "table-1-results.md", "table-2-memory.md"}
-LATEX = {"report.tex", "figures/captions.tex", "table-1-results.tex", "table-2-memory.tex"}
+LATEX = {"report.tex", "numbers.tex", "figures/captions.tex", "table-1-results.tex", "table-2-memory.tex"}
 CSV = {"table-1-results.csv", "table-2-memory.csv", "data/runs.csv", "data/epochs.csv", "data/telemetry.csv"}
 
 NAME = r"&%$#_{}~^\ | <b> `x` -- 🚀 λ é"
@@ -546,7 +546,7 @@ def test_parquet_without_pyarrow_says_what_to_install(
     with pytest.raises(ExportError, match="pyarrow") as caught:
         export(store, tmp_path / "out", ExportOptions(file_format="parquet"))
     assert "'.[parquet]'" in str(caught.value)
-    with pytest.raises(ExportError, match="parquet is not text"):
+    with pytest.raises(ExportError, match="parquet is not a table of text"):
         print_table(store, ExportOptions(file_format="parquet"))
 
 

@@ -80,11 +80,13 @@ def _interpretation(low_mib: float, high_mib: float, *, gpu: bool) -> str:
     )
 
 
-def _describe_state(sized: Sequence[ExperimentResult]) -> str:
-    def state_mib(result: ExperimentResult) -> float:
-        moments = MOMENT_BYTES.get(result.runs[0].info.experiment.optimizer, 0)
-        return (result.parameters_trainable or 0) * (8 + moments) / 2**20
+def state_mib(result: ExperimentResult) -> float:
+    """Return the MiB of trained weights, their gradients and the state of the optimizer."""
+    moments = MOMENT_BYTES.get(result.runs[0].info.experiment.optimizer, 0)
+    return (result.parameters_trainable or 0) * (8 + moments) / 2**20
 
+
+def _describe_state(sized: Sequence[ExperimentResult]) -> str:
     low, high = min(sized, key=state_mib), max(sized, key=state_mib)
     return (
         f"Weights, gradients and optimizer state: from {state_mib(low):,.1f} MiB ({low.label_with_id}) to "
@@ -92,10 +94,14 @@ def _describe_state(sized: Sequence[ExperimentResult]) -> str:
     )
 
 
+def logits_mib(info: RunInfo) -> float:
+    """Return the MiB of the logits of one step in single precision."""
+    return info.settings.batch_size * info.settings.window_tokens * info.corpus.vocabulary * 4 / 2**20
+
+
 def _describe_logits(info: RunInfo) -> str:
     s = info.settings
-    logits_mib = s.batch_size * s.window_tokens * info.corpus.vocabulary * 4 / 2**20
     return (
         f"Logits of one step in single precision, if all were held at once: {s.batch_size} × {s.window_tokens} × "
-        f"{info.corpus.vocabulary:,} × 4 bytes = {logits_mib:,.1f} MiB."
+        f"{info.corpus.vocabulary:,} × 4 bytes = {logits_mib(info):,.1f} MiB."
     )

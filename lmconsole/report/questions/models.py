@@ -127,7 +127,7 @@ def _interpret_doubling(shallow: ExperimentResult, deep: ExperimentResult, verdi
 def _still_improving(shallow: ExperimentResult, deep: ExperimentResult, verdict: Verdict) -> str:
     """Return that more epochs may change the order, if the deeper model is not better and its last epoch improved it by
     more than ``MATERIAL_GAIN`` and by enough to close the difference within as many epochs again; else empty."""
-    gains = [gain for run in deep.runs if (gain := _last_gain_nats(run)) is not None]
+    gains = [gain for run in deep.runs if (gain := last_gain_nats(run)) is not None]
     if verdict.first_is_lower or len(gains) < len(deep.runs) or not deep.mean_ppl or not shallow.mean_ppl:
         return ""
     gain, epochs = min(gains), min(len(run.state.epochs) for run in deep.runs)
@@ -145,7 +145,7 @@ def _still_improving(shallow: ExperimentResult, deep: ExperimentResult, verdict:
     )
 
 
-def _last_gain_nats(run: Run) -> float | None:
+def last_gain_nats(run: Run) -> float | None:
     """Return by how much the last epoch lowered the validation loss; None if it is not the best, or the only one."""
     best, epochs = run.state.best_epoch, run.state.epochs
     if best is None or best is not run.state.last_epoch or len(epochs) < 2:
@@ -157,24 +157,32 @@ def _last_gain_nats(run: Run) -> float | None:
 def overfitting(results: GroupResults) -> Finding:
     """Find the architecture that overfits more."""
     draft = Draft()
-    by_model: dict[str, dict[int, ExperimentResult]] = {"lstm": {}, "gpt1": {}}
+    by_model = _known_gaps(results)
     for model, by_depth in by_model.items():
-        for layers in (1, 2, 4):
-            each = results.find(model, layers, "adamw")
-            subject = f"{MODEL_NAMES[model]} with AdamW and {format_layers(layers)}"
-            if each is None or not each.complete:
-                draft.observations.append(f"{subject}: no complete run.")
+        for layers in DEPTHS:
+            each = by_depth.get(layers)
+            if each is not None:
+                draft.observations.append(
+                    f"{each.label_with_id}: gap of {each.last_gap_nats:+.3f} nats at the last epoch (validation "
+                    f"perplexity is {math.exp(each.last_gap_nats or 0.0):.2f} times train perplexity); validation loss "
+                    f"has risen by {each.rise_nats:.3f} nats since its best epoch."
+                )
                 continue
-            if each.last_gap_nats is None or each.rise_nats is None:
-                draft.observations.append(f"{subject}: the gap is unknown.")
-                continue
-            by_depth[layers] = each
-            draft.observations.append(
-                f"{each.label_with_id}: gap of {each.last_gap_nats:+.3f} nats at the last epoch (validation perplexity "
-                f"is {math.exp(each.last_gap_nats):.2f} times train perplexity); validation loss has risen by "
-                f"{each.rise_nats:.3f} nats since its best epoch."
-            )
-    compared = _without_underfitted(draft, by_model)
+            found = results.find(model, layers, "adamw")
+            reason = "no complete run" if found is None or not found.complete else "the gap is unknown"
+            draft.observations.append(f"{MODEL_NAMES[model]} with AdamW and {format_layers(layers)}: {reason}.")
+    compared = _without_underfitted(by_model)
+    if aside := [
+        each.label_with_id
+        for model, by_depth in by_model.items()
+        for layers, each in by_depth.items()
+        if layers not in compared[model]
+    ]:
+        verb = "has" if len(aside) == 1 else "have"
+        draft.interpretation.append(
+            f"Set aside, because {'it' if len(aside) == 1 else 'they'} {verb} barely fitted the text and the gap "
+            f"therefore says nothing: {', '.join(aside)}."
+        )
     common = sorted(compared["lstm"].keys() & compared["gpt1"].keys())
     if common:
         draft.interpretation += _interpret_gaps(results, compared, common)
@@ -197,25 +205,36 @@ def overfitting(results: GroupResults) -> Finding:
     )
 
 
+DEPTHS = (1, 2, 4)
+"""Layers of the experiments whose gaps are compared."""
+
+
+def _known_gaps(results: GroupResults) -> dict[str, dict[int, ExperimentResult]]:
+    """Return the complete experiments with AdamW whose gap and rise are known, by model and depth."""
+    found: dict[str, dict[int, ExperimentResult]] = {"lstm": {}, "gpt1": {}}
+    for model, by_depth in found.items():
+        for layers in DEPTHS:
+            each = results.find(model, layers, "adamw")
+            if each is not None and each.complete and each.last_gap_nats is not None and each.rise_nats is not None:
+                by_depth[layers] = each
+    return found
+
+
 def _without_underfitted(
-    draft: Draft, by_model: Mapping[str, Mapping[int, ExperimentResult]]
+    by_model: Mapping[str, Mapping[int, ExperimentResult]],
 ) -> dict[str, dict[int, ExperimentResult]]:
-    """Set aside experiments that have learned too little for their gap to mean anything, and note which."""
+    """Leave out experiments that have learned too little for their gap to mean anything."""
     ppls = {each.id: each.mean_ppl or math.inf for by_depth in by_model.values() for each in by_depth.values()}
     limit = UNDERFITTED * min(ppls.values(), default=math.inf)
-    aside = [
-        each.label_with_id for by_depth in by_model.values() for each in by_depth.values() if ppls[each.id] > limit
-    ]
-    if aside:
-        verb = "has" if len(aside) == 1 else "have"
-        draft.interpretation.append(
-            f"Set aside, because {'it' if len(aside) == 1 else 'they'} {verb} barely fitted the text and the gap "
-            f"therefore says nothing: {', '.join(aside)}."
-        )
     return {
         model: {layers: each for layers, each in by_depth.items() if ppls[each.id] <= limit}
         for model, by_depth in by_model.items()
     }
+
+
+def comparable_gaps(results: GroupResults) -> dict[str, dict[int, ExperimentResult]]:
+    """Return the experiments in whose gaps overfitting is compared, by model and depth."""
+    return _without_underfitted(_known_gaps(results))
 
 
 def _has_larger_gap(one: ExperimentResult, other: ExperimentResult) -> bool:

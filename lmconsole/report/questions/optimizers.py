@@ -48,7 +48,7 @@ def _interpret_decay(
         }.get(verdict, f"{name}: AdamW with weight decay reaches a {direction} perplexity than Adam.")
     sentences = [effect, "" if verdict is Verdict.NEGLIGIBLE_IN_ONE_SEED else found.caution]
     info = infos["AdamW"]
-    shrinkage = _shrinkage(adamw)
+    shrinkage = decay_shrinkage(adamw)
     if shrinkage is not None:
         sentences.append(
             f"Weight decay of {info.settings.weight_decay:g} at a learning rate of {info.settings.learning_rate:g} "
@@ -74,7 +74,7 @@ def _interpret_decay(
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _shrinkage(adamw: ExperimentResult) -> float | None:
+def decay_shrinkage(adamw: ExperimentResult) -> float | None:
     """Share by which the decay of AdamW alone shrinks a weight: 1 - (1 - learning rate × decay)^steps for a constant
     learning rate (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
     run = adamw.runs[0]
