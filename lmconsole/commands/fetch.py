@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -39,7 +41,6 @@ from lmconsole.data.hub import HubData, Listener, hub_folder, parse_hub_data
 from lmconsole.data.hub_corpus import fetch_data
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.errors import HubError, LmconsoleError
-from lmconsole.formatting import mib
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import AUTO, unknown
 
@@ -201,12 +202,19 @@ def _choose_listener() -> Iterator[Listener]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
+        DownloadColumn(),
+        _SpeedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console(stderr=True)) as progress:
         yield _Bars(progress)
+
+
+class _SpeedColumn(TransferSpeedColumn):
+    """Bytes per second, and nothing for a file that came in one piece."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.finished_speed or task.speed else Text()
 
 
 class _Bars:
@@ -235,12 +243,12 @@ class _Lines:
         print_message(message)
 
     def progress(self, name: str, done: int, total: int | None) -> None:
-        size = mib(None if total is None else total / 2**20)
+        size = "size unknown" if total is None else decimal(total)
         if name not in self._next:
             kept = f", {done / total:.0%} of it here" if done and total else ""
             print_message(f"Downloading {name} ({size}{kept}) …")
         elif time.monotonic() < self._next[name]:
             return
         else:
-            print_message(f"{name}: {done / total:.0%} …" if total else f"{name}: {mib(done / 2**20)} …")
+            print_message(f"{name}: {done / total:.0%} …" if total else f"{name}: {decimal(done)} …")
         self._next[name] = time.monotonic() + REPORT_S

@@ -183,11 +183,10 @@ def fetch_wikitext2(folder: Path, get: Get, listener: Listener) -> Fetched:
     published = fingerprint(tokenizer.vocabulary, ids) == WIKITEXT2
     return Fetched(
         files=(*paths.values(), *_save_tokenizer(folder, bpe)),
-        message=f"WikiText-2: {_counts(found)} tokens, as published",
+        message=f"WikiText-2: {_counts(found)} tokens{', as published' if published else ''}",
         warning=""
         if published
-        else "the text is not that of the published results, although it has as many tokens; results on it are not "
-        "compared with them",
+        else "these are as many tokens as in the published results, but others: results are not compared with them",
     )
 
 

@@ -281,9 +281,9 @@ def _receive(file: HubFile, metadata: "HfFileMetadata", opened: BinaryIO, listen
         disk = os.fstatvfs(opened.fileno())
         free = disk.f_bavail * disk.f_frsize
         if missing > free:
+            sizes = formatting.mib(missing / 2**20), formatting.mib(free / 2**20)
             raise HubError(
-                f"{file.name}: {formatting.mib(missing / 2**20)} are missing, and the disk of the cache has only "
-                f"{formatting.mib(free / 2**20)} left",
+                f"{file.name}: {sizes[0]} must be downloaded, and the disk of the cache has only {sizes[1]} left",
                 hint="Make room, or set HF_HOME to a folder on a larger disk.",
             )
     _receive_rest(file, metadata, opened, report)
