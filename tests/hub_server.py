@@ -274,11 +274,11 @@ def safetensors(tokens: int, positions: int, channels: int, prefix: str = "", mo
     return save({prefix + name: table for name, table in tables.items()}, metadata={"note": "stand-in"})
 
 
-def stand_ins(shared: Path, counts: Mapping[str, int]) -> Iterator[tuple[str, str, bytes]]:
+def stand_ins(shared: Path, counts: Mapping[str, int], more: int = 0) -> Iterator[tuple[str, str, bytes]]:
     """Yield repository, name and content of the files of the paper preset.
 
     The test split is real. The lines of the train and validation splits are those of the test split, as often as needed
-    for ``counts``, and at last a line of one word. The embedding tables are random.
+    for ``counts``, and at last a line of one word. The embedding tables are random; ``more`` other weights are zero.
     """
     from lmconsole.data.tokenizer import gpt1_tokenizer, iter_lines
 
@@ -301,15 +301,15 @@ def stand_ins(shared: Path, counts: Mapping[str, int]) -> Iterator[tuple[str, st
                 at += 1
             chosen.append(" the" * left + " \n")
         yield WIKITEXT, name, parquet(chosen)
-    yield GPT1, "model.safetensors", safetensors(40_478, 512, 768, more=88_000_000)
+    yield GPT1, "model.safetensors", safetensors(40_478, 512, 768, more=more)
 
 
 def serve_stand_ins(port: int) -> None:
     """Serve stand-ins for the paper preset until the process is stopped."""
-    from lmconsole.data.fetch import TOKENS
+    from lmconsole.data.wikitext2 import TOKENS
 
     with Hub(port) as hub:
-        for repository, name, content in stand_ins(Path(os.environ["LMCONSOLE_SHARED"]), TOKENS):
+        for repository, name, content in stand_ins(Path(os.environ["LMCONSOLE_SHARED"]), TOKENS, 88_000_000):
             hub.repositories.setdefault(repository, Repository({})).files[name] = content
         print(f"stand-ins at {hub.endpoint}", flush=True)
         threading.Event().wait()

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmconsole import formatting
+from lmconsole.data import wikitext2
 from lmconsole.data.cache import SPLITS, TokenizedText, cached, entry_name, fingerprint
 from lmconsole.data.demo import DEMO_NAME, demo_texts
 from lmconsole.data.files import id_type, list_folder, read_bytes, read_text, read_tokens, recognize_tables
@@ -30,7 +31,6 @@ from lmconsole.files import expand_home, user_folder
 
 __all__ = [
     "SPLITS",
-    "WIKITEXT2",
     "Corpus",
     "describe",
     "find_data",
@@ -48,9 +48,6 @@ TEXT_FILES: dict[str, tuple[str, ...]] = {
     "validation": ("valid.txt", "validation.txt"),
     "test": ("test.txt",),
 }
-
-WIKITEXT2 = "4e404bff5e07ff171f342b5a711122627af7574a122b99b279982591418cdadc"
-"""Fingerprint of WikiText-2 in GPT-1 BPE, as tokenized by the course that published the reference results."""
 
 EMBEDDINGS_FILES = ("embeddings.npz", "model.safetensors")
 """Embedding tables in the folder of a corpus: our own file, and GPT-1's as on the Hugging Face Hub."""
@@ -326,7 +323,7 @@ def _corpus(
                 hint="Add more text or tokens to it.",
             )
     sha256 = fingerprint(ids.vocabulary, ids.splits)
-    if sha256 == WIKITEXT2:
+    if sha256 == wikitext2.SHA256:
         name, tokenizer = "WikiText-2 (GPT-1 BPE)", "GPT-1 BPE, ids shifted by one"
     splits = {split: _first(ids.splits[split], split, max_tokens) for split in SPLITS}
     typed = {split: np.ascontiguousarray(found, dtype=id_type(ids.vocabulary)) for split, found in splits.items()}

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from lmconsole.data import wikitext2
 from lmconsole.data.cache import SPLITS, fingerprint
 from lmconsole.data.corpus import (
     EMBEDDINGS_FILES,
     NPZ_FILES,
     TEXT_FILES,
-    WIKITEXT2,
     find_data,
     find_embeddings,
     user_data_folder,
@@ -35,9 +35,7 @@ from lmconsole.files import atomic_write, expand_home, open_file
 WIKITEXT, CONFIGURATION = "Salesforce/wikitext", "wikitext-2-raw-v1"
 GPT1 = "openai-community/openai-gpt"
 
-TOKENS = {"train": 2_356_376, "validation": 245_046, "test": 279_023}
-"""Numbers of tokens in WikiText-2 as used for the published results (docs/protocol.md)."""
-GPT1_TOKENS, GPT1_CHANNELS, WINDOW_TOKENS = 40_478, 768, 256
+GPT1_TOKENS, GPT1_CHANNELS, WINDOW_TOKENS = wikitext2.VOCABULARY - 1, 768, 256
 """Sizes of GPT-1's embedding tables; it has more positions than the windows."""
 
 _TEXTS = {
@@ -171,16 +169,16 @@ def fetch_wikitext2(folder: Path, get: Get, listener: Listener) -> Fetched:
         listener.say(f"Tokenizing the {split} split …")
         ids[split] = tokenizer.encode("".join(map(as_line, read_texts(path)))).astype(id_type(tokenizer.vocabulary))
     found = {split: len(each) for split, each in ids.items()}
-    if found != TOKENS:
+    if found != wikitext2.TOKENS:
         raise CorpusError(
-            f"{WIKITEXT} has {_counts(found)} tokens; the published results are for {_counts(TOKENS)}",
+            f"{WIKITEXT} has {_counts(found)} tokens; the published results are for {_counts(wikitext2.TOKENS)}",
             hint="The data set or the tokenizer on the hub has changed. Nothing was saved.",
         )
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         for split, path in paths.items():
             np.savez(stack.enter_context(atomic_write(path, sync=True)), tokens=ids[split])
-    published = fingerprint(tokenizer.vocabulary, ids) == WIKITEXT2
+    published = fingerprint(tokenizer.vocabulary, ids) == wikitext2.SHA256
     return Fetched(
         files=(*paths.values(), *_save_tokenizer(folder, bpe)),
         message=f"WikiText-2: {_counts(found)} tokens{', as published' if published else ''}",
@@ -195,7 +193,7 @@ def _refuse_other_corpus(folder: Path, paths: Mapping[str, Path]) -> None:
     present = sorted(list_folder(folder) & _corpus_files())
     if {path.name for path in paths.values()} <= set(present):
         ids = {split: read_tokens(path, GPT1_TOKENS + 1) for split, path in paths.items()}
-        if fingerprint(GPT1_TOKENS + 1, ids) == WIKITEXT2:
+        if fingerprint(GPT1_TOKENS + 1, ids) == wikitext2.SHA256:
             return
     raise CorpusError(
         f"{folder}: contains {', '.join(present)}, which is not WikiText-2 as published",
