@@ -81,7 +81,7 @@ def fetch(what: str, out: Path | None, source: Path | None, *, json: bool) -> No
     else:
         print_data(str(folder))
     if data is None:
-        _warn_if_not_found(folder)
+        _say_how_to_use(folder)
 
 
 def fetch_for_run(request: RunRequest) -> bool:
@@ -180,8 +180,8 @@ def _with_listener(work: Callable[[Listener], Result], folder: Path, by_hand: st
         raise
 
 
-def _warn_if_not_found(folder: Path) -> None:
-    """Warn if a run without --data would read other data than those in ``folder``."""
+def _say_how_to_use(folder: Path) -> None:
+    """Say how a run finds the data in ``folder``, and warn if it would not."""
     try:
         found = find_data(None, environ=os.environ, cwd=Path.cwd())
     except LmconsoleError as error:
@@ -191,6 +191,8 @@ def _warn_if_not_found(folder: Path) -> None:
         print_message(f"Name the folder in later commands: --data {folder}")
     elif find_embeddings(None, folder) is None:
         print_message("For the preset paper, also run `lmconsole data fetch gpt1`")
+    else:
+        print_message("Train with: lmconsole run --all --preset paper")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ the two files of its tokenizer and its two embedding tables are saved.
 
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lmconsole.data import wikitext2
 from lmconsole.data.cache import SPLITS, fingerprint
@@ -159,8 +160,7 @@ def fetch_wikitext2(folder: Path, get: Get, listener: Listener) -> Fetched:
     """
     paths = {split: folder / NPZ_FILES[split][0] for split in SPLITS}
     if has_corpus_files(folder):
-        _refuse_other_corpus(folder, paths)
-        return Fetched(files=tuple(paths.values()), message="WikiText-2 is already there, as published")
+        return _described(_known_ids(folder, paths), "WikiText-2 is already there", paths.values())
     bpe = _tokenizer_files(get)
     tokenizer = gpt1_tokenizer(bpe[ENCODER_FILE], bpe[MERGES_FILE])
     texts = {split: get(file) for split, file in _TEXTS.items()}
@@ -178,26 +178,32 @@ def fetch_wikitext2(folder: Path, get: Get, listener: Listener) -> Fetched:
     with ExitStack() as stack:
         for split, path in paths.items():
             np.savez(stack.enter_context(atomic_write(path, sync=True)), tokens=ids[split])
-    published = fingerprint(tokenizer.vocabulary, ids) == wikitext2.SHA256
-    return Fetched(
-        files=(*paths.values(), *_save_tokenizer(folder, bpe)),
-        message=f"WikiText-2: {_counts(found)} tokens{', as published' if published else ''}",
-        warning=""
-        if published
-        else "these are as many tokens as in the published results, but others: results are not compared with them",
+    return _described(ids, "WikiText-2", [*paths.values(), *_save_tokenizer(folder, bpe)])
+
+
+def _known_ids(folder: Path, paths: Mapping[str, Path]) -> dict[str, NDArray[np.integer[Any]]]:
+    """Return the ids of WikiText-2 that an earlier ``fetch_wikitext2`` saved. Raises CorpusError for another corpus."""
+    present = sorted(list_folder(folder) & _corpus_files())
+    if {path.name for path in paths.values()} <= set(present):
+        ids = {split: read_tokens(path, wikitext2.VOCABULARY) for split, path in paths.items()}
+        if {split: len(each) for split, each in ids.items()} == wikitext2.TOKENS:
+            return ids
+    raise CorpusError(
+        f"{folder}: contains {', '.join(present)}, which is not WikiText-2 in GPT-1's tokens",
+        hint="Move these files elsewhere, or name another folder with --out. Nothing was downloaded.",
     )
 
 
-def _refuse_other_corpus(folder: Path, paths: Mapping[str, Path]) -> None:
-    """Raise CorpusError unless ``folder`` has WikiText-2 as ``fetch_wikitext2`` saves it."""
-    present = sorted(list_folder(folder) & _corpus_files())
-    if {path.name for path in paths.values()} <= set(present):
-        ids = {split: read_tokens(path, GPT1_TOKENS + 1) for split, path in paths.items()}
-        if fingerprint(GPT1_TOKENS + 1, ids) == wikitext2.SHA256:
-            return
-    raise CorpusError(
-        f"{folder}: contains {', '.join(present)}, which is not WikiText-2 as published",
-        hint="Move these files elsewhere, or name another folder with --out. Nothing was downloaded.",
+def _described(ids: Mapping[str, NDArray[np.integer[Any]]], start: str, files: Iterable[Path]) -> Fetched:
+    """Return what was saved, compared with what the published results were trained on."""
+    published = fingerprint(wikitext2.VOCABULARY, ids) == wikitext2.SHA256
+    counts = _counts({split: len(each) for split, each in ids.items()})
+    return Fetched(
+        files=tuple(files),
+        message=f"{start}: {counts} tokens{', as published' if published else ''}",
+        warning=""
+        if published
+        else "these are as many tokens as in the published results, but others: results are not compared with them",
     )
 
 
@@ -215,7 +221,7 @@ def fetch_gpt1(folder: Path, get: Get, listener: Listener) -> Fetched:
     """
     path = folder / EMBEDDINGS_FILES[0]
     if folder.is_dir() and (found := find_embeddings(None, folder)):
-        return Fetched(files=(found,), message=f"GPT-1's embeddings are already there, in {found.name}")
+        return Fetched(files=(found,), message=f"GPT-1's embeddings are already there: {found.name}")
     bpe = _tokenizer_files(get)
     gpt1_tokenizer(bpe[ENCODER_FILE], bpe[MERGES_FILE])
     weights = get(_WEIGHTS)

@@ -66,6 +66,7 @@ def small_hub(
     monkeypatch.setattr(fetch, "GPT1_CHANNELS", 4)
     monkeypatch.setattr(fetch, "WINDOW_TOKENS", 3)
     monkeypatch.setattr(wikitext2, "TOKENS", COUNTS)
+    monkeypatch.setattr(wikitext2, "VOCABULARY", 13)
     monkeypatch.setattr(fetch, "_ROWS_AT_ONCE", 5)
     hub.repositories[WIKITEXT] = Repository({name: parquet(ROWS[split]) for split, name in WIKITEXT_FILES.items()})
     hub.repositories[GPT1] = Repository(
@@ -109,7 +110,7 @@ def test_another_number_of_tokens_is_refused_and_nothing_saved(small_hub: Hub, t
 def test_another_corpus_is_not_replaced(small_hub: Hub, text_folder: Path, npz_folder: Path) -> None:
     for folder in (text_folder, npz_folder):
         before = names(folder)
-        with pytest.raises(CorpusError):
+        with pytest.raises(CorpusError, match=r"not WikiText-2|outside the vocabulary"):
             fetch_wikitext2(folder, from_hub(Quiet()), Quiet())
         assert names(folder) == before
     assert small_hub.requests == []
@@ -119,11 +120,14 @@ def test_what_is_there_is_not_downloaded_again(small_hub: Hub, tmp_path: Path, m
     folder = tmp_path / "new"
     fetch_wikitext2(folder, from_hub(Quiet()), Quiet())
     fetch_gpt1(folder, from_hub(Quiet()), Quiet())
-    with pytest.raises(CorpusError, match="not WikiText-2 as published"):
-        fetch_wikitext2(folder, from_hub(Quiet()), Quiet())
-    monkeypatch.setattr(wikitext2, "SHA256", load_corpus("tokens", folder, vocabulary=13).sha256)
     small_hub.requests.clear()
-    assert "already" in fetch_wikitext2(folder, from_hub(Quiet()), Quiet()).message
+    again = fetch_wikitext2(folder, from_hub(Quiet()), Quiet())
+    assert "already there" in again.message
+    assert "but others" in again.warning
+    monkeypatch.setattr(wikitext2, "SHA256", load_corpus("tokens", folder, vocabulary=13).sha256)
+    again = fetch_wikitext2(folder, from_hub(Quiet()), Quiet())
+    assert again.message.endswith("6 test tokens, as published")
+    assert not again.warning
     assert "already" in fetch_gpt1(folder, from_hub(Quiet()), Quiet()).message
     assert small_hub.requests == []
 
