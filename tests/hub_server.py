@@ -1,7 +1,7 @@
 """A server on loopback that speaks the routes of the Hugging Face Hub from which files are downloaded.
 
 As on the hub, small files are redirected within the hub, and large ones to a signed address on another host that must
-not see the token. It announces no Xet unless it is told to. By hand it serves stand-ins for the paper preset, made from
+not see the token. It announces no Xet unless ``xet`` is set. By hand it serves substitutes for the paper preset, made from
 the real test split of WikiText-2:
 
     LMCONSOLE_SHARED=… python tests/hub_server.py 8765
@@ -271,10 +271,10 @@ def safetensors(tokens: int, positions: int, channels: int, prefix: str = "", mo
         "positions_embed.weight": random.standard_normal((positions, channels), dtype=np.float32) * np.float32(0.02),
         "h.0.mlp.c_fc.weight": np.zeros(max(more, 1), dtype=np.float32),
     }
-    return save({prefix + name: table for name, table in tables.items()}, metadata={"note": "stand-in"})
+    return save({prefix + name: table for name, table in tables.items()}, metadata={"note": "substitute"})
 
 
-def stand_ins(shared: Path, counts: Mapping[str, int], more: int = 0) -> Iterator[tuple[str, str, bytes]]:
+def substitutes(shared: Path, counts: Mapping[str, int], more: int = 0) -> Iterator[tuple[str, str, bytes]]:
     """Yield repository, name and content of the files of the paper preset.
 
     The test split is real. The lines of the train and validation splits are those of the test split, as often as needed
@@ -304,16 +304,16 @@ def stand_ins(shared: Path, counts: Mapping[str, int], more: int = 0) -> Iterato
     yield GPT1, "model.safetensors", safetensors(40_478, 512, 768, more=more)
 
 
-def serve_stand_ins(port: int) -> None:
-    """Serve stand-ins for the paper preset until the process is stopped."""
+def serve_substitutes(port: int) -> None:
+    """Serve substitutes for the paper preset until the process is stopped."""
     from lmconsole.data.wikitext2 import TOKENS
 
     with Hub(port) as hub:
-        for repository, name, content in stand_ins(Path(os.environ["LMCONSOLE_SHARED"]), TOKENS, 88_000_000):
+        for repository, name, content in substitutes(Path(os.environ["LMCONSOLE_SHARED"]), TOKENS, 88_000_000):
             hub.repositories.setdefault(repository, Repository({})).files[name] = content
-        print(f"stand-ins at {hub.endpoint}", flush=True)
+        print(f"substitutes at {hub.endpoint}", flush=True)
         threading.Event().wait()
 
 
 if __name__ == "__main__":
-    serve_stand_ins(int(sys.argv[1]))
+    serve_substitutes(int(sys.argv[1]))

@@ -158,7 +158,7 @@ def fetch_wikitext2(folder: Path, get: Get, listener: Listener) -> Fetched:
             corpus. Nothing is saved then.
         HubError: a file cannot be downloaded.
     """
-    paths = {split: folder / NPZ_FILES[split][0] for split in SPLITS}
+    paths = {split: folder / f"wiki.{split}.npz" for split in SPLITS}
     if has_corpus_files(folder):
         return _described(_known_ids(folder, paths), "WikiText-2 is already there", paths.values())
     bpe = _tokenizer_files(get)

@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 
 from lmconsole.data.cache import SPLITS
-from lmconsole.data.corpus import TEXT_FILES
 from lmconsole.data.fetch import Fetched
 from lmconsole.data.files import size_limit
 from lmconsole.data.hub import HubData, HubFile, Listener, Repository, describe_dataset, download
@@ -31,6 +30,7 @@ SPLIT_WORDS = {
 """Words for the splits in names of files and splits of the hub."""
 REST_PERCENT = 5
 """Share of the train split that becomes the validation or test split of a data set that has none."""
+TEXT_FILES = {"train": "train.txt", "validation": "valid.txt", "test": "test.txt"}
 ORIGIN_FILE = "hub.json"
 
 
@@ -53,7 +53,7 @@ def fetch_data(data: HubData, folder: Path, listener: Listener) -> Fetched:
     if not any(name.endswith(".parquet") for name in repository.sizes):
         revision = CONVERTED
         repository = describe_dataset(data.repository, revision)
-    names = {split: folder / TEXT_FILES[split][0] for split in SPLITS}
+    names = {split: folder / name for split, name in TEXT_FILES.items()}
     if _origin_commit(folder) == repository.commit and all(path.exists() for path in names.values()):
         return Fetched(files=tuple(names.values()), message=f"{data.name} is already there, {_at(repository.commit)}")
     files = choose_files(repository, data)
@@ -98,7 +98,7 @@ def _write_text(paths: Mapping[str, Sequence[Path]], folder: Path) -> list[Path]
     ends of lines."""
     cut = [split for split in SPLITS if split not in paths]
     total = sum(map(len, _lines(paths["train"]))) if cut else 0
-    names = {split: folder / TEXT_FILES[split][0] for split in SPLITS}
+    names = {split: folder / name for split, name in TEXT_FILES.items()}
     with ExitStack() as stack:
         files = {split: stack.enter_context(atomic_write(path, sync=True)) for split, path in names.items()}
         for split in paths:

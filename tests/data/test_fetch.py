@@ -59,7 +59,7 @@ class Quiet:
 def small_hub(
     hub: Hub, tmp_path: Path, write_small_bpe: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> Hub:
-    """A hub with small stand-ins, of which the sizes are expected here."""
+    """A hub with small substitutes, of which the sizes are expected here."""
     write_small_bpe(tmp_path)
     encoder, merges = ((tmp_path / name).read_bytes() for name in ("encoder_bpe_40000.json", "vocab_40000.bpe"))
     monkeypatch.setattr(fetch, "GPT1_TOKENS", 12)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from hub_server import GPT1, WIKITEXT, WIKITEXT_FILES, Hub, Repository, parquet, stand_ins
+from hub_server import GPT1, WIKITEXT, WIKITEXT_FILES, Hub, Repository, parquet, substitutes
 from huggingface_hub import constants
 
 from lmconsole.commands import fetch as command
@@ -198,7 +198,7 @@ finally:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_the_paper_preset_from_an_empty_home(shared: Path, tmp_path: Path) -> None:
     with Hub() as hub:
-        for repository, name, content in stand_ins(shared, wikitext2.TOKENS):
+        for repository, name, content in substitutes(shared, wikitext2.TOKENS):
             hub.repositories.setdefault(repository, Repository({})).files[name] = content
         environ = tiny.environment(tmp_path) | variables(hub, tmp_path)
         words = [sys.executable, "-c", FETCH]
@@ -209,7 +209,7 @@ def test_the_paper_preset_from_an_empty_home(shared: Path, tmp_path: Path) -> No
     folder = tmp_path / "user-data" / "lmconsole"
     corpus = load_corpus("tokens", folder, vocabulary=wikitext2.VOCABULARY)
     assert corpus.counts() == wikitext2.TOKENS
-    assert corpus.name != "WikiText-2 (GPT-1 BPE)", "two of the splits are stand-ins"
+    assert corpus.name != "WikiText-2 (GPT-1 BPE)", "two of the splits are substitutes"
     with np.load(shared / "data" / "wikitext-2" / "wiki.test.npz") as published:
         assert np.array_equal(corpus.splits["test"], published["tokens"])
     with np.load(folder / "embeddings.npz") as tables:
