@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -30,7 +30,7 @@ app = typer.Typer(
     add_completion=COMPLETE in os.environ,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Inspect corpora and embeddings.", rich_markup_mode=None, no_args_is_help=True)
+data_app = typer.Typer(help="Inspect and download corpora and embeddings.", rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 Preset = Annotated[str, parameter("preset")]
@@ -85,24 +85,42 @@ def _hand_down(context: typer.Context) -> None:
     Raises LmconsoleError if it does not take one of them.
     """
     name = str(context.invoked_subcommand)
-    command = context.command.get_command(context, name)  # type: ignore[attr-defined]  # it is a group
-    inner = getattr(command, "commands", None)
-    taking = [command] if inner is None else list(inner.values())
+    inner = getattr(context.command.get_command(context, name), "commands", None)  # type: ignore[attr-defined]
+    if inner is None:
+        _refuse_unused(context, context)
     given: dict[str, object] = {}
-    for option in context.command.params:
-        source = context.get_parameter_source(str(option.name))
-        if source is None or source.name != "COMMANDLINE":
-            continue
-        if not all(any(option.name == each.name for each in one.params) for one in taking):
-            raise LmconsoleError(
-                f"{option.opts[-1]} has no effect on `lmconsole {name}`",
-                hint=f"Leave it out; `lmconsole {name} --help` lists the options of this command.",
-            )
+    for option in _on_command_line(context):
         given[str(option.name)] = context.params[str(option.name)]
         if option.envvar:
             # It would take precedence. "./~" remains a folder that is called so.
             os.environ[str(option.envvar)] = os.path.join(".", str(given[str(option.name)]))
     context.default_map = {name: given if inner is None else dict.fromkeys(inner, given)}
+
+
+def _on_command_line(context: Any) -> list[Any]:
+    """Return the options of this context's command that were given on the command line."""
+    sources = {str(option.name): context.get_parameter_source(str(option.name)) for option in context.command.params}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    return [option for option in context.command.params if option.name in given]
+
+
+def _refuse_unused(root: Any, context: Any) -> None:
+    """Raise LmconsoleError if an option in front of all commands is not one of the command that ``context`` calls."""
+    name = str(context.invoked_subcommand)
+    command = context.command.get_command(context, name)
+    full_name = name if context is root else f"{context.info_name} {name}"
+    for option in _on_command_line(root):
+        if not any(option.name == each.name for each in command.params):
+            raise LmconsoleError(
+                f"{option.opts[-1]} has no effect on `lmconsole {full_name}`",
+                hint=f"Leave it out; `lmconsole {full_name} --help` lists the options of this command.",
+            )
+
+
+@data_app.callback()
+def _data(context: typer.Context) -> None:
+    if context.invoked_subcommand is not None:
+        _refuse_unused(context.parent, context)
 
 
 @app.command("list")
@@ -120,6 +138,11 @@ def run(**given: object) -> None:
     from lmconsole.engine.run_options import parse_request
 
     request = parse_request(given)
+    if request.fetch or str(request.data or os.environ.get("LMCONSOLE_DATA")).startswith("hub:"):
+        from lmconsole.commands.fetch import fetch_for_run
+
+        if not fetch_for_run(request):
+            return
     if request.dry_run:
         from lmconsole.commands.dry_run import dry_run
 
@@ -274,6 +297,49 @@ def data_info(
     from lmconsole.commands.data_info import show_data
 
     show_data(data, embeddings, preset, experiments, json=json)
+
+
+@data_app.command("fetch")
+def data_fetch(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="wikitext-2, gpt1 (tokenizer and embeddings), all (both), or a data set as hub:OWNER/NAME[/CONFIG].",
+            metavar="[WHAT]",
+            autocompletion=lambda incomplete: [
+                each for each in ("all", "gpt1", "wikitext-2") if each.startswith(incomplete)
+            ],
+        ),
+    ] = "all",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Save into this folder.",
+            metavar="DIR",
+            parser=expand_path,
+            show_default="LMCONSOLE_DATA, ./data if it has a part of the data, or the user data folder",
+        ),
+    ] = None,
+    files: Annotated[
+        Path | None,
+        typer.Option(
+            "--files",
+            help="Read the files of the hub from this folder instead of downloading them.",
+            metavar="DIR",
+            parser=expand_path,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Download what the preset paper needs, or a data set of the Hugging Face Hub.
+
+    Downloads resume where they were interrupted. HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN are honored. The
+    folder goes to standard output.
+    """
+    from lmconsole.commands.fetch import fetch
+
+    fetch(what, out, files, json=json)
 
 
 @app.command()

@@ -4,6 +4,7 @@ LmconsoleError            base: a message (what happened, and where) and a hint 
 ├── PlanError             experiments.toml has problems, all of them listed
 ├── CorpusError           the text, the tokens or the tokenizer files are missing, damaged or unusable
 ├── EmbeddingsError       the embedding tables are missing, damaged or of the wrong shape
+├── HubError              the Hugging Face Hub cannot be reached, refuses, or has something else
 ├── DeviceError           this machine does not have the device or the precision
 ├── StoreError            the folder of runs cannot be read or written
 ├── RunNotFoundError      no run matches, or several do
@@ -91,6 +92,16 @@ class CorpusError(LmconsoleError):
 
 class EmbeddingsError(LmconsoleError):
     kind = "embeddings"
+
+
+class HubError(LmconsoleError):
+    """``offline`` says that a file is neither in the cache nor can be downloaded."""
+
+    kind = "hub"
+
+    def __init__(self, message: str, *, hint: str | None = None, offline: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.offline = offline
 
 
 class DeviceError(LmconsoleError):

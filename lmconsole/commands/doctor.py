@@ -151,7 +151,7 @@ def _data(data: Path | None, embeddings: Path | None) -> Iterator[Finding]:
                 what="data",
                 verdict="note",
                 found=f"none in LMCONSOLE_DATA, ./data or {user_data_folder() or 'the user data folder'}",
-                advice="The demo preset needs none; for the others, name a folder with --data.",
+                advice="The demo preset needs none. For the others: `lmconsole data fetch`, or a folder with --data.",
             )
     except LmconsoleError as error:
         yield Finding(what="data", verdict="problem", found=error.message, advice=error.hint or "")
@@ -161,9 +161,7 @@ def _data(data: Path | None, embeddings: Path | None) -> Iterator[Finding]:
             what="embeddings",
             verdict="ok" if tables else "note",
             found=str(tables) if tables else "none",
-            advice=""
-            if tables
-            else "Only the paper preset needs them; `lmconsole run 1 --preset paper --dry-run` says where to get them.",
+            advice="" if tables else "Only the paper preset needs them: `lmconsole data fetch gpt1` downloads them.",
         )
     except LmconsoleError as error:
         yield Finding(what="embeddings", verdict="problem", found=error.message, advice=error.hint or "")

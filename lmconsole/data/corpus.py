@@ -20,14 +20,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmconsole import formatting
+from lmconsole.data import wikitext2
 from lmconsole.data.cache import SPLITS, TokenizedText, cached, entry_name, fingerprint
 from lmconsole.data.demo import DEMO_NAME, demo_texts
 from lmconsole.data.files import id_type, list_folder, read_bytes, read_text, read_tokens, recognize_tables
+from lmconsole.data.hub import hub_folder, parse_hub_data
 from lmconsole.data.tokenizer import ENCODER_FILE, MERGES_FILE, Tokenizer, gpt1_tokenizer, train_byte_bpe
 from lmconsole.errors import CorpusError, EmbeddingsError, escape_control_characters
 from lmconsole.files import expand_home, user_folder
 
-__all__ = ["SPLITS", "Corpus", "describe", "find_data", "find_embeddings", "load_corpus", "user_data_folder"]
+__all__ = [
+    "SPLITS",
+    "Corpus",
+    "describe",
+    "find_data",
+    "find_embeddings",
+    "load_corpus",
+    "user_data_folder",
+]
 
 SHORTEST_SPLIT = 3
 """Least number of tokens for which there is a window with a target, whatever the window length."""
@@ -38,9 +48,6 @@ TEXT_FILES: dict[str, tuple[str, ...]] = {
     "validation": ("valid.txt", "validation.txt"),
     "test": ("test.txt",),
 }
-
-_WIKITEXT2 = "4e404bff5e07ff171f342b5a711122627af7574a122b99b279982591418cdadc"
-"""Fingerprint of WikiText-2 in GPT-1 BPE, as tokenized by the course that published the reference results."""
 
 EMBEDDINGS_FILES = ("embeddings.npz", "model.safetensors")
 """Embedding tables in the folder of a corpus: our own file, and GPT-1's as on the Hugging Face Hub."""
@@ -140,7 +147,8 @@ def find_data(explicit: Path | None, *, environ: Mapping[str, str], cwd: Path) -
     """Return the absolute path of the corpus folder, or None if there is none.
 
     The candidates are ``explicit`` (--data), LMCONSOLE_DATA, ``data`` in ``cwd``, and the user data folder. The last
-    two are skipped if they contain nothing of a corpus.
+    two are skipped if they contain nothing of a corpus. The first two may be ``hub:OWNER/NAME``, which means the folder
+    in which that data set was saved.
 
     Raises:
         CorpusError: one of the first two is given and has no complete corpus, or one of the last two has a part of one.
@@ -148,6 +156,13 @@ def find_data(explicit: Path | None, *, environ: Mapping[str, str], cwd: Path) -
     named = {"--data": explicit, "LMCONSOLE_DATA": environ.get("LMCONSOLE_DATA") or None}
     for origin, folder in named.items():
         if folder is not None:
+            if hub := parse_hub_data(str(folder)):
+                if not _has_corpus(place := hub_folder(hub)):
+                    raise CorpusError(
+                        f"{origin}: {hub.name} of the Hugging Face Hub is not on this machine",
+                        hint=f"Download it with: lmconsole data fetch {folder}",
+                    )
+                return place
             try:
                 place = Path(os.path.abspath(cwd / expand_home(folder)))
                 _layout(place, list_folder(place))
@@ -185,7 +200,10 @@ def _has_corpus(place: Path) -> bool:
         return True
     parts = [name for name in (ENCODER_FILE, MERGES_FILE, *EMBEDDINGS_FILES) if name in names]
     if parts:
-        raise CorpusError(f"{place}: {' and '.join(parts)} without a corpus", hint=f"{_FOLDER_HINT}\n{hint}")
+        raise CorpusError(
+            f"{place}: {' and '.join(parts)} without a corpus",
+            hint=f"{_FOLDER_HINT}\nTo download WikiText-2: lmconsole data fetch wikitext-2\n{hint}",
+        )
     return False
 
 
@@ -305,7 +323,7 @@ def _corpus(
                 hint="Add more text or tokens to it.",
             )
     sha256 = fingerprint(ids.vocabulary, ids.splits)
-    if sha256 == _WIKITEXT2:
+    if sha256 == wikitext2.SHA256:
         name, tokenizer = "WikiText-2 (GPT-1 BPE)", "GPT-1 BPE, ids shifted by one"
     splits = {split: _first(ids.splits[split], split, max_tokens) for split in SPLITS}
     typed = {split: np.ascontiguousarray(found, dtype=id_type(ids.vocabulary)) for split, found in splits.items()}

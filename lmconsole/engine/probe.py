@@ -114,6 +114,7 @@ def probe(request: RunRequest, environ: Mapping[str, str], cwd: Path) -> ProbeAn
                 ("--data", request.data),
                 ("--embeddings", request.embeddings),
                 ("LMCONSOLE_DATA", environ.get("LMCONSOLE_DATA")),
+                ("--fetch", request.fetch),
             )
             if value
         ]
@@ -160,7 +161,8 @@ def choose_preset(given: list[str], data: Path | None, embeddings: Path | None, 
             )
         return "paper", f"{given[0]} is given"
     if missing:
-        return "demo", f"{', '.join(missing)} found"
+        offer = "; `lmconsole data fetch` downloads them" if cuda else ""
+        return "demo", f"{', '.join(missing)} found{offer}"
     return "paper", "a CUDA device, tokens and embeddings were found"
 
 
@@ -171,18 +173,17 @@ def tokens_recipe() -> str:
     folder = user_data_folder()
     places = "./data" if folder is None else f"./data or {folder}"
     return f"""\
-Tokens: a folder with WikiText-2 as train.txt, valid.txt and test.txt, and GPT-1's encoder_bpe_40000.json and
+Download WikiText-2, GPT-1's tokenizer and its embeddings: lmconsole data fetch, or add --fetch to `run`.
+Your own tokens: a folder with WikiText-2 as train.txt, valid.txt and test.txt, and GPT-1's encoder_bpe_40000.json and
 vocab_40000.bpe next to them; or already tokenized as wiki.train.npz, wiki.validation.npz and wiki.test.npz (array
 `tokens`: GPT-1 BPE ids plus 1, 0 is padding). Name it with --data or LMCONSOLE_DATA, or put the files into
 {places}."""
 
 
 EMBEDDINGS_RECIPE = """\
-Embeddings: GPT-1's own tables. Download model.safetensors of openai-community/openai-gpt from the Hugging Face Hub,
-for example with
-  hf download openai-community/openai-gpt model.safetensors --local-dir data
-and name it with --embeddings, or put it next to the tokens. A file embeddings.npz with float32 arrays `tokens` (V x C,
-row 0 for padding) and `position` (T x C) works as well."""
+Embeddings: GPT-1's own tables. Download them: lmconsole data fetch gpt1, or add --fetch to `run`. Or name a copy of
+model.safetensors of openai-community/openai-gpt with --embeddings, or put it next to the tokens. A file embeddings.npz
+with float32 arrays `tokens` (V x C, row 0 for padding) and `position` (T x C) works as well."""
 
 LEARN_HINT = "To learn the embeddings instead: --preset scratch."
 
@@ -270,6 +271,8 @@ def _unused_file_warnings(request: RunRequest, preset: str, runs: Sequence[Resol
         yield f"--data is not used by the preset {preset}"
     if request.embeddings and not any(run.embeddings for run in runs):
         yield f"--embeddings is not used by the preset {preset}"
+    if request.fetch and not any(run.settings.corpus == "tokens" for run in runs):
+        yield f"--fetch is not used by the preset {preset}, which needs no download"
 
 
 def _busy_gpu_warnings(chosen: list["Device"], store: Path) -> Iterator[str]:

@@ -229,8 +229,17 @@ class RunRequest(NamedTuple):
             form_placeholder="auto, or runs at once on each device",
         ),
     ] = "auto"
-    data: Annotated[Path | None, Option(help="Read token or text files from this folder.", metavar="DIR")] = None
+    data: Annotated[
+        Path | None,
+        Option(
+            help="Read token or text files from this folder, or the Hugging Face data set hub:OWNER/NAME[/CONFIG].",
+            metavar="DIR",
+        ),
+    ] = None
     embeddings: Annotated[Path | None, Option(help="Read embedding tables from this file.", metavar="FILE")] = None
+    fetch: Annotated[
+        bool, Option(help="First download what is missing of WikiText-2 and GPT-1's tokenizer and embeddings.")
+    ] = False
     experiments: Annotated[
         Path | None,
         Option(

@@ -20,6 +20,7 @@ from lmconsole.report.reference import (
     PUBLISHED_BATCH_SIZE,
     PUBLISHED_CORPUS,
     PUBLISHED_WINDOW_TOKENS,
+    is_published_text,
     padded_shares,
     published,
 )
@@ -166,9 +167,7 @@ def _other_text(ours: RunInfo, theirs: RunInfo) -> str:
 def _other_text_than_published(info: RunInfo) -> str:
     """Explain why a run cannot be compared with padded results on WikiText-2; empty if it can."""
     corpus = info.corpus
-    whole = corpus.max_tokens is None and corpus.vocabulary == PUBLISHED_CORPUS["vocabulary"]
-    same = whole and all(corpus.tokens.get(split) == PUBLISHED_CORPUS[split] for split in ("train", "validation"))
-    if same or info.origin == "imported":
+    if is_published_text(info) or info.origin == "imported":
         return ""
     whole_text = "all of WikiText-2 with the GPT-1 tokenizer"
     part = "" if corpus.max_tokens is None else f"the first {corpus.max_tokens:,} training tokens of "

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-PUBLISHED_CORPUS = {"train": 2_356_376, "validation": 245_046, "test": 279_023, "vocabulary": 40_479}
+from lmconsole.data import wikitext2
+from lmconsole.runs.info import RunInfo
+
+PUBLISHED_CORPUS = {**wikitext2.TOKENS, "vocabulary": wikitext2.VOCABULARY}
 """Numbers of tokens in WikiText-2 as used for the published results (docs/protocol.md)."""
 
 PUBLISHED_BATCH_SIZE, PUBLISHED_WINDOW_TOKENS = 16, 256
@@ -59,6 +62,11 @@ class Published(msgspec.Struct, frozen=True, kw_only=True):
     def valid_ppl_per_target(self) -> float:
         """Validation perplexity per target token."""
         return float(self.valid_ppl ** (1.0 / padded_shares()["valid"]))
+
+
+def is_published_text(info: RunInfo) -> bool:
+    """Return whether a run was trained on all of the text of the published results, in the same tokens."""
+    return info.corpus.sha256 == wikitext2.SHA256 and info.corpus.max_tokens is None
 
 
 @cache

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import DAMAGE_MARK
 from lmconsole.plan.experiment import Experiment
-from lmconsole.report.reference import published
+from lmconsole.report.reference import is_published_text, published
 from lmconsole.tui.feed import RunView, Snapshot
 from lmconsole.tui.plot.chart import Series
 from lmconsole.tui.rows import Row, experiment_key, newest_seed_group
@@ -88,7 +88,7 @@ def _published_ppl(view: RunView) -> float | None:
     """Return the published validation perplexity of this experiment if the run follows the published protocol."""
     experiment = view.info.experiment
     result = published().get(experiment.id)
-    if result is None or view.info.preset != "paper" or experiment.overrides:
+    if result is None or view.info.preset != "paper" or experiment.overrides or not is_published_text(view.info):
         return None
     same = (result.model, result.layers, result.optimizer) == (
         experiment.model,

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded import record
 
+from lmconsole.data import wikitext2
 from lmconsole.data.windows import cut_windows
 from lmconsole.errors import ExportError
 from lmconsole.report.against import (
@@ -30,7 +31,9 @@ def on_wikitext(run: Run) -> None:
     """Let run.json say that the run was trained on what the published runs were."""
     info = read_info(run.paths.info)
     tokens = {split: count for split, count in PUBLISHED_CORPUS.items() if split != "vocabulary"}
-    corpus = msgspec.structs.replace(info.corpus, tokens=tokens, vocabulary=PUBLISHED_CORPUS["vocabulary"])
+    corpus = msgspec.structs.replace(
+        info.corpus, tokens=tokens, vocabulary=PUBLISHED_CORPUS["vocabulary"], sha256=wikitext2.SHA256
+    )
     run.paths.info.write_bytes(msgspec.json.encode(msgspec.structs.replace(info, corpus=corpus)))
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from textual.pilot import Pilot
 from tui.stage import Stage, driver, eventually, experiment, line_with, screen, sees, shows, shows_no_more
 
+from lmconsole.data import wikitext2
 from lmconsole.runs.info import CorpusInfo
 from lmconsole.tui.plot.chart import Series
 from lmconsole.tui.plot.glyphs import UNICODE
@@ -17,7 +18,7 @@ from lmconsole.tui.widgets.curves import choose_fairly
 
 PAPER = CorpusInfo(
     name="WikiText-2", kind="tokens", path="/data", vocabulary=40_479, tokenizer="GPT-1 BPE",
-    tokens={"train": 2_356_374, "validation": 245_044, "test": 279_021}, sha256="d1" * 32, max_tokens=None,
+    tokens={"train": 2_356_374, "validation": 245_044, "test": 279_021}, sha256=wikitext2.SHA256, max_tokens=None,
 )  # fmt: skip
 
 

@@ -1,0 +1,89 @@
+"""Text in Parquet files, the format in which the Hugging Face Hub has data sets."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lmconsole.data.files import describe_content, size_limit
+from lmconsole.errors import CorpusError
+from lmconsole.files import open_file
+from lmconsole.telemetry.host import MIB
+
+ROWS_AT_ONCE = 64
+"""Few, since a row can be a whole book."""
+
+
+def read_texts(path: Path) -> Iterator[str]:
+    """Yield the text of each row, in order; a missing one is empty.
+
+    The text is the column ``text``, or the only column of strings. Memory is bounded by a row group. Raises CorpusError
+    if the file is damaged, too large, or has no such column.
+    """
+    import pyarrow.parquet
+
+    try:
+        with open(open_file(path, follow=True), "rb") as opened:
+            start = opened.read(64)
+            if not start.startswith(b"PAR1"):
+                raise CorpusError(
+                    f"{path}: expected a Parquet file, found {describe_content(start)}", hint="Download the file again."
+                )
+            with pyarrow.parquet.ParquetFile(opened, pre_buffer=False) as file:
+                column = _text_column(file.schema_arrow, path)
+                _check_size(file.metadata, column, path)
+                for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column], use_threads=False):
+                    for text in batch.column(0).to_pylist():
+                        yield text or ""
+    except CorpusError:
+        raise
+    except Exception as error:  # with damaged bytes, pyarrow raises almost anything
+        if isinstance(error, OSError) and error.strerror:
+            raise CorpusError(f"{path}: cannot be read: {error.strerror}") from None
+        raise CorpusError(
+            f"{path}: the Parquet file is damaged or truncated ({_first_line(error)})", hint="Download the file again."
+        ) from None
+
+
+def as_line(text: str) -> str:
+    """Return the text of a row as one or more lines."""
+    return text if text.endswith("\n") else f"{text}\n"
+
+
+def _text_column(schema: Any, path: Path) -> str:
+    from pyarrow import types
+
+    def is_text(kind: Any) -> bool:
+        if types.is_dictionary(kind):
+            kind = kind.value_type
+        return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+    columns = [field.name for field in schema if is_text(field.type)]
+    if "text" in columns:
+        return "text"
+    if len(columns) == 1:
+        return str(columns[0])
+    found = ", ".join(f"{field.name[:60]} ({str(field.type)[:60]})" for field in list(schema)[:8]) or "none"
+    raise CorpusError(
+        f"{path}: no column `text`, and {'several columns' if columns else 'no column'} of strings: {found}",
+        hint="Choose a data set with one text per row.",
+    )
+
+
+def _check_size(metadata: Any, column: str, path: Path) -> None:
+    """Raise CorpusError if the text does not fit into memory, in which the tokenizer needs it."""
+    total = 0
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        for number in range(row_group.num_columns):
+            part = row_group.column(number)
+            if part.path_in_schema == column:
+                total += max(part.total_uncompressed_size, 0)
+    if total > size_limit():
+        raise CorpusError(
+            f"{path}: {total // MIB:,} MiB of text, more than half of the memory available",
+            hint="Choose a smaller data set or configuration.",
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
