@@ -250,6 +250,7 @@ class _Resolver:
         return self._corpora[key]
 
     def _embeddings(self, settings: Settings, corpus: CorpusInfo) -> EmbeddingsInfo:
+        from lmconsole.data.corpus import check_tokenizer_of_tables
         from lmconsole.lm.embedding import read_tables
 
         if self._tables_file is None:
@@ -257,6 +258,7 @@ class _Resolver:
                 f"preset {self._preset} needs GPT-1's embedding tables, and there are none in {self._data}",
                 hint=f"{LEARN_HINT}\n{EMBEDDINGS_RECIPE}",
             )
+        check_tokenizer_of_tables(self._tables_file, corpus.name, corpus.kind, corpus.tokenizer)
         key = corpus.vocabulary, settings.channels, settings.window_tokens
         if key not in self._tables:
             tables = read_tables(self._tables_file, vocabulary=key[0], channels=key[1], window_tokens=key[2])

@@ -229,7 +229,9 @@ class RunRequest(NamedTuple):
             form_placeholder="auto, or runs at once on each device",
         ),
     ] = "auto"
-    data: Annotated[Path | None, Option(help="Read token or text files from this folder.", metavar="DIR")] = None
+    data: Annotated[
+        Path | None, Option(help="Read this text file, or text or tokens from this folder.", metavar="PATH")
+    ] = None
     embeddings: Annotated[Path | None, Option(help="Read embedding tables from this file.", metavar="FILE")] = None
     experiments: Annotated[
         Path | None,

@@ -165,8 +165,8 @@ def test_data_is_looked_up_by_option_then_variable_then_in_the_working_and_the_u
         (["wiki.train.npz", "wiki.test.npz"], "wiki.validation.npz"),
         (["wiki.train.npz"], "wiki.validation.npz and wiki.test.npz"),
         (["train.txt", "valid.txt"], "test.txt"),
-        (["test.txt"], "train.txt and valid.txt or validation.txt"),
-        (["train.txt", "valid.txt", "validation.txt", "test.txt"], "contains both valid.txt and validation.txt"),
+        (["test.txt"], "train.txt and valid.txt"),
+        (["train.txt", "valid.txt", "validation.txt", "test.txt"], "validation: valid.txt and validation.txt"),
         (["embeddings.npz"], "embeddings.npz without a corpus"),
         (["model.safetensors"], "model.safetensors without a corpus"),
         (["encoder_bpe_40000.json", "vocab_40000.bpe"], "vocab_40000.bpe without a corpus"),
@@ -227,7 +227,7 @@ def test_a_split_that_is_mostly_padding_is_refused(npz_folder: Path, padding: in
 def test_a_chosen_folder_without_a_corpus_is_an_error(origin: str, nowhere: Path, npz_folder: Path) -> None:
     (nowhere / "data").symlink_to(npz_folder)
     (nowhere / "empty").mkdir()
-    for folder, complaint in (("missing", "no such folder"), ("empty", "no corpus in this folder")):
+    for folder, complaint in (("missing", "no such file"), ("empty", "no corpus in this folder")):
         explicit, environ = (Path(folder), {}) if origin == "--data" else (None, {origin: folder})
         with pytest.raises(CorpusError, match=f"{origin}: .*{folder}: .*{complaint}") as caught:
             find_data(explicit, environ=environ, cwd=nowhere)
