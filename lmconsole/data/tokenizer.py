@@ -133,7 +133,7 @@ def train_byte_bpe(text: str | Iterable[str], vocabulary: int) -> Tokenizer:
     library = _library()
     backend = library.Tokenizer(library.models.BPE())
     words = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    parts = library.pre_tokenizers.Split(library.Regex(f"(?m:.){{1,{LONGEST_WORD}}}"), behavior="isolated")
+    parts = library.pre_tokenizers.FixedLength(length=LONGEST_WORD)
     backend.pre_tokenizer = library.pre_tokenizers.Sequence([words, parts])
     backend.decoder = library.decoders.ByteLevel()
     trainer = library.trainers.BpeTrainer(
