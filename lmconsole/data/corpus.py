@@ -126,7 +126,7 @@ def load_corpus(
     if path is None:
         raise CorpusError("no folder with tokens or text was found", hint=f"Choose one with --data. {FOLDER_HINT}")
     path = Path(os.path.abspath(path))
-    if not os.path.isdir(path):
+    if not _is_folder(path):
         return _text_corpus(path, split_file(path), vocabulary, max_tokens, cache, progress)
     layout, files = corpus_files(path, list_folder(path), only)
     if layout == "text":
@@ -196,11 +196,22 @@ def find_data(explicit: Path | None, *, environ: Mapping[str, str], cwd: Path) -
 
 def _check_place(place: Path) -> None:
     """Raise CorpusError unless ``place`` is a folder with three splits, or a file that begins like text."""
-    if os.path.isdir(place):
+    if _is_folder(place):
         corpus_files(place, list_folder(place))
     else:
         with open_data(place) as file:
             check_text(place, file.read(64))
+
+
+def _is_folder(path: Path) -> bool:
+    """Return whether a path is a folder. Raises CorpusError if there is nothing."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        raise CorpusError(f"{path}: there is no such folder or file", hint="Check the spelling of the path.") from None
+    except (OSError, ValueError):
+        pass  # the error of opening it says more
+    return os.path.isdir(path)
 
 
 def user_data_folder() -> Path | None:

@@ -115,8 +115,19 @@ class _Unpacked(gzip.GzipFile):
         return data
 
 
-def check_text(path: Path, start: bytes) -> None:
-    """Raise CorpusError if a file that begins with ``start`` is empty, in another encoding, or known to be no text."""
+def check_text(path: Path, data: bytes, at: int = 0) -> None:
+    """Raise CorpusError if a file whose bytes from offset ``at`` are ``data`` is empty, UTF-16, or known to be no
+    text. All but NUL characters is recognized by the beginning of the file."""
+    if at == 0:
+        _check_start(path, data)
+    if b"\0" in data:
+        raise CorpusError(
+            f"{path}: contains a NUL character at offset {at + data.index(0):,}, so it is no plain text, or UTF-16",
+            hint="Convert UTF-16 to UTF-8, for example: iconv -f UTF-16LE -t UTF-8 old.txt > new.txt",
+        )
+
+
+def _check_start(path: Path, start: bytes) -> None:
     if not start:
         raise CorpusError(f"{path}: the file is empty", hint="It must contain text as UTF-8.")
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):

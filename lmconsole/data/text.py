@@ -49,18 +49,11 @@ class TextPart:
         at = self.start
         for data in self._read():
             pending = len(decoder.getstate()[0])
-            if at == 0:
-                check_text(self.path, data)
+            check_text(self.path, data, at)
             try:
                 text = decoder.decode(data)
             except UnicodeDecodeError as error:
                 raise not_utf8(self.path, at - pending, error) from None
-            if "\0" in text:
-                offset = at + data.index(b"\0")
-                raise CorpusError(
-                    f"{self.path}: contains a NUL character at offset {offset:,}, so it is no plain text, or UTF-16",
-                    hint="Convert UTF-16 to UTF-8, for example: iconv -f UTF-16LE -t UTF-8 old.txt > new.txt",
-                )
             yield text.removeprefix("\ufeff") if at == 0 else text
             at += len(data)
         try:
@@ -149,7 +142,8 @@ def split_file(path: Path) -> dict[str, TextPart]:
             raise CorpusError(
                 f"{path}: its lines are too few or too long to split: no line is left for the {split} split",
                 hint="One file is split into 90% for training and 5% each for validation and test, at line ends. "
-                "Break it into more lines, or split it yourself into train.txt, valid.txt and test.txt in a folder.",
+                "Break it into more lines (only line feeds end them), or split it yourself into train.txt, valid.txt "
+                "and test.txt in a folder.",
             )
     return {split: TextPart(path=path, start=start, stop=stop) for split, (start, stop) in parts.items()}
 

@@ -227,7 +227,7 @@ def test_a_split_that_is_mostly_padding_is_refused(npz_folder: Path, padding: in
 def test_a_chosen_folder_without_a_corpus_is_an_error(origin: str, nowhere: Path, npz_folder: Path) -> None:
     (nowhere / "data").symlink_to(npz_folder)
     (nowhere / "empty").mkdir()
-    for folder, complaint in (("missing", "no such file"), ("empty", "no corpus in this folder")):
+    for folder, complaint in (("missing", "no such folder"), ("empty", "no corpus in this folder")):
         explicit, environ = (Path(folder), {}) if origin == "--data" else (None, {origin: folder})
         with pytest.raises(CorpusError, match=f"{origin}: .*{folder}: .*{complaint}") as caught:
             find_data(explicit, environ=environ, cwd=nowhere)

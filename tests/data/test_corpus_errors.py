@@ -142,7 +142,7 @@ def test_without_a_folder_the_hint_is_the_option() -> None:
 
 
 def test_a_missing_folder_and_a_file_in_its_place_are_distinguished(npz_folder: Path) -> None:
-    assert "there is no such file" in refusal(npz_folder.parent / "absent").message
+    assert "there is no such folder or file" in refusal(npz_folder.parent / "absent").message
     assert "expected text, found a zip archive" in refusal(npz_folder / "wiki.test.npz").message
     assert "cannot be read: File name too long" in refusal(npz_folder / ("x" * 300)).message
     assert "cannot be read" in refusal(Path(f"{npz_folder}/nul\x00")).message
