@@ -92,7 +92,7 @@ def describe(corpus: Corpus) -> dict[str, object]:
         "tokens": corpus.counts(),
         "sha256": corpus.sha256,
         "max_tokens": corpus.max_tokens,
-        "files": {split: escape_control_characters(file) for split, file in corpus.files.items()},
+        "files": {split: _one_line(file) for split, file in corpus.files.items()},
     }
 
 
@@ -164,8 +164,13 @@ def _text_corpus(
 
 def _name(path: Path) -> str:
     """Return the name of a corpus for captions, from that of its folder or file."""
-    name = escape_control_characters(path.name).replace("\n", " ").strip() or "corpus"
+    name = _one_line(path.name).strip() or "corpus"
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+def _one_line(name: str) -> str:
+    """Return a file name without line feeds and control characters."""
+    return escape_control_characters(name).replace("\n", " ")
 
 
 def find_data(explicit: Path | None, *, environ: Mapping[str, str], cwd: Path) -> Path | None:
