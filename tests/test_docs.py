@@ -51,7 +51,7 @@ mlp_channels = 16
 """
 """A built-in preset made so small that a run takes a second."""
 
-PLACEHOLDERS = {"DIR": "elsewhere", "FILE.csv": "elsewhere.csv", "COMMAND": "run"}
+PLACEHOLDERS = {"DIR": "elsewhere", "FILE.csv": "elsewhere.csv", "FILE.txt": "elsewhere.txt", "COMMAND": "run"}
 
 
 def prose(document: Path) -> str:
@@ -111,6 +111,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "elsewhere" / "gpt1" / "args.json").write_text('{"model": "gpt1", "layers": 1, "optimizer": "adam"}')
     (root / "elsewhere" / "gpt1" / "valid_ppl.txt").write_text("90.0\n80.5\n")
     (root / "elsewhere.csv").write_text("model,layers,optimizer,epoch,valid_ppl\nlstm,1,adam,1,120.5\n")
+    (root / "elsewhere.txt").write_text("".join(tiny.SENTENCES).replace(". ", ".\n") * 20)
     (root / "bin").mkdir()
     (root / "bin" / "lmconsole").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lmconsole "$@"\n')
     (root / "bin" / "lmconsole").chmod(0o755)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from lmconsole.commands.output import print_data, print_json, print_message
-from lmconsole.data.corpus import describe, find_data, find_embeddings, load_corpus
+from lmconsole.data.corpus import check_tokenizer_of_tables, describe, find_data, find_embeddings, load_corpus
 from lmconsole.data.windows import cut_windows
 from lmconsole.formatting import counted
 from lmconsole.plan.experiment import Settings
@@ -82,6 +82,8 @@ def data_report(
     corpus = load_corpus(settings.corpus, folder, vocabulary=settings.vocabulary, report=print_message)
     report = {"preset": preset, **describe(corpus), "embeddings": None if tables is None else str(tables)}
     if tables is not None and frozen.embeddings == "frozen":
+        if frozen is settings:
+            check_tokenizer_of_tables(tables, corpus.name, corpus.kind, corpus.tokenizer)
         vocabulary = corpus.vocabulary if frozen is settings else frozen.vocabulary
         report["embeddings_sha256"] = _check_tables(tables, vocabulary, frozen)
     windows = {}
@@ -104,15 +106,16 @@ def _lines(report: dict[str, Any], window_tokens: int) -> list[str]:
     lines = [
         f"corpus      {report['name']}",
         f"tokenizer   {report['tokenizer']}",
-        f"folder      {report['path'] or 'built in'}",
+        f"path        {report['path'] or 'built in'}",
         f"vocabulary  {report['vocabulary']:,}",
         f"sha256      {report['sha256']}",
         f"embeddings  {report['embeddings'] or 'none found'}",
         *([f"sha256      {report['embeddings_sha256']}"] if "embeddings_sha256" in report else []),
         f"windows     {counted(window_tokens, 'target')} each (preset {report['preset']})",
         "",
-        f"{'split':<12}{'tokens':>12}{'windows':>10}{'targets':>12}",
+        f"{'split':<12}{'tokens':>12}{'windows':>10}{'targets':>12}{'  file' if report['files'] else ''}",
     ]
     for split, counts in report["windows"].items():
-        lines.append(f"{split:<12}{report['tokens'][split]:>12,}{counts['windows']:>10,}{counts['targets']:>12,}")
+        numbers = f"{split:<12}{report['tokens'][split]:>12,}{counts['windows']:>10,}{counts['targets']:>12,}"
+        lines.append(f"{numbers}  {report['files'].get(split, '')}".rstrip())
     return lines

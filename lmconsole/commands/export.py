@@ -52,9 +52,7 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
     if event_files:
         print_message(f"View the event files with: tensorboard --logdir {shlex.quote(str(out / FOLDER))}")
     if watch:
-        keep_current(
-            store, folder, options, lambda paths: _report_again(folder, paths, json=json), warn=print_message
-        )
+        keep_current(store, folder, options, lambda paths: _report_again(folder, paths, json=json), warn=print_message)
     else:
         paths = write(store, folder, options, warn=print_message)
         if json:

@@ -20,8 +20,11 @@ from lmconsole.files import atomic_write, cache_folder
 
 SPLITS = ("train", "validation", "test")
 
-FORMAT = "lmconsole tokens 2"
+FORMAT = "lmconsole tokens 3"
 """Part of every entry's name. Change it when the same text gives other ids, or the file has another layout."""
+
+_HASHED_AT_ONCE = 2**20
+"""Ids that are converted at once to compute a fingerprint, which bounds the memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -36,8 +39,10 @@ def fingerprint(vocabulary: int, splits: Mapping[str, NDArray[np.integer[Any]]])
     """Return the SHA-256 of the vocabulary size and of the ids as little-endian int32, whatever their type."""
     digest = hashlib.sha256(f"lmconsole corpus 1\n{vocabulary}\n".encode())
     for split in SPLITS:
-        digest.update(f"{split} {len(splits[split])}\n".encode())
-        digest.update(splits[split].astype("<i4").tobytes())
+        ids = splits[split]
+        digest.update(f"{split} {len(ids)}\n".encode())
+        for start in range(0, len(ids), _HASHED_AT_ONCE):
+            digest.update(ids[start : start + _HASHED_AT_ONCE].astype("<i4").tobytes())
     return digest.hexdigest()
 
 
@@ -78,7 +83,7 @@ def _read(path: Path) -> TokenizedText | None:
 
 
 def _write(path: Path, tokenized: TokenizedText) -> None:
-    arrays = {split: ids.astype(id_type(tokenized.vocabulary)) for split, ids in tokenized.splits.items()}
+    arrays = {split: ids.astype(id_type(tokenized.vocabulary), copy=False) for split, ids in tokenized.splits.items()}
     contents: dict[str, Any] = {
         "vocabulary": np.int64(tokenized.vocabulary),
         "name": np.str_(path.name),

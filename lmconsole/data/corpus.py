@@ -1,18 +1,18 @@
 """Finding and loading a corpus: token ids of three splits, for training, validation and test.
 
-A folder of tokens contains ``wiki.{train,validation,test}.npz``, each with an array ``tokens``. For WikiText-2 in
-GPT-1 BPE it is the non-empty lines of the text in sequence, without tokens for line feeds. The second array, ``sizes``
-(tokens of each line), is not read, since windows are cut from the whole stream.
+A corpus is a folder with a file for each split (``layout``), or one text file that is split here (``text``). For
+WikiText-2 in GPT-1 BPE, the ids are those of the non-empty lines of the text in sequence, without tokens for line
+feeds. An array ``sizes`` next to ``tokens`` (tokens of each line) is not read, since windows are cut from the whole
+stream.
 
-A folder of text contains ``train.txt``, ``valid.txt`` or ``validation.txt``, and ``test.txt``. If the files of GPT-1's
-BPE are in the same folder, empty lines and line feeds give no tokens either; otherwise a byte-level BPE is trained on
-the train split, which keeps them.
+If the files of GPT-1's BPE are in the folder of the text, empty lines and line feeds give no tokens; otherwise a
+byte-level BPE is trained on the train split, which keeps them.
 """
 
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +23,10 @@ from lmconsole import formatting
 from lmconsole.data import wikitext2
 from lmconsole.data.cache import SPLITS, TokenizedText, cached, entry_name, fingerprint
 from lmconsole.data.demo import DEMO_NAME, demo_texts
-from lmconsole.data.files import id_type, list_folder, read_bytes, read_text, read_tokens, recognize_tables
+from lmconsole.data.files import check_text, id_type, list_folder, open_data, read_bytes, read_tokens, recognize_tables
 from lmconsole.data.hub import hub_folder, parse_hub_data
+from lmconsole.data.layout import FOLDER_HINT, Kind, corpus_files, folder_of, has_part, next_to
+from lmconsole.data.text import SPLIT_RULE, Text, TextPart, split_file
 from lmconsole.data.tokenizer import ENCODER_FILE, MERGES_FILE, Tokenizer, gpt1_tokenizer, train_byte_bpe
 from lmconsole.errors import CorpusError, EmbeddingsError, escape_control_characters
 from lmconsole.files import expand_home, user_folder
@@ -42,12 +44,8 @@ __all__ = [
 SHORTEST_SPLIT = 3
 """Least number of tokens for which there is a window with a target, whatever the window length."""
 
-NPZ_FILES: dict[str, tuple[str, ...]] = {split: (f"wiki.{split}.npz",) for split in SPLITS}
-TEXT_FILES: dict[str, tuple[str, ...]] = {
-    "train": ("train.txt",),
-    "validation": ("valid.txt", "validation.txt"),
-    "test": ("test.txt",),
-}
+GPT1_TOKENIZER = "GPT-1 BPE, ids shifted by one"
+"""Description of GPT-1's tokenizer."""
 
 EMBEDDINGS_FILES = ("embeddings.npz", "model.safetensors")
 """Embedding tables in the folder of a corpus: our own file, and GPT-1's as on the Hugging Face Hub."""
@@ -58,10 +56,8 @@ LONG_TEXT = 1_000_000
 REPORT_S = 5.0
 """Seconds between two reports of progress."""
 
-_FOLDER_HINT = (
-    "A corpus folder contains wiki.train.npz, wiki.validation.npz and wiki.test.npz, or train.txt, valid.txt and "
-    "test.txt."
-)
+LONGEST_NAME = 200
+"""Characters of the name of a corpus that comes from the name of its folder or file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -72,7 +68,7 @@ class Corpus:
     """Short name for captions."""
     kind: Literal["demo", "npz", "text"]
     path: Path | None
-    """Absolute path of the folder; None for the demo corpus."""
+    """Absolute path of the folder or text file; None for the demo corpus."""
     vocabulary: int
     """V: every id is below it. It includes padding, id 0."""
     tokenizer: str
@@ -83,6 +79,8 @@ class Corpus:
     """Fingerprint of the vocabulary size and of the three splits before ``max_tokens``."""
     max_tokens: int | None
     """Limit on the train split; a tenth of it limits the others."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Name of the file of each split, with the lines if it is a part of one; empty if it was not read from files."""
 
     def counts(self) -> dict[str, int]:
         """Return the number of tokens in each split, after ``max_tokens``."""
@@ -101,23 +99,26 @@ def describe(corpus: Corpus) -> dict[str, object]:
         "tokens": corpus.counts(),
         "sha256": corpus.sha256,
         "max_tokens": corpus.max_tokens,
+        "files": {split: _one_line(file) for split, file in corpus.files.items()},
     }
 
 
 def load_corpus(
     kind: Literal["tokens", "demo"],
-    folder: Path | None,
+    path: Path | None,
     *,
     vocabulary: int,
     max_tokens: int | None = None,
+    only: Kind | None = None,
     cache: Path | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Corpus:
-    """Load the built-in corpus (``demo``), or the one in ``folder`` (``tokens``).
+    """Load the built-in corpus (``demo``), or the one in the folder or text file ``path`` (``tokens``).
 
     Args:
-        vocabulary: bound on the ids in npz files, or most ids of a tokenizer that is trained.
+        vocabulary: bound on the ids in files, or most ids of a tokenizer that is trained.
         max_tokens: keep the first N tokens of the train split and the first N // 10 of the others.
+        only: read text or token ids only, where a folder has both.
         cache: folder for tokenized text; by default the user's cache folder.
         report: receives a message now and then while a long text is tokenized.
 
@@ -126,55 +127,111 @@ def load_corpus(
     """
     progress = _Progress(report)
     if kind == "demo":
-        texts = demo_texts()
+        texts = {split: Text(DEMO_NAME, [text].copy) for split, text in demo_texts().items()}
         tokenized = _byte_tokens(texts, vocabulary, cache, progress)
         return _corpus(DEMO_NAME, "demo", None, tokenized, dict.fromkeys(SPLITS, "demo corpus"), max_tokens)
-    if folder is None:
-        raise CorpusError("no folder with tokens or text was found", hint=f"Choose one with --data. {_FOLDER_HINT}")
-    folder = Path(os.path.abspath(folder))
-    names = list_folder(folder)
-    layout, files = _layout(folder, names)
-    if layout == "npz":
-        splits = {split: read_tokens(path, vocabulary) for split, path in files.items()}
-        tokenized = TokenizedText(vocabulary=vocabulary, splits=splits), "ids as found in the files"
-    else:
-        tokenized = _text_tokens(folder, names, files, vocabulary, cache, progress)
-    name = escape_control_characters(folder.name).replace("\n", " ").strip() or "corpus"
-    return _corpus(name, layout, folder, tokenized, {s: str(path) for s, path in files.items()}, max_tokens)
+    if path is None:
+        raise CorpusError("no folder with tokens or text was found", hint=f"Choose one with --data. {FOLDER_HINT}")
+    path = Path(os.path.abspath(path))
+    if not _is_folder(path):
+        return _text_corpus(path, split_file(path), vocabulary, max_tokens, cache, progress)
+    layout, files = corpus_files(path, list_folder(path), only)
+    if layout == "text":
+        parts = {split: TextPart(path=file) for split, file in files.items()}
+        return _text_corpus(path, parts, vocabulary, max_tokens, cache, progress)
+    splits = {split: read_tokens(file, vocabulary) for split, file in files.items()}
+    tokenized = TokenizedText(vocabulary=vocabulary, splits=splits), "ids as found in the files"
+    names = {split: file.name for split, file in files.items()}
+    return _corpus(_name(path), layout, path, tokenized, {s: str(f) for s, f in files.items()}, max_tokens, names)
+
+
+def _text_corpus(
+    path: Path,
+    parts: Mapping[str, TextPart],
+    vocabulary: int,
+    max_tokens: int | None,
+    cache: Path | None,
+    progress: "_Progress",
+) -> Corpus:
+    """Tokenize the text of three splits: three files in the folder ``path``, or parts of the file ``path``."""
+    one_file = all(part.path == path for part in parts.values())
+    name = f"{_name(path)} ({SPLIT_RULE})" if one_file else _name(path)
+    texts = {
+        split: Text(f"{part.path}: {split} split" if one_file else str(part.path), part.chunks)
+        for split, part in parts.items()
+    }
+    files, line = {}, 1
+    for split, part in parts.items():
+        last = line + texts[split].lines - 1
+        files[split] = f"{part.path.name}, lines {line:,} to {last:,}" if one_file else part.path.name
+        line = last + 1
+    tokenized = _text_tokens(folder_of(path), texts, vocabulary, cache, progress)
+    return _corpus(name, "text", path, tokenized, {s: str(part.path) for s, part in parts.items()}, max_tokens, files)
+
+
+def _name(path: Path) -> str:
+    """Return the name of a corpus for captions, from that of its folder or file."""
+    name = _one_line(path.name).strip() or "corpus"
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+def _one_line(name: str) -> str:
+    """Return a file name without line feeds and control characters."""
+    return escape_control_characters(name).replace("\n", " ")
 
 
 def find_data(explicit: Path | None, *, environ: Mapping[str, str], cwd: Path) -> Path | None:
-    """Return the absolute path of the corpus folder, or None if there is none.
+    """Return the absolute path of the corpus, a folder or a text file, or None if there is none.
 
     The candidates are ``explicit`` (--data), LMCONSOLE_DATA, ``data`` in ``cwd``, and the user data folder. The last
-    two are skipped if they contain nothing of a corpus. The first two may be ``hub:OWNER/NAME``, which means the folder
-    in which that data set was saved.
+    two are skipped if they are no folders, or contain nothing of a corpus. The first two may be ``hub:OWNER/NAME``,
+    which means the folder in which that data set was saved.
 
     Raises:
         CorpusError: one of the first two is given and has no complete corpus, or one of the last two has a part of one.
     """
     named = {"--data": explicit, "LMCONSOLE_DATA": environ.get("LMCONSOLE_DATA") or None}
-    for origin, folder in named.items():
-        if folder is not None:
-            if hub := parse_hub_data(str(folder)):
+    for origin, given in named.items():
+        if given is not None:
+            if hub := parse_hub_data(str(given)):
                 if not _has_corpus(place := hub_folder(hub)):
                     raise CorpusError(
                         f"{origin}: {hub.name} of the Hugging Face Hub is not on this machine",
-                        hint=f"Download it with: lmconsole data fetch {folder}",
+                        hint=f"Download it with: lmconsole data fetch {given}",
                     )
                 return place
             try:
-                place = Path(os.path.abspath(cwd / expand_home(folder)))
-                _layout(place, list_folder(place))
+                place = Path(os.path.abspath(cwd / expand_home(given)))
+                _check_place(place)
             except CorpusError as error:
                 raise CorpusError(f"{origin}: {error.message}", hint=error.hint) from None
             except OSError as error:
-                raise CorpusError(f"{origin}: {folder}: {error.strerror}") from None
+                raise CorpusError(f"{origin}: {given}: {error.strerror}") from None
             return place
     for found in (Path(os.path.abspath(cwd / "data")), user_data_folder()):
         if found is not None and _has_corpus(found):
             return found
     return None
+
+
+def _check_place(place: Path) -> None:
+    """Raise CorpusError unless ``place`` is a folder with three splits, or a file that begins like text."""
+    if _is_folder(place):
+        corpus_files(place, list_folder(place))
+    else:
+        with open_data(place) as file:
+            check_text(place, file.read(64))
+
+
+def _is_folder(path: Path) -> bool:
+    """Return whether a path is a folder. Raises CorpusError if there is nothing."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        raise CorpusError(f"{path}: there is no such folder or file", hint="Check the spelling of the path.") from None
+    except (OSError, ValueError):
+        pass  # the error of opening it says more
+    return os.path.isdir(path)
 
 
 def user_data_folder() -> Path | None:
@@ -192,9 +249,9 @@ def _has_corpus(place: Path) -> bool:
     names = list_folder(place)
     hint = "To train without it: --preset demo."
     try:
-        _layout(place, names)
+        corpus_files(place, names)
     except CorpusError as error:
-        if any(name in names for wanted in (NPZ_FILES, TEXT_FILES) for files in wanted.values() for name in files):
+        if has_part(names):
             raise CorpusError(error.message, hint=f"{error.hint}\n{hint}") from None
     else:
         return True
@@ -202,7 +259,7 @@ def _has_corpus(place: Path) -> bool:
     if parts:
         raise CorpusError(
             f"{place}: {' and '.join(parts)} without a corpus",
-            hint=f"{_FOLDER_HINT}\nTo download WikiText-2: lmconsole data fetch wikitext-2\n{hint}",
+            hint=f"{FOLDER_HINT}\nTo download WikiText-2: lmconsole data fetch wikitext-2\n{hint}",
         )
     return False
 
@@ -210,8 +267,9 @@ def _has_corpus(place: Path) -> bool:
 def find_embeddings(explicit: Path | None, data: Path | None) -> Path | None:
     """Return the absolute path of the embedding tables, or None if there are none.
 
-    The candidates are ``explicit`` (--embeddings), then ``EMBEDDINGS_FILES`` in the folder ``data``. Only the kind of
-    the file is checked. Raises EmbeddingsError if it is neither an npz archive nor a safetensors file.
+    The candidates are ``explicit`` (--embeddings), then ``EMBEDDINGS_FILES`` in the folder ``data``, or next to the
+    text file ``data``. Only the kind of the file is checked. Raises EmbeddingsError if it is neither an npz archive nor
+    a safetensors file.
     """
     if explicit is not None:
         path = Path(os.path.abspath(explicit))
@@ -222,46 +280,29 @@ def find_embeddings(explicit: Path | None, data: Path | None) -> Path | None:
         return path
     if data is not None:
         data = Path(os.path.abspath(data))
-        names = list_folder(data)
-        for name in EMBEDDINGS_FILES:
-            if name in names:
-                recognize_tables(data / name)
-                return data / name
+        for name in next_to(data, EMBEDDINGS_FILES):
+            found = folder_of(data) / name
+            recognize_tables(found)
+            return found
     return None
 
 
-def _layout(folder: Path, names: frozenset[str]) -> tuple[Literal["npz", "text"], dict[str, Path]]:
-    """Return the layout of a corpus folder and the file of each split. Raises CorpusError if a split is missing."""
-    layouts: dict[Literal["npz", "text"], dict[str, tuple[str, ...]]] = {"npz": NPZ_FILES, "text": TEXT_FILES}
-    for layout, wanted in layouts.items():
-        present = {split: [name for name in options if name in names] for split, options in wanted.items()}
-        if not any(present.values()):
-            continue
-        missing = [" or ".join(wanted[split]) for split in SPLITS if not present[split]]
-        if missing:
-            have = ", ".join(name for found in present.values() for name in found)
-            raise CorpusError(
-                f"{folder}: {len(SPLITS) - len(missing)} of 3 splits: {have} without {' and '.join(missing)}",
-                hint=f"Add {' and '.join(missing)} to the folder. {_FOLDER_HINT}",
-            )
-        for found in present.values():
-            if len(found) > 1:
-                raise CorpusError(f"{folder}: contains both {' and '.join(found)}", hint="Remove or rename one.")
-        return layout, {split: folder / found[0] for split, found in present.items()}
-    raise CorpusError(f"{folder}: no corpus in this folder", hint=_FOLDER_HINT)
+def check_tokenizer_of_tables(tables: Path, name: str, kind: str, tokenizer: str) -> None:
+    """Raise EmbeddingsError if the tokenizer of the corpus ``name`` was trained on its text: the rows of frozen tables
+    would be those of other tokens, even where their number fits."""
+    if kind != "npz" and tokenizer != GPT1_TOKENIZER:
+        raise EmbeddingsError(
+            f"{tables}: frozen embeddings belong to the tokens of their own tokenizer, but {name} has a {tokenizer}",
+            hint=f"Put GPT-1's {ENCODER_FILE} and {MERGES_FILE} next to the text, or learn the embeddings: "
+            "--preset scratch.",
+        )
 
 
 def _text_tokens(
-    folder: Path,
-    names: frozenset[str],
-    files: Mapping[str, Path],
-    vocabulary: int,
-    cache: Path | None,
-    progress: "_Progress",
+    folder: Path, texts: Mapping[str, Text], vocabulary: int, cache: Path | None, progress: "_Progress"
 ) -> tuple[TokenizedText, str]:
-    """Return the ids of the text files of ``folder``, and a description of the tokenizer."""
-    texts = {split: read_text(path) for split, path in files.items()}
-    present = [name for name in (ENCODER_FILE, MERGES_FILE) if name in names]
+    """Return the ids of ``texts``, and a description of the tokenizer: GPT-1's if its files are in ``folder``."""
+    present = next_to(folder, (ENCODER_FILE, MERGES_FILE))
     if not present:
         return _byte_tokens(texts, vocabulary, cache, progress)
     if len(present) == 1:
@@ -272,7 +313,7 @@ def _text_tokens(
         )
     encoder, merges = ((folder / name, read_bytes(folder / name)) for name in (ENCODER_FILE, MERGES_FILE))
 
-    name = entry_name("gpt1", encoder[1], merges[1], *texts.values())
+    name = entry_name("gpt1", encoder[1], merges[1], *(texts[split].sha256 for split in SPLITS))
     tokenized = cached(cache, name, lambda: _encode(gpt1_tokenizer(encoder, merges), texts, progress))
     if tokenized.vocabulary > vocabulary:
         raise CorpusError(
@@ -280,27 +321,28 @@ def _text_tokens(
             f"{vocabulary:,}",
             hint=f"Set vocabulary = {tokenized.vocabulary} or more, or remove the two BPE files to train a tokenizer.",
         )
-    return tokenized, "GPT-1 BPE, ids shifted by one"
+    return tokenized, GPT1_TOKENIZER
 
 
 def _byte_tokens(
-    texts: Mapping[str, str], vocabulary: int, cache: Path | None, progress: "_Progress"
+    texts: Mapping[str, Text], vocabulary: int, cache: Path | None, progress: "_Progress"
 ) -> tuple[TokenizedText, str]:
     """Return the ids of ``texts`` in a byte-level BPE trained on the train split, and a description of it."""
-    name = entry_name("bytes", str(vocabulary), *(texts[s] for s in SPLITS))
+    name = entry_name("bytes", str(vocabulary), *(texts[split].sha256 for split in SPLITS))
 
     def tokenize() -> TokenizedText:
-        if len(texts["train"]) >= LONG_TEXT:
-            progress.say(f"Training a tokenizer on {len(texts['train']):,} characters …")
-        return _encode(train_byte_bpe(texts["train"], vocabulary), texts, progress)
+        train = texts["train"]
+        if train.characters >= LONG_TEXT:
+            progress.say(f"Training a tokenizer on {train.characters:,} characters …")
+        return _encode(train_byte_bpe(train.pieces(), vocabulary), texts, progress)
 
     tokenized = cached(cache, name, tokenize)
     return tokenized, f"byte-level BPE of {tokenized.vocabulary:,} tokens trained on the train split"
 
 
-def _encode(tokenizer: Tokenizer, texts: Mapping[str, str], progress: "_Progress") -> TokenizedText:
-    progress.begin(sum(map(len, texts.values())))
-    splits = {split: tokenizer.encode(text, progress.add) for split, text in texts.items()}
+def _encode(tokenizer: Tokenizer, texts: Mapping[str, Text], progress: "_Progress") -> TokenizedText:
+    progress.begin(sum(text.characters for text in texts.values()))
+    splits = {split: tokenizer.encode(text.pieces(), progress.add) for split, text in texts.items()}
     return TokenizedText(vocabulary=tokenizer.vocabulary, splits=splits)
 
 
@@ -311,6 +353,7 @@ def _corpus(
     tokenized: tuple[TokenizedText, str],
     sources: Mapping[str, str],
     max_tokens: int | None,
+    files: Mapping[str, str] | None = None,
 ) -> Corpus:
     """Check the length of every split, compute the fingerprint, and cut the splits to ``max_tokens``."""
     ids, tokenizer = tokenized
@@ -324,7 +367,7 @@ def _corpus(
             )
     sha256 = fingerprint(ids.vocabulary, ids.splits)
     if sha256 == wikitext2.SHA256:
-        name, tokenizer = "WikiText-2 (GPT-1 BPE)", "GPT-1 BPE, ids shifted by one"
+        name, tokenizer = "WikiText-2 (GPT-1 BPE)", GPT1_TOKENIZER
     splits = {split: _first(ids.splits[split], split, max_tokens) for split in SPLITS}
     typed = {split: np.ascontiguousarray(found, dtype=id_type(ids.vocabulary)) for split, found in splits.items()}
     return Corpus(
@@ -336,6 +379,7 @@ def _corpus(
         splits=typed,
         sha256=sha256,
         max_tokens=max_tokens,
+        files=files or {},
     )
 
 

@@ -45,6 +45,5 @@ def split_topics(topics: Mapping[str, str]) -> dict[str, str]:
 def _unavailable(why: str) -> CorpusError:
     return CorpusError(
         f"the demo corpus is unavailable: this Python has no usable pydoc_data.topics ({why})",
-        hint="Use a CPython with its whole standard library, or your own text: --data DIR with train.txt, valid.txt "
-        "and test.txt.",
+        hint="Use a CPython with its whole standard library, or your own text: --data FILE.",
     )

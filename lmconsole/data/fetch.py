@@ -20,14 +20,13 @@ from lmconsole.data import wikitext2
 from lmconsole.data.cache import SPLITS, fingerprint
 from lmconsole.data.corpus import (
     EMBEDDINGS_FILES,
-    NPZ_FILES,
-    TEXT_FILES,
     find_data,
     find_embeddings,
     user_data_folder,
 )
 from lmconsole.data.files import id_type, list_folder, read_bytes, read_tokens
 from lmconsole.data.hub import HubFile, Listener, download, hub_folder, parse_hub_data
+from lmconsole.data.layout import folder_of, has_part
 from lmconsole.data.parquet import as_line, read_texts
 from lmconsole.data.tokenizer import ENCODER_FILE, MERGES_FILE, gpt1_tokenizer
 from lmconsole.errors import CorpusError, EmbeddingsError, HubError
@@ -99,7 +98,7 @@ def target_folder(explicit: Path | None, environ: Mapping[str, str], cwd: Path) 
             return hub_folder(data)
         return Path(os.path.abspath(cwd / expand_home(named)))
     here = cwd / "data"
-    if here.is_dir() and list_folder(here) & {ENCODER_FILE, MERGES_FILE, *EMBEDDINGS_FILES, *_corpus_files()}:
+    if here.is_dir() and (_corpus_files(here) or list_folder(here) & {ENCODER_FILE, MERGES_FILE, *EMBEDDINGS_FILES}):
         return Path(os.path.abspath(here))
     folder = user_data_folder()
     if folder is None:
@@ -107,13 +106,13 @@ def target_folder(explicit: Path | None, environ: Mapping[str, str], cwd: Path) 
     return folder
 
 
-def _corpus_files() -> frozenset[str]:
-    return frozenset(name for wanted in (NPZ_FILES, TEXT_FILES) for names in wanted.values() for name in names)
+def _corpus_files(folder: Path) -> list[str]:
+    return sorted(name for name in list_folder(folder) if has_part([name]))
 
 
 def has_corpus_files(folder: Path) -> bool:
     """Return whether a folder has any file of a corpus."""
-    return folder.is_dir() and bool(list_folder(folder) & _corpus_files())
+    return folder.is_dir() and bool(_corpus_files(folder))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,11 +133,13 @@ def find_missing(
     Raises CorpusError or EmbeddingsError if what there is cannot be used: nothing is saved next to that.
     """
     folder = target_folder(data, environ, cwd)
-    if not has_corpus_files(folder):
+    if not folder.is_file() and not has_corpus_files(folder):
         tables = embeddings or (find_embeddings(None, folder) if folder.is_dir() else None)
         return Missing(folder=folder, parts=("wikitext-2", *(["gpt1"] if frozen and not tables else [])))
     found = find_data(data, environ=environ, cwd=cwd) or folder
-    return Missing(folder=found, parts=("gpt1",) if frozen and not find_embeddings(embeddings, found) else ())
+    return Missing(
+        folder=folder_of(found), parts=("gpt1",) if frozen and not find_embeddings(embeddings, found) else ()
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,7 +184,7 @@ def fetch_wikitext2(folder: Path, get: Get, listener: Listener) -> Fetched:
 
 def _known_ids(folder: Path, paths: Mapping[str, Path]) -> dict[str, NDArray[np.integer[Any]]]:
     """Return the ids of WikiText-2 that an earlier ``fetch_wikitext2`` saved. Raises CorpusError for another corpus."""
-    present = sorted(list_folder(folder) & _corpus_files())
+    present = _corpus_files(folder)
     if {path.name for path in paths.values()} <= set(present):
         ids = {split: read_tokens(path, wikitext2.VOCABULARY) for split, path in paths.items()}
         if {split: len(each) for split, each in ids.items()} == wikitext2.TOKENS:

@@ -1,13 +1,17 @@
 """Reading the files of a corpus. Every error in a file is a CorpusError that names the file."""
 
+import contextlib
 import errno
+import gzip
 import io
+import math
 import os
 import warnings
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +23,11 @@ from lmconsole.telemetry.host import MIB, host_memory
 MAX_BYTES = 64 * 2**30
 """Largest file or array that is read on a machine with more than twice this memory."""
 
+READ_BYTES = 2**20
+"""Bytes of a long file that are read at once."""
+
+_GZIP, _ZIP, _NPY = b"\x1f\x8b", (b"PK\x03\x04", b"PK\x05\x06"), b"\x93NUMPY"
+
 
 def list_folder(folder: Path) -> frozenset[str]:
     """Return the names of all entries of ``folder``. Raises CorpusError if it is missing, a file, or unreadable."""
@@ -26,10 +35,6 @@ def list_folder(folder: Path) -> frozenset[str]:
         return frozenset(os.listdir(folder))
     except FileNotFoundError:
         raise CorpusError(f"{folder}: there is no such folder", hint="Check the spelling of the path.") from None
-    except NotADirectoryError:
-        raise CorpusError(
-            f"{folder}: expected a folder, found a file", hint="Give the folder with the three splits."
-        ) from None
     except (OSError, ValueError) as error:
         raise _unreadable(folder, error) from None
 
@@ -49,25 +54,104 @@ def read_bytes(path: Path) -> bytes:
         raise _unreadable(path, error) from None
 
 
-def read_text(path: Path, data: bytes | None = None) -> str:
-    """Decode a UTF-8 file, or ``data`` as its content. Line endings are kept, a byte order mark is dropped."""
-    data = read_bytes(path) if data is None else data
+def read_text(path: Path, data: bytes) -> str:
+    """Decode ``data``, the content of a small UTF-8 file. Line endings are kept, a byte order mark is dropped."""
     if not data:
-        raise CorpusError(f"{path}: the file is empty", hint="It must contain the text of its split, as UTF-8.")
+        raise CorpusError(f"{path}: the file is empty", hint="Copy or download it again.")
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
+        raise not_utf8(path, 0, error) from None
+
+
+def not_utf8(path: Path, start: int, error: UnicodeDecodeError) -> CorpusError:
+    """Return the error about a byte of a text; the bytes of ``error`` begin at offset ``start`` of the file."""
+    offset = start + error.start
+    return CorpusError(
+        f"{path}: not UTF-8: byte 0x{error.object[error.start]:02x} at offset {offset:,} ({error.reason})",
+        hint="Convert the file, for example: iconv -f LATIN1 -t UTF-8 old.txt > new.txt",
+    )
+
+
+@contextlib.contextmanager
+def open_data(path: Path) -> Iterator[io.BufferedIOBase]:
+    """Open a file of a corpus, which is unpacked while it is read if its content is gzip.
+
+    Raises:
+        CorpusError: the file is missing, no regular file, too large, or damaged. Errors of reading that occur in the
+            block count too.
+    """
+    limit = size_limit()
+    try:
+        with open(open_file(path, follow=True), "rb") as file:
+            if os.fstat(file.fileno()).st_size > limit:
+                raise OSError(errno.EFBIG, f"larger than {limit // MIB:,} MiB")
+            if not file.peek(len(_GZIP)).startswith(_GZIP):
+                yield file
+                return
+            with _Unpacked(file, limit) as unpacked:
+                yield unpacked
+    except FileNotFoundError:
+        raise CorpusError(f"{path}: there is no such file", hint="Check the path, or the target of the link.") from None
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise CorpusError(
-            f"{path}: not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start:,} ({error.reason})",
-            hint="Convert the file, for example: iconv -f LATIN1 -t UTF-8 old.txt > new.txt",
+            f"{path}: the gzip file is damaged or truncated ({_reason(error)})", hint=_AGAIN_HINT
         ) from None
+    except (OSError, MemoryError) as error:
+        raise _unreadable(path, error) from None
+
+
+class _Unpacked(gzip.GzipFile):
+    """Content of a gzip file. Raises OSError after ``limit`` bytes: a small file can unpack to any size."""
+
+    def __init__(self, file: io.BufferedIOBase, limit: int) -> None:
+        super().__init__(fileobj=file, mode="rb")
+        self._limit = limit
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(self._limit + 1 if size is None or size < 0 else size)
+        if self.tell() > self._limit:
+            raise OSError(errno.EFBIG, f"unpacks to more than {self._limit // MIB:,} MiB")
+        return data
+
+
+def check_text(path: Path, data: bytes, at: int = 0) -> None:
+    """Raise CorpusError if a file whose bytes from offset ``at`` are ``data`` is empty, UTF-16, or known to be no
+    text. All but NUL characters is recognized by the beginning of the file."""
+    if at == 0:
+        _check_start(path, data)
+    if b"\0" in data:
+        raise CorpusError(
+            f"{path}: contains a NUL character at offset {at + data.index(0):,}, so it is no plain text, or UTF-16",
+            hint="Convert UTF-16 to UTF-8, for example: iconv -f UTF-16LE -t UTF-8 old.txt > new.txt",
+        )
+
+
+def _check_start(path: Path, start: bytes) -> None:
+    if not start:
+        raise CorpusError(f"{path}: the file is empty", hint="It must contain text as UTF-8.")
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise CorpusError(
+            f"{path}: the text is UTF-16, expected UTF-8",
+            hint="Convert the file, for example: iconv -f UTF-16 -t UTF-8 old.txt > new.txt",
+        )
+    if start.startswith((*_ZIP, _NPY, b"version https://git-lfs", *_OTHERS)):
+        raise CorpusError(
+            f"{path}: expected text, found {describe_content(start)}",
+            hint="Give text as UTF-8, plain or as .gz; token ids belong into a folder with all three splits.",
+        )
 
 
 def read_tokens(path: Path, vocabulary: int) -> NDArray[np.integer[Any]]:
-    """Read the array ``tokens`` of an npz archive: ids in [0, ``vocabulary``), shape (tokens,).
+    """Read token ids in [0, ``vocabulary``) from an npy file, or from the array ``tokens`` of an npz archive.
 
-    The ids are uint16 if all of the vocabulary fits, else int32. Nothing is ever unpickled. Raises CorpusError.
+    The ids have shape (tokens,) and the type of ``id_type``. Nothing is ever unpickled. Raises CorpusError.
     """
+    with open_data(path) as file:
+        start = file.read(64)
+        file.seek(0)
+        if start.startswith(_NPY):
+            return checked_ids(_read_npy(path, file), vocabulary, str(path))
     names, arrays = read_arrays(path, ["tokens"])
     if "tokens" not in arrays:
         found = ", ".join(repr(name[:60]) for name in names[:8]) or "no array at all"
@@ -75,32 +159,69 @@ def read_tokens(path: Path, vocabulary: int) -> NDArray[np.integer[Any]]:
     return checked_ids(arrays["tokens"], vocabulary, str(path))
 
 
-def read_arrays(path: Path, wanted: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Return the names of all arrays of an npz archive, and those of ``wanted`` that it has. Nothing is unpickled."""
-    data = read_bytes(path)
-    if not data.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        raise CorpusError(f"{path}: expected an npz archive, found {describe_content(data[:64])}", hint=_NPZ_HINT)
+def npy_header(file: IO[bytes] | io.BufferedIOBase) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and type of an array in the npy format before memory is allocated for it. Raises ValueError."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return shape, dtype
+
+
+def _read_npy(path: Path, file: io.BufferedIOBase) -> NDArray[Any]:
     try:
-        limit = size_limit()
-        with zipfile.ZipFile(io.BytesIO(data)) as packed:
-            sizes = {member.filename.removesuffix(".npy"): member.file_size for member in packed.infolist()}
-        for name in wanted:
-            if sizes.get(name, 0) > limit:
+        with warnings.catch_warnings(action="ignore"):
+            shape, dtype = npy_header(file)
+            size = math.prod(shape) * dtype.itemsize
+            if size > size_limit() and not dtype.hasobject:
                 raise CorpusError(
-                    f"{path}: '{name}' unpacks to {sizes[name] // MIB:,} MiB, more than half of the memory available",
+                    f"{path}: declares an array of {size // MIB:,} MiB, more than half of the memory available",
                     hint=_AGAIN_HINT,
                 )
-        with warnings.catch_warnings(action="ignore"), np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            return list(archive.files), {name: archive[name] for name in wanted if name in archive.files}
-    except CorpusError:
-        raise
-    except Exception as error:  # with damaged bytes, zipfile, zlib, tokenize and ast raise almost anything
-        if "allow_pickle" in str(error):
+            file.seek(0)
+            array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+            return array
+    except Exception as error:
+        raise _damaged(path, "array", error) from None
+
+
+def read_arrays(path: Path, wanted: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return the names of all arrays of an npz archive, and those of ``wanted`` that it has. Nothing is unpickled."""
+    with open_data(path) as file:
+        start = file.read(64)
+        if not start.startswith(_ZIP):
             raise CorpusError(
-                f"{path}: contains pickled Python objects, which are never loaded because they can run code",
-                hint=_NPZ_HINT,
-            ) from None
-        raise CorpusError(f"{path}: the archive is damaged or truncated ({_reason(error)})", hint=_AGAIN_HINT) from None
+                f"{path}: expected token ids (npz or npy), found {describe_content(start)}", hint=_NPZ_HINT
+            )
+        file.seek(0)
+        packed = io.BytesIO(file.read()) if isinstance(file, gzip.GzipFile) else file
+        try:
+            limit = size_limit()
+            with zipfile.ZipFile(packed) as archive:
+                sizes = {member.filename.removesuffix(".npy"): member.file_size for member in archive.infolist()}
+            for name in wanted:
+                if sizes.get(name, 0) > limit:
+                    raise CorpusError(
+                        f"{path}: '{name}' unpacks to {sizes[name] // MIB:,} MiB, more than half of the memory "
+                        "available",
+                        hint=_AGAIN_HINT,
+                    )
+            packed.seek(0)
+            with warnings.catch_warnings(action="ignore"), np.load(packed, allow_pickle=False) as arrays:
+                return list(arrays.files), {name: arrays[name] for name in wanted if name in arrays.files}
+        except Exception as error:
+            raise _damaged(path, "archive", error) from None
+
+
+def _damaged(path: Path, what: str, error: Exception) -> CorpusError:
+    """Return the CorpusError for an error of NumPy: with damaged bytes, zipfile, zlib, tokenize and ast raise almost
+    anything."""
+    if isinstance(error, CorpusError):
+        return error
+    if "allow_pickle" in str(error):
+        return CorpusError(
+            f"{path}: contains pickled Python objects, which are never loaded because they can run code", hint=_NPZ_HINT
+        )
+    return CorpusError(f"{path}: the {what} is damaged or truncated ({_reason(error)})", hint=_AGAIN_HINT)
 
 
 def checked_ids(tokens: object, vocabulary: int, where: str) -> NDArray[np.integer[Any]]:
@@ -121,7 +242,7 @@ def checked_ids(tokens: object, vocabulary: int, where: str) -> NDArray[np.integ
             f"(ids 0 to {vocabulary - 1:,})",
             hint="Ids are the tokenizer's plus one; 0 is padding. Set 'vocabulary' for another tokenizer.",
         )
-    return tokens.astype(id_type(vocabulary))
+    return tokens.astype(id_type(vocabulary), copy=False)
 
 
 def id_type(vocabulary: int) -> np.dtype[np.integer[Any]]:
@@ -129,7 +250,7 @@ def id_type(vocabulary: int) -> np.dtype[np.integer[Any]]:
     return np.dtype(np.uint16 if vocabulary <= 1 << 16 else np.int32)
 
 
-_NPZ_HINT = "Write it with: numpy.savez(file, tokens=ids), ids a 1-d integer array."
+_NPZ_HINT = "Write it with numpy.savez(file, tokens=ids) or numpy.save(file, ids), ids a 1-d integer array."
 _AGAIN_HINT = "Copy or download the file again."
 
 
@@ -150,21 +271,34 @@ def recognize_tables(path: Path, hint: str = TABLES_HINT) -> Literal["npz", "saf
         denied = isinstance(error, PermissionError)
         hint = "Change its permissions (chmod, chown)." if denied else hint
         raise EmbeddingsError(f"{path}: {error.strerror}", hint=hint) from None
-    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+    if start.startswith(_ZIP):
         return "npz"
     if start[8:9] == b"{":  # after the length of the header
         return "safetensors"
     raise EmbeddingsError(f"{path}: expected embedding tables, found {describe_content(start)}", hint=hint)
 
 
+_OTHERS = {
+    b"BZh": "a bzip2 file",
+    b"\xfd7zXZ\x00": "an xz file",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file",
+    b"PAR1": "a Parquet file",
+    b"%PDF-": "a PDF",
+}
+"""Files of other kinds by their first bytes."""
+
+
 def describe_content(start: bytes) -> str:
     """Describe a file of the wrong kind by its first bytes."""
     if not start:
         return "an empty file"
-    if start.startswith(b"\x93NUMPY"):
+    if start.startswith(_NPY):
         return "a single npy array"
-    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+    if start.startswith(_ZIP):
         return "a zip archive"
+    for magic, what in _OTHERS.items():
+        if start.startswith(magic):
+            return what
     if start.startswith(b"\x80"):
         return "what may be a pickle, which is never loaded"
     if start.startswith(b"version https://git-lfs"):

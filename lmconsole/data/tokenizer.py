@@ -7,9 +7,9 @@ encoded, so that commands that need no tokenizer stay fast.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lmconsole.data.files import read_text
+from lmconsole.data.files import id_type, read_text
+from lmconsole.data.text import cut_pieces
 from lmconsole.errors import CorpusError
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ LONGEST_WORD = 256
 """Bytes after which a word is cut. The time of training grows with the square of a word's length, and text without
 spaces, such as Chinese or base64, would be one word."""
 
-_LINES_AT_ONCE = 2048
-"""Lines encoded in one call: enough to keep every thread busy, few enough to bound memory."""
+_LINES_AT_ONCE = 8192
+"""Most lines encoded in one call. Together with the length of a piece it bounds the memory."""
 
 _DOWNLOAD_HINT = (
     f"Download both files of GPT-1's BPE again ({ENCODER_FILE} and {MERGES_FILE}), or remove both to train a tokenizer "
@@ -52,17 +53,23 @@ class Tokenizer:
     backend: tokenizers.Tokenizer
     vocabulary: int
 
-    def encode(self, text: str, progress: Callable[[int], None] = lambda _: None) -> NDArray[np.int32]:
-        """Return the ids of ``text``, shape (tokens,). Each line is encoded separately, in parallel, with its line
-        feed, so that a tokenizer that keeps white space keeps line feeds. ``progress`` receives the number of
-        characters after each batch of lines."""
-        parts: list[NDArray[np.int32]] = [np.empty(0, dtype=np.int32)]
-        lines = iter_lines(text)
-        while batch := list(islice(lines, _LINES_AT_ONCE)):
+    def encode(
+        self, text: str | Iterable[str], progress: Callable[[int], None] = lambda _: None
+    ) -> NDArray[np.integer[Any]]:
+        """Return the ids of ``text``, shape (tokens,), in the type of ``id_type``.
+
+        The text is a string, or pieces of one that end at line ends. Each line is encoded separately, in parallel, with
+        its line feed, so that a tokenizer that keeps white space keeps line feeds. ``progress`` receives the number of
+        characters after each batch of lines.
+        """
+        dtype = id_type(self.vocabulary)
+        stream = bytearray()  # grows in place; a list of arrays would be in memory twice when it is joined
+        for batch in _batches(text):
             encodings = self.backend.encode_batch_fast(batch, add_special_tokens=False)
-            parts.extend(np.array(encoding.ids, dtype=np.int32) + 1 for encoding in encodings)
+            ids = list(chain.from_iterable(encoding.ids for encoding in encodings))
+            stream += (np.array(ids, dtype=dtype) + 1).data
             progress(sum(map(len, batch)))
-        return np.concatenate(parts)
+        return np.frombuffer(stream, dtype=dtype)
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         """Return the text of ``ids`` without padding. It is exact for a byte-level BPE; GPT-1's gives lower case, one
@@ -78,6 +85,14 @@ def iter_lines(text: str) -> Iterator[str]:
         end = text.find("\n", start) + 1 or len(text)
         yield text[start:end]
         start = end
+
+
+def _batches(text: str | Iterable[str]) -> Iterator[list[str]]:
+    """Yield the lines of ``text``, or of its pieces, in lists of at most ``_LINES_AT_ONCE`` lines of one piece."""
+    for piece in cut_pieces([text]) if isinstance(text, str) else text:
+        lines = list(iter_lines(piece))
+        for start in range(0, len(lines), _LINES_AT_ONCE):
+            yield lines[start : start + _LINES_AT_ONCE]
 
 
 def gpt1_tokenizer(encoder: tuple[Path, bytes], merges: tuple[Path, bytes]) -> Tokenizer:
@@ -102,8 +117,8 @@ def gpt1_tokenizer(encoder: tuple[Path, bytes], merges: tuple[Path, bytes]) -> T
     return Tokenizer(backend=backend, vocabulary=len(ranks) + 1)
 
 
-def train_byte_bpe(text: str, vocabulary: int) -> Tokenizer:
-    """Train a lossless byte-level BPE with at most ``vocabulary`` ids, padding included, on ``text``.
+def train_byte_bpe(text: str | Iterable[str], vocabulary: int) -> Tokenizer:
+    """Train a lossless byte-level BPE with at most ``vocabulary`` ids, padding included, on ``text`` or its pieces.
 
     It is deterministic: pairs of equal count are merged in the order of their ids, whatever the number of threads.
     Pairs that occur once are never merged, so a short text gives a smaller vocabulary than requested. Longer words than
@@ -118,7 +133,7 @@ def train_byte_bpe(text: str, vocabulary: int) -> Tokenizer:
     library = _library()
     backend = library.Tokenizer(library.models.BPE())
     words = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    parts = library.pre_tokenizers.Split(library.Regex(f"(?m:.){{1,{LONGEST_WORD}}}"), behavior="isolated")
+    parts = library.pre_tokenizers.FixedLength(length=LONGEST_WORD)
     backend.pre_tokenizer = library.pre_tokenizers.Sequence([words, parts])
     backend.decoder = library.decoders.ByteLevel()
     trainer = library.trainers.BpeTrainer(
@@ -127,7 +142,7 @@ def train_byte_bpe(text: str, vocabulary: int) -> Tokenizer:
         show_progress=False,
         initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet()),
     )
-    backend.train_from_iterator(iter_lines(text), trainer)
+    backend.train_from_iterator(_batches(text), trainer)
     return Tokenizer(backend=backend, vocabulary=int(backend.get_vocab_size()) + 1)
 
 

@@ -148,6 +148,7 @@ def load_verified_corpus(info: RunInfo, shared: Path | None = None) -> Corpus:
             None if asked.path is None else Path(asked.path),
             vocabulary=info.settings.vocabulary,
             max_tokens=asked.max_tokens,
+            only=cast(Any, asked.kind) if asked.kind in ("npz", "text") else None,
         )
         if corpus.sha256 != asked.sha256:
             raise TrainingError(

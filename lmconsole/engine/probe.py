@@ -154,9 +154,11 @@ def choose_preset(given: list[str], data: Path | None, embeddings: Path | None, 
         if data is None:
             raise CorpusError(f"{given[0]} implies the preset paper, but no tokens were found", hint=tokens_recipe())
         if embeddings is None:
+            from lmconsole.data.layout import folder_of
+
             raise EmbeddingsError(
                 f"{given[0]} implies the preset paper, which also needs embeddings: no embeddings.npz or "
-                f"model.safetensors in {data}",
+                f"model.safetensors in {folder_of(data)}",
                 hint=f"{LEARN_HINT}\n{EMBEDDINGS_RECIPE}",
             )
         return "paper", f"{given[0]} is given"
@@ -251,13 +253,17 @@ class _Resolver:
         return self._corpora[key]
 
     def _embeddings(self, settings: Settings, corpus: CorpusInfo) -> EmbeddingsInfo:
+        from lmconsole.data.corpus import check_tokenizer_of_tables
+        from lmconsole.data.layout import folder_of
         from lmconsole.lm.embedding import read_tables
 
         if self._tables_file is None:
+            where = f" in {folder_of(self._data)}" if self._data else ""
             raise EmbeddingsError(
-                f"preset {self._preset} needs GPT-1's embedding tables, and there are none in {self._data}",
+                f"preset {self._preset} needs GPT-1's embedding tables, and there are none{where}",
                 hint=f"{LEARN_HINT}\n{EMBEDDINGS_RECIPE}",
             )
+        check_tokenizer_of_tables(self._tables_file, corpus.name, corpus.kind, corpus.tokenizer)
         key = corpus.vocabulary, settings.channels, settings.window_tokens
         if key not in self._tables:
             tables = read_tables(self._tables_file, vocabulary=key[0], channels=key[1], window_tokens=key[2])

@@ -232,8 +232,9 @@ class RunRequest(NamedTuple):
     data: Annotated[
         Path | None,
         Option(
-            help="Read token or text files from this folder, or the Hugging Face data set hub:OWNER/NAME[/CONFIG].",
-            metavar="DIR",
+            help="Read this text file, text or tokens from this folder, or the Hugging Face data set "
+            "hub:OWNER/NAME[/CONFIG].",
+            metavar="PATH",
         ),
     ] = None
     embeddings: Annotated[Path | None, Option(help="Read embedding tables from this file.", metavar="FILE")] = None

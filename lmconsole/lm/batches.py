@@ -16,8 +16,11 @@ class WindowedSplit:
 
     def __init__(self, tokens: NDArray[np.generic], window_tokens: int, device: str) -> None:
         starts, lengths = cut_windows(len(tokens), window_tokens)
-        padded = np.zeros(len(tokens) + window_tokens, dtype=np.int64)
+        padded = np.zeros(len(tokens) + window_tokens, dtype=tokens.dtype)
         padded[: len(tokens)] = tokens
+        # PyTorch cannot index uint16, and int64 would take four times the memory, which counts for a long text.
+        self._unsigned = padded.dtype == np.uint16
+        padded = padded.view(np.int16) if self._unsigned else padded
         self.lengths = lengths  # (N,) targets in each window, on the host, so that a mean needs no device sync
         self._tokens = torch.from_numpy(padded).to(device)
         self._starts = torch.from_numpy(starts).to(device)
@@ -44,6 +47,11 @@ class WindowedSplit:
         """
         positions = self._starts[windows, None] + self._offsets  # (B, T)
         inside = self._offsets < self._lengths[windows, None]
-        ids = torch.where(inside, self._tokens[positions], PADDING)
-        targets = torch.where(inside, self._tokens[positions + 1], IGNORE)
+        ids = torch.where(inside, self._ids_at(positions), PADDING)
+        targets = torch.where(inside, self._ids_at(positions + 1), IGNORE)
         return ids, targets
+
+    def _ids_at(self, positions: Tensor) -> Tensor:
+        """Return the ids at ``positions`` (B, T) as int64, of the same shape."""
+        ids = self._tokens[positions].long()
+        return ids & 0xFFFF if self._unsigned else ids

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lmconsole.data.files import recognize_tables
+from lmconsole.data.files import npy_header, recognize_tables
 from lmconsole.errors import EmbeddingsError
 from lmconsole.files import open_file
 
@@ -22,10 +22,13 @@ _TOKENS, _POSITION = TABLES = "tokens", "position"
 _HUB_NAMES = {_TOKENS: "tokens_embed.weight", _POSITION: "positions_embed.weight"}
 _HUB_PREFIX = "transformer."
 
+_TYPES = ("float32", "float16", "F32", "F16", "BF16")
+"""Types that are converted to float32 without loss, by their names in NumPy and safetensors."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tables:
-    """GPT-1's embeddings in float32. Row 0 of ``tokens`` belongs to padding."""
+    """GPT-1's embeddings, always in float32. Row 0 of ``tokens`` belongs to padding."""
 
     tokens: Tensor  # (V, C)
     position: Tensor  # (T, C)
@@ -49,8 +52,9 @@ def read_tables(path: Path, *, vocabulary: int, channels: int, window_tokens: in
     """Read the tables in ``path``.
 
     The file is an ``.npz`` with arrays ``tokens`` (V, C) and ``position`` (at least T, C), or GPT-1's
-    ``model.safetensors`` from the Hugging Face hub; its content decides, not its name. The hub's token ids start at 0,
-    which is the id of padding here, so a zero row is inserted in front.
+    ``model.safetensors`` from the Hugging Face hub; its content decides, not its name. Values are float32 or float16,
+    and in safetensors also bfloat16. The hub's token ids start at 0, which is the id of padding here, so a zero row is
+    inserted in front.
 
     Raises:
         EmbeddingsError: The file is missing or damaged, or contains something else.
@@ -89,23 +93,27 @@ class _Source:
         self.shapes = shapes
         (V, C), (T, _) = shapes[_TOKENS], shapes[_POSITION]
         self.recipe = (
-            f"Expected: an .npz with float32 arrays 'tokens' ({V:,} x {C:,}) and 'position' ({T:,} x {C:,}), "
-            f"or GPT-1's model.safetensors with tokens_embed.weight ({V - 1:,} x {C:,}) and positions_embed.weight."
+            f"Expected: an .npz with float32 or float16 arrays 'tokens' ({V:,} x {C:,}) and 'position' "
+            f"({T:,} x {C:,}), or GPT-1's model.safetensors with tokens_embed.weight ({V - 1:,} x {C:,}) and "
+            "positions_embed.weight."
         )
 
     def fail(self, what: str, *, hint: str | None = None) -> NoReturn:
         raise EmbeddingsError(f"{self.path}: {what}", hint=hint or self.recipe)
 
     def check(self, name: str, shape: tuple[int, ...], dtype: str, *, rows: int, or_more: bool) -> None:
-        """Raise EmbeddingsError unless ``shape`` has ``rows`` rows, ``or_more``, of C float32 values."""
+        """Raise EmbeddingsError unless ``shape`` has ``rows`` rows, ``or_more``, of C values of one of ``_TYPES``."""
         columns = self.shapes[_TOKENS][1]
         fits = len(shape) == 2 and shape[1] == columns and (shape[0] == rows or (or_more and shape[0] >= rows))
         if not fits:
             found = " x ".join(f"{size:,}" for size in shape) or "a single number"
             more = " or more" if or_more else ""
             self.fail(f"'{name}' is {found}, expected {rows:,}{more} x {columns:,}")
-        if dtype not in ("float32", "F32"):
-            self.fail(f"'{name}' is of type {dtype}, expected float32", hint="Convert the array and save it again.")
+        if dtype not in _TYPES:
+            self.fail(
+                f"'{name}' is of type {dtype}, expected float32 or float16, or bfloat16 in a .safetensors file",
+                hint="Convert the array and save it again.",
+            )
 
 
 def _read_npz(source: _Source, file: IO[bytes]) -> tuple[Tensor, Tensor]:
@@ -118,7 +126,7 @@ def _read_npz(source: _Source, file: IO[bytes]) -> tuple[Tensor, Tensor]:
                     source.fail(f"has no array '{name}'; found: {_listed(m.removesuffix('.npy') for m in members)}")
                 rows = source.shapes[name][0]
                 with archive.open(f"{name}.npy") as member:
-                    shape, dtype = _npy_header(member)
+                    shape, dtype = npy_header(member)
                     if dtype.hasobject:
                         source.fail(f"'{name}' is a pickled object array, which could run code and is not read")
                     source.check(name, shape, dtype.name, rows=rows, or_more=or_more)
@@ -129,14 +137,6 @@ def _read_npz(source: _Source, file: IO[bytes]) -> tuple[Tensor, Tensor]:
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
         source.fail(f"not a readable .npz file; it may be truncated ({error})")
     return tables[0], tables[1]
-
-
-def _npy_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return shape and type of an array before memory is allocated for it."""
-    version = np.lib.format.read_magic(member)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(member)
-    return shape, dtype
 
 
 def _read_safetensors(source: _Source, opened: IO[bytes]) -> tuple[Tensor, Tensor]:
@@ -152,7 +152,8 @@ def _read_safetensors(source: _Source, opened: IO[bytes]) -> tuple[Tensor, Tenso
                 )
             tokens = torch.zeros(V, C)
             tokens[1:] = slices[_TOKENS][:]
-            return tokens, slices[_POSITION][:T]
+            position: Tensor = slices[_POSITION][:T]
+            return tokens, position.float()
     except SafetensorError as error:
         source.fail(f"not a readable .safetensors file; it may be truncated ({error})")
 

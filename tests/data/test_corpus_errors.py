@@ -1,5 +1,6 @@
 """Every problem of a corpus gives one message: which file, what was found, what to do."""
 
+import gzip
 import io
 import os
 import pickle
@@ -59,7 +60,14 @@ BAD_ARCHIVES: dict[str, tuple[bytes, str]] = {
     "only a magic number": (b"PK\x03\x04", "damaged or truncated"),
     "a pickle": (pickle.dumps([1, 2, 3]), "may be a pickle, which is never loaded"),
     "pickled array": (npz(tokens=np.array([1, "two", None], dtype=object)), "pickled Python objects"),
-    "an npy file": (npy(IDS), "a single npy array"),
+    "an npy file of floats": (npy(IDS / 2), "must contain integers, found float64"),
+    "an npy file of objects": (npy(np.array([1, None], dtype=object)), "pickled Python objects"),
+    "an npy file cut short": (npy(IDS)[:-9], "the array is damaged or truncated"),
+    "an npy header cut short": (npy(IDS)[:30], "the array is damaged or truncated"),
+    "an npy file with a shape beyond memory": (HUGE, "declares an array of 762,939,453,124 MiB"),
+    "an npy file of two dimensions": (npy(IDS[:88].reshape(8, 11)), "found 8 × 11"),
+    "a damaged gzip file": (gzip.compress(npz(tokens=IDS))[:-20], "the gzip file is damaged or truncated"),
+    "something else in a gzip file": (gzip.compress(b"1 2 3"), "npz or npy), found something else"),
     "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
     "text": (b"1 2 3 4 5", "something else"),
     "another array": (npz(ids=IDS, sizes=IDS), "found 'ids', 'sizes'"),
@@ -134,8 +142,8 @@ def test_without_a_folder_the_hint_is_the_option() -> None:
 
 
 def test_a_missing_folder_and_a_file_in_its_place_are_distinguished(npz_folder: Path) -> None:
-    assert "no such folder" in refusal(npz_folder.parent / "absent").message
-    assert "expected a folder, found a file" in refusal(npz_folder / "wiki.test.npz").message
+    assert "there is no such folder or file" in refusal(npz_folder.parent / "absent").message
+    assert "expected text, found a zip archive" in refusal(npz_folder / "wiki.test.npz").message
     assert "cannot be read: File name too long" in refusal(npz_folder / ("x" * 300)).message
     assert "cannot be read" in refusal(Path(f"{npz_folder}/nul\x00")).message
 
@@ -157,12 +165,26 @@ def test_two_of_three_token_files_are_refused_with_the_name_of_the_third(npz_fol
 
 def test_two_of_three_texts_are_refused_with_the_possible_names_of_the_third(text_folder: Path) -> None:
     (text_folder / "valid.txt").unlink()
-    assert "train.txt, test.txt without valid.txt or validation.txt" in refusal(text_folder).message
+    assert "train.txt, test.txt without valid.txt" in refusal(text_folder).message
 
 
-def test_two_validation_texts_are_refused(text_folder: Path) -> None:
-    shutil.copy(text_folder / "valid.txt", text_folder / "validation.txt")
-    assert "contains both valid.txt and validation.txt" in refusal(text_folder).message
+@pytest.mark.parametrize(
+    ("split", "other"),
+    [("valid", "validation.txt"), ("valid", "wiki.dev.raw"), ("train", "train.txt.gz"), ("test", "wiki.test.npz")],
+)
+def test_two_files_for_one_split_are_refused_with_both_names(split: str, other: str, text_folder: Path) -> None:
+    shutil.copy(text_folder / f"{split}.txt", text_folder / other)
+    error = refusal(text_folder)
+    name = "validation" if split == "valid" else split
+    assert f"several files for one split: {name}: {' and '.join(sorted([f'{split}.txt', other]))}" in error.message
+    assert error.hint
+
+
+def test_text_and_ids_in_one_corpus_are_refused(text_folder: Path, npz_folder: Path) -> None:
+    (text_folder / "test.txt").unlink()
+    shutil.copy(npz_folder / "wiki.test.npz", text_folder)
+    message = refusal(text_folder).message
+    assert "train.txt (text), valid.txt (text), wiki.test.npz (token ids)" in message
 
 
 @pytest.mark.parametrize("name", ["train.txt", "wiki.test.npz"])
@@ -205,23 +227,57 @@ def test_text_that_is_not_utf8_is_refused_with_the_offset_of_the_byte(text_folde
     assert "iconv" in str(error.hint)
 
 
+BAD_TEXTS: dict[str, tuple[bytes, str]] = {
+    "UTF-16": ("one two\n".encode("utf-16"), "the text is UTF-16"),
+    "UTF-16 without a mark": ("one two\n".encode("utf-16-le"), "contains a NUL character at offset 1"),
+    "NUL characters far away": (b"one two\n" * 200_000 + b"\0", "contains a NUL character at offset 1,600,000"),
+    "a byte cut off at the end": ("é".encode() * 9 + b"\xc3", "byte 0xc3 at offset 18 (unexpected end of data)"),
+    "a wrong byte far away": (b"one two\n" * 200_000 + b"\xff\n", "byte 0xff at offset 1,600,000"),
+    "a character across two reads": (b"x" * (2**20 - 1) + b"\xe2\x82", "byte 0xe2 at offset 1,048,575"),
+    "white space": (b" \n\n\t\r\n", "there is no text, only white space"),
+    "half of a gzip file": (gzip.compress(b"one two\n" * 99)[:30], "the gzip file is damaged or truncated"),
+    "a gzip file with a flipped bit": (gzip.compress(os.urandom(99))[:-6] + b"?" * 6, "the gzip file is damaged"),
+    "an archive": (zipped("train.txt", b"one two\n"), "expected text, found a zip archive"),
+    "ids": (npy(IDS), "expected text, found a single npy array"),
+    "another compression": (b"\xfd7zXZ\x00\x00\x04", "expected text, found an xz file"),
+    "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_TEXTS)
+def test_a_file_that_is_no_text_is_reported_with_its_content(kind: str, text_folder: Path, cache: Path) -> None:
+    data, complaint = BAD_TEXTS[kind]
+    (text_folder / "valid.txt").write_bytes(data)
+    error = refusal(text_folder, cache)
+    assert "valid.txt: " in error.message
+    assert complaint in error.message
+    assert error.hint
+    assert not cache.exists()
+
+
+def test_a_small_file_that_unpacks_to_more_than_the_memory_is_refused(
+    text_folder: Path, npz_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmconsole.data.files.size_limit", lambda: 2 * 2**20)
+    (text_folder / "train.txt").write_bytes(gzip.compress(b"one two\n" * 2**20))
+    assert "train.txt: unpacks to more than 2 MiB" in refusal(text_folder).message
+    (npz_folder / "wiki.train.npz").write_bytes(gzip.compress(npz(tokens=np.ones(2**20, dtype=np.uint32))))
+    assert "wiki.train.npz: unpacks to more than 2 MiB" in refusal(npz_folder, vocabulary=100).message
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
-    [(b"", "test.txt: the file is empty"), (b"\xef\xbb\xbf", "has 0 tokens"), (b"ab", "the test split has 2 tokens")],
+    [
+        (b"", "test.txt: the file is empty"),
+        (b"\xef\xbb\xbf", "only white space"),
+        (b"ab", "the test split has 2 tokens"),
+    ],
 )
 def test_text_too_short_for_a_window_is_refused(text: bytes, complaint: str, text_folder: Path, cache: Path) -> None:
     (text_folder / "test.txt").write_bytes(text)
     error = refusal(text_folder, cache)
     assert "test.txt" in error.message
     assert complaint in error.message
-
-
-def test_white_space_alone_gives_no_tokens_in_gpt1s_encoding(
-    text_folder: Path, cache: Path, write_small_bpe: Callable[[Path], None]
-) -> None:
-    write_small_bpe(text_folder)
-    (text_folder / "valid.txt").write_text(" \n\n\t\n")
-    assert "valid.txt: the validation split has 0 tokens" in refusal(text_folder, cache).message
 
 
 BAD_BPE: dict[str, tuple[str, bytes, str]] = {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from lmconsole.engine.attempt import load_verified_tables
+from lmconsole.engine.attempt import load_verified_corpus, load_verified_tables
 from lmconsole.engine.shared_data import Arrays, load_shared, shared_folder
 from lmconsole.lm.embedding import fingerprint, read_tables
 from lmconsole.runs.info import EmbeddingsInfo, RunInfo
@@ -144,6 +144,14 @@ def test_frozen_tables_are_shared_as_they_were_read(tmp_path: Path) -> None:
         assert tables is not None
         assert (tables.sha256, tables.path) == (read.sha256, file)
         assert fingerprint(tables.tokens, tables.position) == read.sha256
+
+
+def test_a_run_reads_the_kind_of_files_it_was_queued_with(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    assert run.info.corpus.path is not None
+    for split in ("train", "valid", "test"):
+        np.save(Path(run.info.corpus.path) / f"wiki.{split}.npy", np.arange(1, 99))
+    assert load_verified_corpus(run.info).sha256 == run.info.corpus.sha256
 
 
 @pytest.mark.parametrize("key", ["corpus-../../x-all", "/tmp/x", "..", "corpus-" + "f" * 10_000])

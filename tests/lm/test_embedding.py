@@ -85,6 +85,19 @@ def test_both_formats_have_one_fingerprint_and_other_values_another(tmp_path: Pa
     assert fingerprint(first.tokens, first.position) == first.sha256
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_values_of_two_bytes_become_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    tokens, position = torch.from_numpy(TOKENS).to(dtype), torch.from_numpy(POSITION).to(dtype)
+    hub: dict[str, Any] = {"tokens_embed.weight": tokens[1:].clone(), "positions_embed.weight": position}
+    tables = read(safetensors(tmp_path / "model.safetensors", **hub))
+    assert tables.tokens.dtype == tables.position.dtype == torch.float32
+    assert torch.equal(tables.tokens, tokens.float())
+    assert torch.equal(tables.position, position[:T].float())
+    if dtype == torch.float16:  # NumPy has no bfloat16
+        file = npz(tmp_path / "tables.npz", tokens=tokens.numpy(), position=position.numpy())
+        assert read(file).sha256 == tables.sha256
+
+
 @pytest.mark.parametrize("make", [npz, safetensors])
 @pytest.mark.parametrize("name", ["0a1b2c", "tables.bin", "tables.npz", "model.safetensors"])
 def test_the_content_decides_the_format_and_not_the_name(
@@ -186,7 +199,10 @@ def test_a_header_with_a_huge_shape_allocates_no_memory(tmp_path: Path) -> None:
         ({"position": POSITION[: T - 1]}, "'position' is 2 x 4, expected 3 or more x 4"),
         ({"position": POSITION[:, :3]}, "'position' is 5 x 3, expected 3 or more x 4"),
         ({"tokens": TOKENS.astype(np.float64)}, "'tokens' is of type float64, expected float32"),
-        ({"tokens": TOKENS.astype(np.float16)}, "'tokens' is of type float16, expected float32"),
+        (
+            {"tokens": np.zeros((V, C), dtype="V2")},
+            "'tokens' is of type void16, expected float32 or float16, or",
+        ),
         ({"position": np.ones((T, C), dtype=np.int64)}, "'position' is of type int64, expected float32"),
         ({"position": np.full((T, C), "a")}, "'position' is of type str"),
     ],
@@ -218,8 +234,8 @@ def test_the_error_about_a_missing_tensor_lists_some_tensors(tmp_path: Path) -> 
             {"positions_embed.weight": torch.zeros(T - 1, C)},
             "'positions_embed.weight' is 2 x 4, expected 3 or more x 4",
         ),
-        ({"tokens_embed.weight": torch.zeros(V - 1, C).half()}, "'tokens_embed.weight' is of type F16"),
-        ({"positions_embed.weight": torch.zeros(T, C).bfloat16()}, "'positions_embed.weight' is of type BF16"),
+        ({"tokens_embed.weight": torch.zeros(V - 1, C).double()}, "'tokens_embed.weight' is of type F64"),
+        ({"positions_embed.weight": torch.zeros(T, C).int()}, "'positions_embed.weight' is of type I32"),
     ],
 )
 def test_the_hubs_file_is_checked_in_the_same_way(tmp_path: Path, tensors: dict[str, Any], message: str) -> None:
