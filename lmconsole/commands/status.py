@@ -36,6 +36,8 @@ def show_status(root: Path, *, json: bool) -> None:
                 print_message(f"{run.run}: {run.state.failed.message}\n  {run.state.failed.hint}")
             if run.state.damage:
                 print_message(f"{run.run}: warning: damaged ({DAMAGE_MARK}): {'; '.join(run.state.damage)}")
+            if run.notes_problem:
+                print_message(f"warning: {run.notes_problem}")
     warn_about(store)
 
 
@@ -54,9 +56,14 @@ def status_table(runs: Iterable[Run]) -> Table:
     table = plain_table(Run="left", Status="left", Valid_PPL="right", Time="right")
     table.columns[0].overflow = "fold"
     table.columns[0].no_wrap = False
+    runs = list(runs)
+    noted = any(run.notes.text for run in runs)
+    if noted:
+        table.add_column("Tags and note", overflow="fold")
     for run in runs:
         name = Text(escape_control_characters(run.run))
-        table.add_row(name, describe_status(run), valid_perplexity(run), seconds(run.state.elapsed_train_s))
+        notes = [Text(escape_control_characters(run.notes.text))] if noted else []
+        table.add_row(name, describe_status(run), valid_perplexity(run), seconds(run.state.elapsed_train_s), *notes)
     return table
 
 
@@ -91,6 +98,9 @@ def run_as_dict(run: Run) -> dict[str, Any]:
         "device": state.started.device if state.started else None,
         "precision": info.settings.precision,
         "error": {k: getattr(state.failed, k) for k in ("error", "message", "hint")} if state.failed else None,
+        "note": run.notes.note or None,
+        "tags": list(run.notes.tags),
+        "notes_problem": run.notes_problem,
         "damaged_lines": state.damaged,
         "damage": list(state.damage),
         "problem": run.problem,

@@ -32,6 +32,7 @@ class Glyphs:
     published: str
     diverged: str
     damaged: str
+    noted: str
     cursor: str
     spark: str
     bar: str
@@ -50,6 +51,7 @@ UNICODE = Glyphs(
     published="╌",
     diverged="✗",
     damaged=DAMAGE_MARK,
+    noted="✎",
     cursor="│",
     spark="▁▂▃▄▅▆▇█",
     bar="█▉▊▋▌▍▎▏",
@@ -67,6 +69,7 @@ ASCII = Glyphs(
     published="-",
     diverged="X",
     damaged="!",
+    noted="*",
     cursor="|",
     spark="_.-=*#",
     bar="#",

@@ -37,10 +37,12 @@ class Details(ModalScreen[None]):
     """Follows one run until it is closed. ``current`` returns the run as it is now, None once it is deleted."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,enter", "dismiss", "Close"),
-        Binding("tab,right", "next_tab(1)", "Next page", priority=True),
-        Binding("shift+tab,left", "next_tab(-1)", "Previous page", show=False, priority=True),
-        Binding("f", "follow", "Follow the log"),
+        Binding("escape,q,enter", "dismiss", "Close", id="details.close"),
+        Binding("tab,right", "next_tab(1)", "Next page", id="details.next-tab", priority=True),
+        Binding(
+            "shift+tab,left", "next_tab(-1)", "Previous page", id="details.previous-tab", show=False, priority=True
+        ),
+        Binding("f", "follow", "Follow the log", id="details.follow"),
     ]
 
     class LinesRead(Message):
@@ -180,6 +182,12 @@ def _state(view: RunView) -> list[tuple[str, str]]:
         rows += [("not started", NOT_STARTED)]
     if view.problem:
         rows += [("problem", view.problem)]
+    if view.notes.tags:
+        rows += [("tags", ", ".join(view.notes.tags))]
+    if view.notes.note:
+        rows += [("note", view.notes.note)]
+    if view.notes_problem:
+        rows += [("notes", view.notes_problem)]
     if view.damage:
         rows += [("damaged", f"{'; '.join(view.damage)}. Its results do not count as complete.")]
     if view.status is not Status.FINISHED and not imported:

@@ -51,10 +51,19 @@ class Curves(Grid, can_focus=True):
     """Draws ``Series``; keys and clicks move a cursor that reads off values."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("right", "move(1)", "Cursor right", show=False, tooltip="Read values further to the right"),
-        Binding("left", "move(-1)", "Cursor left", show=False, tooltip="Read values further to the left"),
-        Binding("home", "move(-10000)", "Cursor to the start", show=False),
-        Binding("end", "move(10000)", "Cursor to the end", show=False),
+        Binding(
+            "right",
+            "move(1)",
+            "Cursor right",
+            id="curves.right",
+            show=False,
+            tooltip="Read values further to the right",
+        ),
+        Binding(
+            "left", "move(-1)", "Cursor left", id="curves.left", show=False, tooltip="Read values further to the left"
+        ),
+        Binding("home", "move(-10000)", "Cursor to the start", id="curves.start", show=False),
+        Binding("end", "move(10000)", "Cursor to the end", id="curves.end", show=False),
     ]
 
     def __init__(self, glyphs: Glyphs) -> None:
