@@ -121,7 +121,7 @@ async def test_ones_own_keys_work_and_are_shown_everywhere(stage: Stage) -> None
         await pilot.press("j", "j", "space")
         await sees(pilot, selected, [3])
         await pilot.press("r")
-        await shows(pilot, "Stop 1 run?", "Stop (Y)", "Y Yes")
+        await shows(pilot, "Stop 1 run?", "Stop (Y)")
         await pilot.press("escape")
         await pilot.press("h")
         shown = await shows(pilot, "Keys")

@@ -33,6 +33,7 @@ class Glyphs:
     diverged: str
     damaged: str
     noted: str
+    band: str
     cursor: str
     spark: str
     bar: str
@@ -52,6 +53,7 @@ UNICODE = Glyphs(
     diverged="✗",
     damaged=DAMAGE_MARK,
     noted="✎",
+    band="░",
     cursor="│",
     spark="▁▂▃▄▅▆▇█",
     bar="█▉▊▋▌▍▎▏",
@@ -70,6 +72,7 @@ ASCII = Glyphs(
     diverged="X",
     damaged="!",
     noted="*",
+    band=":",
     cursor="|",
     spark="_.-=*#",
     bar="#",

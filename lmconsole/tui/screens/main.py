@@ -24,8 +24,25 @@ from lmconsole.tui.filter import LIMIT_S, Filter, TimeLimitExceeded, parse_filte
 from lmconsole.tui.keys import KeyMap, first_key
 from lmconsole.tui.options import ConsoleOptions
 from lmconsole.tui.plot.glyphs import Glyphs
-from lmconsole.tui.rows import COLUMNS, Row, Sort, build_rows, experiment_key, filter_and_sort, newest_seed_group
-from lmconsole.tui.selection import Selection, prune_checked, runs_by_experiment, selection_of, series_for
+from lmconsole.tui.rows import (
+    COLUMNS,
+    Baseline,
+    Row,
+    Sort,
+    build_rows,
+    experiment_key,
+    filter_and_sort,
+    newest_seed_group,
+)
+from lmconsole.tui.selection import (
+    Selection,
+    find_baseline,
+    means_of_seeds,
+    prune_checked,
+    runs_by_experiment,
+    selection_of,
+    series_for,
+)
 from lmconsole.tui.terminal.compositor import CroppedCompositor
 from lmconsole.tui.terminal.textual_internals import set_compositor
 from lmconsole.tui.widgets.curves import ChartOption, Curves
@@ -69,6 +86,7 @@ class MainScreen(Screen[None]):
             "v", "cycle('shown')", "Curves", id="shown-curves", show=False, tooltip="Curves: train, validation or both"
         ),
         Binding("g", "cycle('smoothing')", "Smooth", id="smooth", show=False, tooltip="Curves: smooth the train curve"),
+        Binding("w", "seeds", "Seeds", id="seeds", show=False, tooltip="Curves: seeds as mean and range, or each"),
         Binding("z", "zoom", "Zoom", id="zoom", show=False, tooltip="Curves: on the whole screen"),
         Binding(
             "left_square_bracket",
@@ -113,6 +131,8 @@ class MainScreen(Screen[None]):
             tooltip="Export: copy the table as markdown",
         ),
         Binding("question_mark", "help", "Help", id="help", tooltip="Console: all keys"),
+        Binding("b", "baseline", "Baseline", id="baseline", show=False, tooltip="Show: compare all with this row"),
+        Binding("D", "differences", "Differences", id="differences", show=False, tooltip="Show: settings that differ"),
         Binding("n", "notes", "Notes", id="notes", show=False, tooltip="Run: write a note and tags"),
         Binding(
             "escape",
@@ -132,7 +152,11 @@ class MainScreen(Screen[None]):
     """Keys of the experiments whose runs are shown."""
     filter_text = reactive("", init=False, repaint=False)
     sort: reactive[Sort] = reactive(Sort(), init=False, repaint=False)
+    baseline = reactive("", init=False, repaint=False)
+    """Key of the row with which the others are compared; empty if none is pinned."""
     show_published = reactive(True, init=False, repaint=False)
+    mean_of_seeds = reactive(False, init=False, repaint=False)
+    """Whether the curves of seeds are drawn as one mean with its range."""
     preset = reactive("", init=False, repaint=False)
     """Preset in the headline: that of the runs queued last, or else that with which the console was opened."""
     slow = reactive(False, init=False, repaint=False)
@@ -183,7 +207,8 @@ class MainScreen(Screen[None]):
     def __init__(self, options: ConsoleOptions, glyphs: Glyphs, keymap: KeyMap) -> None:
         super().__init__()
         self._keymap = keymap
-        set_compositor(self, CroppedCompositor())  # sends no more than the cells that have changed
+        self._compositor_of_changes = CroppedCompositor()
+        set_compositor(self, self._compositor_of_changes)  # sends no more than the cells that have changed
         self._plan = options.plan
         self._experiments = options.plan.experiments
         self._filter = Filter()
@@ -210,6 +235,10 @@ class MainScreen(Screen[None]):
         self.table.focus()
         self.table.fit(self.app.size.width)  # the screen has no size before its first layout
         self._update_table()
+
+    def on_screen_suspend(self) -> None:
+        """Send everything again later, because another screen will be drawn over this one."""
+        self._compositor_of_changes.sent.forget()
 
     @property
     def table(self) -> ExperimentTable:
@@ -244,7 +273,7 @@ class MainScreen(Screen[None]):
         self._update_table()
         self._update_curves()
 
-    watch_checked = watch_unfolded = watch_sort = update_content
+    watch_checked = watch_unfolded = watch_sort = watch_baseline = update_content
 
     def watch_filter_text(self) -> None:
         """Parse the filter, and show the rows that match it."""
@@ -272,7 +301,12 @@ class MainScreen(Screen[None]):
         """Choose the columns that fit, once the new size has been laid out."""
         self.call_after_refresh(self.update_content)
 
+    def pinned(self) -> Baseline | None:
+        """Return the pinned baseline with its runs as they are now; None if there is none, or it was deleted."""
+        return find_baseline(self.snapshot, self.baseline) if self.baseline else None
+
     def _update_table(self) -> None:
+        baseline, notes_column = self.pinned(), self.table.shows_notes
         rows = build_rows(
             self._experiments,
             self.snapshot.runs.values(),
@@ -281,9 +315,12 @@ class MainScreen(Screen[None]):
             wide=self.table.wide,
             glyphs=self._glyphs,
             problems=self.snapshot.problems,
-            notes_column=self.table.shows_notes,
+            notes_column=notes_column,
+            baseline=baseline,
         )
-        self.table.show(self._filtered(rows), self.sort)
+        self.table.show(self._filtered(rows), self.sort, baseline.label if baseline else "")
+        if self.table.shows_notes != notes_column:
+            self._update_table()  # with the column in place of the marks, or the other way round
 
     def _filtered(self, rows: list[Row]) -> list[Row]:
         """Return the rows that the filter shows, sorted, without patterns that take too long."""
@@ -311,7 +348,12 @@ class MainScreen(Screen[None]):
         snapshot = self.snapshot
         series = []
         if not snapshot.error:
-            series = series_for(snapshot, self.selection().runs, show_published=self.show_published)
+            views = list(self.selection().runs)
+            if baseline := self.pinned():
+                views += [view for view in baseline.views if view not in views]
+            series = series_for(snapshot, views, show_published=self.show_published)
+            if self.mean_of_seeds:
+                series = means_of_seeds(views, series)
         hint = snapshot.error or self._hint(has_series=bool(series))
         self.curves.show(series, hint, immediately=immediately)
 
@@ -469,6 +511,13 @@ class MainScreen(Screen[None]):
             state = "shown for runs of the paper preset"
         self.notify(f"Published results are {state}.", timeout=3)
 
+    def action_seeds(self) -> None:
+        """Draw seeds as their mean with its range, or each of them."""
+        self.mean_of_seeds = not self.mean_of_seeds
+        self._update_curves(immediately=True)
+        text = "mean, with the range from lowest to highest" if self.mean_of_seeds else "one curve each"
+        self.notify(f"Seeds: {text}.", timeout=3)
+
     def action_details(self) -> None:
         """Show the run of the highlighted row in detail."""
         row = self.table.row
@@ -487,7 +536,7 @@ class MainScreen(Screen[None]):
         from lmconsole.tui.screens.details import Details
 
         name = row.run.run
-        self.app.push_screen(Details(lambda: self.snapshot.runs.get(name), row.run))
+        self.app.push_screen(Details(lambda: self.snapshot.runs.get(name), row.run, self.pinned))
 
     def action_compare(self) -> None:
         """Compare the selected runs, or the newest ones of all experiments if fewer than two of them have a best
@@ -502,6 +551,33 @@ class MainScreen(Screen[None]):
         from lmconsole.tui.screens.compare import comparison_page
 
         self.app.push_screen(comparison_page(views))
+
+    def action_baseline(self) -> None:
+        """Pin the highlighted row as the baseline, or unpin it."""
+        row = self.table.row
+        if row is None or not row.runs:
+            self.notify("A baseline needs a run.", timeout=3)
+        elif row.key == self.baseline:
+            self.baseline = ""
+            self.notify("No baseline.", timeout=2)
+        else:
+            self.baseline = row.key
+            label = escape_control_characters(row.experiment.label) if row.experiment else ""
+            self.notify(f"Baseline: {label}. Differences are in validation perplexity.", timeout=4, markup=False)
+
+    def action_differences(self) -> None:
+        """Show the settings in which the selected runs differ from each other, or the highlighted one from the
+        baseline."""
+        views = list(self.selection().runs)
+        if baseline := self.pinned():
+            views = [baseline.views[-1], *(view for view in views if view is not baseline.views[-1])]
+        if len(views) < 2:
+            select, pin = first_key(ExperimentTable, "table.select", self._keymap), self._key("baseline")
+            self.notify(f"Select two runs with {select}, or pin a baseline with {pin}.", timeout=4)
+            return
+        from lmconsole.tui.screens.differences import differences_page
+
+        self.app.push_screen(differences_page(views))
 
     def action_help(self) -> None:
         """Show all keys."""

@@ -151,7 +151,10 @@ class Curves(Grid, can_focus=True):
             dots = self._glyphs.train * 3
             published = any(series.published_ppl for series in self.series)
             dashes = f"   {self._glyphs.published * 3} published" if published else ""
-            key = f"{curve} validation   {dots} train{dashes}"
+            band = f"   {self._glyphs.band * 3} min to max of seeds" if any(s.seeds for s in self.series) else ""
+            key = f"{curve} validation   {dots} train{dashes}{band}"
+            if len(line) + len(key) + 2 > width:
+                key = key.removesuffix(" of seeds")
             line += text_cells(" " * (width - len(line) - len(key)) + key, rich_style("", dim=True))
         return line
 
@@ -181,7 +184,7 @@ class Curves(Grid, can_focus=True):
             return rich_style("", dim=True)
         if role.kind == "cursor":
             return rich_style("", bold=True)
-        return rich_style(self._color(role.slot), bold=role.kind == "valid", dim=role.kind == "published")
+        return rich_style(self._color(role.slot), bold=role.kind == "valid", dim=role.kind in ("published", "band"))
 
     def _color(self, slot: int) -> str:
         return self._palette()[slot % len(PALETTE)]
