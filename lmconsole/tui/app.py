@@ -135,6 +135,7 @@ class ConsoleApp(App[str]):
         gc.enable()  # disabled in open_console until the first frame
         self.main.update_content()
         self.feed.start()
+        self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))  # the screen is blank after SIGCONT
         self.theme_changed_signal.subscribe(self, lambda _: self._theme_changed())
         if self.options.theme:
             self._save_theme()

@@ -32,6 +32,8 @@ SYNTAX = (
 ALIASES = {"lr": "learning_rate", "wd": "weight_decay", "batch": "batch_size", "opt": "optimizer"}
 RUN_VALUES = ("id", "seed", "preset", "status", "origin", "epoch", "train", "valid", "test", "time")
 NAMES = (*RUN_VALUES, *ALIASES, *Settings.__struct_fields__)
+MAX_FILTER = 500
+"""Characters of the longest filter."""
 MAX_PATTERN = 200
 """Characters of the longest pattern."""
 LIMIT_S = 0.1
@@ -51,7 +53,7 @@ _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What a filter knows of a run, or of an experiment without runs."""
+    """Properties of a run, or of an experiment without runs, that a filter tests."""
 
     text: str
     note: str = ""

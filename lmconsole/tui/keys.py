@@ -6,6 +6,7 @@ Every binding has an id, which is how a key map names it. The map holds only key
 import tomllib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from textual.keys import REPLACED_KEYS, Keys, key_to_character
 
 from lmconsole.errors import LmconsoleError, listed
 from lmconsole.files import read_file, user_folder
-from lmconsole.plan.presets import unknown
 
 MAX_BYTES = 100_000
 """Size of the largest file of keys that is read."""
@@ -138,7 +138,8 @@ def parse_keymap(table: Mapping[str, Any], contexts: Sequence[Context]) -> tuple
     for name, value in _flat(table):
         texts = [value] if isinstance(value, str) else value
         if name not in bindings:
-            problems.append(unknown("id", name, sorted(bindings)))
+            close = get_close_matches(name[:80], bindings, n=1)
+            problems.append(f"no id is called {name[:80]!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
         elif not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
             problems.append(f'{name}: expected a key such as "x", or a list of keys')
         else:

@@ -65,9 +65,10 @@ class Sort:
         """Sort by ``column``, in the other direction if the table is sorted by it already."""
         return Sort(column=column, descending=not self.descending if column == self.column else False)
 
-    def by_next_column(self) -> "Sort":
-        """Sort by the next column that is not the checkbox."""
-        return Sort(column=max((self.column + 1) % len(COLUMNS), 1))
+    def by_next_column(self, absent: Collection[str] = ()) -> "Sort":
+        """Sort by the next column that is not the checkbox, and not ``absent``."""
+        order = [*range(self.column + 1, len(COLUMNS)), *range(1, self.column + 1)]
+        return Sort(column=next(column for column in order if COLUMNS[column] not in absent))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

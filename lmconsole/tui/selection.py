@@ -77,12 +77,15 @@ def means_of_seeds(views: Iterable[RunView], series: Iterable[Series]) -> list[S
     It is the mean of the finished runs. While fewer than two have finished, it is that of all that have been validated.
     """
     groups: list[list[tuple[RunView, Series]]] = []
-    for pair in zip(views, series, strict=True):
-        group = next((each for each in groups if differ_only_in_seed(each[0][0].info, pair[0].info)), None)
+    of_experiment: dict[int, list[list[tuple[RunView, Series]]]] = {}
+    for view, each in zip(views, series, strict=True):
+        known = of_experiment.setdefault(view.info.experiment.id, [])
+        group = next((group for group in known if differ_only_in_seed(group[0][0].info, view.info)), None)
         if group is None:
-            groups.append([pair])
-        else:
-            group.append(pair)
+            group = []
+            known.append(group)
+            groups.append(group)
+        group.append((view, each))
     made = []
     for slot, group in enumerate(groups):
         finished = [each for view, each in group if view.status is Status.FINISHED and view.epochs]

@@ -308,7 +308,8 @@ def mean(*seeds: Series, log: bool = True) -> Drawing:
 @pytest.mark.parametrize("log", [True, False])
 def test_seeds_are_drawn_as_the_mean_of_their_perplexities_with_their_range(log: bool) -> None:
     ppl = ((900.0, 300.0, 200.0), (700.0, 500.0, 100.0), (800.0, 700.0, 60.0))
-    drawing = mean(*(series(*map(math.log, each), train_nats=map(math.log, each)) for each in ppl), log=log)  # type: ignore[arg-type]
+    losses = [[math.log(each) for each in seed] for seed in ppl]
+    drawing = mean(*(series(*each, train_nats=each) for each in losses), log=log)
     (trace,) = drawing.traces
     unit = [10.0**y if log else y for _, y in trace.valid]
     assert unit == pytest.approx([800.0, 500.0, 120.0])

@@ -24,7 +24,7 @@ async def test_a_baseline_adds_a_column_of_differences_and_its_curve(stage: Stag
         assert "vs 1" not in screen(pilot)
         await pilot.press("b")
         await shows(pilot, "vs 1", "Baseline: LSTM 1L Adam.")
-        assert experiment(pilot, 1).split()[7] == "baseline"
+        assert experiment(pilot, 1).split()[8] == "baseline"
         assert [change_of(pilot, number) for number in (2, 3, 4, 5, 6)] == ["-9.5 %", "×2.5", "–", "+85.9 %", ""]
         await pilot.press("down")
         await shows(pilot, "1 LSTM 1L Adam", "2 LSTM 1L AdamW")  # both curves

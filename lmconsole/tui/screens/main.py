@@ -20,7 +20,7 @@ from textual.widgets import Footer, Input, Static
 from lmconsole.errors import PlanError, escape_control_characters
 from lmconsole.plan.experiment import Experiment
 from lmconsole.tui.feed import RunView, Snapshot
-from lmconsole.tui.filter import LIMIT_S, Filter, TimeLimitExceeded, parse_filter, time_limit
+from lmconsole.tui.filter import LIMIT_S, MAX_FILTER, Filter, TimeLimitExceeded, parse_filter, time_limit
 from lmconsole.tui.keys import KeyMap, first_key
 from lmconsole.tui.options import ConsoleOptions
 from lmconsole.tui.plot.glyphs import Glyphs
@@ -224,7 +224,12 @@ class MainScreen(Screen[None]):
             MainScreen.snapshot, MainScreen.checked, MainScreen.preset, MainScreen.slow
         )
         yield ExperimentTable()
-        yield Input(placeholder=f"words  !not  a|b  /regex/  lr>1e-3  tag:x   {back} clears", id="filter", compact=True)
+        yield Input(
+            placeholder=f"words  !not  a|b  /regex/  lr>1e-3  tag:x   {back} clears",
+            id="filter",
+            max_length=MAX_FILTER,
+            compact=True,
+        )
         yield Static("", id="filter-problem", markup=False)
         yield Curves(self._glyphs)
         yield Gauges(self._glyphs).data_bind(MainScreen.snapshot)
@@ -401,7 +406,7 @@ class MainScreen(Screen[None]):
 
     def action_sort_by_next_column(self) -> None:
         """Sort by the next column."""
-        self._sort_by(self.sort.by_next_column())
+        self._sort_by(self.sort.by_next_column(self.table.empty_columns))
 
     def action_reverse_order(self) -> None:
         """Sort by the same column in the other direction."""

@@ -17,7 +17,7 @@ from lmconsole.tui.keys import KeyMap, first_key
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NotesChange:
-    """What a person changed in the form, which is applied to every run."""
+    """Changes that were made in the form, for every run."""
 
     note: str | None
     """None if it is as before: runs keep the notes that differ."""

@@ -152,6 +152,12 @@ class ExperimentTable(DataTable[Text], inherit_bindings=False):
         """Whether there is a column of notes."""
         return "Notes" in self._names
 
+    @property
+    def empty_columns(self) -> frozenset[str]:
+        """Columns that have no text in any row."""
+        present = {"Change": bool(self._baseline), "Notes": self._has_notes}
+        return frozenset(name for name, text in present.items() if not text)
+
     def fit(self, width: int) -> None:
         """Choose the columns for a screen of ``width`` cells, one of which a scroll bar may need."""
         self._screen_width = width
