@@ -191,6 +191,26 @@ def stop(
 
 
 @app.command()
+def note(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs or experiment numbers.")],
+    message: Annotated[
+        str | None, typer.Option("-m", "--message", help="Set the note; an empty one removes it.", metavar="TEXT")
+    ] = None,
+    tag: Annotated[list[str] | None, typer.Option("--tag", help="Add this tag.", metavar="TAG")] = None,
+    untag: Annotated[list[str] | None, typer.Option("--untag", help="Remove this tag.", metavar="TAG")] = None,
+    runs: Runs = STORE,
+    json: Json = False,
+) -> None:
+    """Show or change the note and the tags of runs.
+
+    They change no result. The console shows them, edits them (n) and finds them (tag:good).
+    """
+    from lmconsole.commands.note import note
+
+    note(runs, names, message, tag or [], untag or [], json=json)
+
+
+@app.command()
 def watch(names: RunNames = None, runs: Runs = STORE, json: Json = False) -> None:
     """Follow runs until they have finished, stopped or failed.
 
@@ -451,6 +471,25 @@ def skill(json: Json = False) -> None:
     from lmconsole.commands.skill import show_skill
 
     show_skill(json=json)
+
+
+@app.command()
+def keys(json: Json = False) -> None:
+    """Print the keys of the console, as a file to change and save."""
+    from lmconsole.commands.output import print_data, print_json, print_message
+    from lmconsole.tui.keys import keys_file
+    from lmconsole.tui.list_keys import key_entries, keys_toml
+
+    entries, problem = key_entries()
+    if json:
+        print_json(entries)
+    else:
+        print_data(keys_toml(entries))
+    if problem is not None:
+        raise problem
+    file = keys_file()
+    if file is not None and not json:
+        print_message(f"{'In use' if file.exists() else 'Save it as'}: {file}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -39,6 +39,8 @@ def show_status(root: Path, *, json: bool) -> None:
                 print_message(f"{run.run}: {run.state.failed.message}\n  {run.state.failed.hint}")
             if run.state.damage:
                 print_message(f"{run.run}: warning: damaged ({DAMAGE_MARK}): {'; '.join(run.state.damage)}")
+            if run.notes_problem:
+                print_message(f"warning: {run.notes_problem}")
     warn_about(store)
 
 
@@ -69,9 +71,14 @@ def status_table(runs: Iterable[Run]) -> Table:
     table = plain_table(Run="left", Status="left", Valid_PPL="right", Time="right")
     table.columns[0].overflow = "fold"
     table.columns[0].no_wrap = False
+    runs = list(runs)
+    noted = any(run.notes.text for run in runs)
+    if noted:
+        table.add_column("Tags and note", overflow="fold")
     for run in runs:
         name = Text(escape_control_characters(run.run))
-        table.add_row(name, describe_status(run), valid_perplexity(run), seconds(run.state.elapsed_train_s))
+        notes = [Text(escape_control_characters(run.notes.text))] if noted else []
+        table.add_row(name, describe_status(run), valid_perplexity(run), seconds(run.state.elapsed_train_s), *notes)
     return table
 
 
@@ -145,6 +152,12 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Precision of matrix products: ``fp32``, ``tf32`` or ``bf16``."""
     error: RunError | None
     """Failure of the last attempt; null if the run has not failed."""
+    note: str | None
+    """Note that someone has written about the run; null if there is none."""
+    tags: tuple[str, ...]
+    """Tags of the run."""
+    notes_problem: str | None
+    """Error in the file of note and tags; null if there is none."""
     damaged_lines: int
     """Lines of the log that cannot be read."""
     damage: tuple[str, ...]
@@ -186,6 +199,9 @@ def summarize(run: Run) -> RunSummary:
         device=state.started.device if state.started else None,
         precision=info.settings.precision,
         error=RunError(error=failed.error, message=failed.message, hint=failed.hint) if failed else None,
+        note=run.notes.note or None,
+        tags=run.notes.tags,
+        notes_problem=run.notes_problem,
         damaged_lines=state.damaged,
         damage=state.damage,
         problem=run.problem,

@@ -19,6 +19,7 @@ from lmconsole.importing.settings import Evidence
 from lmconsole.importing.sources import Candidate, ImportSourceError, candidates
 from lmconsole.plan.presets import Plan
 from lmconsole.runs.create import create_run, next_places, queue_lock
+from lmconsole.runs.notes import NO_NOTES, change_notes
 from lmconsole.runs.store import Run, Store
 from lmconsole.runs.trash import discard
 
@@ -117,6 +118,8 @@ class _Importer:
             if difference.extends:
                 replaced, changes = run, ", ".join(difference.more)
         new = self._create(made)
+        if replaced is not None and replaced.notes != NO_NOTES:
+            change_notes(new.paths, note=replaced.notes.note, add=replaced.notes.tags)
         if replaced is None:
             report.imported[candidate.location] = new.run
         else:

@@ -10,6 +10,7 @@ RUNNER_LOCK = ".runner.lock"
 RUNNER_LOG = ".runner.log"
 DIGEST = ".digest.json"
 """Outcome of the runs of the last queue."""
+NOTES_LOCK = ".notes.lock"
 TRASH = ".trash"
 """Folder of deleted runs, from which they can be restored."""
 TEMPORARY = ".tmp-"
@@ -31,6 +32,11 @@ class RunPaths:
     def info(self) -> Path:
         """Configuration, written once when the run is queued."""
         return self.folder / "run.json"
+
+    @property
+    def notes(self) -> Path:
+        """Note and tags, which people change at any time."""
+        return self.folder / "notes.json"
 
     @property
     def events(self) -> Path:

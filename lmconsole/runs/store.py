@@ -15,6 +15,7 @@ from lmconsole.files import open_file
 from lmconsole.runs import lock
 from lmconsole.runs.events import AnyEvent, EventLog, EventReader, Failed, Queued, Stopped
 from lmconsole.runs.info import RunInfo, read_info
+from lmconsole.runs.notes import NO_NOTES, Notes, read_notes
 from lmconsole.runs.paths import QUEUE_LOCK, RUNNER_LOCK, RUNNER_LOG, TEMPORARY, RunPaths
 from lmconsole.runs.state import RunState, Status
 
@@ -35,6 +36,11 @@ class Run:
     state: RunState = field(default_factory=RunState)
     problem: str | None = None
     """Error in the files of the run, if there is one."""
+    notes: Notes = NO_NOTES
+    notes_problem: str | None = None
+    """Reason why its notes cannot be read, which is no problem of the run."""
+    _notes_version: tuple[int, int, int] | None = None
+    """Time, size and number of the file of notes that was read last; None if there was none."""
     _lost: bool = False
     _reader: EventReader | None = None
 
@@ -55,7 +61,9 @@ class Run:
         return self.paths.stop_requested
 
     def refresh(self) -> list[AnyEvent]:
-        """Read the new events of the log, apply them, and return them. Errors go to ``problem``."""
+        """Read the new events of the log, apply them, and return them; read the notes if they have changed. Errors go
+        to ``problem`` and ``notes_problem``."""
+        self._refresh_notes()
         if self._reader is None:
             self._reader = EventReader(self.paths.events)
         self.problem = None
@@ -84,6 +92,21 @@ class Run:
         except StoreError as error:
             self.problem = str(error)
         return events
+
+    def _refresh_notes(self) -> None:
+        try:
+            found = os.lstat(self.paths.notes)
+            version = (found.st_mtime_ns, found.st_size, found.st_ino)
+        except OSError:
+            version = None
+        if version == self._notes_version:
+            return
+        self._notes_version = version
+        self.notes, self.notes_problem = NO_NOTES, None
+        try:
+            self.notes = read_notes(self.paths)
+        except StoreError as error:
+            self.notes_problem = str(error)
 
     def worker(self) -> lock.Owner | None:
         """Return the process that holds the lock of the run: its worker, or briefly a process that repairs its log.

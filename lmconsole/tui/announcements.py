@@ -23,7 +23,8 @@ class Announcer:
     """Compares each snapshot with the one before. It must be given every snapshot that is shown: a run that was seen
     running is announced when it has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, details_key: str = "enter") -> None:
+        self._details_key = details_key
         self._active: frozenset[str] = frozenset()
         self._message_count = 0
 
@@ -39,7 +40,8 @@ class Announcer:
             ended = [snapshot.runs[name] for name in self._active if name in snapshot.runs]
             failed = sum(view.status in (Status.FAILED, Status.LOST) for view in ended)
             runs = "1 run" if failed == 1 else f"{failed} runs"
-            text = f"{runs} failed. Press enter on a failed row for the reason." if failed else "The queue is empty."
+            reason = f"Press {self._details_key} on a failed row for the reason."
+            text = f"{runs} failed. {reason}" if failed else "The queue is empty."
             severity: SeverityLevel = "warning" if failed else "information"
             announcements.append(Announcement(text=text, title="All runs have ended", severity=severity, bell=True))
         self._active = active

@@ -20,8 +20,8 @@ from lmconsole.runs.state import Status
 from lmconsole.tui import actions
 from lmconsole.tui.announcements import Announcer
 from lmconsole.tui.feed import Feed
+from lmconsole.tui.keys import Context, KeyMap, binding_commands, first_key, load_keymap
 from lmconsole.tui.options import ConsoleOptions
-from lmconsole.tui.palette import binding_commands
 from lmconsole.tui.plot.glyphs import ASCII, UNICODE, AsciiFilter, locale_is_utf8
 from lmconsole.tui.screens.main import MainScreen
 from lmconsole.tui.settings import Settings, load_settings, save_settings
@@ -30,12 +30,34 @@ from lmconsole.tui.terminal.connection import SlowConnectionDetector
 from lmconsole.tui.terminal.driver import BackpressureDriver, BackpressureOutput
 from lmconsole.tui.terminal.textual_internals import add_line_filter, current_driver
 from lmconsole.tui.themes import DARK, LIGHT
+from lmconsole.tui.widgets.curves import Curves
 from lmconsole.tui.widgets.experiment_table import ExperimentTable
 
 TICK_S = 0.5
 SLOW_TICK_S = 2.0
 MAX_LISTED = 12
 """Runs that a question lists by name."""
+
+
+def key_contexts() -> list[Context]:
+    """Return which keys of the console are in force at the same time."""
+    from textual.widgets import Button, Input
+
+    from lmconsole.tui.screens.details import Details
+    from lmconsole.tui.screens.dialogs import Exported, Page, Question
+    from lmconsole.tui.screens.notes_form import NotesForm
+    from lmconsole.tui.screens.run_form import RunForm
+
+    return [
+        Context(name="the table", owners=(MainScreen, ExperimentTable, ConsoleApp)),
+        Context(name="the curves", owners=(MainScreen, Curves, ConsoleApp)),
+        Context(name="the filter", owners=(ConsoleApp,), fields=(Input,)),
+        Context(name="details", owners=(Details, ConsoleApp)),
+        Context(name="pages", owners=(Page, ConsoleApp)),
+        Context(name="the page of exports", owners=(Exported, ConsoleApp)),
+        Context(name="questions", owners=(Question, ConsoleApp), fields=(Button,)),
+        *(Context(name="forms", owners=(form, ConsoleApp), fields=(Button, Input)) for form in (RunForm, NotesForm)),
+    ]
 
 
 class ConsoleApp(App[str]):
@@ -50,8 +72,15 @@ class ConsoleApp(App[str]):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (70, "-normal")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-tiny"), (18, "-short"), (30, "-tall")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+p", "command_palette", "Commands", show=False, tooltip="Console: every command, by name"),
-        Binding("ctrl+q,ctrl+c", "leave", "Quit", show=False, priority=True),
+        Binding(
+            "ctrl+p",
+            "command_palette",
+            "Commands",
+            id="commands",
+            show=False,
+            tooltip="Console: every command, by name",
+        ),
+        Binding("ctrl+q,ctrl+c", "leave", "Quit", id="close", show=False, priority=True),
     ]
 
     class FirstSnapshot(Message):
@@ -59,6 +88,13 @@ class ConsoleApp(App[str]):
 
     def __init__(self, options: ConsoleOptions, *, feed: Feed | None = None, **app_options: Any) -> None:
         self._settings = load_settings()
+        self.keymap: KeyMap = {}
+        """The user's own keys by the id of their binding."""
+        self._keymap_problem: LmconsoleError | None = None
+        try:
+            self.keymap = load_keymap(key_contexts)
+        except LmconsoleError as error:
+            self._keymap_problem = error
         super().__init__(**app_options)
         for theme in (DARK, LIGHT):
             self.register_theme(theme)
@@ -67,9 +103,9 @@ class ConsoleApp(App[str]):
         if not self.glyphs.unicode:
             add_line_filter(self, AsciiFilter())
         self.feed = feed or Feed(options.store, on_first=lambda: self.post_message(self.FirstSnapshot()))
-        self.main = MainScreen(options, self.glyphs)
+        self.main = MainScreen(options, self.glyphs, self.keymap)
         self.store_actions = StoreActions(self, options)
-        self._announcer = Announcer()
+        self._announcer = Announcer(details_key=first_key(MainScreen, "open", self.keymap))
         self._slow_connection = SlowConnectionDetector()
         self._deleted: list[Sequence[str]] = []
         """Runs deleted since the console opened and not restored; the last deletion is at the end."""
@@ -90,6 +126,8 @@ class ConsoleApp(App[str]):
         """Choose the theme before the first paint; everything else starts after it."""
         theme = self.options.theme or self._settings.theme
         self.theme = theme if theme in self.available_themes else DARK.name
+        if self.keymap:
+            self.set_keymap(dict(self.keymap))
         self._handle_signals()
         self.call_after_refresh(self._start)
 
@@ -97,10 +135,13 @@ class ConsoleApp(App[str]):
         gc.enable()  # disabled in open_console until the first frame
         self.main.update_content()
         self.feed.start()
+        self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))  # the screen is blank after SIGCONT
         self.theme_changed_signal.subscribe(self, lambda _: self._theme_changed())
         if self.options.theme:
             self._save_theme()
         self._start_timer()
+        if self._keymap_problem is not None:
+            self._notify_error(self._keymap_problem)
         if self.options.submit is not None:
             self._queue(self.options.submit)
 
@@ -196,7 +237,7 @@ class ConsoleApp(App[str]):
                 self._queue(request)
 
         title = f"Run experiment{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))} with"
-        self.push_screen(RunForm(title, self._form_values, check), accepted)
+        self.push_screen(RunForm(title, self._form_values, check, self.keymap), accepted)
 
     def on_main_screen_stop_requested(self, message: MainScreen.StopRequested) -> None:
         """Stop active runs, after a question."""
@@ -205,7 +246,7 @@ class ConsoleApp(App[str]):
             self.notify("None of the selected runs is queued or running.", timeout=3)
             return
         lines = [f"{v.info.experiment.id} {v.info.experiment.label} ({v.status.value})" for v in active]
-        note = "Each run saves a checkpoint first. Press u to resume it."
+        note = f"Each run saves a checkpoint first. Press {self._key('resume')} to resume it."
         names = {view.run for view in active}
         self._confirm(f"Stop {_count(names)}?", lines, note, "Stop", lambda: self.store_actions.stop(names))
 
@@ -224,8 +265,29 @@ class ConsoleApp(App[str]):
         if not names:
             self.notify("There is no run to delete.", timeout=3)
             return
-        note = "Press U to restore them from the store's .trash folder."
+        note = f"Press {self._key('restore')} to restore them from the store's .trash folder."
         self._confirm(f"Delete {_count(names)}?", names, note, "Delete", lambda: self.store_actions.delete(names))
+
+    def on_main_screen_notes_requested(self, message: MainScreen.NotesRequested) -> None:
+        """Open the form for the notes of runs, and change them."""
+        from lmconsole.tui.screens.notes_form import NotesChange, NotesForm
+
+        views = message.runs
+        if not views:
+            self.notify("There is no run to write a note on.", timeout=3)
+            return
+        unreadable = [view.notes_problem for view in views if view.notes_problem]
+        if unreadable:
+            self.notify(escape_control_characters(unreadable[0]), severity="error", timeout=15, markup=False)
+            return
+        names = [view.run for view in views]
+
+        def answered(change: NotesChange | None) -> None:
+            if change is not None and change != NotesChange(note=None, add=(), remove=()):
+                self.store_actions.change_notes(names, change.note, change.add, change.remove)
+
+        title = f"Note and tags of {escape_control_characters(names[0]) if len(names) == 1 else _count(names)}"
+        self.push_screen(NotesForm(title, [view.notes for view in views], self.keymap), answered)
 
     def action_undelete(self) -> None:
         """Restore the runs that were deleted last."""
@@ -255,6 +317,9 @@ class ConsoleApp(App[str]):
         verb = "continues" if len(active) == 1 else "continue"
         self.exit(f"{_count(active)} {verb} without the console. Run `lmconsole` to see them again.")
 
+    def _key(self, name: str) -> str:
+        return first_key(MainScreen, name, self.keymap)
+
     def _queue(self, request: RunRequest) -> None:
         self._notify_checking()
         self.store_actions.queue(request)
@@ -274,7 +339,7 @@ class ConsoleApp(App[str]):
             if answer:
                 on_confirm()
 
-        self.push_screen(Question(title, shown, button), answered)
+        self.push_screen(Question(title, shown, button, self.keymap), answered)
 
     # ---- outcomes of store actions
 
@@ -299,11 +364,15 @@ class ConsoleApp(App[str]):
         """Notify how many runs were deleted, and keep their names for `U`."""
         if message.runs:
             self._deleted.append(message.runs)
-        self._changed(f"{_count(message.runs)} deleted. Press U to undo.")
+        self._changed(f"{_count(message.runs)} deleted. Press {self._key('restore')} to undo.")
 
     def on_store_actions_restored(self, message: StoreActions.Restored) -> None:
         """Notify how many runs were restored."""
         self._changed(f"{_count(message.runs)} restored.")
+
+    def on_store_actions_notes_changed(self, message: StoreActions.NotesChanged) -> None:
+        """Show the new notes."""
+        self._changed(f"Notes of {_count(message.runs)} saved.")
 
     def on_store_actions_restore_failed(self, message: StoreActions.RestoreFailed) -> None:
         """Keep the names for another `U`, and notify why the runs were not restored."""
@@ -353,7 +422,7 @@ class ConsoleApp(App[str]):
         """Yield the commands of the palette."""
         yield from (c for c in super().get_system_commands(screen) if c.title in ("Theme", "Screenshot"))
         for bindings, node in ((MainScreen.BINDINGS, self.main), (ExperimentTable.BINDINGS, self.main.table)):
-            yield from binding_commands(bindings, self.run_action, node)
+            yield from binding_commands(bindings, self.keymap, self.run_action, node)
         if self.main.slow:
             title, text = "Draw at the normal rate", "Console: no longer draw less often"
         else:

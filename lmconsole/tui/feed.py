@@ -33,6 +33,7 @@ from lmconsole.runs.events import (
     Telemetry,
 )
 from lmconsole.runs.info import RunInfo
+from lmconsole.runs.notes import Notes
 from lmconsole.runs.permissions import Permissions, pending
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store, oldest_first
@@ -79,6 +80,9 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
     """Error in the files of the run, if there is one."""
     damage: tuple[str, ...]
     """Phrases on what is damaged; empty if nothing is."""
+    notes: Notes
+    notes_problem: str | None
+    """Reason why the notes cannot be read."""
     attempt: int
     """Count of starts, from 1; 0 before the first."""
     position: tuple[int, int]
@@ -165,12 +169,15 @@ class _FollowedRun:
         """Replace the view if there are new ``events``, or if something has changed that is not in the log."""
         run, old = self.run, self.view
         stopping = run.status.active and run.stop_requested
-        changed = old is None or (old.status, old.stopping, old.unattended, old.problem, old.damage) != (
-            run.status,
-            stopping,
-            unattended,
-            run.problem,
-            run.state.damage,
+        new = (run.status, stopping, unattended, run.problem, run.state.damage, run.notes, run.notes_problem)
+        changed = old is None or new != (
+            old.status,
+            old.stopping,
+            old.unattended,
+            old.problem,
+            old.damage,
+            old.notes,
+            old.notes_problem,
         )
         if events or changed:
             self.view = _view(run, self.curve, stopping=stopping, unattended=unattended)
@@ -396,6 +403,8 @@ def _view(run: Run, curve: Curve, *, stopping: bool, unattended: bool) -> RunVie
         unattended=unattended,
         problem=run.problem,
         damage=state.damage,
+        notes=run.notes,
+        notes_problem=run.notes_problem,
         attempt=state.attempt,
         position=state.position,
         epochs=tuple(state.epochs),

@@ -1,20 +1,25 @@
 """The rows of the experiments table: texts, sort keys and styles, computed from a snapshot."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+import msgspec
 
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import UNKNOWN, clock, perplexity, seconds
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES, Experiment
-from lmconsole.runs.comparable import differ_only_in_seed
+from lmconsole.runs.comparable import differ_only_in_seed, same_text
+from lmconsole.runs.notes import NO_NOTES, Notes
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import queue_order
 from lmconsole.tui.feed import FILES_BLOCKED, RunView
+from lmconsole.tui.filter import Facts, Filter
 from lmconsole.tui.plot.glyphs import Glyphs, sparkline
 
 SPARK_WIDTH = 10
-COLUMNS = ("", "ID", "Model", "L", "Optimizer", "Status", "Train", "Valid", "Time", "Trend")
+COLUMNS = ("", "ID", "Model", "L", "Optimizer", "Status", "Train", "Valid", "Change", "Time", "Trend", "Notes")
 """Headings; the first column holds the checkbox."""
 _STATUS_ORDER = (Status.RUNNING, Status.QUEUED, Status.FAILED, Status.LOST, Status.STOPPED, Status.FINISHED)
 
@@ -28,6 +33,9 @@ class Row:
     key: str
     experiment: Experiment | None
     """None for a run that has never been readable."""
+    runs: tuple[RunView, ...] = ()
+    """Runs that decide whether a filter shows the row: for an experiment those of its newest group, and earlier ones
+    with a note or tags."""
     run: RunView | None
     """The run of this row; for an experiment its newest one, None if it has none."""
     child: bool
@@ -57,9 +65,40 @@ class Sort:
         """Sort by ``column``, in the other direction if the table is sorted by it already."""
         return Sort(column=column, descending=not self.descending if column == self.column else False)
 
-    def by_next_column(self) -> "Sort":
-        """Sort by the next column that is not the checkbox."""
-        return Sort(column=max((self.column + 1) % len(COLUMNS), 1))
+    def by_next_column(self, absent: Collection[str] = ()) -> "Sort":
+        """Sort by the next column that is not the checkbox, and not ``absent``."""
+        order = [*range(self.column + 1, len(COLUMNS)), *range(1, self.column + 1)]
+        return Sort(column=next(column for column in order if COLUMNS[column] not in absent))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Baseline:
+    """The run, or the seeds of an experiment, with which the others are compared."""
+
+    key: str
+    """Key of the row."""
+    label: str
+    views: tuple[RunView, ...]
+
+    @property
+    def valid_ppl(self) -> float | None:
+        """Mean of the best validation perplexities; None if there is none yet."""
+        return _mean_valid(self.views)
+
+    def ratio(self, group: Sequence[RunView]) -> float | None:
+        """Return the perplexity of ``group`` divided by that of the baseline; None if they cannot be compared, as on
+        different texts."""
+        ppl, base = _mean_valid(group), self.valid_ppl
+        if ppl is None or not base or not math.isfinite(base):
+            return None
+        return ppl / base if all(same_text(view.info, self.views[0].info) for view in group) else None
+
+
+def change(ratio: float) -> str:
+    """Return a ratio of perplexities as a change: ``-3.1 %``, or from twice the baseline on ``×3.2``."""
+    if not math.isfinite(ratio) or ratio >= 1_000:
+        return "×1000+"
+    return f"{100 * (ratio - 1):+.1f} %" if ratio < 2 else f"×{ratio:.1f}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +106,8 @@ class _Context:
     """Values shared by all rows of one table."""
 
     wide: bool
+    notes_column: bool
+    baseline: Baseline | None
     glyphs: Glyphs
     problems: Mapping[str, str]
     queue_positions: Mapping[str, int]
@@ -78,6 +119,10 @@ class _Context:
         """Return the mark of damage in front of a status; empty if none of the runs is damaged."""
         damaged = any(view.damage and not self.has_problem(view) for view in group)
         return f"{self.glyphs.damaged} " if damaged else ""
+
+    def notes_mark(self, text: str) -> str:
+        """Return what is put in front of an id in place of the column of notes."""
+        return self.glyphs.noted if text and not self.notes_column else ""
 
     def checkbox(self, checked: bool) -> str:
         return self.glyphs.checked if checked else self.glyphs.unchecked
@@ -111,11 +156,14 @@ def build_rows(
     wide: bool,
     glyphs: Glyphs,
     problems: Mapping[str, str],
+    notes_column: bool = False,
+    baseline: Baseline | None = None,
 ) -> list[Row]:
     """Return a row for each experiment and, below an unfolded one, a row for each of its runs, newest first.
 
     Experiments that only runs know, because the file has changed since, come after the others, and runs that have never
-    been readable at the end. ``problems`` are reasons why runs cannot be read, by name.
+    been readable at the end. ``problems`` are reasons why runs cannot be read, by name. Without
+    ``notes_column``, a mark next to the id shows that a row has notes.
     """
     known = {experiment.id: experiment for experiment in experiments}
     by_experiment: dict[int, list[RunView]] = {}
@@ -132,7 +180,14 @@ def build_rows(
     ]
     queued.sort(key=lambda view: queue_order(view.info, view.queued))
     positions = {view.run: position for position, view in enumerate(queued, 1)}
-    context = _Context(wide=wide, glyphs=glyphs, problems=problems, queue_positions=positions)
+    context = _Context(
+        wide=wide,
+        notes_column=notes_column,
+        baseline=baseline,
+        glyphs=glyphs,
+        problems=problems,
+        queue_positions=positions,
+    )
     rows = []
     for experiment in known.values():
         its_runs = by_experiment.get(experiment.id, [])
@@ -151,9 +206,10 @@ def _experiment_row(
     newest = runs[-1] if runs else None
     group = newest_seed_group(runs)
     name = escape_control_characters(experiment.name) or OPTIMIZER_NAMES[experiment.optimizer]
+    notes = _notes_text(group)
     front = (
         context.checkbox(checked) + fold,
-        str(experiment.id),
+        f"{context.notes_mark(notes)}{experiment.id}",
         MODEL_NAMES[experiment.model],
         str(experiment.layers),
         name,
@@ -171,13 +227,13 @@ def _experiment_row(
             experiment=experiment,
             run=None,
             child=False,
-            cells=(*front, UNKNOWN, *[""] * 4),
+            cells=(*front, UNKNOWN, *[""] * 6),
             status_style="",
-            sort_keys=(*front_keys, *[(math.inf, "")] * 5),
+            sort_keys=(*front_keys, *[(math.inf, "")] * 7),
         )
     mark = context.mark(group)
     status = mark + (_status_text(newest, context) if len(group) == 1 else _group_status_text(group, context))
-    metrics, metric_keys = _metrics(group, newest, context.glyphs)
+    metrics, metric_keys = _metrics(key, group, newest, context)
     style = (
         "problem"
         if context.has_problem(newest)
@@ -188,33 +244,36 @@ def _experiment_row(
     return Row(
         key=key,
         experiment=experiment,
+        runs=(*group, *(view for view in runs if view.notes != NO_NOTES and view not in group)),
         run=newest,
         child=False,
-        cells=(*front, status, *metrics),
+        cells=(*front, status, *metrics, notes),
         status_style=style,
         damaged=bool(mark),
-        sort_keys=(*front_keys, (rank, status), *metric_keys),
+        sort_keys=(*front_keys, (rank, status), *metric_keys, _text_key(notes)),
     )
 
 
 def _run_row(experiment: Experiment, view: RunView, checked: bool, context: _Context) -> Row:
+    notes = _notes_text([view])
     front = (
         f"{context.glyphs.child}{context.checkbox(checked)}",
-        "",
+        context.notes_mark(notes),
         "import" if view.info.origin == "imported" else escape_control_characters(view.info.preset)[:7],
         "",
         f"seed {view.info.seed}",
     )
-    metrics, metric_keys = _metrics([view], view, context.glyphs)
+    metrics, metric_keys = _metrics(view.run, [view], view, context)
     return Row(
         key=view.run,
         experiment=experiment,
+        runs=(view,),
         run=view,
         child=True,
-        cells=(*front, context.mark([view]) + _status_text(view, context), *metrics),
+        cells=(*front, context.mark([view]) + _status_text(view, context), *metrics, notes),
         status_style="problem" if context.has_problem(view) else _status_style(view),
         damaged=bool(view.damage),
-        sort_keys=(*((0.0, ""),) * 6, *metric_keys),
+        sort_keys=(*((0.0, ""),) * 6, *metric_keys, _text_key(notes)),
     )
 
 
@@ -225,7 +284,7 @@ def _unreadable_row(name: str, reason: str) -> Row:
         experiment=None,
         run=None,
         child=True,
-        cells=("", "?", "", "", "", f"{problem}: {escape_control_characters(name)}", "", "", "", ""),
+        cells=("", "?", "", "", "", f"{problem}: {escape_control_characters(name)}", *[""] * 6),
         status_style="problem",
         sort_keys=((math.inf, ""),) * len(COLUMNS),
     )
@@ -294,17 +353,49 @@ def _status_text(view: RunView, context: _Context, *, wide: bool | None = None) 
     return view.status.value
 
 
-def _metrics(group: Sequence[RunView], newest: RunView, glyphs: Glyphs) -> tuple[tuple[str, ...], tuple[SortKey, ...]]:
-    """Return texts and sort keys of train and best validation perplexity (means over the seeds), and of training time
-    and trend of the newest run."""
+def _metrics(
+    key: str, group: Sequence[RunView], newest: RunView, context: _Context
+) -> tuple[tuple[str, ...], tuple[SortKey, ...]]:
+    """Return texts and sort keys of train and best validation perplexity (means over the seeds) and its difference to
+    the baseline, and of training time and trend of the newest run."""
     train = _mean([(view.best or view.epochs[-1]).train_ppl for view in group if view.epochs])
-    valid = _mean([(view.best or view.epochs[-1]).valid_ppl for view in group if view.epochs])
+    valid = _mean_valid(group)
+    baseline = context.baseline
+    ratio = baseline.ratio(group) if baseline else None
+    if baseline and baseline.key == key:
+        difference = "baseline"
+    elif ratio is None:
+        difference = UNKNOWN if baseline and valid is not None else ""
+    else:
+        difference = change(ratio)
     known = (epoch.valid_loss_nats for epoch in newest.epochs)
     losses = [loss for loss in known if loss is not None and math.isfinite(loss)]
     time_s = newest.elapsed_train_s
-    cells = (perplexity(train), perplexity(valid), clock(time_s), sparkline(losses, SPARK_WIDTH, glyphs))
-    values = (train, valid, time_s, losses[-1] - losses[0] if losses else None)
+    trend = sparkline(losses, SPARK_WIDTH, context.glyphs)
+    cells = (perplexity(train), perplexity(valid), difference, clock(time_s), trend)
+    values = (train, valid, ratio, time_s, losses[-1] - losses[0] if losses else None)
     return cells, tuple((math.inf if value is None or math.isnan(value) else value, "") for value in values)
+
+
+def _notes_text(group: Sequence[RunView]) -> str:
+    """Return the tags of all runs of a group and the note of the newest of those that have one."""
+    if any(view.notes_problem for view in group):
+        return "notes unreadable"
+    noted = [view.notes for view in group if view.notes != NO_NOTES]
+    if not noted:
+        return ""
+    tags = dict.fromkeys(tag for notes in noted for tag in notes.tags)
+    note = next((notes.note for notes in reversed(noted) if notes.note), "")
+    return escape_control_characters(Notes(note=note, tags=tuple(tags)).text)
+
+
+def _text_key(text: str) -> SortKey:
+    """Return a sort key by which rows without a text come last."""
+    return (0.0, text.lower()) if text else (math.inf, "")
+
+
+def _mean_valid(group: Iterable[RunView]) -> float | None:
+    return _mean([(view.best or view.epochs[-1]).valid_ppl for view in group if view.epochs])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -312,12 +403,16 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def filter_and_sort(rows: Iterable[Row], filter_text: str, sort: Sort) -> list[Row]:
+Values = Callable[[Experiment], Mapping[str, object]]
+"""Function that returns the settings with which an experiment without runs would be trained, by name."""
+
+
+def filter_and_sort(rows: Iterable[Row], shown: Filter, sort: Sort, planned: Values) -> list[Row]:
     """Return the rows that match the filter, sorted; runs stay below their experiment, unreadable runs at the end."""
     families: dict[int, list[Row]] = {}
     unreadable: list[Row] = []
     for row in rows:
-        if matches(row, filter_text):
+        if matches(row, shown, planned):
             (families.setdefault(row.experiment.id, []) if row.experiment else unreadable).append(row)
     ordered = sorted(
         families.items(), key=lambda item: _family_order(item[1][0], item[0], sort), reverse=sort.descending
@@ -333,8 +428,37 @@ def _family_order(row: Row, number: int, sort: Sort) -> tuple[float, str, float]
     return value, text, -number if sort.descending else number
 
 
-def matches(row: Row, filter_text: str) -> bool:
-    """Whether every word of ``filter_text`` occurs in the row's texts, its experiment's label or its run's id."""
-    label, run = row.experiment.label if row.experiment else "", row.run.run if row.run else ""
-    text = " ".join([*row.cells, label, run, row.status_style]).lower()
-    return all(word in text for word in filter_text.lower().split())
+def matches(row: Row, shown: Filter, planned: Values) -> bool:
+    """Whether the filter matches the row: an experiment by one of ``Row.runs``."""
+    return any(map(shown.matches, _facts(row, planned)))
+
+
+def _facts(row: Row, planned: Values) -> Iterator[Facts]:
+    """Yield what a filter knows of each run of a row. Each text is a line, so that ``^`` and ``$`` match."""
+    label = row.experiment.label if row.experiment else ""
+    texts = [label, *row.cells, row.status_style]
+    if row.experiment and not row.runs:
+        yield Facts(text="\n".join(texts).lower(), values=partial(planned, row.experiment))
+    elif not row.runs:
+        yield Facts(text="\n".join(texts).lower())
+    for view in row.runs:
+        notes = view.notes
+        text = "\n".join([*texts, view.run, *notes.tags, notes.note]).lower()
+        yield Facts(text=text, note=notes.note, tags=notes.tags, values=partial(_run_values, view))
+
+
+def _run_values(view: RunView) -> dict[str, object]:
+    """Return the settings and results of a run by the names that a filter uses."""
+    info, last = view.info, view.best or (view.epochs[-1] if view.epochs else None)
+    return msgspec.structs.asdict(info.settings) | {
+        "id": info.experiment.id,
+        "seed": info.seed,
+        "preset": info.preset,
+        "status": view.status.value,
+        "origin": info.origin,
+        "epoch": len(view.epochs),
+        "train": last and last.train_ppl,
+        "valid": last and last.valid_ppl,
+        "test": view.finished and view.finished.test_ppl_best,
+        "time": view.elapsed_train_s,
+    }

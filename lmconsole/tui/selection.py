@@ -1,15 +1,17 @@
 """The selected experiments and runs, and the curves that belong to them."""
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import DAMAGE_MARK
 from lmconsole.plan.experiment import Experiment
 from lmconsole.report.reference import is_published_text, published
+from lmconsole.runs.comparable import differ_only_in_seed
+from lmconsole.runs.state import Status
 from lmconsole.tui.feed import RunView, Snapshot
 from lmconsole.tui.plot.chart import Series
-from lmconsole.tui.rows import Row, experiment_key, newest_seed_group
+from lmconsole.tui.rows import Baseline, Row, experiment_key, newest_seed_group
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +58,46 @@ def _all_experiments(snapshot: Snapshot, experiments: Iterable[Experiment]) -> d
     """Return experiments by id, including those that no file names any more but runs have."""
     of_runs = {view.info.experiment.id: view.info.experiment for view in snapshot.runs.values()}
     return of_runs | {experiment.id: experiment for experiment in experiments}
+
+
+def find_baseline(snapshot: Snapshot, key: str) -> Baseline | None:
+    """Return the run or the newest group of the experiment with this row key; None if it has no run."""
+    view = snapshot.runs.get(key)
+    if view is not None:
+        label = f"{view.info.experiment.id} s{view.info.seed}"
+        return Baseline(key=key, label=label, views=(view,))
+    number = _experiment_id(key)
+    group = newest_seed_group(runs_by_experiment(snapshot).get(number, []))
+    return Baseline(key=key, label=str(number), views=tuple(group)) if group else None
+
+
+def means_of_seeds(views: Iterable[RunView], series: Iterable[Series]) -> list[Series]:
+    """Return ``series`` with one in place of those of runs that differ in their seed alone.
+
+    It is the mean of the finished runs. While fewer than two have finished, it is that of all that have been validated.
+    """
+    groups: list[list[tuple[RunView, Series]]] = []
+    of_experiment: dict[int, list[list[tuple[RunView, Series]]]] = {}
+    for view, each in zip(views, series, strict=True):
+        known = of_experiment.setdefault(view.info.experiment.id, [])
+        group = next((group for group in known if differ_only_in_seed(group[0][0].info, view.info)), None)
+        if group is None:
+            group = []
+            known.append(group)
+            groups.append(group)
+        group.append((view, each))
+    made = []
+    for slot, group in enumerate(groups):
+        finished = [each for view, each in group if view.status is Status.FINISHED and view.epochs]
+        seeds = finished if len(finished) > 1 else [each for view, each in group if view.epochs]
+        view, first = group[-1]
+        if len(seeds) < 2:
+            made += [replace(each, slot=slot) for each in (seeds or [first])]
+            continue
+        experiment, mark = view.info.experiment, DAMAGE_MARK if any(view.damage for view, _ in group) else ""
+        label = escape_control_characters(f"{experiment.id} {experiment.label} ×{len(seeds)}{mark}")
+        made.append(replace(first, label=label, slot=slot, seeds=tuple(seeds)))
+    return made
 
 
 def series_for(snapshot: Snapshot, views: Iterable[RunView], *, show_published: bool) -> list[Series]:

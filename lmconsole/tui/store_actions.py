@@ -10,6 +10,8 @@ from textual.message import Message
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.engine.submit import resume_runs, stop_runs
 from lmconsole.errors import LmconsoleError
+from lmconsole.runs.notes import change_notes
+from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.store import Store
 from lmconsole.runs.trash import discard, restore
 from lmconsole.tui import actions
@@ -65,6 +67,13 @@ class StoreActions:
             super().__init__()
             self.runs = runs
             self.error = error
+
+    class NotesChanged(Message):
+        """Notes of runs were changed."""
+
+        def __init__(self, runs: Sequence[str]) -> None:
+            super().__init__()
+            self.runs = runs
 
     class Exported(Message):
         """Exports were written."""
@@ -141,6 +150,17 @@ class StoreActions:
                 return self.RestoreFailed(runs, error)
 
         self._run(restore_runs)
+
+    def change_notes(self, runs: Sequence[str], note: str | None, add: Sequence[str], remove: Sequence[str]) -> None:
+        """Change the notes of ``runs``, as ``runs.notes.change_notes`` does."""
+
+        def change() -> Message:
+            root = self._store().root
+            for name in runs:
+                change_notes(RunPaths(root / name), note=note, add=add, remove=remove)
+            return self.NotesChanged(runs)
+
+        self._run(change)
 
     def export(self) -> bool:
         """Start to write the exports, unless they are already being written. Return whether it has started."""

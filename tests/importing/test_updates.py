@@ -14,7 +14,8 @@ from lmconsole.importing.import_runs import ImportReport, import_runs
 from lmconsole.plan.load import load_plan
 from lmconsole.runs.events import EventLog, Queued
 from lmconsole.runs.info import RunInfo, read_info, write_info
-from lmconsole.runs.paths import TRASH
+from lmconsole.runs.notes import change_notes
+from lmconsole.runs.paths import TRASH, RunPaths
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 from lmconsole.runs.trash import restore
@@ -55,6 +56,7 @@ def test_a_source_that_has_more_replaces_its_run_and_the_earlier_one_is_in_the_t
     more, changes = MORE[case]
     args = {"epochs": 2} if case == "test" else {}
     (before,) = import_into(tmp_path, write(tmp_path / "logs", [300, 200], args=args)).imported.values()
+    change_notes(RunPaths(tmp_path / "runs" / before), note="kept", add=["good"])
     write(tmp_path / "logs", **more)
     report = import_into(tmp_path)
     assert (report.imported, report.imported_before, report.problems) == ({}, {}, [])
@@ -62,6 +64,7 @@ def test_a_source_that_has_more_replaces_its_run_and_the_earlier_one_is_in_the_t
     assert (update.replaced, update.changes) == (before, changes)
     (run,) = runs(tmp_path)
     assert run.run == update.run != before
+    assert (run.notes.note, run.notes.tags) == ("kept", ("good",))
     assert [epoch.valid_ppl for epoch in run.state.epochs] == more["valid_ppl"]
     assert (tmp_path / "runs" / TRASH / before / "events.jsonl").exists()
     assert list(import_into(tmp_path).imported_before.values()) == [update.run]

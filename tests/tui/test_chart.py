@@ -297,3 +297,50 @@ def test_columns_map_to_x_values() -> None:
     assert drawing.x_at(10_000) == 4.0
     for n, (x, _) in enumerate(sorted(places(drawing, "●")), 1):
         assert drawing.x_at(x) == pytest.approx(n, abs=4.0 / drawing.columns)
+
+
+def mean(*seeds: Series, log: bool = True) -> Drawing:
+    """Draw the mean of several seeds."""
+    options = ChartOptions(log=log)
+    return draw([series(seeds=seeds, planned=3)], options, WIDTH, HEIGHT, UNICODE)
+
+
+@pytest.mark.parametrize("log", [True, False])
+def test_seeds_are_drawn_as_the_mean_of_their_perplexities_with_their_range(log: bool) -> None:
+    ppl = ((900.0, 300.0, 200.0), (700.0, 500.0, 100.0), (800.0, 700.0, 60.0))
+    losses = [[math.log(each) for each in seed] for seed in ppl]
+    drawing = mean(*(series(*each, train_nats=each) for each in losses), log=log)
+    (trace,) = drawing.traces
+    unit = [10.0**y if log else y for _, y in trace.valid]
+    assert unit == pytest.approx([800.0, 500.0, 120.0])
+    assert [10.0**y if log else y for _, y in trace.train] == pytest.approx([800.0, 500.0, 120.0])
+    assert [x for x, _ in trace.valid] == [1, 2, 3]
+    lows, highs = [[10.0 ** each[i] if log else each[i] for each in trace.band] for i in (1, 2)]
+    assert lows == pytest.approx([700.0, 300.0, 60.0])
+    assert highs == pytest.approx([900.0, 700.0, 200.0])
+    shaded = [(y, x) for y, row in enumerate(drawing.rows) for x, (text, role) in enumerate(row) if role.kind == "band"]
+    assert len(shaded) > 50
+    assert all(drawing.rows[y][x][0] == UNICODE.band for y, x in shaded)
+
+
+def test_a_mean_covers_what_all_seeds_have_and_no_epoch_that_one_of_them_lacks() -> None:
+    seeds = (series(6.0, 5.0, 4.0), series(6.1, 5.1), series(NAN, 5.2, 4.2))
+    (trace,) = mean(*seeds).traces
+    assert [x for x, _ in trace.valid] == [2]
+    assert trace.off_scale == [1]
+    later = series(5.0, 4.0)
+    gap = series(epochs=[epoch(2, 4.5), epoch(3, 4.4)])
+    (trace,) = mean(later, gap).traces
+    assert [(x, round(low, 3), round(high, 3)) for x, low, high in trace.band] == [
+        (2, round(4.0 / math.log(10), 3), round(4.5 / math.log(10), 3))
+    ]
+
+
+@given(st.lists(st.lists(st.floats(), max_size=4), min_size=2, max_size=3), st.booleans(), st.sampled_from(list(XAxis)))
+@settings(max_examples=60, deadline=None)
+def test_any_seeds_can_be_drawn(losses: list[list[float]], log: bool, x: XAxis) -> None:
+    seeds = tuple(series(*each, train_nats=each[::-1]) for each in losses)
+    for glyphs in (UNICODE, ASCII):
+        drawing = draw([series(seeds=seeds)], ChartOptions(log=log, x=x), WIDTH, HEIGHT, glyphs)
+        assert [len(row) for row in drawing.rows] == [WIDTH] * HEIGHT
+        assert glyphs.unicode or all(text.isascii() for row in drawing.rows for text, _ in row)

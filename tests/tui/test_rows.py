@@ -13,8 +13,10 @@ from lmconsole.engine.queue import requeue
 from lmconsole.plan.experiment import Experiment
 from lmconsole.runs.events import Finished, Stopped
 from lmconsole.runs.permissions import Permissions
+from lmconsole.tui.filter import parse_filter
 from lmconsole.tui.plot.glyphs import ASCII, UNICODE
-from lmconsole.tui.rows import COLUMNS, Row, build_rows, matches
+from lmconsole.tui.rows import COLUMNS, Row, build_rows
+from lmconsole.tui.rows import matches as row_matches
 
 
 def rows(stage: Stage, *, experiments: tuple[Experiment, ...] | None = None, **more: Any) -> list[Row]:
@@ -24,6 +26,11 @@ def rows(stage: Stage, *, experiments: tuple[Experiment, ...] | None = None, **m
     given: dict[str, Any] = {"checked": frozenset(), "unfolded": frozenset(), "wide": False, "glyphs": UNICODE}
     given |= {"problems": {}} | more
     return build_rows(stage.plan.experiments if experiments is None else experiments, runs.values(), **given)
+
+
+def matches(row: Row, text: str) -> bool:
+    """Return whether a filter shows the row."""
+    return row_matches(row, parse_filter(text), lambda experiment: {})
 
 
 def ids(rows: Iterable[Row]) -> list[int]:
@@ -49,7 +56,7 @@ def status(stage: Stage, number: int = 1, **more: Any) -> str:
 def test_an_untrained_experiment_has_a_dash_as_status(stage: Stage) -> None:
     made = rows(stage)
     assert ids(made) == list(range(1, 13))
-    assert made[8].cells == ("□", "9", "LSTM", "2", "AdamW", "–", "", "", "", "")
+    assert made[8].cells == ("□", "9", "LSTM", "2", "AdamW", "–", "", "", "", "", "", "")
     assert (made[8].run, made[8].status_style) == (None, "")
 
 
@@ -57,7 +64,20 @@ def test_a_finished_run_shows_its_best_epoch_its_time_and_its_trend(stage: Stage
     run = stage.record(5, valid=(6.0, 5.0, 5.5))
     row = rows(stage)[4]
     best, train = math.exp(5.0), math.exp(4.8)
-    assert row.cells == ("□", "5", "GPT-1", "1", "Adam", "finished", f"{train:.1f}", f"{best:.1f}", "12 s", "█▁▅")
+    assert row.cells == (
+        "□",
+        "5",
+        "GPT-1",
+        "1",
+        "Adam",
+        "finished",
+        f"{train:.1f}",
+        f"{best:.1f}",
+        "",
+        "12 s",
+        "█▁▅",
+        "",
+    )
     assert (order(row, "Valid"), order(row, "Train")) == pytest.approx((best, train))
     assert row.run is not None
     assert (row.run.run, row.status_style) == (run.run, "finished")
@@ -334,4 +354,4 @@ def test_a_result_without_numbers_is_shown_as_unknown(stage: Stage) -> None:
             diverged=False,
         ),
     )  # fmt: skip
-    assert rows(stage)[0].cells[5:] == ("finished", "–", "–", "–", "")
+    assert rows(stage)[0].cells[5:] == ("finished", "–", "–", "", "–", "", "")

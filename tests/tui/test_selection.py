@@ -100,7 +100,7 @@ async def test_letters_typed_into_the_filter_are_not_commands(stage: Stage) -> N
     stage.record(6)
     async with stage.console() as pilot:
         await pilot.press("slash", *"rsdq?")
-        await shows(pilot, "rsdq?", "No row has these words. Press escape to clear the filter.")
+        await shows(pilot, "rsdq?", "No row matches the filter. Press escape to clear it.")
         await sees(pilot, listed, [])
         await pilot.press("escape")
         await sees(pilot, listed, list(range(1, 13)))

@@ -20,6 +20,10 @@ LEAST_PPL = 1e-3
 LARGEST_PPL = 1e6
 """Perplexities are drawn between these. A higher one is marked at the upper edge: a run that has diverged must not
 flatten the others."""
+AXIS_ROWS = 2
+"""Rows of the x axis and of its labels."""
+MAX_MEAN_POINTS = 256
+"""Points of the mean of train curves."""
 SMOOTHING = (0.0, 0.7, 0.95)
 """Weights of the past in the exponential moving average of train losses."""
 
@@ -61,9 +65,11 @@ class Series:
     expected_s: float | None
     """Estimated training time of the whole run, seconds; None if unknown."""
     published_ppl: float | None = None
+    seeds: tuple["Series", ...] = ()
+    """Seeds of which this series shows the mean and the range; its own ``train`` and ``epochs`` are not used then."""
 
 
-CurveKind = Literal["valid", "train", "published"]
+CurveKind = Literal["valid", "train", "published", "band"]
 
 
 class CellRole(NamedTuple):
@@ -90,6 +96,8 @@ class Trace:
     series: Series
     train: list[XY] = field(default_factory=list)
     valid: list[XY] = field(default_factory=list)
+    band: list[tuple[float, float, float]] = field(default_factory=list)
+    """x, and the lowest and the highest validation value of the seeds."""
     off_scale: list[float] = field(default_factory=list)
     """x of values that are not finite or beyond ``LARGEST_PPL``."""
 
@@ -127,6 +135,9 @@ def traces(series: Sequence[Series], options: ChartOptions) -> list[Trace]:
     max_loss_nats = math.log(LARGEST_PPL)
     made = []
     for each in series:
+        if each.seeds:
+            made.append(_mean_trace(each, options))
+            continue
         trace = Trace(series=each)
         to_x = _to_x(each, options.x)
         mean: float | None = None
@@ -140,16 +151,91 @@ def traces(series: Sequence[Series], options: ChartOptions) -> list[Trace]:
             if math.isfinite(loss_nats) and loss_nats <= max_loss_nats:
                 mean = loss_nats if mean is None else options.smoothing * mean + (1 - options.smoothing) * loss_nats
                 trace.train.append((x, _to_y(mean, options.log)))
-        for epoch in each.epochs:
-            epoch_x, valid_nats = to_x(epoch.epoch, epoch.elapsed_train_s), epoch.valid_loss_nats
-            if epoch_x is None or valid_nats is None:
-                continue
-            if math.isfinite(valid_nats) and valid_nats <= max_loss_nats:
-                trace.valid.append((epoch_x, _to_y(valid_nats, options.log)))
-            else:
+        for epoch_x, y in _validation(each, options).values():
+            if y is None:
                 trace.off_scale.append(epoch_x)
+            else:
+                trace.valid.append((epoch_x, y))
         made.append(trace)
     return made
+
+
+def _validation(series: Series, options: ChartOptions) -> dict[int, tuple[float, float | None]]:
+    """Return x and y of each validated epoch by its number; y is None for a value that cannot be drawn."""
+    to_x, max_loss_nats = _to_x(series, options.x), math.log(LARGEST_PPL)
+    found: dict[int, tuple[float, float | None]] = {}
+    for epoch in series.epochs:
+        x, valid_nats = to_x(epoch.epoch, epoch.elapsed_train_s), epoch.valid_loss_nats
+        if x is not None and valid_nats is not None:
+            drawn = math.isfinite(valid_nats) and valid_nats <= max_loss_nats
+            found[epoch.epoch] = (x, _to_y(valid_nats, options.log) if drawn else None)
+    return found
+
+
+def _mean_trace(series: Series, options: ChartOptions) -> Trace:
+    """Return the mean of the perplexities of several seeds, over what all of them have, and the range of the
+    validation."""
+    seeds = traces(series.seeds, options)
+    trace = Trace(series=series, off_scale=sorted(x for seed in seeds for x in seed.off_scale))
+    validations = [_validation(seed, options) for seed in series.seeds]
+    for number in sorted(set.intersection(*map(set, validations))):
+        points = [validation[number] for validation in validations]
+        ys = [y for _, y in points if y is not None]
+        if len(ys) == len(points):
+            x = sum(x for x, _ in points) / len(points)
+            trace.valid.append((x, _mean_y(ys, options.log)))
+            trace.band.append((x, min(ys), max(ys)))
+    curves = [seed.train for seed in seeds if seed.train]
+    if curves:
+        end = min(curve[-1][0] for curve in curves)
+        grid = [x for x, _ in min(curves, key=len) if x <= end]
+        grid = grid[:: max(len(grid) // MAX_MEAN_POINTS, 1)]
+        columns = zip(*(_interpolated(curve, grid) for curve in curves), strict=True)
+        trace.train += [(x, _mean_y(ys, options.log)) for x, ys in zip(grid, columns, strict=True)]
+    return trace
+
+
+def _mean_y(ys: Sequence[float], log: bool) -> float:
+    """Return the mean perplexity, in units of the axis."""
+    return math.log10(sum(10.0**y for y in ys) / len(ys)) if log else sum(ys) / len(ys)
+
+
+def _interpolated(curve: Sequence[XY], grid: Sequence[float]) -> list[float]:
+    """Return the values of ``curve`` at the increasing x values of ``grid``, in between linearly."""
+    ys, i = [], 0
+    for x in grid:
+        while i < len(curve) - 1 and curve[i][0] < x:
+            i += 1
+        (x0, y0), (x1, y1) = curve[max(i - 1, 0)], curve[i]
+        share = (x - x0) / (x1 - x0) if x1 > x0 else 1.0
+        ys.append(y0 + max(0.0, min(share, 1.0)) * (y1 - y0))
+    return ys
+
+
+def _fill_bands(
+    rows: list[list[Cell]],
+    found: Sequence[Trace],
+    first: int,
+    columns: int,
+    x_limits: Limits,
+    y_limits: Limits,
+    glyph: str,
+) -> None:
+    """Shade the blank cells between the lowest and the highest validation value of the seeds, below ``rows`` of the
+    axes."""
+    height = len(rows) - AXIS_ROWS
+    step = (x_limits[1] - x_limits[0]) / max(columns - 1, 1)
+    for trace in found:
+        if len(trace.band) < 2:
+            continue
+        lows, highs = [(x, low) for x, low, _ in trace.band], [(x, high) for x, _, high in trace.band]
+        inside = [c for c in range(columns) if lows[0][0] <= x_limits[0] + c * step <= lows[-1][0]]
+        grid = [x_limits[0] + c * step for c in inside]
+        for c, low, high in zip(inside, _interpolated(lows, grid), _interpolated(highs, grid), strict=True):
+            bottom, top = [round((y - y_limits[0]) / (y_limits[1] - y_limits[0]) * (height - 1)) for y in (low, high)]
+            for level in range(max(bottom, 0), min(top, height - 1) + 1):
+                if rows[height - 1 - level][first + c][0] == " ":
+                    rows[height - 1 - level][first + c] = (glyph, CellRole(kind="band", slot=trace.series.slot))
 
 
 def _to_x(series: Series, axis: XAxis) -> Callable[[float, float | None], float | None]:
@@ -199,6 +285,8 @@ def draw(series: Sequence[Series], options: ChartOptions, width: int, height: in
         [(_axis_character(text, glyphs), _role(color)) for text, color in zip(characters, colors, strict=True)]
         for characters, colors in zip(grid.characters, grid.colors, strict=True)
     ]
+    if options.shown is not ShownCurves.TRAIN:
+        _fill_bands(cells, found, grid.plot_columns.start, len(grid.plot_columns), x_limits, y_limits, glyphs.band)
     return Drawing(
         rows=cells,
         first_column=grid.plot_columns.start,
@@ -304,6 +392,7 @@ def _y_limits(found: Sequence[Trace], options: ChartOptions) -> Limits:
     with_valid = options.shown is not ShownCurves.TRAIN
     train = [y for t in found for _, y in t.train] if with_train else []
     valid = [y for t in found for _, y in t.valid] if with_valid else []
+    valid += [y for t in found for _, low, high in t.band for y in (low, high)] if with_valid else []
     published = [_to_y(math.log(t.series.published_ppl), options.log) for t in found if t.series.published_ppl]
     ys = train + valid + (published if with_valid and (train or valid) else [])
     if not ys:

@@ -32,6 +32,8 @@ class Glyphs:
     published: str
     diverged: str
     damaged: str
+    noted: str
+    band: str
     cursor: str
     spark: str
     bar: str
@@ -50,6 +52,8 @@ UNICODE = Glyphs(
     published="╌",
     diverged="✗",
     damaged=DAMAGE_MARK,
+    noted="✎",
+    band="░",
     cursor="│",
     spark="▁▂▃▄▅▆▇█",
     bar="█▉▊▋▌▍▎▏",
@@ -67,6 +71,8 @@ ASCII = Glyphs(
     published="-",
     diverged="X",
     damaged="!",
+    noted="*",
+    band=":",
     cursor="|",
     spark="_.-=*#",
     bar="#",

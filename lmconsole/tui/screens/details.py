@@ -23,6 +23,8 @@ from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.permissions import NOT_STARTED
 from lmconsole.runs.state import Status
 from lmconsole.tui.feed import RunView
+from lmconsole.tui.rows import Baseline, change
+from lmconsole.tui.screens.differences import settings_of
 
 REFRESH_S = 1.0
 MAX_LINES = 5_000
@@ -37,10 +39,12 @@ class Details(ModalScreen[None]):
     """Follows one run until it is closed. ``current`` returns the run as it is now, None once it is deleted."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,enter", "dismiss", "Close"),
-        Binding("tab,right", "next_tab(1)", "Next page", priority=True),
-        Binding("shift+tab,left", "next_tab(-1)", "Previous page", show=False, priority=True),
-        Binding("f", "follow", "Follow the log"),
+        Binding("escape,q,enter", "dismiss", "Close", id="details.close"),
+        Binding("tab,right", "next_tab(1)", "Next page", id="details.next-tab", priority=True),
+        Binding(
+            "shift+tab,left", "next_tab(-1)", "Previous page", id="details.previous-tab", show=False, priority=True
+        ),
+        Binding("f", "follow", "Follow the log", id="details.follow"),
     ]
 
     class LinesRead(Message):
@@ -51,9 +55,14 @@ class Details(ModalScreen[None]):
             self.lines = lines
             """Lines by the name of the tab."""
 
-    def __init__(self, current: Callable[[], RunView | None], first: RunView) -> None:
+    def __init__(
+        self,
+        current: Callable[[], RunView | None],
+        first: RunView,
+        baseline: Callable[[], Baseline | None] = lambda: None,
+    ) -> None:
         super().__init__()
-        self._current, self._view = current, first
+        self._current, self._view, self._baseline = current, first, baseline
         paths = RunPaths(first.folder)
         self._tails = {"events": _tail(paths.events), "log": _tail(paths.worker_log)}
         self._reading = False
@@ -73,7 +82,7 @@ class Details(ModalScreen[None]):
                 with TabPane("State", id="state"), VerticalScroll():
                     yield Static(id="state-body")
                 with TabPane("Settings", id="settings"), VerticalScroll():
-                    yield Static(_settings(self._view), id="settings-body")
+                    yield Static(_settings(self._view, self._baseline()), id="settings-body")
                 for name, title in (("events", "Events"), ("log", "Worker log")):
                     with TabPane(title, id=name):
                         yield RichLog(id=f"{name}-body", max_lines=MAX_LINES, wrap=True, markup=False, highlight=False)
@@ -91,7 +100,7 @@ class Details(ModalScreen[None]):
             self.dismiss()
             return
         self._view = view
-        state = _state(view)
+        state = [*_state(view), *_difference(view, self._baseline())]
         if str(state) != self._shown_state:
             self._shown_state = str(state)
             self.query_one("#state-body", Static).update(_table([(name, value, "") for name, value in state]))
@@ -180,6 +189,12 @@ def _state(view: RunView) -> list[tuple[str, str]]:
         rows += [("not started", NOT_STARTED)]
     if view.problem:
         rows += [("problem", view.problem)]
+    if view.notes.tags:
+        rows += [("tags", ", ".join(view.notes.tags))]
+    if view.notes.note:
+        rows += [("note", view.notes.note)]
+    if view.notes_problem:
+        rows += [("notes", view.notes_problem)]
     if view.damage:
         rows += [("damaged", f"{'; '.join(view.damage)}. Its results do not count as complete.")]
     if view.status is not Status.FINISHED and not imported:
@@ -212,6 +227,15 @@ def _state(view: RunView) -> list[tuple[str, str]]:
     return [*rows, ("folder", str(view.folder)), ("command", " ".join(view.info.command))]
 
 
+def _difference(view: RunView, baseline: Baseline | None) -> list[tuple[str, str]]:
+    """Return how far a run is from the baseline, if there is one."""
+    if baseline is None or view in baseline.views:
+        return []
+    ratio = baseline.ratio([view])
+    base = f"baseline {baseline.label}: {formatting.perplexity(baseline.valid_ppl)}"
+    return [("vs baseline", f"{change(ratio)} in best valid ppl ({base})" if ratio else f"cannot be compared ({base})")]
+
+
 def _outcome(finished: Finished, imported: bool) -> list[tuple[str, str]]:
     best, final = [formatting.perplexity(ppl) for ppl in (finished.test_ppl_best, finished.test_ppl_final)]
     if imported:  # its source does not state with which weights
@@ -236,8 +260,8 @@ def _environment(started: Started) -> list[tuple[str, str]]:
     ]
 
 
-def _settings(view: RunView) -> Table:
-    """Return every setting and its source."""
+def _settings(view: RunView, baseline: Baseline | None = None) -> Table:
+    """Return every setting and its source, and the value of the baseline where it differs."""
     info = view.info
     corpus = f"{info.corpus.name}, {info.corpus.tokenizer}, sha256 {info.corpus.sha256[:12]}"
     tokens = ", ".join(f"{count:,} {split}" for split, count in info.corpus.tokens.items())
@@ -249,6 +273,14 @@ def _settings(view: RunView) -> Table:
     ]
     settings = msgspec.to_builtins(info.settings)
     rows += [(key, str(value), info.origins.get(key, "")) for key, value in settings.items() if value is not None]
+    if baseline is not None and view not in baseline.views:
+        other = settings_of(baseline.views[-1])
+        mine = settings_of(view)
+        differing = {name for name, text in mine.items() if text != other[name]}
+        rows = [
+            (name, value, f"baseline: {other[name]}  {source}" if name in differing else source)
+            for name, value, source in rows
+        ]
     return _table(rows)
 
 

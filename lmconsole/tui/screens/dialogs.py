@@ -15,7 +15,8 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Button, Footer, Label, Static
 
-from lmconsole.tui.palette import documented, key_name
+from lmconsole.tui.filter import SYNTAX
+from lmconsole.tui.keys import KeyMap, documented, first_key, key_name, keys_in_force
 from lmconsole.tui.screens.pictures import browse
 
 
@@ -23,13 +24,14 @@ class Question(ModalScreen[bool]):
     """Asks for confirmation. No is the default."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("y", "answer(True)", "Yes"),
-        Binding("n,escape", "answer(False)", "No"),
+        Binding("y", "answer(True)", "Yes", id="question.yes"),
+        Binding("n,escape", "answer(False)", "No", id="question.no"),
     ]
 
-    def __init__(self, title: str, lines: Sequence[str], yes: str) -> None:
+    def __init__(self, title: str, lines: Sequence[str], yes: str, keymap: KeyMap) -> None:
         super().__init__()
         self._title, self._lines, self._yes = title, lines, yes
+        self._keymap = keymap
 
     def compose(self) -> ComposeResult:
         """Yield a title, the consequences, and two buttons."""
@@ -38,8 +40,9 @@ class Question(ModalScreen[bool]):
             for line in self._lines:
                 yield Label(line, classes="note", markup=False)
             with Horizontal(classes="buttons"):
-                yield Button("No (n)", id="no")
-                yield Button(f"{self._yes} (y)", id="yes", variant="error")
+                yes, no = [first_key(Question, f"question.{answer}", self._keymap) for answer in ("yes", "no")]
+                yield Button(f"No ({no})", id="no")
+                yield Button(f"{self._yes} ({yes})", id="yes", variant="error")
 
     def on_mount(self) -> None:
         """Focus the safe answer."""
@@ -58,9 +61,9 @@ class Page(ModalScreen[None]):
     """A page to read, which scrolls if it is long."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,enter", "dismiss", "Close"),
-        Binding("down,j", "scroll(1)", "Scroll", show=False),
-        Binding("up,k", "scroll(-1)", "Scroll up", show=False),
+        Binding("escape,q,enter", "dismiss", "Close", id="page.close"),
+        Binding("down,j", "scroll(1)", "Scroll", id="page.down", show=False),
+        Binding("up,k", "scroll(-1)", "Scroll up", id="page.up", show=False),
     ]
 
     def __init__(self, title: str, body: RenderableType) -> None:
@@ -84,12 +87,12 @@ class Page(ModalScreen[None]):
         self.query_one(VerticalScroll).scroll_relative(y=lines, animate=False)
 
 
-def help_page(bindings: Iterable[BindingType]) -> Page:
+def help_page(bindings: Iterable[BindingType], keymap: KeyMap) -> Page:
     """Return the page with every documented binding, by group."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for binding in documented(bindings):
         group, _, text = binding.tooltip.rpartition(": ")
-        groups.setdefault(group, []).append((key_name(binding.key), text))
+        groups.setdefault(group, []).append((key_name(keys_in_force(binding, keymap)), text))
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False, expand=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -99,13 +102,17 @@ def help_page(bindings: Iterable[BindingType]) -> Page:
         table.add_row(Text(group, style="bold underline"), Text(""))
         for key, text in lines:
             table.add_row(Text(key), Text(text[0].upper() + text[1:]))
+    table.add_row(Text(""), Text(""))
+    table.add_row(Text("Filter", style="bold underline"), Text(""))
+    for example, meaning in SYNTAX:
+        table.add_row(Text(example), Text(meaning[0].upper() + meaning[1:]))
     return Page("Keys", table)
 
 
 class Exported(Page):
     """The exported files and the results table, with the figures on request."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("f", "figures", "Figures")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("f", "figures", "Figures", id="exported.figures")]
 
     def __init__(self, paths: Sequence[Path], table: str, figures: Sequence[Path]) -> None:
         """Show ``paths`` and a caption and table in markdown."""

@@ -4,8 +4,10 @@ Screens that open over it are imported when they are first needed, so that the f
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from typing import ClassVar
 
+import msgspec
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -13,14 +15,34 @@ from textual.events import Resize
 from textual.message import Message
 from textual.reactive import reactive
 from textual.screen import Screen
-from textual.widgets import Footer, Input
+from textual.widgets import Footer, Input, Static
 
-from lmconsole.errors import escape_control_characters
+from lmconsole.errors import PlanError, escape_control_characters
+from lmconsole.plan.experiment import Experiment
 from lmconsole.tui.feed import RunView, Snapshot
+from lmconsole.tui.filter import LIMIT_S, MAX_FILTER, Filter, TimeLimitExceeded, parse_filter, time_limit
+from lmconsole.tui.keys import KeyMap, first_key
 from lmconsole.tui.options import ConsoleOptions
 from lmconsole.tui.plot.glyphs import Glyphs
-from lmconsole.tui.rows import COLUMNS, Sort, build_rows, experiment_key, filter_and_sort, newest_seed_group
-from lmconsole.tui.selection import Selection, prune_checked, runs_by_experiment, selection_of, series_for
+from lmconsole.tui.rows import (
+    COLUMNS,
+    Baseline,
+    Row,
+    Sort,
+    build_rows,
+    experiment_key,
+    filter_and_sort,
+    newest_seed_group,
+)
+from lmconsole.tui.selection import (
+    Selection,
+    find_baseline,
+    means_of_seeds,
+    prune_checked,
+    runs_by_experiment,
+    selection_of,
+    series_for,
+)
 from lmconsole.tui.terminal.compositor import CroppedCompositor
 from lmconsole.tui.terminal.textual_internals import set_compositor
 from lmconsole.tui.widgets.curves import ChartOption, Curves
@@ -38,37 +60,89 @@ class MainScreen(Screen[None]):
 
     # Tooltips are written as "Group: text". The help page and the command palette show bindings that have one.
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("r", "run", "Run", tooltip="Run: train the selected experiments, or the highlighted one"),
-        Binding("a", "all", "All", tooltip="Select: all, or none"),
-        Binding("s", "stop", "Stop", tooltip="Run: stop; a checkpoint is saved first"),
-        Binding("R", "edit_run", "Run with…", show=False, tooltip="Run: with other settings, in a form"),
-        Binding("u", "resume", "Resume", show=False, tooltip="Run: resume from the last checkpoint"),
-        Binding("d,delete", "delete", "Delete", show=False, tooltip="Run: delete, into the store's trash"),
-        Binding("U", "app.undelete", "Undelete", show=False, tooltip="Run: restore the runs deleted last"),
-        Binding("o", "sort_by_next_column", "Sort", show=False, tooltip="Select: sort by the next column"),
-        Binding("O", "reverse_order", "Reverse", show=False, tooltip="Select: reverse the order"),
-        Binding("enter", "details", "Details", show=False, tooltip="Show: settings, events, worker log, errors"),
-        Binding("c", "compare", "Compare", tooltip="Show: best perplexities side by side"),
-        Binding("tab", "app.focus_next", "Pane", show=False, tooltip="Show: switch between table and curves"),
-        Binding("x", "cycle('x')", "X axis", show=False, tooltip="Curves: over epochs, training time or tokens"),
-        Binding("y", "cycle('log')", "Log", show=False, tooltip="Curves: logarithmic or linear perplexity"),
-        Binding("v", "cycle('shown')", "Curves", show=False, tooltip="Curves: train, validation or both"),
-        Binding("g", "cycle('smoothing')", "Smooth", show=False, tooltip="Curves: smooth the train curve"),
-        Binding("z", "zoom", "Zoom", show=False, tooltip="Curves: on the whole screen"),
+        Binding("r", "run", "Run", id="run", tooltip="Run: train the selected experiments, or the highlighted one"),
+        Binding("a", "all", "All", id="select-all", tooltip="Select: all, or none"),
+        Binding("s", "stop", "Stop", id="stop", tooltip="Run: stop; a checkpoint is saved first"),
+        Binding("R", "edit_run", "Run with…", id="run-with", show=False, tooltip="Run: with other settings, in a form"),
+        Binding("u", "resume", "Resume", id="resume", show=False, tooltip="Run: resume from the last checkpoint"),
+        Binding("d,delete", "delete", "Delete", id="delete", show=False, tooltip="Run: delete, into the store's trash"),
         Binding(
-            "left_square_bracket", "cursor(-1)", "Cursor left", show=False, tooltip="Curves: read values to the left"
+            "U", "app.undelete", "Undelete", id="restore", show=False, tooltip="Run: restore the runs deleted last"
+        ),
+        Binding("o", "sort_by_next_column", "Sort", id="sort", show=False, tooltip="Select: sort by the next column"),
+        Binding("O", "reverse_order", "Reverse", id="reverse", show=False, tooltip="Select: reverse the order"),
+        Binding(
+            "enter", "details", "Details", id="open", show=False, tooltip="Show: settings, events, worker log, errors"
+        ),
+        Binding("c", "compare", "Compare", id="compare", tooltip="Show: best perplexities side by side"),
+        Binding(
+            "tab", "app.focus_next", "Pane", id="next-pane", show=False, tooltip="Show: switch between table and curves"
         ),
         Binding(
-            "right_square_bracket", "cursor(1)", "Cursor right", show=False, tooltip="Curves: read values to the right"
+            "x", "cycle('x')", "X axis", id="x-axis", show=False, tooltip="Curves: over epochs, training time or tokens"
         ),
-        Binding("p", "published", "Published", show=False, tooltip="Curves: published results as dotted lines"),
-        Binding("slash", "filter", "Filter", tooltip="Select: show only rows with these words"),
-        Binding("e", "app.export", "Export", tooltip="Export: figures, tables and the report"),
-        Binding("t", "app.copy('latex')", "Copy LaTeX", show=False, tooltip="Export: copy the results table as LaTeX"),
-        Binding("m", "app.copy('markdown')", "Copy markdown", show=False, tooltip="Export: copy the table as markdown"),
-        Binding("question_mark", "help", "Help", tooltip="Console: all keys"),
-        Binding("escape", "back", "Back", show=False, tooltip="Console: clear filter, cursor, zoom, then selection"),
-        Binding("q", "app.leave", "Quit", tooltip="Console: quit; runs continue"),
+        Binding("y", "cycle('log')", "Log", id="log", show=False, tooltip="Curves: logarithmic or linear perplexity"),
+        Binding(
+            "v", "cycle('shown')", "Curves", id="shown-curves", show=False, tooltip="Curves: train, validation or both"
+        ),
+        Binding("g", "cycle('smoothing')", "Smooth", id="smooth", show=False, tooltip="Curves: smooth the train curve"),
+        Binding("w", "seeds", "Seeds", id="seeds", show=False, tooltip="Curves: seeds as mean and range, or each"),
+        Binding("z", "zoom", "Zoom", id="zoom", show=False, tooltip="Curves: on the whole screen"),
+        Binding(
+            "left_square_bracket",
+            "cursor(-1)",
+            "Cursor left",
+            id="cursor-left",
+            show=False,
+            tooltip="Curves: read values to the left",
+        ),
+        Binding(
+            "right_square_bracket",
+            "cursor(1)",
+            "Cursor right",
+            id="cursor-right",
+            show=False,
+            tooltip="Curves: read values to the right",
+        ),
+        Binding(
+            "p",
+            "published",
+            "Published",
+            id="published",
+            show=False,
+            tooltip="Curves: published results as dotted lines",
+        ),
+        Binding("slash", "filter", "Filter", id="filter", tooltip="Select: show only rows with these words"),
+        Binding("e", "app.export", "Export", id="export", tooltip="Export: figures, tables and the report"),
+        Binding(
+            "t",
+            "app.copy('latex')",
+            "Copy LaTeX",
+            id="copy-latex",
+            show=False,
+            tooltip="Export: copy the results table as LaTeX",
+        ),
+        Binding(
+            "m",
+            "app.copy('markdown')",
+            "Copy markdown",
+            id="copy-markdown",
+            show=False,
+            tooltip="Export: copy the table as markdown",
+        ),
+        Binding("question_mark", "help", "Help", id="help", tooltip="Console: all keys"),
+        Binding("b", "baseline", "Baseline", id="baseline", show=False, tooltip="Show: compare all with this row"),
+        Binding("D", "differences", "Differences", id="differences", show=False, tooltip="Show: settings that differ"),
+        Binding("n", "notes", "Notes", id="notes", show=False, tooltip="Run: write a note and tags"),
+        Binding(
+            "escape",
+            "back",
+            "Back",
+            id="back",
+            show=False,
+            tooltip="Console: clear filter, cursor, zoom, then selection",
+        ),
+        Binding("q", "app.leave", "Quit", id="quit", tooltip="Console: quit; runs continue"),
     ]
 
     snapshot = reactive(Snapshot(), init=False, repaint=False)
@@ -78,7 +152,11 @@ class MainScreen(Screen[None]):
     """Keys of the experiments whose runs are shown."""
     filter_text = reactive("", init=False, repaint=False)
     sort: reactive[Sort] = reactive(Sort(), init=False, repaint=False)
+    baseline = reactive("", init=False, repaint=False)
+    """Key of the row with which the others are compared; empty if none is pinned."""
     show_published = reactive(True, init=False, repaint=False)
+    mean_of_seeds = reactive(False, init=False, repaint=False)
+    """Whether the curves of seeds are drawn as one mean with its range."""
     preset = reactive("", init=False, repaint=False)
     """Preset in the headline: that of the runs queued last, or else that with which the console was opened."""
     slow = reactive(False, init=False, repaint=False)
@@ -112,6 +190,13 @@ class MainScreen(Screen[None]):
             super().__init__()
             self.runs = runs
 
+    class NotesRequested(Message):
+        """The notes of the selected runs should be edited."""
+
+        def __init__(self, runs: Sequence[RunView]) -> None:
+            super().__init__()
+            self.runs = runs
+
     class DeleteRequested(Message):
         """The selected runs should be deleted."""
 
@@ -119,10 +204,14 @@ class MainScreen(Screen[None]):
             super().__init__()
             self.runs = runs
 
-    def __init__(self, options: ConsoleOptions, glyphs: Glyphs) -> None:
+    def __init__(self, options: ConsoleOptions, glyphs: Glyphs, keymap: KeyMap) -> None:
         super().__init__()
-        set_compositor(self, CroppedCompositor())  # sends no more than the cells that have changed
+        self._keymap = keymap
+        self._compositor_of_changes = CroppedCompositor()
+        set_compositor(self, self._compositor_of_changes)  # sends no more than the cells that have changed
+        self._plan = options.plan
         self._experiments = options.plan.experiments
+        self._filter = Filter()
         self._store_path = options.store
         self._glyphs = glyphs
         self.set_reactive(MainScreen.preset, options.preset)
@@ -130,11 +219,18 @@ class MainScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         """Yield headline, table, filter, curves, memory gauges and keys."""
+        back = self._key("back")
         yield Headline(self._store_path).data_bind(
             MainScreen.snapshot, MainScreen.checked, MainScreen.preset, MainScreen.slow
         )
         yield ExperimentTable()
-        yield Input(placeholder="words to search for; enter keeps, escape clears", id="filter", compact=True)
+        yield Input(
+            placeholder=f"words  !not  a|b  /regex/  lr>1e-3  tag:x   {back} clears",
+            id="filter",
+            max_length=MAX_FILTER,
+            compact=True,
+        )
+        yield Static("", id="filter-problem", markup=False)
         yield Curves(self._glyphs)
         yield Gauges(self._glyphs).data_bind(MainScreen.snapshot)
         yield Footer(show_command_palette=False, compact=True)
@@ -144,6 +240,10 @@ class MainScreen(Screen[None]):
         self.table.focus()
         self.table.fit(self.app.size.width)  # the screen has no size before its first layout
         self._update_table()
+
+    def on_screen_suspend(self) -> None:
+        """Send everything again later, because another screen will be drawn over this one."""
+        self._compositor_of_changes.sent.forget()
 
     @property
     def table(self) -> ExperimentTable:
@@ -178,7 +278,12 @@ class MainScreen(Screen[None]):
         self._update_table()
         self._update_curves()
 
-    watch_checked = watch_unfolded = watch_filter_text = watch_sort = update_content
+    watch_checked = watch_unfolded = watch_sort = watch_baseline = update_content
+
+    def watch_filter_text(self) -> None:
+        """Parse the filter, and show the rows that match it."""
+        self._filter = parse_filter(self.filter_text)
+        self.update_content()
 
     def restyle(self) -> None:
         """Draw everything in the colors of the present theme."""
@@ -201,7 +306,12 @@ class MainScreen(Screen[None]):
         """Choose the columns that fit, once the new size has been laid out."""
         self.call_after_refresh(self.update_content)
 
+    def pinned(self) -> Baseline | None:
+        """Return the pinned baseline with its runs as they are now; None if there is none, or it was deleted."""
+        return find_baseline(self.snapshot, self.baseline) if self.baseline else None
+
     def _update_table(self) -> None:
+        baseline, notes_column = self.pinned(), self.table.shows_notes
         rows = build_rows(
             self._experiments,
             self.snapshot.runs.values(),
@@ -210,14 +320,45 @@ class MainScreen(Screen[None]):
             wide=self.table.wide,
             glyphs=self._glyphs,
             problems=self.snapshot.problems,
+            notes_column=notes_column,
+            baseline=baseline,
         )
-        self.table.show(filter_and_sort(rows, self.filter_text, self.sort), self.sort)
+        self.table.show(self._filtered(rows), self.sort, baseline.label if baseline else "")
+        if self.table.shows_notes != notes_column:
+            self._update_table()  # with the column in place of the marks, or the other way round
+
+    def _filtered(self, rows: list[Row]) -> list[Row]:
+        """Return the rows that the filter shows, sorted, without patterns that take too long."""
+        try:
+            with time_limit(LIMIT_S) if self._filter.patterns else nullcontext():
+                shown = filter_and_sort(rows, self._filter, self.sort, self._planned_values)
+        except TimeLimitExceeded:
+            self._filter = self._filter.without_patterns()
+            shown = filter_and_sort(rows, self._filter, self.sort, self._planned_values)
+        problem = escape_control_characters(self._filter.problem)
+        label = self.query_one("#filter-problem", Static)
+        if label.content != problem:
+            label.update(problem)
+            label.set_class(bool(problem), "shown")
+        return shown
+
+    def _planned_values(self, experiment: Experiment) -> dict[str, object]:
+        """Return the settings with which an experiment would be trained, as far as the preset is known."""
+        values = {name: getattr(experiment, name) for name in ("id", "model", "layers", "optimizer")}
+        with suppress(PlanError):
+            values |= msgspec.structs.asdict(self._plan.resolve(experiment, self.preset).settings)
+        return experiment.overrides | values
 
     def _update_curves(self, *, immediately: bool = False) -> None:
         snapshot = self.snapshot
         series = []
         if not snapshot.error:
-            series = series_for(snapshot, self.selection().runs, show_published=self.show_published)
+            views = list(self.selection().runs)
+            if baseline := self.pinned():
+                views += [view for view in baseline.views if view not in views]
+            series = series_for(snapshot, views, show_published=self.show_published)
+            if self.mean_of_seeds:
+                series = means_of_seeds(views, series)
         hint = snapshot.error or self._hint(has_series=bool(series))
         self.curves.show(series, hint, immediately=immediately)
 
@@ -225,14 +366,18 @@ class MainScreen(Screen[None]):
         """Return the text to show where there are no curves."""
         row = self.table.row
         if row and row.unreadable and not has_series:
-            return "This run cannot be read. Press enter for the reason."
+            return f"This run cannot be read. Press {self._key('open')} for the reason."
         if not self.snapshot.runs:
-            return "No runs yet. Press a to select all experiments, then r to train them."
+            select_all, run = self._key("select-all"), self._key("run")
+            return f"No runs yet. Press {select_all} to select all experiments, then {run} to train them."
         if not self.table.rows_shown:
-            return "No row has these words. Press escape to clear the filter."
+            return f"No row matches the filter. Press {self._key('back')} to clear it."
         if has_series:
             return "Waiting for the first measurements."
-        return "Not trained yet. Press r to train it."
+        return f"Not trained yet. Press {self._key('run')} to train it."
+
+    def _key(self, name: str) -> str:
+        return first_key(MainScreen, name, self._keymap)
 
     # ---- selecting, filtering, sorting
 
@@ -261,7 +406,7 @@ class MainScreen(Screen[None]):
 
     def action_sort_by_next_column(self) -> None:
         """Sort by the next column."""
-        self._sort_by(self.sort.by_next_column())
+        self._sort_by(self.sort.by_next_column(self.table.empty_columns))
 
     def action_reverse_order(self) -> None:
         """Sort by the same column in the other direction."""
@@ -336,6 +481,10 @@ class MainScreen(Screen[None]):
         """Resume the selected runs."""
         self.post_message(self.ResumeRequested(self.selection().runs))
 
+    def action_notes(self) -> None:
+        """Edit the notes of the selected runs."""
+        self.post_message(self.NotesRequested(self.selection().runs))
+
     def action_delete(self) -> None:
         """Delete the selected runs."""
         self.post_message(self.DeleteRequested(self.selection().runs))
@@ -367,6 +516,13 @@ class MainScreen(Screen[None]):
             state = "shown for runs of the paper preset"
         self.notify(f"Published results are {state}.", timeout=3)
 
+    def action_seeds(self) -> None:
+        """Draw seeds as their mean with its range, or each of them."""
+        self.mean_of_seeds = not self.mean_of_seeds
+        self._update_curves(immediately=True)
+        text = "mean, with the range from lowest to highest" if self.mean_of_seeds else "one curve each"
+        self.notify(f"Seeds: {text}.", timeout=3)
+
     def action_details(self) -> None:
         """Show the run of the highlighted row in detail."""
         row = self.table.row
@@ -380,12 +536,12 @@ class MainScreen(Screen[None]):
             self.app.push_screen(Page("A run that cannot be read", Text(text)))
             return
         if row.run is None:
-            self.notify("This experiment has not been trained yet. Press r to train it.", timeout=3)
+            self.notify(f"This experiment has not been trained yet. Press {self._key('run')} to train it.", timeout=3)
             return
         from lmconsole.tui.screens.details import Details
 
         name = row.run.run
-        self.app.push_screen(Details(lambda: self.snapshot.runs.get(name), row.run))
+        self.app.push_screen(Details(lambda: self.snapshot.runs.get(name), row.run, self.pinned))
 
     def action_compare(self) -> None:
         """Compare the selected runs, or the newest ones of all experiments if fewer than two of them have a best
@@ -401,8 +557,35 @@ class MainScreen(Screen[None]):
 
         self.app.push_screen(comparison_page(views))
 
+    def action_baseline(self) -> None:
+        """Pin the highlighted row as the baseline, or unpin it."""
+        row = self.table.row
+        if row is None or not row.runs:
+            self.notify("A baseline needs a run.", timeout=3)
+        elif row.key == self.baseline:
+            self.baseline = ""
+            self.notify("No baseline.", timeout=2)
+        else:
+            self.baseline = row.key
+            label = escape_control_characters(row.experiment.label) if row.experiment else ""
+            self.notify(f"Baseline: {label}. Differences are in validation perplexity.", timeout=4, markup=False)
+
+    def action_differences(self) -> None:
+        """Show the settings in which the selected runs differ from each other, or the highlighted one from the
+        baseline."""
+        views = list(self.selection().runs)
+        if baseline := self.pinned():
+            views = [baseline.views[-1], *(view for view in views if view is not baseline.views[-1])]
+        if len(views) < 2:
+            select, pin = first_key(ExperimentTable, "table.select", self._keymap), self._key("baseline")
+            self.notify(f"Select two runs with {select}, or pin a baseline with {pin}.", timeout=4)
+            return
+        from lmconsole.tui.screens.differences import differences_page
+
+        self.app.push_screen(differences_page(views))
+
     def action_help(self) -> None:
         """Show all keys."""
         from lmconsole.tui.screens.dialogs import help_page
 
-        self.app.push_screen(help_page([*ExperimentTable.BINDINGS, *self.BINDINGS, *self.app.BINDINGS]))
+        self.app.push_screen(help_page([*ExperimentTable.BINDINGS, *self.BINDINGS, *self.app.BINDINGS], self._keymap))

@@ -11,6 +11,7 @@ from textual.widgets import Button, Input, Label
 
 from lmconsole.engine.run_options import OPTIONS, Option, RunRequest
 from lmconsole.errors import LmconsoleError
+from lmconsole.tui.keys import KeyMap, first_key
 
 
 class RunForm(ModalScreen[RunRequest | None]):
@@ -21,14 +22,17 @@ class RunForm(ModalScreen[RunRequest | None]):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "leave", "Cancel"),
-        Binding("ctrl+s", "accept", "Run", priority=True),
+        Binding("escape", "leave", "Cancel", id="form.cancel", tooltip="Forms: cancel"),
+        Binding("ctrl+s", "accept", "Run", id="form.accept", priority=True, tooltip="Forms: accept"),
     ]
     FIELDS: ClassVar[dict[str, Option]] = {name: option for name, option in OPTIONS.items() if option.form_placeholder}
     """Options of the form, by field of the request."""
 
-    def __init__(self, title: str, values: dict[str, str], check: Callable[[dict[str, str]], RunRequest]) -> None:
+    def __init__(
+        self, title: str, values: dict[str, str], check: Callable[[dict[str, str]], RunRequest], keymap: KeyMap
+    ) -> None:
         super().__init__()
+        self._keymap = keymap
         self._title, self._values, self._check = title, values, check
 
     def compose(self) -> ComposeResult:
@@ -49,7 +53,7 @@ class RunForm(ModalScreen[RunRequest | None]):
             yield Label("", classes="problem", id="problem", markup=False)
             with Horizontal(classes="buttons"):
                 yield Button("Cancel", id="cancel")
-                yield Button("Run (ctrl+s)", id="run", variant="success")
+                yield Button(f"Run ({first_key(RunForm, 'form.accept', self._keymap)})", id="run", variant="success")
 
     def on_input_submitted(self) -> None:
         """Accept the form when Enter is pressed in a field."""

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 from textual._compositor import ChopsUpdate as ChopsUpdate  # what a partial update of the screen is made of
 from textual._compositor import Compositor as Compositor  # the only place where partial updates are made
+from textual._compositor import LayoutUpdate as LayoutUpdate  # what a full update of the screen is made of
 from textual.app import App
 from textual.driver import Driver
 from textual.drivers.linux_driver import LinuxDriver

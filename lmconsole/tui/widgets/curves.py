@@ -51,10 +51,19 @@ class Curves(Grid, can_focus=True):
     """Draws ``Series``; keys and clicks move a cursor that reads off values."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("right", "move(1)", "Cursor right", show=False, tooltip="Read values further to the right"),
-        Binding("left", "move(-1)", "Cursor left", show=False, tooltip="Read values further to the left"),
-        Binding("home", "move(-10000)", "Cursor to the start", show=False),
-        Binding("end", "move(10000)", "Cursor to the end", show=False),
+        Binding(
+            "right",
+            "move(1)",
+            "Cursor right",
+            id="curves.right",
+            show=False,
+            tooltip="Read values further to the right",
+        ),
+        Binding(
+            "left", "move(-1)", "Cursor left", id="curves.left", show=False, tooltip="Read values further to the left"
+        ),
+        Binding("home", "move(-10000)", "Cursor to the start", id="curves.start", show=False),
+        Binding("end", "move(10000)", "Cursor to the end", id="curves.end", show=False),
     ]
 
     def __init__(self, glyphs: Glyphs) -> None:
@@ -142,7 +151,10 @@ class Curves(Grid, can_focus=True):
             dots = self._glyphs.train * 3
             published = any(series.published_ppl for series in self.series)
             dashes = f"   {self._glyphs.published * 3} published" if published else ""
-            key = f"{curve} validation   {dots} train{dashes}"
+            band = f"   {self._glyphs.band * 3} min to max of seeds" if any(s.seeds for s in self.series) else ""
+            key = f"{curve} validation   {dots} train{dashes}{band}"
+            if len(line) + len(key) + 2 > width:
+                key = key.removesuffix(" of seeds")
             line += text_cells(" " * (width - len(line) - len(key)) + key, rich_style("", dim=True))
         return line
 
@@ -172,7 +184,7 @@ class Curves(Grid, can_focus=True):
             return rich_style("", dim=True)
         if role.kind == "cursor":
             return rich_style("", bold=True)
-        return rich_style(self._color(role.slot), bold=role.kind == "valid", dim=role.kind == "published")
+        return rich_style(self._color(role.slot), bold=role.kind == "valid", dim=role.kind in ("published", "band"))
 
     def _color(self, slot: int) -> str:
         return self._palette()[slot % len(PALETTE)]

@@ -15,7 +15,7 @@ from textual.widgets.data_table import ColumnKey, RowKey
 from lmconsole.tui.rows import COLUMNS, Row, Sort
 from lmconsole.tui.terminal.textual_internals import discard_cached_cells, invalidate_headings, set_cell
 
-RIGHT_ALIGNED = frozenset({"ID", "L", "Train", "Valid", "Time"})
+RIGHT_ALIGNED = frozenset({"ID", "L", "Train", "Valid", "Change", "Time"})
 STATUS_STYLES = {
     "running": "bold $primary",
     "queued": "$text-muted",
@@ -28,8 +28,19 @@ STATUS_STYLES = {
     "problem": "bold $text-error",
 }
 """Rich styles with theme variables, by ``Row.status_style``."""
-WIDTHS = {"": 2, "ID": 3, "Model": 7, "L": 2, "Optimizer": 9, "Train": 7, "Valid": 7, "Time": 8, "Trend": 10}
-"""Widths of columns; the status takes the rest."""
+WIDTHS = {
+    "": 2,
+    "ID": 3,
+    "Model": 7,
+    "L": 2,
+    "Optimizer": 9,
+    "Train": 7,
+    "Valid": 7,
+    "Change": 8,
+    "Time": 8,
+    "Trend": 10,
+}
+"""Widths of columns; the status takes the rest, and shares it with the notes if there are any."""
 NARROW = 64
 """Screens below this width have no padding between columns."""
 NARROW_WIDTHS = WIDTHS | {"ID": 2, "Optimizer": 10, "Train": 8, "Valid": 8}
@@ -43,18 +54,42 @@ LEAST_NARROW_STATUS = 7
 MOST_STATUS = 44
 WIDE_STATUS = 34
 """Width of the status column from which on it has room for details."""
+LEAST_NOTES, MOST_NOTES = 12, 60
+STATUS_NEXT_TO_NOTES = 22
+"""Width of the status column in a screen where the notes need the rest."""
 PADDING = 1
 
 
-class ExperimentTable(DataTable[Text]):
-    """Shows ``Row`` values. The cursor stays on its row when rows above it come and go."""
+class ExperimentTable(DataTable[Text], inherit_bindings=False):
+    """Shows ``Row`` values. The cursor stays on its row when rows above it come and go.
+
+    Its keys are all its own, since those that a ``DataTable`` has cannot be changed by a key map.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("space", "check", "Select", tooltip="Select: select or unselect this row"),
-        Binding("right", "fold(True)", "Unfold", show=False, tooltip="Select: show the runs of this experiment"),
-        Binding("home", "scroll_top", "First row", show=False),
-        Binding("end", "scroll_bottom", "Last row", show=False),
-        Binding("left", "fold(False)", "Fold", show=False, tooltip="Select: hide the runs of this experiment"),
+        Binding("space", "check", "Select", id="table.select", tooltip="Select: select or unselect this row"),
+        Binding(
+            "right",
+            "fold(True)",
+            "Unfold",
+            id="table.unfold",
+            show=False,
+            tooltip="Select: show the runs of this experiment",
+        ),
+        Binding(
+            "left",
+            "fold(False)",
+            "Fold",
+            id="table.fold",
+            show=False,
+            tooltip="Select: hide the runs of this experiment",
+        ),
+        Binding("up", "cursor_up", "Up", id="table.up", show=False),
+        Binding("down", "cursor_down", "Down", id="table.down", show=False),
+        Binding("pageup", "page_up", "Page up", id="table.page-up", show=False),
+        Binding("pagedown", "page_down", "Page down", id="table.page-down", show=False),
+        Binding("home,ctrl+home", "scroll_top", "First row", id="table.first", show=False),
+        Binding("end,ctrl+end", "scroll_bottom", "Last row", id="table.last", show=False),
     ]
 
     class CheckToggled(Message):
@@ -96,6 +131,11 @@ class ExperimentTable(DataTable[Text]):
         self._id_width = 0
         """Width of the longest id."""
         self._widths = WIDTHS
+        self._has_notes = False
+        self._baseline = ""
+        """Label of the baseline; empty if none is pinned."""
+        self._baseline_heading = ""
+        """Label in the heading of its column."""
 
     @property
     def row(self) -> Row | None:
@@ -107,13 +147,24 @@ class ExperimentTable(DataTable[Text]):
         """Whether the status column has room for details."""
         return self._status_width >= WIDE_STATUS
 
+    @property
+    def shows_notes(self) -> bool:
+        """Whether there is a column of notes."""
+        return "Notes" in self._names
+
+    @property
+    def empty_columns(self) -> frozenset[str]:
+        """Columns that have no text in any row."""
+        present = {"Change": bool(self._baseline), "Notes": self._has_notes}
+        return frozenset(name for name, text in present.items() if not text)
+
     def fit(self, width: int) -> None:
         """Choose the columns for a screen of ``width`` cells, one of which a scroll bar may need."""
         self._screen_width = width
         padding = PADDING if width >= NARROW else 0
         widths = WIDTHS if padding else NARROW_WIDTHS
         widths = widths | {"ID": max(widths["ID"], self._id_width)}
-        names = [name for name in COLUMNS if name != "Status"]
+        names = [name for name in COLUMNS if name not in ("Status", "Notes") and (name != "Change" or self._baseline)]
 
         def room() -> int:
             return width - 2 - sum(widths[name] + 2 * padding for name in names) - 2 * padding
@@ -124,9 +175,17 @@ class ExperimentTable(DataTable[Text]):
                 break
             names.remove(name)
         status = max(min(room(), MOST_STATUS), 8)
+        notes = min(room() - min(status, STATUS_NEXT_TO_NOTES) - 2 * padding, MOST_NOTES)
+        if self._has_notes and padding and notes >= LEAST_NOTES:
+            if room() - WIDE_STATUS - 2 * padding >= 2 * LEAST_NOTES:
+                notes = min(room() - WIDE_STATUS - 2 * padding, MOST_NOTES)
+            status = min(room() - notes - 2 * padding, MOST_STATUS)
+            names.append("Notes")
+            widths = widths | {"Notes": notes}
         chosen = tuple(name for name in COLUMNS if name in names or name == "Status")
-        if (chosen, status, widths) != (self._names, self._status_width, self._widths):
-            self._names, self._status_width, self._widths = chosen, status, widths
+        layout = (chosen, status, widths, self._baseline)
+        if layout != (self._names, self._status_width, self._widths, self._baseline_heading):
+            self._names, self._status_width, self._widths, self._baseline_heading = layout
             cursor_row, offset = self.cursor_row, self.scroll_offset
             self.clear(columns=True)
             self.cell_padding = padding
@@ -134,11 +193,12 @@ class ExperimentTable(DataTable[Text]):
                 self.add_column(self._heading(name), width=widths.get(name, status), key=_column_key(name).value)
             self._fill(self.rows_shown, cursor_row, offset)
 
-    def show(self, rows: Sequence[Row], sort: Sort) -> None:
-        """Show ``rows``, which are sorted by ``sort``."""
+    def show(self, rows: Sequence[Row], sort: Sort, baseline: str = "") -> None:
+        """Show ``rows``, which are sorted by ``sort``, with differences to a ``baseline`` of this label."""
         id_width = max((len(row.cells[COLUMNS.index("ID")]) for row in rows), default=0)
-        if id_width != self._id_width:
-            self._id_width = id_width
+        has_notes = any(row.cells[COLUMNS.index("Notes")] for row in rows)
+        if (id_width, has_notes, baseline) != (self._id_width, self._has_notes, self._baseline):
+            self._id_width, self._has_notes, self._baseline = id_width, has_notes, baseline
             if self._names:
                 self.fit(self._screen_width)
         if not self._names:
@@ -215,7 +275,8 @@ class ExperimentTable(DataTable[Text]):
     def _heading(self, name: str) -> Text:
         sort = self._sort
         arrow = ("↓" if sort.descending else "↑") if name and COLUMNS[sort.column] == name and sort != Sort() else ""
-        label = f"{arrow}{name}" if name in RIGHT_ALIGNED else f"{self._indented(name)}{name}{arrow}"
+        shown = f"vs {self._baseline}"[: WIDTHS["Change"] - len(arrow)] if name == "Change" else name
+        label = f"{arrow}{shown}" if name in RIGHT_ALIGNED else f"{self._indented(name)}{shown}{arrow}"
         return Text(label, justify="right" if name in RIGHT_ALIGNED else "left", no_wrap=True)
 
     def _indented(self, name: str) -> str:

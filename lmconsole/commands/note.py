@@ -1,0 +1,36 @@
+"""`lmconsole note`: show and change the note and the tags of runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lmconsole.commands.output import print_data, print_json, print_message
+from lmconsole.errors import StoreError
+from lmconsole.runs.notes import Notes, change_notes, parse_tag
+from lmconsole.runs.store import Run, Store
+
+
+def note(
+    root: Path, names: Sequence[str], text: str | None, add: Sequence[str], remove: Sequence[str], *, json: bool
+) -> None:
+    """Change the notes of the named runs, if a note or tags are given, and print them."""
+    tags, gone = [[parse_tag(each) for each in given] for given in (add, remove)]
+    store = Store(root)
+    runs = list({run.run: run for run in [store.find(name) for name in names]}.values())
+    changing = text is not None or tags or gone
+    found: list[tuple[Run, Notes]] = []
+    for run in runs:
+        if changing:
+            notes = change_notes(run.paths, note=text, add=tags, remove=gone)
+        elif run.notes_problem:
+            raise StoreError(run.notes_problem)
+        else:
+            notes = run.notes
+        found.append((run, notes))
+    if json:
+        print_json([{"run": run.run, "note": notes.note or None, "tags": list(notes.tags)} for run, notes in found])
+        return
+    for run, notes in found:
+        if notes.text:
+            print_data(f"{run.run}  {notes.text}")
+        else:
+            print_message(f"{run.run}: no note and no tags")
