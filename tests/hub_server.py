@@ -1,8 +1,8 @@
 """A server on loopback that speaks the routes of the Hugging Face Hub from which files are downloaded.
 
 As on the hub, small files are redirected within the hub, and large ones to a signed address on another host that must
-not see the token. It announces no Xet unless ``xet`` is set. By hand it serves substitutes for the paper preset, made from
-the real test split of WikiText-2:
+not see the token. It announces no Xet unless ``xet`` is set. By hand it serves substitutes for the paper preset, made
+from the real test split of WikiText-2:
 
     LMCONSOLE_SHARED=… python tests/hub_server.py 8765
     HF_ENDPOINT=http://127.0.0.1:8765 HF_HOME=… lmconsole data fetch
