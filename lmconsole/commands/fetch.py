@@ -73,6 +73,8 @@ def fetch(what: str, out: Path | None, source: Path | None, *, json: bool) -> No
         folder = (out or hub_folder(data)).absolute()
         done = [_fetch_data(data, folder)]
     else:
+        if out is None and what != "gpt1" and parse_hub_data(os.environ.get("LMCONSOLE_DATA", "")):
+            raise LmconsoleError("LMCONSOLE_DATA names another data set", hint="Unset it, or name a folder with --out.")
         folder = target_folder(out, os.environ, Path.cwd())
         done = _fetch_parts(PARTS[what], folder, what, source)
     if json:

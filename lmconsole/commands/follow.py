@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lmconsole.commands.display import Display
@@ -158,9 +158,9 @@ class Follower:
             self._runner is not None and self._runner.poll() is None
         )
 
-    def wait_for_runner(self) -> bool:
-        """Wait until the runner has ended. Return False if other runs keep it busy, or at an interrupt."""
-        while self._runner_is_at_work():
+    def wait_for_runner(self, done: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until the runner has ended, or ``done``. Return False if other runs keep it busy, or at an interrupt."""
+        while self._runner_is_at_work() and not done():
             if self._interrupts.count or pending(self._store, self._store.runs()):
                 return False
             time.sleep(POLL_S)
@@ -171,8 +171,15 @@ class Follower:
 
         Return False if they could not be written: a script that goes on to use them must not find older ones.
         """
+        exported: list[str] = []
+
+        def written() -> bool:
+            with contextlib.suppress(OSError):
+                exported.extend(line for line in self._runner_log.read_lines() if line.startswith("exports: "))
+            return bool(exported) and self._store.runner() is None  # its process may still be giving alerts
+
         self._display.say("Writing the exports …")
-        if not self.wait_for_runner():
+        if not self.wait_for_runner(written):
             others = not self._interrupts.count
             self._display.say(
                 f"Other runs are active; the exports follow when they have ended, in {exports}."
@@ -180,8 +187,6 @@ class Follower:
                 else f"Detached; the exports will be in {exports}."
             )
             return True
-        exported: list[str] = []
-        with contextlib.suppress(OSError):
-            exported = [line for line in self._runner_log.read_lines() if line.startswith("exports: ")]
+        written()
         self._display.say(exported[-1] if exported else f"exports: none were written; see {self._store.runner_log}")
         return bool(exported) and not exported[-1].startswith("exports: none")

@@ -53,12 +53,16 @@ def run_headless(request: RunRequest) -> ExitCode:
                 if own and request.exports and code is not ExitCode.INTERRUPTED:
                     exported = follower.wait_for_exports(request.exports)
                     code = code if exported else ExitCode.RUN_FAILED
-                elif own and request.on_event and code is not ExitCode.INTERRUPTED:
-                    follower.wait_for_runner()  # where everything ends with this command, as in a container
-            finally:
+            except BaseException:
                 follower.leave()
-        print_results(follower.runs, stderr=request.json)
-        print_digest(summarize(store, follower.runs, store.runs()), stderr=request.json)
+                raise
+        try:
+            print_results(follower.runs, stderr=request.json)
+            print_digest(summarize(store, follower.runs, store.runs()), stderr=request.json)
+            if own and request.on_event and code is not ExitCode.INTERRUPTED:
+                follower.wait_for_runner()  # where everything ends with this command, as in a container
+        finally:
+            follower.leave()
     return code
 
 

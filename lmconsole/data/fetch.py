@@ -117,10 +117,10 @@ def has_corpus_files(folder: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Missing:
-    """What a request needs and this machine lacks."""
+    """Data that a request needs and this machine lacks."""
 
     folder: Path
-    """Where it is to be saved."""
+    """Folder in which they are to be saved."""
     parts: tuple[str, ...]
     """Among ``wikitext-2`` and ``gpt1``."""
 
@@ -137,14 +137,13 @@ def find_missing(
         tables = embeddings or (find_embeddings(None, folder) if folder.is_dir() else None)
         return Missing(folder=folder, parts=("wikitext-2", *(["gpt1"] if frozen and not tables else [])))
     found = find_data(data, environ=environ, cwd=cwd) or folder
-    return Missing(
-        folder=folder_of(found), parts=("gpt1",) if frozen and not find_embeddings(embeddings, found) else ()
-    )
+    parts = ("gpt1",) if frozen and not find_embeddings(embeddings, found) else ()
+    return Missing(folder=folder_of(found), parts=parts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fetched:
-    """What was saved."""
+    """Outcome of a fetch."""
 
     files: tuple[Path, ...]
     message: str
@@ -221,10 +220,16 @@ def fetch_gpt1(folder: Path, get: Get, listener: Listener) -> Fetched:
         HubError: a file cannot be downloaded.
     """
     path = folder / EMBEDDINGS_FILES[0]
-    if folder.is_dir() and (found := find_embeddings(None, folder)):
-        return Fetched(files=(found,), message=f"GPT-1's embeddings are already there: {found.name}")
+    tables = find_embeddings(None, folder) if folder.is_dir() else None
+    if tables and {ENCODER_FILE, MERGES_FILE} <= list_folder(folder):
+        return Fetched(files=(tables,), message=f"GPT-1's tokenizer and embeddings are already there: {tables.name}")
     bpe = _tokenizer_files(get)
     gpt1_tokenizer(bpe[ENCODER_FILE], bpe[MERGES_FILE])
+    if tables:
+        saved = _save_tokenizer(folder, bpe)
+        return Fetched(
+            files=(tables, *saved), message=f"GPT-1's tokenizer; embeddings are already there: {tables.name}"
+        )
     weights = get(_WEIGHTS)
     listener.say(f"Reading the embedding tables of {_WEIGHTS.name} …")
     folder.mkdir(parents=True, exist_ok=True)

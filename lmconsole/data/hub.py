@@ -145,10 +145,14 @@ def download(file: HubFile, listener: Listener) -> Path:
     Without a network, the version in the cache is used. Raises HubError.
     """
     _require_client()
+    from huggingface_hub import is_offline_mode
+
     with _errors_explained(file.repository, file.name), _messages_of_client(listener):
         metadata = _metadata(file)
         if metadata is not None:
             _download_blob(file, metadata, listener)
+        elif not is_offline_mode():
+            listener.say(f"{file.name}: the hub cannot be reached; using the copy in the cache")
         path = _path_in_cache(file, offline=metadata is None)
         if not _matches(path):
             if metadata is None:
@@ -199,7 +203,7 @@ def _metadata(file: HubFile) -> "HfFileMetadata | None":
     try:
         try:
             metadata = get()
-        except httpx2.TimeoutException:
+        except (httpx2.ReadTimeout, httpx2.ReadError, httpx2.RemoteProtocolError):
             metadata = get(retry_on_errors=True)
         except HfHubHTTPError as error:
             if error.response.status_code not in BUSY:

@@ -15,7 +15,7 @@ from lmconsole.data.files import size_limit
 from lmconsole.data.hub import HubData, HubFile, Listener, Repository, describe_dataset, download
 from lmconsole.data.parquet import as_line, read_texts
 from lmconsole.data.tokenizer import iter_lines
-from lmconsole.errors import CorpusError
+from lmconsole.errors import CorpusError, HubError
 from lmconsole.files import atomic_write, read_file
 from lmconsole.telemetry.host import MIB
 
@@ -35,7 +35,7 @@ ORIGIN_FILE = "hub.json"
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the text in a folder comes from; saved next to it."""
+    """Origin of the text in a folder, saved next to it."""
 
     repository: str
     commit: str
@@ -52,7 +52,15 @@ def fetch_data(data: HubData, folder: Path, listener: Listener) -> Fetched:
     revision, repository = None, describe_dataset(data.repository)
     if not any(name.endswith(".parquet") for name in repository.sizes):
         revision = CONVERTED
-        repository = describe_dataset(data.repository, revision)
+        try:
+            repository = describe_dataset(data.repository, revision)
+        except HubError as error:
+            if error.offline:
+                raise
+            raise CorpusError(
+                f"{data.repository}: has no Parquet files, and the hub has made none of its files",
+                hint="Choose another data set, or download its text and name it with --data FOLDER.",
+            ) from None
     names = {split: folder / name for split, name in TEXT_FILES.items()}
     if _origin_commit(folder) == repository.commit and all(path.exists() for path in names.values()):
         return Fetched(files=tuple(names.values()), message=f"{data.name} is already there, {_at(repository.commit)}")
@@ -144,7 +152,7 @@ def choose_files(repository: Repository, data: HubData) -> dict[str, list[str]]:
         raise CorpusError(
             f"{data.name}: no train split in Parquet files, found {found}", hint="Choose another data set."
         )
-    return {split: splits[split] for split in SPLITS if splits.get(split)}
+    return {split: list(dict.fromkeys(splits[split])) for split in SPLITS if splits.get(split)}
 
 
 def _choose(data: HubData, names: Sequence[str], default: Sequence[str]) -> str:

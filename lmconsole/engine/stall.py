@@ -1,8 +1,8 @@
 """When a running run counts as stalled: it takes many times as long as its own speed predicts.
 
 A run is judged in the runner, from its log and the state of its process. The limit is ``FACTOR`` times the time that
-its slowest recent progress predicts, times the load of the machine where that is more than its cores, but never less
-than ``FLOOR_S``. A step is expected to take as long as one of its own, a validation and the tests as long as training
+its recent speed predicts, times the load of the machine where that is more than its cores, but never less than
+``FLOOR_S``. A step is expected to take as long as one of its own, a validation and the tests as long as training
 on as many tokens, which is more than they need. The setup has no speed, so it is never judged.
 """
 
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
+from statistics import median_low
 
 import psutil
 
@@ -24,7 +25,8 @@ FACTOR = 30
 FLOOR_S = 120.0
 """Shortest silence that counts: checkpoints, slow disks and busy neighbors delay a step by seconds."""
 RECENT = 32
-"""Progress events of which the slowest is the speed of a run: 16 s, or as many steps if they are longer."""
+"""Progress events of which the median is the speed of a run: 16 s, or as many steps if they are longer. A pause slows
+down only one of them."""
 MAX_GAP_S = 2.0
 """Longest time between two checks that counts. If more has passed, this process, its container or the machine slept,
 and the run with it."""
@@ -88,7 +90,7 @@ def expected_seconds(run: Run) -> float | None:
         "valid": tokens.get("validation", 0),
         "test": 2 * tokens.get("test", 0),  # with the last and with the best weights
     }
-    return expected[_phase(state)] / min(speeds)
+    return expected[_phase(state)] / median_low(speeds)
 
 
 def _phase(state: RunState) -> str:

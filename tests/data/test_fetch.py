@@ -1,4 +1,4 @@
-"""What is fetched from the hub, and where it is saved: WikiText-2, GPT-1's tables, and any other data set."""
+"""WikiText-2, GPT-1's tables and any other data set are fetched from the hub and saved where runs find them."""
 
 import io
 import json
@@ -130,6 +130,10 @@ def test_what_is_there_is_not_downloaded_again(small_hub: Hub, tmp_path: Path, m
     assert not again.warning
     assert "already" in fetch_gpt1(folder, from_hub(Quiet()), Quiet()).message
     assert small_hub.requests == []
+    (folder / "vocab_40000.bpe").unlink()
+    assert "embeddings are already there" in fetch_gpt1(folder, from_hub(Quiet()), Quiet()).message
+    assert (folder / "vocab_40000.bpe").exists()
+    assert not any("safetensors" in each.path for each in small_hub.requests)
 
 
 @pytest.mark.parametrize("prefix", ["", "transformer."])
@@ -408,6 +412,9 @@ def test_a_data_set_that_the_hub_has_converted(hub: Hub, tmp_path: Path) -> None
     hub.repositories["datasets/someone/texts"] = repository
     done = fetch_data(DATA, tmp_path / "new", Quiet())
     assert [path.read_text() for path in done.files] == ["train\n", "validation\n", "test\n"]
+    repository.branches.clear()
+    with pytest.raises(CorpusError, match="has no Parquet files, and the hub has made none"):
+        fetch_data(DATA, tmp_path / "other", Quiet())
 
 
 def test_an_unusable_data_set_leaves_nothing(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

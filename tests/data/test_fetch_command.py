@@ -101,11 +101,14 @@ def test_without_a_network_the_files_to_bring_are_named(hub: Hub, here: Path, mo
     assert list(here.iterdir()) == []
 
 
-def test_wrong_requests_are_refused(here: Path) -> None:
+def test_wrong_requests_are_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LmconsoleError, match="unknown download 'wikitext'; did you mean 'wikitext-2'"):
         command.fetch("wikitext", None, None, json=False)
     with pytest.raises(LmconsoleError, match="--files has no effect"):
         command.fetch("hub:someone/texts", None, here, json=False)
+    monkeypatch.setenv("LMCONSOLE_DATA", "hub:someone/texts")
+    with pytest.raises(LmconsoleError, match="LMCONSOLE_DATA names another data set"):
+        command.fetch("all", None, None, json=False)
 
 
 def test_a_target_that_cannot_be_written_is_named(hub: Hub, here: Path) -> None:
