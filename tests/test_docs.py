@@ -142,6 +142,11 @@ def run(command: str, folder: Path) -> str:
     return done.stdout
 
 
+def test_the_reference_is_generated_from_the_code() -> None:
+    found = runpy.run_path(str(CHECKOUT / "docs" / "reference.py"))
+    assert found["FILE"].read_text(encoding="utf-8") == found["generate"](), "run `python docs/reference.py`"
+
+
 @pytest.mark.parametrize("command", RUN)
 def test_every_command_runs(command: str, folder: Path) -> None:
     assert "lmconsole" in command, f"{command}: not run by this test; list it in {CONTRIBUTING.name}"
