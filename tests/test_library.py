@@ -54,7 +54,7 @@ def test_every_name_has_an_example() -> None:
         _ = lmconsole.runstore  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("document", ["docs/scripting.md", "lmconsole/commands/SKILL.md"])
+@pytest.mark.parametrize("document", ["docs/scripting.md", "docs/guides.md", "lmconsole/commands/SKILL.md"])
 def test_examples_in_documents_run(document: str) -> None:
     path = CHECKOUT / document
     if not path.exists():
