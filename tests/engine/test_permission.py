@@ -100,13 +100,13 @@ import sys
 from multiprocessing import get_context
 from pathlib import Path
 from lmconsole.engine import runner, worker
-worker.get_context = lambda method: get_context("fork")
+worker.get_context = lambda method: get_context("fork" if method == "forkserver" else method)
 sys.exit(runner.main(Path(sys.argv[1])))
 """
 
 
 def serve(root: Path) -> int:
-    """Run a runner to its end. It has imported PyTorch, and forks its workers itself."""
+    """Run a runner to its end. On Linux it has imported PyTorch, and forks its workers itself."""
     done = tiny.run_code(SERVE, str(root / "runs"), root=root)
     with (root / "runner-output").open("a") as output:
         output.write(done.stdout + done.stderr)

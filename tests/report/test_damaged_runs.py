@@ -12,6 +12,7 @@ from lmconsole.commands.results import DAMAGE_NOTE, print_results
 from lmconsole.commands.status import show_status
 from lmconsole.formatting import DAMAGE_MARK
 from lmconsole.report.against import comparison_table, published_results
+from lmconsole.report.draw import draw_figure
 from lmconsole.report.export import ExportOptions, export
 from lmconsole.report.figures import figure_specs
 from lmconsole.report.findings import findings
@@ -72,6 +73,7 @@ def test_tables_2_and_3_and_figures_mark_it_too(store: Store) -> None:
         if figure.number in (9, 10):
             assert note in figure.caption
             assert [DAMAGE_MARK in label for label in figure.content.labels] == [True, False]  # type: ignore[union-attr]
+            assert draw_figure(figure.content).axes
         elif figure.number in (1, 5):
             assert "Damaged event logs: 1." in figure.caption
 
@@ -97,6 +99,7 @@ def test_the_findings_name_the_experiment_and_do_not_recommend_it(store: Store) 
     assert "LSTM 1L Adam (1)" not in everything.replace(f"LSTM 1L Adam (1){DAMAGE_MARK}", "")
 
 
+@pytest.mark.usefixtures("quick_figures")
 def test_the_report_says_so_in_both_formats(store: Store, tmp_path: Path) -> None:
     export(store, tmp_path / "out", ExportOptions())
     markdown = (tmp_path / "out" / "report.md").read_text()
@@ -118,6 +121,7 @@ def test_lists_show_the_mark_and_what_is_damaged(store: Store, capsys: pytest.Ca
     assert DAMAGE_NOTE in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("quick_figures")
 def test_without_damage_nothing_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record(tmp_path, 1, "lstm", BEST, samples=6)
     store = Store(tmp_path / "runs")

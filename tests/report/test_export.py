@@ -55,6 +55,7 @@ def written(out: Path) -> set[str]:
     return {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} - {".group.json"}
 
 
+@pytest.mark.usefixtures("quick_figures")
 @pytest.mark.parametrize(
     ("file_format", "expected"),
     [
@@ -140,6 +141,7 @@ def test_pdf_is_written_in_addition_to_png(store: Store, tmp_path: Path) -> None
     assert {path.suffix for path in (tmp_path / "out/figures").glob("figure-3.*")} == {".png", ".pdf"}
 
 
+@pytest.mark.usefixtures("quick_figures")
 def test_reports_name_each_figure_table_and_question(store: Store, tmp_path: Path) -> None:
     export(store, tmp_path, ExportOptions())
     markdown, latex = (tmp_path / "report.md").read_text(), (tmp_path / "report.tex").read_text()
@@ -193,6 +195,7 @@ def test_the_command_that_reproduces_uses_the_same_number_of_threads(
     assert reproduce(group).count("--jobs") == bool(expected)
 
 
+@pytest.mark.usefixtures("quick_figures")
 def test_the_report_names_different_numbers_of_threads_and_their_effect_on_times(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(5.0, 4.5)], jobs=4, threads=1)
     record(tmp_path, 2, "lstm", [(5.0, 4.5)], jobs=1, threads=2)
