@@ -25,7 +25,7 @@ from lmconsole.data.cache import SPLITS, TokenizedText, cached, entry_name, fing
 from lmconsole.data.demo import DEMO_NAME, demo_texts
 from lmconsole.data.files import check_text, id_type, list_folder, open_data, read_bytes, read_tokens, recognize_tables
 from lmconsole.data.hub import hub_folder, parse_hub_data
-from lmconsole.data.layout import FOLDER_HINT, Kind, corpus_files, folder_of, has_part, next_to
+from lmconsole.data.layout import FOLDER_HINT, Kind, corpus_files, folder_of, next_to, split_files
 from lmconsole.data.text import SPLIT_RULE, Text, TextPart, split_file
 from lmconsole.data.tokenizer import ENCODER_FILE, MERGES_FILE, Tokenizer, gpt1_tokenizer, train_byte_bpe
 from lmconsole.errors import CorpusError, EmbeddingsError, escape_control_characters
@@ -251,7 +251,7 @@ def _has_corpus(place: Path) -> bool:
     try:
         corpus_files(place, names)
     except CorpusError as error:
-        if has_part(names):
+        if split_files(names):
             raise CorpusError(error.message, hint=f"{error.hint}\n{hint}") from None
     else:
         return True

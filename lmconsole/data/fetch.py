@@ -26,7 +26,7 @@ from lmconsole.data.corpus import (
 )
 from lmconsole.data.files import id_type, list_folder, read_bytes, read_tokens
 from lmconsole.data.hub import HubFile, Listener, download, hub_folder, parse_hub_data
-from lmconsole.data.layout import folder_of, has_part
+from lmconsole.data.layout import folder_of, split_files
 from lmconsole.data.parquet import as_line, read_texts
 from lmconsole.data.tokenizer import ENCODER_FILE, MERGES_FILE, gpt1_tokenizer
 from lmconsole.errors import CorpusError, EmbeddingsError, HubError
@@ -107,7 +107,7 @@ def target_folder(explicit: Path | None, environ: Mapping[str, str], cwd: Path) 
 
 
 def _corpus_files(folder: Path) -> list[str]:
-    return sorted(name for name in list_folder(folder) if has_part([name]))
+    return split_files(list_folder(folder))
 
 
 def has_corpus_files(folder: Path) -> bool:

@@ -25,6 +25,9 @@ _NAME = re.compile(
 )
 _VALIDATION = ("valid", "validation", "val", "dev")
 
+LISTED = 5
+"""Most files of one split that a message names."""
+
 FOLDER_HINT = (
     "A corpus folder contains train.txt, valid.txt and test.txt, or token ids as wiki.train.npz, wiki.validation.npz "
     "and wiki.test.npz. Names may begin differently (ptb.train.txt) and end in .txt, .tokens, .raw, .npz or .npy, with "
@@ -42,9 +45,9 @@ class _Part:
     pattern: tuple[str, str]
 
 
-def has_part(names: Collection[str]) -> bool:
-    """Return whether one of these file names is that of a split."""
-    return any(_NAME.fullmatch(name) for name in names)
+def split_files(names: Collection[str]) -> list[str]:
+    """Return those of these file names that belong to a split, in order."""
+    return sorted(name for name in names if _NAME.fullmatch(name))
 
 
 def corpus_files(folder: Path, names: Collection[str], only: Kind | None = None) -> tuple[Kind, dict[str, Path]]:
@@ -106,7 +109,9 @@ def _name_for(split: str, like: _Part) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Return the names as in "a, b and c"."""
+    """Return the names as in "a, b and c", the first of many."""
+    if len(names) > LISTED:
+        names = [*names[:LISTED], f"{len(names) - LISTED:,} more"]
     return " and ".join([*filter(None, [", ".join(names[:-1])]), names[-1]])
 
 

@@ -77,6 +77,11 @@ def test_missing_files_are_named_like_the_others() -> None:
         assert caught.value.message.endswith(f"without {missing}")
 
 
+def test_of_many_files_for_one_split_some_are_named() -> None:
+    with pytest.raises(CorpusError, match=r"split: train: 0\.train\.txt, .* and 9,995 more$"):
+        corpus_files(Path("folder"), {f"{number}.train.txt" for number in range(10_000)})
+
+
 def test_a_run_finds_its_files_again_when_a_folder_has_text_and_ids(text_folder: Path, npz_folder: Path) -> None:
     for file in npz_folder.iterdir():
         (text_folder / file.name).write_bytes(file.read_bytes())
