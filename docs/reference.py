@@ -84,7 +84,7 @@ def _table(fields: Mapping[str, Any]) -> str:
 
 
 def _type(field: Mapping[str, Any]) -> str:
-    """Return the type of a field in words."""
+    """Return the type of a field as readers know it."""
     if "$ref" in field:
         return f"`{field['$ref'].rpartition('/')[2]}`"
     if "const" in field:

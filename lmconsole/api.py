@@ -15,6 +15,7 @@ and ``export`` import pandas, and ``export`` matplotlib. All errors are ``Lmcons
 import contextlib
 import html
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -252,6 +253,9 @@ def export(
 
     Raises:
         LmconsoleError: There is nothing to export, or the files could not be written. ``out`` is unchanged then.
+
+    Warns:
+        UserWarning: A file in ``out`` belongs to other runs, and is kept because it is not as it was exported.
     """
     _import_matplotlib()
     from lmconsole.report.export import ExportOptions, FileFormat
@@ -269,7 +273,11 @@ def export(
         against=against,
         siunitx=siunitx,
     )
-    return write(source, _path(out).absolute(), options)
+    messages: list[str] = []
+    paths = write(source, _path(out).absolute(), options, warn=messages.append)
+    for message in messages:
+        warnings.warn(message, stacklevel=2)
+    return paths
 
 
 def _open(store: "RunStore | str | os.PathLike[str]", run: str | int | None) -> tuple[stores.Store, str | None]:

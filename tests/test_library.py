@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -118,6 +119,17 @@ def test_a_store_is_read_again_at_each_access(tmp_path: Path) -> None:
     again = lmconsole.RunStore(tmp_path / "runs")
     assert list(again) == []
     assert list(again.problems) == [unfinished.run]
+
+
+def test_messages_of_an_export_are_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(_store: object, out: Path, _options: object, *, warn: Callable[[str], object]) -> list[Path]:
+        warn(f"{out}: kept")
+        return [out]
+
+    monkeypatch.setattr("lmconsole.report.export.export", write)
+    with pytest.warns(UserWarning, match="out: kept") as caught:
+        assert lmconsole.export("runs", "out") == [Path("out").absolute()]
+    assert caught[0].filename == __file__
 
 
 def test_a_notebook_shows_the_runs_and_text_from_files_is_escaped(tmp_path: Path) -> None:
