@@ -90,6 +90,8 @@ def change_notes(
         with lock.held(paths.folder.parent / NOTES_LOCK, LOCK_TIMEOUT_S) as held:
             if held is None:
                 raise StoreError(f"{paths.folder.parent / NOTES_LOCK}: another command keeps changing notes")
+            if os.path.islink(paths.folder):
+                raise StoreError(f"{paths.folder}: expected a folder, found a symbolic link, which is not followed")
             old = read_notes(paths)
             tags = [tag for tag in dict.fromkeys((*old.tags, *add)) if tag not in remove]
             new = Notes(note=old.note if note is None else " ".join(note.split()), tags=tuple(tags))
@@ -108,8 +110,6 @@ def change_notes(
 def _write(paths: RunPaths, notes: Notes) -> None:
     if notes == NO_NOTES:
         paths.notes.unlink(missing_ok=True)
-    elif os.path.islink(paths.folder):
-        raise StoreError(f"{paths.folder}: expected a folder, found a symbolic link, which is not followed")
     else:
         encoded = msgspec.json.format(msgspec.json.encode(notes), indent=2) + b"\n"
         with atomic_write(paths.notes) as file:

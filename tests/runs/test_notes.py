@@ -93,6 +93,17 @@ def test_notes_that_cannot_be_read_cost_the_notes_and_not_the_run(run: Run, tmp_
     assert "a folder" in problem()
 
 
+def test_nothing_is_written_through_a_linked_run_directory(run: Run, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    run.paths.folder.rename(elsewhere)
+    run.paths.folder.symlink_to(elsewhere)
+    (elsewhere / "notes.json").write_text('{"note": "keep"}')
+    for change in ("", "new"):
+        with pytest.raises(StoreError, match="symbolic link"):
+            change_notes(run.paths, note=change)
+    assert (elsewhere / "notes.json").read_text() == '{"note": "keep"}'
+
+
 def test_control_characters_are_data_and_escaped_where_they_are_shown(run: Run, tmp_path: Path) -> None:
     change_notes(run.paths, note="\x1b[31mred\u202e")
     (found,) = Store(tmp_path / "runs").runs()

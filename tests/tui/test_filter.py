@@ -113,16 +113,18 @@ def test_a_pattern_with_a_doubtful_set_gives_no_warning() -> None:
 @pytest.mark.parametrize("pattern", [r"(a+)+$", r"(.*a){25}b", r"((.*)*)*x"])
 def test_a_pattern_that_would_take_for_ever_is_interrupted(pattern: str) -> None:
     facts = Facts(text="a" * 60 + "!")
-    parsed, began = parse_filter(f"/{pattern}/"), time.monotonic()
+    parsed, began = parse_filter(f"/{pattern}/"), time.process_time()
     with pytest.raises(TimeLimitExceeded), time_limit(0.1):
         parsed.matches(facts)
-    assert time.monotonic() - began < 1.0
+    assert time.process_time() - began < 1.0
 
 
 def test_the_limit_ends_with_its_block_and_does_nothing_in_other_threads() -> None:
     with time_limit(0.02):
         pass
-    time.sleep(0.04)
+    end = time.process_time() + 0.05
+    while time.process_time() < end:
+        pass
     errors: list[Exception] = []
 
     def use() -> None:
@@ -177,9 +179,7 @@ async def test_errors_and_slow_patterns_are_shown_while_typing(stage: Stage) -> 
         await shows(pilot, "unterminated subpattern")
         await sees(pilot, listed, list(range(1, 13)))
         await pilot.press("backspace", *"a+)+$/")
-        began = time.monotonic()
         await shows(pilot, TOO_SLOW)
-        assert time.monotonic() - began < 2.0
         await sees(pilot, listed, list(range(1, 13)))
         await pilot.press("escape")
         await shows_no_more(pilot, TOO_SLOW)

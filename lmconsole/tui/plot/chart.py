@@ -221,8 +221,10 @@ def _fill_bands(
     y_limits: Limits,
     glyph: str,
 ) -> None:
-    """Shade the blank cells between the lowest and the highest validation value of the seeds, below ``rows`` of the
-    axes."""
+    """Shade the blank cells of ``rows`` whose middle is between the lowest and the highest validation of the seeds.
+
+    ``first`` is the first of the ``columns`` inside the axes.
+    """
     height = len(rows) - AXIS_ROWS
     step = (x_limits[1] - x_limits[0]) / max(columns - 1, 1)
     for trace in found:
@@ -232,8 +234,8 @@ def _fill_bands(
         inside = [c for c in range(columns) if lows[0][0] <= x_limits[0] + c * step <= lows[-1][0]]
         grid = [x_limits[0] + c * step for c in inside]
         for c, low, high in zip(inside, _interpolated(lows, grid), _interpolated(highs, grid), strict=True):
-            bottom, top = [round((y - y_limits[0]) / (y_limits[1] - y_limits[0]) * (height - 1)) for y in (low, high)]
-            for level in range(max(bottom, 0), min(top, height - 1) + 1):
+            bottom, top = [(y - y_limits[0]) / (y_limits[1] - y_limits[0]) * (height - 1) for y in (low, high)]
+            for level in range(max(math.ceil(bottom), 0), min(math.floor(top), height - 1) + 1):
                 if rows[height - 1 - level][first + c][0] == " ":
                     rows[height - 1 - level][first + c] = (glyph, CellRole(kind="band", slot=trace.series.slot))
 

@@ -112,7 +112,7 @@ class MainScreen(Screen[None]):
             show=False,
             tooltip="Curves: published results as dotted lines",
         ),
-        Binding("slash", "filter", "Filter", id="filter", tooltip="Select: show only rows with these words"),
+        Binding("slash", "filter", "Filter", id="filter", tooltip="Select: filter by words, settings and tags"),
         Binding("e", "app.export", "Export", id="export", tooltip="Export: figures, tables and the report"),
         Binding(
             "t",
