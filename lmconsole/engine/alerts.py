@@ -76,7 +76,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
     """Cause and advice; null for ``finished``."""
     digest: Digest | None = None
-    """Outcome of all runs of the queue; only in a ``digest``."""
+    """Outcome of the runs of the queue, as many as fit into 20 kB; only in a ``digest``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +128,7 @@ class Alerts:
         """
         for run in runs:
             permission = None if run.problem else self._permission(run)
-            if permission is not None:
+            if permission is not None and (run.run, permission.queued_seq, run.status.value) not in self._seen:
                 for event, key, reason in self._due(run, permission.queued_seq, own):
                     self._add(run, permission, event, key, reason)
         self.poll()
@@ -182,7 +182,7 @@ class Alerts:
             store=digest.store,
             title=one_line(f"{digest.host}: {digest.title}"),
             text=digest.text,
-            digest=digest,
+            digest=digest.shortened(),
         )
         wanted = ((each.after.on_event, each.after.cwd) for each in permissions if each.after.on_event)
         self._pending += [_Pending(alert=alert, program=program, cwd=cwd) for program, cwd in dict.fromkeys(wanted)]

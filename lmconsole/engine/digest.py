@@ -29,6 +29,8 @@ TEXT_BYTES = 3_500
 """Most bytes of a ready text. Services for messages take 4,096."""
 REASON_CHARACTERS = 500
 LINE_CHARACTERS = 1_000
+RUNS_BYTES = 20_000
+"""Most bytes of the runs in an alert. Services that read JSON take 32 KiB."""
 MAX_BEST = 5
 """Best runs that are named: one for each group of comparable runs."""
 
@@ -110,6 +112,16 @@ class Digest(msgspec.Struct, frozen=True, kw_only=True):
         """The whole digest for people, of at most ``TEXT_BYTES``."""
         finished = [f"finished: {_describe(run)}" for run in self._sorted() if run.result == "finished"]
         return clip_lines([*self.lines, *self.problems, *finished])
+
+    def shortened(self) -> "Digest":
+        """Return the digest with as many runs as ``RUNS_BYTES`` allow, those first that need a person."""
+        kept, size = [], 0
+        for run in self._sorted():
+            size += len(msgspec.json.encode(run))
+            if size > RUNS_BYTES:
+                break
+            kept.append(run)
+        return msgspec.structs.replace(self, runs=tuple(kept))
 
     def _sorted(self) -> list[RunResult]:
         return sorted(self.runs, key=lambda run: (ORDER.index(run.result), run.best_valid_ppl or float("inf"), run.run))

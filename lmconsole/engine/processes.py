@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from lmconsole.engine import stop_signals
 from lmconsole.errors import StoreError, escape_control_characters
@@ -57,6 +58,13 @@ def _environment_of_programs() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if (k, v) != ("GOMP_SPINCOUNT", str(SPIN_COUNT))}
 
 
+def _unnamed_file() -> IO[bytes]:
+    """Open a file without a name, in memory where that is possible: the disk may be full. Raises OSError."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("input"), "w+b")
+    return tempfile.TemporaryFile()
+
+
 OUTPUT_BYTES = 4_096
 """Bytes at the end of a program's output that are kept."""
 
@@ -69,8 +77,9 @@ class LimitedProgram:
         """Start the program. Its input is a file, so it need not read it. Raises OSError."""
         self._deadline_s = time.monotonic() + limit_s
         self._output = b""
-        with tempfile.TemporaryFile() as stdin:
+        with _unnamed_file() as stdin:
             stdin.write(data)
+            stdin.flush()
             stdin.seek(0)
             self._process = subprocess.Popen(
                 list(command),

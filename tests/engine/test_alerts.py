@@ -384,6 +384,12 @@ def test_the_text_of_many_runs_is_cut(scene: Scene) -> None:
     assert len(digest.text.encode()) <= TEXT_BYTES
     assert re.search(r"… and 9\d\d more lines$", digest.text)
     assert len(digest.runs) == 1000
+    scene.given()
+    scene.alerts.add_digest(digest, [Permissions(scene.store.root).saved()[0]])
+    last = scene.given()[-1]
+    assert last["text"] == digest.text
+    assert 10 < len(last["digest"]["runs"]) < 100
+    assert len(json.dumps(last)) < 32_768
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"time": 3}', "{" * 100_000, "x" * 2**25], ids=len)
