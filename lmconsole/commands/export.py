@@ -26,6 +26,7 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
 
     event_files = options.file_format == "tensorboard"
     store = Store(root, recent=1 if event_files else None)
+    how_to_view = f"View them with: tensorboard --logdir {shlex.quote(str(out / FOLDER))}"
     if options.run:
         options = replace(options, run=store.find(options.run).run)
     if output is not None:
@@ -34,11 +35,10 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
         if watch:
             raise LmconsoleError("-o -: --watch writes files", hint="Leave one of the two out.")
         print_data(print_table(store, options).removesuffix("\n"))
-        return
-    if event_files:
-        print_message(f"View the event files with: tensorboard --logdir {shlex.quote(str(out / FOLDER))}")
-    if watch:
+    elif watch:
         folder = out.absolute()
+        if event_files:
+            print_message(how_to_view)
         keep_current(
             store,
             folder,
@@ -49,3 +49,5 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
     else:
         for path in write(store, out.absolute(), options, warn=print_message):
             print_data(str(path))
+        if event_files:
+            print_message(how_to_view)
