@@ -267,8 +267,8 @@ def export(
 ) -> None:
     """Export figures, tables and the report.
 
-    An export shows one group of comparable runs: by default that of the run that finished last. The paths of the files
-    go to standard output.
+    An export shows one group of comparable runs: by default that of the run that finished last. Event files for
+    TensorBoard show all runs, or those of --preset, --imported or --run. The paths of the files go to standard output.
     """
     from lmconsole.commands.export import export
     from lmconsole.report.export import ExportOptions

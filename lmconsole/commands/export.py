@@ -40,6 +40,7 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
         raise LmconsoleError("-o -: --json lists files, and none is written", hint="Use --format json for the table.")
     event_files = options.file_format == "tensorboard"
     store, folder = Store(root, recent=1 if event_files else None), out.absolute()
+    how_to_view = f"View them with: tensorboard --logdir {shlex.quote(str(out / FOLDER))}"
     if options.run:
         options = replace(options, run=store.find(options.run).run)
     if output is not None:
@@ -48,10 +49,9 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
         if watch:
             raise LmconsoleError("-o -: --watch writes files", hint="Leave one of the two out.")
         print_data(print_table(store, options).removesuffix("\n"))
-        return
-    if event_files:
-        print_message(f"View the event files with: tensorboard --logdir {shlex.quote(str(out / FOLDER))}")
-    if watch:
+    elif watch:
+        if event_files:
+            print_message(how_to_view)
         keep_current(store, folder, options, lambda paths: _report_again(folder, paths, json=json), warn=print_message)
     else:
         paths = write(store, folder, options, warn=print_message)
@@ -60,6 +60,8 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
         else:
             for path in paths:
                 print_data(str(path))
+        if event_files:
+            print_message(how_to_view)
 
 
 def _report_again(folder: Path, paths: Sequence[Path], *, json: bool) -> None:

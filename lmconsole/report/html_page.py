@@ -195,8 +195,11 @@ td.n { white-space: nowrap; }
   :root { color-scheme: light; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   nav { display: none; }
-  h2, h3 { break-after: avoid; }
-  figure, tr, li, pre { break-inside: avoid; }
+  h2 { margin-top: 1.2rem; }
+  h2, h3, figcaption:first-child, p:has(+ ul) { break-after: avoid; }
+  figure:has(img), tr, li, pre { break-inside: avoid; }
+  figure { margin: .8rem 0; }
+  figure img { max-height: 7.6cm; }
   .scroll { overflow: visible; }
   table { font-size: 8pt; }
   th, td { padding: .2rem .3rem; }

@@ -382,12 +382,16 @@ def _plain(value: str) -> str:
 
 
 def _typeset(value: str) -> str:
-    """Return a text with a minus in front of a negative number, and a power of ten for an exponent."""
-    mantissa, separator, exponent = value.partition("e")
+    """Return a number with a minus, a power of ten and its marks, as they are set in text and in formulas; other text
+    is escaped."""
+    number = value.rstrip(INCOMPLETE_MARK + formatting.DAMAGE_MARK)
+    mantissa, separator, exponent = number.partition("e")
     try:
-        float(value.replace(",", ""))
+        float(number.replace(",", ""))
     except ValueError:
         return escape_latex(value)
-    minus = "$-$" if mantissa.startswith("-") else ""
-    power = f"$\\times10^{{{int(exponent)}}}$" if separator else ""
-    return f"{minus}{mantissa.removeprefix('-')}{power}"
+    minus = r"\ensuremath{-}" if mantissa.startswith("-") else ""
+    power = f"\\ensuremath{{\\times10^{{{int(exponent)}}}}}" if separator else ""
+    shown_marks = value[len(number) :].replace(INCOMPLETE_MARK, r"\ensuremath{^\dagger}")
+    shown_marks = shown_marks.replace(formatting.DAMAGE_MARK, r"\S{}")
+    return f"{minus}{mantissa.removeprefix('-')}{power}{shown_marks}"

@@ -228,15 +228,13 @@ class _Encoder:
             case Progress():
                 self._steps_per_epoch = event.steps
                 self._step = (event.epoch - 1) * event.steps + event.step
-                yield self._summary(
-                    {"loss_nats/train": event.train_loss_nats, "speed/tokens_per_s": event.tokens_per_s}
-                )
+                yield self._summary({"loss/train": event.train_loss_nats, "speed/tokens_per_s": event.tokens_per_s})
             case Epoch():
                 self._step = event.epoch * self._steps_per_epoch
                 yield self._summary(
                     {
-                        "loss_nats/train_epoch": event.train_loss_nats,
-                        "loss_nats/validation": event.valid_loss_nats,
+                        "loss/train_epoch": event.train_loss_nats,
+                        "loss/validation": event.valid_loss_nats,
                         "perplexity/train": event.train_ppl,
                         "perplexity/validation": event.valid_ppl,
                         "time/train_s": event.train_s,
