@@ -78,7 +78,7 @@ def test_missing_files_are_named_like_the_others() -> None:
 
 
 def test_of_many_files_for_one_split_some_are_named() -> None:
-    with pytest.raises(CorpusError, match=r"split: train: 0\.train\.txt, .* and 9,995 more$"):
+    with pytest.raises(CorpusError, match=r"split: train: 0\.train\.txt, .* and 9,995 more\n"):
         corpus_files(Path("folder"), {f"{number}.train.txt" for number in range(10_000)})
 
 
