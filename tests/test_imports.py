@@ -41,6 +41,7 @@ ONLY_IN = {
     "torch": "lm/",
     "pandas": "report/",
     "matplotlib": "report/",
+    "tensorboard": "report/tensorboard.py",
     "textual": "tui/",
     "textual_plotext": "tui/",
     "plotext": "tui/",
