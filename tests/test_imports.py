@@ -41,6 +41,7 @@ ONLY_IN: Mapping[str, str | tuple[str, ...]] = {
     "torch": "lm/",
     "pandas": ("report/", "api.py"),
     "matplotlib": ("report/", "api.py"),
+    "tensorboard": "report/tensorboard.py",
     "textual": "tui/",
     "textual_plotext": "tui/",
     "plotext": "tui/",

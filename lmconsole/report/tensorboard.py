@@ -31,6 +31,9 @@ FOLDER = "tensorboard"
 
 READ_BYTES = 2**20
 
+MAX_STEP = 2**63 - 1
+"""Largest step that a record can have; steps of a log that anyone may have written can be more."""
+
 Scalars = Mapping[str, float | None]
 """Values by tag; an unknown one is left out."""
 
@@ -224,7 +227,7 @@ class _Encoder:
                 # Readers drop everything from this step on, which the attempt before had not saved.
                 self._step = (epoch - 1) * self._steps_per_epoch + step
                 start = SessionLog(status=SessionLog.START)
-                yield Record(wall_time=self._wall_time, step=self._step + 1, session_log=start)
+                yield Record(wall_time=self._wall_time, step=min(self._step + 1, MAX_STEP), session_log=start)
             case Progress():
                 self._steps_per_epoch = event.steps
                 self._step = (event.epoch - 1) * event.steps + event.step
@@ -266,7 +269,7 @@ class _Encoder:
             tag, content = hparams
             plugin = SummaryMetadata.PluginData(plugin_name="hparams", content=content)
             values.append(Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin)))
-        return Record(wall_time=self._wall_time, step=self._step, summary=Summary(value=values))
+        return Record(wall_time=self._wall_time, step=min(self._step, MAX_STEP), summary=Summary(value=values))
 
 
 _SYSTEM = (

@@ -256,7 +256,10 @@ def test_a_hostile_store_costs_no_other_run_and_leads_nowhere(
         lines, ("", "now", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "x" * 999), strict=False
     ):
         line["t"] = t
-    lines[-1] |= {"valid_ppl": 1e300, "train_ppl": None, "non_finite": {"train_ppl": "nan"}}
+    for number, kind in enumerate(("progress", "resumed"), len(lines) + 1):
+        huge = {"kind": kind, "seq": number, "t": "", "epoch": 1_000_000, "step": 2**53, "steps": 2**53}
+        lines.append(huge | {"train_loss_nats": 1e39, "tokens_per_s": 0.0, "elapsed_train_s": 0.0})
+    lines[-3] |= {"valid_ppl": 1e300, "train_ppl": None, "non_finite": {"train_ppl": "nan"}}
     (strange / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "garbage\n")
     similar = store / "\x1b[31m\u202e_name_"
     shutil.copytree(strange, similar)
