@@ -100,6 +100,9 @@ def test_every_command_that_starts_no_process_prints_json_as_described(store: St
     assert [Path(path).exists() for path in found["export"]["files"]] == [True] * 5
     assert [run.status for run in store.runs()].count(Status.FINISHED) == 3
     assert len(found["import"]["imported"]) == 1
+    code, text = call("export", "--watch", "--format", "csv", "--json")
+    assert (code, json.loads(text)) == (0, found["export"])
+    assert text.count("\n") == 1
     again = json.loads(call("import", "theirs.csv", "--json")[1])
     assert (len(again["imported_before"]), again["imported"]) == (1, [])
     code, text = call("import", "odd.csv", "--json")
