@@ -15,7 +15,7 @@ from lmconsole.runs.events import Finished, Stopped
 from lmconsole.runs.permissions import Permissions
 from lmconsole.tui.filter import parse_filter
 from lmconsole.tui.plot.glyphs import ASCII, UNICODE
-from lmconsole.tui.rows import COLUMNS, Row, build_rows
+from lmconsole.tui.rows import COLUMNS, Row, Sort, build_rows
 from lmconsole.tui.rows import matches as row_matches
 
 
@@ -355,3 +355,10 @@ def test_a_result_without_numbers_is_shown_as_unknown(stage: Stage) -> None:
         ),
     )  # fmt: skip
     assert rows(stage)[0].cells[5:] == ("finished", "–", "–", "", "–", "", "")
+
+
+def test_sorting_by_the_next_column_skips_those_without_text() -> None:
+    after_valid = Sort(column=COLUMNS.index("Valid")).by_next_column({"Change", "Notes"})
+    assert COLUMNS[after_valid.column] == "Time"
+    assert COLUMNS[Sort(column=COLUMNS.index("Trend")).by_next_column({"Notes"}).column] == "ID"
+    assert COLUMNS[Sort(column=COLUMNS.index("Trend")).by_next_column().column] == "Notes"
