@@ -21,20 +21,24 @@ from lmconsole.commands.data_info import DataReport
 from lmconsole.commands.doctor import Finding
 from lmconsole.commands.dry_run import DryRun
 from lmconsole.commands.export import ExportResult
+from lmconsole.commands.fetch import FetchResult, PlannedDownload
 from lmconsole.commands.import_runs import ImportResult
 from lmconsole.commands.init import InitResult
 from lmconsole.commands.list_experiments import ListedExperiment
+from lmconsole.commands.note import RunNotes
 from lmconsole.commands.schema import SchemaFile
 from lmconsole.commands.skill import Skill
 from lmconsole.commands.status import RunSummary
 from lmconsole.commands.stop import StopResult
 from lmconsole.engine.bench_cache import BenchResult
+from lmconsole.engine.digest import Digest
 from lmconsole.engine.run_options import OPTIONS, RunRequest
 from lmconsole.plan.experiment import APPLIES_TO, Experiment, Model, Settings
 from lmconsole.plan.load import MAX_EXPERIMENTS, MAX_NAME, PRESET_NAME, builtin_file, load_plan
 from lmconsole.plan.presets import AUTO, IDENTITY, SECTIONS, TYPES
 from lmconsole.runs.events import AnyEvent, Event
 from lmconsole.runs.info import RunInfo
+from lmconsole.tui.list_keys import KeyEntry
 from lmconsole.tui.serve import ServedConsole
 
 FOLDER = Path(__file__).resolve().parents[1] / "lmconsole" / "schemas"
@@ -48,18 +52,23 @@ OUTPUTS: dict[str, Any] = {
     "list": list[ListedExperiment],
     "run": AnyEvent,
     "run-dry-run": DryRun,
+    "run-dry-run-fetch": PlannedDownload,
     "status": list[RunSummary],
+    "status-digest": Digest | None,
     "stop": list[StopResult],
     "watch": AnyEvent,
+    "note": list[RunNotes],
     "export": ExportResult,
     "import": ImportResult,
     "data-info": DataReport,
+    "data-fetch": FetchResult,
     "doctor": list[Finding],
     "bench": BenchResult,
     "serve": ServedConsole,
     "init": InitResult,
     "schema": list[SchemaFile],
     "skill": Skill,
+    "keys": list[KeyEntry],
 }
 """Types of what the commands print with ``--json``; of streams, the type of a line."""
 

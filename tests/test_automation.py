@@ -28,7 +28,12 @@ from lmconsole.runs.store import Store
 SCRIPTING = Path(__file__).resolve().parents[1] / "docs" / "scripting.md"
 SKILL = Path(lmconsole.__file__).parent / "commands" / "SKILL.md"
 ELSEWHERE = {"run": "the instructions for agents", "run --dry-run": "the instructions for agents"}
-ELSEWHERE |= {"doctor": "the instructions for agents", "bench": "test_cli.py", "serve": "below"}
+ELSEWHERE |= {
+    "data fetch": "data/test_fetch_command.py",
+    "doctor": "the instructions for agents",
+    "bench": "test_cli.py",
+    "serve": "below",
+}
 """Commands whose JSON another test checks, since they start processes."""
 
 
@@ -77,6 +82,7 @@ def test_every_command_that_starts_no_process_prints_json_as_described(store: St
         "list": ["list"],
         "status": ["status"],
         "stop": ["stop", "--all", "--wait"],
+        "note": ["note", "5", "good", "--tag", "x"],
         "watch": ["watch", "5"],
         "export": ["export", "--format", "csv"],
         "import": ["import", "theirs.csv"],
@@ -84,6 +90,7 @@ def test_every_command_that_starts_no_process_prints_json_as_described(store: St
         "init": ["init"],
         "schema": ["schema"],
         "skill": ["skill"],
+        "keys": ["keys"],
     }
     assert set(given) | set(ELSEWHERE) - {"run --dry-run"} == set(COMMANDS)
     found = {}

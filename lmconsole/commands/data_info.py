@@ -37,11 +37,13 @@ class DataReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kind: str
     """Kind of its source: ``demo``, ``npz`` or ``text``."""
     path: str | None
-    """Absolute path of its folder; null if it is built in."""
+    """Absolute path of its folder or file; null if it is built in."""
     vocabulary: int
     """V: every token id is below it."""
     tokenizer: str
     """Description of the tokenizer."""
+    files: dict[str, str]
+    """File of each split, or the part of a file; empty for the demo corpus."""
     tokens: dict[str, int]
     """Tokens of each split."""
     sha256: str

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
@@ -51,6 +52,26 @@ REPORT_S = 5.0
 """Seconds between two lines on a download, where there is no terminal for a bar."""
 
 
+class FetchResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Files of a download, as `data fetch --json` prints them."""
+
+    folder: str
+    """Absolute path of the folder, which `--data` takes."""
+    files: tuple[str, ...]
+    """Absolute paths of the files that were saved, or were there before."""
+    warnings: tuple[str, ...]
+    """Messages for people about data that differ from those of the published results."""
+
+
+class PlannedDownload(msgspec.Struct, frozen=True, kw_only=True):
+    """Downloads of a run, as `run --dry-run --json` prints them in place of the plan if data are missing."""
+
+    would_download: tuple[str, ...]
+    """Addresses of files, or names of data sets."""
+    folder: str
+    """Absolute path of the folder in which they would be saved."""
+
+
 def fetch(what: str, out: Path | None, source: Path | None, *, json: bool) -> None:
     """Download ``what``, save it in ``out`` or where the look-up of data finds it, and print that folder.
 
@@ -78,8 +99,9 @@ def fetch(what: str, out: Path | None, source: Path | None, *, json: bool) -> No
         folder = target_folder(out, os.environ, Path.cwd())
         done = _fetch_parts(PARTS[what], folder, what, source)
     if json:
-        files = [str(path) for each in done for path in each.files]
-        print_json({"folder": str(folder), "files": files, "warnings": [each.warning for each in done if each.warning]})
+        files = tuple(str(path) for each in done for path in each.files)
+        warnings = tuple(each.warning for each in done if each.warning)
+        print_json(FetchResult(folder=str(folder), files=files, warnings=warnings))
     else:
         print_data(str(folder))
     if data is None:
@@ -113,7 +135,7 @@ def fetch_for_run(request: RunRequest) -> bool:
 def _show_plan(request: RunRequest, folder: Path, names: list[str]) -> None:
     """Print what a run would download before everything else."""
     if request.json:
-        print_json_line({"would_download": names, "folder": str(folder)})
+        print_json_line(PlannedDownload(would_download=tuple(names), folder=str(folder)))
         return
     print_data("\n".join([f"would download to {folder}:", *(f"  {name}" for name in names)]))
     print_message("What would be trained is known when these files are here: lmconsole data fetch")

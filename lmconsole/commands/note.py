@@ -3,10 +3,23 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from lmconsole.commands.output import print_data, print_json, print_message
 from lmconsole.errors import StoreError
 from lmconsole.runs.notes import Notes, change_notes, parse_tag
 from lmconsole.runs.store import Run, Store
+
+
+class RunNotes(msgspec.Struct, frozen=True, kw_only=True):
+    """Note and tags of one run, as `note --json` prints them."""
+
+    run: str
+    """Id of the run: the name of its folder."""
+    note: str | None
+    """Note; null if there is none."""
+    tags: tuple[str, ...]
+    """Tags, in the order in which they were added."""
 
 
 def note(
@@ -27,7 +40,7 @@ def note(
             notes = run.notes
         found.append((run, notes))
     if json:
-        print_json([{"run": run.run, "note": notes.note or None, "tags": list(notes.tags)} for run, notes in found])
+        print_json([RunNotes(run=run.run, note=notes.note or None, tags=notes.tags) for run, notes in found])
         return
     for run, notes in found:
         if notes.text:

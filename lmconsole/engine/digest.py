@@ -46,16 +46,21 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     """Outcome of one run. Perplexities that are unknown or not finite are null."""
 
     run: Name
+    """Id of the run: the name of its folder."""
     experiment: Number
     """Number of the experiment."""
     label: str
     """Name of the experiment."""
     seed: int
+    """Seed of initialization, shuffling and dropout."""
     preset: Name
+    """Preset from which the settings come."""
     result: Result
+    """Outcome: its status, or ``diverged``."""
     best_valid_ppl: Perplexity | None
     """Lowest validation perplexity per target token."""
     best_epoch: Number | None
+    """Epoch with the lowest validation perplexity, from 1."""
     test_ppl: Perplexity | None
     """Test perplexity with the weights of the best epoch."""
     train_s: Seconds | None
@@ -73,12 +78,15 @@ class Digest(msgspec.Struct, frozen=True, kw_only=True):
     """Outcome of the runs of a queue."""
 
     schema: int = 1
+    """Version of this object."""
     time: str
     """When the queue was empty: UTC, ISO 8601."""
     host: str
+    """Name of the machine."""
     store: str
     """Absolute path of the store."""
     runs: tuple[RunResult, ...]
+    """Outcome of each run of the queue."""
     best: tuple[RunResult, ...]
     """Best finished run of the whole store, so far, among those that can be compared with ``runs``; one for each group
     of comparable runs."""

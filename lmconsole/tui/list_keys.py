@@ -1,8 +1,8 @@
 """`lmconsole keys`: the keys in force, as a file that can be changed and saved, or as JSON."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+import msgspec
 from textual.binding import Binding
 
 from lmconsole.errors import LmconsoleError
@@ -16,14 +16,17 @@ ABOUT = """\
 MOST_KEY_WIDTH = 40
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KeyEntry:
-    """A binding with its keys."""
+class KeyEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A key of the console, as `keys --json` prints it."""
 
     id: str
+    """Id in keys.toml."""
     keys: tuple[str, ...]
+    """Keys in force."""
     default: tuple[str, ...]
+    """Keys that are built in."""
     action: str
+    """Message for people: what the key does."""
 
 
 def key_entries() -> tuple[list[KeyEntry], LmconsoleError | None]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import validation
 from hub_server import GPT1, WIKITEXT, WIKITEXT_FILES, Hub, Repository, parquet, substitutes
 from huggingface_hub import constants
 
@@ -52,7 +53,9 @@ def test_a_data_set_is_fetched_by_name_and_then_read_without_the_network(
     command.fetch("hub:someone/texts", here / "other", None, json=True)
     out, err = capsys.readouterr()
     files = [str(here / "other" / f"{split}.txt") for split in ("train", "valid", "test")]
-    assert json.loads(out) == {"folder": str(here / "other"), "files": files, "warnings": []}
+    found = json.loads(out)
+    assert found == {"folder": str(here / "other"), "files": files, "warnings": []}
+    validation.check_output(found, "data-fetch")
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert command.fetch_for_run(request("1", data=Path("hub:someone/texts")))
@@ -82,6 +85,7 @@ def test_a_dry_run_lists_what_would_be_downloaded(
     assert lines[-1].endswith("/openai-community/openai-gpt/resolve/main/model.safetensors")
     assert not command.fetch_for_run(request(fetch=True, dry_run=True, json=True, data=text_folder))
     planned = json.loads(capsys.readouterr().out)
+    validation.check_output(planned, "run-dry-run-fetch")
     assert planned["folder"] == str(text_folder)
     assert [Path(url).name for url in planned["would_download"]] == ["vocab.json", "merges.txt", "model.safetensors"]
     for preset, data in (("demo", None), ("scratch", text_folder)):
