@@ -406,9 +406,9 @@ async def test_runs_deleted_by_another_process_are_unselected(stage: Stage, monk
         updates: list[int] = []
         show = ExperimentTable.show
 
-        def count_updates(table: ExperimentTable, rows: Sequence[Row], sort: Sort) -> None:
+        def count_updates(table: ExperimentTable, rows: Sequence[Row], sort: Sort, *baseline: str) -> None:
             updates.append(len(rows))
-            show(table, rows, sort)
+            show(table, rows, sort, *baseline)
 
         monkeypatch.setattr(ExperimentTable, "show", count_updates)
         newer.paths.folder.rename(stage.root / "elsewhere")
