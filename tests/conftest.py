@@ -70,15 +70,13 @@ def shared() -> Path:
 @pytest.fixture
 def ordinary_user(tmp_path: Path) -> Iterator[Callable[[], None]]:
     """Return a function that takes root's right to read and write everything from this process until the test ends."""
-    modes: dict[Path, int] = {}
 
     def drop() -> None:
         if os.geteuid() != 0:
             return
         for folder in (tmp_path, *tmp_path.parents):
             mode = folder.stat().st_mode & 0o7777
-            if mode & 0o055 != 0o055:
-                modes[folder] = mode
+            if mode & 0o055 != 0o055:  # and it stays so: other processes of the tests may need it now
                 folder.chmod(mode | 0o055)
         try:
             os.setresuid(NOBODY, NOBODY, 0)  # the saved id is the way back
@@ -88,7 +86,5 @@ def ordinary_user(tmp_path: Path) -> Iterator[Callable[[], None]]:
     yield drop
     if os.geteuid() == NOBODY:
         os.setresuid(0, 0, 0)
-    for folder, mode in modes.items():
-        folder.chmod(mode)
     for path in tmp_path.iterdir():
         path.chmod(path.stat().st_mode | 0o700)

@@ -187,8 +187,8 @@ def lmconsole(
 
 
 def run_code(code: str, *arguments: str, root: Path) -> subprocess.CompletedProcess[str]:
-    """Run ``python -c code *arguments``, forked from a process that has imported PyTorch."""
-    return _FORK_SERVER.run(["-c", code], arguments, cwd=Path.cwd(), env=environment(root), timeout_s=240)
+    """Run ``python -c code *arguments`` in ``root``, forked from a process that has imported PyTorch."""
+    return _FORK_SERVER.run(["-c", code], arguments, cwd=root, env=environment(root), timeout_s=240)
 
 
 def worker(

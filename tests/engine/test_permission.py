@@ -18,7 +18,6 @@ import pytest
 import tiny
 from factories import append_events, wait_until
 
-from lmconsole.commands import follow
 from lmconsole.engine import processes, submit, worker
 from lmconsole.engine.queue import requeue
 from lmconsole.engine.runner import Runner
@@ -72,6 +71,22 @@ class Forged:
 
 def cli(root: Path, *arguments: str, check: int | None = 0) -> "subprocess.CompletedProcess[str]":
     return tiny.lmconsole(*arguments, cwd=root, check=check)
+
+
+IMPATIENT = """
+import sys
+from lmconsole.commands import follow
+follow.GRACE_S = 0.3
+from lmconsole.cli import main
+main(sys.argv[1:])
+"""
+
+
+def watch(root: Path, run: str) -> str:
+    """Follow a run, but not for long if nothing will start it, and return the messages."""
+    done = tiny.run_code(IMPATIENT, "watch", run, root=root)
+    assert done.returncode == 1, done.stderr
+    return done.stderr
 
 
 def train(root: Path, number: int = 1, *more: str) -> "subprocess.CompletedProcess[str]":
@@ -159,8 +174,7 @@ def test_the_end_of_another_run_does_nothing_that_a_forged_one_says(tmp_path: Pa
 
 def test_watching_and_listing_a_forged_run_say_why_it_is_not_started(tmp_path: Path) -> None:
     forged = Forged(tmp_path)
-    watched = cli(tmp_path, "watch", "forged", check=1)
-    assert watched.stderr.count(NOT_STARTED) == 1
+    assert watch(tmp_path, "forged").count(NOT_STARTED) == 1
     assert "no active run" in cli(tmp_path, "watch").stderr
     assert f"forged: {NOT_STARTED}" in cli(tmp_path, "status").stderr
     forged.check(Status.QUEUED)
@@ -248,14 +262,10 @@ def test_an_imported_run_whose_end_is_damaged_does_not_hold_the_queue(tmp_path: 
     forged.check()
 
 
-def test_a_follower_gives_up_a_run_of_its_own_that_lost_its_permission(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(follow, "GRACE_S", 0.3)
+def test_a_follower_gives_up_a_run_of_its_own_that_lost_its_permission(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path)
     Permissions(tmp_path / "runs").forget(run.run)
-    watched = cli(tmp_path, "watch", run.run, check=1)
-    assert NOT_STARTED in watched.stderr
+    assert NOT_STARTED in watch(tmp_path, run.run)
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
