@@ -64,7 +64,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     test_ppl: Perplexity | None
     """Test perplexity with the weights of the best epoch."""
     train_s: Seconds | None
-    """Training time over all attempts, without setup and evaluation."""
+    """Training time over all attempts in seconds, without setup and evaluation."""
     reason: str | None
     """Cause and advice, if the run failed, was lost, was stopped or diverged."""
 
@@ -91,9 +91,9 @@ class Digest(msgspec.Struct, frozen=True, kw_only=True):
     """Best finished run of the whole store, so far, among those that can be compared with ``runs``; one for each group
     of comparable runs."""
     wall_s: Seconds | None
-    """Time from the queuing of the first of ``runs`` to the last event of any."""
+    """Seconds from the queuing of the first of ``runs`` to the last event of any."""
     train_s: Seconds
-    """Training time of ``runs``."""
+    """Training time of ``runs``, in seconds."""
 
     @property
     def title(self) -> str:
