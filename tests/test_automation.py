@@ -82,7 +82,7 @@ def test_every_command_that_starts_no_process_prints_json_as_described(store: St
         "list": ["list"],
         "status": ["status"],
         "stop": ["stop", "--all", "--wait"],
-        "note": ["note", "5", "good", "--tag", "x"],
+        "note": ["note", "5", "-m", "good", "--tag", "x"],
         "watch": ["watch", "5"],
         "export": ["export", "--format", "csv"],
         "import": ["import", "theirs.csv"],
@@ -123,7 +123,7 @@ def test_every_command_has_json_and_its_exit_codes_are_documented() -> None:
     rows = re.findall(
         r"^\| `([a-z -]+)` \| (.+?) \| (.+?) \| (.+?) \| (.+?) \|$", SCRIPTING.read_text("utf-8"), re.MULTILINE
     )
-    assert {name for name, *_ in rows} == {*COMMANDS, "run --dry-run"}
+    assert {name for name, *_ in rows} == {*COMMANDS, "run --dry-run", "status --digest"}
     described = set(validation.schema("output")["$defs"])
     assert {name.replace(" --", "-").replace(" ", "-") for name, *_ in rows} <= described
 

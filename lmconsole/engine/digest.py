@@ -91,7 +91,7 @@ class Digest(msgspec.Struct, frozen=True, kw_only=True):
     """Best finished run of the whole store, so far, among those that can be compared with ``runs``; one for each group
     of comparable runs."""
     wall_s: Seconds | None
-    """Seconds from the queuing of the first of ``runs`` to the last event of any."""
+    """Time in seconds from the queuing of the first of ``runs`` to the last event of any."""
     train_s: Seconds
     """Training time of ``runs``, in seconds."""
 
