@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 import pandas as pd
@@ -211,12 +212,11 @@ def frame_to_csv(frame: pd.DataFrame) -> str:
     Text that a spreadsheet would compute is marked as text by an apostrophe in front. There is no byte order mark:
     Excel would need one to recognize UTF-8 on a double click, but other readers take it for a part of the first header.
     """
+    inert = cache(inert_cell)  # by Python's own comparison: pandas takes texts that begin with a NUL for equal
     for name in frame.columns:
         if not (pd.api.types.is_numeric_dtype(frame[name]) or pd.api.types.is_bool_dtype(frame[name])):
-            texts = [value for value in frame[name].unique() if isinstance(value, str)]
-            changed = {text: inert for text in texts if (inert := inert_cell(text)) != text}
-            if changed:
-                frame = frame.assign(**{name: frame[name].replace(changed)})
+            cells = [inert(value) if isinstance(value, str) else value for value in frame[name]]
+            frame = frame.assign(**{name: pd.Series(cells, frame.index, dtype=object)})
     out = io.StringIO()
     frame.to_csv(out, index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
     return out.getvalue()

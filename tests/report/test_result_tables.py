@@ -12,7 +12,7 @@ import msgspec
 import pandas as pd
 import pytest
 import tiny
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pylatexenc.latex2text import LatexNodes2Text
 from recorded import record
@@ -396,6 +396,7 @@ OTHERS = ["LSTM", "'quoted'", "a=b", "naïve", "", "1,5", 'say "x"', "two\nlines
 
 
 @given(st.lists(st.sampled_from(FORMULAS + OTHERS) | st.text(), min_size=1))
+@example(["\x00"])
 def test_no_cell_of_a_csv_is_a_formula_and_the_text_can_be_recovered(texts: list[str]) -> None:
     frame = pd.DataFrame({"text": pd.Series(texts, dtype=object), "number": [-1.5] * len(texts)})
     read = list(csv.DictReader(io.StringIO(frame_to_csv(frame), newline="")))
