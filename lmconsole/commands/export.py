@@ -38,6 +38,7 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
 
     if json and output is not None:
         raise LmconsoleError("-o -: --json lists files, and none is written", hint="Use --format json for the table.")
+    _check_effect(options)
     event_files = options.file_format == "tensorboard"
     store, folder = Store(root, recent=1 if event_files else None), out.absolute()
     how_to_view = f"View them with: tensorboard --logdir {shlex.quote(str(out / FOLDER))}"
@@ -62,6 +63,18 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
                 print_data(str(path))
         if event_files:
             print_message(how_to_view)
+
+
+def _check_effect(options: "ExportOptions") -> None:
+    """Raise LmconsoleError if an option has no effect on the chosen format."""
+    has_effect = {
+        "--figures": options.figure_format == "png" or options.file_format in ("all", "markdown", "latex"),
+        "--siunitx": not options.siunitx or options.file_format in ("all", "latex"),
+        "--against": not options.against or options.file_format != "tensorboard",
+    }
+    for option, effect in has_effect.items():
+        if not effect:
+            raise LmconsoleError(f"{option} has no effect on --format {options.file_format}", hint="Leave it out.")
 
 
 def _report_again(folder: Path, paths: Sequence[Path], *, json: bool) -> None:
