@@ -10,7 +10,7 @@ IMAGE = {
     "numpy": "numpy>=1.26",
     "psutil": "psutil>=6.1",
     "safetensors": "safetensors>=0.5",
-    "tokenizers": "tokenizers>=0.21",
+    "tokenizers": "tokenizers>=0.21.4",
     "rich": "rich>=13.9",
 }
 """Packages that most PyTorch images have: module and requirement."""

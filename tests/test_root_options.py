@@ -20,7 +20,7 @@ VALUES = {
     "theme": "nord",
     "slow": None,
 }
-ARGUMENTS = {"import": ["logs"]}
+ARGUMENTS = {"import": ["logs"], "note": ["1"]}
 """Arguments without which a command is refused."""
 
 

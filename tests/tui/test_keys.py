@@ -140,8 +140,9 @@ async def test_ones_own_keys_work_and_are_shown_everywhere(stage: Stage) -> None
 async def test_a_wrong_file_is_reported_in_the_console_which_has_its_default_keys(stage: Stage) -> None:
     write('run = "s"')
     async with stage.console() as pilot:
-        shown = await shows(pilot, "is not used: s is", "the key of both run and stop", "r Run")
-        assert "Traceback" not in shown
+        shown = await shows(pilot, "The default keys are in force.", "r Run")
+        message = " ".join(shown.replace("▌", " ").split())  # where its lines end depends on the length of the path
+        assert "keys.toml is not used: s is the key of both run and stop The default" in message
         await pilot.press("question_mark")
         assert "Keys" in await shows(pilot, "Keys")
         assert screen(pilot)
