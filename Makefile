@@ -10,8 +10,8 @@ SHELL = /bin/sh
 TORCH = 2.13.0
 # Resolves the lock; only `make lock` needs it.
 UV = 0.13.9
-# Test processes.
-TEST_JOBS = 2
+# Test processes: more than cores, since many tests wait.
+TEST_JOBS = 3
 
 VENV = .venv
 BIN = $(VENV)/bin
