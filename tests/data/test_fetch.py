@@ -39,6 +39,8 @@ from lmconsole.data.parquet import read_texts
 from lmconsole.data.tokenizer import gpt1_tokenizer, iter_lines
 from lmconsole.errors import CorpusError, EmbeddingsError, HubError
 
+pytestmark = pytest.mark.slow
+
 ROWS = {
     "train": ["", " = Low = \n", "", " löw lower slow \n", ""],
     "validation": [" low low low \n", ""],

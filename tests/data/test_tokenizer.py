@@ -21,6 +21,8 @@ from lmconsole.data.tokenizer import (
 )
 from lmconsole.errors import CorpusError
 
+pytestmark = pytest.mark.slow
+
 FINGERPRINT = """
 from lmconsole.data.demo import demo_texts
 from lmconsole.data.tokenizer import train_byte_bpe

@@ -32,6 +32,8 @@ from lmconsole.runs.permissions import AfterQueue, Permissions
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "alerts.md"
 COLLECT = ("/bin/sh", "-c", 'cat >>"$0"')
 """Program that appends its input to the file in its first argument."""

@@ -36,6 +36,7 @@ def test_readings_are_found_in_every_format(
     assert found.problem == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line", ["nan", "inf", "-5", "Failed to initialize NVML", "12 apples", "99999999999", "9" * 9999]
 )

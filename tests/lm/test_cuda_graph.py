@@ -17,6 +17,8 @@ from lmconsole.lm.cuda_graph import Capture, CudaGraphSteps, capture_graph, capt
 from lmconsole.lm.steps import Steps
 from lmconsole.plan.experiment import Precision, Settings
 
+pytestmark = pytest.mark.slow
+
 
 def run_once(work: Callable[[], None]) -> Callable[[], None]:
     work()  # as a warm-up does

@@ -26,6 +26,8 @@ from lmconsole.runs.events import EventReader
 from lmconsole.runs.state import RunState
 from lmconsole.runs.store import Run
 
+pytestmark = pytest.mark.slow
+
 KINDS = [("lstm", "adam"), ("gpt1", "adamw"), ("lstm", "momentum"), ("gpt1", "sgd")]
 STEPS = 25
 """Steps in an epoch."""

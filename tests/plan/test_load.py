@@ -150,6 +150,7 @@ def test_the_error_about_an_invalid_value_names_the_expected_one(tmp_path: Path,
         assert found == f"experiment 1: {expected}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -187,6 +188,7 @@ def test_invalid_files_are_errors(tmp_path: Path, text: str | bytes, expected: s
     assert all(len(problem) < 1_000 for problem in problems_of(tmp_path, text))
 
 
+@pytest.mark.slow
 def test_the_message_about_many_problems_is_short(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("\n".join(f"a{i} = 1" for i in range(60_000)))
