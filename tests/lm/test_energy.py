@@ -18,6 +18,8 @@ from lmconsole.lm.loop import Training, train
 from lmconsole.lm.model import LanguageModel
 from lmconsole.lm.steps import Steps
 
+pytestmark = pytest.mark.slow
+
 
 class Board:
     """Energy counter of a GPU's board that draws 64 W on the given clock."""

@@ -18,6 +18,8 @@ from lmconsole.lm.model import LanguageModel
 from lmconsole.lm.steps import Steps
 from lmconsole.runs.store import Run
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_cpu_is_never_waited_for() -> None:
     assert record_event("cpu") is None

@@ -16,6 +16,8 @@ import torch
 
 from lmconsole.lm.tensor_file import StoredTensor, TensorFile
 
+pytestmark = pytest.mark.slow
+
 CONTENT = {
     "weights": OrderedDict(w=torch.arange(12.0).view(3, 4), b=torch.tensor(2.5)),
     3: [1, -7, 10**12, 2.5, float("inf"), None, True, False, "text"],

@@ -19,6 +19,8 @@ from lmconsole.report.figures import LARGEST_PPL, figure_specs, time_unit
 from lmconsole.report.selection import choose_group
 from lmconsole.runs.store import Store
 
+pytestmark = pytest.mark.slow
+
 NAN, INF = float("nan"), float("inf")
 
 

@@ -29,6 +29,8 @@ from lmconsole.report.result_tables import TABLES
 from lmconsole.report.selection import choose_group
 from lmconsole.runs.store import Store
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "\"'></td></style><script>alert(1)</script><img src=//x.invalid onerror=alert(2)>&lt;b&#62; \u202e\x1b[31m"
 ELEMENTS = """
 html head meta title style body header h1 nav a main h2 h3 p b ul li code pre

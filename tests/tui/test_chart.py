@@ -15,6 +15,8 @@ from lmconsole.tui.plot.chart import SMOOTHING, ChartOptions, Drawing, Series, S
 from lmconsole.tui.plot.glyphs import ASCII, UNICODE, Glyphs
 from lmconsole.tui.plot.series import Point
 
+pytestmark = pytest.mark.slow
+
 WIDTH, HEIGHT = 80, 20
 NAN, INF = math.nan, math.inf
 BRAILLE = re.compile("[\u2801-\u28ff]")

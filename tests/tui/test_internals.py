@@ -16,6 +16,8 @@ import lmconsole.tui
 from lmconsole.tui.plot import plotext_internals
 from lmconsole.tui.terminal import textual_internals
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(lmconsole.__file__).parent
 ALLOWED = {"tui/terminal/textual_internals.py", "tui/plot/plotext_internals.py"}
 LIBRARIES = ("textual", "plotext")
