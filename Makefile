@@ -17,6 +17,8 @@ VENV = .venv
 BIN = $(VENV)/bin
 DONE = $(VENV)/.done
 PIP = $(BIN)/python -m pip --disable-pip-version-check --no-input
+COMPILE = $(BIN)/uv pip compile --quiet --no-progress --universal --python-version 3.11 --fork-strategy fewest \
+          --generate-hashes --no-annotate --no-emit-package torch --custom-compile-command "make lock"
 SOURCES = $(shell find lmconsole -name __pycache__ -prune -o \( -type d -o -type f \) -print) \
           experiments.toml pyproject.toml README.md LICENSE
 
@@ -67,13 +69,15 @@ gpu: ## measure on one NVIDIA GPU, most important first, into benchmarks/results
 	@python="$(BIN)/python"; [ -x "$$python" ] || python=python3; \
 	PYTHONPATH="$(PYTHONPATH)" PYTHONSAFEPATH= exec "$$python" benchmarks/gpu.py
 
-lock: $(DONE)/where ## resolve the development versions: requirements-dev.lock
+# The second file has the versions of the first, without what only development needs.
+lock: $(DONE)/where ## resolve the versions to install: requirements-dev.lock and requirements.lock
 	@$(PIP) install -qq uv==$(UV)
 	@echo "torch==$(TORCH)" > $(VENV)/torch.txt
-	@$(BIN)/uv pip compile --quiet --no-progress --upgrade --universal --python-version 3.11 \
-	    --fork-strategy fewest --generate-hashes --group dev --constraint $(VENV)/torch.txt \
-	    --no-annotate --no-emit-package torch --custom-compile-command "make lock" \
+	@echo "hatchling" > $(VENV)/build.txt
+	@$(COMPILE) --upgrade --group dev --constraint $(VENV)/torch.txt \
 	    --output-file requirements-dev.lock pyproject.toml
+	@$(COMPILE) --all-extras --constraint $(VENV)/torch.txt --constraint requirements-dev.lock \
+	    --output-file requirements.lock pyproject.toml $(VENV)/build.txt
 
 clean: ## remove the environment and caches; runs and exports stay
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*

@@ -1,9 +1,10 @@
-"""The wheel, the sdist and the lock file."""
+"""The wheel, the sdist and the lock files."""
 
 import os
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import lmconsole
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-LOCK = CHECKOUT / "requirements-dev.lock"
+LOCK, USER_LOCK = CHECKOUT / "requirements-dev.lock", CHECKOUT / "requirements.lock"
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 MODULES = [
     "cli.py",
@@ -93,10 +94,26 @@ def experiment_ids(listing: str) -> list[int]:
     return [int(each) for each in re.findall(r'"id":\s*(\d+)', listing)]
 
 
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sdist")
+    call(sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", folder, cwd=CHECKOUT)
+    (archive,) = folder.glob("*.tar.gz")
+    return archive
+
+
 @pytest.mark.slow
-def test_an_sdist_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
-    call(sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", tmp_path, cwd=CHECKOUT)
-    (sdist,) = tmp_path.glob("*.tar.gz")
+@pytest.mark.skipif(not (CHECKOUT / ".git").exists(), reason="not a clone")
+def test_the_sdist_contains_all_files_of_the_repository(sdist: Path) -> None:
+    tracked = set(call("git", "ls-files", "-z", cwd=CHECKOUT).strip("\0").split("\0"))
+    with tarfile.open(sdist) as archive:
+        contents = {name.partition("/")[2] for name in archive.getnames()}
+    assert tracked - contents == set()
+    assert {name for name in contents - tracked if not name.startswith("tests/")} <= {"PKG-INFO"}
+
+
+@pytest.mark.slow
+def test_an_sdist_builds_the_same_wheel(wheel: Path, sdist: Path, tmp_path: Path) -> None:
     again = build_wheel(sdist, tmp_path / "wheel")
     with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:
         assert {each.filename: each.CRC for each in one.infolist() if not each.filename.endswith("RECORD")} == {
@@ -142,28 +159,40 @@ def test_the_changelog_has_standard_headings() -> None:
     assert {"Added", "Changed"} <= kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
-def pins() -> list[str]:
-    """Entries of the lock file, each with its hashes on one line."""
-    text = LOCK.read_text(encoding="utf-8").replace("\\\n", " ")
+def pins(lock: Path) -> list[str]:
+    """Entries of a lock file, each with its hashes on one line."""
+    text = lock.read_text(encoding="utf-8").replace("\\\n", " ")
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
-def test_every_entry_of_the_lock_is_an_exact_version_with_hashes() -> None:
-    assert len(pins()) > 20
-    assert [pin for pin in pins() if not re.match(r"[a-z0-9-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", pin)] == []
+@pytest.mark.parametrize("lock", [LOCK, USER_LOCK], ids=lambda lock: lock.name)
+def test_every_entry_of_a_lock_is_an_exact_version_with_hashes(lock: Path) -> None:
+    assert len(pins(lock)) > 20
+    assert [pin for pin in pins(lock) if not re.match(r"[a-z0-9-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", pin)] == []
 
 
-def test_the_lock_contains_neither_torch_nor_its_gpu_libraries() -> None:
-    names = {pin.split("==")[0] for pin in pins()}
+@pytest.mark.parametrize("lock", [LOCK, USER_LOCK], ids=lambda lock: lock.name)
+def test_a_lock_contains_neither_torch_nor_its_gpu_libraries(lock: Path) -> None:
+    names = {pin.split("==")[0] for pin in pins(lock)}
     assert {name for name in names if re.match(r"torch$|cuda-|nvidia-(?!ml-py$)", name)} == set()
-    assert {"coverage", "hatchling", "nvidia-ml-py", "pre-commit", "pytest", "sympy"} <= names
+    assert {"hatchling", "nvidia-ml-py", "sympy"} <= names
+
+
+def test_the_lock_for_users_has_all_extras_and_no_tools() -> None:
+    """Its versions and hashes are those that the tests run with."""
+    assert set(pins(USER_LOCK)) <= set(pins(LOCK))
+    names = {pin.split("==")[0] for pin in pins(USER_LOCK)}
+    extras = {"aiohttp", "huggingface-hub", "pyarrow", "tensorboard", "textual-image", "textual-serve"}
+    assert extras <= names
+    assert {"coverage", "mypy", "pre-commit", "pytest", "ruff"} & names == set()
 
 
 def test_the_lock_contains_triton_on_linux() -> None:
     """CPU builds of torch do not include Triton, and the kernels are tested in its interpreter."""
-    (pin,) = (pin for pin in pins() if pin.startswith("triton=="))
+    (pin,) = (pin for pin in pins(LOCK) if pin.startswith("triton=="))
     assert "sys_platform == 'linux'" in pin
 
 
-def test_the_lock_contains_no_urls_or_paths() -> None:
-    assert re.search(r"://|file:|--index|--find-links|(^|\s)/", LOCK.read_text(encoding="utf-8")) is None
+@pytest.mark.parametrize("lock", [LOCK, USER_LOCK], ids=lambda lock: lock.name)
+def test_a_lock_contains_no_urls_or_paths(lock: Path) -> None:
+    assert re.search(r"://|file:|--index|--find-links|(^|\s)/", lock.read_text(encoding="utf-8")) is None
