@@ -30,8 +30,6 @@ PROGRAMS = (
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-pytestmark = pytest.mark.skipif(not CONTRIBUTING.is_file(), reason="the documentation is not part of an sdist")
-
 PRESET = """
 [presets.{name}]
 corpus = "tokens"
@@ -95,8 +93,8 @@ def targets() -> set[str]:
     return {target for text in texts for target in re.findall(r"(?:`|^)make ([a-z]+)\b", text, re.MULTILINE)}
 
 
-COMMANDS = list(dict.fromkeys(commands())) if CONTRIBUTING.is_file() else []
-LISTED = listed() if CONTRIBUTING.is_file() else set()
+COMMANDS = list(dict.fromkeys(commands()))
+LISTED = listed()
 RUN = [command for command in COMMANDS if not command.startswith("make ") and command not in LISTED]
 
 

@@ -163,7 +163,6 @@ def test_the_command_prints_the_keys_and_what_is_wrong_with_the_file(capsys: pyt
     assert 'run = "r"' in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not DOCUMENT.exists(), reason="the documentation is not part of an sdist")
 def test_the_documented_keys_are_those_of_the_code() -> None:
     entries, _ = key_entries()
     assert f"```toml\n{keys_toml(entries)}\n```" in DOCUMENT.read_text(encoding="utf-8"), (
