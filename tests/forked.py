@@ -15,6 +15,7 @@ import os
 import runpy
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -116,6 +117,7 @@ class ForkServer:
         self._server: subprocess.Popen[bytes] | None = None
         self._user = os.geteuid()
         self._lock = threading.Lock()
+        self._socket = Path(os.environ["XDG_STATE_HOME"], f"fork-server-{id(self)}")
         atexit.register(self.end)
 
     def run(
@@ -157,6 +159,15 @@ class ForkServer:
         pid = self.ask(30.0, start=request(source, arguments, cwd, env, [os.devnull, *map(str, streams)]))
         assert pid is not None
         return ForkedProcess(self, pid)
+
+    def install(self, program: Path, module: str, env: Mapping[str, str]) -> None:
+        """Write an executable ``program`` that does what ``python -m module`` does, for use in a shell."""
+        code = f'exec "{sys.executable}" -m {module}'
+        if self._forks(env, {}):
+            self.ask(60.0, poll=0)  # the socket exists when the server has answered
+            code = f'exec "{sys.executable}" -ES "{__file__}" --client "{self._socket}" {module}'
+        program.write_text(f'#!/bin/sh\n{code} "$@"\n')
+        program.chmod(0o755)
 
     def ask(self, timeout_s: float, **question: object) -> int | None:
         """Send a request to the server, and return its answer. Raises TimeoutExpired; the server is killed then."""
@@ -202,7 +213,7 @@ class ForkServer:
         state = os.environ["XDG_STATE_HOME"]  # a folder of the tests
         folders = {"HOME": state, "XDG_CACHE_HOME": state, "XDG_CONFIG_HOME": state}
         return subprocess.Popen(
-            [sys.executable, __file__, *self._modules],
+            [sys.executable, __file__, "--server", str(self._socket), *self._modules],
             env={"GOMP_SPINCOUNT": str(SPIN_COUNT)} | self._environment | folders,  # as for processes that train
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -218,17 +229,21 @@ def request(
 
 
 def without_late(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return all variables that a library may read when it is imported; those of the fake driver are read later."""
-    late = {name for name in environment if name in LATE or name.startswith("FAKE_NVML_")}
+    """Return all variables that a library may read when it is imported; those of the fake driver and of Textual are
+    read later."""
+    late = {name for name in environment if name in LATE or name.startswith(("FAKE_NVML_", "TEXTUAL_"))}
     return {name: value for name, value in environment.items() if name not in late}
 
 
 # ---- in the server and the processes that are forked from it
 
 
-def serve(modules: Sequence[str]) -> None:
+def serve(address: str, modules: Sequence[str]) -> None:
     """Do what is asked for on standard input, one line of JSON each, and write the answer: for ``run`` the exit code,
-    for ``start`` the pid, and for ``poll`` the exit code of a process that was started, or null."""
+    for ``start`` the pid, and for ``poll`` the exit code of a process that was started, or null.
+
+    Programs that were installed connect to the socket ``address``.
+    """
     for name in modules:
         importlib.import_module(name)
     vars(subprocess)["_fork_exec"] = vars(_posixsubprocess)["fork_exec"] = fork_exec
@@ -237,29 +252,72 @@ def serve(modules: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
     gc.collect()
     gc.freeze()
-    while line := sys.stdin.buffer.readline():
-        ((what, value),) = json.loads(line).items()
-        answer: int | None
-        if what == "poll":
-            pid, status = os.waitpid(value, os.WNOHANG)
-            answer = os.waitstatus_to_exitcode(status) if pid else None
-        else:
-            answer = os.fork()
-            if answer == 0:
-                become(**value, session=what == "start")
-            if what == "run":
-                answer = os.waitstatus_to_exitcode(os.waitpid(answer, 0)[1])
-        print(json.dumps(answer), flush=True)
+    serving: list[int] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        while True:
+            ready, _, _ = select.select([sys.stdin, listener], [], [])
+            serving = [pid for pid in serving if os.waitpid(pid, os.WNOHANG) == (0, 0)]
+            if listener in ready:
+                connection, _ = listener.accept()
+                with connection:
+                    pid = os.fork()
+                    if pid == 0:
+                        serve_program(connection)
+                serving.append(pid)
+            elif line := sys.stdin.buffer.readline():
+                ((what, value),) = json.loads(line).items()
+                print(json.dumps(answer(what, value)), flush=True)
+            else:
+                return
+
+
+def answer(what: str, value: Any) -> int | None:
+    """Do one thing that is asked for on standard input."""
+    if what == "poll":
+        if value == 0:
+            return None
+        pid, status = os.waitpid(value, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if pid else None
+    pid = os.fork()
+    if pid == 0:
+        become(**value, session=what == "start")
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) if what == "run" else pid
+
+
+def serve_program(connection: socket.socket) -> NoReturn:
+    """Do what ``ask_server`` asks for in a process forked from this one, and send its exit code."""
+    data, descriptors, _, _ = socket.recv_fds(connection, 2**20, 3)
+    while not data.endswith(b"\n"):
+        data += connection.recv(2**20)
+    pid = os.fork()
+    if pid == 0:
+        become(**json.loads(data), streams=descriptors)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    connection.sendall(json.dumps(code).encode())
+    os._exit(0)
+
+
+def ask_server(address: str, module: str, arguments: Sequence[str]) -> int:
+    """Have ``python -m module *arguments`` run with the standard streams of this process, and return its exit code."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(address)
+        asked = {"source": ["-m", module], "arguments": arguments, "cwd": os.getcwd(), "env": dict(os.environ)}
+        socket.send_fds(connection, [json.dumps(asked).encode() + b"\n"], [0, 1, 2])
+        code = int(connection.recv(100))
+    return code if code >= 0 else 128 - code  # as a shell states the death by a signal
 
 
 def become(
-    source: list[str], arguments: list[str], cwd: str, env: dict[str, str], streams: list[str], session: bool
-) -> NoReturn:
+    source: list[str], arguments: list[str], cwd: str, env: dict[str, str], streams: Sequence[str | int],
+    session: bool = False,
+) -> NoReturn:  # fmt: skip
     """Run a module or code as a Python that was started for it would, and exit."""
     if session:
         os.setsid()
-    for number, name in enumerate(streams):
-        with open(name, "ab" if number else "rb") as file:
+    for number, stream in enumerate(streams):
+        with open(stream, "ab" if number else "rb", buffering=0) as file:
             os.dup2(file.fileno(), number)
     os.chdir(cwd)
     become_new(())
@@ -362,4 +420,6 @@ def run_and_exit(code: Callable[[], object]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1:])
+    if sys.argv[1] == "--client":
+        sys.exit(ask_server(sys.argv[2], sys.argv[3], sys.argv[4:]))
+    serve(sys.argv[2], sys.argv[3:])

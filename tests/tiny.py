@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ from lmconsole.runs.events import Queued
 from lmconsole.runs.info import CorpusInfo
 from lmconsole.runs.permissions import AfterQueue, Permissions
 from lmconsole.runs.store import Run, Store
+from lmconsole.tui import actions
 
 SENTENCES = (
     "the cat sat on the mat and the dog sat on the cat. ",
@@ -200,6 +201,12 @@ def lmconsole(
     return done
 
 
+def install(program: Path) -> None:
+    """Write an executable ``program`` that is ``lmconsole``, for commands in a shell."""
+    program.parent.mkdir()
+    _FORK_SERVER.install(program, "lmconsole", environment(Path()))
+
+
 def run_code(code: str, *arguments: str, root: Path) -> subprocess.CompletedProcess[str]:
     """Run ``python -c code *arguments`` in ``root``, forked from a process that has imported PyTorch."""
     return _FORK_SERVER.run(["-c", code], arguments, cwd=root, env=environment(root), variables={}, timeout_s=240)
@@ -226,7 +233,8 @@ def start_runner(
 
 
 def fork_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fork the runners and the processes that check data and devices, when the test's own process starts them."""
+    """Fork the runners, the exports and the processes that check data and devices, when the test's own process starts
+    them."""
 
     def environment_now() -> dict[str, str]:
         return environment(Path()) | {name: os.environ[name] for name in LATE if name in os.environ}
@@ -237,7 +245,14 @@ def fork_children(monkeypatch: pytest.MonkeyPatch) -> None:
         streams, cwd = (log, log), Path.cwd()
         return _FORK_SERVER.start(command[2:4], command[4:], cwd=cwd, env=environment_now(), streams=streams)
 
-    def run_child(command: list[str], *, input: bytes, stderr: int, **_: Any) -> "subprocess.CompletedProcess[bytes]":  # noqa: A002
+    def run_child(
+        command: Sequence[str],
+        *,
+        input: bytes = b"",  # noqa: A002  # the name in subprocess.run
+        stderr: int | None = None,
+        text: bool = False,
+        **_: Any,
+    ) -> "subprocess.CompletedProcess[Any]":
         with tempfile.NamedTemporaryFile() as file:
             file.write(input)
             file.flush()
@@ -245,12 +260,14 @@ def fork_children(monkeypatch: pytest.MonkeyPatch) -> None:
                 command[2:4], command[4:], cwd=Path.cwd(), env=environment_now(), variables={}, timeout_s=240,
                 stdin=Path(file.name),
             )  # fmt: skip
-        os.write(stderr, done.stderr.encode())
-        return subprocess.CompletedProcess(command, done.returncode, done.stdout.encode())
+        if stderr is not None:
+            os.write(stderr, done.stderr.encode())
+        return done if text else subprocess.CompletedProcess(command, done.returncode, done.stdout.encode())
 
     start_detached = processes._detached
     monkeypatch.setattr(processes, "_detached", detached)
-    monkeypatch.setattr(child, "subprocess", SimpleNamespace(**vars(subprocess) | {"run": run_child}))
+    for module in (child, actions):
+        monkeypatch.setattr(module, "subprocess", SimpleNamespace(**vars(subprocess) | {"run": run_child}))
 
 
 def worker(

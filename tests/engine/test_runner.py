@@ -182,7 +182,7 @@ def test_of_several_runners_at_once_one_serves(tmp_path: Path) -> None:
 
 
 def test_jobs_limit_how_many_run_at_once_and_the_strictest_run_decides(tmp_path: Path) -> None:
-    runs = [tiny.queue_tiny(tmp_path, seed=seed, epochs=30, jobs=2) for seed in range(3)]
+    runs = [tiny.queue_tiny(tmp_path, seed=seed, epochs=15, jobs=2) for seed in range(3)]
     alone = tiny.queue_tiny(tmp_path, seed=9, jobs=1)
     runner = tiny.start_runner(tmp_path)
     most = together_with_alone = 0
@@ -300,9 +300,9 @@ def test_a_resumed_run_with_all_threads_has_the_cores_alone(tmp_path: Path, monk
         monkeypatch.setattr(module, "cores", lambda: 2)
     large = tiny.queue_tiny(tmp_path, seed=9, epochs=2, threads=2)
     append_events(large.paths, Stopped(epoch=1, step=0))
-    before = [tiny.queue_tiny(tmp_path, seed=seed, epochs=30, jobs=2, auto=True) for seed in (1, 2)]
+    before = [tiny.queue_tiny(tmp_path, seed=seed, epochs=15, jobs=2, auto=True) for seed in (1, 2)]
     assert tiny.queue_tiny(tmp_path, seed=9, epochs=2, jobs=2, auto=True).run == large.run
-    after = [tiny.queue_tiny(tmp_path, seed=seed, epochs=30, jobs=2, auto=True) for seed in (3, 4)]
+    after = [tiny.queue_tiny(tmp_path, seed=seed, epochs=15, jobs=2, auto=True) for seed in (3, 4)]
     assert tiny.start_runner(tmp_path).wait(120) == 0
     assert all(status(run) is Status.FINISHED for run in [*before, large, *after])
     assert large.state.started is not None
