@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import factories
+import psutil
 import pytest
 import tiny
 
