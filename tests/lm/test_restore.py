@@ -76,7 +76,7 @@ def content(run: Run) -> Content:
 
 
 EXPECTED: dict[str, Expected] = {}
-"""What a checkpoint must have, by the hash of the run; computing it takes half as long as reading a checkpoint."""
+"""Requirements of a checkpoint, by the hash of its run. Computing them takes half as long as reading a checkpoint."""
 
 
 def expected(run: Run) -> Expected:
