@@ -254,6 +254,7 @@ def serve(address: str, modules: Sequence[str]) -> None:
     gc.freeze()
     serving: list[int] = []
     with socket.socket(socket.AF_UNIX) as listener:
+        Path(address).unlink(missing_ok=True)  # of a server that was killed
         listener.bind(address)
         listener.listen()
         while True:
