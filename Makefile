@@ -46,8 +46,9 @@ demo: install ## train all twelve experiments on a small text and print the resu
 test: install ## lint, types and tests: what CI runs
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --quiet --check
-	$(BIN)/mypy --no-error-summary
-	$(BIN)/pytest -n $(TEST_JOBS) --dist worksteal
+	@$(BIN)/mypy --no-error-summary & types=$$!; \
+	$(BIN)/pytest -n $(TEST_JOBS) --dist worksteal; tests=$$?; \
+	wait $$types && exit $$tests
 
 quick: install ## lint, types and the fast tests, before each commit (a minute)
 	$(BIN)/ruff check --quiet

@@ -179,7 +179,7 @@ class Meter:
 
 def measure(quick: bool) -> dict[str, Any]:
     """Return both shares for each shape, with the blocks they are computed from."""
-    pairs, block_s, budget_s = (3, 0.3, 3.0) if quick else (45, 0.45, 50.0)
+    pairs, block_s, budget_s, trial_steps = (3, 0.3, 3.0, 2) if quick else (45, 0.45, 50.0, 8)
     found = devices.describe_devices()
     name = devices.resolve_devices("auto", found)[0]
     device = next(each for each in found if each.device == name)
@@ -191,7 +191,7 @@ def measure(quick: bool) -> dict[str, Any]:
         "clock": "cpu_s" if name == "cpu" else "wall_s",
         "goal_share": GOAL_SHARE,
         "shapes": {
-            label: _measure(Shape(number, overrides, device, budget_s), pairs, block_s)
+            label: _measure(Shape(number, overrides, device, budget_s), pairs, block_s, trial_steps)
             for label, (number, overrides) in SHAPES.items()
         },
     }
@@ -217,10 +217,10 @@ class Shape:
         return self.settings.batch_size * self.settings.window_tokens
 
 
-def _measure(shape: Shape, pairs: int, block_s: float) -> dict[str, Any]:
+def _measure(shape: Shape, pairs: int, block_s: float, trial_steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        first = _train(shape, Path(folder) / "first", steps=8, epochs=WARM_UP_EPOCHS + 4)
-        step_s = statistics.median(block.wall_s for block in first[WARM_UP_EPOCHS:]) / 8
+        first = _train(shape, Path(folder) / "first", steps=trial_steps, epochs=WARM_UP_EPOCHS + 4)
+        step_s = statistics.median(block.wall_s for block in first[WARM_UP_EPOCHS:]) / trial_steps
         steps = max(2, math.ceil(block_s / step_s))
         blocks = _train(shape, Path(folder) / "second", steps=steps, epochs=WARM_UP_EPOCHS + 2 * pairs)
         blocks = blocks[WARM_UP_EPOCHS:]

@@ -35,7 +35,10 @@ def pytest_report_header() -> str:
     return f"lmconsole {lmconsole.__version__} from {Path(lmconsole.__file__).parent}"
 
 
-STARTS_PROCESSES = re.compile(r"\b(subprocess|multiprocessing)\b|\btiny\.(environment|lmconsole|worker)\(")
+STARTS_PROCESSES = re.compile(
+    r"\b(subprocess|multiprocessing)\b"
+    r"|\btiny\.(environment|fork_children|install|lmconsole|run_code|start|start_runner|worker)\("
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

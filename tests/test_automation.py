@@ -207,9 +207,7 @@ def test_the_instructions_for_agents_can_be_followed_literally(tmp_path: Path) -
     blocks = re.findall(r"^```sh\n(.*?)^```$", SKILL.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     commands = [line for block in blocks for line in block.splitlines()]
     assert len(commands) >= 10
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "lmconsole").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lmconsole "$@"\n')
-    (tmp_path / "bin" / "lmconsole").chmod(0o755)
+    tiny.install(tmp_path / "bin" / "lmconsole")
     environment = tiny.environment(tmp_path)
     environment["PATH"] = f"{tmp_path / 'bin'}{os.pathsep}{environment['PATH']}"
     work = tmp_path / "work"

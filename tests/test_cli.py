@@ -14,6 +14,7 @@ import psutil
 import pytest
 import tiny
 import validation
+from factories import wait_until
 
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
@@ -127,11 +128,11 @@ def test_json_gives_every_event_of_the_log_and_nothing_else_on_standard_output(t
 def test_a_failing_run_makes_the_exit_code_one_and_the_others_finish(tmp_path: Path) -> None:
     huge = "hidden = 65536"  # 17 billion weights, 64 GiB: more than the processes of this test may have
     arguments = tiny_arguments(tmp_path, tiny.row(1, more=huge), tiny.row(2, "gpt1"))
-    limit = ["bash", "-c", f'ulimit -v {16 * 2**20} && exec "$@"', "limit"]
-    command = [*limit, sys.executable, "-m", "lmconsole", "run", "--all", *arguments]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=tiny.environment(tmp_path), capture_output=True, text=True, timeout=240, check=False
+    limited = (
+        "import resource, runpy, sys\nresource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))\n"
+        "runpy.run_module('lmconsole', run_name='__main__', alter_sys=True)"
     )
+    done = tiny.run_code(limited, "run", "--all", *arguments, "--no-export", root=tmp_path)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "failed: cpu ran out of memory: host " in done.stderr
@@ -152,13 +153,14 @@ def test_exports_that_cannot_be_written_make_the_exit_code_one(tmp_path: Path) -
 def test_two_commands_at_once_train_nothing_twice_and_both_get_the_results(tmp_path: Path) -> None:
     rows = [tiny.row(number, more="epochs = 30") for number in (1, 2, 3)]  # long enough to meet if they may
     arguments = tiny_arguments(tmp_path, *rows)
-    command = [sys.executable, "-m", "lmconsole", "run", "--all", *arguments]
-    both = [
-        subprocess.Popen(command, cwd=tmp_path, env=tiny.environment(tmp_path), stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    tables = [process.communicate(timeout=240)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    both = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        words = ["run", "--all", *arguments, "--runs", str(tmp_path / "runs"), "--no-export"]
+        both.append(tiny.start("-m", "lmconsole", *words, root=tmp_path / name, errors="messages"))
+    assert [process.wait(240) for process in both] == [0, 0]
+    tables = [(tmp_path / name / "output").read_text() for name in ("one", "other")]
+    assert tables[0]
     assert tables[0] == tables[1]
     runs = Store(tmp_path / "runs").runs()
     assert [run.state.attempt for run in runs] == [1, 1, 1]
@@ -168,20 +170,16 @@ def test_two_commands_at_once_train_nothing_twice_and_both_get_the_results(tmp_p
 @pytest.mark.slow
 def test_an_interrupt_stops_the_runs_and_running_again_resumes_them(tmp_path: Path) -> None:
     arguments = [*tiny_arguments(tmp_path, tiny.row(1, more="epochs = 4000")), "--no-export"]
-    command = [sys.executable, "-m", "lmconsole", "run", "1", *arguments]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=tiny.environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = ["-m", "lmconsole", "run", "1", *arguments]
+    process = tiny.start(*command, root=tmp_path, errors="messages")
     store = Store(tmp_path / "runs")
-    deadline = time.monotonic() + 60
-    while not any(run.state.epochs for run in store.runs()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: any(run.state.epochs for run in store.runs()))
     refusal = tiny.lmconsole("run", "1", *arguments, cwd=tmp_path, check=2)
     assert "already queued or running" in refusal.stderr
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    code = process.wait(60)
+    out, err = ((tmp_path / name).read_text() for name in ("output", "messages"))
+    assert code == 130, err
     assert "Traceback" not in err
     assert "stopped in epoch" in err
     assert "stopped" in out
@@ -191,11 +189,8 @@ def test_an_interrupt_stops_the_runs_and_running_again_resumes_them(tmp_path: Pa
     dry = tiny.lmconsole("run", "1", *arguments, "--dry-run", cwd=tmp_path, check=0).stdout
     assert f"resume {run.run} in epoch {done + 1}" in dry
 
-    again = subprocess.Popen(command, cwd=tmp_path, env=tiny.environment(tmp_path), stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while status(run) is not Status.RUNNING or len(run.state.epochs) <= done:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    again = tiny.start(*command, root=tmp_path, errors="messages")
+    wait_until(lambda: status(run) is Status.RUNNING and len(run.state.epochs) > done)
     again.kill()  # the run must continue without the command
     again.wait()
     stopped = tiny.lmconsole("stop", "1", cwd=tmp_path, check=0)

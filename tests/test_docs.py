@@ -5,7 +5,6 @@ import re
 import runpy
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,9 +110,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "elsewhere" / "gpt1" / "valid_ppl.txt").write_text("90.0\n80.5\n")
     (root / "elsewhere.csv").write_text("model,layers,optimizer,epoch,valid_ppl\nlstm,1,adam,1,120.5\n")
     (root / "elsewhere.txt").write_text("".join(tiny.SENTENCES).replace(". ", ".\n") * 20)
-    (root / "bin").mkdir()
-    (root / "bin" / "lmconsole").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lmconsole "$@"\n')
-    (root / "bin" / "lmconsole").chmod(0o755)
+    tiny.install(root / "bin" / "lmconsole")
     for preset in ("scratch", "demo"):
         run(f"lmconsole run 5 --preset {preset} --headless --no-export", root)
     run("lmconsole import elsewhere", root)

@@ -1,5 +1,6 @@
 """Output of all commands: one line if a stream cannot be written, and no control characters from any file."""
 
+import functools
 import json
 import os
 import re
@@ -7,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -148,6 +149,12 @@ def redirected(words: Sequence[str], redirection: str, root: Path) -> subprocess
     return done
 
 
+@pytest.fixture(scope="module")
+def usual(root: Path) -> Callable[[Sequence[str]], subprocess.CompletedProcess[str]]:
+    """Return a function that returns what a command prints without a redirection; each runs once."""
+    return functools.cache(lambda words: redirected(words, "", root))
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
 @pytest.mark.parametrize("words", COMMANDS, ids=name)
 def test_a_full_disk_is_one_message(words: list[str], root: Path) -> None:
@@ -160,15 +167,17 @@ def test_a_full_disk_is_one_message(words: list[str], root: Path) -> None:
 
 @pytest.mark.parametrize("words", [COMMANDS[2], COMMANDS[5], MESSAGES[0], MESSAGES[2]], ids=name)
 @pytest.mark.parametrize("redirection", ["2>/dev/full", ">&-", "2>&-", "<&-", ">&- 2>&- <&-", ">/dev/full 2>/dev/full"])
-def test_a_stream_that_is_closed_or_full_changes_nothing_else(words: list[str], redirection: str, root: Path) -> None:
-    usual = redirected(words, "", root)
+def test_a_stream_that_is_closed_or_full_changes_nothing_else(
+    words: list[str], redirection: str, root: Path, usual: Callable[[Sequence[str]], subprocess.CompletedProcess[str]]
+) -> None:
+    expected = usual(tuple(words))
     done = redirected(words, redirection, root)
-    if ">/dev/full" in re.split(r" ", redirection) and usual.stdout:
+    if ">/dev/full" in re.split(r" ", redirection) and expected.stdout:
         assert done.returncode == 1
     else:
-        assert done.returncode == usual.returncode
-    assert done.stdout == ("" if redirection.startswith(">") else usual.stdout)
-    assert done.stderr == ("" if "2>" in redirection else usual.stderr)
+        assert done.returncode == expected.returncode
+    assert done.stdout == ("" if redirection.startswith(">") else expected.stdout)
+    assert done.stderr == ("" if "2>" in redirection else expected.stderr)
 
 
 def test_a_file_that_is_opened_does_not_become_standard_output(tmp_path: Path) -> None:

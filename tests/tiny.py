@@ -3,14 +3,18 @@
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
-from forked import ForkServer, run_new
+import pytest
+from forked import LATE, ForkedProcess, ForkServer, run_new
 
 from lmconsole.data.corpus import describe, load_corpus
+from lmconsole.engine import child, processes
 from lmconsole.engine.probe import ResolvedRun
 from lmconsole.engine.queue import enqueue
 from lmconsole.plan.load import load_plan
@@ -18,6 +22,7 @@ from lmconsole.runs.events import Queued
 from lmconsole.runs.info import CorpusInfo
 from lmconsole.runs.permissions import AfterQueue, Permissions
 from lmconsole.runs.store import Run, Store
+from lmconsole.tui import actions
 
 SENTENCES = (
     "the cat sat on the mat and the dog sat on the cat. ",
@@ -160,11 +165,18 @@ def fork_server(**variables: str) -> ForkServer:
     return ForkServer(
         environment(Path()) | variables,
         "lmconsole.cli", "lmconsole.commands.export", "lmconsole.commands.import_runs", "lmconsole.commands.run",
-        "lmconsole.commands.status", "lmconsole.engine.preload", "lmconsole.engine.worker", "lmconsole.report.export",
+        "lmconsole.commands.status", "lmconsole.engine.preload", "lmconsole.engine.runner", "lmconsole.report.export",
     )  # fmt: skip
 
 
 _FORK_SERVER = fork_server()
+
+NO_FIGURES = """
+from lmconsole.report import draw
+draw.draw_figure = lambda figure: None
+draw.encode_figure = lambda drawn, image_format: image_format.encode()
+"""
+"""Prelude of a runner whose exports have files with nothing but a name for figures."""
 
 
 def lmconsole(
@@ -178,17 +190,84 @@ def lmconsole(
 
     It is forked from a process that has imported its modules, unless the test asks for a ``new_program``.
     """
-    run = run_new if new_program else _FORK_SERVER.run
-    done = run(["-m", "lmconsole"], arguments, cwd=cwd, env=environment(cwd) | dict(env or {}), timeout_s=240)
+    source, usual, more = ["-m", "lmconsole"], environment(cwd), env or {}
+    if new_program:
+        done = run_new(source, arguments, cwd=cwd, env={**usual, **more}, timeout_s=240)
+    else:
+        done = _FORK_SERVER.run(source, arguments, cwd=cwd, env=usual, variables=more, timeout_s=240)
     assert "Traceback" not in done.stderr + done.stdout, done.stderr
     if check is not None:
         assert done.returncode == check, (done.returncode, done.stdout, done.stderr)
     return done
 
 
+def install(program: Path) -> None:
+    """Write an executable ``program`` that is ``lmconsole``, for commands in a shell."""
+    program.parent.mkdir()
+    _FORK_SERVER.install(program, "lmconsole", environment(Path()))
+
+
 def run_code(code: str, *arguments: str, root: Path) -> subprocess.CompletedProcess[str]:
     """Run ``python -c code *arguments`` in ``root``, forked from a process that has imported PyTorch."""
-    return _FORK_SERVER.run(["-c", code], arguments, cwd=root, env=environment(root), timeout_s=240)
+    return _FORK_SERVER.run(["-c", code], arguments, cwd=root, env=environment(root), variables={}, timeout_s=240)
+
+
+def start(
+    option: str, source: str, *arguments: str, root: Path, cwd: Path | None = None, errors: str = "output"
+) -> "ForkedProcess | subprocess.Popen[bytes]":
+    """Start ``python option source *arguments``, where ``option`` is ``-m`` or ``-c``. What it prints is appended to
+    ``root / "output"``, and messages to ``root / errors``."""
+    streams = root / "output", root / errors
+    return _FORK_SERVER.start([option, source], arguments, cwd=cwd or root, env=environment(root), streams=streams)
+
+
+def start_runner(
+    root: Path, prelude: str = "", *, cwd: Path | None = None
+) -> "ForkedProcess | subprocess.Popen[bytes]":
+    """Start the runner of the store ``root / "runs"``, after the Python code ``prelude``, which may change the modules
+    ``runner`` and ``worker``."""
+    names = "import sys\nfrom pathlib import Path\nfrom lmconsole.engine import runner, worker"
+    code = f"{names}\n{prelude}\nsys.exit(runner.main(Path(sys.argv[1])))"
+    source = ("-c", code) if prelude else ("-m", "lmconsole.engine.runner")
+    return start(*source, str(root / "runs"), root=root, cwd=cwd)
+
+
+def fork_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the runners, the exports and the processes that check data and devices, when the test's own process starts
+    them."""
+
+    def environment_now() -> dict[str, str]:
+        return environment(Path()) | {name: os.environ[name] for name in LATE if name in os.environ}
+
+    def detached(command: list[str], log: Path, *more: Any, **named: Any) -> object:
+        if command[:4] != processes.python("lmconsole.engine.runner"):
+            return start_detached(command, log, *more, **named)
+        streams, cwd = (log, log), Path.cwd()
+        return _FORK_SERVER.start(command[2:4], command[4:], cwd=cwd, env=environment_now(), streams=streams)
+
+    def run_child(
+        command: Sequence[str],
+        *,
+        input: bytes = b"",  # noqa: A002  # the name in subprocess.run
+        stderr: int | None = None,
+        text: bool = False,
+        **_: Any,
+    ) -> "subprocess.CompletedProcess[Any]":
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(input)
+            file.flush()
+            done = _FORK_SERVER.run(
+                command[2:4], command[4:], cwd=Path.cwd(), env=environment_now(), variables={}, timeout_s=240,
+                stdin=Path(file.name),
+            )  # fmt: skip
+        if stderr is not None:
+            os.write(stderr, done.stderr.encode())
+        return done if text else subprocess.CompletedProcess(command, done.returncode, done.stdout.encode())
+
+    start_detached = processes._detached
+    monkeypatch.setattr(processes, "_detached", detached)
+    for module in (child, actions):
+        monkeypatch.setattr(module, "subprocess", SimpleNamespace(**vars(subprocess) | {"run": run_child}))
 
 
 def worker(
@@ -197,4 +276,4 @@ def worker(
     """Run the worker of ``run`` to its end, after the Python code ``prelude``. It is forked, as that of a runner is."""
     code = f"{prelude}\nimport sys\nfrom lmconsole.engine.worker import main\nsys.exit(main(sys.argv[1:]))"
     arguments = [str(run.paths.folder), "--device", "cpu"]
-    return server.run(["-c", code], arguments, cwd=Path.cwd(), env=environment(root), timeout_s=240)
+    return server.run(["-c", code], arguments, cwd=Path.cwd(), env=environment(root), variables={}, timeout_s=240)

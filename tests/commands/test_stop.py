@@ -11,20 +11,11 @@ import pytest
 import tiny
 from factories import wait_until
 
-from lmconsole.engine.processes import start_runner
 from lmconsole.runs.events import Failed
 from lmconsole.runs.state import Status
-from lmconsole.runs.store import Run, Store
+from lmconsole.runs.store import Run
 
 LONG = 100_000
-
-
-def serve(root: Path, monkeypatch: pytest.MonkeyPatch) -> "subprocess.Popen[bytes]":
-    for name, value in tiny.environment(root).items():
-        monkeypatch.setenv(name, value)
-    process = start_runner(Store(root / "runs"))
-    assert process is not None
-    return process
 
 
 def trains(run: Run) -> bool:
@@ -39,11 +30,9 @@ def test_without_an_active_run_there_is_nothing_to_wait_for(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_it_returns_when_running_and_queued_runs_have_no_worker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_returns_when_running_and_queued_runs_have_no_worker(tmp_path: Path) -> None:
     runs = [tiny.queue_tiny(tmp_path, seed=seed, epochs=LONG) for seed in (1, 2)]
-    process = serve(tmp_path, monkeypatch)
+    process = tiny.start_runner(tmp_path)
     wait_until(lambda: trains(runs[0]))
     done = tiny.lmconsole("stop", "--all", "--wait", cwd=tmp_path, check=0)
     for run in runs:

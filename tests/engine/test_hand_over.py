@@ -79,11 +79,7 @@ def test_damaged_logs_stop_neither_the_runner_nor_commands(tmp_path: Path) -> No
     good = tiny.queue_tiny(tmp_path, seed=4)
     for run, damage in zip(broken, (b"", b"\x00\xff\xfe\n", b"[" * 100_000 + b"\n"), strict=True):
         run.paths.events.write_bytes(damage)
-    done = subprocess.run(
-        [sys.executable, "-m", "lmconsole.engine.runner", str(tmp_path / "runs")],
-        env=tiny.environment(tmp_path), stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
+    assert tiny.start_runner(tmp_path).wait(120) == 0, (tmp_path / "output").read_text()
     good.refresh()
     assert good.status is Status.FINISHED
     shown = tiny.lmconsole("status", cwd=tmp_path, check=0)
@@ -177,11 +173,7 @@ def test_a_worker_restarts_as_a_new_program_if_cuda_was_used_before_the_fork(tmp
         "worker._child_main([sys.argv[1], '--device', 'cpu'], sys.argv[2], {'LMCONSOLE_PLAIN': '1'}, None)"
     )
     log = tmp_path / "worker.log"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(run.paths.folder), str(log)],
-        env=tiny.environment(tmp_path), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
-        check=False,
-    )  # fmt: skip
+    done = tiny.run_code(code, str(run.paths.folder), str(log), root=tmp_path)
     assert done.returncode == 0, done.stderr + log.read_text()
     run.refresh()
     assert run.status is Status.FINISHED
@@ -235,16 +227,20 @@ def test_the_process_that_workers_are_forked_from_leaves_gpus_alone() -> None:
 def test_an_interrupt_before_anything_is_queued_leaves_nothing(tmp_path: Path, number: int) -> None:
     tiny.write_corpus(tmp_path / "data")
     file = tiny.write_experiments(tmp_path / "mine.toml", tiny.row(1))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lmconsole", "run", "1", "--headless", "--preset", "tiny", "--experiments", str(file),
-         "--data", "data"],
-        cwd=tmp_path, env=tiny.environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    factories.wait_until(psutil.Process(process.pid).children)  # the probe
+    options = ["--headless", "--preset", "tiny", "--experiments", str(file), "--data", "data"]
+    slow = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "from lmconsole.cli import main\nfrom lmconsole.data import corpus\n"
+        "corpus.load_corpus = lambda *_, **more: (Path('checked').touch(), time.sleep(60))\nmain(sys.argv[1:])"
+    )
+    process = tiny.start("-c", slow, "run", "1", *options, root=tmp_path)
+    forks = sys.platform.startswith("linux")  # so that the child process that checks data has the slow function too
+    factories.wait_until((tmp_path / "checked").exists if forks else psutil.Process(process.pid).children)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
+    code = process.wait(60)
+    printed = (tmp_path / "output").read_text()
+    assert code == 130, printed
+    assert "Traceback" not in printed
     assert not (tmp_path / "runs").exists()
 
 
@@ -259,11 +255,7 @@ def test_a_runner_that_fails_at_once_is_reported(tmp_path: Path) -> None:
         "else real(module, *a)\n"
         "processes.python = python\nfrom lmconsole.cli import main\nmain(sys.argv[1:])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "run", "1", "--headless", "--preset", "tiny", "--experiments", str(file), "--data",
-         "data"],
-        cwd=tmp_path, env=tiny.environment(tmp_path), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
+    options = ["--headless", "--preset", "tiny", "--experiments", str(file), "--data", "data"]
+    done = tiny.run_code(code, "run", "1", *options, root=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "the runner fails at once: no runner today" in done.stderr

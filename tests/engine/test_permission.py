@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -98,34 +97,9 @@ def train(root: Path, number: int = 1, *more: str) -> "subprocess.CompletedProce
     return done
 
 
-def start_runner(root: Path) -> "subprocess.Popen[bytes]":
-    with (root / "runner-output").open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "lmconsole.engine.runner", str(root / "runs")],
-            env=tiny.environment(root),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-SERVE = """
-import sys
-from multiprocessing import get_context
-from pathlib import Path
-from lmconsole.engine import runner, worker
-worker.get_context = lambda method: get_context("fork" if method == "forkserver" else method)
-sys.exit(runner.main(Path(sys.argv[1])))
-"""
-
-
 def serve(root: Path) -> int:
-    """Run a runner to its end. On Linux it has imported PyTorch, and forks its workers itself."""
-    done = tiny.run_code(SERVE, str(root / "runs"), root=root)
-    with (root / "runner-output").open("a") as output:
-        output.write(done.stdout + done.stderr)
-    return done.returncode
+    """Run a runner to its end."""
+    return tiny.start_runner(root, tiny.NO_FIGURES).wait(120)
 
 
 def wait_for_runner(root: Path) -> None:
@@ -188,7 +162,10 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("environment")
-def test_resuming_exports_where_the_person_who_resumes_wants_it(tmp_path: Path) -> None:
+def test_resuming_exports_where_the_person_who_resumes_wants_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.fork_children(monkeypatch)
     forged = Forged(tmp_path)
     store = Store(tmp_path / "runs")
     assert resume_runs(store, ["forged"], tmp_path / "mine") == ["forged"]
@@ -334,8 +311,8 @@ def test_a_runner_waits_while_that_of_another_user_is_at_work(tmp_path: Path) ->
         Permissions(tmp_path / "runs").forget(run.run)
         assert pending(Store(tmp_path / "runs"), [strange]), "the other may start it"
         tiny.permit(run)
-        runner = start_runner(tmp_path)
-        wait_until(lambda: "another user is at work" in (tmp_path / "runner-output").read_text())
+        runner = tiny.start_runner(tmp_path)
+        wait_until(lambda: "another user is at work" in (tmp_path / "output").read_text())
         assert status(run) is Status.QUEUED
     finally:
         holder.kill()
@@ -357,11 +334,11 @@ def _hold_as_nobody(path: Path) -> None:
 def test_a_new_runner_knows_what_was_asked_for_with_the_runs_of_a_killed_one(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     orphan = queued_with_program(tmp_path, marker, epochs=LONG)
-    first = start_runner(tmp_path)
+    first = tiny.start_runner(tmp_path)
     wait_until(lambda: progressed(orphan))
     first.kill()
     first.wait()
-    second = start_runner(tmp_path)
+    second = tiny.start_runner(tmp_path)
     wait_until(lambda: Store(tmp_path / "runs").runner() is not None)
     orphan.request_stop()
     assert second.wait(60) == 0
@@ -383,9 +360,9 @@ def test_a_run_that_ended_without_a_runner_is_remembered(tmp_path: Path) -> None
 
 def test_a_run_lost_in_a_reboot_keeps_its_permission_until_it_is_resumed(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
-    lost = queued_with_program(tmp_path, marker, epochs=100)
+    lost = queued_with_program(tmp_path, marker, epochs=30)
     waiting = tiny.queue_tiny(tmp_path, seed=2)
-    runner = start_runner(tmp_path)
+    runner = tiny.start_runner(tmp_path)
     wait_until(lambda: progressed(lost))
     owner = lost.worker()
     assert owner is not None

@@ -29,20 +29,7 @@ from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 
 LONG = 100_000
-AHEAD = "from lmconsole.engine import runner\nrunner.prepares_ahead = lambda device: True\n"
-
-
-def start_runner(root: Path, prelude: str = AHEAD) -> "subprocess.Popen[bytes]":
-    code = f"{prelude}import sys\nfrom pathlib import Path\nsys.exit(runner.main(Path(sys.argv[1])))"
-    with (root / "runner-output").open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-c", code, str(root / "runs")],
-            env=tiny.environment(root),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+AHEAD = "runner.prepares_ahead = lambda device: True\n"
 
 
 def status(run: Run) -> Status:
@@ -66,7 +53,7 @@ def test_the_next_run_waits_prepared_and_its_clock_starts_with_its_turn(tmp_path
     second, third = (tiny.queue_tiny(tmp_path, seed=seed) for seed in (2, 3))
     alone = tiny.queue_tiny(tmp_path / "alone", seed=2)
     assert tiny.worker(alone, tmp_path / "alone").returncode == 0
-    serving = start_runner(tmp_path)
+    serving = tiny.start_runner(tmp_path, AHEAD)
     wait_until(lambda: trains(first) and holder(second))
     waiting = holder(second)
     since = time.monotonic()
@@ -93,7 +80,7 @@ def test_the_next_run_waits_prepared_and_its_clock_starts_with_its_turn(tmp_path
 @pytest.mark.slow
 def test_a_waiting_run_that_is_stopped_records_it_and_makes_room_for_the_next(tmp_path: Path) -> None:
     runs = [tiny.queue_tiny(tmp_path, seed=seed, epochs=LONG) for seed in (1, 2, 3)]
-    serving = start_runner(tmp_path)
+    serving = tiny.start_runner(tmp_path, AHEAD)
     wait_until(lambda: trains(runs[0]) and holder(runs[1]))
     runs[1].request_stop()
     wait_until(lambda: status(runs[1]) is Status.STOPPED)
@@ -111,14 +98,14 @@ def test_a_waiting_run_that_is_stopped_records_it_and_makes_room_for_the_next(tm
 @pytest.mark.slow
 def test_a_waiting_worker_ends_with_its_runner_and_the_next_runner_starts_the_run(tmp_path: Path) -> None:
     first, second = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
-    killed = start_runner(tmp_path)
+    killed = tiny.start_runner(tmp_path, AHEAD)
     wait_until(lambda: trains(first) and holder(second))
     killed.kill()
     killed.wait()
     wait_until(lambda: holder(second) is None)
     assert status(second) is Status.QUEUED
     assert holder(first) is not None, "the run that trains goes on"
-    serving = start_runner(tmp_path)
+    serving = tiny.start_runner(tmp_path, AHEAD)
     wait_until(lambda: holder(second) is not None)
     first.request_stop()
     assert serving.wait(60) == 0
@@ -129,12 +116,12 @@ def test_a_waiting_worker_ends_with_its_runner_and_the_next_runner_starts_the_ru
 @pytest.mark.slow
 def test_a_run_whose_waiting_worker_is_killed_is_started_when_its_turn_comes(tmp_path: Path) -> None:
     first, second = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
-    serving = start_runner(tmp_path)
+    serving = tiny.start_runner(tmp_path, AHEAD)
     wait_until(lambda: trains(first) and holder(second))
     pid = holder(second)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: "before its turn" in (tmp_path / "runner-output").read_text())
+    wait_until(lambda: "before its turn" in (tmp_path / "output").read_text())
     assert status(second) is Status.QUEUED
     first.request_stop()
     assert serving.wait(60) == 0
@@ -147,7 +134,7 @@ def test_a_failure_while_waiting_is_tried_again_and_recorded_at_its_turn(tmp_pat
     info = second.paths.info
     info.write_text(info.read_text().replace(second.info.corpus.sha256, "0" * 64))
     tiny.permit(second)
-    serving = start_runner(tmp_path)
+    serving = tiny.start_runner(tmp_path, AHEAD)
     wait_until(lambda: trains(first) and second.paths.worker_log.exists())
     wait_until(lambda: "it starts when that one ends" in second.paths.worker_log.read_text())
     wait_until(lambda: holder(second) is None)
@@ -166,7 +153,7 @@ def test_data_is_read_once_for_all_runs_of_a_queue(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     first, second = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
-    serving = start_runner(tmp_path, AHEAD.replace("True", "False"))
+    serving = tiny.start_runner(tmp_path)
     wait_until(lambda: trains(first))
     (folder,) = (tmp_path / "temporary").glob("lmconsole-*")
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -207,7 +194,7 @@ def test_a_fast_path_that_fails_while_waiting_leaves_the_run_to_another_process(
 @pytest.mark.slow
 def test_a_waiting_worker_ends_when_its_run_is_removed(tmp_path: Path) -> None:
     first, second = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
-    serving = start_runner(tmp_path)
+    serving = tiny.start_runner(tmp_path, AHEAD)
     wait_until(lambda: trains(first) and holder(second))
     pid = holder(second)
     assert pid is not None

@@ -3,7 +3,6 @@
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,20 +22,6 @@ pytestmark = pytest.mark.slow
 
 LONG = 100_000
 """Epochs of a run that outlasts the test."""
-
-
-def start_runner(root: Path, **variables: str) -> "subprocess.Popen[bytes]":
-    with (root / "runner-output").open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "lmconsole.engine.runner", str(root / "runs")],
-            env=tiny.environment(root) | variables,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            # A shell that starts tests in the background has them ignore interrupts.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
 
 
 def status(run: Run) -> Status:
@@ -63,7 +48,7 @@ def test_runs_are_trained_oldest_first_and_one_that_fails_stops_no_other(tmp_pat
     info = second.paths.info
     info.write_text(info.read_text().replace(second.info.corpus.sha256, "0" * 64))
     tiny.permit(second)
-    assert start_runner(tmp_path).wait(120) == 0
+    assert tiny.start_runner(tmp_path).wait(120) == 0
     assert [status(run) for run in (first, second, third)] == [Status.FINISHED, Status.FAILED, Status.FINISHED]
     assert second.state.failed is not None
     assert second.state.failed.error == "corpus-changed"
@@ -76,7 +61,7 @@ def test_runs_are_trained_oldest_first_and_one_that_fails_stops_no_other(tmp_pat
 def test_a_killed_worker_is_declared_failed_and_the_next_one_started(tmp_path: Path) -> None:
     long = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG)
     short = tiny.queue_tiny(tmp_path, seed=2)
-    runner = start_runner(tmp_path)
+    runner = tiny.start_runner(tmp_path)
     wait_until(lambda: progressed(long))
     kill(long)
     assert runner.wait(60) == 0
@@ -90,11 +75,11 @@ def test_a_killed_worker_is_declared_failed_and_the_next_one_started(tmp_path: P
 def test_workers_outlive_a_killed_runner_and_the_next_runner_respects_them(tmp_path: Path) -> None:
     orphan = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG)
     waiting = tiny.queue_tiny(tmp_path, seed=2)
-    first = start_runner(tmp_path)
+    first = tiny.start_runner(tmp_path)
     wait_until(lambda: progressed(orphan))
     first.kill()
     first.wait()
-    second = start_runner(tmp_path)
+    second = tiny.start_runner(tmp_path)
     try:
         epochs = len(orphan.state.epochs)
         wait_until(lambda: orphan.refresh() is not None and len(orphan.state.epochs) > epochs + 3)
@@ -112,7 +97,7 @@ def test_workers_outlive_a_killed_runner_and_the_next_runner_respects_them(tmp_p
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere workers are not forked")
 def test_workers_are_forked_from_one_process_and_each_has_a_session_of_its_own(tmp_path: Path) -> None:
     runs = [tiny.queue_tiny(tmp_path, seed=seed, epochs=LONG, jobs=2) for seed in (1, 2)]
-    runner = start_runner(tmp_path)
+    runner = tiny.start_runner(tmp_path)
     try:
         for run in runs:
             wait_until(lambda run=run: progressed(run))  # type: ignore[misc]
@@ -133,7 +118,7 @@ def test_workers_are_forked_from_one_process_and_each_has_a_session_of_its_own(t
 
 def test_workers_outlive_the_process_they_were_forked_from(tmp_path: Path) -> None:
     run, later = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG), tiny.queue_tiny(tmp_path, seed=2)
-    runner = start_runner(tmp_path)
+    runner = tiny.start_runner(tmp_path)
     wait_until(lambda: progressed(run))
     assert run.state.started is not None
     server = psutil.Process(run.state.started.pid).parent()
@@ -152,21 +137,14 @@ def test_the_folder_of_the_command_may_be_removed(tmp_path: Path) -> None:
     runs = [tiny.queue_tiny(tmp_path, seed=seed) for seed in (1, 2)]
     gone = tmp_path / "gone"
     gone.mkdir()
-    code = (
-        "import os, runpy\n"
-        "os.rmdir(os.getcwd())\n"
-        "runpy.run_module('lmconsole.engine.runner', run_name='__main__', alter_sys=True)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "runs")]
-    done = subprocess.run(command, cwd=gone, env=tiny.environment(tmp_path), check=False, timeout=120)
-    assert done.returncode == 0
+    assert tiny.start_runner(tmp_path, "import os\nos.rmdir(os.getcwd())", cwd=gone).wait(120) == 0
     assert not gone.exists()
     assert [status(run) for run in runs] == [Status.FINISHED] * 2
 
 
 def test_an_interrupted_runner_ends_at_once_and_its_worker_continues(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path, epochs=LONG)
-    runner = start_runner(tmp_path)
+    runner = tiny.start_runner(tmp_path)
     try:
         wait_until(lambda: progressed(run))
         runner.send_signal(signal.SIGINT)
@@ -180,30 +158,33 @@ def test_an_interrupted_runner_ends_at_once_and_its_worker_continues(tmp_path: P
     wait_until(lambda: status(run) is Status.STOPPED)
 
 
-def test_where_workers_cannot_be_forked_they_are_started_as_new_programs(tmp_path: Path) -> None:
+def test_where_workers_cannot_be_forked_they_are_started_as_new_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A socket's name has at most 108 bytes, and the folder for temporary files may have a longer one."""
     long = tmp_path / ("long" * 25)
     long.mkdir()
     run = tiny.queue_tiny(tmp_path)
-    assert start_runner(tmp_path, TMPDIR=str(long)).wait(120) == 0
+    monkeypatch.setenv("TMPDIR", str(long))
+    assert tiny.start_runner(tmp_path).wait(120) == 0
     assert status(run) is Status.FINISHED
-    output = (tmp_path / "runner-output").read_text()
+    output = (tmp_path / "output").read_text()
     forks = sys.platform.startswith("linux")
     assert ("as new programs instead of forked: AF_UNIX path too long" in output) is forks
 
 
 def test_of_several_runners_at_once_one_serves(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path)
-    runners = [start_runner(tmp_path) for _ in range(4)]
+    runners = [tiny.start_runner(tmp_path) for _ in range(4)]
     assert [runner.wait(120) for runner in runners] == [0, 0, 0, 0]
     assert status(run) is Status.FINISHED
     assert run.state.attempt == 1
 
 
 def test_jobs_limit_how_many_run_at_once_and_the_strictest_run_decides(tmp_path: Path) -> None:
-    runs = [tiny.queue_tiny(tmp_path, seed=seed, epochs=30, jobs=2) for seed in range(3)]
+    runs = [tiny.queue_tiny(tmp_path, seed=seed, epochs=15, jobs=2) for seed in range(3)]
     alone = tiny.queue_tiny(tmp_path, seed=9, jobs=1)
-    runner = start_runner(tmp_path)
+    runner = tiny.start_runner(tmp_path)
     most = together_with_alone = 0
     while runner.poll() is None:
         active = [run for run in [*runs, alone] if run.worker() is not None]
@@ -220,7 +201,7 @@ def test_a_stop_is_honored_for_a_queued_run(tmp_path: Path) -> None:
     long = tiny.queue_tiny(tmp_path, seed=1, epochs=LONG)
     waiting = tiny.queue_tiny(tmp_path, seed=2)
     waiting.request_stop()
-    runner = start_runner(tmp_path)
+    runner = tiny.start_runner(tmp_path)
     wait_until(lambda: status(waiting) is Status.STOPPED)
     wait_until(lambda: progressed(long))
     long.request_stop()
@@ -247,10 +228,7 @@ def test_a_program_is_run_once_when_the_queue_is_empty(tmp_path: Path) -> None:
 
 def test_a_second_worker_writes_nothing(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path, epochs=LONG)
-    first = subprocess.Popen(
-        [sys.executable, "-m", "lmconsole.engine.worker", str(run.paths.folder), "--device", "cpu"],
-        env=tiny.environment(tmp_path),
-    )
+    first = tiny.start("-m", "lmconsole.engine.worker", str(run.paths.folder), "--device", "cpu", root=tmp_path)
     try:
         wait_until(lambda: progressed(run))
         quick = "from lmconsole.engine import worker\nworker.LOCK_TIMEOUT_S = 0.1\n"
@@ -320,12 +298,12 @@ def test_a_full_disk_fails_the_run_and_leaves_the_last_checkpoint_whole(tmp_path
 def test_a_resumed_run_with_all_threads_has_the_cores_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (host, queue):
         monkeypatch.setattr(module, "cores", lambda: 2)
-    large = tiny.queue_tiny(tmp_path, seed=9, epochs=10, threads=2)
+    large = tiny.queue_tiny(tmp_path, seed=9, epochs=2, threads=2)
     append_events(large.paths, Stopped(epoch=1, step=0))
-    before = [tiny.queue_tiny(tmp_path, seed=seed, epochs=30, jobs=2, auto=True) for seed in (1, 2)]
-    assert tiny.queue_tiny(tmp_path, seed=9, epochs=10, jobs=2, auto=True).run == large.run
-    after = [tiny.queue_tiny(tmp_path, seed=seed, epochs=30, jobs=2, auto=True) for seed in (3, 4)]
-    assert start_runner(tmp_path, GOMP_SPINCOUNT="1000").wait(120) == 0  # other tests keep the cores busy
+    before = [tiny.queue_tiny(tmp_path, seed=seed, epochs=15, jobs=2, auto=True) for seed in (1, 2)]
+    assert tiny.queue_tiny(tmp_path, seed=9, epochs=2, jobs=2, auto=True).run == large.run
+    after = [tiny.queue_tiny(tmp_path, seed=seed, epochs=15, jobs=2, auto=True) for seed in (3, 4)]
+    assert tiny.start_runner(tmp_path).wait(120) == 0
     assert all(status(run) is Status.FINISHED for run in [*before, large, *after])
     assert large.state.started is not None
     assert large.state.started.threads == 2
@@ -350,6 +328,6 @@ def test_runs_are_started_in_the_order_of_the_queue_whatever_their_age_and_names
     wanted = [tiny.resolved_tiny(tmp_path, seed=seed) for seed in (7, 8, 3, 5)]
     store, queued = Store(tmp_path / "runs"), Queued(devices=("cpu",), jobs=1)
     queue.enqueue(store, wanted, queued, fresh=False, refuse_active=True, threads=1)
-    assert start_runner(tmp_path).wait(120) == 0
+    assert tiny.start_runner(tmp_path).wait(120) == 0
     started = {run.info.seed: run.state.started.t for run in store.runs() if run.state.started}
     assert sorted(started, key=lambda seed: started[seed]) == [7, 8, 3, 5]

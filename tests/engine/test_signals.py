@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import tiny
-from engine.test_prepared_worker import AHEAD, LONG, holder, start_runner, status, trains
+from engine.test_prepared_worker import AHEAD, LONG, holder, status, trains
 from engine.test_resume import EAGER, IN_A_STEP, IN_VALIDATION, metrics, uninterrupted
 from factories import locked_by_another_process, wait_until
 
@@ -51,20 +51,16 @@ def stopped_with_a_checkpoint(run: Run) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere workers are not forked")
-def test_a_worker_that_gets_a_signal_at_its_first_instruction_stops(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_gets_a_signal_at_its_first_instruction_stops(tmp_path: Path) -> None:
     (tmp_path / "signal_at_fork.py").write_text(FIRST_INSTRUCTION.format(signals=list(map(int, STOP_SIGNALS))))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     runs = [tiny.queue_tiny(tmp_path, seed=seed, epochs=LONG) for seed in range(len(STOP_SIGNALS))]
-    prelude = "from lmconsole.engine import runner, worker\nworker.PRELOAD = (*worker.PRELOAD, 'signal_at_fork')\n"
-    serving = start_runner(tmp_path, prelude)
+    prelude = f"sys.path.append({str(tmp_path)!r})\nworker.PRELOAD = (*worker.PRELOAD, 'signal_at_fork')"
+    serving = tiny.start_runner(tmp_path, prelude)
     assert serving.wait(120) == 0
     assert all(stopped_with_a_checkpoint(run) for run in runs)
 
 
 SPAWNED = """
-from lmconsole.engine import runner, worker
 real = worker.get_context
 class Unavailable:
     def set_forkserver_preload(self, modules): pass
@@ -79,7 +75,7 @@ def test_workers_that_get_a_signal_while_they_are_being_imported_stop(tmp_path: 
     """A worker that is not forked imports PyTorch itself, which takes seconds."""
     jobs = len(STOP_SIGNALS)
     runs = [tiny.queue_tiny(tmp_path, seed=seed, epochs=LONG, jobs=jobs) for seed in range(jobs)]
-    serving = start_runner(tmp_path, SPAWNED)
+    serving = tiny.start_runner(tmp_path, SPAWNED)
     signalled: set[int] = set()
     waiting = list(STOP_SIGNALS)
     while waiting:
@@ -97,10 +93,7 @@ def test_workers_that_get_a_signal_while_they_are_being_imported_stop(tmp_path: 
 def test_a_worker_that_gets_a_signal_while_it_waits_for_its_lock_stops(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path, epochs=LONG)
     with locked_by_another_process(run.paths.lock):
-        serving = subprocess.Popen(
-            [sys.executable, "-m", "lmconsole.engine.worker", str(run.paths.folder), "--device", "cpu"],
-            env=tiny.environment(tmp_path),
-        )
+        serving = tiny.start("-m", "lmconsole.engine.worker", str(run.paths.folder), "--device", "cpu", root=tmp_path)
         # It handles signals from its first statement on; that this has come is visible in the set of those it catches.
         caught = 1 << (signal.SIGUSR2 - 1)
         wait_until(lambda: caught & int(_status(serving.pid, "SigCgt"), 16))
@@ -118,7 +111,7 @@ def _status(pid: int, name: str) -> str:
 def test_a_waiting_worker_that_gets_a_signal_stops_and_its_run_is_not_started(tmp_path: Path) -> None:
     first = tiny.queue_tiny(tmp_path, seed=99, epochs=LONG)
     later = [tiny.queue_tiny(tmp_path, seed=seed) for seed in range(len(STOP_SIGNALS))]
-    serving = start_runner(tmp_path, AHEAD)
+    serving = tiny.start_runner(tmp_path, AHEAD)
     for run, number in zip(later, STOP_SIGNALS, strict=True):
         wait_until(lambda run=run: trains(first) and holder(run))  # type: ignore[misc]
         pid = holder(run)
@@ -171,7 +164,7 @@ def test_a_batch_system_signals_every_process_of_a_job_at_once(tmp_path: Path) -
     """The worker stops with a checkpoint. The runner, the process that workers are forked from, and multiprocessing's
     own process do not die of the signal, and the next run is started."""
     runs = [tiny.queue_tiny(tmp_path, seed=seed, epochs=LONG) for seed in (1, 2)]
-    serving = start_runner(tmp_path, "from lmconsole.engine import runner\n")
+    serving = tiny.start_runner(tmp_path)
     for number, run in zip((signal.SIGUSR1, signal.SIGUSR2), runs, strict=True):
         wait_until(lambda run=run: trains(run))  # type: ignore[misc]
         for process in [psutil.Process(serving.pid), *psutil.Process(serving.pid).children(recursive=True)]:
@@ -179,7 +172,7 @@ def test_a_batch_system_signals_every_process_of_a_job_at_once(tmp_path: Path) -
         wait_until(lambda run=run: status(run) is Status.STOPPED)  # type: ignore[misc]
         assert stopped_with_a_checkpoint(run)
     assert serving.wait(60) == 0
-    assert "Traceback" not in (tmp_path / "runner-output").read_text()
+    assert "Traceback" not in (tmp_path / "output").read_text()
 
 
 @pytest.mark.slow
@@ -209,22 +202,18 @@ def test_commands_that_get_a_signal_stop_the_runs_that_they_queued_and_no_others
     numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
     tiny.write_corpus(tmp_path / "data")
     file = tiny.write_experiments(tmp_path / "mine.toml", tiny.row(1, more=f"epochs = {LONG}"))
+    options = ["--headless", "--preset", "tiny", "--experiments", str(file), "--data", "data", "--no-export"]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "lmconsole", "run", "1", "--headless", "--preset", "tiny", "--experiments",
-             str(file), "--data", "data", "--no-export", "--seeds", str(seed), "--jobs", str(len(numbers))],
-            cwd=tmp_path, env=tiny.environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
+        tiny.start("-m", "lmconsole", "run", "1", *options, "--seeds", str(seed), "--jobs", "3", root=tmp_path)
         for seed in range(len(numbers))
-    ]  # fmt: skip
+    ]
     store = Store(tmp_path / "runs")
     wait_until(lambda: sum(trains(run) for run in store.runs()) == len(numbers))
     runs = sorted(store.runs(), key=lambda run: run.info.seed)
     for process, number, run in zip(processes, numbers, runs, strict=True):
         assert status(run) is Status.RUNNING
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 130, err
+        assert process.wait(60) == 130, (tmp_path / "output").read_text()
         assert stopped_with_a_checkpoint(run)
         assert isinstance(EventReader(run.paths.events).read_new()[-1], Stopped)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny
 from tui.stage import Stage
 
 from lmconsole.tui.plot import glyphs
@@ -33,6 +34,7 @@ def isolated_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("COLORTERM", "truecolor")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     set_locale(monkeypatch, "C.UTF-8")
+    tiny.fork_children(monkeypatch)
     monkeypatch.setattr("textual._wait.SLEEP_GRANULARITY", 0.005, raising=False)  # the pilot polls often
 
 
