@@ -15,7 +15,8 @@ from tui.stage import Recorded, Stage, console_of, eventually, experiment, scree
 
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.plan.load import load_plan
-from lmconsole.runs.events import EventReader, Queued, Stopped
+from lmconsole.runs.event_reader import EventReader
+from lmconsole.runs.events import Queued, Stopped
 from lmconsole.runs.permissions import AfterQueue, Permissions
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
