@@ -1,6 +1,7 @@
 """The main screen: headline, experiments, curves, memory gauges, and the keys.
 
-Screens that open over it are imported when they are first needed, so that the first paint comes sooner.
+The filter and the screens that open over this one are imported when they are first needed, so that the first paint
+comes sooner.
 """
 
 from collections.abc import Sequence
@@ -40,12 +41,12 @@ from lmconsole.tui.terminal.compositor import CroppedCompositor
 from lmconsole.tui.terminal.textual_internals import set_compositor
 from lmconsole.tui.widgets.curves import ChartOption, Curves
 from lmconsole.tui.widgets.experiment_table import ExperimentTable
-from lmconsole.tui.widgets.filter_bar import FilterBar
 from lmconsole.tui.widgets.gauges import Gauges
 from lmconsole.tui.widgets.headline import Headline
 
 if TYPE_CHECKING:
     from lmconsole.tui.filter import Filter
+    from lmconsole.tui.widgets.filter_bar import FilterBar
 
 
 class _ExperimentsMessage(Message):
@@ -117,18 +118,19 @@ class MainScreen(Screen[None]):
         self._experiments = options.plan.experiments
         self._filter: Filter | None = None
         """None to show all rows."""
+        self._filter_bar: FilterBar | None = None
+        """None before it is first opened."""
         self._store_path = options.store
         self._glyphs = glyphs
         self.set_reactive(MainScreen.preset, options.preset)
         self.set_reactive(MainScreen.slow, options.slow)
 
     def compose(self) -> ComposeResult:
-        """Yield headline, table, filter, curves, memory gauges and keys."""
+        """Yield headline, table, curves, memory gauges and keys."""
         yield Headline(self._store_path).data_bind(
             MainScreen.snapshot, MainScreen.checked, MainScreen.preset, MainScreen.slow
         )
         yield ExperimentTable()
-        yield FilterBar(clear_key=self._key("back"))
         yield Curves(self._glyphs)
         yield Gauges(self._glyphs).data_bind(MainScreen.snapshot)
         yield Footer(show_command_palette=False, compact=True)
@@ -233,7 +235,8 @@ class MainScreen(Screen[None]):
             from lmconsole.tui.row_filter import matching_rows
 
             rows, self._filter = matching_rows(rows, self._filter, self._planned_values)
-        self.query_one(FilterBar).show_problem(self._filter.problem if self._filter else "")
+        if self._filter_bar is not None:
+            self._filter_bar.show_problem(self._filter.problem if self._filter else "")
         return rows
 
     def _planned_values(self, experiment: Experiment) -> dict[str, object]:
@@ -317,11 +320,16 @@ class MainScreen(Screen[None]):
         if keys:
             self.checked = frozenset() if keys <= self.checked else self.checked | keys
 
-    def action_filter(self) -> None:
+    async def action_filter(self) -> None:
         """Open the filter."""
-        self.query_one(FilterBar).open()
+        if self._filter_bar is None:
+            from lmconsole.tui.widgets.filter_bar import FilterBar
 
-    def on_filter_bar_changed(self, message: FilterBar.Changed) -> None:
+            self._filter_bar = FilterBar(clear_key=self._key("back"))
+            await self.mount(self._filter_bar, after=self.table)
+        self._filter_bar.open()
+
+    def on_filter_bar_changed(self, message: "FilterBar.Changed") -> None:
         """Filter while typing."""
         self.filter_text = message.text
 
@@ -331,7 +339,7 @@ class MainScreen(Screen[None]):
 
     def action_back(self) -> None:
         """Undo the first of: filter, cursor, zoom, selection."""
-        if self.query_one(FilterBar).close():
+        if self._filter_bar is not None and self._filter_bar.close():
             self.table.focus()
         elif self.curves.cursor is not None:
             self.curves.remove_cursor()
