@@ -26,7 +26,8 @@ from simulation import PROGRESS_S, live_runs
 from store import STEPS, make_store
 from terminal import HEIGHT, Chunk, Terminal, environment, visible
 
-from lmconsole.runs.events import EventReader, Progress
+from lmconsole.runs.event_reader import EventReader
+from lmconsole.runs.events import Progress
 
 GOALS = {
     "two_runs_bytes_per_s": 1_100.0,

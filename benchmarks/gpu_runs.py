@@ -38,7 +38,8 @@ from lmconsole.lm.model import build_model
 from lmconsole.plan.experiment import Precision
 from lmconsole.plan.flops import step_flops
 from lmconsole.plan.load import load_plan
-from lmconsole.runs.events import EventReader, Queued
+from lmconsole.runs.event_reader import EventReader
+from lmconsole.runs.events import Queued
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState, Status
 from lmconsole.runs.store import Run, Store

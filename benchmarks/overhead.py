@@ -36,7 +36,8 @@ from lmconsole.lm import device as devices
 from lmconsole.lm import memory
 from lmconsole.lm.loop import TrainingContext, train
 from lmconsole.plan.experiment import Settings
-from lmconsole.runs.events import E, EventLog, Phase
+from lmconsole.runs.event_log import EventLog
+from lmconsole.runs.events import E, Phase
 from lmconsole.runs.info import CorpusInfo
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState

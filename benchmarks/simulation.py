@@ -22,7 +22,8 @@ from pathlib import Path
 from store import STEPS, WIKITEXT2, run_info
 
 from lmconsole import __version__
-from lmconsole.runs.events import Epoch, EventLog, Progress, Queued, Started, Telemetry, perplexity
+from lmconsole.runs.event_log import EventLog
+from lmconsole.runs.events import Epoch, Progress, Queued, Started, Telemetry, perplexity
 from lmconsole.runs.info import write_info
 from lmconsole.runs.lock import Lock, acquire
 from lmconsole.runs.paths import RunPaths

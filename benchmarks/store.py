@@ -26,11 +26,11 @@ from result_rows import Row
 
 from lmconsole import __version__
 from lmconsole.plan.load import builtin_file, load_plan
+from lmconsole.runs.event_log import EventLog
 from lmconsole.runs.events import (
     AnyEvent,
     Epoch,
     Event,
-    EventLog,
     Failed,
     Finished,
     Phase,

@@ -4,12 +4,13 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from lmconsole import __version__
 from lmconsole.commands.interrupts import Interrupted, raise_interrupted
+from lmconsole.commands.root_options import hand_down, refuse_unused
 from lmconsole.commands.run_parameters import (
     COMPLETE,
     completion,
@@ -76,51 +77,13 @@ def _root(
         from lmconsole.tui.open import open_console
 
         raise typer.Exit(open_console(preset, runs, experiments, data, embeddings, theme, slow=slow))
-    _hand_down(context)
-
-
-def _hand_down(context: typer.Context) -> None:
-    """Make the options in front of a command the defaults of that command.
-
-    Raises LmconsoleError if it does not take one of them.
-    """
-    name = str(context.invoked_subcommand)
-    inner = getattr(context.command.get_command(context, name), "commands", None)  # type: ignore[attr-defined]
-    if inner is None:
-        _refuse_unused(context, context)
-    given: dict[str, object] = {}
-    for option in _on_command_line(context):
-        given[str(option.name)] = context.params[str(option.name)]
-        if option.envvar:
-            # It would take precedence. "./~" remains a folder that is called so.
-            os.environ[str(option.envvar)] = os.path.join(".", str(given[str(option.name)]))
-    context.default_map = {name: given if inner is None else dict.fromkeys(inner, given)}
-
-
-def _on_command_line(context: Any) -> list[Any]:
-    """Return the options of this context's command that were given on the command line."""
-    sources = {str(option.name): context.get_parameter_source(str(option.name)) for option in context.command.params}
-    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-    return [option for option in context.command.params if option.name in given]
-
-
-def _refuse_unused(root: Any, context: Any) -> None:
-    """Raise LmconsoleError if an option in front of all commands is not one of the command that ``context`` calls."""
-    name = str(context.invoked_subcommand)
-    command = context.command.get_command(context, name)
-    full_name = name if context is root else f"{context.info_name} {name}"
-    for option in _on_command_line(root):
-        if not any(option.name == each.name for each in command.params):
-            raise LmconsoleError(
-                f"{option.opts[-1]} has no effect on `lmconsole {full_name}`",
-                hint=f"Leave it out; `lmconsole {full_name} --help` lists the options of this command.",
-            )
+    hand_down(context)
 
 
 @data_app.callback()
 def _data(context: typer.Context) -> None:
     if context.invoked_subcommand is not None:
-        _refuse_unused(context.parent, context)
+        refuse_unused(context.parent, context)
 
 
 @app.command("list")
@@ -326,9 +289,7 @@ def data_fetch(
         typer.Argument(
             help="wikitext-2, gpt1 (tokenizer and embeddings), all (both), or a data set as hub:OWNER/NAME[/CONFIG].",
             metavar="[WHAT]",
-            autocompletion=lambda incomplete: [
-                each for each in ("all", "gpt1", "wikitext-2") if each.startswith(incomplete)
-            ],
+            **completion(("all", "gpt1", "wikitext-2")),
         ),
     ] = "all",
     out: Annotated[

@@ -10,17 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from lmconsole.runs.events import (
-    Epoch,
-    Event,
-    EventLog,
-    Finished,
-    Progress,
-    Queued,
-    Started,
-    Telemetry,
-    perplexity,
-)
+from lmconsole.runs.event_log import EventLog
+from lmconsole.runs.events import Epoch, Event, Finished, Progress, Queued, Started, Telemetry, perplexity
 from lmconsole.runs.paths import RunPaths
 
 STEPS = 8

@@ -7,7 +7,8 @@ import pytest
 import tiny
 
 from lmconsole.engine.probe import ResolvedRun
-from lmconsole.runs.events import AnyEvent, Epoch, EventReader, Finished, Resumed
+from lmconsole.runs.event_reader import EventReader
+from lmconsole.runs.events import AnyEvent, Epoch, Finished, Resumed
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 

@@ -20,7 +20,8 @@ from lmconsole.lm.memory import allocator_mib, is_out_of_memory, keep_freed_memo
 from lmconsole.lm.model import attention_of, parameters_of
 from lmconsole.lm.restore import Found, find_checkpoint
 from lmconsole.plan.experiment import Precision
-from lmconsole.runs.events import EventLog, Failed, Queued, Started
+from lmconsole.runs.event_log import EventLog
+from lmconsole.runs.events import Failed, Queued, Started
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState

@@ -15,7 +15,8 @@ from lmconsole.engine.probe import ResolvedRun
 from lmconsole.errors import RunActiveError
 from lmconsole.runs import lock
 from lmconsole.runs.create import create_run, next_places, queue_lock
-from lmconsole.runs.events import EventLog, Queued, utc_now
+from lmconsole.runs.event_log import EventLog
+from lmconsole.runs.events import Queued, utc_now
 from lmconsole.runs.info import SCHEMA, RunInfo
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.permissions import AfterQueue, Permissions, pending

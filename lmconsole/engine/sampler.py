@@ -5,7 +5,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from lmconsole.runs.events import EventLog, Phase, Telemetry
+from lmconsole.runs.event_log import EventLog
+from lmconsole.runs.events import Phase, Telemetry
 from lmconsole.telemetry.gpu import Gpus
 from lmconsole.telemetry.host import rss_mib
 

@@ -19,7 +19,9 @@ from lmconsole.engine import stop_signals
 from lmconsole.errors import escape_control_characters
 from lmconsole.files import open_file
 from lmconsole.runs import lock
-from lmconsole.runs.events import EventLog, EventReader, Failed, Stopped
+from lmconsole.runs.event_log import EventLog
+from lmconsole.runs.event_reader import EventReader
+from lmconsole.runs.events import Failed, Stopped
 from lmconsole.runs.info import read_info
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState, Status

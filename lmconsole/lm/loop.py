@@ -22,16 +22,8 @@ from lmconsole.lm.model import build_model
 from lmconsole.lm.optimizers import build_optimizer, has_schedule, learning_rate_at
 from lmconsole.lm.restore import NOTHING_FOUND, Found
 from lmconsole.plan.experiment import Precision
-from lmconsole.runs.events import (
-    Epoch,
-    EventLog,
-    Finished,
-    Phase,
-    Progress,
-    Resumed,
-    Stopped,
-    perplexity,
-)
+from lmconsole.runs.event_log import EventLog
+from lmconsole.runs.events import Epoch, Finished, Phase, Progress, Resumed, Stopped, perplexity
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState

@@ -29,7 +29,9 @@ from lmconsole.lm.memory import (
     reset_peak_rss,
 )
 from lmconsole.plan.experiment import Experiment, Precision, Settings
-from lmconsole.runs.events import EventLog, EventReader, Progress
+from lmconsole.runs.event_log import EventLog
+from lmconsole.runs.event_reader import EventReader
+from lmconsole.runs.events import Progress
 from lmconsole.runs.info import SCHEMA, CorpusInfo, RunInfo
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState

@@ -19,7 +19,8 @@ import msgspec
 from lmconsole.errors import ExportError, StoreError
 from lmconsole.files import file_name_part, open_file
 from lmconsole.report.transaction import cannot_be_written, check_folders, replace_files
-from lmconsole.runs.events import AnyEvent, Epoch, EventReader, Finished, Progress, Queued, Resumed, Telemetry
+from lmconsole.runs.event_reader import EventReader
+from lmconsole.runs.events import AnyEvent, Epoch, Finished, Progress, Queued, Resumed, Telemetry
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.store import Run, Store
 

@@ -12,7 +12,9 @@ import msgspec
 from lmconsole.errors import StoreError
 from lmconsole.files import file_name_part, sync_folder
 from lmconsole.runs import lock
-from lmconsole.runs.events import Event, EventLog, queued_places
+from lmconsole.runs.event_log import EventLog
+from lmconsole.runs.event_reader import queued_places
+from lmconsole.runs.events import Event
 from lmconsole.runs.info import RunInfo, write_info
 from lmconsole.runs.paths import TRASH, RunPaths
 from lmconsole.runs.store import Run, Store, highest_place

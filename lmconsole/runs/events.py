@@ -1,34 +1,19 @@
-"""The event log of a run: its events, a writer that appends them, and a reader that works while another process writes.
+"""The events of a run: the lines of its log, which is JSON Lines and the only source of truth about the run.
 
-The log is JSON Lines and the only source of truth about a run; ``runs/state.py`` folds it into the present state.
+``runs/event_log.py`` appends them, ``runs/event_reader.py`` reads them, and ``runs/state.py`` folds them into the
+present state.
 """
 
-import contextlib
-import errno
 import math
-import os
-import re
-import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import cache
 from typing import Annotated, Literal, TypeVar, get_type_hints
 
 import msgspec
 
-from lmconsole.errors import StoreError
-from lmconsole.files import LineTail, open_file
-from lmconsole.formatting import counted
-
 MAX_LOSS_NATS = 700.0
 """Losses above this have an infinite perplexity: exp(710) overflows."""
-CHUNK_BYTES = 8 * 2**20
-"""Bytes of a log that are read at once; a longer line is damaged."""
-MAX_SEQ = 10**15
-"""Largest number of an event that counts; no log has so many."""
-MAX_LOG_BYTES = 2**30
-"""Largest log that is read: that of two weeks of training."""
 
 MAX_JOBS = 1_024
 """Most runs at once on one device."""
@@ -255,33 +240,20 @@ class Failed(Event, frozen=True, kw_only=True, gc=False, tag="failed"):
 AnyEvent = Queued | Started | Resumed | Progress | Epoch | Telemetry | Finished | Stopped | Failed
 
 
-class _Header(msgspec.Struct, frozen=True):
-    """Fields that events of later versions have too."""
-
-    kind: str
-    seq: Number
-
-
 WithMetrics = Progress | Epoch | Finished
 
 E = TypeVar("E", bound=Event)
-_KNOWN_KINDS = frozenset(str(kind.__struct_config__.tag) for kind in Event.__subclasses__())
 DAMAGED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """Exceptions from decoding damaged bytes."""
 
-_METRICS = {
-    kind: frozenset(name for name, type_ in get_type_hints(kind).items() if type_ == float | None)
-    for kind in (Progress, Epoch, Finished)
-}
-"""Fields that may hold NaN or infinity."""
+encoder = msgspec.json.Encoder()
+decoder = msgspec.json.Decoder(AnyEvent)
 
-_encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(AnyEvent)
-_queued_decoder = msgspec.json.Decoder(Queued)
-_header_decoder = msgspec.json.Decoder(_Header)
-_SEQ = re.compile(rb'"seq":(\d{1,15})[,}]')
-_SEQ_WITHIN = 256
-"""Bytes at the start of a line that contain its number."""
+
+@cache
+def _metrics(kind: type[Event]) -> frozenset[str]:
+    """Return the fields that may hold NaN or infinity."""
+    return frozenset(name for name, type_ in get_type_hints(kind).items() if type_ == float | None)
 
 
 def perplexity(loss_nats: float) -> float:
@@ -301,12 +273,12 @@ def name_non_finite(event: E) -> E:
 def check_readable(event: Event) -> None:
     """Raise ValueError, with the field and its bounds, if readers would take the line of ``event`` for damaged."""
     try:
-        _decoder.decode(_encoder.encode(name_non_finite(event)))
+        decoder.decode(encoder.encode(name_non_finite(event)))
     except msgspec.ValidationError as error:
         raise ValueError(str(error).replace("`", "").replace("$.", "")) from None
 
 
-def _restore_non_finite(events: Sequence[AnyEvent]) -> None:
+def restore_non_finite(events: Sequence[AnyEvent]) -> None:
     """Put NaN and infinity back into events that were just decoded. Nothing else may refer to these events yet."""
     # A large store has a million events, hardly any of them to be restored: hence no function call for each.
     named = [
@@ -316,238 +288,10 @@ def _restore_non_finite(events: Sequence[AnyEvent]) -> None:
     ]
     for event in named:
         for name, value in event.non_finite.items():
-            if name in _METRICS[type(event)]:
+            if name in _metrics(type(event)):
                 msgspec.structs.force_setattr(event, name, float(value))
 
 
 def utc_now() -> str:
     """Return the present time as events have it, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-class EventLog:
-    """Appends events to a log. The process must hold the run's lock."""
-
-    def __init__(self, path: Path) -> None:
-        """Open the log and cut off the incomplete last line that a crash may have left.
-
-        Numbers continue after the highest in the log. A damaged line counts as one number, so that none is repeated.
-
-        Raises:
-            OSError: the file cannot be opened or created, or is larger than ``MAX_LOG_BYTES``.
-        """
-        self._path = path
-        self._mutex = threading.Lock()
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
-        self._descriptor = open_file(path, flags, 0o644, follow=False)
-        try:
-            self.seq = self._repair()
-        except BaseException:
-            os.close(self._descriptor)
-            raise
-
-    def _repair(self) -> int:
-        """Cut off an incomplete last line, and return the highest number in the log."""
-        size = os.fstat(self._descriptor).st_size
-        if size > MAX_LOG_BYTES:
-            raise OSError(errno.EFBIG, f"larger than {MAX_LOG_BYTES // 2**20:,} MiB", str(self._path))
-        highest = position = complete = 0
-        begun = b""
-        while data := os.pread(self._descriptor, CHUNK_BYTES, position):
-            complete = max(complete, position + data.rfind(b"\n") + 1) if b"\n" in data else complete
-            position += len(data)
-            *lines, begun = (begun + data).split(b"\n")
-            begun = begun[:_SEQ_WITHIN]
-            for line in lines:
-                found = _SEQ.search(line, 0, _SEQ_WITHIN)
-                highest = max(highest, int(found[1])) if found else highest + 1
-        if complete < position:
-            os.ftruncate(self._descriptor, complete)
-        return highest
-
-    def append(self, event: E, *, sync: bool = False) -> E:
-        """Append ``event`` with the next ``seq`` and the time, and return it with them. Thread-safe.
-
-        Args:
-            sync: force the log to the disk.
-
-        Raises:
-            OSError: the disk is full, for example. The log then ends with the line before.
-        """
-        with self._mutex:
-            event = name_non_finite(msgspec.structs.replace(event, seq=self.seq + 1, t=utc_now()))
-            line = _encoder.encode(event) + b"\n"
-            size = os.fstat(self._descriptor).st_size
-            try:
-                written = os.write(self._descriptor, line)
-                if written != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-            except OSError:
-                os.ftruncate(self._descriptor, size)
-                raise
-            self.seq += 1
-            if sync:
-                os.fsync(self._descriptor)
-            return event
-
-    def sync(self) -> None:
-        """Force the log to the disk."""
-        os.fsync(self._descriptor)
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LogDamage:
-    """Damage that a reader has found in a log: counts, and where each kind was found first."""
-
-    skipped: int = 0
-    """Lines that cannot be read."""
-    first_skipped_line: int = 0
-    missing: int = 0
-    """Numbers that no line has, in addition to those of the skipped lines."""
-    first_missing: int = 0
-    """The first number that is missing."""
-    repeated: int = 0
-    """Lines whose number is not above all numbers before it."""
-    first_repeated_line: int = 0
-
-    def describe(self) -> Iterator[str]:
-        """Yield a phrase for each kind of damage."""
-        if self.skipped:
-            yield f"{counted(self.skipped, 'damaged line')} skipped, first line {self.first_skipped_line:,}"
-        if self.missing:
-            yield f"{counted(self.missing, 'event')} missing, first number {self.first_missing:,}"
-        if self.repeated:
-            yield (
-                f"{counted(self.repeated, 'event')} repeated or out of order, first line {self.first_repeated_line:,}"
-            )
-
-
-class EventReader:
-    """Reads the events that were appended since the last call.
-
-    An incomplete last line waits for its rest. Damaged lines are skipped, and ``damage`` counts them, missing and
-    repeated numbers. Events of unknown kinds, which a later version wrote, are skipped without counting.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        # A log that becomes shorter must not be read again: its events have already been folded into a state.
-        self._tail = LineTail(path, limit=CHUNK_BYTES, restart=False)
-        self._line = 0
-        """Lines read so far."""
-        self.highest = 0
-        """Highest number so far."""
-        self.skipped_last = 0
-        """Damaged lines after the last readable one."""
-        self.damage = LogDamage()
-
-    @property
-    def damaged(self) -> int:
-        """Number of lines that were skipped."""
-        return self.damage.skipped
-
-    def read_new(self) -> Sequence[AnyEvent]:
-        """Return the new events in order.
-
-        Raises:
-            FileNotFoundError: the log does not exist.
-            StoreError: it cannot be read, or is larger than ``MAX_LOG_BYTES``.
-        """
-        events: Sequence[AnyEvent] = ()
-        try:
-            while True:
-                if data := self._tail.read_new():
-                    events = [*events, *self._decode(data)] if events else self._decode(data)
-                if not self._tail.more:
-                    return events
-                if os.lstat(self._path).st_size > MAX_LOG_BYTES:
-                    raise OSError(errno.EFBIG, f"larger than {MAX_LOG_BYTES // 2**20:,} MiB")
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise StoreError(f"{self._path}: cannot be read: {error.strerror}") from None
-
-    def _decode(self, data: bytes) -> Sequence[AnyEvent]:
-        try:
-            events: Sequence[AnyEvent] = _decoder.decode_lines(data)
-        except DAMAGED:
-            events = self._decode_each(data)
-        else:
-            if self.skipped_last or [1 for seq, event in enumerate(events, self.highest + 1) if event.seq != seq]:
-                events = self._decode_each(data)
-            else:
-                self._line += len(events)
-                self.highest += len(events)
-        _restore_non_finite(events)
-        return events
-
-    def _decode_each(self, data: bytes) -> list[AnyEvent]:
-        events: list[AnyEvent] = []
-        for line in data.removesuffix(b"\n").split(b"\n"):
-            self._line += 1
-            if not line.strip():
-                continue
-            try:
-                event = _decoder.decode(line)
-            except DAMAGED:
-                seq = _seq_of_unknown_kind(line)
-            else:
-                events.append(event)
-                seq = event.seq
-            self._count(seq)
-        return events
-
-    def _count(self, seq: int | None) -> None:
-        """Note the number of a line, None for a damaged one, and what is wrong with it."""
-        damage = self.damage
-        if seq is None:
-            self.skipped_last += 1
-            first = damage.first_skipped_line or self._line
-            self.damage = replace(damage, skipped=damage.skipped + 1, first_skipped_line=first)
-            return
-        expected = self.highest + self.skipped_last + 1
-        if expected < seq <= MAX_SEQ:
-            first, missing = damage.first_missing or expected, damage.missing + seq - expected
-            self.damage = replace(damage, missing=missing, first_missing=first)
-        elif seq != expected and not self.highest < seq < expected:
-            first = damage.first_repeated_line or self._line
-            self.damage = replace(damage, repeated=damage.repeated + 1, first_repeated_line=first)
-        self.highest = max(self.highest, seq) if seq <= MAX_SEQ else self.highest
-        self.skipped_last = 0
-
-
-def queued_places(path: Path) -> Iterator[int]:
-    """Yield the places in the queue that a log has, without decoding its other events.
-
-    Raises:
-        OSError: the log cannot be read.
-    """
-    if os.lstat(path).st_size > MAX_LOG_BYTES:
-        return
-    tail = LineTail(path, limit=CHUNK_BYTES)
-    while True:
-        for line in tail.read_new().split(b"\n"):
-            if line.startswith(b'{"kind":"queued"'):
-                with contextlib.suppress(*DAMAGED):
-                    yield _queued_decoder.decode(line).place
-        if not tail.more:
-            return
-
-
-def _seq_of_unknown_kind(line: bytes) -> int | None:
-    """Return the number of an event that a later version wrote, None for a damaged line.
-
-    A kind that differs in one character from a known one is damage.
-    """
-    try:
-        header = _header_decoder.decode(line)
-    except DAMAGED:
-        return None
-    for kind in _KNOWN_KINDS:
-        if len(kind) == len(header.kind) and sum(map(str.__ne__, kind, header.kind)) <= 1:
-            return None
-    return header.seq

@@ -7,7 +7,6 @@ one run.json, and is removed when the queue is empty and the run has ended.
 """
 
 import contextlib
-import hashlib
 import os
 import pwd
 import stat
@@ -277,11 +276,17 @@ def text_of(path: str) -> str:
 
 
 def _name(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return _sha256(text.encode())[:32]
 
 
 def _info_sha256(paths: RunPaths) -> str:
-    return hashlib.sha256(read_file(paths.info, MAX_BYTES, follow=False)).hexdigest()
+    return _sha256(read_file(paths.info, MAX_BYTES, follow=False))
+
+
+def _sha256(data: bytes) -> str:
+    import hashlib  # loads OpenSSL, which the first paint of the console does not need
+
+    return hashlib.sha256(data).hexdigest()
 
 
 def _remove_if_stale(folder: Path) -> None:

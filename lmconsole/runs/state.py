@@ -8,14 +8,13 @@ from enum import StrEnum
 from typing import Any
 
 from lmconsole import formatting
+from lmconsole.runs.event_reader import EventReader, LogDamage
 from lmconsole.runs.events import (
     AnyEvent,
     Epoch,
     Event,
-    EventReader,
     Failed,
     Finished,
-    LogDamage,
     Progress,
     Queued,
     Resumed,

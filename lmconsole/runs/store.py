@@ -13,7 +13,9 @@ from typing import TypeVar
 from lmconsole.errors import RunNotFoundError, StoreError
 from lmconsole.files import open_file
 from lmconsole.runs import lock
-from lmconsole.runs.events import AnyEvent, EventLog, EventReader, Failed, Queued, Stopped
+from lmconsole.runs.event_log import EventLog
+from lmconsole.runs.event_reader import EventReader
+from lmconsole.runs.events import AnyEvent, Failed, Queued, Stopped
 from lmconsole.runs.info import RunInfo, read_info
 from lmconsole.runs.notes import NO_NOTES, Notes, read_notes
 from lmconsole.runs.paths import QUEUE_LOCK, RUNNER_LOCK, RUNNER_LOG, TEMPORARY, RunPaths

@@ -10,7 +10,6 @@ from types import ModuleType
 from typing import Any
 
 import msgspec
-import psutil
 
 MIB = 1024 * 1024
 
@@ -233,6 +232,8 @@ class Gpus:
 def _are_comparable(pids: Collection[int]) -> bool:
     """Return whether these pids belong to our pid namespace. In a container the driver may list pids of the host, one
     of which can equal one of ours by chance; a pid without a process here reveals that."""
+    import psutil
+
     return all(pid > 0 and psutil.pid_exists(pid) for pid in pids)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-import psutil
 
 MIB = 1024 * 1024
 
@@ -29,6 +28,8 @@ class HostMemory(msgspec.Struct, frozen=True, kw_only=True):
 
 def host_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> HostMemory:
     """Return the present use of memory."""
+    import psutil  # takes longer than all of the console's own modules, whose first paint needs none of it
+
     memory = psutil.virtual_memory()
     host = HostMemory(used_mib=memory.used / MIB, total_mib=memory.total / MIB, available_mib=memory.available / MIB)
     groups = [
@@ -41,6 +42,8 @@ def host_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> HostMemory:
 
 def rss_mib(pid: int | None = None) -> float | None:
     """Return the resident memory of process ``pid`` (this one by default); None if it has ended or is inaccessible."""
+    import psutil
+
     try:
         return float(psutil.Process(pid).memory_info().rss) / MIB
     except psutil.Error:

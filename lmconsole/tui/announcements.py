@@ -6,7 +6,7 @@ from textual.notifications import SeverityLevel
 
 from lmconsole.errors import escape_control_characters
 from lmconsole.runs.state import Status
-from lmconsole.tui.feed import Snapshot
+from lmconsole.tui.snapshot import Snapshot
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

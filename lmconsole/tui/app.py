@@ -16,8 +16,8 @@ from textual.timer import Timer
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.engine.stop_signals import BATCH_SIGNALS
 from lmconsole.errors import LmconsoleError, escape_control_characters
+from lmconsole.formatting import counted
 from lmconsole.runs.state import Status
-from lmconsole.tui import actions
 from lmconsole.tui.announcements import Announcer
 from lmconsole.tui.feed import Feed
 from lmconsole.tui.keys import Context, KeyMap, binding_commands, first_key, load_keymap
@@ -30,34 +30,12 @@ from lmconsole.tui.terminal.connection import SlowConnectionDetector
 from lmconsole.tui.terminal.driver import BackpressureDriver, BackpressureOutput
 from lmconsole.tui.terminal.textual_internals import add_line_filter, current_driver
 from lmconsole.tui.themes import DARK, LIGHT
-from lmconsole.tui.widgets.curves import Curves
 from lmconsole.tui.widgets.experiment_table import ExperimentTable
 
 TICK_S = 0.5
 SLOW_TICK_S = 2.0
 MAX_LISTED = 12
 """Runs that a question lists by name."""
-
-
-def key_contexts() -> list[Context]:
-    """Return which keys of the console are in force at the same time."""
-    from textual.widgets import Button, Input
-
-    from lmconsole.tui.screens.details import Details
-    from lmconsole.tui.screens.dialogs import Exported, Page, Question
-    from lmconsole.tui.screens.notes_form import NotesForm
-    from lmconsole.tui.screens.run_form import RunForm
-
-    return [
-        Context(name="the table", owners=(MainScreen, ExperimentTable, ConsoleApp)),
-        Context(name="the curves", owners=(MainScreen, Curves, ConsoleApp)),
-        Context(name="the filter", owners=(ConsoleApp,), fields=(Input,)),
-        Context(name="details", owners=(Details, ConsoleApp)),
-        Context(name="pages", owners=(Page, ConsoleApp)),
-        Context(name="the page of exports", owners=(Exported, ConsoleApp)),
-        Context(name="questions", owners=(Question, ConsoleApp), fields=(Button,)),
-        *(Context(name="forms", owners=(form, ConsoleApp), fields=(Button, Input)) for form in (RunForm, NotesForm)),
-    ]
 
 
 class ConsoleApp(App[str]):
@@ -92,7 +70,7 @@ class ConsoleApp(App[str]):
         """The user's own keys by the id of their binding."""
         self._keymap_problem: LmconsoleError | None = None
         try:
-            self.keymap = load_keymap(key_contexts)
+            self.keymap = load_keymap(_key_contexts)
         except LmconsoleError as error:
             self._keymap_problem = error
         super().__init__(**app_options)
@@ -223,12 +201,13 @@ class ConsoleApp(App[str]):
 
     def on_main_screen_run_form_requested(self, message: MainScreen.RunFormRequested) -> None:
         """Open the form for other settings, and queue what it returns."""
+        from lmconsole.tui.actions import parse
         from lmconsole.tui.screens.run_form import RunForm
 
         ids = message.ids
 
         def check(values: dict[str, str]) -> RunRequest:
-            request = actions.parse(self.options, ids, values)
+            request = parse(self.options, ids, values)
             self._form_values = values
             return request
 
@@ -248,7 +227,9 @@ class ConsoleApp(App[str]):
         lines = [f"{v.info.experiment.id} {v.info.experiment.label} ({v.status.value})" for v in active]
         note = f"Each run saves a checkpoint first. Press {self._key('resume')} to resume it."
         names = {view.run for view in active}
-        self._confirm(f"Stop {_count(names)}?", lines, note, "Stop", lambda: self.store_actions.stop(names))
+        self._confirm(
+            f"Stop {counted(len(names), 'run')}?", lines, note, "Stop", lambda: self.store_actions.stop(names)
+        )
 
     def on_main_screen_resume_requested(self, message: MainScreen.ResumeRequested) -> None:
         """Queue runs again that ended early, or that are queued and nobody will start."""
@@ -266,7 +247,9 @@ class ConsoleApp(App[str]):
             self.notify("There is no run to delete.", timeout=3)
             return
         note = f"Press {self._key('restore')} to restore them from the store's .trash folder."
-        self._confirm(f"Delete {_count(names)}?", names, note, "Delete", lambda: self.store_actions.delete(names))
+        self._confirm(
+            f"Delete {counted(len(names), 'run')}?", names, note, "Delete", lambda: self.store_actions.delete(names)
+        )
 
     def on_main_screen_notes_requested(self, message: MainScreen.NotesRequested) -> None:
         """Open the form for the notes of runs, and change them."""
@@ -286,8 +269,10 @@ class ConsoleApp(App[str]):
             if change is not None and change != NotesChange(note=None, add=(), remove=()):
                 self.store_actions.change_notes(names, change.note, change.add, change.remove)
 
-        title = f"Note and tags of {escape_control_characters(names[0]) if len(names) == 1 else _count(names)}"
-        self.push_screen(NotesForm(title, [view.notes for view in views], self.keymap), answered)
+        subject = escape_control_characters(names[0]) if len(names) == 1 else counted(len(names), "run")
+        self.push_screen(
+            NotesForm(f"Note and tags of {subject}", [view.notes for view in views], self.keymap), answered
+        )
 
     def action_undelete(self) -> None:
         """Restore the runs that were deleted last."""
@@ -315,7 +300,7 @@ class ConsoleApp(App[str]):
             self.exit(None)
             return
         verb = "continues" if len(active) == 1 else "continue"
-        self.exit(f"{_count(active)} {verb} without the console. Run `lmconsole` to see them again.")
+        self.exit(f"{counted(len(active), 'run')} {verb} without the console. Run `lmconsole` to see them again.")
 
     def _key(self, name: str) -> str:
         return first_key(MainScreen, name, self.keymap)
@@ -352,27 +337,15 @@ class ConsoleApp(App[str]):
         for warning in result.warnings:
             self.notify(escape_control_characters(warning), severity="warning", timeout=12, markup=False)
 
-    def on_store_actions_stopping(self, message: StoreActions.Stopping) -> None:
-        """Notify how many runs will stop."""
-        self._changed(f"{_count(message.runs)} will stop.")
-
-    def on_store_actions_resumed(self, message: StoreActions.Resumed) -> None:
-        """Notify how many runs were queued."""
-        self._changed(f"{_count(message.runs)} queued to resume.")
+    def on_store_actions_changed(self, message: StoreActions.Changed) -> None:
+        """Notify what was changed."""
+        self._changed(message.text)
 
     def on_store_actions_deleted(self, message: StoreActions.Deleted) -> None:
         """Notify how many runs were deleted, and keep their names for `U`."""
         if message.runs:
             self._deleted.append(message.runs)
-        self._changed(f"{_count(message.runs)} deleted. Press {self._key('restore')} to undo.")
-
-    def on_store_actions_restored(self, message: StoreActions.Restored) -> None:
-        """Notify how many runs were restored."""
-        self._changed(f"{_count(message.runs)} restored.")
-
-    def on_store_actions_notes_changed(self, message: StoreActions.NotesChanged) -> None:
-        """Show the new notes."""
-        self._changed(f"Notes of {_count(message.runs)} saved.")
+        self._changed(f"{counted(len(message.runs), 'run')} deleted. Press {self._key('restore')} to undo.")
 
     def on_store_actions_restore_failed(self, message: StoreActions.RestoreFailed) -> None:
         """Keep the names for another `U`, and notify why the runs were not restored."""
@@ -410,7 +383,8 @@ class ConsoleApp(App[str]):
         self.notify(text, timeout=8, markup=False)
 
     def on_store_actions_failed(self, message: StoreActions.Failed) -> None:
-        """Notify why an action was not carried out."""
+        """Notify why an action was not carried out, and show what it did before it failed."""
+        self.feed.request_refresh()
         self._notify_error(message.error)
 
     def _notify_error(self, error: LmconsoleError) -> None:
@@ -434,5 +408,7 @@ class ConsoleApp(App[str]):
         self.feed.close()
 
 
-def _count(runs: Sequence[str] | set[str]) -> str:
-    return f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
+def _key_contexts() -> list[Context]:
+    from lmconsole.tui.key_contexts import key_contexts
+
+    return key_contexts(ConsoleApp)

@@ -15,31 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
-
 from lmconsole.errors import StoreError
 from lmconsole.files import LineTail
-from lmconsole.plan import flops
-from lmconsole.runs.events import (
-    AnyEvent,
-    Epoch,
-    Failed,
-    Finished,
-    Progress,
-    Queued,
-    Resumed,
-    Started,
-    Stopped,
-    Telemetry,
-)
-from lmconsole.runs.info import RunInfo
-from lmconsole.runs.notes import Notes
+from lmconsole.runs.events import AnyEvent, Progress, Resumed
 from lmconsole.runs.permissions import Permissions, pending
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store, oldest_first
-from lmconsole.telemetry.gpu import Gpus, GpuSample
-from lmconsole.telemetry.host import HostMemory, host_memory
-from lmconsole.tui.plot.series import Curve
+from lmconsole.telemetry.gpu import Gpus
+from lmconsole.telemetry.host import host_memory
+from lmconsole.tui.plot.curve import Curve
+from lmconsole.tui.snapshot import FILES_BLOCKED, MachineSample, RunView, Snapshot, view_of
 
 POLL_S = 0.5
 IDLE_POLL_S = 2.0
@@ -48,7 +33,6 @@ PATIENCE_S = 3.0
 """Seconds for which one read may block the thread."""
 RECENT = 64
 """Progress and telemetry events of a run that stay in memory; its curve is kept apart."""
-FILES_BLOCKED = "its files do not answer"
 
 _STORE, _RUNNER_LOG, _GPU_DRIVER = ".store", ".runner-log", ".gpu-driver"
 """Names of reads that may block, next to the names of runs, which do not begin with a dot."""
@@ -60,81 +44,6 @@ _BLOCKED = {
 """Reasons why what is not a run is set aside."""
 
 T = TypeVar("T")
-
-
-class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
-    """One run at one moment, but ``curve`` is shared with later views and keeps growing.
-
-    A struct with ``gc=False`` is not tracked by the cyclic garbage collector: a store may hold thousands of runs.
-    """
-
-    run: str
-    folder: Path
-    info: RunInfo
-    status: Status
-    stopping: bool
-    """Whether it is active and has been asked to stop."""
-    unattended: bool
-    """Whether it is queued, and nobody will start it."""
-    problem: str | None
-    """Error in the files of the run, if there is one."""
-    damage: tuple[str, ...]
-    """Phrases on what is damaged; empty if nothing is."""
-    notes: Notes
-    notes_problem: str | None
-    """Reason why the notes cannot be read."""
-    attempt: int
-    """Count of starts, from 1; 0 before the first."""
-    position: tuple[int, int]
-    """Current epoch, from 1, and steps done in it."""
-    epochs: tuple[Epoch, ...]
-    best: Epoch | None
-    progress: Progress | None
-    telemetry: Telemetry | None
-    queued: Queued | None
-    started: Started | None
-    finished: Finished | None
-    stopped: Stopped | None
-    failed: Failed | None
-    elapsed_train_s: float | None
-    seconds_left: float | None
-    curve: Curve
-
-    @property
-    def share_of_peak(self) -> float | None:
-        """Share of the device's measured peak matmul throughput that the run reached last; None if unknown."""
-        tokens_per_s = self.progress and self.progress.tokens_per_s
-        peak_gflops = self.started and self.started.peak_matmul_gflops
-        if not tokens_per_s or not math.isfinite(tokens_per_s) or not peak_gflops:
-            return None
-        return flops.share_of_peak(self.info.settings, self.info.corpus.vocabulary, tokens_per_s, peak_gflops)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MachineSample:
-    """The GPUs at one moment, or the host's memory where there is none."""
-
-    gpus: tuple[GpuSample, ...] = ()
-    gpu_reason: str | None = None
-    """Reason why no GPU is shown."""
-    host: HostMemory | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Snapshot:
-    """The store and the machine at one moment."""
-
-    number: int = 0
-    """Count of snapshots so far; 0 before the store has been read."""
-    runs: dict[str, RunView] = field(default_factory=dict)
-    """Runs by name, oldest first."""
-    problems: dict[str, str] = field(default_factory=dict)
-    """Reasons why run directories cannot be read, or take too long, by name."""
-    error: str | None = None
-    """Reason why the store as a whole cannot be read."""
-    machine: MachineSample = MachineSample()
-    messages: tuple[str, ...] = ()
-    """Messages of the runner about exports since the console opened."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,7 +89,7 @@ class _FollowedRun:
             old.notes_problem,
         )
         if events or changed:
-            self.view = _view(run, self.curve, stopping=stopping, unattended=unattended)
+            self.view = view_of(run, self.curve, stopping=stopping, unattended=unattended)
 
 
 class Feed:
@@ -390,33 +299,3 @@ def _extend(curve: Curve, events: Iterable[AnyEvent]) -> None:
                 kept.pop()
     for progress in kept:
         curve.add(progress)
-
-
-def _view(run: Run, curve: Curve, *, stopping: bool, unattended: bool) -> RunView:
-    state = run.state
-    return RunView(
-        run=run.run,
-        folder=run.paths.folder,
-        info=run.info,
-        status=run.status,
-        stopping=stopping,
-        unattended=unattended,
-        problem=run.problem,
-        damage=state.damage,
-        notes=run.notes,
-        notes_problem=run.notes_problem,
-        attempt=state.attempt,
-        position=state.position,
-        epochs=tuple(state.epochs),
-        best=state.best_epoch,
-        progress=state.progress[-1] if state.progress else None,
-        telemetry=state.telemetry[-1] if state.telemetry else None,
-        queued=state.queued,
-        started=state.started,
-        finished=state.finished,
-        stopped=state.stopped,
-        failed=state.failed,
-        elapsed_train_s=state.elapsed_train_s,
-        seconds_left=state.seconds_left(run.info.settings.epochs),
-        curve=curve,
-    )

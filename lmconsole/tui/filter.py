@@ -32,8 +32,6 @@ SYNTAX = (
 ALIASES = {"lr": "learning_rate", "wd": "weight_decay", "batch": "batch_size", "opt": "optimizer"}
 RUN_VALUES = ("id", "seed", "preset", "status", "origin", "epoch", "train", "valid", "test", "time")
 NAMES = (*RUN_VALUES, *ALIASES, *Settings.__struct_fields__)
-MAX_FILTER = 500
-"""Characters of the longest filter."""
 MAX_PATTERN = 200
 """Characters of the longest pattern."""
 LIMIT_S = 0.1

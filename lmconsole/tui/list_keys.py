@@ -6,7 +6,8 @@ import msgspec
 from textual.binding import Binding
 
 from lmconsole.errors import LmconsoleError
-from lmconsole.tui.app import key_contexts
+from lmconsole.tui.app import ConsoleApp
+from lmconsole.tui.key_contexts import key_contexts
 from lmconsole.tui.keys import KeyMap, key_name, keys_in_force, load_keymap, own_bindings
 
 ABOUT = """\
@@ -31,9 +32,9 @@ class KeyEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 def key_entries() -> tuple[list[KeyEntry], LmconsoleError | None]:
     """Return all bindings with the keys in force, and why the user's own keys are not, if they are not."""
-    contexts, problem, keymap = key_contexts(), None, dict[str, str]()
+    contexts, problem, keymap = key_contexts(ConsoleApp), None, dict[str, str]()
     try:
-        keymap = load_keymap(key_contexts)
+        keymap = load_keymap(lambda: contexts)
     except LmconsoleError as error:
         problem = error
     bindings = {str(b.id): b for context in contexts for owner in context.owners for b in own_bindings(owner)}

@@ -1,22 +1,19 @@
 """The rows of the experiments table: texts, sort keys and styles, computed from a snapshot."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-
-import msgspec
 
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import UNKNOWN, clock, perplexity, seconds
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES, Experiment
-from lmconsole.runs.comparable import differ_only_in_seed, same_text
+from lmconsole.runs.comparable import differ_only_in_seed
 from lmconsole.runs.notes import NO_NOTES, Notes
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import queue_order
-from lmconsole.tui.feed import FILES_BLOCKED, RunView
-from lmconsole.tui.filter import Facts, Filter
+from lmconsole.tui.baseline import Baseline, change, mean_of_known, mean_valid_ppl
 from lmconsole.tui.plot.glyphs import Glyphs, sparkline
+from lmconsole.tui.snapshot import FILES_BLOCKED, RunView
 
 SPARK_WIDTH = 10
 COLUMNS = ("", "ID", "Model", "L", "Optimizer", "Status", "Train", "Valid", "Change", "Time", "Trend", "Notes")
@@ -52,53 +49,6 @@ class Row:
     def unreadable(self) -> bool:
         """Whether the row is that of a run that has never been readable. It cannot be checked."""
         return self.experiment is None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sort:
-    """The column that the table is sorted by, and the direction."""
-
-    column: int = 1
-    descending: bool = False
-
-    def by(self, column: int) -> "Sort":
-        """Sort by ``column``, in the other direction if the table is sorted by it already."""
-        return Sort(column=column, descending=not self.descending if column == self.column else False)
-
-    def by_next_column(self, absent: Collection[str] = ()) -> "Sort":
-        """Sort by the next column that is not the checkbox, and not ``absent``."""
-        order = [*range(self.column + 1, len(COLUMNS)), *range(1, self.column + 1)]
-        return Sort(column=next(column for column in order if COLUMNS[column] not in absent))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Baseline:
-    """The run, or the seeds of an experiment, with which the others are compared."""
-
-    key: str
-    """Key of the row."""
-    label: str
-    views: tuple[RunView, ...]
-
-    @property
-    def valid_ppl(self) -> float | None:
-        """Mean of the best validation perplexities; None if there is none yet."""
-        return _mean_valid(self.views)
-
-    def ratio(self, group: Sequence[RunView]) -> float | None:
-        """Return the perplexity of ``group`` divided by that of the baseline; None if they cannot be compared, as on
-        different texts."""
-        ppl, base = _mean_valid(group), self.valid_ppl
-        if ppl is None or not base or not math.isfinite(base):
-            return None
-        return ppl / base if all(same_text(view.info, self.views[0].info) for view in group) else None
-
-
-def change(ratio: float) -> str:
-    """Return a ratio of perplexities as a change: ``-3.1 %``, or from twice the baseline on ``×3.2``."""
-    if not math.isfinite(ratio) or ratio >= 1_000:
-        return "×1000+"
-    return f"{100 * (ratio - 1):+.1f} %" if ratio < 2 else f"×{ratio:.1f}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -358,8 +308,8 @@ def _metrics(
 ) -> tuple[tuple[str, ...], tuple[SortKey, ...]]:
     """Return texts and sort keys of train and best validation perplexity (means over the seeds) and its difference to
     the baseline, and of training time and trend of the newest run."""
-    train = _mean([(view.best or view.epochs[-1]).train_ppl for view in group if view.epochs])
-    valid = _mean_valid(group)
+    train = mean_of_known(view.shown_epoch.train_ppl for view in group if view.shown_epoch)
+    valid = mean_valid_ppl(group)
     baseline = context.baseline
     ratio = baseline.ratio(group) if baseline else None
     if baseline and baseline.key == key:
@@ -392,73 +342,3 @@ def _notes_text(group: Sequence[RunView]) -> str:
 def _text_key(text: str) -> SortKey:
     """Return a sort key by which rows without a text come last."""
     return (0.0, text.lower()) if text else (math.inf, "")
-
-
-def _mean_valid(group: Iterable[RunView]) -> float | None:
-    return _mean([(view.best or view.epochs[-1]).valid_ppl for view in group if view.epochs])
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-Values = Callable[[Experiment], Mapping[str, object]]
-"""Function that returns the settings with which an experiment without runs would be trained, by name."""
-
-
-def filter_and_sort(rows: Iterable[Row], shown: Filter, sort: Sort, planned: Values) -> list[Row]:
-    """Return the rows that match the filter, sorted; runs stay below their experiment, unreadable runs at the end."""
-    families: dict[int, list[Row]] = {}
-    unreadable: list[Row] = []
-    for row in rows:
-        if matches(row, shown, planned):
-            (families.setdefault(row.experiment.id, []) if row.experiment else unreadable).append(row)
-    ordered = sorted(
-        families.items(), key=lambda item: _family_order(item[1][0], item[0], sort), reverse=sort.descending
-    )
-    return [*(row for _, family in ordered for row in family), *unreadable]
-
-
-def _family_order(row: Row, number: int, sort: Sort) -> tuple[float, str, float]:
-    """Return the sort key of an experiment: unknown values come last in either direction, ties go by id."""
-    value, text = row.sort_keys[sort.column]
-    if math.isinf(value) and value > 0 and sort.descending:
-        value = -math.inf
-    return value, text, -number if sort.descending else number
-
-
-def matches(row: Row, shown: Filter, planned: Values) -> bool:
-    """Whether the filter matches the row: an experiment by one of ``Row.runs``."""
-    return any(map(shown.matches, _facts(row, planned)))
-
-
-def _facts(row: Row, planned: Values) -> Iterator[Facts]:
-    """Yield what a filter knows of each run of a row. Each text is a line, so that ``^`` and ``$`` match."""
-    label = row.experiment.label if row.experiment else ""
-    texts = [label, *row.cells, row.status_style]
-    if row.experiment and not row.runs:
-        yield Facts(text="\n".join(texts).lower(), values=partial(planned, row.experiment))
-    elif not row.runs:
-        yield Facts(text="\n".join(texts).lower())
-    for view in row.runs:
-        notes = view.notes
-        text = "\n".join([*texts, view.run, *notes.tags, notes.note]).lower()
-        yield Facts(text=text, note=notes.note, tags=notes.tags, values=partial(_run_values, view))
-
-
-def _run_values(view: RunView) -> dict[str, object]:
-    """Return the settings and results of a run by the names that a filter uses."""
-    info, last = view.info, view.best or (view.epochs[-1] if view.epochs else None)
-    return msgspec.structs.asdict(info.settings) | {
-        "id": info.experiment.id,
-        "seed": info.seed,
-        "preset": info.preset,
-        "status": view.status.value,
-        "origin": info.origin,
-        "epoch": len(view.epochs),
-        "train": last and last.train_ppl,
-        "valid": last and last.valid_ppl,
-        "test": view.finished and view.finished.test_ppl_best,
-        "time": view.elapsed_train_s,
-    }

@@ -9,9 +9,10 @@ from lmconsole.plan.experiment import Experiment
 from lmconsole.report.reference import is_published_text, published
 from lmconsole.runs.comparable import differ_only_in_seed
 from lmconsole.runs.state import Status
-from lmconsole.tui.feed import RunView, Snapshot
-from lmconsole.tui.plot.chart import Series
-from lmconsole.tui.rows import Baseline, Row, experiment_key, newest_seed_group
+from lmconsole.tui.baseline import Baseline
+from lmconsole.tui.plot.series import Series
+from lmconsole.tui.rows import Row, experiment_key, newest_seed_group
+from lmconsole.tui.snapshot import RunView, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

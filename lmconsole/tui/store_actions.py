@@ -1,22 +1,25 @@
-"""Changes of the store and exports, which take long: each runs in a thread and posts its outcome to the app."""
+"""Changes of the store and exports, which take long: each runs in a thread and posts its outcome to the app.
+
+What does the work is imported in that thread, so that the first paint comes sooner.
+"""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textual.app import App
 from textual.message import Message
 
 from lmconsole.engine.run_options import RunRequest
-from lmconsole.engine.submit import resume_runs, stop_runs
 from lmconsole.errors import LmconsoleError
+from lmconsole.formatting import counted
 from lmconsole.runs.notes import change_notes
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.store import Store
-from lmconsole.runs.trash import discard, restore
-from lmconsole.tui import actions
 from lmconsole.tui.options import ConsoleOptions
-from lmconsole.tui.terminal.clipboard import copy_to_tmux
+
+if TYPE_CHECKING:
+    from lmconsole.tui.actions import StartResult
 
 
 class StoreActions:
@@ -28,33 +31,20 @@ class StoreActions:
     class Queued(Message):
         """Runs were queued."""
 
-        def __init__(self, result: actions.StartResult) -> None:
+        def __init__(self, result: "StartResult") -> None:
             super().__init__()
             self.result = result
 
-    class Stopping(Message):
-        """Runs were asked to stop."""
+    class Changed(Message):
+        """Runs were changed."""
 
-        def __init__(self, runs: Sequence[str]) -> None:
+        def __init__(self, text: str) -> None:
             super().__init__()
-            self.runs = runs
-
-    class Resumed(Message):
-        """Runs were queued again."""
-
-        def __init__(self, runs: Sequence[str]) -> None:
-            super().__init__()
-            self.runs = runs
+            self.text = text
+            """What was done, for people."""
 
     class Deleted(Message):
         """Runs were moved to the trash."""
-
-        def __init__(self, runs: Sequence[str]) -> None:
-            super().__init__()
-            self.runs = runs
-
-    class Restored(Message):
-        """Runs were moved back from the trash."""
 
         def __init__(self, runs: Sequence[str]) -> None:
             super().__init__()
@@ -67,13 +57,6 @@ class StoreActions:
             super().__init__()
             self.runs = runs
             self.error = error
-
-    class NotesChanged(Message):
-        """Notes of runs were changed."""
-
-        def __init__(self, runs: Sequence[str]) -> None:
-            super().__init__()
-            self.runs = runs
 
     class Exported(Message):
         """Exports were written."""
@@ -116,38 +99,68 @@ class StoreActions:
 
     def queue(self, request: RunRequest) -> None:
         """Queue runs and see that a runner is at work."""
-        self._run(lambda: self.Queued(actions.start(request)))
+
+        def queue() -> Message:
+            from lmconsole.tui.actions import start
+
+            return self.Queued(start(request))
+
+        self._run(queue)
 
     def queue_experiments(self, ids: Sequence[int], values: Mapping[str, str]) -> None:
         """Queue runs of the experiments ``ids`` with ``values`` of the form, by field."""
-        self._run(lambda: self.Queued(actions.start(actions.parse(self._options, ids, values))))
+
+        def queue() -> Message:
+            from lmconsole.tui.actions import parse, start
+
+            return self.Queued(start(parse(self._options, ids, values)))
+
+        self._run(queue)
 
     def stop(self, runs: Collection[str]) -> None:
         """Ask the active ones of ``runs`` to stop."""
 
         def stop() -> Message:
+            from lmconsole.engine.submit import stop_runs
+
             store = self._store()
             active = [run for run in store.runs() if run.run in runs and run.status.active]
-            return self.Stopping(stop_runs(store, active))
+            return self.Changed(f"{counted(len(stop_runs(store, active)), 'run')} will stop.")
 
         self._run(stop)
 
     def resume(self, runs: Sequence[str]) -> None:
         """Queue ``runs`` again with the settings that they have, and export to the console's folder."""
-        self._run(lambda: self.Resumed(resume_runs(self._store(), list(runs), self._options.exports)))
+
+        def resume() -> Message:
+            from lmconsole.engine.submit import resume_runs
+
+            resumed = resume_runs(self._store(), list(runs), self._options.exports)
+            return self.Changed(f"{counted(len(resumed), 'run')} queued to resume.")
+
+        self._run(resume)
 
     def delete(self, runs: Sequence[str]) -> None:
         """Move ``runs`` to the trash."""
-        self._run(lambda: self.Deleted(discard(self._store(), list(runs))))
+
+        def delete() -> Message:
+            from lmconsole.runs.trash import discard
+
+            return self.Deleted(discard(self._store(), list(runs)))
+
+        self._run(delete)
 
     def restore(self, runs: Sequence[str]) -> None:
         """Move ``runs`` back from the trash."""
 
         def restore_runs() -> Message:
+            from lmconsole.runs.trash import restore
+
             try:
-                return self.Restored(restore(self._store(), list(runs)))
+                restored = restore(self._store(), list(runs))
             except LmconsoleError as error:
                 return self.RestoreFailed(runs, error)
+            return self.Changed(f"{counted(len(restored), 'run')} restored.")
 
         self._run(restore_runs)
 
@@ -158,7 +171,7 @@ class StoreActions:
             root = self._store().root
             for name in runs:
                 change_notes(RunPaths(root / name), note=note, add=add, remove=remove)
-            return self.NotesChanged(runs)
+            return self.Changed(f"Notes of {counted(len(runs), 'run')} saved.")
 
         self._run(change)
 
@@ -169,6 +182,7 @@ class StoreActions:
         self._exporting = True
 
         def export() -> Message:
+            from lmconsole.tui import actions
             from lmconsole.tui.screens.pictures import figures_in
 
             try:
@@ -186,6 +200,9 @@ class StoreActions:
         """Make the results table as ``markdown`` or ``latex``."""
 
         def make() -> Message:
+            from lmconsole.tui import actions
+            from lmconsole.tui.terminal.clipboard import copy_to_tmux
+
             table = actions.table(self._options, table_format)
             return self.TableReady(table_format, table, in_tmux=copy_to_tmux(table))
 

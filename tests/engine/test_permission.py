@@ -22,7 +22,8 @@ from lmconsole.engine.queue import requeue
 from lmconsole.engine.runner import Runner
 from lmconsole.engine.submit import resume_runs, stop_runs
 from lmconsole.errors import StoreError
-from lmconsole.runs.events import EventReader, Stopped
+from lmconsole.runs.event_reader import EventReader
+from lmconsole.runs.events import Stopped
 from lmconsole.runs.permissions import NOT_STARTED, AfterQueue, Permissions, pending
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store

@@ -23,7 +23,8 @@ from factories import wait_until
 from lmconsole.engine import runner, worker
 from lmconsole.engine.runner import Runner, _Worker
 from lmconsole.engine.worker import Command, PrepareOnDevice, Train
-from lmconsole.runs.events import Epoch, EventLog, Queued, Stopped, Telemetry
+from lmconsole.runs.event_log import EventLog
+from lmconsole.runs.events import Epoch, Queued, Stopped, Telemetry
 from lmconsole.runs.lock import Owner
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
@@ -438,7 +439,8 @@ def test_preparing_on_the_host_leaves_gpus_alone(tmp_path: Path) -> None:
     code = (
         "import sys, torch\nfrom pathlib import Path\n"
         "from lmconsole.engine.attempt import Attempt\n"
-        "from lmconsole.runs.events import EventLog, EventReader\nfrom lmconsole.runs.state import RunState\n"
+        "from lmconsole.runs.event_log import EventLog\nfrom lmconsole.runs.event_reader import EventReader\n"
+        "from lmconsole.runs.state import RunState\n"
         "from lmconsole.runs.info import read_info\nfrom lmconsole.runs.paths import RunPaths\n"
         "def used(*_, **__):\n    raise SystemExit('CUDA was used')\n"
         "for name in ('is_available', 'device_count', '_lazy_init', 'get_device_properties', 'synchronize'):\n"

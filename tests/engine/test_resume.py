@@ -8,7 +8,8 @@ import pytest
 import tiny
 from safetensors.torch import load_file
 
-from lmconsole.runs.events import EventReader, Resumed, Started
+from lmconsole.runs.event_reader import EventReader
+from lmconsole.runs.events import Resumed, Started
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 

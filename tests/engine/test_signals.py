@@ -18,7 +18,8 @@ from lmconsole.commands import interrupts
 from lmconsole.engine import stop_signals
 from lmconsole.engine.stop_signals import STOP_SIGNALS
 from lmconsole.lm.restore import Expected, read_checkpoint
-from lmconsole.runs.events import EventReader, Stopped
+from lmconsole.runs.event_reader import EventReader
+from lmconsole.runs.events import Stopped
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 

@@ -12,7 +12,8 @@ import tiny
 
 from lmconsole.importing.import_runs import ImportReport, import_runs
 from lmconsole.plan.load import load_plan
-from lmconsole.runs.events import EventLog, Queued
+from lmconsole.runs.event_log import EventLog
+from lmconsole.runs.events import Queued
 from lmconsole.runs.info import RunInfo, read_info, write_info
 from lmconsole.runs.notes import change_notes
 from lmconsole.runs.paths import TRASH, RunPaths

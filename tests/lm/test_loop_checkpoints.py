@@ -18,7 +18,7 @@ from lmconsole.lm.loop import Training, train
 from lmconsole.lm.model import LanguageModel
 from lmconsole.lm.restore import Expected, read_checkpoint
 from lmconsole.lm.steps import Steps
-from lmconsole.runs.events import EventLog
+from lmconsole.runs.event_log import EventLog
 from lmconsole.runs.store import Run
 
 

@@ -22,7 +22,7 @@ from lmconsole.lm.model import build_model
 from lmconsole.lm.optimizers import build_optimizer
 from lmconsole.lm.restore import Checkpoint, Expected, find_checkpoint, read_checkpoint
 from lmconsole.lm.steps import Steps
-from lmconsole.runs.events import EventReader
+from lmconsole.runs.event_reader import EventReader
 from lmconsole.runs.state import RunState
 from lmconsole.runs.store import Run
 

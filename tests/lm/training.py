@@ -11,7 +11,9 @@ import torch
 from lmconsole.data.corpus import load_corpus
 from lmconsole.lm.loop import TrainingContext, train
 from lmconsole.lm.restore import find_checkpoint
-from lmconsole.runs.events import EventLog, EventReader, Started
+from lmconsole.runs.event_log import EventLog
+from lmconsole.runs.event_reader import EventReader
+from lmconsole.runs.events import Started
 from lmconsole.runs.state import RunState
 from lmconsole.runs.store import Run
 

@@ -20,7 +20,8 @@ from recorded import record
 
 from lmconsole.errors import ExportError
 from lmconsole.report.export import POLL_S, ExportOptions, export, keep_current
-from lmconsole.runs.events import AnyEvent, Epoch, EventReader, Failed, Progress, Resumed, Stopped, Telemetry
+from lmconsole.runs.event_reader import EventReader
+from lmconsole.runs.events import AnyEvent, Epoch, Failed, Progress, Resumed, Stopped, Telemetry
 from lmconsole.runs.store import Run, Store
 
 OPTIONS = ExportOptions(file_format="tensorboard")

@@ -18,7 +18,9 @@ from lmconsole.engine.runner import Runner
 from lmconsole.errors import StoreError
 from lmconsole.importing.import_runs import import_runs
 from lmconsole.plan.load import load_plan
-from lmconsole.runs.events import CHUNK_BYTES, MAX_LOG_BYTES, EventLog, EventReader, Resumed, Stopped
+from lmconsole.runs.event_log import EventLog
+from lmconsole.runs.event_reader import CHUNK_BYTES, MAX_LOG_BYTES, EventReader
+from lmconsole.runs.events import Resumed, Stopped
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState, Status
 from lmconsole.runs.store import Run, Store

@@ -13,7 +13,9 @@ from factories import append_events, epoch, finished, progress, queued, telemetr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmconsole.runs.events import AnyEvent, Epoch, EventLog, EventReader, Progress, Queued, Resumed, Stopped, perplexity
+from lmconsole.runs.event_log import EventLog
+from lmconsole.runs.event_reader import EventReader
+from lmconsole.runs.events import AnyEvent, Epoch, Progress, Queued, Resumed, Stopped, perplexity
 from lmconsole.runs.paths import RunPaths
 
 

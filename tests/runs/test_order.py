@@ -26,7 +26,7 @@ from lmconsole.runs.trash import discard, restore
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let every event and run have the time of the year in this list."""
     year = [2026]
-    for module in ("runs.events", "engine.queue"):
+    for module in ("runs.event_log", "engine.queue"):
         monkeypatch.setattr(f"lmconsole.{module}.utc_now", lambda: f"{year[0]}-01-01T00:00:00.000Z")
     return year
 

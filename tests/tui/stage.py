@@ -40,8 +40,9 @@ from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.store import Store
 from lmconsole.telemetry.gpu import Gpus
 from lmconsole.tui.app import ConsoleApp
-from lmconsole.tui.feed import Feed, Snapshot
+from lmconsole.tui.feed import Feed
 from lmconsole.tui.options import ConsoleOptions
+from lmconsole.tui.snapshot import Snapshot
 
 FALLING = (6.0, 5.5, 5.2, 5.0)
 """Validation losses of a run that learns, nats."""

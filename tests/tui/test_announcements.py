@@ -7,7 +7,7 @@ from tui.stage import Stage, following, wait_for_snapshot
 
 from lmconsole.runs.state import Status
 from lmconsole.tui.announcements import Announcer
-from lmconsole.tui.feed import Snapshot
+from lmconsole.tui.snapshot import Snapshot
 
 
 def announced(announcer: Announcer, snapshot: Snapshot) -> list[tuple[str, str, bool]]:

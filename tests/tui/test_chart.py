@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmconsole.tui.plot.axes import XAxis, step_above, step_below
-from lmconsole.tui.plot.chart import SMOOTHING, ChartOptions, Drawing, Series, ShownCurves, draw
+from lmconsole.tui.plot.chart import Drawing, draw
+from lmconsole.tui.plot.curve import Point
 from lmconsole.tui.plot.glyphs import ASCII, UNICODE, Glyphs
-from lmconsole.tui.plot.series import Point
+from lmconsole.tui.plot.series import SMOOTHING, ChartOptions, Series, ShownCurves
 
 pytestmark = pytest.mark.slow
 

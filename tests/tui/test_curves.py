@@ -12,8 +12,8 @@ from tui.stage import Stage, driver, eventually, experiment, line_with, screen, 
 
 from lmconsole.data import wikitext2
 from lmconsole.runs.info import CorpusInfo
-from lmconsole.tui.plot.chart import Series
 from lmconsole.tui.plot.glyphs import UNICODE
+from lmconsole.tui.plot.series import Series
 from lmconsole.tui.widgets.curves import choose_fairly
 
 PAPER = CorpusInfo(

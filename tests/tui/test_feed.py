@@ -17,7 +17,8 @@ from lmconsole.runs.permissions import AfterQueue, Permissions
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 from lmconsole.telemetry.gpu import Gpus, GpuSample
-from lmconsole.tui.feed import Feed, RunView
+from lmconsole.tui.feed import Feed
+from lmconsole.tui.snapshot import RunView
 
 PATIENCE_S = 0.3
 

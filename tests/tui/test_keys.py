@@ -10,11 +10,17 @@ from tui.stage import Stage, listed, screen, sees, selected, shows, shows_no_mor
 
 from lmconsole.cli import app
 from lmconsole.errors import LmconsoleError
-from lmconsole.tui.app import key_contexts
-from lmconsole.tui.keys import key_name, keys_file, load_keymap, own_bindings
+from lmconsole.tui.app import ConsoleApp
+from lmconsole.tui.key_contexts import key_contexts
+from lmconsole.tui.keys import Context, key_name, keys_file, load_keymap, own_bindings
 from lmconsole.tui.list_keys import key_entries, keys_toml
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "keys.md"
+
+
+def contexts() -> list[Context]:
+    """Return the contexts of the console."""
+    return key_contexts(ConsoleApp)
 
 
 def write(text: str | bytes) -> None:
@@ -26,7 +32,7 @@ def write(text: str | bytes) -> None:
 
 
 def test_every_binding_has_an_id_of_its_own() -> None:
-    owners: set[type[DOMNode]] = {owner for context in key_contexts() for owner in context.owners}
+    owners: set[type[DOMNode]] = {owner for context in contexts() for owner in context.owners}
     for owner in owners:
         for binding in owner.__dict__["BINDINGS"]:
             assert binding.id, f"{owner.__name__}: {binding}"
@@ -42,7 +48,7 @@ def test_the_built_in_keys_do_not_clash_and_survive_a_round_trip() -> None:
     assert problem is None
     assert all(entry.keys == entry.default for entry in entries)
     write(keys_toml(entries))
-    assert load_keymap(key_contexts) == {}
+    assert load_keymap(contexts) == {}
 
 
 def test_only_keys_that_differ_are_in_the_map() -> None:
@@ -50,7 +56,7 @@ def test_only_keys_that_differ_are_in_the_map() -> None:
         'run = "R"\nrun-with = ["r", "ctrl+R"]\ndelete = ["d", "delete"]\n[table]\ndown = "down, j"\nup = ["up", "k"]\n'
     )
     expected = {"run": "R", "run-with": "r,ctrl+r", "table.down": "down,j", "table.up": "up,k"}
-    assert load_keymap(key_contexts) == expected
+    assert load_keymap(contexts) == expected
     again, _ = key_entries()
     assert {entry.id: ",".join(entry.keys) for entry in again if entry.keys != entry.default} == expected
 
@@ -83,7 +89,7 @@ def test_only_keys_that_differ_are_in_the_map() -> None:
 def test_a_file_that_is_wrong_is_not_used_and_one_message_says_why(text: str | bytes, reason: str) -> None:
     write(text)
     with pytest.raises(LmconsoleError) as caught:
-        load_keymap(key_contexts)
+        load_keymap(contexts)
     message = str(caught.value)
     assert reason in message
     assert message.count("is not used") == 1
@@ -92,14 +98,14 @@ def test_a_file_that_is_wrong_is_not_used_and_one_message_says_why(text: str | b
 
 
 def test_a_pipe_does_not_block_and_a_missing_file_is_none() -> None:
-    assert load_keymap(key_contexts) == {}
+    assert load_keymap(contexts) == {}
     write("")
     file = keys_file()
     assert file is not None
     file.unlink()
     os.mkfifo(file)
     with pytest.raises(LmconsoleError, match="a named pipe"):
-        load_keymap(key_contexts)
+        load_keymap(contexts)
 
 
 @pytest.mark.parametrize(

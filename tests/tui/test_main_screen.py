@@ -15,9 +15,9 @@ from tui.stage import Stage, console_of, screen, sees, shows, shows_no_more
 
 from lmconsole.importing.import_runs import import_runs
 from lmconsole.plan.load import builtin_file, load_plan
-from lmconsole.tui.feed import Snapshot
 from lmconsole.tui.filter import SYNTAX
 from lmconsole.tui.screens.main import MainScreen
+from lmconsole.tui.snapshot import Snapshot
 
 
 @pytest.mark.usefixtures("ascii_locale")

@@ -15,8 +15,9 @@ from lmconsole.runs.events import Finished, Stopped
 from lmconsole.runs.permissions import Permissions
 from lmconsole.tui.filter import parse_filter
 from lmconsole.tui.plot.glyphs import ASCII, UNICODE
-from lmconsole.tui.rows import COLUMNS, Row, Sort, build_rows
-from lmconsole.tui.rows import matches as row_matches
+from lmconsole.tui.row_filter import matches as row_matches
+from lmconsole.tui.rows import COLUMNS, Row, build_rows
+from lmconsole.tui.sorting import Sort
 
 
 def rows(stage: Stage, *, experiments: tuple[Experiment, ...] | None = None, **more: Any) -> list[Row]:

@@ -15,16 +15,19 @@ from tui.stage import Recorded, Stage, console_of, eventually, experiment, scree
 
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.plan.load import load_plan
-from lmconsole.runs.events import EventReader, Queued, Stopped
+from lmconsole.runs.event_reader import EventReader
+from lmconsole.runs.events import Queued, Stopped
 from lmconsole.runs.permissions import AfterQueue, Permissions
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 from lmconsole.telemetry.host import cores
-from lmconsole.tui import actions, store_actions
+from lmconsole.tui import actions
 from lmconsole.tui.options import ConsoleOptions
-from lmconsole.tui.rows import Row, Sort
+from lmconsole.tui.rows import Row
 from lmconsole.tui.screens.dialogs import Exported
+from lmconsole.tui.sorting import Sort
 from lmconsole.tui.store_actions import StoreActions
+from lmconsole.tui.terminal import clipboard
 from lmconsole.tui.widgets.experiment_table import ExperimentTable
 
 LONG_S = 120.0
@@ -508,7 +511,7 @@ async def test_t_and_m_copy_the_results_table_to_the_clipboard(stage: Stage) -> 
 
 async def test_in_tmux_the_table_is_said_to_be_in_its_buffer(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actions, "table", lambda *_: "| a |\n| b |\n")
-    monkeypatch.setattr(store_actions, "copy_to_tmux", lambda _: True)
+    monkeypatch.setattr(clipboard, "copy_to_tmux", lambda _: True)
     async with stage.console() as pilot:
         await pilot.press("m")
         await shows(pilot, "Copied the results table as markdown: 2 lines.", "prefix key and ]")
@@ -604,10 +607,7 @@ def test_store_actions_change_the_store_and_only_post_messages(stage: Stage) -> 
     store_actions.stop([live.run])
     assert live.paths.stop.exists()
     store_actions.delete([live.run])
-    assert [type(message) for message in queue.messages] == [
-        StoreActions.Deleted,
-        StoreActions.Restored,
-        StoreActions.Resumed,
-        StoreActions.Stopping,
-        StoreActions.Failed,
-    ]
+    kinds = [StoreActions.Deleted, *[StoreActions.Changed] * 3, StoreActions.Failed]
+    assert [type(message) for message in queue.messages] == kinds
+    texts = [message.text for message in queue.messages if isinstance(message, StoreActions.Changed)]
+    assert texts == ["1 run restored.", "1 run queued to resume.", "1 run will stop."]

@@ -5,70 +5,17 @@ finite points on linear axes, with limits and ticks computed beforehand.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from lmconsole.runs.events import MAX_LOSS_NATS, Epoch
 from lmconsole.tui.plot.axes import Limits, XAxis, log_limits, step_above, x_ticks, y_ticks
 from lmconsole.tui.plot.glyphs import Glyphs
 from lmconsole.tui.plot.plotext_internals import new_figure, render
-from lmconsole.tui.plot.series import Point
+from lmconsole.tui.plot.series import XY, ChartOptions, Series, ShownCurves, Trace, interpolated, to_y, traces
 
-LEAST_PPL = 1e-3
-LARGEST_PPL = 1e6
-"""Perplexities are drawn between these. A higher one is marked at the upper edge: a run that has diverged must not
-flatten the others."""
 AXIS_ROWS = 2
 """Rows of the x axis and of its labels."""
-MAX_MEAN_POINTS = 256
-"""Points of the mean of train curves."""
-SMOOTHING = (0.0, 0.7, 0.95)
-"""Weights of the past in the exponential moving average of train losses."""
-
-XY = tuple[float, float]
-
-
-class ShownCurves(StrEnum):
-    """Curves that are drawn."""
-
-    BOTH = "train and validation"
-    VALIDATION = "validation"
-    TRAIN = "train"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChartOptions:
-    """Axes, smoothing and choice of curves."""
-
-    x: XAxis = XAxis.EPOCHS
-    log: bool = True
-    shown: ShownCurves = ShownCurves.BOTH
-    smoothing: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Series:
-    """The curves of one run."""
-
-    run: str
-    experiment: int
-    label: str
-    slot: int
-    """Index of color and marker."""
-    train: Iterable[Point]
-    epochs: Sequence[Epoch]
-    planned_epochs: int
-    tokens_per_epoch: int | None
-    """None if unknown, as for an imported run."""
-    expected_s: float | None
-    """Estimated training time of the whole run, seconds; None if unknown."""
-    published_ppl: float | None = None
-    seeds: tuple["Series", ...] = ()
-    """Seeds of which this series shows the mean and the range; its own ``train`` and ``epochs`` are not used then."""
-
-
 CurveKind = Literal["valid", "train", "published", "band"]
 
 
@@ -87,19 +34,6 @@ _KINDS: tuple[CurveKind, ...] = get_args(CurveKind)
 _SLOTS = 64
 _FIRST_COLOR = 16
 """plotext numbers its own colors up to here; higher numbers encode a kind of curve and a slot."""
-
-
-@dataclass(kw_only=True, slots=True)
-class Trace:
-    """The points of one run in units of the axes: x, and perplexity or its log10."""
-
-    series: Series
-    train: list[XY] = field(default_factory=list)
-    valid: list[XY] = field(default_factory=list)
-    band: list[tuple[float, float, float]] = field(default_factory=list)
-    """x, and the lowest and the highest validation value of the seeds."""
-    off_scale: list[float] = field(default_factory=list)
-    """x of values that are not finite or beyond ``LARGEST_PPL``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,88 +64,6 @@ class Drawing:
         return 10.0**y if self.log and y is not None else y
 
 
-def traces(series: Sequence[Series], options: ChartOptions) -> list[Trace]:
-    """Return the points to draw; values that cannot be drawn are listed as ``off_scale``."""
-    max_loss_nats = math.log(LARGEST_PPL)
-    made = []
-    for each in series:
-        if each.seeds:
-            made.append(_mean_trace(each, options))
-            continue
-        trace = Trace(series=each)
-        to_x = _to_x(each, options.x)
-        mean: float | None = None
-        for point in each.train:
-            x = to_x(point.epochs, point.elapsed_train_s)
-            if x is None:
-                continue
-            loss_nats = point.loss_nats
-            if point.non_finite or loss_nats > max_loss_nats:
-                trace.off_scale.append(x)
-            if math.isfinite(loss_nats) and loss_nats <= max_loss_nats:
-                mean = loss_nats if mean is None else options.smoothing * mean + (1 - options.smoothing) * loss_nats
-                trace.train.append((x, _to_y(mean, options.log)))
-        for epoch_x, y in _validation(each, options).values():
-            if y is None:
-                trace.off_scale.append(epoch_x)
-            else:
-                trace.valid.append((epoch_x, y))
-        made.append(trace)
-    return made
-
-
-def _validation(series: Series, options: ChartOptions) -> dict[int, tuple[float, float | None]]:
-    """Return x and y of each validated epoch by its number; y is None for a value that cannot be drawn."""
-    to_x, max_loss_nats = _to_x(series, options.x), math.log(LARGEST_PPL)
-    found: dict[int, tuple[float, float | None]] = {}
-    for epoch in series.epochs:
-        x, valid_nats = to_x(epoch.epoch, epoch.elapsed_train_s), epoch.valid_loss_nats
-        if x is not None and valid_nats is not None:
-            drawn = math.isfinite(valid_nats) and valid_nats <= max_loss_nats
-            found[epoch.epoch] = (x, _to_y(valid_nats, options.log) if drawn else None)
-    return found
-
-
-def _mean_trace(series: Series, options: ChartOptions) -> Trace:
-    """Return the mean of the perplexities of several seeds, over what all of them have, and the range of the
-    validation."""
-    seeds = traces(series.seeds, options)
-    trace = Trace(series=series, off_scale=sorted(x for seed in seeds for x in seed.off_scale))
-    validations = [_validation(seed, options) for seed in series.seeds]
-    for number in sorted(set.intersection(*map(set, validations))):
-        points = [validation[number] for validation in validations]
-        ys = [y for _, y in points if y is not None]
-        if len(ys) == len(points):
-            x = sum(x for x, _ in points) / len(points)
-            trace.valid.append((x, _mean_y(ys, options.log)))
-            trace.band.append((x, min(ys), max(ys)))
-    curves = [seed.train for seed in seeds if seed.train]
-    if curves:
-        end = min(curve[-1][0] for curve in curves)
-        grid = [x for x, _ in min(curves, key=len) if x <= end]
-        grid = grid[:: max(len(grid) // MAX_MEAN_POINTS, 1)]
-        columns = zip(*(_interpolated(curve, grid) for curve in curves), strict=True)
-        trace.train += [(x, _mean_y(ys, options.log)) for x, ys in zip(grid, columns, strict=True)]
-    return trace
-
-
-def _mean_y(ys: Sequence[float], log: bool) -> float:
-    """Return the mean perplexity, in units of the axis."""
-    return math.log10(sum(10.0**y for y in ys) / len(ys)) if log else sum(ys) / len(ys)
-
-
-def _interpolated(curve: Sequence[XY], grid: Sequence[float]) -> list[float]:
-    """Return the values of ``curve`` at the increasing x values of ``grid``, in between linearly."""
-    ys, i = [], 0
-    for x in grid:
-        while i < len(curve) - 1 and curve[i][0] < x:
-            i += 1
-        (x0, y0), (x1, y1) = curve[max(i - 1, 0)], curve[i]
-        share = (x - x0) / (x1 - x0) if x1 > x0 else 1.0
-        ys.append(y0 + max(0.0, min(share, 1.0)) * (y1 - y0))
-    return ys
-
-
 def _fill_bands(
     rows: list[list[Cell]],
     found: Sequence[Trace],
@@ -233,24 +85,11 @@ def _fill_bands(
         lows, highs = [(x, low) for x, low, _ in trace.band], [(x, high) for x, _, high in trace.band]
         inside = [c for c in range(columns) if lows[0][0] <= x_limits[0] + c * step <= lows[-1][0]]
         grid = [x_limits[0] + c * step for c in inside]
-        for c, low, high in zip(inside, _interpolated(lows, grid), _interpolated(highs, grid), strict=True):
+        for c, low, high in zip(inside, interpolated(lows, grid), interpolated(highs, grid), strict=True):
             bottom, top = [(y - y_limits[0]) / (y_limits[1] - y_limits[0]) * (height - 1) for y in (low, high)]
             for level in range(max(math.ceil(bottom), 0), min(math.floor(top), height - 1) + 1):
                 if rows[height - 1 - level][first + c][0] == " ":
                     rows[height - 1 - level][first + c] = (glyph, CellRole(kind="band", slot=trace.series.slot))
-
-
-def _to_x(series: Series, axis: XAxis) -> Callable[[float, float | None], float | None]:
-    """Return the function from epochs and training seconds to x, which gives None where x is unknown."""
-    if axis is XAxis.TIME:
-        return lambda epochs, elapsed_s: elapsed_s
-    factor = series.tokens_per_epoch if axis is XAxis.TOKENS else 1
-    return lambda epochs, elapsed_s: None if factor is None else epochs * factor
-
-
-def _to_y(loss_nats: float, log: bool) -> float:
-    loss_nats = max(math.log(LEAST_PPL), min(loss_nats, MAX_LOSS_NATS))
-    return loss_nats / math.log(10.0) if log else math.exp(loss_nats)
 
 
 def draw(series: Sequence[Series], options: ChartOptions, width: int, height: int, glyphs: Glyphs) -> Drawing:
@@ -359,7 +198,7 @@ def _draw_published(
     ppl = trace.series.published_ppl
     if ppl is None or options.shown is ShownCurves.TRAIN:
         return
-    y = _to_y(math.log(ppl), options.log)
+    y = to_y(math.log(ppl), options.log)
     if y_limits[0] <= y <= y_limits[1]:
         xs = [x_limits[0] + (x_limits[1] - x_limits[0]) * i / (width - 1) for i in range(width)]
         figure.scatter(xs, [y] * width, marker=glyphs.published, color=_color("published", trace.series.slot))
@@ -395,10 +234,10 @@ def _y_limits(found: Sequence[Trace], options: ChartOptions) -> Limits:
     train = [y for t in found for _, y in t.train] if with_train else []
     valid = [y for t in found for _, y in t.valid] if with_valid else []
     valid += [y for t in found for _, low, high in t.band for y in (low, high)] if with_valid else []
-    published = [_to_y(math.log(t.series.published_ppl), options.log) for t in found if t.series.published_ppl]
+    published = [to_y(math.log(t.series.published_ppl), options.log) for t in found if t.series.published_ppl]
     ys = train + valid + (published if with_valid and (train or valid) else [])
     if not ys:
-        ys = [_to_y(0.0, options.log), _to_y(math.log(10.0), options.log)]
+        ys = [to_y(0.0, options.log), to_y(math.log(10.0), options.log)]
     if options.log:
         return log_limits(min(ys), max(ys))
     top = max(valid) * 1.5 if valid else max(ys)

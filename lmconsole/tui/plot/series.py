@@ -1,114 +1,169 @@
-"""A curve of bounded size: the points of a long run are averaged in a bounded number of buckets."""
+"""The curves of runs, and their points in units of the axes of a chart."""
 
 import math
-from array import array
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 
-import msgspec
+from lmconsole.runs.events import MAX_LOSS_NATS, Epoch
+from lmconsole.tui.plot.axes import XAxis
+from lmconsole.tui.plot.curve import Point
 
-from lmconsole.runs.events import Progress
+LEAST_PPL = 1e-3
+LARGEST_PPL = 1e6
+"""Perplexities are drawn between these. A higher one is marked at the upper edge: a run that has diverged must not
+flatten the others."""
+MAX_MEAN_POINTS = 256
+"""Points of the mean of train curves."""
+SMOOTHING = (0.0, 0.7, 0.95)
+"""Weights of the past in the exponential moving average of train losses."""
 
-MAX_BUCKETS = 1024
-"""More than the dots side by side in the plot of any terminal."""
-
-
-class Point(msgspec.Struct, frozen=True, gc=False):
-    """A point of a curve. A struct, because thousands are made each time that curves are drawn."""
-
-    epochs: float
-    """Passes over the train split so far."""
-    elapsed_train_s: float
-    loss_nats: float
-    """Mean of the losses in this bucket; may be NaN or infinite."""
-    low_nats: float
-    """Lowest of the losses in this bucket."""
-    high_nats: float
-    """Highest of the losses in this bucket."""
-    non_finite: bool
-    """Whether a loss in this bucket was NaN or infinite; such losses are left out of the mean."""
+XY = tuple[float, float]
 
 
-class Curve:
-    """Train losses in at most ``MAX_BUCKETS`` buckets.
+class ShownCurves(StrEnum):
+    """Curves that are drawn."""
 
-    When there are more, neighboring buckets are merged, weighted by the steps they cover. One thread may append while
-    another iterates: each append is a single change of the array.
-    """
-
-    def __init__(self) -> None:
-        self._numbers = array("d")
-        """Fields of all buckets, one bucket after the other: a fifth of the memory of as many tuples."""
-        self._per_bucket = 1
-        self._last_epochs = 0.0
-
-    def add(self, event: Progress) -> None:
-        """Append the train loss of a ``progress`` event, if it has one."""
-        loss_nats = event.train_loss_nats
-        if loss_nats is None:
-            return
-        epochs = event.epoch - 1 + event.step / event.steps
-        weight = max(epochs - self._last_epochs, 0.0) or 1.0 / event.steps
-        self._last_epochs = epochs
-        new = _Bucket.of(epochs, event.elapsed_train_s, loss_nats, weight)
-        if self._numbers and (last := _Bucket(*self._numbers[-_WIDTH:])).events < self._per_bucket:
-            self._numbers[-_WIDTH:] = array("d", msgspec.structs.astuple(last.merged(new)))
-            return
-        if len(self) >= MAX_BUCKETS:
-            buckets = self._buckets()
-            merged = [left.merged(right) for left, right in zip(buckets[::2], buckets[1::2], strict=True)]
-            self._numbers = array("d", chain.from_iterable(map(msgspec.structs.astuple, merged)))
-            self._per_bucket *= 2
-        self._numbers.extend(array("d", msgspec.structs.astuple(new)))
-
-    def _buckets(self) -> list["_Bucket"]:
-        numbers = iter(self._numbers[:])
-        return [_Bucket(*values) for values in zip(*[numbers] * _WIDTH, strict=True)]
-
-    def __len__(self) -> int:
-        return len(self._numbers) // _WIDTH
-
-    def __iter__(self) -> Iterator[Point]:
-        return iter([bucket.point for bucket in self._buckets()])
+    BOTH = "train and validation"
+    VALIDATION = "validation"
+    TRAIN = "train"
 
 
-class _Bucket(msgspec.Struct, frozen=True, gc=False):
-    """A point, the number of events in it, and the weight of those whose losses are finite."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChartOptions:
+    """Axes, smoothing and choice of curves."""
 
-    epochs: float
-    elapsed_train_s: float
-    loss_nats: float
-    low_nats: float
-    high_nats: float
-    non_finite: float
-    events: float
-    weight: float
-
-    @classmethod
-    def of(cls, epochs: float, elapsed_train_s: float, loss_nats: float, weight: float) -> "_Bucket":
-        """Return the bucket of one event."""
-        non_finite = not math.isfinite(loss_nats)
-        weight = 0.0 if non_finite else weight
-        return cls(epochs, elapsed_train_s, loss_nats, loss_nats, loss_nats, float(non_finite), 1.0, weight)
-
-    @property
-    def point(self) -> Point:
-        """The point to draw."""
-        return Point(
-            self.epochs, self.elapsed_train_s, self.loss_nats, self.low_nats, self.high_nats, bool(self.non_finite)
-        )
-
-    def merged(self, later: "_Bucket") -> "_Bucket":
-        """Return both buckets as one, at the x values of the later one."""
-        weight = self.weight + later.weight
-        if math.isfinite(self.loss_nats) and math.isfinite(later.loss_nats):
-            mean = (self.loss_nats * self.weight + later.loss_nats * later.weight) / weight
-            low, high = min(self.low_nats, later.low_nats), max(self.high_nats, later.high_nats)
-        else:
-            finite = self if math.isfinite(self.loss_nats) else later
-            mean, low, high = finite.loss_nats, finite.low_nats, finite.high_nats
-        non_finite, events = max(self.non_finite, later.non_finite), self.events + later.events
-        return _Bucket(later.epochs, later.elapsed_train_s, mean, low, high, non_finite, events, weight)
+    x: XAxis = XAxis.EPOCHS
+    log: bool = True
+    shown: ShownCurves = ShownCurves.BOTH
+    smoothing: float = 0.0
 
 
-_WIDTH = len(_Bucket.__struct_fields__)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Series:
+    """The curves of one run."""
+
+    run: str
+    experiment: int
+    label: str
+    slot: int
+    """Index of color and marker."""
+    train: Iterable[Point]
+    epochs: Sequence[Epoch]
+    planned_epochs: int
+    tokens_per_epoch: int | None
+    """None if unknown, as for an imported run."""
+    expected_s: float | None
+    """Estimated training time of the whole run, seconds; None if unknown."""
+    published_ppl: float | None = None
+    seeds: tuple["Series", ...] = ()
+    """Seeds of which this series shows the mean and the range; its own ``train`` and ``epochs`` are not used then."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Trace:
+    """The points of one run in units of the axes: x, and perplexity or its log10."""
+
+    series: Series
+    train: list[XY] = field(default_factory=list)
+    valid: list[XY] = field(default_factory=list)
+    band: list[tuple[float, float, float]] = field(default_factory=list)
+    """x, and the lowest and the highest validation value of the seeds."""
+    off_scale: list[float] = field(default_factory=list)
+    """x of values that are not finite or beyond ``LARGEST_PPL``."""
+
+
+def traces(series: Sequence[Series], options: ChartOptions) -> list[Trace]:
+    """Return the points to draw; values that cannot be drawn are listed as ``off_scale``."""
+    max_loss_nats = math.log(LARGEST_PPL)
+    made = []
+    for each in series:
+        if each.seeds:
+            made.append(_mean_trace(each, options))
+            continue
+        trace = Trace(series=each)
+        to_x = _to_x(each, options.x)
+        mean: float | None = None
+        for point in each.train:
+            x = to_x(point.epochs, point.elapsed_train_s)
+            if x is None:
+                continue
+            loss_nats = point.loss_nats
+            if point.non_finite or loss_nats > max_loss_nats:
+                trace.off_scale.append(x)
+            if math.isfinite(loss_nats) and loss_nats <= max_loss_nats:
+                mean = loss_nats if mean is None else options.smoothing * mean + (1 - options.smoothing) * loss_nats
+                trace.train.append((x, to_y(mean, options.log)))
+        for epoch_x, y in _validation(each, options).values():
+            if y is None:
+                trace.off_scale.append(epoch_x)
+            else:
+                trace.valid.append((epoch_x, y))
+        made.append(trace)
+    return made
+
+
+def _validation(series: Series, options: ChartOptions) -> dict[int, tuple[float, float | None]]:
+    """Return x and y of each validated epoch by its number; y is None for a value that cannot be drawn."""
+    to_x, max_loss_nats = _to_x(series, options.x), math.log(LARGEST_PPL)
+    found: dict[int, tuple[float, float | None]] = {}
+    for epoch in series.epochs:
+        x, valid_nats = to_x(epoch.epoch, epoch.elapsed_train_s), epoch.valid_loss_nats
+        if x is not None and valid_nats is not None:
+            drawn = math.isfinite(valid_nats) and valid_nats <= max_loss_nats
+            found[epoch.epoch] = (x, to_y(valid_nats, options.log) if drawn else None)
+    return found
+
+
+def _mean_trace(series: Series, options: ChartOptions) -> Trace:
+    """Return the mean of the perplexities of several seeds, over what all of them have, and the range of the
+    validation."""
+    seeds = traces(series.seeds, options)
+    trace = Trace(series=series, off_scale=sorted(x for seed in seeds for x in seed.off_scale))
+    validations = [_validation(seed, options) for seed in series.seeds]
+    for number in sorted(set.intersection(*map(set, validations))):
+        points = [validation[number] for validation in validations]
+        ys = [y for _, y in points if y is not None]
+        if len(ys) == len(points):
+            x = sum(x for x, _ in points) / len(points)
+            trace.valid.append((x, _mean_y(ys, options.log)))
+            trace.band.append((x, min(ys), max(ys)))
+    curves = [seed.train for seed in seeds if seed.train]
+    if curves:
+        end = min(curve[-1][0] for curve in curves)
+        grid = [x for x, _ in min(curves, key=len) if x <= end]
+        grid = grid[:: max(len(grid) // MAX_MEAN_POINTS, 1)]
+        columns = zip(*(interpolated(curve, grid) for curve in curves), strict=True)
+        trace.train += [(x, _mean_y(ys, options.log)) for x, ys in zip(grid, columns, strict=True)]
+    return trace
+
+
+def _mean_y(ys: Sequence[float], log: bool) -> float:
+    """Return the mean perplexity, in units of the axis."""
+    return math.log10(sum(10.0**y for y in ys) / len(ys)) if log else sum(ys) / len(ys)
+
+
+def interpolated(curve: Sequence[XY], grid: Sequence[float]) -> list[float]:
+    """Return the values of ``curve`` at the increasing x values of ``grid``, in between linearly."""
+    ys, i = [], 0
+    for x in grid:
+        while i < len(curve) - 1 and curve[i][0] < x:
+            i += 1
+        (x0, y0), (x1, y1) = curve[max(i - 1, 0)], curve[i]
+        share = (x - x0) / (x1 - x0) if x1 > x0 else 1.0
+        ys.append(y0 + max(0.0, min(share, 1.0)) * (y1 - y0))
+    return ys
+
+
+def _to_x(series: Series, axis: XAxis) -> Callable[[float, float | None], float | None]:
+    """Return the function from epochs and training seconds to x, which gives None where x is unknown."""
+    if axis is XAxis.TIME:
+        return lambda epochs, elapsed_s: elapsed_s
+    factor = series.tokens_per_epoch if axis is XAxis.TOKENS else 1
+    return lambda epochs, elapsed_s: None if factor is None else epochs * factor
+
+
+def to_y(loss_nats: float, log: bool) -> float:
+    """Return the perplexity of a loss, in units of the axis."""
+    loss_nats = max(math.log(LEAST_PPL), min(loss_nats, MAX_LOSS_NATS))
+    return loss_nats / math.log(10.0) if log else math.exp(loss_nats)

@@ -10,8 +10,8 @@ from rich.text import Text
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import DAMAGE_MARK, perplexity, seconds
 from lmconsole.runs.comparable import same_text
-from lmconsole.tui.feed import RunView
 from lmconsole.tui.screens.dialogs import Page
+from lmconsole.tui.snapshot import RunView
 
 HEADINGS = ("Run", "Valid", "Epoch", "To best", "Train", "Test", "Time")
 

@@ -22,9 +22,9 @@ from lmconsole.runs.events import Finished, Started
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.permissions import NOT_STARTED
 from lmconsole.runs.state import Status
-from lmconsole.tui.feed import RunView
-from lmconsole.tui.rows import Baseline, change
+from lmconsole.tui.baseline import Baseline, change
 from lmconsole.tui.screens.differences import settings_of
+from lmconsole.tui.snapshot import RunView
 
 REFRESH_S = 1.0
 MAX_LINES = 5_000

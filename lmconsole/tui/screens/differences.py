@@ -9,8 +9,8 @@ from rich.text import Text
 
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import UNKNOWN, perplexity, seconds
-from lmconsole.tui.feed import RunView
 from lmconsole.tui.screens.dialogs import Page
+from lmconsole.tui.snapshot import RunView
 
 MOST_RUNS = 4
 """Runs that have a column."""

@@ -1,39 +1,31 @@
 """The main screen: headline, experiments, curves, memory gauges, and the keys.
 
-Screens that open over it are imported when they are first needed, so that the first paint comes sooner.
+The filter and the screens that open over this one are imported when they are first needed, so that the first paint
+comes sooner.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
-from typing import ClassVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 from rich.text import Text
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.events import Resize
 from textual.message import Message
 from textual.reactive import reactive
 from textual.screen import Screen
-from textual.widgets import Footer, Input, Static
+from textual.widgets import Footer
 
 from lmconsole.errors import PlanError, escape_control_characters
 from lmconsole.plan.experiment import Experiment
-from lmconsole.tui.feed import RunView, Snapshot
-from lmconsole.tui.filter import LIMIT_S, MAX_FILTER, Filter, TimeLimitExceeded, parse_filter, time_limit
+from lmconsole.tui.baseline import Baseline
 from lmconsole.tui.keys import KeyMap, first_key
 from lmconsole.tui.options import ConsoleOptions
 from lmconsole.tui.plot.glyphs import Glyphs
-from lmconsole.tui.rows import (
-    COLUMNS,
-    Baseline,
-    Row,
-    Sort,
-    build_rows,
-    experiment_key,
-    filter_and_sort,
-    newest_seed_group,
-)
+from lmconsole.tui.rows import COLUMNS, Row, build_rows, experiment_key, newest_seed_group
+from lmconsole.tui.screens.main_keys import BINDINGS
 from lmconsole.tui.selection import (
     Selection,
     find_baseline,
@@ -43,12 +35,34 @@ from lmconsole.tui.selection import (
     selection_of,
     series_for,
 )
+from lmconsole.tui.snapshot import RunView, Snapshot
+from lmconsole.tui.sorting import Sort, sort_rows
 from lmconsole.tui.terminal.compositor import CroppedCompositor
 from lmconsole.tui.terminal.textual_internals import set_compositor
 from lmconsole.tui.widgets.curves import ChartOption, Curves
 from lmconsole.tui.widgets.experiment_table import ExperimentTable
 from lmconsole.tui.widgets.gauges import Gauges
 from lmconsole.tui.widgets.headline import Headline
+
+if TYPE_CHECKING:
+    from lmconsole.tui.filter import Filter
+    from lmconsole.tui.widgets.filter_bar import FilterBar
+
+
+class _ExperimentsMessage(Message):
+    """Has the ids of experiments."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        super().__init__()
+        self.ids = ids
+
+
+class _RunsMessage(Message):
+    """Has runs."""
+
+    def __init__(self, runs: Sequence[RunView]) -> None:
+        super().__init__()
+        self.runs = runs
 
 
 class MainScreen(Screen[None]):
@@ -58,92 +72,7 @@ class MainScreen(Screen[None]):
     others are bound to actions of the app.
     """
 
-    # Tooltips are written as "Group: text". The help page and the command palette show bindings that have one.
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("r", "run", "Run", id="run", tooltip="Run: train the selected experiments, or the highlighted one"),
-        Binding("a", "all", "All", id="select-all", tooltip="Select: all, or none"),
-        Binding("s", "stop", "Stop", id="stop", tooltip="Run: stop; a checkpoint is saved first"),
-        Binding("R", "edit_run", "Run with…", id="run-with", show=False, tooltip="Run: with other settings, in a form"),
-        Binding("u", "resume", "Resume", id="resume", show=False, tooltip="Run: resume from the last checkpoint"),
-        Binding("d,delete", "delete", "Delete", id="delete", show=False, tooltip="Run: delete, into the store's trash"),
-        Binding(
-            "U", "app.undelete", "Undelete", id="restore", show=False, tooltip="Run: restore the runs deleted last"
-        ),
-        Binding("o", "sort_by_next_column", "Sort", id="sort", show=False, tooltip="Select: sort by the next column"),
-        Binding("O", "reverse_order", "Reverse", id="reverse", show=False, tooltip="Select: reverse the order"),
-        Binding(
-            "enter", "details", "Details", id="open", show=False, tooltip="Show: settings, events, worker log, errors"
-        ),
-        Binding("c", "compare", "Compare", id="compare", tooltip="Show: best perplexities side by side"),
-        Binding(
-            "tab", "app.focus_next", "Pane", id="next-pane", show=False, tooltip="Show: switch between table and curves"
-        ),
-        Binding(
-            "x", "cycle('x')", "X axis", id="x-axis", show=False, tooltip="Curves: over epochs, training time or tokens"
-        ),
-        Binding("y", "cycle('log')", "Log", id="log", show=False, tooltip="Curves: logarithmic or linear perplexity"),
-        Binding(
-            "v", "cycle('shown')", "Curves", id="shown-curves", show=False, tooltip="Curves: train, validation or both"
-        ),
-        Binding("g", "cycle('smoothing')", "Smooth", id="smooth", show=False, tooltip="Curves: smooth the train curve"),
-        Binding("w", "seeds", "Seeds", id="seeds", show=False, tooltip="Curves: seeds as mean and range, or each"),
-        Binding("z", "zoom", "Zoom", id="zoom", show=False, tooltip="Curves: on the whole screen"),
-        Binding(
-            "left_square_bracket",
-            "cursor(-1)",
-            "Cursor left",
-            id="cursor-left",
-            show=False,
-            tooltip="Curves: read values to the left",
-        ),
-        Binding(
-            "right_square_bracket",
-            "cursor(1)",
-            "Cursor right",
-            id="cursor-right",
-            show=False,
-            tooltip="Curves: read values to the right",
-        ),
-        Binding(
-            "p",
-            "published",
-            "Published",
-            id="published",
-            show=False,
-            tooltip="Curves: published results as dotted lines",
-        ),
-        Binding("slash", "filter", "Filter", id="filter", tooltip="Select: filter by words, settings and tags"),
-        Binding("e", "app.export", "Export", id="export", tooltip="Export: figures, tables and the report"),
-        Binding(
-            "t",
-            "app.copy('latex')",
-            "Copy LaTeX",
-            id="copy-latex",
-            show=False,
-            tooltip="Export: copy the results table as LaTeX",
-        ),
-        Binding(
-            "m",
-            "app.copy('markdown')",
-            "Copy markdown",
-            id="copy-markdown",
-            show=False,
-            tooltip="Export: copy the table as markdown",
-        ),
-        Binding("question_mark", "help", "Help", id="help", tooltip="Console: all keys"),
-        Binding("b", "baseline", "Baseline", id="baseline", show=False, tooltip="Show: compare all with this row"),
-        Binding("D", "differences", "Differences", id="differences", show=False, tooltip="Show: settings that differ"),
-        Binding("n", "notes", "Notes", id="notes", show=False, tooltip="Run: write a note and tags"),
-        Binding(
-            "escape",
-            "back",
-            "Back",
-            id="back",
-            show=False,
-            tooltip="Console: clear filter, cursor, zoom, then selection",
-        ),
-        Binding("q", "app.leave", "Quit", id="quit", tooltip="Console: quit; runs continue"),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = BINDINGS
 
     snapshot = reactive(Snapshot(), init=False, repaint=False)
     checked: reactive[frozenset[str]] = reactive(frozenset(), init=False, repaint=False)
@@ -162,47 +91,23 @@ class MainScreen(Screen[None]):
     slow = reactive(False, init=False, repaint=False)
     """Whether the connection is slow."""
 
-    class RunRequested(Message):
+    class RunRequested(_ExperimentsMessage):
         """Experiments should be trained with the preset with which the console was opened."""
 
-        def __init__(self, ids: Sequence[int]) -> None:
-            super().__init__()
-            self.ids = ids
-
-    class RunFormRequested(Message):
+    class RunFormRequested(_ExperimentsMessage):
         """Experiments should be trained with other settings, for which a form should open."""
 
-        def __init__(self, ids: Sequence[int]) -> None:
-            super().__init__()
-            self.ids = ids
-
-    class StopRequested(Message):
+    class StopRequested(_RunsMessage):
         """The active ones of the selected runs should stop."""
 
-        def __init__(self, runs: Sequence[RunView]) -> None:
-            super().__init__()
-            self.runs = runs
-
-    class ResumeRequested(Message):
+    class ResumeRequested(_RunsMessage):
         """Those of the selected runs that ended early should be queued again."""
 
-        def __init__(self, runs: Sequence[RunView]) -> None:
-            super().__init__()
-            self.runs = runs
-
-    class NotesRequested(Message):
+    class NotesRequested(_RunsMessage):
         """The notes of the selected runs should be edited."""
 
-        def __init__(self, runs: Sequence[RunView]) -> None:
-            super().__init__()
-            self.runs = runs
-
-    class DeleteRequested(Message):
+    class DeleteRequested(_RunsMessage):
         """The selected runs should be deleted."""
-
-        def __init__(self, runs: Sequence[RunView]) -> None:
-            super().__init__()
-            self.runs = runs
 
     def __init__(self, options: ConsoleOptions, glyphs: Glyphs, keymap: KeyMap) -> None:
         super().__init__()
@@ -211,26 +116,21 @@ class MainScreen(Screen[None]):
         set_compositor(self, self._compositor_of_changes)  # sends no more than the cells that have changed
         self._plan = options.plan
         self._experiments = options.plan.experiments
-        self._filter = Filter()
+        self._filter: Filter | None = None
+        """None to show all rows."""
+        self._filter_bar: FilterBar | None = None
+        """None before it is first opened."""
         self._store_path = options.store
         self._glyphs = glyphs
         self.set_reactive(MainScreen.preset, options.preset)
         self.set_reactive(MainScreen.slow, options.slow)
 
     def compose(self) -> ComposeResult:
-        """Yield headline, table, filter, curves, memory gauges and keys."""
-        back = self._key("back")
+        """Yield headline, table, curves, memory gauges and keys."""
         yield Headline(self._store_path).data_bind(
             MainScreen.snapshot, MainScreen.checked, MainScreen.preset, MainScreen.slow
         )
         yield ExperimentTable()
-        yield Input(
-            placeholder=f"words  !not  a|b  /regex/  lr>1e-3  tag:x   {back} clears",
-            id="filter",
-            max_length=MAX_FILTER,
-            compact=True,
-        )
-        yield Static("", id="filter-problem", markup=False)
         yield Curves(self._glyphs)
         yield Gauges(self._glyphs).data_bind(MainScreen.snapshot)
         yield Footer(show_command_palette=False, compact=True)
@@ -282,7 +182,9 @@ class MainScreen(Screen[None]):
 
     def watch_filter_text(self) -> None:
         """Parse the filter, and show the rows that match it."""
-        self._filter = parse_filter(self.filter_text)
+        from lmconsole.tui.filter import parse_filter
+
+        self._filter = parse_filter(self.filter_text) if self.filter_text.strip() else None
         self.update_content()
 
     def restyle(self) -> None:
@@ -323,24 +225,19 @@ class MainScreen(Screen[None]):
             notes_column=notes_column,
             baseline=baseline,
         )
-        self.table.show(self._filtered(rows), self.sort, baseline.label if baseline else "")
+        self.table.show(sort_rows(self._filtered(rows), self.sort), self.sort, baseline.label if baseline else "")
         if self.table.shows_notes != notes_column:
             self._update_table()  # with the column in place of the marks, or the other way round
 
     def _filtered(self, rows: list[Row]) -> list[Row]:
-        """Return the rows that the filter shows, sorted, without patterns that take too long."""
-        try:
-            with time_limit(LIMIT_S) if self._filter.patterns else nullcontext():
-                shown = filter_and_sort(rows, self._filter, self.sort, self._planned_values)
-        except TimeLimitExceeded:
-            self._filter = self._filter.without_patterns()
-            shown = filter_and_sort(rows, self._filter, self.sort, self._planned_values)
-        problem = escape_control_characters(self._filter.problem)
-        label = self.query_one("#filter-problem", Static)
-        if label.content != problem:
-            label.update(problem)
-            label.set_class(bool(problem), "shown")
-        return shown
+        """Return the rows that the filter shows, and show what is wrong with it."""
+        if self._filter is not None:
+            from lmconsole.tui.row_filter import matching_rows
+
+            rows, self._filter = matching_rows(rows, self._filter, self._planned_values)
+        if self._filter_bar is not None:
+            self._filter_bar.show_problem(self._filter.problem if self._filter else "")
+        return rows
 
     def _planned_values(self, experiment: Experiment) -> dict[str, object]:
         """Return the settings with which an experiment would be trained, as far as the preset is known."""
@@ -423,27 +320,26 @@ class MainScreen(Screen[None]):
         if keys:
             self.checked = frozenset() if keys <= self.checked else self.checked | keys
 
-    def action_filter(self) -> None:
+    async def action_filter(self) -> None:
         """Open the filter."""
-        line = self.query_one("#filter", Input)
-        line.add_class("shown")
-        line.focus()
+        if self._filter_bar is None:
+            from lmconsole.tui.widgets.filter_bar import FilterBar
 
-    def on_input_changed(self, message: Input.Changed) -> None:
+            self._filter_bar = FilterBar(clear_key=self._key("back"))
+            await self.mount(self._filter_bar, after=self.table)
+        self._filter_bar.open()
+
+    def on_filter_bar_changed(self, message: "FilterBar.Changed") -> None:
         """Filter while typing."""
-        self.filter_text = message.value
+        self.filter_text = message.text
 
-    def on_input_submitted(self, message: Input.Submitted) -> None:
-        """Keep the filter and go back to the table."""
-        message.input.set_class(bool(self.filter_text), "shown")
+    def on_filter_bar_submitted(self) -> None:
+        """Go back to the table."""
         self.table.focus()
 
     def action_back(self) -> None:
         """Undo the first of: filter, cursor, zoom, selection."""
-        line = self.query_one("#filter", Input)
-        if line.has_class("shown"):
-            line.value = ""
-            line.remove_class("shown")
+        if self._filter_bar is not None and self._filter_bar.close():
             self.table.focus()
         elif self.curves.cursor is not None:
             self.curves.remove_cursor()

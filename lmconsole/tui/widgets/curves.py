@@ -16,8 +16,9 @@ from textual.events import Click
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import UNKNOWN, perplexity, rate, seconds
 from lmconsole.tui.plot.axes import XAxis
-from lmconsole.tui.plot.chart import CURSOR, SMOOTHING, CellRole, ChartOptions, Drawing, Series, ShownCurves, draw
+from lmconsole.tui.plot.chart import CURSOR, CellRole, Drawing, draw
 from lmconsole.tui.plot.glyphs import ANSI_PALETTE, DARK_PALETTE, PALETTE, Glyphs, rich_style
+from lmconsole.tui.plot.series import SMOOTHING, ChartOptions, Series, ShownCurves
 from lmconsole.tui.widgets.grid import Grid, GridCell, text_cells
 
 LEGEND_WIDTH = 37

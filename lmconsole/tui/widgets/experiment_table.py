@@ -12,7 +12,8 @@ from textual.message import Message
 from textual.widgets import DataTable
 from textual.widgets.data_table import ColumnKey, RowKey
 
-from lmconsole.tui.rows import COLUMNS, Row, Sort
+from lmconsole.tui.rows import COLUMNS, Row
+from lmconsole.tui.sorting import Sort
 from lmconsole.tui.terminal.textual_internals import discard_cached_cells, invalidate_headings, set_cell
 
 RIGHT_ALIGNED = frozenset({"ID", "L", "Train", "Valid", "Change", "Time"})

@@ -12,8 +12,8 @@ from lmconsole.formatting import UNKNOWN, rate
 from lmconsole.runs.state import Status
 from lmconsole.telemetry.gpu import GpuSample
 from lmconsole.telemetry.host import HostMemory
-from lmconsole.tui.feed import RunView, Snapshot
 from lmconsole.tui.plot.glyphs import Glyphs, bar, rich_style, sparkline
+from lmconsole.tui.snapshot import RunView, Snapshot
 from lmconsole.tui.widgets.grid import Grid, GridCell, text_cells
 
 HISTORY = 60

@@ -9,7 +9,7 @@ from textual.reactive import reactive
 
 from lmconsole.errors import escape_control_characters
 from lmconsole.runs.state import Status
-from lmconsole.tui.feed import Snapshot
+from lmconsole.tui.snapshot import Snapshot
 from lmconsole.tui.widgets.grid import Grid, text_cells
 
 LEAST_WIDTH_WITH_PRESET = 70

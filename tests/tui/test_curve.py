@@ -8,7 +8,7 @@ from factories import progress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmconsole.tui.plot.series import MAX_BUCKETS, Curve
+from lmconsole.tui.plot.curve import MAX_BUCKETS, Curve
 
 losses = st.lists(st.floats(0.0, 700.0), min_size=1, max_size=200)
 
