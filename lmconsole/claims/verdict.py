@@ -22,6 +22,8 @@ MIN_SEEDS_RANKS = 5
 """Fewer seeds on a side get no verdict by ranks, which diverged runs need."""
 MIN_PAIRS = 6
 MIN_SEEDS_SUPERIORITY = 10
+MAX_SEEDS_PERMUTATION = 50
+"""With more seeds, a permutation test of the means says what Welch's test says, and takes long."""
 
 
 class Verdict(StrEnum):
@@ -99,7 +101,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     p_adjusted: float | None
     """The same after Holm's correction over all contrasts."""
     permutation_p: float | None
-    """Two-sided p-value of a permutation test of the means, a check from five seeds on."""
+    """Two-sided p-value of a permutation test of the means, a check for five to fifty seeds."""
     superiority: float | None
     """Probability that a run of the first is below one of the second, ties counting half; from ten seeds on."""
     superiority_interval: Interval | None
@@ -192,7 +194,7 @@ def _comparison(
         p_adjusted=p_adjusted if known else None,
         permutation_p=(
             mean_permutation_p(first, second)
-            if both_finite and fewest >= MIN_SEEDS_RANKS and not contrast.paired
+            if both_finite and _may_permute(first, second) and not contrast.paired
             else None
         ),
         superiority=order[0] if order else None,
@@ -212,6 +214,10 @@ def _verdict(test: _Test, p_adjusted: float, fewest: int, delta: float | None, p
     if p_adjusted <= ALPHA:
         return Verdict.LOWER if test.first_is_lower else Verdict.HIGHER
     return Verdict.INCONCLUSIVE
+
+
+def _may_permute(first: Sequence[float], second: Sequence[float]) -> bool:
+    return MIN_SEEDS_RANKS <= min(len(first), len(second)) and max(len(first), len(second)) <= MAX_SEEDS_PERMUTATION
 
 
 def _diverged(values: Sequence[float]) -> int:
