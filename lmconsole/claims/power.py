@@ -1,4 +1,4 @@
-"""What a number of seeds can show: power, detectable differences and widths of intervals.
+"""Power, detectable differences and widths of intervals for a number of seeds.
 
 Differences are in standard deviations of one seed, which are taken to be equal on both sides.
 """

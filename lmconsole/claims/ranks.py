@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 RESAMPLES = 9_999
 """Random permutations if there are more than this many; otherwise every one counts, and the p-value is exact."""
 SEED = 20_260_101
-"""Of the random permutations, so that the same results always give the same p-value."""
+"""Seed of the random permutations, so that the same results always give the same p-value."""
 
 
 def rank_permutation_p(first: ArrayLike, second: ArrayLike) -> float:

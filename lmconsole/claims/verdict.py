@@ -1,4 +1,4 @@
-"""What may be said about planned contrasts: at most one verdict each, with Holm's correction over all of them."""
+"""Verdicts on planned contrasts, at most one for each, with Holm's correction over all of them."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ MAX_SEEDS_PERMUTATION = 50
 
 
 class Verdict(StrEnum):
-    """What the results of a contrast say about its first setting, compared with its second."""
+    """Statement about the first setting of a contrast, compared with its second."""
 
     LOWER = "lower"
     HIGHER = "higher"
@@ -61,13 +61,16 @@ class Interval(msgspec.Struct, frozen=True):
     """Both ends of an interval."""
 
     low: float
+    """Lower end."""
     high: float
+    """Upper end."""
 
 
 class Side(msgspec.Struct, frozen=True, kw_only=True):
     """One setting of a contrast."""
 
     name: str
+    """Value of the column or setting."""
     seeds: int
     """Number of runs, diverged ones included."""
     diverged: int
@@ -84,7 +87,9 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """The result of a contrast. Differences are first − second, in the unit of the values."""
 
     first: Side
+    """The setting on the left of the difference."""
     second: Side
+    """The setting on the right."""
     difference: float | None
     """Difference of the means; null if a run diverged."""
     interval: Interval | None
@@ -94,6 +99,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     ratio: float | None
     """exp(difference): the ratio of geometric means if the values are logarithms, as of perplexities; else null."""
     ratio_interval: Interval | None
+    """Its 95 % interval."""
     test: str | None
     """Test that gives ``p``: Welch's t, paired t or rank permutation; null if there are too few seeds."""
     p: float | None
@@ -109,6 +115,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     detectable_sd: float | None
     """Difference in standard deviations that these seeds detect with 80 % power, before correction."""
     verdict: Verdict
+    """Statement about the first setting, compared with the second."""
 
 
 def holm(p_values: ArrayLike) -> Array:
@@ -117,7 +124,7 @@ def holm(p_values: ArrayLike) -> Array:
     order = np.argsort(p, axis=-1, kind="stable")
     factors = p.shape[-1] - np.arange(p.shape[-1])
     raised = np.maximum.accumulate(np.take_along_axis(p, order, -1) * factors, axis=-1)
-    adjusted = np.empty_like(p)
+    adjusted: Array = np.empty_like(p)
     np.put_along_axis(adjusted, order, np.minimum(raised, 1.0), -1)
     return adjusted
 
@@ -217,7 +224,7 @@ def _verdict(test: _Test, p_adjusted: float, fewest: int, delta: float | None, p
 
 
 def _may_permute(first: Sequence[float], second: Sequence[float]) -> bool:
-    return MIN_SEEDS_RANKS <= min(len(first), len(second)) and max(len(first), len(second)) <= MAX_SEEDS_PERMUTATION
+    return min(len(first), len(second)) >= MIN_SEEDS_RANKS and max(len(first), len(second)) <= MAX_SEEDS_PERMUTATION
 
 
 def _diverged(values: Sequence[float]) -> int:

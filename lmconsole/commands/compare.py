@@ -24,9 +24,10 @@ CONDITION = (
 
 
 class CompareResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What `compare --json` prints."""
+    """Comparisons of the rows of a file, as `compare --json` prints them."""
 
     file: str
+    """File that was read."""
     by: str
     """Column that names the setting of a row."""
     metric: str
@@ -42,8 +43,9 @@ class CompareResult(msgspec.Struct, frozen=True, kw_only=True):
     planned: int | None
     """Planned seeds of each setting; null if those in the file count as planned."""
     comparisons: list[Comparison]
+    """One for each pair of settings, or for each setting and the baseline."""
     notes: list[str]
-    """What a reader should know about these rows."""
+    """Warnings about these rows."""
 
 
 def compare_table(
@@ -196,7 +198,7 @@ def p_value(value: float | None) -> str:
 
 
 def describe(comparison: Comparison) -> str:
-    """Return the verdict in words, with the diverged runs."""
+    """Return the verdict with the numbers of diverged runs."""
     verdict = comparison.verdict.value
     sides = (comparison.first, comparison.second)
     if any(side.diverged for side in sides):
