@@ -17,6 +17,7 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 
+from lmconsole.commands.compare import CompareResult
 from lmconsole.commands.data_info import DataReport
 from lmconsole.commands.doctor import Finding
 from lmconsole.commands.dry_run import DryRun
@@ -59,6 +60,7 @@ OUTPUTS: dict[str, Any] = {
     "watch": AnyEvent,
     "note": list[RunNotes],
     "export": ExportResult,
+    "compare": CompareResult,
     "import": ImportResult,
     "data-info": DataReport,
     "data-fetch": FetchResult,

@@ -427,6 +427,52 @@ def schema(
 
 
 @app.command()
+def compare(
+    file: Annotated[Path, typer.Argument(help="CSV with one run on each row.", metavar="FILE.csv", parser=expand_path)],
+    by: Annotated[str, typer.Option(help="Column that names the setting.", metavar="COLUMN")],
+    metric: Annotated[str, typer.Option(help="Column to compare.", metavar="COLUMN")],
+    where: Annotated[
+        list[str] | None, typer.Option(help="Compare only these rows; may be repeated.", metavar="COLUMN=VALUE")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Compare each setting with this one, not all pairs.", metavar="VALUE")
+    ] = None,
+    pair_by: Annotated[
+        str | None, typer.Option(help="Pair rows by this column, if that was planned.", metavar="COLUMN")
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="Largest difference that does not matter, fixed beforehand.", metavar="X")
+    ] = None,
+    planned: Annotated[
+        int | None, typer.Option(help="Planned runs of each setting; with fewer, no verdict.", metavar="N", min=1)
+    ] = None,
+    higher_is_better: Annotated[
+        bool, typer.Option("--higher-is-better", help="A diverged run counts as lowest, not highest.")
+    ] = False,
+    log: Annotated[bool, typer.Option("--log", help="Compare logarithms, as for perplexities.")] = False,
+    json: Json = False,
+) -> None:
+    """Compare settings in a CSV of results, yours or of any other program."""
+    from lmconsole.commands.compare import compare_table
+
+    raise typer.Exit(
+        compare_table(
+            file,
+            by,
+            metric,
+            where=where or (),
+            baseline=baseline,
+            pair_by=pair_by,
+            delta=delta,
+            planned=planned,
+            higher_is_better=higher_is_better,
+            log=log,
+            json=json,
+        )
+    )
+
+
+@app.command()
 def skill(json: Json = False) -> None:
     """Print instructions for coding agents (SKILL.md)."""
     from lmconsole.commands.skill import show_skill

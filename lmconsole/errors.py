@@ -26,6 +26,7 @@ class ExitCode(IntEnum):
     OK = 0
     RUN_FAILED = 1
     USAGE = 2
+    INCONCLUSIVE = 3
     INTERRUPTED = 130
 
 

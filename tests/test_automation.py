@@ -77,6 +77,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def test_every_command_that_starts_no_process_prints_json_as_described(store: Store, tmp_path: Path) -> None:
     (tmp_path / "theirs.csv").write_text("model,layers,optimizer,epoch,valid_ppl\nlstm,1,adam,1,120.5\n")
+    values = {"adam": (2.0, 2.1, 2.2), "sgd": (4.0, 4.1, 4.3)}
+    rows = [f"{name},{seed},{value}" for name, each in values.items() for seed, value in enumerate(each)]
+    (tmp_path / "seeds.csv").write_text("\n".join(["optimizer,seed,test_nll", *rows]) + "\n")
     (tmp_path / "odd.csv").write_text("model,layers,optimizer,epoch,valid_ppl\nlstm,1,adam,1,abc\n")
     given = {
         "list": ["list"],
@@ -85,6 +88,7 @@ def test_every_command_that_starts_no_process_prints_json_as_described(store: St
         "note": ["note", "5", "-m", "good", "--tag", "x"],
         "watch": ["watch", "5"],
         "export": ["export", "--format", "csv"],
+        "compare": ["compare", "seeds.csv", "--by", "optimizer", "--metric", "test_nll"],
         "import": ["import", "theirs.csv"],
         "data info": ["data", "info", "--preset", "demo"],
         "init": ["init"],

@@ -109,6 +109,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "elsewhere" / "gpt1" / "args.json").write_text('{"model": "gpt1", "layers": 1, "optimizer": "adam"}')
     (root / "elsewhere" / "gpt1" / "valid_ppl.txt").write_text("90.0\n80.5\n")
     (root / "elsewhere.csv").write_text("model,layers,optimizer,epoch,valid_ppl\nlstm,1,adam,1,120.5\n")
+    rows = [f"{name},{seed},{loss + seed / 9}" for name, loss in (("adam", 4.0), ("sgd", 6.0)) for seed in range(3)]
+    (root / "results.csv").write_text("\n".join(["optimizer,seed,test_nll", *rows]) + "\n")
     (root / "elsewhere.txt").write_text("".join(tiny.SENTENCES).replace(". ", ".\n") * 20)
     tiny.install(root / "bin" / "lmconsole")
     for preset in ("scratch", "demo"):

@@ -24,6 +24,7 @@ LAYERS = (
     {"cli"},
     {"api", "commands", "tui"},
     {"report"},
+    {"claims"},
     {"engine"},
     {"lm"},
     {"data", "importing"},
@@ -41,6 +42,7 @@ ONLY_IN: Mapping[str, str | tuple[str, ...]] = {
     "torch": "lm/",
     "pandas": ("report/", "api.py"),
     "matplotlib": ("report/", "api.py"),
+    "scipy": "claims/",
     "tensorboard": "report/tensorboard.py",
     "textual": "tui/",
     "textual_plotext": "tui/",
@@ -48,7 +50,7 @@ ONLY_IN: Mapping[str, str | tuple[str, ...]] = {
     "pynvml": "telemetry/gpu.py",
 }
 """Third-party packages that only one part of the package may import."""
-HEAVY = ["torch", "textual", "pandas", "matplotlib", "pynvml"]
+HEAVY = ["torch", "textual", "pandas", "matplotlib", "pynvml", "scipy"]
 
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
