@@ -139,7 +139,7 @@ def compare(
     says that the values are logarithms. Raises LmconsoleError for a pair without a partner.
     """
     tests = [_test(contrast) for contrast in contrasts]
-    adjusted = holm([test.p for test in tests]) if tests else []
+    adjusted = holm([test.p for test in tests])
     return [
         _comparison(contrast, test, float(p), delta, planned, log)
         for contrast, test, p in zip(contrasts, tests, adjusted, strict=True)
