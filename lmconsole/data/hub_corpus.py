@@ -12,7 +12,9 @@ import msgspec
 from lmconsole.data.cache import SPLITS
 from lmconsole.data.fetch import Fetched
 from lmconsole.data.files import size_limit
-from lmconsole.data.hub import HubData, HubFile, Listener, Repository, describe_dataset, download
+from lmconsole.data.hub import Repository, describe_dataset, download
+from lmconsole.data.hub_blobs import Listener
+from lmconsole.data.hub_names import HubData, HubFile
 from lmconsole.data.parquet import as_line, read_texts
 from lmconsole.data.tokenizer import iter_lines
 from lmconsole.errors import CorpusError, HubError

@@ -42,7 +42,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = 1
     """Version of this object; it rises if a field changes its meaning."""
     event: AlertEvent
-    """What happened."""
+    """Kind of the alert."""
     time: str
     """When the alert was made: UTC, ISO 8601."""
     host: str

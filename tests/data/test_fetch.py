@@ -23,7 +23,8 @@ from hub_server import (
 from huggingface_hub import constants
 
 from lmconsole.data import fetch, wikitext2
-from lmconsole.data.corpus import SPLITS, find_data, find_embeddings, load_corpus
+from lmconsole.data.cache import SPLITS
+from lmconsole.data.corpus import load_corpus
 from lmconsole.data.fetch import (
     fetch_gpt1,
     fetch_wikitext2,
@@ -32,9 +33,10 @@ from lmconsole.data.fetch import (
     from_hub,
     target_folder,
 )
-from lmconsole.data.hub import HubData
 from lmconsole.data.hub import Repository as Described
 from lmconsole.data.hub_corpus import choose_files, fetch_data
+from lmconsole.data.hub_names import HubData
+from lmconsole.data.lookup import find_data, find_embeddings
 from lmconsole.data.parquet import read_texts
 from lmconsole.data.tokenizer import gpt1_tokenizer, iter_lines
 from lmconsole.errors import CorpusError, EmbeddingsError, HubError
@@ -285,7 +287,10 @@ def test_what_is_missing_depends_on_what_is_there(
     assert missing(LMCONSOLE_DATA=str(tmp_path / "variable")) == (tmp_path / "variable", both)
     assert missing(text_folder) == (text_folder, ("gpt1",))
     assert missing(text_folder, frozen=False) == (text_folder, ())
+    assert missing(text_folder / "train.txt") == (share, ("gpt1",)), "a text can be anywhere"
     fetch_gpt1(share, from_hub(Quiet()), Quiet())
+    assert missing(text_folder) == (text_folder, ())
+    assert missing(text_folder / "train.txt") == (share, ())
     assert missing() == (share, ("wikitext-2",))
     fetch_wikitext2(share, from_hub(Quiet()), Quiet())
     assert missing() == (share, ())

@@ -9,7 +9,8 @@ import pytest
 from hub_server import Answer, Hub, Repository, cutting, hash_of, once
 from huggingface_hub import constants
 
-from lmconsole.data.hub import HubFile, describe_dataset, download, hub_folder, parse_hub_data
+from lmconsole.data.hub import describe_dataset, download
+from lmconsole.data.hub_names import HubFile, hub_folder, parse_hub_data
 from lmconsole.errors import CorpusError, HubError
 
 LARGE = bytes(range(256)) * 400

@@ -1,0 +1,196 @@
+"""Content of files of the hub, downloaded into the cache of its client.
+
+Two things are added to the client. A download that was interrupted is continued, even by another process: the client
+itself starts over. And each file is compared with its hash, which the client does not do for plain HTTP.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+from lmconsole import __version__, formatting
+from lmconsole.data.hub_names import HubFile
+from lmconsole.errors import HubError
+from lmconsole.files import open_file
+
+if TYPE_CHECKING:
+    from huggingface_hub.file_download import HfFileMetadata
+
+TRIES = 5
+"""Failures in a row after which a download is given up. Any new byte starts the count again."""
+BUSY = (408, 429, 500, 502, 503, 504)
+"""Answers after which a request is repeated."""
+_CHUNK_BYTES = 2**20
+
+
+Report = Callable[[int, int | None], None]
+"""Receives the bytes of a file that are here, and all it has, if that is known."""
+
+
+class Listener(Protocol):
+    """Receives what happens during a download."""
+
+    def say(self, message: str) -> None:
+        """Show a message."""
+
+    def progress(self, name: str, done: int, total: int | None) -> None:
+        """Show that ``done`` of ``total`` bytes of the file ``name`` are here; ``total`` is None if it is unknown."""
+
+
+def url_for_client(file: HubFile) -> str:
+    from huggingface_hub import hf_hub_url
+
+    return hf_hub_url(file.repository, file.name, repo_type=file.kind, revision=file.revision)
+
+
+def headers_for_client() -> dict[str, str]:
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # it is documented there
+
+    return build_hf_headers(library_name="lmconsole", library_version=__version__)
+
+
+def download_blob(file: HubFile, metadata: "HfFileMetadata", listener: Listener) -> None:
+    """Download the content of a file into the cache unless it is there, continuing an earlier attempt."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=file.repository, repo_type=file.kind), "blobs")
+    blob = folder / str(metadata.etag)
+    unfinished = folder / f"{metadata.etag}.incomplete"
+    while not blob.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(open_file(unfinished, os.O_RDWR | os.O_CREAT, follow=False), "r+b") as opened:
+            _lock(opened, file, listener)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(unfinished), os.fstat(opened.fileno())):
+                    _receive(file, metadata, opened, listener)
+                    os.replace(unfinished, blob)
+
+
+def _lock(opened: BinaryIO, file: HubFile, listener: Listener) -> None:
+    """Wait until no other process downloads this file."""
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        listener.say(f"{file.name}: another process is downloading it; waiting …")
+        fcntl.flock(opened, fcntl.LOCK_EX)
+
+
+def _receive(file: HubFile, metadata: "HfFileMetadata", opened: BinaryIO, listener: Listener) -> None:
+    """Append what is missing to a file, and compare all of it with its hash. A part that does not fit is discarded."""
+    report = partial(listener.progress, file.name)
+    had = opened.seek(0, os.SEEK_END)
+    if metadata.size is not None:
+        if had > metadata.size:
+            had = opened.truncate(0)
+        missing = metadata.size - had
+        disk = os.fstatvfs(opened.fileno())
+        free = disk.f_bavail * disk.f_frsize
+        if missing > free:
+            sizes = formatting.mib(missing / 2**20), formatting.mib(free / 2**20)
+            raise HubError(
+                f"{file.name}: {sizes[0]} must be downloaded, and the disk of the cache has only {sizes[1]} left",
+                hint="Make room, or set HF_HOME to a folder on a larger disk.",
+            )
+    _receive_rest(file, metadata, opened, report)
+    opened.flush()
+    if _hash(opened, str(metadata.etag)) != metadata.etag:
+        opened.truncate(0)
+        if had:
+            listener.say(f"{file.name}: the part from an earlier download does not fit; downloading all of it")
+            return _receive(file, metadata, opened, listener)
+        raise HubError(
+            f"{file.name}: what arrived does not match its hash",
+            hint="Run the command again. If it happens again, a proxy may change what passes through it.",
+        )
+    os.fsync(opened.fileno())
+    return None
+
+
+def _receive_rest(file: HubFile, metadata: "HfFileMetadata", opened: BinaryIO, report: Report) -> None:
+    """Append what is missing, resuming after errors of the network."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.file_download import http_get
+
+    failures = 0
+    while True:
+        had = opened.seek(0, os.SEEK_END)
+        headers = headers_for_client()
+        if _host(metadata.location) != _host(url_for_client(file)):
+            headers.pop("authorization", None)  # a signed address of another host, which must not see the token
+        try:
+            http_get(
+                metadata.location,
+                opened,
+                resume_size=had,
+                headers=headers,
+                expected_size=metadata.size,
+                displayed_filename=file.name,
+                tqdm_class=partial(_Bar, report),  # type: ignore[arg-type]  # any callable will do
+            )
+            return
+        except (httpx2.TransportError, HfHubHTTPError) as error:
+            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+            if status == 416:  # the hub has fewer bytes than are here
+                opened.truncate(0)
+            elif status is not None and status not in BUSY:
+                raise
+            failures = 0 if opened.seek(0, os.SEEK_END) > had else failures + 1
+            if failures >= TRIES:
+                raise
+            time.sleep(2**failures / 2)
+
+
+def _host(url: str) -> str:
+    from urllib.parse import urlsplit
+
+    return urlsplit(url).netloc
+
+
+class _Bar:
+    """The part of tqdm's interface that the client uses; passes the number of bytes on."""
+
+    def __init__(self, report: Report, *, total: int | None = None, initial: int = 0, **_: object) -> None:
+        self._report, self._total, self._done = report, total, initial
+        self.update(0)
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, count: int) -> None:
+        """Count bytes that have arrived, or with a negative number were discarded."""
+        self._done += count
+        self._report(self._done, self._total)
+
+
+def has_its_hash(path: Path) -> bool:
+    """Return whether a file of the cache has the hash by which it is stored; True where links are not used."""
+    try:
+        expected = Path(os.readlink(path)).name
+    except OSError:
+        return True
+    if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", expected):
+        return True
+    with open(open_file(path, follow=True), "rb") as opened:
+        return _hash(opened, expected) == expected
+
+
+def _hash(opened: BinaryIO, like: str) -> str:
+    """Return the SHA-256 of a file, or git's SHA-1 if ``like`` is as long as one: the hub uses it for small files."""
+    size = opened.seek(0, os.SEEK_END)
+    opened.seek(0)
+    digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False) if len(like) == 40 else hashlib.sha256()
+    while chunk := opened.read(_CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
