@@ -251,13 +251,13 @@ def cutting(hub: Hub, part: str, after: int, count: int = 1) -> Fault:
     return fault
 
 
-def parquet(rows: list[Any], column: str = "text", **others: list[Any]) -> bytes:
+def parquet(rows: list[Any], column: str = "text", rows_in_a_group: int | None = None, **others: list[Any]) -> bytes:
     """Return a Parquet file with a column of text."""
     import pyarrow
     import pyarrow.parquet
 
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table({column: rows, **others}), buffer)
+    pyarrow.parquet.write_table(pyarrow.table({column: rows, **others}), buffer, row_group_size=rows_in_a_group)
     return buffer.getvalue()
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lmconsole.data import wikitext2
 from lmconsole.data.cache import SPLITS, fingerprint
-from lmconsole.data.files import id_type, list_folder, read_bytes, read_tokens
+from lmconsole.data.files import list_folder, read_bytes, read_tokens
 from lmconsole.data.hub import download
 from lmconsole.data.hub_blobs import Listener
 from lmconsole.data.hub_names import HubFile, hub_folder, parse_hub_data
@@ -32,6 +32,8 @@ from lmconsole.data.lookup import (
     user_data_folder,
 )
 from lmconsole.data.parquet import as_line, read_texts
+from lmconsole.data.text import cut_pieces
+from lmconsole.data.tokenize import too_many_ids
 from lmconsole.data.tokenizer import ENCODER_FILE, MERGES_FILE, gpt1_tokenizer
 from lmconsole.errors import CorpusError, EmbeddingsError, HubError
 from lmconsole.files import atomic_write, expand_home, open_file
@@ -179,7 +181,10 @@ def fetch_wikitext2(folder: Path, get: Get, listener: Listener) -> Fetched:
     ids = {}
     for split, path in texts.items():
         listener.say(f"Tokenizing the {split} split …")
-        ids[split] = tokenizer.encode("".join(map(as_line, read_texts(path)))).astype(id_type(tokenizer.vocabulary))
+        try:
+            ids[split] = tokenizer.encode(cut_pieces(map(as_line, read_texts(path))))
+        except MemoryError as error:
+            raise too_many_ids(str(path), error) from None
     found = {split: len(each) for split, each in ids.items()}
     if found != wikitext2.TOKENS:
         raise CorpusError(

@@ -7,7 +7,7 @@ process.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,6 +136,12 @@ def _cached(file: HubFile) -> bool:
     return isinstance(
         try_to_load_from_cache(file.repository, file.name, repo_type=file.kind, revision=file.revision), str
     )
+
+
+def missing_bytes(sizes: Mapping[HubFile, int], commit: str) -> int:
+    """Return how many bytes of these files, given with their sizes at ``commit``, are not in the cache."""
+    _require_client()
+    return sum(size for file, size in sizes.items() if not _cached(replace(file, revision=commit)))
 
 
 def _path_in_cache(file: HubFile, *, offline: bool) -> Path:

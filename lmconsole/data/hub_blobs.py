@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from lmconsole import __version__, formatting
+from lmconsole.data.hub_errors import ROOM_HINT
 from lmconsole.data.hub_names import HubFile
 from lmconsole.errors import HubError
 from lmconsole.files import open_file
+from lmconsole.telemetry.host import MIB, free_disk_mib
 
 if TYPE_CHECKING:
     from huggingface_hub.file_download import HfFileMetadata
@@ -83,6 +85,19 @@ def _lock(opened: BinaryIO, file: HubFile, listener: Listener) -> None:
         fcntl.flock(opened, fcntl.LOCK_EX)
 
 
+def check_room(what: str, size: int) -> None:
+    """Raise HubError if the disk of the cache has no room for ``size`` bytes of ``what``."""
+    from huggingface_hub import constants
+
+    free_mib = free_disk_mib(Path(constants.HF_HUB_CACHE))
+    if free_mib is not None and size > free_mib * MIB:
+        raise HubError(
+            f"{what}: {formatting.mib(size / MIB)} must be downloaded, and the disk of the cache has only "
+            f"{formatting.mib(free_mib)} left",
+            hint=ROOM_HINT,
+        )
+
+
 def _receive(file: HubFile, metadata: "HfFileMetadata", opened: BinaryIO, listener: Listener) -> None:
     """Append what is missing to a file, and compare all of it with its hash. A part that does not fit is discarded."""
     report = partial(listener.progress, file.name)
@@ -90,15 +105,7 @@ def _receive(file: HubFile, metadata: "HfFileMetadata", opened: BinaryIO, listen
     if metadata.size is not None:
         if had > metadata.size:
             had = opened.truncate(0)
-        missing = metadata.size - had
-        disk = os.fstatvfs(opened.fileno())
-        free = disk.f_bavail * disk.f_frsize
-        if missing > free:
-            sizes = formatting.mib(missing / 2**20), formatting.mib(free / 2**20)
-            raise HubError(
-                f"{file.name}: {sizes[0]} must be downloaded, and the disk of the cache has only {sizes[1]} left",
-                hint="Make room, or set HF_HOME to a folder on a larger disk.",
-            )
+        check_room(file.name, metadata.size - had)
     _receive_rest(file, metadata, opened, report)
     opened.flush()
     if _hash(opened, str(metadata.etag)) != metadata.etag:

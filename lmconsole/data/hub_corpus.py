@@ -11,15 +11,13 @@ import msgspec
 
 from lmconsole.data.cache import SPLITS
 from lmconsole.data.fetch import Fetched
-from lmconsole.data.files import size_limit
-from lmconsole.data.hub import Repository, describe_dataset, download
-from lmconsole.data.hub_blobs import Listener
+from lmconsole.data.hub import Repository, describe_dataset, download, missing_bytes
+from lmconsole.data.hub_blobs import Listener, check_room
 from lmconsole.data.hub_names import HubData, HubFile
 from lmconsole.data.parquet import as_line, read_texts
 from lmconsole.data.tokenizer import iter_lines
 from lmconsole.errors import CorpusError, HubError
 from lmconsole.files import atomic_write, read_file
-from lmconsole.telemetry.host import MIB
 
 CONVERTED = "refs/convert/parquet"
 """Branch in which the hub keeps Parquet files that it made from other formats."""
@@ -67,19 +65,13 @@ def fetch_data(data: HubData, folder: Path, listener: Listener) -> Fetched:
     if _origin_commit(folder) == repository.commit and all(path.exists() for path in names.values()):
         return Fetched(files=tuple(names.values()), message=f"{data.name} is already there, {_at(repository.commit)}")
     files = choose_files(repository, data)
-    size = sum(repository.sizes[name] for names in files.values() for name in names)
-    if size > size_limit():
-        raise CorpusError(
-            f"{data.name}: {size // MIB:,} MiB to download, more than half of the memory available",
-            hint="Choose a smaller data set or configuration.",
-        )
-    paths = {
-        split: [
-            download(HubFile(repository=data.repository, kind="dataset", name=name, revision=revision), listener)
-            for name in names
-        ]
+    wanted = {
+        split: [HubFile(repository=data.repository, kind="dataset", name=name, revision=revision) for name in names]
         for split, names in files.items()
     }
+    sizes = {file: repository.sizes[file.name] for each in wanted.values() for file in each}
+    check_room(data.name, missing_bytes(sizes, repository.commit))
+    paths = {split: [download(file, listener) for file in each] for split, each in wanted.items()}
     folder.mkdir(parents=True, exist_ok=True)
     listener.say(f"Writing the text to {folder} …")
     written = _write_text(paths, folder)

@@ -10,6 +10,7 @@ from typing import Any
 
 from lmconsole.errors import HubError
 
+ROOM_HINT = "Make room, or set HF_HOME to a folder on a larger disk."
 LOGIN_HINT = (
     "Check the spelling. If the repository is private, or asks you to accept conditions on its page, log in with "
     "`hf auth login` or set HF_TOKEN."
@@ -70,7 +71,7 @@ def errors_explained(repository: str, name: str | None = None) -> Iterator[None]
         raise HubError(f"{what}: {endpoint} cannot be reached: {reason}", offline=True) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = "Make room, or set HF_HOME to a folder on a larger disk."
+            hint = ROOM_HINT
         else:
             hint = "Set HF_HOME to a folder that you can write to."
         raise HubError(f"{what}: {error.filename or 'the cache'}: {error.strerror or error}", hint=hint) from None

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from lmconsole.data.files import check_text, list_folder, open_data, recognize_tables
+from lmconsole.data.files import MAX_BYTES, check_text, list_folder, open_data, recognize_tables
 from lmconsole.data.hub_names import hub_folder, parse_hub_data
 from lmconsole.data.layout import FOLDER_HINT, corpus_files, folder_of, is_text, next_to, split_files
 from lmconsole.data.tokenizer import ENCODER_FILE, MERGES_FILE
@@ -65,7 +65,7 @@ def _check_place(place: Path) -> None:
     if is_folder(place):
         corpus_files(place, list_folder(place))
     else:
-        with open_data(place) as file:
+        with open_data(place, MAX_BYTES) as file:
             check_text(place, file.read(64))
 
 

@@ -87,7 +87,17 @@ def with_byte_bpe(
     return tokenized, f"byte-level BPE of {tokenized.vocabulary:,} tokens trained on the train split"
 
 
+def too_many_ids(where: str, error: MemoryError) -> CorpusError:
+    """Return the error about a text whose ids do not fit into memory."""
+    return CorpusError(f"{where}: {error}", hint="Use a part of the text, or a machine with more memory.")
+
+
 def _encode(tokenizer: Tokenizer, texts: Mapping[str, Text], progress: Progress) -> TokenizedText:
     progress.begin(sum(text.characters for text in texts.values()))
-    splits = {split: tokenizer.encode(text.pieces(), progress.add) for split, text in texts.items()}
+    splits = {}
+    for split, text in texts.items():
+        try:
+            splits[split] = tokenizer.encode(text.pieces(), progress.add)
+        except MemoryError as error:
+            raise too_many_ids(text.where, error) from None
     return TokenizedText(vocabulary=tokenizer.vocabulary, splits=splits)

@@ -232,14 +232,16 @@ def test_unusable_parquet_files_are_refused(name: str, tmp_path: Path) -> None:
     assert caught.value.hint
 
 
-def test_text_larger_than_the_memory_is_refused_before_it_is_read(
+def test_rows_larger_than_the_memory_are_refused_before_they_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "train.parquet"
     path.write_bytes(parquet(["a" * 10_000 + str(i) for i in range(100)]))
     monkeypatch.setattr("lmconsole.data.parquet.size_limit", lambda: 500_000)
-    with pytest.raises(CorpusError, match="more than half of the memory"):
+    with pytest.raises(CorpusError, match=r"row group 0 has 0 MiB of text, more than half of the memory"):
         next(read_texts(path))
+    path.write_bytes(parquet([chr(97 + i % 26) * 10_000 for i in range(100)], rows_in_a_group=10))
+    assert len(list(read_texts(path))) == 100
 
 
 def test_kinds_of_text_columns(tmp_path: Path) -> None:
@@ -434,9 +436,10 @@ def test_an_unusable_data_set_leaves_nothing(hub: Hub, tmp_path: Path, monkeypat
         with pytest.raises(CorpusError):
             fetch_data(DATA, tmp_path / "new", Quiet())
         assert names(tmp_path / "new") == []
-    monkeypatch.setattr("lmconsole.data.hub_corpus.size_limit", lambda: 100)
+    hub.repositories["datasets/someone/texts"] = Repository({f"{split}.parquet": good + b"new" for split in SPLITS})
+    monkeypatch.setattr("lmconsole.data.hub_blobs.free_disk_mib", lambda _: 2 * len(good) / 2**20)
     hub.requests.clear()
-    with pytest.raises(CorpusError, match="to download"):
+    with pytest.raises(HubError, match=r"someone/texts: .* must be downloaded, and the disk"):
         fetch_data(DATA, tmp_path / "new", Quiet())
     assert len(hub.requests) == 1
     hub.faults.append(lambda _: Answer(200, b'{"id": "x", "siblings": [{"rfilename": 5}], "cardData": [1]}'))

@@ -1,6 +1,5 @@
 """Downloads with the real client from a server on loopback that speaks the hub's routes."""
 
-import os
 import threading
 import time
 from pathlib import Path
@@ -216,8 +215,7 @@ def test_an_answer_of_something_else_is_no_file(headers: dict[str, str], hub: Hu
 def test_a_full_disk_is_noticed_before_the_download(
     hub: Hub, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = os.statvfs_result((4096, 4096, 100, 1, 1, 0, 0, 0, 0, 255))
-    monkeypatch.setattr(os, "fstatvfs", lambda _: full)
+    monkeypatch.setattr("lmconsole.data.hub_blobs.free_disk_mib", lambda _: 0.01)
     with pytest.raises(HubError, match="left") as caught:
         download(WEIGHTS, recorder)
     assert "HF_HOME" in str(caught.value.hint)

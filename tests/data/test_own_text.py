@@ -230,8 +230,8 @@ def test_a_run_uses_and_names_the_tokenizer_of_the_user_data_folder(
     assert "lmconsole data fetch gpt1" in refused
     write_small_bpe(user)
     rng = np.random.default_rng(0)
-    tables = {"tokens": rng.normal(size=(13, 8)), "position": rng.normal(size=(8, 8))}
-    np.savez(user / "embeddings.npz", **{name: table.astype(np.float32) for name, table in tables.items()})
+    tokens, position = (rng.normal(size=(rows, 8)).astype(np.float32) for rows in (13, 8))
+    np.savez(user / "embeddings.npz", tokens=tokens, position=position)
     shown = tiny.lmconsole(*words, cwd=tmp_path, check=0).stderr
     assert f"\ntokenizer  GPT-1 BPE, ids shifted by one, from {user}\n" in shown
     (info,) = (json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/run.json"))
