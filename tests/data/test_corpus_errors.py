@@ -272,7 +272,7 @@ def test_a_text_may_be_larger_than_the_memory_but_not_its_ids(
     for module in ("files", "tokenizer"):
         monkeypatch.setattr(f"lmconsole.data.{module}.size_limit", lambda: 7 * 2**18)
     assert load_corpus("tokens", text_folder, vocabulary=400, cache=cache).counts()["train"] < 2**20
-    train.write_bytes(gzip.compress("".join(map(chr, range(0x4E00, 0x4E00 + 8192))).encode() * 40))
+    train.write_bytes(gzip.compress("".join(map(chr, range(0x4E00, 0x4E00 + 8192))).encode() * 90))
     assert "train.txt: its token ids take more than 1 MiB, half of the memory" in refusal(text_folder, cache).message
     monkeypatch.setattr("lmconsole.data.text.MAX_BYTES", 2**20)
     train.write_bytes(gzip.compress(b"one two\n" * 2**18))
