@@ -171,7 +171,10 @@ class Hub:
         return Answer(200, json.dumps(described).encode(), {"Content-Type": "application/json"})
 
     def _resolve(self, repository: Repository, branch: str, file: str) -> Answer:
-        content = repository.branches.get(branch, repository.files).get(file)
+        places = [repository.branches[branch]] if branch in repository.branches else [repository.files]
+        if branch == repository.commit:
+            places += repository.branches.values()
+        content = next((place[file] for place in places if file in place), None)
         headers = {"X-Repo-Commit": repository.commit}
         if content is None:
             return Answer(404, headers={**headers, "X-Error-Code": "EntryNotFound"})

@@ -90,10 +90,14 @@ def download(file: HubFile, listener: Listener) -> Path:
 
 def _require_client() -> None:
     try:
-        import huggingface_hub
+        import huggingface_hub.constants
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise HubError(f"downloads need {error.name}, which is not installed", hint=INSTALL_HINT) from None
+    except ValueError as error:  # it reads its variables when it is imported
+        raise HubError(
+            f"huggingface_hub cannot be used: {error}", hint="Check HF_ENDPOINT and the other variables HF_…"
+        ) from None
     if int(huggingface_hub.__version__.partition(".")[0]) < 2:
         raise HubError(
             f"downloads need huggingface_hub 2, found {huggingface_hub.__version__}",
@@ -139,9 +143,14 @@ def _cached(file: HubFile) -> bool:
 
 
 def missing_bytes(sizes: Mapping[HubFile, int], commit: str) -> int:
-    """Return how many bytes of these files, given with their sizes at ``commit``, are not in the cache."""
+    """Return how many bytes of these files, given with their sizes at ``commit``, are not in the cache. Raises
+    HubError."""
     _require_client()
-    return sum(size for file, size in sizes.items() if not _cached(replace(file, revision=commit)))
+    missing = 0
+    for file, size in sizes.items():
+        with errors_explained(file.repository, file.name):
+            missing += 0 if _cached(replace(file, revision=commit)) else size
+    return missing
 
 
 def _path_in_cache(file: HubFile, *, offline: bool) -> Path:

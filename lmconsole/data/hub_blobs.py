@@ -10,8 +10,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -29,11 +28,8 @@ TRIES = 5
 """Failures in a row after which a download is given up. Any new byte starts the count again."""
 BUSY = (408, 429, 500, 502, 503, 504)
 """Answers after which a request is repeated."""
-_CHUNK_BYTES = 2**20
-
-
-Report = Callable[[int, int | None], None]
-"""Receives the bytes of a file that are here, and all it has, if that is known."""
+HASHED_AT_ONCE = 2**20
+"""Bytes that are read at once to compute a hash."""
 
 
 class Listener(Protocol):
@@ -47,12 +43,14 @@ class Listener(Protocol):
 
 
 def url_for_client(file: HubFile) -> str:
+    """Return the address of a file, as the client makes it."""
     from huggingface_hub import hf_hub_url
 
     return hf_hub_url(file.repository, file.name, repo_type=file.kind, revision=file.revision)
 
 
 def headers_for_client() -> dict[str, str]:
+    """Return the headers of a request, with the token of the user."""
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # it is documented there
 
     return build_hf_headers(library_name="lmconsole", library_version=__version__)
@@ -100,13 +98,12 @@ def check_room(what: str, size: int) -> None:
 
 def _receive(file: HubFile, metadata: "HfFileMetadata", opened: BinaryIO, listener: Listener) -> None:
     """Append what is missing to a file, and compare all of it with its hash. A part that does not fit is discarded."""
-    report = partial(listener.progress, file.name)
     had = opened.seek(0, os.SEEK_END)
     if metadata.size is not None:
         if had > metadata.size:
             had = opened.truncate(0)
         check_room(file.name, metadata.size - had)
-    _receive_rest(file, metadata, opened, report)
+    _receive_rest(file, metadata, opened, listener)
     opened.flush()
     if _hash(opened, str(metadata.etag)) != metadata.etag:
         opened.truncate(0)
@@ -121,64 +118,74 @@ def _receive(file: HubFile, metadata: "HfFileMetadata", opened: BinaryIO, listen
     return None
 
 
-def _receive_rest(file: HubFile, metadata: "HfFileMetadata", opened: BinaryIO, report: Report) -> None:
-    """Append what is missing, resuming after errors of the network."""
+def _receive_rest(file: HubFile, metadata: "HfFileMetadata", opened: BinaryIO, listener: Listener) -> None:
+    """Append what is missing, resuming after errors of the network.
+
+    The client's own function loses up to 10 MiB of a connection that breaks, so with a bad one it never gets on.
+    """
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.file_download import http_get
 
     failures = 0
     while True:
         had = opened.seek(0, os.SEEK_END)
-        headers = headers_for_client()
-        if _host(metadata.location) != _host(url_for_client(file)):
-            headers.pop("authorization", None)  # a signed address of another host, which must not see the token
         try:
-            http_get(
-                metadata.location,
-                opened,
-                resume_size=had,
-                headers=headers,
-                expected_size=metadata.size,
-                displayed_filename=file.name,
-                tqdm_class=partial(_Bar, report),  # type: ignore[arg-type]  # any callable will do
-            )
-            return
+            return _append(file, metadata, opened, listener)
         except (httpx2.TransportError, HfHubHTTPError) as error:
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
             if status == 416:  # the hub has fewer bytes than are here
                 opened.truncate(0)
             elif status is not None and status not in BUSY:
                 raise
-            failures = 0 if opened.seek(0, os.SEEK_END) > had else failures + 1
-            if failures >= TRIES:
+            here = opened.seek(0, os.SEEK_END)
+            failures = 0 if here > had else failures + 1
+            if failures < TRIES:
+                why = "the connection broke off" if status is None else f"the hub answers {status}"
+                listener.say(f"{file.name}: {why} at {formatting.mib(here / MIB)}; continuing …")
+                time.sleep(2**failures / 2)
+                continue
+            if status is not None:
                 raise
-            time.sleep(2**failures / 2)
+            raise HubError(
+                f"{file.name}: the connection broke off at {formatting.mib(here / MIB)}: "
+                f"{str(error) or type(error).__name__}",
+                hint="Run the command again when the connection is better; it continues where it was.",
+                offline=True,
+            ) from None
 
 
-def _host(url: str) -> str:
-    from urllib.parse import urlsplit
+def _append(file: HubFile, metadata: "HfFileMetadata", opened: BinaryIO, listener: Listener) -> None:
+    """Append the rest of a file as it arrives. Raises HfHubHTTPError, and httpx2.TransportError if not all arrives."""
+    import httpx2
+    from huggingface_hub import constants
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # they are documented there
+        hf_raise_for_status,
+        http_stream_backoff,
+    )
 
-    return urlsplit(url).netloc
-
-
-class _Bar:
-    """The part of tqdm's interface that the client uses; passes the number of bytes on."""
-
-    def __init__(self, report: Report, *, total: int | None = None, initial: int = 0, **_: object) -> None:
-        self._report, self._total, self._done = report, total, initial
-        self.update(0)
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def update(self, count: int) -> None:
-        """Count bytes that have arrived, or with a negative number were discarded."""
-        self._done += count
-        self._report(self._done, self._total)
+    done = opened.tell()
+    # Asked at the hub each time, since the signed address to which it leads becomes invalid after an hour; httpx does
+    # not send the token to that other host.
+    headers = headers_for_client() | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
+    with http_stream_backoff(
+        "GET",
+        url_for_client(replace(file, revision=metadata.commit_hash)),
+        headers=headers,
+        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+        retry_on_exceptions=(),
+        retry_on_status_codes=(408, 429),
+    ) as response:
+        hf_raise_for_status(response)
+        if done and response.status_code != 206:  # all of it
+            done = opened.seek(0)
+            opened.truncate()
+        listener.progress(file.name, done, metadata.size)
+        for chunk in response.iter_bytes():
+            opened.write(chunk)
+            done += len(chunk)
+            listener.progress(file.name, done, metadata.size)
+    if metadata.size is not None and done < metadata.size:
+        raise httpx2.RemoteProtocolError("the connection was closed")
 
 
 def has_its_hash(path: Path) -> bool:
@@ -198,6 +205,6 @@ def _hash(opened: BinaryIO, like: str) -> str:
     size = opened.seek(0, os.SEEK_END)
     opened.seek(0)
     digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False) if len(like) == 40 else hashlib.sha256()
-    while chunk := opened.read(_CHUNK_BYTES):
+    while chunk := opened.read(HASHED_AT_ONCE):
         digest.update(chunk)
     return digest.hexdigest()

@@ -68,7 +68,9 @@ def errors_explained(repository: str, name: str | None = None) -> Iterator[None]
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
         reason = str(error) or type(error).__name__
-        raise HubError(f"{what}: {endpoint} cannot be reached: {reason}", offline=True) from None
+        raise HubError(
+            f"{what}: {endpoint} cannot be reached: {reason}", hint=_proxy_hint(endpoint), offline=True
+        ) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = ROOM_HINT
@@ -79,6 +81,20 @@ def errors_explained(repository: str, name: str | None = None) -> Iterator[None]
         raise HubError(
             f"{what}: the answer of the hub cannot be understood ({error})", hint="Check HF_ENDPOINT."
         ) from None
+
+
+def _proxy_hint(endpoint: str) -> str | None:
+    """Return which proxy requests go through; None if there is none."""
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies, proxy_bypass
+
+    parts = urlsplit(endpoint)
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(parts.netloc):
+        return None
+    shown = proxy.rpartition("@")[2]  # without a password
+    return f"Requests go through the proxy {shown}. Check the variables {parts.scheme}_proxy and no_proxy."
 
 
 def _answered(what: str, error: Any) -> HubError:

@@ -9,6 +9,7 @@ from lmconsole.errors import CorpusError
 from lmconsole.files import open_file
 from lmconsole.telemetry.host import MIB
 
+_AGAIN_HINT = "Download the file again. If the hub has it like this, choose another data set."
 ROWS_AT_ONCE = 64
 """Few, since a row can be a whole book."""
 
@@ -25,9 +26,7 @@ def read_texts(path: Path) -> Iterator[str]:
         with open(open_file(path, follow=True), "rb") as opened:
             start = opened.read(64)
             if not start.startswith(b"PAR1"):
-                raise CorpusError(
-                    f"{path}: expected a Parquet file, found {describe_content(start)}", hint="Download the file again."
-                )
+                raise CorpusError(f"{path}: expected a Parquet file, found {describe_content(start)}", hint=_AGAIN_HINT)
             with pyarrow.parquet.ParquetFile(opened, pre_buffer=False) as file:
                 column = _text_column(file.schema_arrow, path)
                 _check_size(file.metadata, column, path)
@@ -40,7 +39,7 @@ def read_texts(path: Path) -> Iterator[str]:
         if isinstance(error, OSError) and error.strerror:
             raise CorpusError(f"{path}: cannot be read: {error.strerror}") from None
         raise CorpusError(
-            f"{path}: the Parquet file is damaged or truncated ({_first_line(error)})", hint="Download the file again."
+            f"{path}: the Parquet file is damaged or truncated ({_first_line(error)})", hint=_AGAIN_HINT
         ) from None
 
 

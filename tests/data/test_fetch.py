@@ -415,6 +415,21 @@ def test_missing_splits_are_cut_from_the_end_of_train(hub: Hub, tmp_path: Path) 
     assert "; validation cut from" in done.message
 
 
+def test_a_text_that_cannot_be_split_is_refused_and_nul_characters_are_replaced(hub: Hub, tmp_path: Path) -> None:
+    hub.repositories["datasets/someone/texts"] = Repository({"train.parquet": parquet(["one line"])})
+    with pytest.raises(CorpusError, match="someone/texts: too few lines to cut off a validation split"):
+        fetch_data(DATA, tmp_path / "new", Quiet())
+    hub.repositories["datasets/someone/texts"] = Repository({"train.parquet": parquet(["a\0b"] * 99)})
+    fetch_data(DATA, tmp_path / "new", Quiet())
+    assert (tmp_path / "new" / "train.txt").read_text().startswith("a\ufffdb\n")
+
+
+def test_a_file_name_that_leads_elsewhere_is_refused(hub: Hub, tmp_path: Path) -> None:
+    hub.repositories["datasets/someone/texts"] = Repository({"../../train.parquet": parquet(["text"] * 99)})
+    with pytest.raises(HubError, match=r"someone/texts/\.\./\.\./train\.parquet: "):
+        fetch_data(DATA, tmp_path / "new", Quiet())
+
+
 def test_a_data_set_that_the_hub_has_converted(hub: Hub, tmp_path: Path) -> None:
     converted = {f"default/{split}/0000.parquet": parquet([split]) for split in SPLITS}
     repository = Repository({"texts.json": b"{}"}, branches={"refs/convert/parquet": converted})
@@ -435,7 +450,7 @@ def test_an_unusable_data_set_leaves_nothing(hub: Hub, tmp_path: Path, monkeypat
         )
         with pytest.raises(CorpusError):
             fetch_data(DATA, tmp_path / "new", Quiet())
-        assert names(tmp_path / "new") == []
+        assert not (tmp_path / "new").exists()
     hub.repositories["datasets/someone/texts"] = Repository({f"{split}.parquet": good + b"new" for split in SPLITS})
     monkeypatch.setattr("lmconsole.data.hub_blobs.free_disk_mib", lambda _: 2 * len(good) / 2**20)
     hub.requests.clear()

@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 import pytest
-from hub_server import Answer, Hub, Repository, cutting, hash_of, once
-from huggingface_hub import constants
+from hub_server import Answer, Hub, Repository, Request, cutting, hash_of, once
+from huggingface_hub import close_session, constants
 
 from lmconsole.data.hub import describe_dataset, download
 from lmconsole.data.hub_names import HubFile, hub_folder, parse_hub_data
@@ -34,8 +34,7 @@ class Recorder:
 
 @pytest.fixture
 def hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """A hub with one model, whose large file arrives in pieces of 4 KiB; nobody waits between two attempts."""
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)
+    """A hub with one model; nobody waits between two attempts."""
     real_sleep = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: real_sleep(min(seconds, 0.01)))
     hub.repositories["someone/model"] = Repository({"model.safetensors": LARGE, "config.json": SMALL})
@@ -49,6 +48,13 @@ def recorder() -> Recorder:
 
 def blobs() -> Path:
     return Path(constants.HF_HUB_CACHE) / "models--someone--model" / "blobs"
+
+
+def hub_cut(hub: Hub, request: Request, after: int) -> Answer | None:
+    """Return the answer of the hub to a download, without what follows after so many bytes."""
+    answer = hub.answer(request)
+    answer.cut = after if "stored" in request.path else None
+    return answer
 
 
 def sent(hub: Hub, part: str) -> list[str | None]:
@@ -82,9 +88,15 @@ def test_files_come_over_plain_http_even_if_the_hub_offers_xet(hub: Hub, recorde
 def test_a_broken_transfer_continues_where_it_broke(hub: Hub, recorder: Recorder) -> None:
     hub.faults.append(cutting(hub, "stored", 40_000, count=2))
     assert download(WEIGHTS, recorder).read_bytes() == LARGE
-    assert sent(hub, "stored") == [None, "bytes=36864-", "bytes=73728-"]
-    assert any("Error while downloading" in message for message in recorder.messages)
+    assert sent(hub, "stored") == [None, "bytes=40000-", "bytes=80000-"]
+    assert [message.endswith("at 0 MiB; continuing …") for message in recorder.messages] == [True, True]
     assert not any("secret" in message for message in recorder.messages)
+
+
+def test_a_connection_that_breaks_again_and_again_brings_all_in_the_end(hub: Hub, recorder: Recorder) -> None:
+    hub.faults.append(cutting(hub, "stored", 999, count=999))
+    assert download(WEIGHTS, recorder).read_bytes() == LARGE
+    assert len(sent(hub, "stored")) == -(-len(LARGE) // 999)
 
 
 def test_a_transfer_that_always_breaks_is_given_up_and_what_arrived_is_kept(hub: Hub, recorder: Recorder) -> None:
@@ -97,7 +109,16 @@ def test_a_transfer_that_always_breaks_is_given_up_and_what_arrived_is_kept(hub:
     assert [path.name for path in blobs().iterdir()] == [f"{hash_of(LARGE)}.incomplete"]
     hub.faults.clear()
     assert download(WEIGHTS, recorder).read_bytes() == LARGE
-    assert sent(hub, "stored")[-1] == "bytes=8192-"
+    assert sent(hub, "stored")[-1] == "bytes=10000-"
+
+
+def test_a_connection_that_brings_nothing_more_is_given_up(hub: Hub, recorder: Recorder) -> None:
+    hub.faults.append(lambda request: hub_cut(hub, request, 0) if request.range else None)
+    hub.faults.append(cutting(hub, "stored", 10_000))
+    with pytest.raises(HubError, match="the connection broke off at 0 MiB: peer closed connection") as caught:
+        download(WEIGHTS, recorder)
+    assert "it continues where it was" in str(caught.value.hint)
+    assert caught.value.offline
 
 
 def test_another_process_continues_a_download(hub: Hub, recorder: Recorder) -> None:
@@ -167,6 +188,16 @@ def test_without_a_network_the_cache_is_used(way: str, recorder: Recorder, monke
     with pytest.raises(HubError) as caught:
         describe_dataset("someone/texts")
     assert caught.value.offline
+
+
+def test_a_proxy_that_does_not_answer_is_named(hub: Hub, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    close_session()
+    with pytest.raises(HubError, match="cannot be reached") as caught:
+        download(WEIGHTS, recorder)
+    assert "the proxy 127.0.0.1:9. Check the variables http_proxy" in str(caught.value.hint)
+    assert hub.requests == []
 
 
 REFUSALS = {
