@@ -5,7 +5,7 @@ split, which keeps them.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from lmconsole.data.cache import SPLITS, TokenizedText, cached, entry_name
@@ -19,6 +19,10 @@ GPT1_TOKENIZER = "GPT-1 BPE, ids shifted by one"
 
 LONG_TEXT = 1_000_000
 """Characters from which tokenizing is announced: a second or more of work."""
+
+TRAINED_ON = 100_000_000
+"""Characters from the beginning of the train split on which a tokenizer is trained at most. Training takes memory and
+time for each different word, and in text without spaces, such as Chinese, nearly all are different."""
 
 REPORT_S = 5.0
 """Seconds between two reports of progress."""
@@ -76,15 +80,26 @@ def with_byte_bpe(
 ) -> tuple[TokenizedText, str]:
     """Return the ids of ``texts`` in a byte-level BPE trained on the train split, and its description."""
     name = entry_name("bytes", str(vocabulary), *(texts[split].sha256 for split in SPLITS))
+    train, trained_on = texts["train"], min(texts["train"].characters, TRAINED_ON)
 
     def tokenize() -> TokenizedText:
-        train = texts["train"]
-        if train.characters >= LONG_TEXT:
-            progress.say(f"Training a tokenizer on {train.characters:,} characters …")
-        return _encode(train_byte_bpe(train.pieces(), vocabulary), texts, progress)
+        if trained_on >= LONG_TEXT:
+            progress.say(f"Training a tokenizer on {trained_on:,} characters …")
+        return _encode(train_byte_bpe(_beginning(train.pieces()), vocabulary), texts, progress)
 
     tokenized = cached(cache, name, tokenize)
-    return tokenized, f"byte-level BPE of {tokenized.vocabulary:,} tokens trained on the train split"
+    part = f"the first {trained_on:,} characters of " if trained_on < train.characters else ""
+    return tokenized, f"byte-level BPE of {tokenized.vocabulary:,} tokens trained on {part}the train split"
+
+
+def _beginning(pieces: Iterable[str]) -> Iterator[str]:
+    """Yield the first ``TRAINED_ON`` characters of a text."""
+    left = TRAINED_ON
+    for piece in pieces:
+        yield piece[:left]
+        left -= len(piece)
+        if left <= 0:
+            return
 
 
 def too_many_ids(where: str, error: MemoryError) -> CorpusError:

@@ -244,6 +244,17 @@ def test_a_run_uses_and_names_the_tokenizer_of_the_user_data_folder(
     assert f"embeddings  {user / 'embeddings.npz'}\n" in described
 
 
+def test_a_tokenizer_is_trained_on_the_beginning_of_a_long_text(
+    book: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmconsole.data.tokenize.TRAINED_ON", 1000)
+    monkeypatch.setattr(text_module, "LONGEST_PIECE", 300)
+    corpus = load_corpus("tokens", book, vocabulary=300, cache=cache)
+    assert corpus.tokenizer.endswith(" tokens trained on the first 1,000 characters of the train split")
+    text = book.read_text()
+    assert train_byte_bpe(text[:1000], 300).decode(corpus.splits["train"]) == "".join(text.splitlines(True)[:180])
+
+
 def test_frozen_tables_are_refused_for_tokens_of_another_tokenizer(book: Path, cache: Path) -> None:
     corpus = load_corpus("tokens", book, vocabulary=300, cache=cache)
     with pytest.raises(
