@@ -13,7 +13,8 @@ from recorded import record
 from lmconsole.report import draw, numbers
 from lmconsole.report.against import comparison_table, published_results
 from lmconsole.report.comparing import MIN_STATED_DIFFERENCE
-from lmconsole.report.export import ExportOptions, export
+from lmconsole.report.export import export
+from lmconsole.report.export_options import ExportOptions
 from lmconsole.report.findings import findings
 from lmconsole.report.numbers import Quantity, quantities, to_latex
 from lmconsole.report.questions.recommendation import EQUAL_TIME
