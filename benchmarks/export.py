@@ -102,7 +102,7 @@ def profile(root: Path, out: Path) -> dict[str, float]:
     """Return the seconds of a full export in this process, imports included, and the part spent on loading matplotlib,
     drawing the figures and encoding them."""
     started_s = time.perf_counter()
-    from lmconsole.report import export
+    from lmconsole.report import export, export_options
     from lmconsole.runs.store import Store
 
     imported_s = time.perf_counter()
@@ -123,7 +123,7 @@ def profile(root: Path, out: Path) -> dict[str, float]:
 
     draw.draw_figure = timed(draw.draw_figure)
     draw.encode_figure = timed(draw.encode_figure)
-    export.export(Store(root), out, export.ExportOptions())
+    export.export(Store(root), out, export_options.ExportOptions())
     return {"all_s": time.perf_counter() - started_s, "figures_s": figures_s}
 
 

@@ -24,7 +24,8 @@ import torch
 from baseline import baseline_steps
 from gpu_process import LOG_CHARACTERS, Stage
 
-from lmconsole.data.corpus import SPLITS, find_data, find_embeddings
+from lmconsole.data.cache import SPLITS
+from lmconsole.data.lookup import find_data, find_embeddings
 from lmconsole.engine import worker
 from lmconsole.engine.attempt import load_verified_corpus, load_verified_tables
 from lmconsole.engine.probe import ResolvedRun, ask

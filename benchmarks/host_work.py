@@ -153,10 +153,10 @@ def write_data(folder: Path) -> Path:
 
 def serve(root: Path) -> int:
     """Run the runner of the store at ``root``, with workers that sleep instead of computing."""
-    from lmconsole.engine import runner, worker
+    from lmconsole.engine import prepared_workers, runner, worker
 
     worker.PRELOAD = (*worker.PRELOAD, "host_work_stub")
-    runner.prepares_ahead = lambda device: True
+    prepared_workers.prepares_ahead = lambda device: True
     return runner.main(root)
 
 

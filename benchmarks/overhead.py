@@ -30,7 +30,8 @@ import numpy as np
 from result_rows import Row
 from store import run_info
 
-from lmconsole.data.corpus import SPLITS, Corpus, describe
+from lmconsole.data.cache import SPLITS
+from lmconsole.data.corpus import Corpus, describe
 from lmconsole.engine.sampler import Sampler
 from lmconsole.lm import device as devices
 from lmconsole.lm import memory

@@ -31,6 +31,7 @@ from lmconsole.commands.schema import SchemaFile
 from lmconsole.commands.skill import Skill
 from lmconsole.commands.status import RunSummary
 from lmconsole.commands.stop import StopResult
+from lmconsole.engine.alerts import Alert
 from lmconsole.engine.bench_cache import BenchResult
 from lmconsole.engine.digest import Digest
 from lmconsole.engine.run_options import OPTIONS, RunRequest
@@ -54,6 +55,7 @@ OUTPUTS: dict[str, Any] = {
     "run": AnyEvent,
     "run-dry-run": DryRun,
     "run-dry-run-fetch": PlannedDownload,
+    "run-on-event": Alert,
     "status": list[RunSummary],
     "status-digest": Digest | None,
     "stop": list[StopResult],
@@ -72,7 +74,8 @@ OUTPUTS: dict[str, Any] = {
     "skill": Skill,
     "keys": list[KeyEntry],
 }
-"""Types of what the commands print with ``--json``; of streams, the type of a line."""
+"""Types of what the commands print with ``--json``, and give to the program of ``--on-event``; of streams, the type of
+a line."""
 
 
 def generate() -> dict[str, str]:
@@ -105,7 +108,8 @@ def output() -> Schema:
     return {
         "$schema": DIALECT,
         "title": "What the commands of lmconsole print with --json",
-        "description": "Use $defs/COMMAND. run and watch print a stream: one object on each line.",
+        "description": "Use $defs/COMMAND. run and watch print a stream: one object on each line. run-on-event is what "
+        "the program of --on-event reads.",
         "$defs": commands | definitions,
     }
 

@@ -34,7 +34,7 @@ from lmconsole.runs.state import Status
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lmconsole.report.export import FileFormat
+    from lmconsole.report.export_options import FileFormat
 
 __all__ = ["LmconsoleError", "Run", "RunStore", "export", "load_plan", "results"]
 
@@ -258,8 +258,8 @@ def export(
         UserWarning: A file in ``out`` belongs to other runs, and is kept because it is not as it was exported.
     """
     _import_matplotlib()
-    from lmconsole.report.export import ExportOptions, FileFormat
     from lmconsole.report.export import export as write
+    from lmconsole.report.export_options import ExportOptions, FileFormat
 
     _check("format", format, get_args(FileFormat))
     _check("figures", figures, FIGURES)

@@ -234,7 +234,7 @@ def export(
     TensorBoard show all runs, or those of --preset, --imported or --run. The paths of the files go to standard output.
     """
     from lmconsole.commands.export import export
-    from lmconsole.report.export import ExportOptions
+    from lmconsole.report.export_options import ExportOptions
 
     options = ExportOptions(
         file_format=form,

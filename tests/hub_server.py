@@ -171,7 +171,10 @@ class Hub:
         return Answer(200, json.dumps(described).encode(), {"Content-Type": "application/json"})
 
     def _resolve(self, repository: Repository, branch: str, file: str) -> Answer:
-        content = repository.branches.get(branch, repository.files).get(file)
+        places = [repository.branches[branch]] if branch in repository.branches else [repository.files]
+        if branch == repository.commit:
+            places += repository.branches.values()
+        content = next((place[file] for place in places if file in place), None)
         headers = {"X-Repo-Commit": repository.commit}
         if content is None:
             return Answer(404, headers={**headers, "X-Error-Code": "EntryNotFound"})
@@ -251,13 +254,13 @@ def cutting(hub: Hub, part: str, after: int, count: int = 1) -> Fault:
     return fault
 
 
-def parquet(rows: list[Any], column: str = "text", **others: list[Any]) -> bytes:
+def parquet(rows: list[Any], column: str = "text", rows_in_a_group: int | None = None, **others: list[Any]) -> bytes:
     """Return a Parquet file with a column of text."""
     import pyarrow
     import pyarrow.parquet
 
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table({column: rows, **others}), buffer)
+    pyarrow.parquet.write_table(pyarrow.table({column: rows, **others}), buffer, row_group_size=rows_in_a_group)
     return buffer.getvalue()
 
 

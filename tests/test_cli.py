@@ -298,7 +298,11 @@ def save_npz(folder: Path, **splits: object) -> Path:
             lambda d: (save_npz(d) / "wiki.train.npz").write_bytes((d / "wiki.train.npz").read_bytes()[:150]),
             "wiki.train.npz",
         ),
-        ("paper", lambda d: save_npz(d), "needs GPT-1's embedding tables"),
+        (
+            "paper",
+            lambda d: save_npz(d),
+            "paper also needs embeddings: no embeddings.npz or model.safetensors in",
+        ),
         ("auto", lambda d: save_npz(d), "--data implies the preset paper, which also needs embeddings"),
         (
             "paper",

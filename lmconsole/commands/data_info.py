@@ -7,7 +7,9 @@ from typing import Any
 import msgspec
 
 from lmconsole.commands.output import print_data, print_json, print_message
-from lmconsole.data.corpus import check_tokenizer_of_tables, describe, find_data, find_embeddings, load_corpus
+from lmconsole.data.corpus import check_tokenizer_of_tables, describe, load_corpus
+from lmconsole.data.layout import is_text
+from lmconsole.data.lookup import find_data, find_embeddings, find_tokenizer
 from lmconsole.data.windows import cut_windows
 from lmconsole.formatting import counted
 from lmconsole.plan.experiment import Settings
@@ -42,6 +44,8 @@ class DataReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """V: every token id is below it."""
     tokenizer: str
     """Description of the tokenizer."""
+    tokenizer_path: str | None
+    """Absolute path of the folder of GPT-1's tokenizer, if that is not the folder of the text; else null."""
     files: dict[str, str]
     """File of each split, or the part of a file; empty for the demo corpus."""
     tokens: dict[str, int]
@@ -81,7 +85,14 @@ def data_report(
     frozen = settings
     if settings.embeddings != "frozen" and embeddings is not None and PAPER in plan.presets:
         frozen = plan.resolve(plan.experiments[0], PAPER).settings
-    corpus = load_corpus(settings.corpus, folder, vocabulary=settings.vocabulary, report=print_message)
+    tokenizer = None
+    if folder is not None and (settings.corpus, settings.embeddings) == ("tokens", "frozen"):
+        tokenizer = find_tokenizer(folder)
+        if tokenizer is None and is_text(folder):
+            print_message(f"The preset {preset} needs GPT-1's tokenizer for this text: lmconsole data fetch gpt1")
+    corpus = load_corpus(
+        settings.corpus, folder, vocabulary=settings.vocabulary, tokenizer=tokenizer, report=print_message
+    )
     report = {"preset": preset, **describe(corpus), "embeddings": None if tables is None else str(tables)}
     if tables is not None and frozen.embeddings == "frozen":
         if frozen is settings:
@@ -93,7 +104,7 @@ def data_report(
         _, lengths = cut_windows(count, settings.window_tokens)
         windows[split] = {"windows": len(lengths), "targets": int(lengths.sum())}
     report["windows"] = windows
-    return report, _lines(report, settings.window_tokens)
+    return report, _lines(report, settings)
 
 
 def _check_tables(path: Path, vocabulary: int, settings: Settings) -> str:
@@ -104,16 +115,19 @@ def _check_tables(path: Path, vocabulary: int, settings: Settings) -> str:
     return tables.sha256
 
 
-def _lines(report: dict[str, Any], window_tokens: int) -> list[str]:
+def _lines(report: dict[str, Any], settings: Settings) -> list[str]:
+    read = settings.embeddings == "frozen" or "embeddings_sha256" in report
+    tables = report["embeddings"] or "none found"
     lines = [
         f"corpus      {report['name']}",
         f"tokenizer   {report['tokenizer']}",
+        *([f"            from {report['tokenizer_path']}"] if report["tokenizer_path"] else []),
         f"path        {report['path'] or 'built in'}",
         f"vocabulary  {report['vocabulary']:,}",
         f"sha256      {report['sha256']}",
-        f"embeddings  {report['embeddings'] or 'none found'}",
+        f"embeddings  {tables if read else 'learned'}",
         *([f"sha256      {report['embeddings_sha256']}"] if "embeddings_sha256" in report else []),
-        f"windows     {counted(window_tokens, 'target')} each (preset {report['preset']})",
+        f"windows     {counted(settings.window_tokens, 'target')} each (preset {report['preset']})",
         "",
         f"{'split':<12}{'tokens':>12}{'windows':>10}{'targets':>12}{'  file' if report['files'] else ''}",
     ]

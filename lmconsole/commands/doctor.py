@@ -16,7 +16,7 @@ from rich.text import Text
 
 from lmconsole import __version__, formatting
 from lmconsole.commands.output import console, print_json
-from lmconsole.data.corpus import find_data, find_embeddings, user_data_folder
+from lmconsole.data.lookup import find_data, find_embeddings, user_data_folder
 from lmconsole.errors import LmconsoleError, escape_control_characters
 from lmconsole.plan.parameters import CHECKPOINTS, checkpoint_bytes, weights_bytes
 from lmconsole.runs.events import utc_now

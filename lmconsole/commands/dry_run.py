@@ -48,7 +48,8 @@ def overview(answer: ProbeAnswer, request: RunRequest) -> list[tuple[str, str]]:
     """Return names and values that describe a request: preset, device, corpus, folders. A row without a name continues
     the one above."""
     first = answer.runs[0]
-    tokens = ", ".join(f"{count:,} {split}" for split, count in first.corpus.tokens.items())
+    corpus = first.corpus
+    tokens = ", ".join(f"{count:,} {split}" for split, count in corpus.tokens.items())
     free = free_disk_mib(request.runs)
     devices = ", ".join(f"{d} ({n})" for d, n in zip(answer.devices, answer.device_names, strict=True))
     precisions = dict.fromkeys(run.settings.precision for run in answer.runs)
@@ -56,14 +57,14 @@ def overview(answer: ProbeAnswer, request: RunRequest) -> list[tuple[str, str]]:
         ("preset", f"{answer.preset} ({answer.reason})"),
         ("device", f"{devices}, {describe_sharing(answer, request)}"),
         ("precision", ", ".join(precisions)),
-        ("corpus", f"{first.corpus.name}, vocabulary {first.corpus.vocabulary:,}"),
+        ("corpus", f"{corpus.name}, vocabulary {corpus.vocabulary:,}"),
         ("", f"{tokens} tokens"),
-        ("", f"{first.corpus.tokenizer}; {first.corpus.path or 'built in'}"),
+        ("", corpus.path or "built in"),
+        ("" if corpus.tokenizer_path is None else "tokenizer", corpus.tokenizer_and_place),
+        *([("embeddings", first.embeddings.path)] if first.embeddings else []),
         ("store", f"{request.runs.absolute()} ({formatting.mib(free)} free)"),
         ("exports", str(request.exports) if request.exports else "none (--no-export)"),
     ]
-    if first.embeddings:
-        rows.insert(6, ("embeddings", first.embeddings.path))
     return [(name, escape_control_characters(value)) for name, value in rows]
 
 

@@ -14,7 +14,7 @@ from lmconsole.formatting import counted
 from lmconsole.runs.store import Store
 
 if TYPE_CHECKING:
-    from lmconsole.report.export import ExportOptions
+    from lmconsole.report.export_options import ExportOptions
 
 
 class ExportResult(msgspec.Struct, frozen=True, kw_only=True):

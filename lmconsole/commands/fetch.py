@@ -24,7 +24,6 @@ from rich.text import Text
 
 from lmconsole.commands.interrupts import Interrupted
 from lmconsole.commands.output import console, print_data, print_json, print_json_line, print_message
-from lmconsole.data.corpus import find_data, find_embeddings
 from lmconsole.data.fetch import (
     FILES,
     Fetched,
@@ -38,8 +37,10 @@ from lmconsole.data.fetch import (
     has_corpus_files,
     target_folder,
 )
-from lmconsole.data.hub import HubData, Listener, hub_folder, parse_hub_data
+from lmconsole.data.hub_blobs import Listener
 from lmconsole.data.hub_corpus import fetch_data
+from lmconsole.data.hub_names import HubData, hub_folder, parse_hub_data
+from lmconsole.data.lookup import find_data, find_embeddings, user_data_folder
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.errors import HubError, LmconsoleError
 from lmconsole.plan.load import load_plan
@@ -211,7 +212,10 @@ def _say_how_to_use(folder: Path) -> None:
     except LmconsoleError as error:
         print_message(f"warning: {error}")
         return
-    if found is None or not os.path.samefile(found, folder):
+    if found is None and folder == user_data_folder():
+        print_message("Train on your own text with: lmconsole run --all --preset paper --data FILE")
+        print_message("For WikiText-2, also run `lmconsole data fetch wikitext-2`")
+    elif found is None or not os.path.samefile(found, folder):
         print_message(f"Name the folder in later commands: --data {folder}")
     elif find_embeddings(None, folder) is None:
         print_message("For the preset paper, also run `lmconsole data fetch gpt1`")

@@ -20,7 +20,7 @@ from lmconsole.files import atomic_write, cache_folder
 
 SPLITS = ("train", "validation", "test")
 
-FORMAT = "lmconsole tokens 3"
+FORMAT = "lmconsole tokens 4"
 """Part of every entry's name. Change it when the same text gives other ids, or the file has another layout."""
 
 _HASHED_AT_ONCE = 2**20

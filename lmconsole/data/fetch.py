@@ -18,16 +18,22 @@ from numpy.typing import NDArray
 
 from lmconsole.data import wikitext2
 from lmconsole.data.cache import SPLITS, fingerprint
-from lmconsole.data.corpus import (
+from lmconsole.data.files import list_folder, read_bytes, read_tokens
+from lmconsole.data.hub import download
+from lmconsole.data.hub_blobs import Listener
+from lmconsole.data.hub_names import HubFile, hub_folder, parse_hub_data
+from lmconsole.data.layout import folder_of, is_text, split_files
+from lmconsole.data.lookup import (
     EMBEDDINGS_FILES,
+    embeddings_in,
     find_data,
     find_embeddings,
+    find_tokenizer,
     user_data_folder,
 )
-from lmconsole.data.files import id_type, list_folder, read_bytes, read_tokens
-from lmconsole.data.hub import HubFile, Listener, download, hub_folder, parse_hub_data
-from lmconsole.data.layout import folder_of, split_files
 from lmconsole.data.parquet import as_line, read_texts
+from lmconsole.data.text import cut_pieces
+from lmconsole.data.tokenize import too_many_ids
 from lmconsole.data.tokenizer import ENCODER_FILE, MERGES_FILE, gpt1_tokenizer
 from lmconsole.errors import CorpusError, EmbeddingsError, HubError
 from lmconsole.files import atomic_write, expand_home, open_file
@@ -134,11 +140,19 @@ def find_missing(
     """
     folder = target_folder(data, environ, cwd)
     if not folder.is_file() and not has_corpus_files(folder):
-        tables = embeddings or (find_embeddings(None, folder) if folder.is_dir() else None)
+        tables = find_embeddings(embeddings, folder if folder.is_dir() else user_data_folder())
         return Missing(folder=folder, parts=("wikitext-2", *(["gpt1"] if frozen and not tables else [])))
     found = find_data(data, environ=environ, cwd=cwd) or folder
-    parts = ("gpt1",) if frozen and not find_embeddings(embeddings, found) else ()
-    return Missing(folder=folder_of(found), parts=parts)
+    complete = find_embeddings(embeddings, found) and (not is_text(found) or find_tokenizer(found))
+    return Missing(folder=_folder_for_gpt1(found), parts=("gpt1",) if frozen and not complete else ())
+
+
+def _folder_for_gpt1(data: Path) -> Path:
+    """Return the folder in which GPT-1's tokenizer and tables are saved for ``data``: where the data sets of the hub
+    and single files of text, which may be anywhere, share them, or else next to the data."""
+    user = user_data_folder()
+    shared = data.is_file() or (user is not None and data.is_relative_to(user))
+    return user if shared and user is not None else folder_of(data)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,7 +181,10 @@ def fetch_wikitext2(folder: Path, get: Get, listener: Listener) -> Fetched:
     ids = {}
     for split, path in texts.items():
         listener.say(f"Tokenizing the {split} split …")
-        ids[split] = tokenizer.encode("".join(map(as_line, read_texts(path)))).astype(id_type(tokenizer.vocabulary))
+        try:
+            ids[split] = tokenizer.encode(cut_pieces(map(as_line, read_texts(path))))
+        except MemoryError as error:
+            raise too_many_ids(str(path), error) from None
     found = {split: len(each) for split, each in ids.items()}
     if found != wikitext2.TOKENS:
         raise CorpusError(
@@ -220,7 +237,7 @@ def fetch_gpt1(folder: Path, get: Get, listener: Listener) -> Fetched:
         HubError: a file cannot be downloaded.
     """
     path = folder / EMBEDDINGS_FILES[0]
-    tables = find_embeddings(None, folder) if folder.is_dir() else None
+    tables = embeddings_in(folder) if folder.is_dir() else None
     if tables and {ENCODER_FILE, MERGES_FILE} <= list_folder(folder):
         return Fetched(files=(tables,), message=f"GPT-1's tokenizer and embeddings are already there: {tables.name}")
     bpe = _tokenizer_files(get)
@@ -247,9 +264,9 @@ def _tokenizer_files(get: Get) -> dict[str, tuple[Path, bytes]]:
 
 
 def _save_tokenizer(folder: Path, bpe: Mapping[str, tuple[Path, bytes]]) -> list[Path]:
-    for name, (_, content) in bpe.items():
-        with atomic_write(folder / name) as file:
-            file.write(content)
+    with ExitStack() as stack:  # both or none
+        for name, (_, content) in bpe.items():
+            stack.enter_context(atomic_write(folder / name, sync=True)).write(content)
     return [folder / name for name in bpe]
 
 

@@ -21,7 +21,8 @@ from lmconsole.files import open_file, read_file
 from lmconsole.telemetry.host import MIB, host_memory
 
 MAX_BYTES = 64 * 2**30
-"""Largest file or array that is read on a machine with more than twice this memory."""
+"""Largest array that is read on a machine with more than twice this memory, and largest text, which is never in memory
+as a whole."""
 
 READ_BYTES = 2**20
 """Bytes of a long file that are read at once."""
@@ -46,12 +47,13 @@ def size_limit() -> int:
 
 def read_bytes(path: Path) -> bytes:
     """Read a regular file that fits into memory. Raises CorpusError for anything else."""
+    limit = size_limit()
     try:
-        return read_file(path, size_limit(), follow=True)
+        return read_file(path, limit, follow=True)
     except FileNotFoundError:
         raise CorpusError(f"{path}: there is no such file", hint="Check the path, or the target of the link.") from None
     except (OSError, MemoryError) as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(path, error, limit) from None
 
 
 def read_text(path: Path, data: bytes) -> str:
@@ -74,14 +76,16 @@ def not_utf8(path: Path, start: int, error: UnicodeDecodeError) -> CorpusError:
 
 
 @contextlib.contextmanager
-def open_data(path: Path) -> Iterator[io.BufferedIOBase]:
+def open_data(path: Path, limit: int | None = None) -> Iterator[io.BufferedIOBase]:
     """Open a file of a corpus, which is unpacked while it is read if its content is gzip.
+
+    ``limit`` is its largest size, and that of what it unpacks to, in bytes; by default ``size_limit``.
 
     Raises:
         CorpusError: the file is missing, no regular file, too large, or damaged. Errors of reading that occur in the
             block count too.
     """
-    limit = size_limit()
+    limit = size_limit() if limit is None else limit
     try:
         with open(open_file(path, follow=True), "rb") as file:
             if os.fstat(file.fileno()).st_size > limit:
@@ -98,7 +102,7 @@ def open_data(path: Path) -> Iterator[io.BufferedIOBase]:
             f"{path}: the gzip file is damaged or truncated ({_reason(error)})", hint=_AGAIN_HINT
         ) from None
     except (OSError, MemoryError) as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(path, error, limit) from None
 
 
 class _Unpacked(gzip.GzipFile):
@@ -312,11 +316,12 @@ def _reason(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
-def _unreadable(path: Path, error: Exception) -> CorpusError:
+def _unreadable(path: Path, error: Exception, limit: int = MAX_BYTES) -> CorpusError:
+    """Return the error about a file that cannot be read; ``limit`` is its largest size."""
     what = error.strerror if isinstance(error, OSError) and error.strerror else _reason(error)
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.EFBIG:
-        what += ", half of the memory available" if size_limit() < MAX_BYTES else ""
+        what += ", half of the memory available" if limit < MAX_BYTES else ""
         return CorpusError(f"{path}: {what}", hint="Use a part of it, or a machine with more memory.")
     if what.startswith("expected a file"):
         return CorpusError(f"{path}: {what}", hint="Replace it by the file.")

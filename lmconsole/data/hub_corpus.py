@@ -1,5 +1,6 @@
 """Any data set of the Hugging Face Hub as a corpus: its Parquet files, saved as text."""
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,13 +12,13 @@ import msgspec
 
 from lmconsole.data.cache import SPLITS
 from lmconsole.data.fetch import Fetched
-from lmconsole.data.files import size_limit
-from lmconsole.data.hub import HubData, HubFile, Listener, Repository, describe_dataset, download
+from lmconsole.data.hub import Repository, describe_dataset, download, missing_bytes
+from lmconsole.data.hub_blobs import Listener, check_room
+from lmconsole.data.hub_names import HubData, HubFile
 from lmconsole.data.parquet import as_line, read_texts
 from lmconsole.data.tokenizer import iter_lines
 from lmconsole.errors import CorpusError, HubError
 from lmconsole.files import atomic_write, read_file
-from lmconsole.telemetry.host import MIB
 
 CONVERTED = "refs/convert/parquet"
 """Branch in which the hub keeps Parquet files that it made from other formats."""
@@ -65,22 +66,21 @@ def fetch_data(data: HubData, folder: Path, listener: Listener) -> Fetched:
     if _origin_commit(folder) == repository.commit and all(path.exists() for path in names.values()):
         return Fetched(files=tuple(names.values()), message=f"{data.name} is already there, {_at(repository.commit)}")
     files = choose_files(repository, data)
-    size = sum(repository.sizes[name] for names in files.values() for name in names)
-    if size > size_limit():
-        raise CorpusError(
-            f"{data.name}: {size // MIB:,} MiB to download, more than half of the memory available",
-            hint="Choose a smaller data set or configuration.",
-        )
-    paths = {
-        split: [
-            download(HubFile(repository=data.repository, kind="dataset", name=name, revision=revision), listener)
-            for name in names
-        ]
+    wanted = {
+        split: [HubFile(repository=data.repository, kind="dataset", name=name, revision=revision) for name in names]
         for split, names in files.items()
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {file: repository.sizes[file.name] for each in wanted.values() for file in each}
+    check_room(data.name, missing_bytes(sizes, repository.commit))
+    paths = {split: [download(file, listener) for file in each] for split, each in wanted.items()}
     listener.say(f"Writing the text to {folder} …")
-    written = _write_text(paths, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        written = _write_text(data, paths, folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if it is new, and so empty
+        raise
     origin = Origin(repository=data.repository, commit=repository.commit, files=files)
     with atomic_write(folder / ORIGIN_FILE) as file:
         file.write(msgspec.json.format(msgspec.json.encode(origin), indent=2) + b"\n")
@@ -101,9 +101,9 @@ def _origin_commit(folder: Path) -> str | None:
         return None
 
 
-def _write_text(paths: Mapping[str, Sequence[Path]], folder: Path) -> list[Path]:
+def _write_text(data: HubData, paths: Mapping[str, Sequence[Path]], folder: Path) -> list[Path]:
     """Write the text of the splits, all or none. Text for missing splits is cut from that of the train split, at the
-    ends of lines."""
+    ends of lines. NUL characters, by which binary files are recognized, are replaced."""
     cut = [split for split in SPLITS if split not in paths]
     total = sum(map(len, _lines(paths["train"]))) if cut else 0
     names = {split: folder / name for split, name in TEXT_FILES.items()}
@@ -114,11 +114,12 @@ def _write_text(paths: Mapping[str, Sequence[Path]], folder: Path) -> list[Path]
             for line in _lines(paths[split]):
                 shares_left = -(-(total - done) * 100 // (total * REST_PERCENT)) if split == "train" and cut else 100
                 target = split if shares_left > len(cut) else cut[len(cut) - shares_left]
-                files[target].write(line.encode("utf-8", "replace"))
+                files[target].write(line.replace("\0", "\ufffd").encode("utf-8", "replace"))
                 done += len(line)
         for split, file in files.items():
             if not file.tell():
-                raise CorpusError(f"the data set has no text for the {split} split", hint="Choose another one.")
+                why = f"too few lines to cut off a {split} split" if split in cut else f"no text in its {split} split"
+                raise CorpusError(f"{data.name}: {why}", hint="Choose another data set.")
     return list(names.values())
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from lmconsole.data.cache import SPLITS
+from lmconsole.data.files import list_folder
 from lmconsole.errors import CorpusError
 
 Kind = Literal["npz", "text"]
@@ -124,3 +125,11 @@ def next_to(path: Path, names: Sequence[str]) -> list[str]:
 def folder_of(path: Path) -> Path:
     """Return the folder of a corpus: ``path`` itself, or the folder that contains the text file ``path``."""
     return path if os.path.isdir(path) else path.parent
+
+
+def is_text(path: Path) -> bool:
+    """Return whether a corpus is text: a single file, which can be nothing else, or a folder with text for a split.
+    Raises CorpusError for a folder that cannot be read."""
+    if not os.path.isdir(path):
+        return os.path.isfile(path)
+    return any((match := _NAME.fullmatch(name)) and match["text"] for name in list_folder(path))

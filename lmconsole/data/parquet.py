@@ -9,6 +9,7 @@ from lmconsole.errors import CorpusError
 from lmconsole.files import open_file
 from lmconsole.telemetry.host import MIB
 
+_AGAIN_HINT = "Download the file again. If the hub has it like this, choose another data set."
 ROWS_AT_ONCE = 64
 """Few, since a row can be a whole book."""
 
@@ -16,8 +17,8 @@ ROWS_AT_ONCE = 64
 def read_texts(path: Path) -> Iterator[str]:
     """Yield the text of each row, in order; a missing one is empty.
 
-    The text is the column ``text``, or the only column of strings. Memory is bounded by a row group. Raises CorpusError
-    if the file is damaged, too large, or has no such column.
+    The text is the column ``text``, or the only column of strings. Memory is bounded by the text of a row group. Raises
+    CorpusError if the file is damaged, has no such column, or a row group that does not fit into memory.
     """
     import pyarrow.parquet
 
@@ -25,9 +26,7 @@ def read_texts(path: Path) -> Iterator[str]:
         with open(open_file(path, follow=True), "rb") as opened:
             start = opened.read(64)
             if not start.startswith(b"PAR1"):
-                raise CorpusError(
-                    f"{path}: expected a Parquet file, found {describe_content(start)}", hint="Download the file again."
-                )
+                raise CorpusError(f"{path}: expected a Parquet file, found {describe_content(start)}", hint=_AGAIN_HINT)
             with pyarrow.parquet.ParquetFile(opened, pre_buffer=False) as file:
                 column = _text_column(file.schema_arrow, path)
                 _check_size(file.metadata, column, path)
@@ -40,7 +39,7 @@ def read_texts(path: Path) -> Iterator[str]:
         if isinstance(error, OSError) and error.strerror:
             raise CorpusError(f"{path}: cannot be read: {error.strerror}") from None
         raise CorpusError(
-            f"{path}: the Parquet file is damaged or truncated ({_first_line(error)})", hint="Download the file again."
+            f"{path}: the Parquet file is damaged or truncated ({_first_line(error)})", hint=_AGAIN_HINT
         ) from None
 
 
@@ -70,19 +69,18 @@ def _text_column(schema: Any, path: Path) -> str:
 
 
 def _check_size(metadata: Any, column: str, path: Path) -> None:
-    """Raise CorpusError if the text does not fit into memory, in which the tokenizer needs it."""
-    total = 0
+    """Raise CorpusError if the text of a row group does not fit into memory. It is a bound for what a page of the file
+    unpacks to, and for a row."""
+    limit = size_limit()
     for group in range(metadata.num_row_groups):
         row_group = metadata.row_group(group)
-        for number in range(row_group.num_columns):
-            part = row_group.column(number)
-            if part.path_in_schema == column:
-                total += max(part.total_uncompressed_size, 0)
-    if total > size_limit():
-        raise CorpusError(
-            f"{path}: {total // MIB:,} MiB of text, more than half of the memory available",
-            hint="Choose a smaller data set or configuration.",
-        )
+        parts = (row_group.column(number) for number in range(row_group.num_columns))
+        size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema == column)
+        if size > limit:
+            raise CorpusError(
+                f"{path}: row group {group} has {size // MIB:,} MiB of text, more than half of the memory available",
+                hint="Use a machine with more memory, or another data set or configuration.",
+            )
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from lmconsole.data.cache import SPLITS
-from lmconsole.data.files import READ_BYTES, check_text, not_utf8, open_data
+from lmconsole.data.files import MAX_BYTES, READ_BYTES, check_text, not_utf8, open_data
 from lmconsole.errors import CorpusError
 
 LONGEST_PIECE = 2**20
@@ -64,7 +64,7 @@ class TextPart:
             check_text(self.path, b"")
 
     def _read(self) -> Iterator[bytes]:
-        with open_data(self.path) as file:
+        with open_data(self.path, MAX_BYTES) as file:
             file.seek(self.start)
             left = self.stop - self.start if self.stop is not None else -1
             while data := file.read(READ_BYTES if left < 0 else min(READ_BYTES, left)):
@@ -80,13 +80,15 @@ def cut_pieces(chunks: Iterable[str]) -> Iterator[str]:
     text = ""
     for chunk in chunks:
         text += chunk
-        while len(text) > LONGEST_PIECE:
-            end = text.rfind("\n", 0, LONGEST_PIECE) + 1
+        start = 0
+        while (longest := start + LONGEST_PIECE) < len(text):
+            end = text.rfind("\n", start, longest) + 1
             if not end:
-                space = _LAST_SPACE.match(text, 0, LONGEST_PIECE)
-                end = space.end() if space else LONGEST_PIECE
-            yield text[:end]
-            text = text[end:]
+                space = _LAST_SPACE.match(text, start, longest)
+                end = space.end() if space else longest
+            yield text[start:end]
+            start = end
+        text = text[start:]
     if text:
         yield text
 
@@ -150,7 +152,7 @@ def split_file(path: Path) -> dict[str, TextPart]:
 
 def _text_size(path: Path) -> int:
     """Return the bytes of a text file, or of what it unpacks to. Raises CorpusError if it does not begin like text."""
-    with open_data(path) as file:
+    with open_data(path, MAX_BYTES) as file:
         data = file.read(READ_BYTES)
         check_text(path, data)
         size = len(data)
@@ -163,7 +165,7 @@ def _nearest_line_ends(path: Path, marks: tuple[int, ...]) -> list[int]:
     """Return for each of these offsets the nearest one at which a line ends, the later of two; 0 if there is none."""
     before, after = dict.fromkeys(marks, 0), dict.fromkeys(marks, -1)
     at = 0
-    with open_data(path) as file:
+    with open_data(path, MAX_BYTES) as file:
         while data := file.read(READ_BYTES):
             for mark in marks:
                 # A line ends at an offset if the byte before it is a line feed.

@@ -18,9 +18,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lmconsole.data.files import id_type, read_text
+from lmconsole.data.files import id_type, read_text, size_limit
 from lmconsole.data.text import cut_pieces
 from lmconsole.errors import CorpusError
+from lmconsole.telemetry.host import MIB
 
 if TYPE_CHECKING:
     import tokenizers
@@ -61,13 +62,17 @@ class Tokenizer:
         The text is a string, or pieces of one that end at line ends. Each line is encoded separately, in parallel, with
         its line feed, so that a tokenizer that keeps white space keeps line feeds. ``progress`` receives the number of
         characters after each batch of lines.
+
+        Raises MemoryError if the ids take more than ``size_limit``.
         """
-        dtype = id_type(self.vocabulary)
+        dtype, limit = id_type(self.vocabulary), size_limit()
         stream = bytearray()  # grows in place; a list of arrays would be in memory twice when it is joined
         for batch in _batches(text):
             encodings = self.backend.encode_batch_fast(batch, add_special_tokens=False)
             ids = list(chain.from_iterable(encoding.ids for encoding in encodings))
             stream += (np.array(ids, dtype=dtype) + 1).data
+            if len(stream) > limit:
+                raise MemoryError(f"its token ids take more than {limit // MIB:,} MiB, half of the memory available")
             progress(sum(map(len, batch)))
         return np.frombuffer(stream, dtype=dtype)
 

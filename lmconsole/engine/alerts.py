@@ -36,11 +36,13 @@ AlertEvent = Literal["stalled", "diverged", "lost", "failed", "stopped", "finish
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
-    """The JSON object on the program's standard input. Unknown values are null, and so are all values of a run in a
-    ``digest``."""
+    """JSON object that the program of `run --on-event` reads from standard input. Unknown values are null, and so are
+    all values of a run in a ``digest``."""
 
     schema: int = 1
+    """Version of this object; it rises if a field changes its meaning."""
     event: AlertEvent
+    """Kind of the alert."""
     time: str
     """When the alert was made: UTC, ISO 8601."""
     host: str
@@ -58,7 +60,9 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     label: str | None = None
     """Name of the experiment."""
     seed: int | None = None
+    """Seed of initialization, shuffling and dropout."""
     preset: str | None = None
+    """Preset from which the settings come."""
     epoch: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """Current epoch, from 1; not above ``epochs``."""
     epochs: int | None = None
@@ -68,11 +72,13 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     valid_ppl: float | None = None
     """Validation perplexity of the last complete epoch."""
     best_valid_ppl: float | None = None
+    """Lowest validation perplexity so far."""
     best_epoch: int | None = None
+    """Epoch with the lowest validation perplexity, from 1."""
     test_ppl: float | None = None
     """Test perplexity with the weights of the best epoch."""
     train_s: float | None = None
-    """Training time over all attempts, without setup and evaluation."""
+    """Training time over all attempts in seconds, without setup and evaluation."""
     reason: str | None = None
     """Cause and advice; null for ``finished``."""
     digest: Digest | None = None

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from lmconsole import __version__
-from lmconsole.data.corpus import SPLITS, Corpus, load_corpus
+from lmconsole.data.cache import SPLITS
+from lmconsole.data.corpus import Corpus, load_corpus
 from lmconsole.engine.bench_cache import measured_peak_gflops
 from lmconsole.engine.sampler import Sampler
 from lmconsole.engine.shared_data import Arrays, load_shared
@@ -150,6 +151,7 @@ def load_verified_corpus(info: RunInfo, shared: Path | None = None) -> Corpus:
             vocabulary=info.settings.vocabulary,
             max_tokens=asked.max_tokens,
             only=cast(Any, asked.kind) if asked.kind in ("npz", "text") else None,
+            tokenizer=None if asked.tokenizer_path is None else Path(asked.tokenizer_path),
         )
         if corpus.sha256 != asked.sha256:
             raise TrainingError(

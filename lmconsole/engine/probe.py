@@ -93,7 +93,7 @@ def ask(request: RunRequest, report: Callable[[str], None] = lambda _: None) -> 
 
 def probe(request: RunRequest, environ: Mapping[str, str], cwd: Path) -> ProbeAnswer:
     """Resolve ``request`` on this machine. Raises LmconsoleError."""
-    from lmconsole.data.corpus import find_data, find_embeddings
+    from lmconsole.data.lookup import find_data, find_embeddings
     from lmconsole.lm import device
 
     plan = load_plan(request.experiments)
@@ -154,13 +154,7 @@ def choose_preset(given: list[str], data: Path | None, embeddings: Path | None, 
         if data is None:
             raise CorpusError(f"{given[0]} implies the preset paper, but no tokens were found", hint=tokens_recipe())
         if embeddings is None:
-            from lmconsole.data.layout import folder_of
-
-            raise EmbeddingsError(
-                f"{given[0]} implies the preset paper, which also needs embeddings: no embeddings.npz or "
-                f"model.safetensors in {folder_of(data)}",
-                hint=f"{LEARN_HINT}\n{EMBEDDINGS_RECIPE}",
-            )
+            raise _lacks_gpt1(f"{given[0]} implies the preset paper, which", data)
         return "paper", f"{given[0]} is given"
     if missing:
         offer = "; `lmconsole data fetch` downloads them" if cuda else ""
@@ -170,7 +164,7 @@ def choose_preset(given: list[str], data: Path | None, embeddings: Path | None, 
 
 def tokens_recipe() -> str:
     """Return what to do where no tokens were found."""
-    from lmconsole.data.corpus import user_data_folder
+    from lmconsole.data.lookup import user_data_folder
 
     folder = user_data_folder()
     places = "./data" if folder is None else f"./data or {folder}"
@@ -183,11 +177,26 @@ vocab_40000.bpe next to them; or already tokenized as wiki.train.npz, wiki.valid
 
 
 EMBEDDINGS_RECIPE = """\
-Embeddings: GPT-1's own tables. Download them: lmconsole data fetch gpt1, or add --fetch to `run`. Or name a copy of
-model.safetensors of openai-community/openai-gpt with --embeddings, or put it next to the tokens. A file embeddings.npz
-with float32 arrays `tokens` (V x C, row 0 for padding) and `position` (T x C) works as well."""
+Download GPT-1's embeddings and the tokenizer they belong to: lmconsole data fetch gpt1, or add --fetch to `run`.
+Or name a copy of model.safetensors of openai-community/openai-gpt with --embeddings, or put it next to the tokens. A
+file embeddings.npz with float32 arrays `tokens` (V x C, row 0 for padding) and `position` (T x C) works as well."""
 
-LEARN_HINT = "To learn the embeddings instead: --preset scratch."
+LEARN_HINT = "To learn the embeddings instead, with a tokenizer trained on a text: --preset scratch."
+
+
+def _lacks_gpt1(subject: str, data: Path | None) -> EmbeddingsError:
+    """Return the error that frozen embeddings, or the tokenizer that a text needs for them, were not found."""
+    from lmconsole.data.layout import folder_of, is_text
+    from lmconsole.data.lookup import EMBEDDINGS_FILES, find_tokenizer, user_data_folder
+    from lmconsole.data.tokenizer import ENCODER_FILE, MERGES_FILE
+
+    folders = (data and folder_of(data), user_data_folder())
+    where = " or ".join(str(folder) for folder in dict.fromkeys(folders) if folder is not None)
+    if data is not None and is_text(data) and find_tokenizer(data) is None:
+        what = f"GPT-1's tokenizer for text: no {ENCODER_FILE} and {MERGES_FILE}"
+    else:
+        what = f"embeddings: no {' or '.join(EMBEDDINGS_FILES)}"
+    return EmbeddingsError(f"{subject} also needs {what} in {where}", hint=f"{EMBEDDINGS_RECIPE}\n{LEARN_HINT}")
 
 
 class _Resolver:
@@ -198,7 +207,7 @@ class _Resolver:
     ) -> None:
         self._plan, self._preset, self._request = plan, preset, request
         self._data, self._tables_file = data, embeddings
-        self._corpora: dict[tuple[str, int], CorpusInfo] = {}
+        self._corpora: dict[tuple[str, int, Path | None], CorpusInfo] = {}
         self._tables: dict[tuple[int, int, int], EmbeddingsInfo] = {}
 
     def resolve(self, experiment: Experiment, chosen: list["Device"]) -> ResolvedRun:
@@ -233,7 +242,8 @@ class _Resolver:
     def _corpus(self, settings: Settings) -> CorpusInfo:
         from lmconsole.data.corpus import describe, load_corpus
 
-        key = settings.corpus, settings.vocabulary
+        tokenizer = self._gpt1_tokenizer(settings)
+        key = settings.corpus, settings.vocabulary, tokenizer
         if key not in self._corpora:
             if settings.corpus == "tokens" and self._data is None:
                 hint = tokens_recipe()
@@ -247,22 +257,33 @@ class _Resolver:
                 self._data,
                 vocabulary=settings.vocabulary,
                 max_tokens=self._request.max_tokens,
+                tokenizer=tokenizer,
                 report=report_progress,
             )
             self._corpora[key] = msgspec.convert(describe(corpus), CorpusInfo)
         return self._corpora[key]
 
+    def _gpt1_tokenizer(self, settings: Settings) -> Path | None:
+        """Return the folder of GPT-1's tokenizer if frozen embeddings need it for text.
+
+        Raises EmbeddingsError if it or the tables are missing, before a long text is tokenized.
+        """
+        from lmconsole.data.layout import is_text
+        from lmconsole.data.lookup import find_tokenizer
+
+        if settings.embeddings != "frozen" or settings.corpus != "tokens" or self._data is None:
+            return None
+        tokenizer = find_tokenizer(self._data)
+        if self._tables_file is None or (tokenizer is None and is_text(self._data)):
+            raise _lacks_gpt1(f"preset {self._preset}", self._data)
+        return tokenizer
+
     def _embeddings(self, settings: Settings, corpus: CorpusInfo) -> EmbeddingsInfo:
         from lmconsole.data.corpus import check_tokenizer_of_tables
-        from lmconsole.data.layout import folder_of
         from lmconsole.lm.embedding import read_tables
 
         if self._tables_file is None:
-            where = f" in {folder_of(self._data)}" if self._data else ""
-            raise EmbeddingsError(
-                f"preset {self._preset} needs GPT-1's embedding tables, and there are none{where}",
-                hint=f"{LEARN_HINT}\n{EMBEDDINGS_RECIPE}",
-            )
+            raise _lacks_gpt1(f"preset {self._preset}", self._data)
         check_tokenizer_of_tables(self._tables_file, corpus.name, corpus.kind, corpus.tokenizer)
         key = corpus.vocabulary, settings.channels, settings.window_tokens
         if key not in self._tables:

@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import torch
 
-from lmconsole.data.corpus import SPLITS, Corpus
+from lmconsole.data.cache import SPLITS
+from lmconsole.data.corpus import Corpus
 from lmconsole.lm import checkpoint
 from lmconsole.lm.batches import WindowedSplit
 from lmconsole.lm.checkpoint import CheckpointWriter, TrainState

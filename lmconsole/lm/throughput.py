@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmconsole import __version__
-from lmconsole.data.corpus import SPLITS, Corpus
+from lmconsole.data.cache import SPLITS
+from lmconsole.data.corpus import Corpus
 from lmconsole.lm.device import apply_precision, compute_dtype, synchronize
 from lmconsole.lm.embedding import Tables
 from lmconsole.lm.loop import TrainingContext, train

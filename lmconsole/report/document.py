@@ -174,6 +174,8 @@ def _provenance_items(group: Group) -> list[str]:
         items.append(f"Device: {', '.join(group.devices)}; {per_run}.")
     if info.corpus.sha256:
         items.append(f"Corpus “{info.corpus.name}”: SHA-256 {info.corpus.sha256}.")
+    if info.corpus.tokenizer_path is not None:
+        items.append(f"Tokenizer: {info.corpus.tokenizer_and_place}.")
     if info.embeddings is not None:
         items.append(f"Embeddings: SHA-256 {info.embeddings.sha256}.")
     days = sorted({run.info.queued_t[:10] for run in group.runs} | {run.state.last_t[:10] for run in group.runs})

@@ -394,4 +394,5 @@ def _typeset(value: str) -> str:
     power = f"\\ensuremath{{\\times10^{{{int(exponent)}}}}}" if separator else ""
     shown_marks = value[len(number) :].replace(INCOMPLETE_MARK, r"\ensuremath{^\dagger}")
     shown_marks = shown_marks.replace(formatting.DAMAGE_MARK, r"\S{}")
-    return f"{minus}{mantissa.removeprefix('-')}{power}{shown_marks}"
+    digits = mantissa.removeprefix("-").replace(",", "{,}")  # no space after the comma, not even in a formula
+    return f"{minus}{digits}{power}{shown_marks}"

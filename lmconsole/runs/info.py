@@ -30,12 +30,19 @@ class CorpusInfo(msgspec.Struct, frozen=True, kw_only=True):
     """V: every token id is below it."""
     tokenizer: Name
     """Description of the tokenizer."""
+    tokenizer_path: str | None = None
+    """Absolute path of the folder of GPT-1's tokenizer, if that is not the folder of the text."""
     tokens: dict[Name, Number]
     """Tokens of each split after ``max_tokens``; empty in imported runs."""
     sha256: str
     """Hash of the vocabulary size and of all token ids before ``max_tokens``."""
     max_tokens: Number | None
     """Limit on the train split; a tenth of it limits the others."""
+
+    @property
+    def tokenizer_and_place(self) -> str:
+        """Description of the tokenizer, with the folder of its files if that is not the folder of the text."""
+        return self.tokenizer if self.tokenizer_path is None else f"{self.tokenizer}, from {self.tokenizer_path}"
 
 
 class EmbeddingsInfo(msgspec.Struct, frozen=True, kw_only=True):

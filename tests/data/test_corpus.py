@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmconsole.data.corpus import SPLITS, describe, find_data, find_embeddings, load_corpus
+from lmconsole.data.cache import SPLITS
+from lmconsole.data.corpus import describe, load_corpus
+from lmconsole.data.lookup import find_data, find_embeddings
 from lmconsole.data.tokenizer import train_byte_bpe
 from lmconsole.data.windows import cut_windows
 from lmconsole.errors import CorpusError, EmbeddingsError
@@ -167,9 +169,6 @@ def test_data_is_looked_up_by_option_then_variable_then_in_the_working_and_the_u
         (["train.txt", "valid.txt"], "test.txt"),
         (["test.txt"], "train.txt and valid.txt"),
         (["train.txt", "valid.txt", "validation.txt", "test.txt"], "validation: valid.txt and validation.txt"),
-        (["embeddings.npz"], "embeddings.npz without a corpus"),
-        (["model.safetensors"], "model.safetensors without a corpus"),
-        (["encoder_bpe_40000.json", "vocab_40000.bpe"], "vocab_40000.bpe without a corpus"),
     ],
 )
 def test_part_of_a_corpus_in_a_folder_that_nobody_named_is_an_error(
@@ -183,6 +182,22 @@ def test_part_of_a_corpus_in_a_folder_that_nobody_named_is_an_error(
         find_data(None, environ={}, cwd=nowhere)
     assert missing in caught.value.message
     assert "--preset demo" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "files", [["embeddings.npz"], ["model.safetensors"], ["encoder_bpe_40000.json", "vocab_40000.bpe"]]
+)
+def test_what_belongs_to_a_corpus_is_no_corpus(nowhere: Path, tmp_path: Path, files: list[str]) -> None:
+    user, here = tmp_path / "share" / "lmconsole", nowhere / "data"
+    for folder in (user, here):
+        folder.mkdir(parents=True)
+    for name in files:
+        (user / name).touch()
+    assert find_data(None, environ={}, cwd=nowhere) is None, "they are there for text of one's own"
+    for name in files:
+        (here / name).touch()
+    with pytest.raises(CorpusError, match=f"{' and '.join(files)} without a corpus"):
+        find_data(None, environ={}, cwd=nowhere)
 
 
 def test_a_data_folder_of_other_things_is_skipped(nowhere: Path) -> None:

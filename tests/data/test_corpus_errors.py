@@ -256,13 +256,27 @@ def test_a_file_that_is_no_text_is_reported_with_its_content(kind: str, text_fol
 
 
 def test_a_small_file_that_unpacks_to_more_than_the_memory_is_refused(
-    text_folder: Path, npz_folder: Path, monkeypatch: pytest.MonkeyPatch
+    npz_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lmconsole.data.files.size_limit", lambda: 2 * 2**20)
-    (text_folder / "train.txt").write_bytes(gzip.compress(b"one two\n" * 2**20))
-    assert "train.txt: unpacks to more than 2 MiB" in refusal(text_folder).message
     (npz_folder / "wiki.train.npz").write_bytes(gzip.compress(npz(tokens=np.ones(2**20, dtype=np.uint32))))
-    assert "wiki.train.npz: unpacks to more than 2 MiB" in refusal(npz_folder, vocabulary=100).message
+    message = refusal(npz_folder, vocabulary=100).message
+    assert "wiki.train.npz: unpacks to more than 2 MiB, half of the memory available" in message
+
+
+def test_a_text_may_be_larger_than_the_memory_but_not_its_ids(
+    text_folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = text_folder / "train.txt"
+    train.write_bytes(gzip.compress(b"one two\n" * 2**18))
+    for module in ("files", "tokenizer"):
+        monkeypatch.setattr(f"lmconsole.data.{module}.size_limit", lambda: 7 * 2**18)
+    assert load_corpus("tokens", text_folder, vocabulary=400, cache=cache).counts()["train"] < 2**20
+    train.write_bytes(gzip.compress("".join(map(chr, range(0x4E00, 0x4E00 + 8192))).encode() * 90))
+    assert "train.txt: its token ids take more than 1 MiB, half of the memory" in refusal(text_folder, cache).message
+    monkeypatch.setattr("lmconsole.data.text.MAX_BYTES", 2**20)
+    train.write_bytes(gzip.compress(b"one two\n" * 2**18))
+    assert "train.txt: unpacks to more than 1 MiB" in refusal(text_folder, cache).message
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from hub_server import (
 from huggingface_hub import constants
 
 from lmconsole.data import fetch, wikitext2
-from lmconsole.data.corpus import SPLITS, find_data, find_embeddings, load_corpus
+from lmconsole.data.cache import SPLITS
+from lmconsole.data.corpus import load_corpus
 from lmconsole.data.fetch import (
     fetch_gpt1,
     fetch_wikitext2,
@@ -32,9 +33,10 @@ from lmconsole.data.fetch import (
     from_hub,
     target_folder,
 )
-from lmconsole.data.hub import HubData
 from lmconsole.data.hub import Repository as Described
 from lmconsole.data.hub_corpus import choose_files, fetch_data
+from lmconsole.data.hub_names import HubData
+from lmconsole.data.lookup import find_data, find_embeddings
 from lmconsole.data.parquet import read_texts
 from lmconsole.data.tokenizer import gpt1_tokenizer, iter_lines
 from lmconsole.errors import CorpusError, EmbeddingsError, HubError
@@ -230,14 +232,16 @@ def test_unusable_parquet_files_are_refused(name: str, tmp_path: Path) -> None:
     assert caught.value.hint
 
 
-def test_text_larger_than_the_memory_is_refused_before_it_is_read(
+def test_rows_larger_than_the_memory_are_refused_before_they_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "train.parquet"
     path.write_bytes(parquet(["a" * 10_000 + str(i) for i in range(100)]))
     monkeypatch.setattr("lmconsole.data.parquet.size_limit", lambda: 500_000)
-    with pytest.raises(CorpusError, match="more than half of the memory"):
+    with pytest.raises(CorpusError, match=r"row group 0 has 0 MiB of text, more than half of the memory"):
         next(read_texts(path))
+    path.write_bytes(parquet([chr(97 + i % 26) * 10_000 for i in range(100)], rows_in_a_group=10))
+    assert len(list(read_texts(path))) == 100
 
 
 def test_kinds_of_text_columns(tmp_path: Path) -> None:
@@ -285,7 +289,10 @@ def test_what_is_missing_depends_on_what_is_there(
     assert missing(LMCONSOLE_DATA=str(tmp_path / "variable")) == (tmp_path / "variable", both)
     assert missing(text_folder) == (text_folder, ("gpt1",))
     assert missing(text_folder, frozen=False) == (text_folder, ())
+    assert missing(text_folder / "train.txt") == (share, ("gpt1",)), "a text can be anywhere"
     fetch_gpt1(share, from_hub(Quiet()), Quiet())
+    assert missing(text_folder) == (text_folder, ())
+    assert missing(text_folder / "train.txt") == (share, ())
     assert missing() == (share, ("wikitext-2",))
     fetch_wikitext2(share, from_hub(Quiet()), Quiet())
     assert missing() == (share, ())
@@ -408,6 +415,21 @@ def test_missing_splits_are_cut_from_the_end_of_train(hub: Hub, tmp_path: Path) 
     assert "; validation cut from" in done.message
 
 
+def test_a_text_that_cannot_be_split_is_refused_and_nul_characters_are_replaced(hub: Hub, tmp_path: Path) -> None:
+    hub.repositories["datasets/someone/texts"] = Repository({"train.parquet": parquet(["one line"])})
+    with pytest.raises(CorpusError, match="someone/texts: too few lines to cut off a validation split"):
+        fetch_data(DATA, tmp_path / "new", Quiet())
+    hub.repositories["datasets/someone/texts"] = Repository({"train.parquet": parquet(["a\0b"] * 99)})
+    fetch_data(DATA, tmp_path / "new", Quiet())
+    assert (tmp_path / "new" / "train.txt").read_text().startswith("a\ufffdb\n")
+
+
+def test_a_file_name_that_leads_elsewhere_is_refused(hub: Hub, tmp_path: Path) -> None:
+    hub.repositories["datasets/someone/texts"] = Repository({"../../train.parquet": parquet(["text"] * 99)})
+    with pytest.raises(HubError, match=r"someone/texts/\.\./\.\./train\.parquet: "):
+        fetch_data(DATA, tmp_path / "new", Quiet())
+
+
 def test_a_data_set_that_the_hub_has_converted(hub: Hub, tmp_path: Path) -> None:
     converted = {f"default/{split}/0000.parquet": parquet([split]) for split in SPLITS}
     repository = Repository({"texts.json": b"{}"}, branches={"refs/convert/parquet": converted})
@@ -428,10 +450,11 @@ def test_an_unusable_data_set_leaves_nothing(hub: Hub, tmp_path: Path, monkeypat
         )
         with pytest.raises(CorpusError):
             fetch_data(DATA, tmp_path / "new", Quiet())
-        assert names(tmp_path / "new") == []
-    monkeypatch.setattr("lmconsole.data.hub_corpus.size_limit", lambda: 100)
+        assert not (tmp_path / "new").exists()
+    hub.repositories["datasets/someone/texts"] = Repository({f"{split}.parquet": good + b"new" for split in SPLITS})
+    monkeypatch.setattr("lmconsole.data.hub_blobs.free_disk_mib", lambda _: 2 * len(good) / 2**20)
     hub.requests.clear()
-    with pytest.raises(CorpusError, match="to download"):
+    with pytest.raises(HubError, match=r"someone/texts: .* must be downloaded, and the disk"):
         fetch_data(DATA, tmp_path / "new", Quiet())
     assert len(hub.requests) == 1
     hub.faults.append(lambda _: Answer(200, b'{"id": "x", "siblings": [{"rfilename": 5}], "cardData": [1]}'))

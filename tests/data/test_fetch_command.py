@@ -183,6 +183,8 @@ def test_the_variables_of_the_hub_are_honored(tmp_path: Path) -> None:
         assert {each.token for each in hub.requests if "someone" in each.path} == {"hf_mine"}
         assert (tmp_path / "hf" / "hub" / "datasets--someone--texts" / "refs" / "main").exists()
         requests = len(hub.requests)
+        broken = tiny.lmconsole("data", "fetch", cwd=tmp_path, env=environ | {"HF_ENDPOINT": "http://[::1"}, check=2)
+        assert "huggingface_hub cannot be used: Invalid IPv6 URL\nCheck HF_ENDPOINT" in broken.stderr
         environ |= {"HF_HUB_OFFLINE": "1"}
         refused = tiny.lmconsole("data", "fetch", "hub:someone/texts", cwd=tmp_path, env=environ, check=2)
         assert "HF_HUB_OFFLINE is set" in refused.stderr

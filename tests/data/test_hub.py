@@ -1,15 +1,15 @@
 """Downloads with the real client from a server on loopback that speaks the hub's routes."""
 
-import os
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from hub_server import Answer, Hub, Repository, cutting, hash_of, once
-from huggingface_hub import constants
+from hub_server import Answer, Hub, Repository, Request, cutting, hash_of, once
+from huggingface_hub import close_session, constants
 
-from lmconsole.data.hub import HubFile, describe_dataset, download, hub_folder, parse_hub_data
+from lmconsole.data.hub import describe_dataset, download
+from lmconsole.data.hub_names import HubFile, hub_folder, parse_hub_data
 from lmconsole.errors import CorpusError, HubError
 
 LARGE = bytes(range(256)) * 400
@@ -34,8 +34,7 @@ class Recorder:
 
 @pytest.fixture
 def hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """A hub with one model, whose large file arrives in pieces of 4 KiB; nobody waits between two attempts."""
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)
+    """A hub with one model; nobody waits between two attempts."""
     real_sleep = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: real_sleep(min(seconds, 0.01)))
     hub.repositories["someone/model"] = Repository({"model.safetensors": LARGE, "config.json": SMALL})
@@ -49,6 +48,13 @@ def recorder() -> Recorder:
 
 def blobs() -> Path:
     return Path(constants.HF_HUB_CACHE) / "models--someone--model" / "blobs"
+
+
+def hub_cut(hub: Hub, request: Request, after: int) -> Answer | None:
+    """Return the answer of the hub to a download, without what follows after so many bytes."""
+    answer = hub.answer(request)
+    answer.cut = after if "stored" in request.path else None
+    return answer
 
 
 def sent(hub: Hub, part: str) -> list[str | None]:
@@ -82,9 +88,15 @@ def test_files_come_over_plain_http_even_if_the_hub_offers_xet(hub: Hub, recorde
 def test_a_broken_transfer_continues_where_it_broke(hub: Hub, recorder: Recorder) -> None:
     hub.faults.append(cutting(hub, "stored", 40_000, count=2))
     assert download(WEIGHTS, recorder).read_bytes() == LARGE
-    assert sent(hub, "stored") == [None, "bytes=36864-", "bytes=73728-"]
-    assert any("Error while downloading" in message for message in recorder.messages)
+    assert sent(hub, "stored") == [None, "bytes=40000-", "bytes=80000-"]
+    assert [message.endswith("at 0 MiB; continuing …") for message in recorder.messages] == [True, True]
     assert not any("secret" in message for message in recorder.messages)
+
+
+def test_a_connection_that_breaks_again_and_again_brings_all_in_the_end(hub: Hub, recorder: Recorder) -> None:
+    hub.faults.append(cutting(hub, "stored", 999, count=999))
+    assert download(WEIGHTS, recorder).read_bytes() == LARGE
+    assert len(sent(hub, "stored")) == -(-len(LARGE) // 999)
 
 
 def test_a_transfer_that_always_breaks_is_given_up_and_what_arrived_is_kept(hub: Hub, recorder: Recorder) -> None:
@@ -97,7 +109,16 @@ def test_a_transfer_that_always_breaks_is_given_up_and_what_arrived_is_kept(hub:
     assert [path.name for path in blobs().iterdir()] == [f"{hash_of(LARGE)}.incomplete"]
     hub.faults.clear()
     assert download(WEIGHTS, recorder).read_bytes() == LARGE
-    assert sent(hub, "stored")[-1] == "bytes=8192-"
+    assert sent(hub, "stored")[-1] == "bytes=10000-"
+
+
+def test_a_connection_that_brings_nothing_more_is_given_up(hub: Hub, recorder: Recorder) -> None:
+    hub.faults.append(lambda request: hub_cut(hub, request, 0) if request.range else None)
+    hub.faults.append(cutting(hub, "stored", 10_000))
+    with pytest.raises(HubError, match="the connection broke off at 0 MiB: peer closed connection") as caught:
+        download(WEIGHTS, recorder)
+    assert "it continues where it was" in str(caught.value.hint)
+    assert caught.value.offline
 
 
 def test_another_process_continues_a_download(hub: Hub, recorder: Recorder) -> None:
@@ -169,6 +190,16 @@ def test_without_a_network_the_cache_is_used(way: str, recorder: Recorder, monke
     assert caught.value.offline
 
 
+def test_a_proxy_that_does_not_answer_is_named(hub: Hub, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    close_session()
+    with pytest.raises(HubError, match="cannot be reached") as caught:
+        download(WEIGHTS, recorder)
+    assert "the proxy 127.0.0.1:9. Check the variables http_proxy" in str(caught.value.hint)
+    assert hub.requests == []
+
+
 REFUSALS = {
     "missing": (401, {"X-Error-Code": "RepoNotFound"}, "not found, or not for you (401)", "HF_TOKEN"),
     "gated": (403, {"X-Error-Code": "GatedRepo"}, "accept its conditions", "HF_TOKEN"),
@@ -215,8 +246,7 @@ def test_an_answer_of_something_else_is_no_file(headers: dict[str, str], hub: Hu
 def test_a_full_disk_is_noticed_before_the_download(
     hub: Hub, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = os.statvfs_result((4096, 4096, 100, 1, 1, 0, 0, 0, 0, 255))
-    monkeypatch.setattr(os, "fstatvfs", lambda _: full)
+    monkeypatch.setattr("lmconsole.data.hub_blobs.free_disk_mib", lambda _: 0.01)
     with pytest.raises(HubError, match="left") as caught:
         download(WEIGHTS, recorder)
     assert "HF_HOME" in str(caught.value.hint)

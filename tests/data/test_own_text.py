@@ -2,18 +2,22 @@
 
 import gzip
 import itertools
+import json
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmconsole.data import text as text_module
-from lmconsole.data.corpus import SPLITS, check_tokenizer_of_tables, describe, find_data, find_embeddings, load_corpus
+from lmconsole.data.cache import SPLITS
+from lmconsole.data.corpus import check_tokenizer_of_tables, describe, load_corpus
 from lmconsole.data.layout import corpus_files
+from lmconsole.data.lookup import find_data, find_embeddings, find_tokenizer
 from lmconsole.data.text import LONGEST_PIECE, Text, TextPart, cut_pieces, split_file
 from lmconsole.data.tokenizer import Tokenizer, train_byte_bpe
 from lmconsole.errors import CorpusError, EmbeddingsError
@@ -169,6 +173,86 @@ def test_tokenizer_and_embeddings_are_found_next_to_a_text_file(
     corpus = load_corpus("tokens", book, vocabulary=13, cache=cache)
     assert corpus.tokenizer == "GPT-1 BPE, ids shifted by one"
     check_tokenizer_of_tables(book.parent / "embeddings.npz", corpus.name, corpus.kind, corpus.tokenizer)
+
+
+@pytest.fixture
+def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty user data folder."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "user-data"))
+    folder = tmp_path / "user-data" / "lmconsole"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_tokenizer_and_embeddings_are_found_in_the_user_data_folder(
+    book: Path, cache: Path, user_folder: Path, write_small_bpe: Callable[[Path], None], npz_folder: Path
+) -> None:
+    (user_folder / "embeddings.npz").write_bytes(b"PK\x03\x04")
+    assert find_tokenizer(book) is None
+    assert find_embeddings(None, book) is None, "they do not belong to the tokens of another tokenizer"
+    assert find_embeddings(None, npz_folder) == user_folder / "embeddings.npz"
+    write_small_bpe(user_folder)
+    assert find_tokenizer(book) == user_folder
+    assert find_tokenizer(npz_folder) is None
+    assert find_embeddings(None, book) == user_folder / "embeddings.npz"
+    corpus = load_corpus("tokens", book, vocabulary=300, cache=cache, tokenizer=user_folder)
+    assert (corpus.tokenizer, corpus.tokenizer_path) == ("GPT-1 BPE, ids shifted by one", user_folder)
+    assert describe(corpus)["tokenizer_path"] == str(user_folder)
+    assert "byte-level" in load_corpus("tokens", book, vocabulary=300, cache=cache).tokenizer, "only if it is asked for"
+    write_small_bpe(book.parent)
+    (book.parent / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
+    assert find_tokenizer(book) == book.parent
+    assert find_embeddings(None, book) == book.parent / "model.safetensors"
+    same = load_corpus("tokens", book, vocabulary=300, cache=cache)
+    assert (same.sha256, same.tokenizer_path) == (corpus.sha256, None)
+    encoder = user_folder / "encoder_bpe_40000.json"
+    encoder.write_text(encoder.read_text().replace('"l": 1, "o": 2', '"o": 1, "l": 2'))
+    other = load_corpus("tokens", book, vocabulary=300, cache=cache, tokenizer=user_folder)
+    assert other.sha256 != corpus.sha256, "a run with another tokenizer is another run"
+    encoder.unlink()
+    with pytest.raises(CorpusError, match=r"contains vocab_40000\.bpe without encoder_bpe_40000\.json") as caught:
+        find_tokenizer(npz_folder / "wiki.test.npz")
+    assert f"lmconsole data fetch gpt1 --out {user_folder}" in str(caught.value.hint)
+
+
+@pytest.mark.slow
+def test_a_run_uses_and_names_the_tokenizer_of_the_user_data_folder(
+    book: Path, tmp_path: Path, write_small_bpe: Callable[[Path], None]
+) -> None:
+    frozen = tiny.TINY.replace('"learned"', '"frozen"').replace("300", "13")
+    tiny.write_experiments(tmp_path / "experiments.toml", tiny.row(1), preset=frozen)
+    words = ["run", "1", "--preset", "tiny", "--headless", "--epochs", "1", "--device", "cpu", "--data", book.name]
+    user = tmp_path / "user-data" / "lmconsole"
+    user.mkdir(parents=True)
+    refused = tiny.lmconsole(*words, cwd=tmp_path, check=2).stderr
+    files = "encoder_bpe_40000.json and vocab_40000.bpe"
+    assert f"also needs GPT-1's tokenizer for text: no {files} in {tmp_path} or {user}\n" in refused
+    assert "lmconsole data fetch gpt1" in refused
+    write_small_bpe(user)
+    rng = np.random.default_rng(0)
+    tokens, position = (rng.normal(size=(rows, 8)).astype(np.float32) for rows in (13, 8))
+    np.savez(user / "embeddings.npz", tokens=tokens, position=position)
+    shown = tiny.lmconsole(*words, cwd=tmp_path, check=0).stderr
+    assert f"\ntokenizer  GPT-1 BPE, ids shifted by one, from {user}\n" in shown
+    (info,) = (json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/run.json"))
+    assert info["corpus"]["tokenizer_path"] == str(user)
+    assert info["embeddings"]["path"] == str(user / "embeddings.npz")
+    report = (tmp_path / "exports" / "report.md").read_text()
+    assert f"Tokenizer: GPT-1 BPE, ids shifted by one, from {user}" in report.replace("\\_", "_")
+    described = tiny.lmconsole("data", "info", "--preset", "tiny", "--data", book.name, cwd=tmp_path, check=0).stdout
+    assert f"tokenizer   GPT-1 BPE, ids shifted by one\n            from {user}\n" in described
+    assert f"embeddings  {user / 'embeddings.npz'}\n" in described
+
+
+def test_a_tokenizer_is_trained_on_the_beginning_of_a_long_text(
+    book: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmconsole.data.tokenize.TRAINED_ON", 1000)
+    monkeypatch.setattr(text_module, "LONGEST_PIECE", 300)
+    corpus = load_corpus("tokens", book, vocabulary=300, cache=cache)
+    assert corpus.tokenizer.endswith(" tokens trained on the first 1,000 characters of the train split")
+    text = book.read_text()
+    assert train_byte_bpe(text[:1000], 300).decode(corpus.splits["train"]) == "".join(text.splitlines(True)[:180])
 
 
 def test_frozen_tables_are_refused_for_tokens_of_another_tokenizer(book: Path, cache: Path) -> None:

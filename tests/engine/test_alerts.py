@@ -17,6 +17,7 @@ import psutil
 import pytest
 import tiny
 from factories import STEP_S, STEPS, append_events, epoch, progress, started, wait_until
+from validation import check_output
 
 from lmconsole.engine import alerts, processes, worker
 from lmconsole.engine.alerts import Alert, Alerts
@@ -81,8 +82,11 @@ class Scene:
         return self.read()
 
     def read(self) -> list[dict[str, Any]]:
-        """Return the alerts given so far, by any runner."""
-        return [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
+        """Return the alerts given so far, by any runner, all of them as their schema describes them."""
+        found = [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
+        for each in found:
+            check_output(each, "run-on-event")
+        return found
 
     def events(self) -> list[str]:
         return [each["event"] for each in self.given()]
@@ -278,7 +282,7 @@ def test_alerts_that_cannot_be_given_in_time_are_counted(scene: Scene, monkeypat
     scene.given()
     assert scene.messages == ["2 alerts could not be given in time"]
     scene.alerts._pending.clear()
-    assert not psutil.Process().children()
+    assert not [child for child in psutil.Process().children() if child.name() == "sleep"]
 
 
 def test_an_alert_about_a_full_disk_is_given_although_that_cannot_be_saved(

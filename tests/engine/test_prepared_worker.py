@@ -20,7 +20,8 @@ import tiny
 from engine.test_resume import EAGER, IN_A_STEP
 from factories import wait_until
 
-from lmconsole.engine import runner, worker
+from lmconsole.engine import worker
+from lmconsole.engine.prepared_workers import PreparedWorker, prepares_ahead
 from lmconsole.engine.runner import Runner, _Worker
 from lmconsole.engine.worker import Command, PrepareOnDevice, Train
 from lmconsole.runs.event_log import EventLog
@@ -30,7 +31,7 @@ from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 
 LONG = 100_000
-AHEAD = "runner.prepares_ahead = lambda device: True\n"
+AHEAD = "from lmconsole.engine import prepared_workers\nprepared_workers.prepares_ahead = lambda device: True\n"
 
 
 def status(run: Run) -> Status:
@@ -232,7 +233,7 @@ class FakeWorkers:
 
     def owner(self, run: Run) -> Owner | None:
         """A worker holds its lock from its start on."""
-        return Owner(1) if run.run in self.runner._workers or run.run in self.runner._prepared else None
+        return Owner(1) if run.run in self.runner._workers or run.run in self.runner._prepared.by_run else None
 
     def start_waiting(self, run: Run, *_: object) -> Any:
         sent = self.sent.setdefault(run.run, [])
@@ -357,7 +358,7 @@ def test_a_run_that_cannot_be_prepared_is_not_overtaken(tmp_path: Path, monkeypa
     fake = FakeWorkers(tmp_path, monkeypatch)
     fake.step()
     running(first, factories.epoch(1), factories.epoch(2), device="GPU-a")
-    fake.runner._not_ahead.add(second.run)
+    fake.runner._prepared.not_ahead.add(second.run)
     fake.step()
     assert third.run not in fake.sent
 
@@ -369,8 +370,8 @@ def test_the_run_that_is_prepared_on_a_device_goes_first_there(tmp_path: Path, m
     for run, device in ((a, "GPU-a"), (b, "GPU-b")):
         running(run, factories.epoch(1), factories.epoch(2), device=device)
     fake.step()
-    assert {fake.runner._prepared[run.run].device for run in (c, d)} == {"GPU-a", "GPU-b"}
-    free = fake.runner._prepared[d.run].device
+    assert {fake.runner._prepared.by_run[run.run].device for run in (c, d)} == {"GPU-a", "GPU-b"}
+    free = fake.runner._prepared.by_run[d.run].device
     ended = next(run for run in (a, b) if fake.runner._workers[run.run].device == free)
     del fake.runner._workers[ended.run]
     end(ended)
@@ -387,7 +388,7 @@ def test_a_worker_that_waits_on_a_device_ends_when_another_run_is_started_there(
     fake = FakeWorkers(tmp_path, monkeypatch)
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process: Any = SimpleNamespace(pid=0, exitcode=None, sentinel=0)
-    fake.runner._prepared[later.run] = runner._PreparedWorker(process, sender, later.state.queued_seq, "GPU-a")
+    fake.runner._prepared.by_run[later.run] = PreparedWorker(process, sender, later.state.queued_seq, "GPU-a")
     fake.step()
     assert fake.started == [(first.run, "GPU-a")]
     with pytest.raises(EOFError):
@@ -395,8 +396,8 @@ def test_a_worker_that_waits_on_a_device_ends_when_another_run_is_started_there(
     receiver.close()
     process.exitcode = worker.EXIT_NOT_TRAINED
     fake.runner._reap(fake.store.runs())
-    assert later.run not in fake.runner._prepared
-    assert later.run not in fake.runner._not_ahead, "it may be prepared again"
+    assert later.run not in fake.runner._prepared.by_run
+    assert later.run not in fake.runner._prepared.not_ahead, "it may be prepared again"
 
 
 def test_one_run_is_prepared_for_each_gpu_and_takes_whichever_is_free_first(
@@ -460,5 +461,5 @@ def test_preparing_on_the_host_leaves_gpus_alone(tmp_path: Path) -> None:
         command, env=tiny.environment(tmp_path), capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stdout == "prepared 2\n", done.stderr
-    assert runner.prepares_ahead("GPU-a")
-    assert not runner.prepares_ahead("cpu")
+    assert prepares_ahead("GPU-a")
+    assert not prepares_ahead("cpu")

@@ -20,7 +20,8 @@ from lmconsole.report.against import (
     per_target,
     published_results,
 )
-from lmconsole.report.export import ExportOptions, export, print_table
+from lmconsole.report.export import export, print_table
+from lmconsole.report.export_options import ExportOptions
 from lmconsole.report.reference import PUBLISHED_CORPUS, padded_share, padded_shares, published
 from lmconsole.report.selection import Group, choose_group
 from lmconsole.runs.info import read_info

@@ -13,7 +13,8 @@ from lmconsole.commands.status import show_status
 from lmconsole.formatting import DAMAGE_MARK
 from lmconsole.report.against import comparison_table, published_results
 from lmconsole.report.draw import draw_figure
-from lmconsole.report.export import ExportOptions, export
+from lmconsole.report.export import export
+from lmconsole.report.export_options import ExportOptions
 from lmconsole.report.figures import figure_specs
 from lmconsole.report.findings import findings
 from lmconsole.report.result_tables import memory_table, results_table

@@ -21,15 +21,8 @@ from recorded import record
 
 from lmconsole.errors import ExportError
 from lmconsole.report.document import reproduce
-from lmconsole.report.export import (
-    POLL_S,
-    ExportOptions,
-    FileFormat,
-    export,
-    export_automatically,
-    keep_current,
-    print_table,
-)
+from lmconsole.report.export import POLL_S, export, export_automatically, keep_current, print_table
+from lmconsole.report.export_options import ExportOptions, FileFormat
 from lmconsole.report.findings import findings
 from lmconsole.report.selection import choose_group
 from lmconsole.runs.events import Failed, Stopped

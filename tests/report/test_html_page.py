@@ -22,7 +22,8 @@ from lmconsole.report.document import (
     Paragraph,
     build_report,
 )
-from lmconsole.report.export import ExportOptions, export
+from lmconsole.report.export import export
+from lmconsole.report.export_options import ExportOptions
 from lmconsole.report.figures import figure_specs
 from lmconsole.report.findings import findings
 from lmconsole.report.result_tables import TABLES

@@ -13,7 +13,8 @@ from course_folders import READINGS, CourseRun, course_runs, write_course_folder
 from lmconsole.importing.import_runs import import_runs
 from lmconsole.plan.load import load_plan
 from lmconsole.report.draw import draw_figure
-from lmconsole.report.export import ExportOptions, export
+from lmconsole.report.export import export
+from lmconsole.report.export_options import ExportOptions
 from lmconsole.report.figures import BarChart, PanelGrid, figure_specs
 from lmconsole.report.result_tables import memory_table
 from lmconsole.report.selection import Group, choose_group

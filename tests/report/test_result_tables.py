@@ -18,7 +18,8 @@ from pylatexenc.latex2text import LatexNodes2Text
 from recorded import record
 
 from lmconsole.errors import ExportError, escape_control_characters
-from lmconsole.report.export import ExportOptions, export, export_automatically
+from lmconsole.report.export import export, export_automatically
+from lmconsole.report.export_options import ExportOptions
 from lmconsole.report.markup import escape_latex, escape_markdown
 from lmconsole.report.result_tables import memory_table, results_table
 from lmconsole.report.selection import Exclusion, choose_group

@@ -19,7 +19,8 @@ from factories import STEPS, append_events
 from recorded import record
 
 from lmconsole.errors import ExportError
-from lmconsole.report.export import POLL_S, ExportOptions, export, keep_current
+from lmconsole.report.export import POLL_S, export, keep_current
+from lmconsole.report.export_options import ExportOptions
 from lmconsole.runs.event_reader import EventReader
 from lmconsole.runs.events import AnyEvent, Epoch, Failed, Progress, Resumed, Stopped, Telemetry
 from lmconsole.runs.store import Run, Store

@@ -18,7 +18,8 @@ from lmconsole.commands.status import show_status
 from lmconsole.engine.queue import requeue
 from lmconsole.errors import StoreError
 from lmconsole.plan.load import load_plan
-from lmconsole.report.export import ExportOptions, export
+from lmconsole.report.export import export
+from lmconsole.report.export_options import ExportOptions
 from lmconsole.runs import lock
 from lmconsole.runs.store import Run, Store
 from lmconsole.runs.trash import discard, restore

@@ -263,7 +263,7 @@ def _environment(started: Started) -> list[tuple[str, str]]:
 def _settings(view: RunView, baseline: Baseline | None = None) -> Table:
     """Return every setting and its source, and the value of the baseline where it differs."""
     info = view.info
-    corpus = f"{info.corpus.name}, {info.corpus.tokenizer}, sha256 {info.corpus.sha256[:12]}"
+    corpus = f"{info.corpus.name}, {info.corpus.tokenizer_and_place}, sha256 {info.corpus.sha256[:12]}"
     tokens = ", ".join(f"{count:,} {split}" for split, count in info.corpus.tokens.items())
     rows = [
         ("preset", info.preset, ""),

@@ -1,0 +1,151 @@
+"""Contents of the files of an export, all made before the first is written."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from lmconsole.errors import ExportError, escape_json
+from lmconsole.report import document, numbers
+from lmconsole.report.against import OtherResults, comparison_table, group_results, published_results
+from lmconsole.report.export_options import DataFormat, ExportOptions, FileFormat
+from lmconsole.report.figures import figure_specs
+from lmconsole.report.findings import findings
+from lmconsole.report.html_page import SvgImages, to_html
+from lmconsole.report.result_tables import TABLES
+from lmconsole.report.results import FRAMES
+from lmconsole.report.selection import Group, choose_group
+from lmconsole.report.table import SUFFIXES, Table, TextFormat, frame_to_csv
+from lmconsole.runs.store import Store
+
+if TYPE_CHECKING:
+    from lmconsole.report.draw import ImageFormat
+
+COMPARISON = "table-3-against"
+"""Name of the table with other results, without suffix."""
+
+_TEXT_FORMATS: Mapping[FileFormat, Sequence[TextFormat]] = {
+    "markdown": ("markdown",),
+    "latex": ("latex",),
+    "csv": ("csv",),
+    "all": ("markdown", "latex", "csv"),
+}
+
+
+def export_files(store: Store, group: Group, options: ExportOptions) -> Iterator[tuple[str, bytes]]:
+    """Yield relative paths and contents of all files, the most useful first."""
+    if options.file_format == "parquet":
+        _require_pyarrow()
+    if options.file_format in ("json", "parquet"):
+        yield from _data_files(group, options.file_format)
+        return
+    tables = {name: make(group) for name, make in TABLES.items()}
+    if options.against:
+        tables[COMPARISON] = comparison(store, group, options.against)
+    if options.file_format == "html":
+        yield "report.html", _html_page(group, tables).encode()
+        return
+    text_formats = _TEXT_FORMATS[options.file_format]
+    if options.file_format != "csv":
+        yield from _report_files(group, tables, text_formats, options)
+    for name, table in tables.items():
+        for text_format in text_formats:
+            yield f"{name}.{SUFFIXES[text_format]}", table.render(text_format, siunitx=options.siunitx).encode()
+    if "csv" in text_formats:
+        yield from _data_files(group, "csv")
+
+
+def _report_files(
+    group: Group, tables: Mapping[str, Table], text_formats: Sequence[TextFormat], options: ExportOptions
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the report, the captions and the figures."""
+    from lmconsole.report import draw  # matplotlib is slow to load
+
+    figures = figure_specs(group)
+    blocks = document.build_report(group, tables, figures, findings(group))
+    if "markdown" in text_formats:
+        captions = "\n\n".join(document.caption_markdown(figure) for figure in figures)
+        yield "report.md", document.to_markdown(group, blocks).encode()
+        yield "figures/captions.md", f"{captions}\n".encode()
+    if "latex" in text_formats:
+        captions = "\n".join(document.caption_latex(figure) for figure in figures)
+        yield "report.tex", document.to_latex(group, blocks, siunitx=options.siunitx).encode()
+        yield "figures/captions.tex", f"{captions}\n".encode()
+        against = tables.get(COMPARISON)
+        found = numbers.quantities(group, None if against is None else against.data)
+        yield "numbers.tex", numbers.to_latex(group, found, siunitx=options.siunitx).encode()
+    image_formats: dict[ImageFormat, None] = {"png": None, options.figure_format: None}
+    for figure in figures:
+        drawn = draw.draw_figure(figure.content)
+        for image_format in image_formats:
+            yield f"figures/{figure.name}.{image_format}", draw.encode_figure(drawn, image_format)
+
+
+def _html_page(group: Group, tables: Mapping[str, Table]) -> str:
+    """Return the report with its figures in it."""
+    from lmconsole.report import draw  # matplotlib is slow to load
+
+    figures = figure_specs(group)
+    images = {}
+    for figure in figures:
+        narrow = draw.in_one_column(figure.content)
+        images[figure.number] = SvgImages(
+            wide=draw.encode_figure(draw.draw_figure(figure.content), "svg"),
+            narrow=None if narrow is None else draw.encode_figure(draw.draw_figure(narrow), "svg"),
+        )
+    return to_html(group, document.build_report(group, tables, figures, findings(group)), images)
+
+
+def _data_files(group: Group, data_format: DataFormat) -> Iterator[tuple[str, bytes]]:
+    for name, make in FRAMES.items():
+        yield f"data/{name}.{data_format}", _encode_frame(make(group), data_format)
+
+
+def _encode_frame(frame: pd.DataFrame, data_format: DataFormat) -> bytes:
+    match data_format:
+        case "csv":
+            return frame_to_csv(frame).encode()
+        case "json":
+            return to_json(frame).encode()
+        case "parquet":
+            return bytes(frame.to_parquet(None, index=False, engine="pyarrow"))
+
+
+def _require_pyarrow() -> None:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise ExportError(
+            "--format parquet needs pyarrow, which is not installed",
+            hint="Install pyarrow into the environment of lmconsole, for example: uv tool install '.[parquet]'",
+        ) from None
+
+
+def to_json(frame: pd.DataFrame) -> str:
+    """Return one object per row; unknown and non-finite values are null."""
+    return escape_json(frame.to_json(orient="records", indent=1, double_precision=15)) + "\n"
+
+
+def comparison(store: Store, group: Group, against: str) -> Table:
+    return comparison_table(group, _other_results(store, group, against))
+
+
+def _other_results(store: Store, group: Group, against: str) -> OtherResults:
+    if against == "published":
+        return published_results(group)
+    if against == "imported":
+        return group_results(group, choose_group(store.runs(), imported=True), "Imported")
+    folder = Path(against)
+    if not folder.is_dir():
+        raise ExportError(
+            f"--against {against}: no such folder", hint="Use published, imported, or the folder of another store."
+        )
+    runs = Store(folder).runs()
+    preset = group.reference.preset
+    shared_preset = preset if any(run.info.preset == preset and run.state.epochs for run in runs) else None
+    try:
+        other = choose_group(runs, preset=shared_preset)
+    except ExportError as error:
+        raise ExportError(f"--against {against}: {error.message}", hint=error.hint) from None
+    return group_results(group, other, "Other store")
