@@ -98,7 +98,7 @@ def list_experiments(experiments: Experiments = None, runs: Runs = STORE, json: 
 @takes_run_request
 def run(**given: object) -> None:
     """Train experiments, in the console or headless in this terminal."""
-    from lmconsole.engine.run_options import parse_request
+    from lmconsole.engine.parse_request import parse_request
 
     request = parse_request(given)
     if request.fetch or str(request.data or os.environ.get("LMCONSOLE_DATA")).startswith("hub:"):

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from lmconsole.errors import StoreError, escape_control_characters
+from lmconsole.importing.candidates import candidates
 from lmconsole.importing.differences import compare_with
 from lmconsole.importing.imported_run import ORIGIN, Experiments, ImportedRun, make_run
 from lmconsole.importing.settings import Evidence
-from lmconsole.importing.sources import Candidate, ImportSourceError, candidates
+from lmconsole.importing.sources import Candidate, ImportSourceError
 from lmconsole.plan.presets import Plan
 from lmconsole.runs.create import create_run, next_places, queue_lock
 from lmconsole.runs.notes import NO_NOTES, change_notes

@@ -1,42 +1,19 @@
-"""Reading of runs that were not trained by lmconsole: one folder per run, or a CSV file with one row per epoch.
+"""Runs that were not trained by lmconsole, as their sources describe them. docs/importing.md lists keys and columns."""
 
-A folder holds ``args.json`` and text files with one number per line: ``valid_ppl.txt`` or ``valid_loss.txt``
-(required), ``train_ppl.txt``, ``train_loss.txt``, ``train_time.txt`` and ``valid_time.txt`` (seconds per epoch),
-``test_ppl.txt`` or ``test_loss.txt`` with a single number, and ``gpu_memory.txt`` with readings of nvidia-smi.
-docs/importing.md lists the keys and columns.
-"""
-
-import csv
-import json
-import os
-import re
-import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmconsole.errors import StoreError, escape_control_characters
+from lmconsole.errors import escape_control_characters
 from lmconsole.files import read_file
-from lmconsole.importing.memory import MemoryReadingsError, Reading, parse_readings
-from lmconsole.runs.events import perplexity
-from lmconsole.runs.paths import RunPaths
+from lmconsole.importing.memory import Reading
 
 LARGEST_FILE_BYTES = 16 * 2**20
 """Larger files are not lists of numbers, and are not read."""
 
 MAX_EPOCHS = 100_000
 """Most epochs of a run, as in ``Settings``."""
-
-MAX_DEPTH = 8
-"""Levels of folders below the one that is imported in which runs are found."""
-
-MAX_FOLDERS = 20_000
-"""Most folders in which runs are found."""
-
-LONGEST_INTEGER = 40
-"""Most digits of an integer in args.json. Python refuses to convert far longer ones, and no setting has as many."""
 
 _KEYS = {
     "model": ("model", "architecture", "arch", "model_type"),
@@ -52,28 +29,6 @@ _KEYS = {
     "denominator": ("denominator",),
 }
 """Names under which a source can state a setting."""
-
-
-_FILES = {
-    "train_loss_nats": "train_loss.txt",
-    "train_ppl": "train_ppl.txt",
-    "valid_loss_nats": "valid_loss.txt",
-    "valid_ppl": "valid_ppl.txt",
-    "train_s": "train_time.txt",
-    "valid_s": "valid_time.txt",
-}
-"""Files with one number per epoch, by the fields of ``EpochNumbers``."""
-
-ARGUMENTS, MEMORY = "args.json", "gpu_memory.txt"
-
-_REQUIRED_COLUMNS = (
-    ("model", "architecture"),
-    ("layers",),
-    ("optimizer",),
-    ("epoch",),
-    ("valid_ppl", "valid_loss_nats"),
-)
-"""Columns of a CSV file; one of each tuple is required."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,207 +75,13 @@ class Candidate:
     """Reads everything, or raises ImportSourceError."""
 
 
-def candidates(path: Path, store: Path) -> Iterator[Candidate]:
-    """Yield every possible run under ``path``. The folder ``store`` is left out if it is inside.
-
-    Raises:
-        StoreError: ``path`` is missing, unreadable or contains no runs.
-    """
-    try:
-        is_folder = stat.S_ISDIR(path.stat().st_mode)
-    except FileNotFoundError:
-        raise StoreError(f"{path}: no such file or folder") from None
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise StoreError(f"{path}: the name contains a NUL character") from None
-    if not is_folder:
-        yield from _csv_runs(path)
-        return
-    found = _Walk(store).find(path)
-    if not found:
-        raise StoreError(
-            f"{path}: no run folders and no {ARGUMENTS}",
-            hint=f"Each run needs a folder with {ARGUMENTS} and valid_ppl.txt.",
-        )
-    for each in found:
-        yield Candidate(
-            location=_one_line(each.folder),
-            place=_one_line(os.path.abspath(each.folder)),
-            read_stated=partial(_read_arguments, each),
-            read=partial(_read_folder, each),
-        )
-
-
-def _one_line(name: object) -> str:
+def one_line(name: object) -> str:
     """Return a name without line feeds, control characters and bytes that are not UTF-8."""
     return escape_control_characters(name).replace("\n", "\\n")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Folder:
-    folder: Path
-    problem: str | None = None
-    """Reason why nothing in it can be imported; None for a folder with ``args.json``."""
-
-
-class _Walk:
-    """Finds run folders at any depth. Hidden folders are skipped, and no folder is entered twice, so that links cannot
-    form a loop."""
-
-    def __init__(self, store: Path) -> None:
-        self._store = store
-        self._entered: set[tuple[int, int]] = set()
-        self._full = False
-
-    def find(self, root: Path) -> list[_Folder]:
-        found = self._find(root, 0, within_run=False)
-        if self._full:
-            found.append(_Folder(folder=root, problem=f"more than {MAX_FOLDERS:,} folders; the others are left out"))
-        return found
-
-    def _find(self, folder: Path, depth: int, *, within_run: bool) -> list[_Folder]:
-        """Return the run folders in ``folder``, itself among them, and the folders with a reason for having none."""
-        try:
-            state = folder.stat()
-            identity = state.st_dev, state.st_ino
-            if identity in self._entered:
-                return []
-            if len(self._entered) >= MAX_FOLDERS:
-                self._full = True
-                return []
-            self._entered.add(identity)
-            with os.scandir(folder) as entries:
-                names = {entry.name: _is_folder(entry) for entry in entries if not entry.name.startswith(".")}
-        except OSError as error:
-            return [_Folder(folder=folder, problem=f"cannot be read: {error.strerror}")]
-        if RunPaths(folder).info.name in names:
-            return [_Folder(folder=folder, problem=_OWN_RUN)]
-        is_run = ARGUMENTS in names
-        found = [_Folder(folder=folder)] if is_run else []
-        inner = [name for name, is_folder in names.items() if is_folder]
-        if inner and depth == MAX_DEPTH:
-            if not within_run and not is_run:
-                found.append(_Folder(folder=folder, problem=f"more than {MAX_DEPTH} levels of folders"))
-            return found
-        for name in sorted(inner, key=_natural_order):
-            if (folder / name).absolute() != self._store:
-                found += self._find(folder / name, depth + 1, within_run=within_run or is_run)
-        found = _count_own_runs(folder, found)
-        if is_run and len(found) > 1 and not names.keys() & {_FILES["valid_ppl"], _FILES["valid_loss_nats"]}:
-            return found[1:]  # settings that the runs in it have in common
-        if depth > 0 and not within_run and all(each.problem == _NO_RUN for each in found):
-            return [_Folder(folder=folder, problem=_NO_RUN)]  # one report instead of one for each folder in it
-        return found
-
-
-_NO_RUN = f"no {ARGUMENTS}"
-
-
-def _count_own_runs(folder: Path, found: list[_Folder]) -> list[_Folder]:
-    """Report the runs of another store together."""
-    own = [each for each in found if each.problem == _OWN_RUN]
-    if len(own) < 2:
-        return found
-    return [each for each in found if each not in own] + [
-        _Folder(folder=folder, problem=f"{len(own):,} runs in it are {_OWN_RUN.replace('a run', 'runs', 1)}")
-    ]
-
-
-_OWN_RUN = "already a run of lmconsole; use --runs to open its store, or export --against to compare with it"
-
-
-def _natural_order(name: str) -> list[tuple[int, str]]:
-    """Return a sort key by which 2 comes before 10."""
-    return [(int(part), "") if part.isdecimal() and len(part) < 20 else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
-def _read_arguments(found: _Folder) -> Mapping[str, Any]:
-    if found.problem is not None:
-        raise ImportSourceError(found.problem)
-    try:
-        stated = json.loads(_read_text(found.folder / ARGUMENTS), parse_int=_parse_integer)
-    except ValueError as error:
-        raise ImportSourceError(f"{ARGUMENTS} is not JSON: {error}") from None
-    except RecursionError:
-        raise ImportSourceError(f"{ARGUMENTS} is nested too deeply") from None
-    if not isinstance(stated, dict):
-        raise ImportSourceError(f"{ARGUMENTS} is not an object with settings")
-    return stated
-
-
-def _parse_integer(digits: str) -> int:
-    if len(digits) > LONGEST_INTEGER:
-        raise ImportSourceError(f"{ARGUMENTS} has an integer of {len(digits):,} digits")
-    return int(digits)
-
-
-def _read_folder(found_folder: _Folder) -> Source:
-    stated, folder = _read_arguments(found_folder), found_folder.folder
-    found = {name: _read_numbers(folder / file) for name, file in _FILES.items()}
-    present = {name: values for name, values in found.items() if values is not None}
-    if "valid_ppl" not in present and "valid_loss_nats" not in present:
-        raise ImportSourceError("neither valid_ppl.txt nor valid_loss.txt")
-    lengths = {name: len(values) for name, values in present.items()}
-    if len(set(lengths.values())) > 1:
-        counts = ", ".join(f"{_FILES[name]} {count}" for name, count in lengths.items())
-        raise ImportSourceError(f"different numbers of epochs: {counts}")
-    epochs = [EpochNumbers(**dict(zip(present, values, strict=True))) for values in zip(*present.values(), strict=True)]
-    memory, notes = _read_memory(folder)
-    return Source(stated=stated, epochs=epochs, test_ppl=_read_test_ppl(folder), memory=memory, notes=notes)
-
-
-def _read_memory(folder: Path) -> tuple[Sequence[Reading], Sequence[str]]:
-    """Return the readings of the device's memory, and what is wrong with them: they are not needed for an import."""
-    path = folder / MEMORY
-    if not os.path.lexists(path):
-        return (), ()
-    try:
-        readings = parse_readings(_read_text(path))
-    except (ImportSourceError, MemoryReadingsError) as error:
-        text = str(error)
-        return (), (text if text.startswith(MEMORY) else f"{MEMORY}: {text}",)
-    return readings.readings, ((f"{MEMORY}: {readings.problem}",) if readings.problem else ())
-
-
-def _read_test_ppl(folder: Path) -> float | None:
-    ppl = _read_single_number(folder / "test_ppl.txt")
-    if ppl is not None:
-        return ppl
-    loss_nats = _read_single_number(folder / "test_loss.txt")
-    return None if loss_nats is None else perplexity(loss_nats)
-
-
-def _read_single_number(path: Path) -> float | None:
-    values = _read_numbers(path)
-    if not values:  # a run that is still being tested has made the file, but not yet written to it
-        return None
-    if len(values) != 1:
-        raise ImportSourceError(f"{path.name} has {len(values):,} numbers instead of one")
-    return values[0]
-
-
-def _read_numbers(path: Path) -> list[float] | None:
-    """Read one number per line; None if the file does not exist."""
-    if not os.path.lexists(path):
-        return None
-    values = []
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
-        if line.strip():
-            values.append(_parse_float(line, f"{path.name} line {number}"))
-            if len(values) > MAX_EPOCHS:
-                raise ImportSourceError(f"{path.name} has more than {MAX_EPOCHS:,} numbers")
-    return values
-
-
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return the content of a text file. Raises ImportSourceError."""
     try:
         return read_file(path, LARGEST_FILE_BYTES, follow=True).decode("utf-8-sig")
     except FileNotFoundError:
@@ -331,92 +92,20 @@ def _read_text(path: Path) -> str:
         raise ImportSourceError(f"{path.name} is not text") from None
 
 
-def _parse_float(text: str, where: str) -> float:
+def parse_float(text: str, where: str) -> float:
+    """Return a number. Raises ImportSourceError, with ``where`` in the message."""
     try:
         return float(text)
     except ValueError:
         raise ImportSourceError(f"{where}: {text.strip()[:40]!r} is not a number") from None
 
 
-def _csv_runs(path: Path) -> Iterator[Candidate]:
-    """Group the rows of a CSV file by ``run`` or, without that column, by experiment and seed."""
-    try:
-        rows = list(csv.DictReader(_read_text(path).splitlines(), strict=True))
-    except ImportSourceError as error:
-        raise StoreError(f"{path}: {error}") from None
-    except csv.Error as error:
-        raise StoreError(f"{path}: not CSV: {error}") from None
-    columns = {_normalize(name) for name in (rows[0] if rows else {}) if name}
-    missing = [
-        first + (f" (or {' or '.join(others)})" if others else "")
-        for first, *others in _REQUIRED_COLUMNS
-        if columns.isdisjoint((first, *others))
-    ]
-    if missing:
-        plural = "s" if len(missing) > 1 else ""
-        raise StoreError(
-            f"{path}: missing column{plural}: {'; '.join(missing)}", hint="docs/importing.md lists the columns."
-        )
-    by_run: dict[tuple[str, ...], list[tuple[int, dict[str, str]]]] = {}
-    for number, row in enumerate(rows, 2):
-        cells = {_normalize(name): value.strip() for name, value in row.items() if name and isinstance(value, str)}
-        key = (
-            cells.get("run", ""),
-            *(str(stated_value(cells, setting) or "") for setting in ("model", "layers", "optimizer", "seed")),
-        )
-        by_run.setdefault((key[0],) if key[0] else key, []).append((number, cells))
-    for key, run_rows in by_run.items():
-        name = " ".join(part[:40] for part in key if part)
-        yield Candidate(
-            location=_one_line(f"{path}: {name}"),
-            place=_one_line(f"{os.path.abspath(path)}: {name}"),
-            read_stated=partial(_stated_by_row, run_rows),
-            read=partial(_read_rows, run_rows),
-        )
-
-
-def _normalize(name: str) -> str:
+def normalize(name: str) -> str:
+    """Return the name of a key or column, however it is spelled."""
     return name.strip().lower().replace("-", "_").replace(" ", "_")
 
 
 def stated_value(stated: Mapping[str, Any], setting: str) -> Any:
     """Return the value of a setting under any of its names; None if it is not stated."""
-    found = {_normalize(str(key)): value for key, value in stated.items()}
+    found = {normalize(str(key)): value for key, value in stated.items()}
     return next((found[name] for name in _KEYS[setting] if found.get(name) not in (None, "")), None)
-
-
-def _stated_by_row(rows: Sequence[tuple[int, Mapping[str, str]]]) -> Mapping[str, str]:
-    return {key: value for key, value in rows[0][1].items() if value and key != "epoch"}
-
-
-def _read_rows(rows: Sequence[tuple[int, Mapping[str, str]]]) -> Source:
-    epochs: dict[int, EpochNumbers] = {}
-    test_ppls = set()
-    for line, cells in rows:
-        where = f"line {line}"
-        epoch = _parse_float(cells.get("epoch", ""), f"{where}, epoch")
-        if not epoch.is_integer() or int(epoch) in epochs:
-            raise ImportSourceError(f"{where}: epoch {cells['epoch'][:40]} is not a whole number, or is repeated")
-        non_finite = dict(pair.split("=", 1) for pair in cells.get("non_finite", "").split() if "=" in pair)
-        epochs[int(epoch)] = EpochNumbers(
-            **{
-                field.name: _parse_float(text, f"{where}, {field.name}")
-                for field in fields(EpochNumbers)
-                if (text := cells.get(field.name) or non_finite.get(field.name, ""))
-            }
-        )
-        if test_ppl := cells.get("test_ppl"):
-            test_ppls.add(_parse_float(test_ppl, f"{where}, test_ppl"))
-    if len(epochs) > MAX_EPOCHS:
-        raise ImportSourceError(f"more than {MAX_EPOCHS:,} epochs")
-    if sorted(epochs) != list(range(1, len(epochs) + 1)):
-        given = ", ".join(f"{epoch:.6g}" for epoch in sorted(epochs)[:8])
-        more = ", …" if len(epochs) > 8 else ""
-        raise ImportSourceError(f"epochs are not 1 to {len(epochs)}: {given}{more}")
-    if len(test_ppls) > 1:
-        raise ImportSourceError("several different values of test_ppl")
-    return Source(
-        stated=_stated_by_row(rows),
-        epochs=[epochs[epoch] for epoch in sorted(epochs)],
-        test_ppl=next(iter(test_ppls), None),
-    )

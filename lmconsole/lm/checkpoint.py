@@ -1,6 +1,6 @@
 """Checkpoints: written in a thread and replaced atomically. A finished run keeps only its best weights.
 
-``lm/restore.py`` reads them.
+``lm/read_checkpoint.py`` reads them.
 """
 
 import errno

@@ -1,7 +1,7 @@
 """Sentences for captions and the report: what the runs of a group share, and what limits a comparison."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lmconsole import formatting
@@ -260,3 +260,15 @@ def _exclusion_reason(run: Run, exclusion: Exclusion) -> str:
             return "with older settings of the experiment"
         case Exclusion.SUPERSEDED:
             return "superseded by another run"
+
+
+def join_sentences(sentences: Sequence[str]) -> str:
+    """Return the sentences that are not empty as one text."""
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def not_shown(count: int) -> str:
+    """Return how many experiments a figure lacks; nothing for none."""
+    if count <= 0:
+        return ""
+    return f"{count} more {'experiment is' if count == 1 else 'experiments are'} not shown, for lack of space."

@@ -12,7 +12,7 @@ from lmconsole.formatting import counted
 from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.plan.presets import ranges
 from lmconsole.report.captions import describe_group, describe_incomplete_runs, known_settings
-from lmconsole.report.figures import FigureSpec
+from lmconsole.report.figure_content import FigureSpec
 from lmconsole.report.markup import escape_latex, escape_markdown, latex_caption
 from lmconsole.report.questions.finding import Finding
 from lmconsole.report.selection import Group

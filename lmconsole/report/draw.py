@@ -24,7 +24,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from lmconsole.errors import escape_control_characters
-from lmconsole.report.figures import BarChart, Panel, PanelGrid, StepPlot
+from lmconsole.report.figure_content import BarChart, Panel, PanelGrid, StepPlot
 from lmconsole.report.markup import replace_unsupported
 
 ImageFormat = Literal["png", "pdf", "svg"]

@@ -19,7 +19,7 @@ from lmconsole.report.document import (
     Paragraph,
     title,
 )
-from lmconsole.report.figures import FigureSpec
+from lmconsole.report.figure_content import FigureSpec
 from lmconsole.report.markup import escape_html
 from lmconsole.report.selection import Group
 from lmconsole.report.table import Column, Table

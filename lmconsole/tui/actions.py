@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmconsole.engine.parse_request import parse_request
 from lmconsole.engine.probe import ask
 from lmconsole.engine.processes import python
 from lmconsole.engine.queue import Action
-from lmconsole.engine.run_options import RunRequest, parse_request
+from lmconsole.engine.run_options import RunRequest
 from lmconsole.engine.submit import describe_sharing, submit, wake_runner
 from lmconsole.errors import LmconsoleError
 from lmconsole.plan.presets import AUTO

@@ -1,4 +1,4 @@
-"""What the console shows: the store and the machine at one moment."""
+"""Snapshots of the store and the machine, from which everything in the console is drawn."""
 
 import math
 from dataclasses import dataclass, field

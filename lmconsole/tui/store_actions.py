@@ -41,7 +41,7 @@ class StoreActions:
         def __init__(self, text: str) -> None:
             super().__init__()
             self.text = text
-            """What was done, for people."""
+            """Message for people."""
 
     class Deleted(Message):
         """Runs were moved to the trash."""

@@ -17,8 +17,9 @@ from lmconsole.commands import fetch as command
 from lmconsole.commands.interrupts import Interrupted
 from lmconsole.data import wikitext2
 from lmconsole.data.corpus import load_corpus
+from lmconsole.engine.parse_request import parse_request
 from lmconsole.engine.probe import choose_preset
-from lmconsole.engine.run_options import RunRequest, parse_request
+from lmconsole.engine.run_options import RunRequest
 from lmconsole.errors import HubError, LmconsoleError
 
 TEXTS = "datasets/someone/texts"

@@ -22,8 +22,8 @@ from validation import check_output
 from lmconsole.engine import alerts, processes, worker
 from lmconsole.engine.alerts import Alert, Alerts
 from lmconsole.engine.digest import TEXT_BYTES, read_digest, summarize
+from lmconsole.engine.option_values import parse_program
 from lmconsole.engine.queue import requeue
-from lmconsole.engine.run_options import parse_program
 from lmconsole.engine.runner import Runner
 from lmconsole.engine.stall import FLOOR_S, StallWatch
 from lmconsole.errors import StoreError

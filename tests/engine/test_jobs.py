@@ -12,9 +12,9 @@ import tiny
 from factories import append_events
 
 from lmconsole.engine import queue, submit
+from lmconsole.engine.parse_request import parse_request
 from lmconsole.engine.probe import ONE_THREAD_FLOPS, ProbeAnswer, ResolvedRun, threads_for
 from lmconsole.engine.queue import enqueue, jobs_at_once, requeue, training_order
-from lmconsole.engine.run_options import parse_request
 from lmconsole.formatting import counted
 from lmconsole.plan.flops import step_flops
 from lmconsole.plan.load import builtin_file, load_plan

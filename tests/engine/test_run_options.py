@@ -10,7 +10,8 @@ import tiny
 from typer.main import get_command
 
 from lmconsole.cli import app
-from lmconsole.engine.run_options import OPTIONS, RunRequest, flag, parse_request
+from lmconsole.engine.parse_request import parse_request
+from lmconsole.engine.run_options import OPTIONS, RunRequest, flag
 from lmconsole.errors import LmconsoleError
 from lmconsole.plan.load import builtin_file, load_plan
 from lmconsole.tui.actions import parse

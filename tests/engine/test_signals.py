@@ -17,7 +17,7 @@ from factories import locked_by_another_process, wait_until
 from lmconsole.commands import interrupts
 from lmconsole.engine import stop_signals
 from lmconsole.engine.stop_signals import STOP_SIGNALS
-from lmconsole.lm.restore import Expected, read_checkpoint
+from lmconsole.lm.read_checkpoint import Expected, read_checkpoint
 from lmconsole.runs.event_reader import EventReader
 from lmconsole.runs.events import Stopped
 from lmconsole.runs.state import Status

@@ -11,7 +11,7 @@ import tiny
 
 from lmconsole.errors import StoreError
 from lmconsole.importing.import_runs import ImportReport, import_runs
-from lmconsole.importing.sources import MAX_DEPTH
+from lmconsole.importing.run_folders import MAX_DEPTH
 from lmconsole.plan.load import load_plan
 from lmconsole.runs.store import Store
 

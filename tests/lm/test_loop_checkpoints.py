@@ -16,7 +16,7 @@ from lmconsole.lm import checkpoint, loop
 from lmconsole.lm.checkpoint import CheckpointWriter, TrainState
 from lmconsole.lm.loop import Training, train
 from lmconsole.lm.model import LanguageModel
-from lmconsole.lm.restore import Expected, read_checkpoint
+from lmconsole.lm.read_checkpoint import Expected, read_checkpoint
 from lmconsole.lm.steps import Steps
 from lmconsole.runs.event_log import EventLog
 from lmconsole.runs.store import Run

@@ -1,6 +1,7 @@
 """Checkpoints that others may have changed: valid in every part, or set aside and the previous one used."""
 
 import copy
+import dataclasses
 import errno
 import math
 import os
@@ -20,7 +21,8 @@ from lmconsole.lm.checkpoint import CheckpointWriter
 from lmconsole.lm.loop import Training, train
 from lmconsole.lm.model import build_model
 from lmconsole.lm.optimizers import build_optimizer
-from lmconsole.lm.restore import Checkpoint, Expected, find_checkpoint, read_checkpoint
+from lmconsole.lm.read_checkpoint import Checkpoint, Expected, read_checkpoint
+from lmconsole.lm.restore import find_checkpoint
 from lmconsole.lm.steps import Steps
 from lmconsole.runs.event_reader import EventReader
 from lmconsole.runs.state import RunState
@@ -120,7 +122,10 @@ def same_training(one: Checkpoint, other: Checkpoint) -> bool:
             return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
         return bool(a == b) and type(a) is type(b)
 
-    states = [{name: getattr(each.state, name) for name in restore._STATE_FIELDS} for each in (one, other)]
+    states = [
+        {field.name: getattr(each.state, field.name) for field in dataclasses.fields(each.state)}
+        for each in (one, other)
+    ]
     parts = [(each.model, each.optimizer, each.shuffle, each.random, each.random_cuda) for each in (one, other)]
     return same(*states) and all(map(same, *parts))
 

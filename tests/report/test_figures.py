@@ -15,7 +15,8 @@ from matplotlib.testing.compare import compare_images
 from recorded import record
 
 from lmconsole.report.draw import ImageFormat, displayable, draw_figure, encode_figure, log_ticks, shorten
-from lmconsole.report.figures import LARGEST_PPL, figure_specs, time_unit
+from lmconsole.report.figure_content import LARGEST_PPL, time_unit
+from lmconsole.report.figures import figure_specs
 from lmconsole.report.selection import choose_group
 from lmconsole.runs.store import Store
 

@@ -15,7 +15,8 @@ from lmconsole.plan.load import load_plan
 from lmconsole.report.draw import draw_figure
 from lmconsole.report.export import export
 from lmconsole.report.export_options import ExportOptions
-from lmconsole.report.figures import BarChart, PanelGrid, figure_specs
+from lmconsole.report.figure_content import BarChart, PanelGrid
+from lmconsole.report.figures import figure_specs
 from lmconsole.report.result_tables import memory_table
 from lmconsole.report.selection import Group, choose_group
 from lmconsole.runs.store import Store
