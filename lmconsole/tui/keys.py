@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from textual.app import SystemCommand
-from textual.binding import Binding, BindingType
+from textual.binding import ActiveBinding, Binding, BindingType
 from textual.dom import DOMNode
 from textual.keys import REPLACED_KEYS, Keys, key_to_character
+from textual.screen import Screen, ScreenResultType
 
 from lmconsole.errors import LmconsoleError, listed
 from lmconsole.files import read_file, user_folder
@@ -77,6 +78,26 @@ def _character(key: str) -> str | None:
     """Return the character that a key types; None for other keys."""
     character = key_to_character(REPLACED_KEYS.get(key, key))
     return character if character and character.isprintable() else None
+
+
+class FooterScreen(Screen[ScreenResultType]):
+    """A screen whose footer has the keys in the order of their definition; Textual moves those of a map to the end."""
+
+    @property
+    def active_bindings(self) -> dict[str, ActiveBinding]:
+        """The bindings in force, by key."""
+        active = super().active_bindings
+        nodes: dict[DOMNode, dict[str, int]] = {}
+        for each in active.values():
+            if each.node not in nodes:
+                nodes[each.node] = {str(binding.id): at for at, binding in enumerate(own_bindings(type(each.node)), 1)}
+        first = {node: at for at, node in enumerate(nodes)}
+
+        def place(item: tuple[str, ActiveBinding]) -> tuple[int, int]:
+            node, binding = item[1].node, item[1].binding
+            return first[node], nodes[node].get(str(binding.id), 0)
+
+        return dict(sorted(active.items(), key=place))
 
 
 def binding_commands(

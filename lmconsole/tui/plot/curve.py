@@ -18,7 +18,8 @@ class Point(msgspec.Struct, frozen=True, gc=False):
 
     epochs: float
     """Passes over the train split so far."""
-    elapsed_train_s: float
+    elapsed_train_s: float | None
+    """None if unknown."""
     loss_nats: float
     """Mean of the losses in this bucket; may be NaN or infinite."""
     low_nats: float

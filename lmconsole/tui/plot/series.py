@@ -84,7 +84,7 @@ def traces(series: Sequence[Series], options: ChartOptions) -> list[Trace]:
         trace = Trace(series=each)
         to_x = _to_x(each, options.x)
         mean: float | None = None
-        for point in each.train:
+        for point in _train_points(each):
             x = to_x(point.epochs, point.elapsed_train_s)
             if x is None:
                 continue
@@ -101,6 +101,19 @@ def traces(series: Sequence[Series], options: ChartOptions) -> list[Trace]:
                 trace.valid.append((epoch_x, y))
         made.append(trace)
     return made
+
+
+def _train_points(series: Series) -> list[Point]:
+    """Return the train losses; those of whole epochs if there are no others, as in imported runs."""
+    points = list(series.train)
+    if points:
+        return points
+    losses = [(epoch, epoch.train_loss_nats) for epoch in series.epochs]
+    return [
+        Point(epoch.epoch, epoch.elapsed_train_s, loss, loss, loss, not math.isfinite(loss))
+        for epoch, loss in losses
+        if loss is not None
+    ]
 
 
 def _validation(series: Series, options: ChartOptions) -> dict[int, tuple[float, float | None]]:

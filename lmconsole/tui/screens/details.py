@@ -23,6 +23,7 @@ from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.permissions import NOT_STARTED
 from lmconsole.runs.state import Status
 from lmconsole.tui.baseline import Baseline, change
+from lmconsole.tui.keys import FooterScreen
 from lmconsole.tui.screens.differences import settings_of
 from lmconsole.tui.snapshot import RunView
 
@@ -35,7 +36,7 @@ MAX_BYTES = 256 * 1024
 TABS = ("state", "settings", "events", "log")
 
 
-class Details(ModalScreen[None]):
+class Details(FooterScreen[None], ModalScreen[None]):
     """Follows one run until it is closed. ``current`` returns the run as it is now, None once it is deleted."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -16,7 +16,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Footer, Label, Static
 
 from lmconsole.tui.filter import SYNTAX
-from lmconsole.tui.keys import KeyMap, documented, first_key, key_name, keys_in_force
+from lmconsole.tui.keys import FooterScreen, KeyMap, documented, first_key, key_name, keys_in_force
 from lmconsole.tui.screens.pictures import browse
 
 
@@ -57,7 +57,7 @@ class Question(ModalScreen[bool]):
         self.dismiss(answer)
 
 
-class Page(ModalScreen[None]):
+class Page(FooterScreen[None], ModalScreen[None]):
     """A page to read, which scrolls if it is long."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

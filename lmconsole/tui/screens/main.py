@@ -15,13 +15,12 @@ from textual.binding import BindingType
 from textual.events import Resize
 from textual.message import Message
 from textual.reactive import reactive
-from textual.screen import Screen
 from textual.widgets import Footer
 
 from lmconsole.errors import PlanError, escape_control_characters
 from lmconsole.plan.experiment import Experiment
 from lmconsole.tui.baseline import Baseline
-from lmconsole.tui.keys import KeyMap, first_key
+from lmconsole.tui.keys import FooterScreen, KeyMap, first_key
 from lmconsole.tui.options import ConsoleOptions
 from lmconsole.tui.plot.glyphs import Glyphs
 from lmconsole.tui.rows import COLUMNS, Row, build_rows, experiment_key, newest_seed_group
@@ -65,7 +64,7 @@ class _RunsMessage(Message):
         self.runs = runs
 
 
-class MainScreen(Screen[None]):
+class MainScreen(FooterScreen[None]):
     """Shows ``snapshot``, which the app replaces.
 
     Requests that concern the selection, which only the screen knows, are posted to the app as messages. Keys for the

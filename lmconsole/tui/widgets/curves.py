@@ -234,6 +234,8 @@ class Curves(Grid, can_focus=True):
             last = trace.off_scale[-1] if trace.off_scale else None
             diverged = last is not None and last <= x and (not points or last > points[-1][0])
             texts.append("nan/inf" if diverged else perplexity(value))
+        if trace.valid and not trace.train and not trace.off_scale:
+            texts[0] = ""  # an imported run whose source has no train losses
         return texts[0], texts[1]
 
     def _entry(self, series: Series, width: int, both: bool) -> list[GridCell]:
