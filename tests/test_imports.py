@@ -31,7 +31,7 @@ LAYERS = (
     {"runs"},
     {"plan"},
     {"telemetry"},
-    {"errors", "files", "formatting"},
+    {"errors", "extras", "files", "formatting"},
 )
 """Packages and top-level modules from the top to the bottom. Each may import itself and what is in the layers below."""
 

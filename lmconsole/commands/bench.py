@@ -125,5 +125,8 @@ def _notes(result: BenchResult) -> str:
     if any(shape.estimated for shape in result.shapes):
         lines.append("* estimated, not measured: its operations at the rate of the most similar shape.")
     if result.device == "cpu" and result.load_1min >= BUSY_LOAD:
-        lines.append(f"Other processes kept this machine busy (load {result.load_1min:.1f}); when idle, it is faster.")
+        lines.append(
+            f"Other processes kept this machine busy (load {result.load_1min:.1f}). Measure again when it is idle,\n"
+            "since estimates of runs use these numbers."
+        )
     return "\n".join(lines)

@@ -22,6 +22,9 @@ from lmconsole.runs.store import Run
 class Display(Protocol):
     """A context manager that shows runs as their events arrive."""
 
+    name_seeds: bool
+    """Whether names of runs have their seed, since several runs differ only in it."""
+
     def __enter__(self) -> "Display": ...
     def __exit__(self, *_: object) -> None: ...
 
@@ -42,9 +45,10 @@ def choose_display(*, json: bool) -> Display:
     return LiveDisplay() if sys.stderr.isatty() else PlainDisplay()
 
 
-def label(run: Run) -> str:
-    """Return the experiment's number and name."""
-    return escape_control_characters(f"{run.info.experiment.id:>2} {run.info.experiment.label}")
+def label(run: Run, *, seed: bool = False) -> str:
+    """Return the experiment's number and name, and if wanted the seed."""
+    name = f"{run.info.experiment.id:>2} {run.info.experiment.label}"
+    return escape_control_characters(f"{name}, seed {run.info.seed}" if seed else name)
 
 
 def sentence(run: Run, event: AnyEvent) -> str | None:
@@ -82,6 +86,8 @@ def sentence(run: Run, event: AnyEvent) -> str | None:
 class PlainDisplay:
     """Plain lines on standard error."""
 
+    name_seeds = False
+
     def __init__(self) -> None:
         self._console = console(stderr=True)
 
@@ -95,7 +101,7 @@ class PlainDisplay:
         for event in events:
             text = sentence(run, event)
             if text:
-                self.say(f"{label(run)}  {text}")
+                self.say(f"{label(run, seed=self.name_seeds)}  {text}")
 
     def say(self, message: str) -> None:
         print_message(message)
@@ -115,6 +121,8 @@ class JsonDisplay(PlainDisplay):
 class LiveDisplay:
     """A table of active runs and a progress bar, redrawn in place on standard error; outcomes scroll up above it."""
 
+    name_seeds = False
+
     def __init__(self) -> None:
         self._console = console(stderr=True)
         self._live = Live(console=self._console, refresh_per_second=4, transient=True, auto_refresh=False)
@@ -131,7 +139,8 @@ class LiveDisplay:
             text = sentence(run, event) if isinstance(event, Finished | Stopped | Failed) else None
             if text:
                 style = "red" if isinstance(event, Failed) else "yellow" if isinstance(event, Stopped) else "green"
-                self._live.console.print(Text(f"{label(run)}  ").append(escape_control_characters(text), style=style))
+                name = Text(f"{label(run, seed=self.name_seeds)}  ")
+                self._live.console.print(name.append(escape_control_characters(text), style=style))
 
     def say(self, message: str) -> None:
         self._live.console.print(Text(escape_control_characters(message)))
@@ -148,13 +157,19 @@ def active_table(runs: Sequence[Run]) -> Table | Text:
     table.add_column("")
     for name in ("Epoch", "Step", "Tokens/s", "Train PPL", "Valid PPL", "Left"):
         table.add_column(name, justify="right", no_wrap=True)
+    seed = several_seeds(runs)
     for run in runs:
         if run.status is Status.RUNNING:
-            table.add_row(*_active_row(run))
+            table.add_row(*_active_row(run, seed))
     return table
 
 
-def _active_row(run: Run) -> list[str]:
+def several_seeds(runs: Sequence[Run]) -> bool:
+    """Return whether names of runs need their seed."""
+    return len({run.info.seed for run in runs}) > 1
+
+
+def _active_row(run: Run, seed: bool) -> list[str]:
     state, epochs = run.state, run.info.settings.epochs
     epoch, step = state.position
     now: Progress | None = state.progress[-1] if state.progress else None
@@ -162,7 +177,7 @@ def _active_row(run: Run) -> list[str]:
     phase = "test" if epoch > epochs else f"{epoch}/{epochs}"
     loss = now.train_loss_nats if now else None
     return [
-        f"{label(run)}{' (stopping)' if run.stop_requested else ''}",
+        f"{label(run, seed=seed)}{' (stopping)' if run.stop_requested else ''}",
         phase,
         f"{step}/{now.steps}" if now else formatting.UNKNOWN,
         formatting.rate(now.tokens_per_s if now else None),

@@ -1,6 +1,8 @@
 """`lmconsole export`: write figures, tables and the report, or print a table."""
 
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,14 +36,15 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
     """
     from lmconsole.report.export import export as write
     from lmconsole.report.export import keep_current, print_table
-    from lmconsole.report.tensorboard import FOLDER
+    from lmconsole.report.tensorboard import FOLDER, require_tensorboard
 
     if json and output is not None:
         raise LmconsoleError("-o -: --json lists files, and none is written", hint="Use --format json for the table.")
     _check_effect(options)
     event_files = options.file_format == "tensorboard"
     store, folder = Store(root, recent=1 if event_files else None), out.absolute()
-    how_to_view = f"View them with: tensorboard --logdir {shlex.quote(str(out / FOLDER))}"
+    program = "tensorboard" if shutil.which("tensorboard") else f"{shlex.quote(sys.executable)} -m tensorboard.main"
+    how_to_view = f"View them with: {program} --logdir {shlex.quote(str(out / FOLDER))}"
     if options.run:
         options = replace(options, run=store.find(options.run).run)
     if output is not None:
@@ -52,6 +55,7 @@ def export(root: Path, options: "ExportOptions", out: Path, *, output: str | Non
         print_data(print_table(store, options).removesuffix("\n"))
     elif watch:
         if event_files:
+            require_tensorboard()
             print_message(how_to_view)
         keep_current(store, folder, options, lambda paths: _report_again(folder, paths, json=json), warn=print_message)
     else:

@@ -119,7 +119,7 @@ def fetch_for_run(request: RunRequest) -> bool:
     data = parse_hub_data(named)
     if data is not None and not has_corpus_files(hub_folder(data)):
         if request.dry_run:
-            _show_plan(request, hub_folder(data), [f"hub:{data.name}"])
+            _show_plan(request, hub_folder(data), [f"hub:{data.name}"], f"hub:{data.name}")
             return False
         _fetch_data(data, hub_folder(data))
     missing = _missing(request) if request.fetch else None
@@ -127,19 +127,19 @@ def fetch_for_run(request: RunRequest) -> bool:
         return True
     what = "all" if len(missing.parts) > 1 else missing.parts[0]
     if request.dry_run:
-        _show_plan(request, missing.folder, [file.url for file in FILES[what]])
+        _show_plan(request, missing.folder, [file.url for file in FILES[what]], what)
         return False
     _fetch_parts(missing.parts, missing.folder, what, None)
     return True
 
 
-def _show_plan(request: RunRequest, folder: Path, names: list[str]) -> None:
+def _show_plan(request: RunRequest, folder: Path, names: list[str], what: str) -> None:
     """Print what a run would download before everything else."""
     if request.json:
         print_json_line(PlannedDownload(would_download=tuple(names), folder=str(folder)))
         return
     print_data("\n".join([f"would download to {folder}:", *(f"  {name}" for name in names)]))
-    print_message("What would be trained is known when these files are here: lmconsole data fetch")
+    print_message(f"The settings of the runs depend on these files. Download them with `lmconsole data fetch {what}`.")
 
 
 def _missing(request: RunRequest) -> Missing | None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lmconsole.commands.display import Display
+from lmconsole.commands.display import Display, several_seeds
 from lmconsole.commands.interrupts import Interrupts
 from lmconsole.engine.processes import disown, last_line, start_runner
 from lmconsole.errors import ExitCode, RunNotFoundError, StoreError
@@ -63,6 +63,7 @@ class Follower:
         if missing:
             raise RunNotFoundError(f"{store.root}: {', '.join(missing)}: deleted in the meantime")
         self.runs = [Run(existing[name].paths, existing[name].info) for name in dict.fromkeys(names)]
+        display.name_seeds = several_seeds(self.runs)
         for run in self.runs:
             if run.run in finished:
                 run.refresh()

@@ -30,7 +30,8 @@ def show_status(root: Path, *, json: bool) -> None:
     if json:
         print_json([summarize(run) for run in runs])
     elif not runs:
-        print_message(f"{store.root}: no runs yet. `lmconsole run ID` trains an experiment.")
+        found = "no runs yet" if store.root.is_dir() else "no such folder, so no runs yet"
+        print_message(f"{store.root}: {found}. `lmconsole run ID` trains an experiment.")
     else:
         console().print(status_table(runs))
         _print_unattended(store, runs)

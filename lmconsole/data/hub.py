@@ -24,11 +24,10 @@ from lmconsole.data.hub_blobs import (
 from lmconsole.data.hub_errors import errors_explained, warnings_passed_on
 from lmconsole.data.hub_names import HubFile
 from lmconsole.errors import HubError
+from lmconsole.extras import install_hint
 
 if TYPE_CHECKING:
     from huggingface_hub.file_download import HfFileMetadata
-
-INSTALL_HINT = "Install lmconsole with the extra `hub`: uv tool install '.[hub]'"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +92,7 @@ def _require_client() -> None:
         import huggingface_hub.constants
         import pyarrow  # noqa: F401
     except ImportError as error:
-        raise HubError(f"downloads need {error.name}, which is not installed", hint=INSTALL_HINT) from None
+        raise HubError(f"downloads need {error.name}, which is not installed", hint=install_hint("hub")) from None
     except ValueError as error:  # it reads its variables when it is imported
         raise HubError(
             f"huggingface_hub cannot be used: {error}", hint="Check HF_ENDPOINT and the other variables HF_…"
@@ -101,7 +100,7 @@ def _require_client() -> None:
     if int(huggingface_hub.__version__.partition(".")[0]) < 2:
         raise HubError(
             f"downloads need huggingface_hub 2, found {huggingface_hub.__version__}",
-            hint=INSTALL_HINT,
+            hint=install_hint("hub"),
         )
 
 

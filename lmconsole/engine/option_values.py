@@ -60,11 +60,11 @@ def parse_preset(text: str, plan: "Plan") -> str:
 
 
 def parse_seeds(text: str, _: "Plan") -> tuple[int, ...]:
-    """Parse ``1,2,3`` and ``1..10``: seeds in the order given, each once."""
+    """Parse ``1,2,3``, ``1..10`` and ``1-10``: seeds in the order given, each once."""
     malformed = ValueError("expected whole numbers such as 1,2,3 or 1..10")
     chosen: dict[int, None] = {}
     for piece in text.split(","):
-        match = re.fullmatch(r"\s*([0-9]{1,19})(?:\.\.([0-9]{1,19}))?\s*", piece)
+        match = re.fullmatch(r"\s*([0-9]{1,19})(?:(?:\.\.|-)([0-9]{1,19}))?\s*", piece)
         if match is None:
             raise malformed
         first, last = int(match[1]), int(match[2] or match[1])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from lmconsole.errors import ExportError, escape_json
+from lmconsole.extras import install_hint
 from lmconsole.report import document, numbers
 from lmconsole.report.against import OtherResults, comparison_table, group_results, published_results
 from lmconsole.report.export_options import DataFormat, ExportOptions, FileFormat
@@ -118,7 +119,7 @@ def _require_pyarrow() -> None:
     except ImportError:
         raise ExportError(
             "--format parquet needs pyarrow, which is not installed",
-            hint="Install pyarrow into the environment of lmconsole, for example: uv tool install '.[parquet]'",
+            hint=install_hint("parquet"),
         ) from None
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from lmconsole.errors import ExportError, StoreError
+from lmconsole.extras import install_hint
 from lmconsole.files import file_name_part, open_file
 from lmconsole.report.transaction import cannot_be_written, check_folders, replace_files
 from lmconsole.runs.event_reader import EventReader
@@ -58,7 +59,7 @@ class EventFiles:
         Raises:
             ExportError: tensorboard is not installed.
         """
-        _require_tensorboard()
+        require_tensorboard()
         self._store, self._out, self._choose, self._warn = store, out, choose, warn
         self._files: dict[str, _RunFile] = {}
         self._problems: set[str] = set()
@@ -322,11 +323,12 @@ def _session_end() -> tuple[str, bytes]:
     return "_hparams_/session_end_info", HParamsPluginData(version=0, session_end_info=end).SerializeToString()
 
 
-def _require_tensorboard() -> None:
+def require_tensorboard() -> None:
+    """Raise ExportError if tensorboard is not installed."""
     try:
         import tensorboard.summary.writer.record_writer  # noqa: F401
     except ImportError:
         raise ExportError(
             "--format tensorboard needs tensorboard, which is not installed",
-            hint="Install tensorboard into the environment of lmconsole, for example: uv tool install '.[tensorboard]'",
+            hint=install_hint("tensorboard"),
         ) from None

@@ -12,6 +12,7 @@ import msgspec
 
 from lmconsole.engine.processes import python
 from lmconsole.errors import LmconsoleError
+from lmconsole.extras import install_hint
 
 WARNING = """warning: the connection to {host}:{port} is not encrypted. Anyone who can read it can start, stop and
 delete runs as you. Use `lmconsole serve` with `ssh -L {port}:127.0.0.1:{port}` to keep it to yourself."""
@@ -48,7 +49,7 @@ def serve(host: str, port: int, url: str | None, options: Mapping[str, str], *, 
     except ImportError:
         raise LmconsoleError(
             "serve: the package textual-serve is not installed",
-            hint="Install textual-serve into the environment of lmconsole, for example: uv tool install '.[serve]'",
+            hint=install_hint("serve"),
         ) from None
     try:
         given = None if url is None else URL(url)

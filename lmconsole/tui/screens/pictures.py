@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 
 from lmconsole.errors import escape_control_characters
+from lmconsole.extras import install_hint
 from lmconsole.files import read_file
 
 KEYS = "space: next   b: back   q: close"
@@ -82,10 +83,7 @@ def browse(pictures: Sequence[Path]) -> str | None:
         try:
             from textual_image.renderable import Image, TGPImage
         except ImportError:
-            return (
-                "textual-image is not installed. To see figures here, install it into the environment of lmconsole, "
-                "for example: uv tool install '.[pictures]'"
-            )
+            return f"To see figures here, install textual-image.\n{install_hint('pictures')}"
         answers = _ask(descriptor)
         sixel = any(SIXEL in attributes.split(";") for attributes in ATTRIBUTES.findall(answers))
         if not (sixel or Image is TGPImage):
