@@ -16,7 +16,7 @@ LmconsoleError            base: a message (what happened, and where) and a hint 
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
 
@@ -54,12 +54,22 @@ def escape_json(text: str, *, ascii_only: bool = False) -> str:
 
 
 LINES_SHOWN = 20
+LONGEST_NAME = 80
+"""Characters of a name that are compared with others: a file may hold a megabyte, and comparing takes long."""
 
 
 def listed(problems: Sequence[str]) -> str:
     """Return a message with the first of these problems, each on a line, and the number of the others."""
     more = len(problems) - LINES_SHOWN
     return "\n".join([*problems[:LINES_SHOWN], *([f"… and {more:,} more"] if more > 0 else [])])
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'adam'?`` with the known name that is closest to ``given``; nothing if none is close."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(given[:LONGEST_NAME], known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 class LmconsoleError(Exception):

@@ -5,13 +5,12 @@ import os
 import re
 import tomllib
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
 
-from lmconsole.errors import PlanError, escape_control_characters
+from lmconsole.errors import PlanError, did_you_mean, escape_control_characters
 from lmconsole.files import read_file
 from lmconsole.plan.experiment import APPLIES_TO, Experiment
 from lmconsole.plan.presets import AUTO, IDENTITY, SECTIONS, TYPES, Layer, Plan, unknown
@@ -244,10 +243,8 @@ def _invalid_name(name: str) -> bool:
 
 
 def _unknown_key(key: str, known: list[str]) -> str:
-    close = get_close_matches(key, known, n=1) if len(key) <= MAX_NAME else []
-    return f"{key[:MAX_NAME]}: unknown key; " + (
-        f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    )
+    suggestion = did_you_mean(key, known) if len(key) <= MAX_NAME else ""
+    return f"{key[:MAX_NAME]}: unknown key" + (suggestion or f"; known: {', '.join(known)}")
 
 
 def _cross_check(plan: Plan) -> list[str]:

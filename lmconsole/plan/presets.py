@@ -1,12 +1,11 @@
 """Presets: from an experiment and a preset to the settings of a run and the origin of each."""
 
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
 import msgspec
 
-from lmconsole.errors import PlanError
+from lmconsole.errors import LONGEST_NAME, PlanError, did_you_mean
 from lmconsole.plan.experiment import APPLIES_TO, Experiment, Model, Optimizer, Seed, Settings
 
 AUTO = "auto"
@@ -132,6 +131,5 @@ def ranges(numbers: list[int]) -> str:
 
 def unknown(what: str, given: str, known: list[str]) -> str:
     """Return a message with the closest known name: ``unknown preset 'papr'; did you mean 'paper'?``"""
-    given = given if len(given) <= 80 else f"{given[:79]}…"  # a file may hold a megabyte, and comparing takes long
-    close = get_close_matches(given, known, n=1)
-    return f"unknown {what} {given!r}; " + (f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}")
+    shown = given if len(given) <= LONGEST_NAME else f"{given[: LONGEST_NAME - 1]}…"
+    return f"unknown {what} {shown!r}" + (did_you_mean(given, known) or f"; known: {', '.join(known)}")

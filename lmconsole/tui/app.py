@@ -266,7 +266,7 @@ class ConsoleApp(App[str]):
         names = [view.run for view in views]
 
         def answered(change: NotesChange | None) -> None:
-            if change is not None and change != NotesChange(note=None, add=(), remove=()):
+            if change is not None and change != NotesChange():
                 self.store_actions.change_notes(names, change.note, change.add, change.remove)
 
         subject = escape_control_characters(names[0]) if len(names) == 1 else counted(len(names), "run")

@@ -12,9 +12,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from types import FrameType
 
+from lmconsole.errors import did_you_mean
 from lmconsole.plan.experiment import Settings
 
 SYNTAX = (
@@ -34,6 +34,8 @@ RUN_VALUES = ("id", "seed", "preset", "status", "origin", "epoch", "train", "val
 NAMES = (*RUN_VALUES, *ALIASES, *Settings.__struct_fields__)
 MAX_PATTERN = 200
 """Characters of the longest pattern."""
+MAX_SHOWN = 30
+"""Characters of a part of the filter that a problem repeats."""
 LIMIT_S = 0.1
 """CPU time for one filtering of all rows by patterns. A busy machine takes none of it."""
 TOO_SLOW = "the pattern takes too long and is left out"
@@ -213,6 +215,8 @@ def _test(term: _Term, equal_to: str) -> tuple[Test, str]:
     if comparison := _COMPARISON.fullmatch(text):
         name, sign, value = comparison.groups()
         return _comparison(name.lower(), sign, value), name.lower() if sign in ("=", "==") else ""
+    if word in _OPERATORS:
+        raise _Wrong(f"write {word} without spaces, as in lr{word}1e-3")
     if equal_to:
         return _comparison(equal_to, "=", text), equal_to
     if word.startswith("tag:"):
@@ -232,19 +236,23 @@ def _pattern(text: str) -> Test:
             warnings.simplefilter("ignore")  # of syntax that may change; a warning would be printed over the console
             pattern = re.compile(text, re.IGNORECASE | re.MULTILINE)
     except re.error as error:
-        at = "" if error.pos is None else f" at {error.pos + 1}"
-        raise _Wrong(f"/{text}/: {error.msg}{at}") from None
+        at = "" if error.pos is None else f" at character {error.pos + 1}"
+        raise _Wrong(f"/{_short(text)}/: {error.msg}{at}") from None
     except (OverflowError, RecursionError):
-        raise _Wrong(f"/{text}/: too many repeats") from None
+        raise _Wrong(f"/{_short(text)}/: too many repeats") from None
     except TimeLimitExceeded:
         raise _Wrong(TOO_SLOW) from None
     return lambda facts: pattern.search(facts.text) is not None
 
 
+def _short(text: str) -> str:
+    """Return the beginning of a part of the filter, so that what is said about it fits on the line."""
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
+
+
 def _comparison(name: str, sign: str, value: str) -> Test:
     if name not in NAMES:
-        close = get_close_matches(name[:40], NAMES, n=1)
-        raise _Wrong(f"no setting is called {name[:40]!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+        raise _Wrong(f"no setting is called {_short(name)!r}{did_you_mean(name, NAMES)}")
     if not value:
         raise _Wrong(f"{name}{sign} needs a value")
     name = ALIASES.get(name, name)
@@ -254,7 +262,7 @@ def _comparison(name: str, sign: str, value: str) -> Test:
     except ValueError:
         number = None
     if is_order and number is None:
-        raise _Wrong(f"{name}{sign}{value}: expected a number")
+        raise _Wrong(f"{name}{sign}{_short(value)}: expected a number")
     wanted = value.lower()
 
     def test(facts: Facts) -> bool:

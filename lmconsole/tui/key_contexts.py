@@ -6,9 +6,8 @@ from textual.widgets import Button, Input
 from lmconsole.tui.keys import Context
 from lmconsole.tui.screens.details import Details
 from lmconsole.tui.screens.dialogs import Exported, Page, Question
+from lmconsole.tui.screens.form import Form
 from lmconsole.tui.screens.main import MainScreen
-from lmconsole.tui.screens.notes_form import NotesForm
-from lmconsole.tui.screens.run_form import RunForm
 from lmconsole.tui.widgets.curves import Curves
 from lmconsole.tui.widgets.experiment_table import ExperimentTable
 
@@ -23,5 +22,5 @@ def key_contexts(app: type[App[str]]) -> list[Context]:
         Context(name="pages", owners=(Page, app)),
         Context(name="the page of exports", owners=(Exported, app)),
         Context(name="questions", owners=(Question, app), fields=(Button,)),
-        *(Context(name="forms", owners=(form, app), fields=(Button, Input)) for form in (RunForm, NotesForm)),
+        Context(name="forms", owners=(Form, app), fields=(Button, Input)),
     ]

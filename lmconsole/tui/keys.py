@@ -6,7 +6,6 @@ Every binding has an id, which is how a key map names it. The map holds only key
 import tomllib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,15 @@ from textual.dom import DOMNode
 from textual.keys import REPLACED_KEYS, Keys, key_to_character
 from textual.screen import Screen, ScreenResultType
 
-from lmconsole.errors import LmconsoleError, listed
+from lmconsole.errors import LONGEST_NAME, LmconsoleError, did_you_mean, listed
 from lmconsole.files import read_file, user_folder
 
 MAX_BYTES = 100_000
 """Size of the largest file of keys that is read."""
 MODIFIERS = ("ctrl", "alt", "shift", "super", "hyper", "meta")
 ALIASES = {"esc": "escape", "return": "enter", "del": "delete", "pgup": "pageup", "pgdn": "pagedown"}
+SENT_AS = {"ctrl+i": "tab", "ctrl+m": "enter", "ctrl+h": "backspace", "ctrl+left_square_bracket": "escape"}
+"""Keys that most terminals send as other ones, so that they would have no effect."""
 _KEY_NAMES = {"right": "→", "left": "←", "up": "↑", "down": "↓"}
 _BASE_KEYS = frozenset(key.value.rpartition("+")[2] for key in Keys)
 
@@ -159,8 +160,7 @@ def parse_keymap(table: Mapping[str, Any], contexts: Sequence[Context]) -> tuple
     for name, value in _flat(table):
         texts = [value] if isinstance(value, str) else value
         if name not in bindings:
-            close = get_close_matches(name[:80], bindings, n=1)
-            problems.append(f"no id is called {name[:80]!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+            problems.append(f"no id is called {name[:LONGEST_NAME]!r}{did_you_mean(name, bindings)}")
         elif not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
             problems.append(f'{name}: expected a key such as "x", or a list of keys')
         else:
@@ -168,6 +168,9 @@ def parse_keymap(table: Mapping[str, Any], contexts: Sequence[Context]) -> tuple
             known = [_normalized(key) for key in keys]
             problems += [
                 f"{name}: no key is called {key[:40]!r}" for key, found in zip(keys, known, strict=True) if not found
+            ]
+            problems += [
+                f"{name}: most terminals send {key_name(key)} as {SENT_AS[key]}" for key in known if key in SENT_AS
             ]
             joined = ",".join(dict.fromkeys(key for key in known if key))
             if joined != bindings[name].key:
@@ -192,29 +195,30 @@ def _split(text: str) -> list[str]:
 
 
 def _normalized(key: str) -> str | None:
-    """Return Textual's name of a key; None if there is no such key."""
+    """Return Textual's name of a key, or its two names, separated by a comma; None if there is no such key."""
     key = key.strip() or key
-    if len(key) == 1:
-        base, modifiers = key, list[str]()
-    else:
-        *modifiers, base = key.replace("++", "+plus").split("+")
-        modifiers = [each.strip().lower() for each in modifiers]
-        base = base.strip()
-        if len(base) != 1:
-            base = ALIASES.get(base.lower(), base.lower())
-        elif modifiers == ["shift"] and base.isalpha():
-            base, modifiers = base.upper(), []  # which is what a terminal sends
-    if not set(modifiers) <= set(MODIFIERS):
+    *modifiers, base = [key] if len(key) == 1 else key.replace("++", "+plus").split("+")
+    held = {each.strip().lower() for each in modifiers}
+    if not held <= set(MODIFIERS):
         return None
+    base = base.strip() or base
+    if len(base) > 1:
+        base = ALIASES.get(base.lower(), base.lower())
     base = {" ": "space", ",": "comma"}.get(base, base)
     if len(base) == 1:
-        if not base.isprintable():
+        if not base.isprintable() or (held == {"shift"} and not base.isalpha()):
             return None
-        (binding,) = Binding.make_bindings([Binding(base.lower() if "ctrl" in modifiers else base, "none")])
+        if held == {"shift"}:
+            base, held = base.upper(), set()
+        elif held and base != base.lower():
+            base, held = base.lower(), held if "ctrl" in held else held | {"shift"}  # as terminals send them
+        (binding,) = Binding.make_bindings([Binding(base, "none")])
         base = binding.key
     elif base not in _BASE_KEYS and _character(base) is None:
         return None
-    return "+".join([*modifiers, base])
+    if held == {"ctrl"} and base in ("space", "at"):
+        return "ctrl+space,ctrl+@"  # with and without the keyboard protocol of kitty
+    return "+".join([*sorted(held), base])
 
 
 def _clashes(context: Context, keymap: KeyMap) -> Iterator[str]:

@@ -40,7 +40,7 @@ def series(
         "label": f"{slot + 1} LSTM 1L Adam",
         "slot": slot,
         "train": points,
-        "epochs": [epoch(n, loss) for n, loss in enumerate(valid_nats, 1)],
+        "epochs": [epoch(n, loss, train_loss_nats=None, train_ppl=None) for n, loss in enumerate(valid_nats, 1)],
         "planned_epochs": planned or epochs,
         "tokens_per_epoch": 103_000,
         "expected_s": 4.0 * epochs,
@@ -204,6 +204,15 @@ def test_the_x_axis_counts_in_round_steps_with_a_unit(
 ) -> None:
     run = series(5.0, planned=planned, expected_s=expected_s)
     assert x_ticks(drawn(run, options=ChartOptions(x=axis))) == words
+
+
+def test_a_run_without_progress_has_the_train_losses_of_its_epochs() -> None:
+    epochs = [epoch(1, 6.0, 5.9), epoch(2, 5.5, NAN), epoch(3, 5.0, 4.5)]
+    (trace,) = drawn(series(6.0, 5.5, 5.0, epochs=epochs)).traces
+    assert trace.train == [(1, 5.9 / math.log(10)), (3, 4.5 / math.log(10))]
+    assert trace.off_scale == [2]
+    (trace,) = drawn(series(6.0, 5.5, 5.0, train_nats=(5.8,), epochs=epochs)).traces
+    assert trace.train == [(3, 5.8 / math.log(10))]
 
 
 def test_axis_limits_do_not_move_with_every_new_point() -> None:

@@ -1,10 +1,12 @@
 """Comparing runs in the console: a baseline, settings that differ, seeds as one curve; and notes on runs."""
 
 import msgspec
+from textual.events import Paste
 from textual.pilot import Pilot
 from tui.stage import CORPUS, Stage, console_of, experiment, line_with, screen, sees, shows, shows_no_more
 
 from lmconsole.runs.notes import change_notes, read_notes
+from lmconsole.tui.widgets.field import Field
 
 
 def change_of(pilot: Pilot[str], number: int) -> str:
@@ -107,3 +109,21 @@ async def test_notes_are_written_in_a_form_shown_and_kept(stage: Stage) -> None:
         await shows(pilot, "notes unreadable")
         await pilot.press("up", "up", "n")
         await shows(pilot, "not notes of a run", "Remove it")
+
+
+async def test_a_field_sends_no_control_characters_to_the_terminal(stage: Stage) -> None:
+    run = stage.record(1)
+    change_notes(run.paths, note="a\x1b]0;title\x07 b")
+    async with stage.console() as pilot:
+        await pilot.press("n")
+        await shows(pilot, r"a\x1b]0;title\x07 b")
+        await pilot.press("ctrl+s")  # without a change
+        await shows_no_more(pilot, "Save (ctrl+s)")
+        assert read_notes(run.paths).note == "a\x1b]0;title\x07 b"
+        await pilot.press("n")
+        await shows(pilot, "Save (ctrl+s)")
+        field = pilot.app.screen.query_one("#note", Field)
+        for text, expected in [("x\x1b[31m\n\ty", r"x\x1b[31m y"), ("z" * 3_000, "z" * 2_000)]:
+            field.value = ""
+            field.post_message(Paste(text))
+            await sees(pilot, lambda _: field.value, expected)

@@ -1,5 +1,6 @@
 """The curves of the selected runs, and the keys that change them."""
 
+import json
 import math
 import re
 from collections import Counter
@@ -11,6 +12,8 @@ from textual.pilot import Pilot
 from tui.stage import Stage, driver, eventually, experiment, line_with, screen, sees, shows, shows_no_more
 
 from lmconsole.data import wikitext2
+from lmconsole.importing.import_runs import import_runs
+from lmconsole.plan.load import load_plan
 from lmconsole.runs.info import CorpusInfo
 from lmconsole.tui.plot.glyphs import UNICODE
 from lmconsole.tui.plot.series import Series
@@ -52,6 +55,24 @@ async def test_the_highlighted_run_is_drawn_and_another_highlight_draws_another(
         assert "1 LSTM 1L Adam " not in screen(pilot)
         await pilot.press("down")
         await shows(pilot, "Not trained yet. Press r to train it.")
+
+
+async def test_imported_runs_have_the_train_values_that_their_source_has(stage: Stage) -> None:
+    source = stage.root / "source"
+    for number, with_train in ((1, True), (5, False)):
+        folder = source / str(number)
+        folder.mkdir(parents=True)
+        model = "lstm" if number == 1 else "gpt1"
+        (folder / "args.json").write_text(json.dumps({"model": model, "layers": 1, "optimizer": "adam"}))
+        (folder / "valid_ppl.txt").write_text("300\n200\n")
+        if with_train:
+            (folder / "train_ppl.txt").write_text("310\n190\n")
+    import_runs(stage.store, source, load_plan(None))
+    async with stage.console() as pilot:
+        await shows(pilot, "1 LSTM 1L Adam", "190.0   200.0")
+        await pilot.press(*["down"] * 4)
+        await shows(pilot, "5 GPT-1 1L Adam")
+        assert re.search(r"5 GPT-1 1L Adam {2,}200\.0", screen(pilot)), screen(pilot)
 
 
 async def test_holding_a_key_ends_with_the_curves_of_the_last_row(stage: Stage) -> None:

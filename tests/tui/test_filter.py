@@ -86,14 +86,16 @@ def test_a_filter_matches_or_not(text: str, expected: bool) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("/(/", "missing ), unterminated subpattern at 1"),
-        ("/*/", "nothing to repeat at 1"),
+        ("/(/", "missing ), unterminated subpattern at character 1"),
+        ("/*/", "nothing to repeat at character 1"),
         ("/" + "(" * 5_000, "at most 200 characters"),
         ("/" + "(" * 190 + ")" * 10 + "/", "unterminated subpattern"),
         ("/a{99999999999}/", "/a{99999999999}/: "),
         ("layrs=2", "no setting is called 'layrs'; did you mean 'layers'?"),
         ("q" * 1_000 + "=2", "no setting is called 'qqqq"),
         ("lr>", "lr> needs a value"),
+        (">", "write > without spaces, as in lr>1e-3"),
+        (f"/{'a' * 150}(/", "aaa…/: missing ), unterminated subpattern at character 151"),
         ("lr>fast", "learning_rate>fast: expected a number"),
     ],
 )

@@ -51,6 +51,22 @@ def test_the_built_in_keys_do_not_clash_and_survive_a_round_trip() -> None:
     assert load_keymap(contexts) == {}
 
 
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("shift+ctrl+left", "ctrl+shift+left"),
+        ("CTRL+Ctrl+X", "ctrl+x"),
+        ("alt+X", "alt+shift+x"),
+        ("shift+é", "É"),
+        ("ctrl+space", "ctrl+space,ctrl+@"),
+        ("ctrl+@", "ctrl+space,ctrl+@"),
+    ],
+)
+def test_a_key_has_the_name_that_terminals_send(written: str, expected: str) -> None:
+    write(f'run = "{written}"')
+    assert load_keymap(contexts) == {"run": expected}
+
+
 def test_only_keys_that_differ_are_in_the_map() -> None:
     write(
         'run = "R"\nrun-with = ["r", "ctrl+R"]\ndelete = ["d", "delete"]\n[table]\ndown = "down, j"\nup = ["up", "k"]\n'
@@ -72,6 +88,9 @@ def test_only_keys_that_differ_are_in_the_map() -> None:
         ("run = []", "run: expected a key"),
         ("run = [1]", "run: expected a key"),
         ("[run]\na = 1", "no id is called 'run.a'"),
+        ('run = "shift+1"', "run: no key is called 'shift+1'"),
+        ('run = "ctrl+i"', "run: most terminals send ctrl+i as tab"),
+        ('run = "ctrl+["', "run: most terminals send ctrl+[ as escape"),
         ('run = "s"', "s is the key of both run and stop"),
         ('run = "down"', "↓ is the key of both run and table.down"),
         ('run = "left"', "← is the key of both"),
@@ -123,6 +142,8 @@ async def test_ones_own_keys_work_and_are_shown_everywhere(stage: Stage) -> None
     async with stage.console(size=(120, 60)) as pilot:
         shown = await shows(pilot, "f5 Run", "A All", "r Stop", "h Help")
         assert " a All" not in shown
+        footer = shown.splitlines()[-1].split()
+        assert footer[:8] == ["space", "Select", "f5", "Run", "A", "All", "r", "Stop"], "in their usual order"
         await shows(pilot, "Press f5 to train it.")
         await pilot.press("j", "j", "space")
         await sees(pilot, selected, [3])
@@ -141,6 +162,7 @@ async def test_ones_own_keys_work_and_are_shown_everywhere(stage: Stage) -> None
         await pilot.press("A", "slash", *"ra")  # letters that are keys are typed into the filter all the same
         await shows(pilot, "ra")
         await sees(pilot, listed, [])
+        assert "Filter" not in screen(pilot).splitlines()[-1], "a key that is typed is no key"
 
 
 async def test_a_wrong_file_is_reported_in_the_console_which_has_its_default_keys(stage: Stage) -> None:

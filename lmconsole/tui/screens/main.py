@@ -328,6 +328,12 @@ class MainScreen(FooterScreen[None]):
             await self.mount(self._filter_bar, after=self.table)
         self._filter_bar.open()
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Whether an action can be used now: the key of the filter is a character while its field is in use."""
+        if action == "filter" and self._filter_bar is not None and self._filter_bar.has_focus_within:
+            return False
+        return super().check_action(action, parameters)
+
     def on_filter_bar_changed(self, message: "FilterBar.Changed") -> None:
         """Filter while typing."""
         self.filter_text = message.text

@@ -6,6 +6,7 @@ from textual.message import Message
 from textual.widgets import Input, Static
 
 from lmconsole.errors import escape_control_characters
+from lmconsole.tui.widgets.field import Field
 
 MAX_FILTER = 500
 """Characters of the longest filter."""
@@ -31,12 +32,12 @@ class FilterBar(Vertical):
 
     def compose(self) -> ComposeResult:
         """Yield the field and the line below it."""
-        yield Input(placeholder=self._hint, id="filter", max_length=MAX_FILTER, compact=True)
+        yield Field(placeholder=self._hint, id="filter", max_length=MAX_FILTER, compact=True)
         yield Static("", id="filter-problem", markup=False)
 
     @property
-    def _field(self) -> Input:
-        return self.query_one(Input)
+    def _field(self) -> Field:
+        return self.query_one(Field)
 
     def open(self) -> None:
         """Show the field and focus it."""

@@ -12,6 +12,7 @@ from lmconsole.runs.state import Status
 from lmconsole.tui.snapshot import Snapshot
 from lmconsole.tui.widgets.grid import Grid, text_cells
 
+APP = "lmconsole"
 LEAST_WIDTH_WITH_PRESET = 70
 
 
@@ -47,8 +48,9 @@ class Headline(Grid):
         """Draw as much as the width allows, the counts first."""
         counts, width = self._counts(), self.size.width
         preset = f"  preset {escape_control_characters(self.preset)}" if width >= LEAST_WIDTH_WITH_PRESET else ""
-        store = _short_path(self._store_path.absolute(), width - len(counts) - len(preset) - 12)
-        name = "lmconsole" if width - len(counts) > len("lmconsole") else ""
+        name = APP if width - len(counts) > len(APP) else ""
+        room = width - len(counts) - len(preset) - len(APP) - 4  # two spaces on both sides
+        store = _short_path(self._store_path.absolute(), room)
         place = f"  {escape_control_characters(store)}{preset}" if name else ""
         cells = text_cells(name, Style(bold=True)) + text_cells(place, Style(dim=True))
         if len(counts) > width > 0:
