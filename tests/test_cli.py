@@ -301,7 +301,7 @@ def save_npz(folder: Path, **splits: object) -> Path:
         (
             "paper",
             lambda d: save_npz(d),
-            "paper also needs embeddings: no embeddings.npz or model.safetensors in",
+            "paper needs embeddings: no embeddings.npz or model.safetensors in",
         ),
         ("auto", lambda d: save_npz(d), "--data implies the preset paper, which also needs embeddings"),
         (

@@ -136,7 +136,7 @@ def find_missing(
 ) -> Missing:
     """Return what must be fetched before a run finds tokens and, if ``frozen``, embeddings.
 
-    Raises CorpusError or EmbeddingsError if what there is cannot be used: nothing is saved next to that.
+    Raises CorpusError or EmbeddingsError if the data that are there cannot be used; nothing is saved next to them.
     """
     folder = target_folder(data, environ, cwd)
     if not folder.is_file() and not has_corpus_files(folder):
@@ -220,7 +220,8 @@ def _described(ids: Mapping[str, NDArray[np.integer[Any]]], start: str, files: I
         message=f"{start}: {counts} tokens{', as published' if published else ''}",
         warning=""
         if published
-        else "these are as many tokens as in the published results, but others: results are not compared with them",
+        else "the numbers of tokens are those of the published results, but the tokens differ, so results are not "
+        "compared with them",
     )
 
 

@@ -111,7 +111,7 @@ def _receive(file: HubFile, metadata: "HfFileMetadata", opened: BinaryIO, listen
             listener.say(f"{file.name}: the part from an earlier download does not fit; downloading all of it")
             return _receive(file, metadata, opened, listener)
         raise HubError(
-            f"{file.name}: what arrived does not match its hash",
+            f"{file.name}: the content that arrived does not match its hash",
             hint="Run the command again. If it happens again, a proxy may change what passes through it.",
         )
     os.fsync(opened.fileno())

@@ -59,7 +59,7 @@ def fetch_data(data: HubData, folder: Path, listener: Listener) -> Fetched:
             if error.offline:
                 raise
             raise CorpusError(
-                f"{data.repository}: has no Parquet files, and the hub has made none of its files",
+                f"{data.repository}: has no Parquet files, and the hub has not converted its files",
                 hint="Choose another data set, or download its text and name it with --data FOLDER.",
             ) from None
     names = {split: folder / name for split, name in TEXT_FILES.items()}

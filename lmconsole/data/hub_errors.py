@@ -112,7 +112,7 @@ def _answered(what: str, error: Any) -> HubError:
     if code in ("EntryNotFound", "RevisionNotFound"):
         return HubError(f"{what}: the hub does not have it ({status})", hint="The repository may have changed.")
     if status in (401, 403, 404):
-        return HubError(f"{what}: not found, or not for you ({status})", hint=LOGIN_HINT)
+        return HubError(f"{what}: not found, or you have no access ({status})", hint=LOGIN_HINT)
     if status == 429:
         return HubError(
             f"{what}: the hub limits the number of requests (429)",

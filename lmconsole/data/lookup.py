@@ -81,7 +81,7 @@ def is_folder(path: Path) -> bool:
 
 
 def _has_corpus(place: Path, *, alone: tuple[str, ...]) -> bool:
-    """Return whether a folder that nobody named has a corpus.
+    """Return whether a folder that is searched without being named has a corpus.
 
     Raises CorpusError if it has only a part of one, or one of the files ``alone`` without a corpus, or cannot be read:
     to train on other data would be a surprise.

@@ -70,7 +70,8 @@ def with_gpt1_bpe(
         raise CorpusError(
             f"{encoder[0]}: its tokens and padding are {tokenized.vocabulary:,} ids, the preset's vocabulary is "
             f"{vocabulary:,}",
-            hint=f"Set vocabulary = {tokenized.vocabulary} or more, or remove the two BPE files to train a tokenizer.",
+            hint=f"Set vocabulary = {tokenized.vocabulary} or more. Without these two files, a preset that learns its "
+            "embeddings trains a tokenizer on the text.",
         )
     return tokenized, GPT1_TOKENIZER
 

@@ -17,7 +17,7 @@ from lmconsole.engine.digest import Digest, RunResult, clip_lines, finite, one_l
 from lmconsole.engine.processes import LimitedProgram
 from lmconsole.engine.stall import StallWatch
 from lmconsole.errors import escape_json
-from lmconsole.formatting import perplexity, seconds
+from lmconsole.formatting import counted, perplexity, seconds
 from lmconsole.runs.events import utc_now
 from lmconsole.runs.permissions import Permission, Permissions, text_of
 from lmconsole.runs.state import RunState, Status
@@ -241,7 +241,7 @@ class Alerts:
                 if self._running is not None:
                     self._running[1].kill()
                     self._running = None
-                self._log(f"{left} alerts could not be given in time")
+                self._log(f"{counted(left, 'alert')} could not be given in time")
                 return
             time.sleep(POLL_S)
 

@@ -154,7 +154,7 @@ def choose_preset(given: list[str], data: Path | None, embeddings: Path | None, 
         if data is None:
             raise CorpusError(f"{given[0]} implies the preset paper, but no tokens were found", hint=tokens_recipe())
         if embeddings is None:
-            raise _lacks_gpt1(f"{given[0]} implies the preset paper, which", data)
+            raise _lacks_gpt1(f"{given[0]} implies the preset paper, which also needs", data)
         return "paper", f"{given[0]} is given"
     if missing:
         offer = "; `lmconsole data fetch` downloads them" if cuda else ""
@@ -196,7 +196,7 @@ def _lacks_gpt1(subject: str, data: Path | None) -> EmbeddingsError:
         what = f"GPT-1's tokenizer for text: no {ENCODER_FILE} and {MERGES_FILE}"
     else:
         what = f"embeddings: no {' or '.join(EMBEDDINGS_FILES)}"
-    return EmbeddingsError(f"{subject} also needs {what} in {where}", hint=f"{EMBEDDINGS_RECIPE}\n{LEARN_HINT}")
+    return EmbeddingsError(f"{subject} {what} in {where}", hint=f"{EMBEDDINGS_RECIPE}\n{LEARN_HINT}")
 
 
 class _Resolver:
@@ -275,7 +275,7 @@ class _Resolver:
             return None
         tokenizer = find_tokenizer(self._data)
         if self._tables_file is None or (tokenizer is None and is_text(self._data)):
-            raise _lacks_gpt1(f"preset {self._preset}", self._data)
+            raise _lacks_gpt1(f"preset {self._preset} needs", self._data)
         return tokenizer
 
     def _embeddings(self, settings: Settings, corpus: CorpusInfo) -> EmbeddingsInfo:
@@ -283,7 +283,7 @@ class _Resolver:
         from lmconsole.lm.embedding import read_tables
 
         if self._tables_file is None:
-            raise _lacks_gpt1(f"preset {self._preset}", self._data)
+            raise _lacks_gpt1(f"preset {self._preset} needs", self._data)
         check_tokenizer_of_tables(self._tables_file, corpus.name, corpus.kind, corpus.tokenizer)
         key = corpus.vocabulary, settings.channels, settings.window_tokens
         if key not in self._tables:

@@ -14,7 +14,7 @@ from lmconsole.report.results import damage_mark, is_complete
 from lmconsole.report.selection import Group
 from lmconsole.report.targets import best_valid_ppl
 from lmconsole.runs.comparable import EXPERIMENT_SETTINGS
-from lmconsole.runs.events import Epoch
+from lmconsole.runs.events import Epoch, perplexity
 from lmconsole.runs.store import Run
 
 ONE_SEED = "This rests on one seed; other seeds may reverse it."
@@ -118,6 +118,12 @@ class ExperimentResult:
     def last_gap_nats(self) -> float | None:
         """Validation loss minus train loss at the last epoch, mean over seeds; None if it is unknown for any seed."""
         return _mean(self._last_gaps_nats)
+
+    @property
+    def last_gap_ratio(self) -> float | None:
+        """Validation perplexity over train perplexity at the last epoch; None if it is unknown or too large."""
+        ratio = math.nan if self.last_gap_nats is None else perplexity(self.last_gap_nats)
+        return ratio if math.isfinite(ratio) else None
 
     @property
     def last_gap_sd_nats(self) -> float:

@@ -129,6 +129,10 @@ def to_json(frame: pd.DataFrame) -> str:
 
 
 def comparison(store: Store, group: Group, against: str) -> Table:
+    """Return Table 3: the group against ``published`` or ``imported`` results, or those of the store in a folder.
+
+    Raises ExportError.
+    """
     return comparison_table(group, _other_results(store, group, against))
 
 

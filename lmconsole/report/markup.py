@@ -55,6 +55,11 @@ def format_ppl(ppl: float) -> str:
     return f"{ppl:.3f}" if ppl < LARGE_PPL else f"{ppl:.3e}"
 
 
+def format_ratio(ratio: float) -> str:
+    """Return a ratio with two decimals, or in scientific notation from ``LARGE_PPL`` on."""
+    return f"{ratio:.2f}" if ratio < LARGE_PPL else f"{ratio:.2e}"
+
+
 def escape_markdown(text: str) -> str:
     """Escape everything that a markdown or HTML renderer would interpret, on one line."""
     one_line = escape_control_characters(text).replace("\n", " ")

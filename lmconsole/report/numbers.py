@@ -15,7 +15,7 @@ from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.plan.presets import ranges
 from lmconsole.report.against import SPLITS
 from lmconsole.report.comparing import ExperimentResult, compare
-from lmconsole.report.markup import escape_latex, format_ppl
+from lmconsole.report.markup import escape_latex, format_ppl, format_ratio
 from lmconsole.report.questions.finding import GroupResults
 from lmconsole.report.questions.memory import logits_mib, state_mib
 from lmconsole.report.questions.models import comparable_gaps, last_gain_nats
@@ -201,8 +201,7 @@ def _of_experiments(results: GroupResults) -> Iterator[Quantity]:
     meaning = "validation loss minus train loss at the last epoch, in nats"
     yield quantity("lmGapNats", meaning, gaps, lambda nats: f"{nats:+.3f}")
     meaning = "validation perplexity over train perplexity at the last epoch"
-    ratios = {id_: None if gap is None or gap > 700 else math.exp(gap) for id_, gap in gaps.items()}
-    yield quantity("lmGapRatio", meaning, ratios, lambda ratio: f"{ratio:.2f}")
+    yield quantity("lmGapRatio", meaning, of_results(lambda each: each.last_gap_ratio), format_ratio)
     meaning = "rise of the validation loss from the best epoch to the last, in nats"
     yield quantity("lmRiseNats", meaning, of_results(lambda each: each.rise_nats), lambda nats: f"{nats:.3f}")
     meaning = "percent by which the last epoch, if it is the best, lowered the perplexity (smallest of the seeds)"

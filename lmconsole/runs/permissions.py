@@ -97,7 +97,7 @@ class Permissions:
     def grant(self, paths: RunPaths, queued_seq: int, after: AfterQueue) -> None:
         """Save that this user allows the run to be started as its ``queued`` event number ``queued_seq`` says.
 
-        ``sync`` forces the name of the file to the disk.
+        Call ``sync`` afterwards to force the name of its file to the disk.
         """
         try:
             permission = Permission(

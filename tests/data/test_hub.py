@@ -201,9 +201,9 @@ def test_a_proxy_that_does_not_answer_is_named(hub: Hub, recorder: Recorder, mon
 
 
 REFUSALS = {
-    "missing": (401, {"X-Error-Code": "RepoNotFound"}, "not found, or not for you (401)", "HF_TOKEN"),
+    "missing": (401, {"X-Error-Code": "RepoNotFound"}, "not found, or you have no access (401)", "HF_TOKEN"),
     "gated": (403, {"X-Error-Code": "GatedRepo"}, "accept its conditions", "HF_TOKEN"),
-    "forbidden": (403, {}, "not for you (403)", "HF_TOKEN"),
+    "forbidden": (403, {}, "you have no access (403)", "HF_TOKEN"),
     "token": (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, "refuses the token", "HF_TOKEN"),
     "entry": (404, {"X-Error-Code": "EntryNotFound"}, "does not have it (404)", "changed"),
     "limit": (429, {"Retry-After": "0"}, "limits the number of requests (429)", "Wait a few minutes"),

@@ -14,6 +14,7 @@ from recorded import record
 
 from lmconsole.report.comparing import NEGLIGIBLE_WITH_ONE_SEED, Verdict, compare, experiment_results
 from lmconsole.report.findings import findings
+from lmconsole.report.numbers import quantities
 from lmconsole.report.questions.finding import Finding, GroupResults
 from lmconsole.report.questions.memory import memory
 from lmconsole.report.questions.models import architectures, depth, overfitting
@@ -310,6 +311,16 @@ def test_models_that_have_barely_fitted_are_set_aside(tmp_path: Path) -> None:
     assert (
         "Its validation loss has risen by up to 0.070 nats since its best epoch, that of LSTM by up to 0.000." in text
     )
+
+
+def test_a_loss_that_rises_beyond_any_perplexity_is_a_gap_without_a_ratio(tmp_path: Path) -> None:
+    record_kind(tmp_path, ("lstm", 1, "adamw"), 4.5, 2000.0)
+    record_kind(tmp_path, ("gpt1", 1, "adamw"), 4.5, 30.0)
+    observations = overfitting(GroupResults(group(tmp_path))).observations
+    assert "gap of +1996.000 nats at the last epoch; validation loss has risen by 1995.500 nats" in observations[0]
+    assert "(validation perplexity is 1.96e+11 times train perplexity)" in " ".join(observations)
+    found = {each.name: each.values for each in quantities(group(tmp_path))}
+    assert found["lmGapRatio"] == {("6",): "1.96e+11"}
 
 
 def test_gaps_within_the_seeds_spread_are_no_difference(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from lmconsole import formatting
 from lmconsole.importing.settings import ASSUMED
 from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.report.comparing import ONE_SEED, ExperimentResult, Verdict
+from lmconsole.report.markup import format_ratio
 from lmconsole.report.questions.finding import (
     EQUAL_NATS,
     Draft,
@@ -162,10 +163,13 @@ def overfitting(results: GroupResults) -> Finding:
         for layers in DEPTHS:
             each = by_depth.get(layers)
             if each is not None:
+                ratio = each.last_gap_ratio
+                shown = (
+                    "" if ratio is None else f" (validation perplexity is {format_ratio(ratio)} times train perplexity)"
+                )
                 draft.observations.append(
-                    f"{each.label_with_id}: gap of {each.last_gap_nats:+.3f} nats at the last epoch (validation "
-                    f"perplexity is {math.exp(each.last_gap_nats or 0.0):.2f} times train perplexity); validation loss "
-                    f"has risen by {each.rise_nats:.3f} nats since its best epoch."
+                    f"{each.label_with_id}: gap of {each.last_gap_nats:+.3f} nats at the last epoch{shown}; validation "
+                    f"loss has risen by {each.rise_nats:.3f} nats since its best epoch."
                 )
                 continue
             found = results.find(model, layers, "adamw")
