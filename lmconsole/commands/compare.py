@@ -140,6 +140,10 @@ def _contrast(path: Path, samples: Samples, first: str, second: str, pair_by: st
 
 def _notes(samples: Samples) -> list[str]:
     notes = []
+    diverged = {name: sum(not math.isfinite(value) for value in values) for name, values in samples.values.items()}
+    if any(diverged.values()):
+        counts = ", ".join(f"{name} {n} of {len(samples.values[name])}" for name, n in diverged.items() if n)
+        notes.append(f"Runs diverged: {counts}. They count as the worst, so their settings are compared by ranks.")
     if samples.mixed:
         columns = ", ".join(samples.mixed)
         notes.append(f"Rows of one group also differ in {columns}; --where compares only some of them.")
@@ -158,6 +162,8 @@ def _print(result: CompareResult) -> None:
     out.print()
     columns: Mapping[str, str] = {"Contrast": "left", "Seeds": "right", "Difference": "right"}
     table = plain_table(**columns, **{"95%_interval": "left", "p_(Holm)": "right", "Verdict": "left"})  # type: ignore[arg-type]
+    for column in (table.columns[0], table.columns[-1]):
+        column.no_wrap, column.overflow = False, "fold"  # all numbers are shown, however narrow the terminal is
     for each in result.comparisons:
         table.add_row(
             Text(escape_control_characters(f"{each.first.name} − {each.second.name}")),
@@ -198,12 +204,11 @@ def p_value(value: float | None) -> str:
 
 
 def describe(comparison: Comparison) -> str:
-    """Return the verdict with the numbers of diverged runs."""
+    """Return the verdict with its basis, if that is unusual."""
     verdict = comparison.verdict.value
     sides = (comparison.first, comparison.second)
     if any(side.diverged for side in sides):
-        counts = ", ".join(f"{side.diverged} of {side.seeds}" for side in sides)
-        verdict += f" (by ranks; {counts} diverged)" if comparison.test else f" ({counts} diverged)"
+        verdict += ", by ranks" if comparison.test else ", runs diverged"
     elif min(side.seeds for side in sides) == 1:
         verdict += " (no uncertainty known)"
     return verdict

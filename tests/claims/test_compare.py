@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,13 +93,19 @@ def test_what_a_reader_should_know_is_noted(tmp_path: Path, capsys: pytest.Captu
     assert (found["notes"], found["where"], found["rows"]) == ([], {"model": "lstm"}, 10)
 
 
-def test_the_table_is_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_the_table_is_for_people(
+    columns: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
     rows = [*ADAM, *SGD[:4], "sgd,lstm,4,inf", *(row.replace("sgd", "\x1b[31mred") for row in SGD)]
     compare_table(write(tmp_path, rows), "optimizer", "test_nll", baseline="adam")
     shown = capsys.readouterr().out
     assert "\x1b" not in shown
-    assert "higher (by ranks; 1 of 5, 0 of 5 diverged)" in shown
-    assert "+2.00  [+1.77, +2.23]" in shown
+    assert "higher, by ranks" in " ".join(shown.split())
+    assert "Runs diverged: sgd 1 of 5." in shown
+    assert re.search(r"5, 5 +\+2\.00  \[\+1\.77, \+2\.23\] +\S", shown)
+    assert "…" not in shown
     assert "exploratory" in shown
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -127,7 +128,7 @@ def test_a_missing_library_names_the_extra(here: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(HubError, match="pyarrow, which is not installed") as caught:
         command.fetch("gpt1", here, None, json=False)
-    assert "[hub]" in str(caught.value.hint)
+    assert re.search(r"uv tool install '\.\[hub\b", str(caught.value.hint))
 
 
 class Terminal(io.StringIO):
