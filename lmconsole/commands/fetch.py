@@ -138,7 +138,7 @@ def _show_plan(request: RunRequest, folder: Path, names: list[str]) -> None:
         print_json_line(PlannedDownload(would_download=tuple(names), folder=str(folder)))
         return
     print_data("\n".join([f"would download to {folder}:", *(f"  {name}" for name in names)]))
-    print_message("What would be trained is known when these files are here: lmconsole data fetch")
+    print_message("The rest of the plan needs these files: lmconsole data fetch")
 
 
 def _missing(request: RunRequest) -> Missing | None:
@@ -200,7 +200,7 @@ def _with_listener(work: Callable[[Listener], Result], folder: Path, by_hand: st
     except OSError as error:
         raise LmconsoleError(f"{error.filename or folder}: cannot be written: {error.strerror or error}") from None
     except Interrupted:
-        print_message("Interrupted. What has arrived is kept: the same command continues there.")
+        print_message("Interrupted. Run the same command again to continue the download.")
         raise
 
 

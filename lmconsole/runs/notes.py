@@ -89,7 +89,9 @@ def change_notes(
     try:
         with lock.held(paths.folder.parent / NOTES_LOCK, LOCK_TIMEOUT_S) as held:
             if held is None:
-                raise StoreError(f"{paths.folder.parent / NOTES_LOCK}: another command keeps changing notes")
+                raise StoreError(
+                    f"{paths.folder.parent / NOTES_LOCK}: another command is changing notes", hint="Try again later."
+                )
             if os.path.islink(paths.folder):
                 raise StoreError(f"{paths.folder}: expected a folder, found a symbolic link, which is not followed")
             old = read_notes(paths)
