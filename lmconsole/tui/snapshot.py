@@ -1,4 +1,4 @@
-"""What the console shows: the store and the machine at one moment."""
+"""Snapshots of the store and the machine, which the console shows."""
 
 import math
 from dataclasses import dataclass, field
