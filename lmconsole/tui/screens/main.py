@@ -450,7 +450,9 @@ class MainScreen(FooterScreen[None]):
             self.notify("No baseline.", timeout=2)
         else:
             self.baseline = row.key
-            label = escape_control_characters(row.experiment.label) if row.experiment else ""
+            experiment = row.runs[0].info.experiment
+            seed = f", seed {row.runs[0].info.seed}" if row.child else ""
+            label = escape_control_characters(f"{experiment.id} {experiment.label}{seed}")
             self.notify(f"Baseline: {label}. Differences are in validation perplexity.", timeout=4, markup=False)
 
     def action_differences(self) -> None:
