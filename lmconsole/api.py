@@ -71,6 +71,8 @@ class Run:
     [148, 90]
     >>> run.best_epoch.epoch, run.settings.learning_rate
     (2, 0.01)
+    >>> run.note, run.tags
+    ('', ())
     """
 
     def __init__(self, run: stores.Run) -> None:
@@ -93,6 +95,10 @@ class Run:
         """Epoch with the lowest validation perplexity."""
         self.outcome: Finished | Stopped | Failed | None = run.state.finished or run.state.stopped or run.state.failed
         """Event with which the run ended; None if it has not."""
+        self.note: str = run.notes.note
+        """Note that a person has written; empty if there is none."""
+        self.tags: tuple[str, ...] = run.notes.tags
+        """Tags that a person has added."""
         self.damage: tuple[str, ...] = run.state.damage
         """Damage of the log, and where it is; empty if none is known."""
         self.problem: str | None = run.problem

@@ -126,7 +126,7 @@ def run(**given: object) -> None:
 def status(
     runs: Runs = STORE,
     digest: Annotated[
-        bool, typer.Option("--digest", help="Show what came of the last queue instead, and the best run so far.")
+        bool, typer.Option("--digest", help="Show the outcome of the last queue, and the best run so far.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -327,7 +327,7 @@ def data_fetch(
 def doctor(data: Data = None, embeddings: Embeddings = None, runs: Runs = STORE, json: Json = False) -> None:
     """Check whether this machine is ready.
 
-    Check the GPU, PyTorch, data, embeddings, locale, the disk that the queue needs, and what would interrupt a night.
+    Check the GPU, PyTorch, data, embeddings, locale, disk space for the queue, and what could end runs overnight.
     """
     from lmconsole.commands.doctor import diagnose
 

@@ -202,6 +202,14 @@ def test_help_loads_nothing_heavy() -> None:
     assert loaded & set(HEAVY) == set()
 
 
+LATE = {"psutil", "plotext", "lmconsole.tui.filter", "lmconsole.tui.screens.form", "lmconsole.engine.queue"}
+"""Modules that the first paint of the console does not need."""
+
+
+def test_the_console_opens_before_it_loads_everything() -> None:
+    assert "textual" in loaded_by(f"import sys, lmconsole.tui.app\nassert not {LATE} & set(sys.modules)")
+
+
 @pytest.mark.parametrize(
     ("package", "but", "never"),
     [

@@ -98,6 +98,11 @@ def is_console(call: ast.Call) -> bool:
     return isinstance(call.func, ast.Attribute) and call.func.attr == "print"
 
 
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("tui/")])
+def test_fields_of_the_console_escape_control_characters(file: str) -> None:
+    assert "Input" not in {name for name, _ in calls(file)}, "use widgets/field.py"
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_every_interpreter_that_is_started_ignores_the_current_folder(file: str) -> None:
     for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+from rich.table import Table
 from rich.text import Text
 
 from lmconsole.claims.table import Samples, read_samples
@@ -175,8 +176,27 @@ def _print(result: CompareResult) -> None:
         )
     out.print(table)
     out.print()
+    out.print(_sides_table(result.comparisons))
+    out.print()
     for note in [*result.notes, CONDITION]:
         out.print(Text(note, style="dim"), soft_wrap=True)
+
+
+def _sides_table(comparisons: Sequence[Comparison]) -> Table:
+    """Return a table of the settings themselves, each once, in their order."""
+    sides = {side.name: side for each in comparisons for side in (each.first, each.second)}
+    table = plain_table(Setting="left", Seeds="right", Mean="right", SD="right", Diverged="right")
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
+    for side in sides.values():
+        share = side.diverged_share
+        table.add_row(
+            Text(escape_control_characters(side.name)),
+            f"{side.seeds:,}",
+            UNKNOWN if side.mean is None else f"{side.mean:.5g}",
+            UNKNOWN if side.sd is None else f"{side.sd:.2g}",
+            f"{side.diverged}  [{share.low:.0%}, {share.high:.0%}]" if side.diverged else "0",
+        )
+    return table
 
 
 def number(value: float | None, decimals: int | None = None) -> str:

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from lmconsole.plan.presets import Plan
 
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-Completion = Callable[..., list[Any]]
-
 NOT_PLAIN = re.compile(r"[^A-Za-z0-9._-]+")
+Completion = Callable[..., list[Any]]
 
 
 def complete_experiments(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
@@ -39,7 +38,7 @@ def complete_presets(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def complete_runs(context: typer.Context, incomplete: str) -> list[str]:
-    """Return the ids of the runs in the store, the latest experiment number last. Their logs are not read."""
+    """Return the ids of the runs in the store, sorted. Their files are not read."""
     from lmconsole.runs.store import Store
 
     runs = _given(context, "runs")

@@ -73,13 +73,15 @@ def diagnose(data: Path | None, embeddings: Path | None, runs: Path, *, json: bo
 
 def check(*, data: Path | None, embeddings: Path | None, runs: Path) -> list[Finding]:
     """Check everything a run needs, without changing anything. Problems are findings: nothing is raised."""
+    store = Store(runs)
     return [
         Finding(what="lmconsole", verdict="ok", found=f"{__version__}, Python {platform.python_version()}"),
         *_torch_and_gpu(),
         _host(),
         *_data(data, embeddings),
-        *_store_and_disk(runs),
-        *_gpu_users(runs),
+        _store(store),
+        _disk(runs, _queue(store)),
+        *_gpu_users(store),
         _logout(),
         _night(),
         _clock(),
@@ -187,31 +189,28 @@ def _store(store: Store) -> Finding:
     return Finding(what="store", verdict="ok", found=shown)
 
 
-def _store_and_disk(root: Path) -> Iterator[Finding]:
-    store = Store(root)
-    yield _store(store)
+def _queue(store: Store) -> list[Run]:
+    """Return the runs that are in training or will be; none if the store cannot be read, which ``_store`` reports."""
     with contextlib.suppress(LmconsoleError):
-        yield from _disk(root, pending(store, store.runs()))
-        return
-    yield from _disk(root, [])
+        return pending(store, store.runs())
+    return []
 
 
-def _disk(root: Path, queue: Sequence[Run]) -> Iterator[Finding]:
+def _disk(root: Path, queue: Sequence[Run]) -> Finding:
     """Check the space for what the runs in the queue will write, or for that of the twelve experiments."""
     free = free_disk_mib(root)
     if queue:
         needed = queue_disk_mib(queue)
         short = free is not None and free < needed
         runs = formatting.counted(len(queue), "run")
-        yield Finding(
+        return Finding(
             what="disk",
             verdict="problem" if short else "ok",
             found=f"{formatting.mib(free)} free for the store; the queue ({runs}) needs up to {formatting.mib(needed)}",
             advice="Free space before the disk is full, or stop runs: a run that cannot write fails." if short else "",
         )
-        return
     low = free is not None and free < LOW_DISK_MIB
-    yield Finding(
+    return Finding(
         what="disk",
         verdict="note" if low else "ok",
         found=f"{formatting.mib(free)} free for the store",
@@ -231,12 +230,12 @@ def queue_disk_mib(queue: Sequence[Run]) -> float:
     return (CHECKPOINTS * sum(checkpoints) + sum(weights_bytes(*size) for size in sizes)) / 2**20
 
 
-def _gpu_users(root: Path) -> Iterator[Finding]:
+def _gpu_users(store: Store) -> Iterator[Finding]:
     """Check whether other processes use the GPUs. The workers of this store do not count."""
     gpus = Gpus.open()
     own: set[int] = set()
     with contextlib.suppress(LmconsoleError):
-        owners = [run.worker() for run in Store(root).runs() if run.status is Status.RUNNING]
+        owners = [run.worker() for run in store.runs() if run.status is Status.RUNNING]
         own = {owner.pid for owner in owners if owner is not None and owner.pid}
     for gpu in gpus.devices():
         others = gpus.other_processes(gpu.uuid, own) if gpu.uuid else None

@@ -201,7 +201,7 @@ def _with_listener(work: Callable[[Listener], Result], folder: Path, by_hand: st
     except OSError as error:
         raise LmconsoleError(f"{error.filename or folder}: cannot be written: {error.strerror or error}") from None
     except Interrupted:
-        print_message("Interrupted. What has arrived is kept: the same command continues there.")
+        print_message("Interrupted. Run the same command again to continue the download.")
         raise
 
 

@@ -181,11 +181,10 @@ class Follower:
 
         self._display.say("Writing the exports …")
         if not self.wait_for_runner(written):
-            others = not self._interrupts.count
             self._display.say(
-                f"Other runs are active; the exports follow when they have ended, in {exports}."
-                if others
-                else f"Detached; the exports will be in {exports}."
+                f"Detached; the exports will be in {exports}."
+                if self._interrupts.count
+                else f"Other runs are active; the exports follow when they have ended, in {exports}."
             )
             return True
         written()

@@ -7,8 +7,8 @@ import msgspec
 
 from lmconsole.commands.output import print_data, print_json, print_message
 from lmconsole.errors import StoreError
-from lmconsole.runs.notes import Notes, change_notes, parse_tag
-from lmconsole.runs.store import Run, Store
+from lmconsole.runs.notes import change_notes, parse_tag
+from lmconsole.runs.store import Store
 
 
 class RunNotes(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,16 +29,13 @@ def note(
     tags, gone = [[parse_tag(each) for each in given] for given in (add, remove)]
     store = Store(root)
     runs = list({run.run: run for run in [store.find(name) for name in names]}.values())
-    changing = text is not None or tags or gone
-    found: list[tuple[Run, Notes]] = []
     for run in runs:
-        if changing:
-            notes = change_notes(run.paths, note=text, add=tags, remove=gone)
-        elif run.notes_problem:
+        if run.notes_problem:
             raise StoreError(run.notes_problem)
-        else:
-            notes = run.notes
-        found.append((run, notes))
+    if text is not None or tags or gone:
+        found = [(run, change_notes(run.paths, note=text, add=tags, remove=gone)) for run in runs]
+    else:
+        found = [(run, run.notes) for run in runs]
     if json:
         print_json([RunNotes(run=run.run, note=notes.note or None, tags=notes.tags) for run, notes in found])
         return

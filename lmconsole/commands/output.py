@@ -22,13 +22,9 @@ MAX_WARNINGS = 20
 """Runs that cannot be read and are named."""
 PIPE_WIDTH = 140
 """Columns of a table in a pipe or a file, which have no width of their own."""
-
-
-NARROWEST, WIDEST = 20, 10_000
-"""Bounds of a size in COLUMNS or LINES; other values, such as 0, are ignored."""
-
-
 SIZES = ("COLUMNS", "LINES")
+NARROWEST, WIDEST = 20, 10_000
+"""Bounds of a size in these variables; other values, such as 0, are ignored."""
 
 
 class _EscapingConsole(Console):

@@ -103,7 +103,7 @@ def print_results(runs: Iterable[Run], *, stderr: bool) -> None:
 
 
 def print_digest(digest: Digest, *, stderr: bool) -> None:
-    """Print what came of runs, without those that finished: the table has them."""
+    """Print the outcome of runs, except finished ones, which the table has."""
     out = console(stderr=stderr)
     out.print()
     for line in [*digest.lines, *digest.problems]:

@@ -46,7 +46,7 @@ def show_status(root: Path, *, json: bool) -> None:
 
 
 def show_digest(root: Path, *, json: bool) -> None:
-    """Print what came of the runs of the last queue. Raises StoreError if that cannot be read."""
+    """Print the outcome of the last queue. Raises StoreError if its file cannot be read."""
     store = Store(root)
     digest = read_digest(store)
     if json:

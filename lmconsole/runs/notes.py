@@ -86,25 +86,32 @@ def change_notes(
         LmconsoleError: the note or the list of tags becomes too long.
         StoreError: the present notes cannot be read, or the new ones cannot be written.
     """
+    file = paths.folder.parent / NOTES_LOCK
     try:
-        with lock.held(paths.folder.parent / NOTES_LOCK, LOCK_TIMEOUT_S) as held:
+        with lock.held(file, LOCK_TIMEOUT_S) as held:
             if held is None:
-                raise StoreError(f"{paths.folder.parent / NOTES_LOCK}: another command keeps changing notes")
-            if os.path.islink(paths.folder):
-                raise StoreError(f"{paths.folder}: expected a folder, found a symbolic link, which is not followed")
-            old = read_notes(paths)
-            tags = [tag for tag in dict.fromkeys((*old.tags, *add)) if tag not in remove]
-            new = Notes(note=old.note if note is None else " ".join(note.split()), tags=tuple(tags))
-            if len(new.note) > MAX_NOTE:
-                raise LmconsoleError(f"{paths.run}: a note has at most {MAX_NOTE:,} characters, not {len(new.note):,}")
-            if len(new.tags) > MAX_TAGS:
-                raise LmconsoleError(f"{paths.run}: a run has at most {MAX_TAGS} tags, not {len(new.tags)}")
-            if new != old:
-                _write(paths, new)
-            return new
+                raise StoreError(f"{file}: another command is changing notes", hint="Try again later.")
+            file = paths.notes
+            return _change(paths, note, add, remove)
     except (OSError, UnicodeEncodeError) as error:
         reason = getattr(error, "strerror", None) or "the note is not Unicode text"
-        raise StoreError(f"{paths.notes}: cannot be written: {reason}") from None
+        raise StoreError(f"{file}: cannot be written: {reason}") from None
+
+
+def _change(paths: RunPaths, note: str | None, add: Collection[str], remove: Collection[str]) -> Notes:
+    """Change the notes while the lock is held. Raises OSError or UnicodeEncodeError if they cannot be written."""
+    if os.path.islink(paths.folder):
+        raise StoreError(f"{paths.folder}: expected a folder, found a symbolic link, which is not followed")
+    old = read_notes(paths)
+    tags = [tag for tag in dict.fromkeys((*old.tags, *add)) if tag not in remove]
+    new = Notes(note=old.note if note is None else " ".join(note.split()), tags=tuple(tags))
+    if len(new.note) > MAX_NOTE:
+        raise LmconsoleError(f"{paths.run}: a note has at most {MAX_NOTE:,} characters, not {len(new.note):,}")
+    if len(new.tags) > MAX_TAGS:
+        raise LmconsoleError(f"{paths.run}: a run has at most {MAX_TAGS} tags, not {len(new.tags)}")
+    if new != old:
+        _write(paths, new)
+    return new
 
 
 def _write(paths: RunPaths, notes: Notes) -> None:

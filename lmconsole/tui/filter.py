@@ -246,7 +246,7 @@ def _pattern(text: str) -> Test:
 
 
 def _short(text: str) -> str:
-    """Return the beginning of a part of the filter, so that a message about it fits on the line."""
+    """Return the beginning of a part of the filter, so that the message on it fits on the line."""
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
 
 

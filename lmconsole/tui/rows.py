@@ -79,8 +79,8 @@ class _Context:
 
 
 def experiment_key(number: int) -> str:
-    """Return the row key of an experiment. The key of a run is its name."""
-    return f"e{number}"
+    """Return the row key of an experiment. The key of a run is its name, which has no slash."""
+    return f"/{number}"
 
 
 def newest_seed_group(runs: Sequence[RunView]) -> list[RunView]:

@@ -142,9 +142,10 @@ def _published_ppl(view: RunView) -> float | None:
 
 
 def _experiment_id(key: str) -> int:
-    return int(key[1:]) if key[1:].isdigit() else -1
+    """Return the id in the key of an experiment; -1 for the key of a run."""
+    return int(key[1:]) if key.startswith("/") else -1
 
 
 def _natural_order(key: str) -> tuple[int, str]:
-    number = key[1:] if key.startswith("e") else key.partition("-")[0]
-    return (int(number) if number.isdigit() else 0, key)
+    number = key[1:] if key.startswith("/") else key.partition("-")[0]
+    return (int(number) if number.isdecimal() else 0, key)

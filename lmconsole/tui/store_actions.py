@@ -85,12 +85,8 @@ class StoreActions:
             super().__init__()
             self.error = error
 
-    class ExportFailed(Message):
+    class ExportFailed(Failed):
         """No exports were written."""
-
-        def __init__(self, error: LmconsoleError) -> None:
-            super().__init__()
-            self.error = error
 
     def __init__(self, app: App[Any], options: ConsoleOptions) -> None:
         self._app = app

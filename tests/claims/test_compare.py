@@ -106,6 +106,8 @@ def test_the_table_is_for_people(
     assert "Runs diverged: sgd 1 of 5." in shown
     assert re.search(r"5, 5 +\+2\.00  \[\+1\.77, \+2\.23\] +\S", shown)
     assert "…" not in shown
+    assert re.search(r"^adam +5 +1\.2 +0\.16 +0 *$", shown, re.MULTILINE)
+    assert re.search(r"^sgd +5 +– +– +1  \[1%, 72%\] *$", shown, re.MULTILINE)  # beta quantiles: 0.5 % and 71.6 %
     assert "exploratory" in shown
 
 

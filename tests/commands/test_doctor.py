@@ -14,13 +14,13 @@ from lmconsole.commands import doctor
 from lmconsole.commands.doctor import Finding, queue_disk_mib
 from lmconsole.plan.parameters import checkpoint_bytes, weights_bytes
 from lmconsole.runs.permissions import Permissions
+from lmconsole.runs.store import Store
 
 MIB = 2**20
 
 
 def disk(root: Path) -> Finding:
-    (found,) = [each for each in doctor._store_and_disk(root / "runs") if each.what == "disk"]
-    return found
+    return doctor._disk(root / "runs", doctor._queue(Store(root / "runs")))
 
 
 def test_the_disk_must_hold_what_the_queue_will_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,8 @@ def test_other_users_of_the_gpu_are_counted(tmp_path: Path) -> None:
     library = build_fake_nvml(tmp_path)
     script = (
         "import sys, json, msgspec\nfrom pathlib import Path\nfrom lmconsole.commands import doctor\n"
-        "print(json.dumps([msgspec.to_builtins(each) for each in doctor._gpu_users(Path(sys.argv[1]))]))"
+        "from lmconsole.runs.store import Store\n"
+        "print(json.dumps([msgspec.to_builtins(each) for each in doctor._gpu_users(Store(Path(sys.argv[1])))]))"
     )
     for processes, verdict, words in (
         (f"{os.getpid()}:100,1:50", "note", "GPU 0, Fake GPU 0: 2 other processes, "),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from factories import append_events, finished, started
 from lmconsole.commands.status import summarize
 from lmconsole.errors import LmconsoleError, StoreError
 from lmconsole.runs.notes import MAX_BYTES, MAX_NOTE, MAX_TAGS, NO_NOTES, change_notes, parse_tag, read_notes
+from lmconsole.runs.paths import NOTES_LOCK
 from lmconsole.runs.store import Run, Store
 
 
@@ -122,6 +124,14 @@ def test_too_much_is_refused_and_nothing_is_written(run: Run) -> None:
         change_notes(run.paths, note="\ud800")
     assert [path.name for path in run.paths.folder.glob("*.tmp")] == []
     assert read_notes(run.paths).note == "before"
+
+
+def test_a_lock_that_is_no_file_is_named(run: Run) -> None:
+    file = run.paths.folder.parent / NOTES_LOCK
+    file.unlink(missing_ok=True)
+    file.mkdir()
+    with pytest.raises(StoreError, match=rf"{re.escape(str(file))}: .*found a folder"):
+        change_notes(run.paths, note="new")
 
 
 @pytest.mark.parametrize("text", ["", "#", "two words", "a/b", "x" * 33, "a\nb", "\x1b", "a,b"])

@@ -25,7 +25,7 @@ async def test_a_baseline_adds_a_column_of_differences_and_its_curve(stage: Stag
     async with stage.console() as pilot:
         assert "vs 1" not in screen(pilot)
         await pilot.press("b")
-        await shows(pilot, "vs 1", "Baseline: LSTM 1L Adam.")
+        await shows(pilot, "vs 1", "Baseline: 1 LSTM 1L Adam.")
         assert experiment(pilot, 1).split()[8] == "baseline"
         assert [change_of(pilot, number) for number in (2, 3, 4, 5, 6)] == ["-9.5 %", "×2.5", "–", "+85.9 %", ""]
         await pilot.press("down")

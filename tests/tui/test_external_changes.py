@@ -131,6 +131,20 @@ async def test_a_run_that_was_never_readable_cannot_be_trained(stage: Stage, key
         await shows(pilot, "There is no experiment to train.")
 
 
+@pytest.mark.parametrize("name", ["e3", "3", "²-x"])
+async def test_folders_may_have_any_name(stage: Stage, name: str) -> None:
+    run = stage.record(1)
+    shutil.copytree(run.paths.folder, stage.store.root / name)
+    (stage.store.root / f"{name}²").mkdir()
+    (stage.store.root / f"{name}²" / "run.json").write_text("{")
+    async with stage.console() as pilot:
+        await shows(pilot, f"unreadable: {name}²", "1 unreadable, 2 finished")
+        await pilot.press("right", "down", "space", "down", "space")
+        await shows(pilot, "2 selected", "1 LSTM 1L Adam s42")
+        await pilot.press("end", "s")
+        await shows(pilot, "None of the selected runs is queued or running.")
+
+
 async def test_a_run_without_a_log_is_unreadable_and_its_details_show_the_reason(stage: Stage) -> None:
     run = stage.record(2)
     async with stage.console() as pilot:

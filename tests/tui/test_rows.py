@@ -145,7 +145,7 @@ def test_a_group_shows_the_position_of_its_next_seed(stage: Stage) -> None:
     stage.queue(8, epochs=6)
     for seed in (3, 2):
         stage.queue(4, seed=seed, epochs=6)
-    made = rows(stage, wide=True, unfolded=frozenset({"e4"}))
+    made = rows(stage, wide=True, unfolded=frozenset({"/4"}))
     assert cell(made[3], "Status") == "1/3 seeds, queued 2"
     assert [cell(row, "Status") for row in made[4:7]] == ["queued, 3 of 3", "queued, 2 of 3", "finished"]
     assert status(stage, 4) == "1/3 seeds, queued"
@@ -218,7 +218,7 @@ def test_a_failed_seed_decides_the_status_of_its_group(stage: Stage) -> None:
 
 def test_an_unfolded_experiment_shows_its_runs_newest_first(stage: Stage) -> None:
     runs = [stage.record(4, seed=seed) for seed in (1, 2, 3)]
-    made = rows(stage, unfolded=frozenset({"e4"}), checked=frozenset({runs[1].run}))
+    made = rows(stage, unfolded=frozenset({"/4"}), checked=frozenset({runs[1].run}))
     assert len(made) == 15
     assert cell(made[3], "") == "□▾"
     children = made[4:7]
@@ -235,7 +235,7 @@ def test_runs_with_other_settings_are_not_in_the_group(stage: Stage) -> None:
     stage.record(4, seed=1, valid=(6.0, 3.0), learning_rate=0.5)
     stage.record(4, seed=1, valid=(6.0, 5.0))
     stage.record(4, seed=2, valid=(6.0, 5.0))
-    made = rows(stage, unfolded=frozenset({"e4"}))
+    made = rows(stage, unfolded=frozenset({"/4"}))
     assert cell(made[3], "Status") == "2/2 seeds"
     assert cell(made[3], "Valid") == f"{math.exp(5.0):.1f}"
     assert len(made) == 15, "the older run has a row as well"
@@ -276,7 +276,7 @@ def test_damaged_runs_are_marked_and_can_be_filtered(stage: Stage) -> None:
     damage(run)
     damage(stage.record(2, "stopped"))
     stage.record(3)
-    made = rows(stage, unfolded=frozenset({"e4"}), wide=True)
+    made = rows(stage, unfolded=frozenset({"/4"}), wide=True)
     assert [cell(made[n], "Status") for n in (1, 2)] == ["§ stopped in 5/6", "finished"]
     assert [cell(row, "Status") for row in made[3:6]] == ["§ finished, 2 seeds", "§ finished", "finished"]
     assert [row.damaged for row in made[1:6]] == [True, False, True, True, False]
@@ -303,7 +303,7 @@ def test_control_characters_in_names_are_escaped(stage: Stage) -> None:
 def test_without_unicode_a_row_is_ascii_except_for_dashes(stage: Stage) -> None:
     stage.record(4, seed=1)
     stage.record(4, seed=2)
-    made = rows(stage, unfolded=frozenset({"e4"}), checked=frozenset({"e4"}), glyphs=ASCII)
+    made = rows(stage, unfolded=frozenset({"/4"}), checked=frozenset({"/4"}), glyphs=ASCII)
     assert [cell(row, "") for row in made[3:6]] == ["xv", "`.", "`."]
     assert all("".join(row.cells).replace("–", "-").isascii() for row in made)
 

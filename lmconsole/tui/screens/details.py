@@ -262,27 +262,19 @@ def _environment(started: Started) -> list[tuple[str, str]]:
 
 
 def _settings(view: RunView, baseline: Baseline | None = None) -> Table:
-    """Return every setting and its source, and the value of the baseline where it differs."""
-    info = view.info
-    corpus = f"{info.corpus.name}, {info.corpus.tokenizer_and_place}, sha256 {info.corpus.sha256[:12]}"
-    tokens = ", ".join(f"{count:,} {split}" for split, count in info.corpus.tokens.items())
-    rows = [
-        ("preset", info.preset, ""),
-        ("seed", str(info.seed), info.origins.get("seed", "")),
-        ("corpus", corpus, ""),
-        ("tokens", tokens, ""),
-    ]
-    settings = msgspec.to_builtins(info.settings)
-    rows += [(key, str(value), info.origins.get(key, "")) for key, value in settings.items() if value is not None]
-    if baseline is not None and view not in baseline.views:
-        other = settings_of(baseline.views[-1])
-        mine = settings_of(view)
-        differing = {name for name, text in mine.items() if text != other[name]}
-        rows = [
-            (name, value, f"baseline: {other[name]}  {source}" if name in differing else source)
-            for name, value, source in rows
-        ]
-    return _table(rows)
+    """Return everything that determines the results and its source, and the value of the baseline where it differs."""
+    mine, origins = settings_of(view), view.info.origins
+    other = settings_of(baseline.views[-1]) if baseline is not None and view not in baseline.views else mine
+    rows = []
+    for name, value in mine.items():
+        if value == other[name] == formatting.UNKNOWN:
+            continue
+        source = origins.get(name, "")
+        rows.append((name, value, source if value == other[name] else f"baseline: {other[name]}  {source}"))
+    corpus = view.info.corpus
+    tokens = ", ".join(f"{count:,} {split}" for split, count in corpus.tokens.items())
+    tokenizer = [] if corpus.tokenizer_path is None else [("tokenizer", corpus.tokenizer_and_place, "")]
+    return _table([*rows, *tokenizer, ("tokens", tokens, "")])
 
 
 def _table(rows: list[tuple[str, str, str]]) -> Table:

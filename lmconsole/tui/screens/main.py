@@ -44,7 +44,6 @@ from lmconsole.tui.widgets.gauges import Gauges
 from lmconsole.tui.widgets.headline import Headline
 
 if TYPE_CHECKING:
-    from lmconsole.tui.filter import Filter
     from lmconsole.tui.widgets.filter_bar import FilterBar
 
 
@@ -78,7 +77,6 @@ class MainScreen(FooterScreen[None]):
     """Keys of the rows whose box is checked. What they select is returned by ``selection``."""
     unfolded: reactive[frozenset[str]] = reactive(frozenset(), init=False, repaint=False)
     """Keys of the experiments whose runs are shown."""
-    filter_text = reactive("", init=False, repaint=False)
     sort: reactive[Sort] = reactive(Sort(), init=False, repaint=False)
     baseline = reactive("", init=False, repaint=False)
     """Key of the row with which the others are compared; empty if none is pinned."""
@@ -115,8 +113,6 @@ class MainScreen(FooterScreen[None]):
         set_compositor(self, self._compositor_of_changes)  # sends no more than the cells that have changed
         self._plan = options.plan
         self._experiments = options.plan.experiments
-        self._filter: Filter | None = None
-        """None to show all rows."""
         self._filter_bar: FilterBar | None = None
         """None before it is first opened."""
         self._store_path = options.store
@@ -179,13 +175,6 @@ class MainScreen(FooterScreen[None]):
 
     watch_checked = watch_unfolded = watch_sort = watch_baseline = update_content
 
-    def watch_filter_text(self) -> None:
-        """Parse the filter, and show the rows that match it."""
-        from lmconsole.tui.filter import parse_filter
-
-        self._filter = parse_filter(self.filter_text) if self.filter_text.strip() else None
-        self.update_content()
-
     def restyle(self) -> None:
         """Draw everything in the colors of the present theme."""
         self.table.restyle()
@@ -213,7 +202,7 @@ class MainScreen(FooterScreen[None]):
 
     def _update_table(self) -> None:
         baseline, notes_column = self.pinned(), self.table.shows_notes
-        rows = build_rows(
+        rows: Sequence[Row] = build_rows(
             self._experiments,
             self.snapshot.runs.values(),
             checked=self.checked,
@@ -224,19 +213,11 @@ class MainScreen(FooterScreen[None]):
             notes_column=notes_column,
             baseline=baseline,
         )
-        self.table.show(sort_rows(self._filtered(rows), self.sort), self.sort, baseline.label if baseline else "")
+        if self._filter_bar is not None:
+            rows = self._filter_bar.matching(rows, self._planned_values)
+        self.table.show(sort_rows(rows, self.sort), self.sort, baseline.label if baseline else "")
         if self.table.shows_notes != notes_column:
             self._update_table()  # with the column in place of the marks, or the other way round
-
-    def _filtered(self, rows: list[Row]) -> list[Row]:
-        """Return the rows that the filter shows, and show what is wrong with it."""
-        if self._filter is not None:
-            from lmconsole.tui.row_filter import matching_rows
-
-            rows, self._filter = matching_rows(rows, self._filter, self._planned_values)
-        if self._filter_bar is not None:
-            self._filter_bar.show_problem(self._filter.problem if self._filter else "")
-        return rows
 
     def _planned_values(self, experiment: Experiment) -> dict[str, object]:
         """Return the settings with which an experiment would be trained, as far as the preset is known."""
@@ -324,8 +305,9 @@ class MainScreen(FooterScreen[None]):
         if self._filter_bar is None:
             from lmconsole.tui.widgets.filter_bar import FilterBar
 
-            self._filter_bar = FilterBar(clear_key=self._key("back"))
-            await self.mount(self._filter_bar, after=self.table)
+            bar = FilterBar(clear_key=self._key("back"))
+            await self.mount(bar, after=self.table)
+            self._filter_bar = bar
         self._filter_bar.open()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -334,9 +316,9 @@ class MainScreen(FooterScreen[None]):
             return False
         return super().check_action(action, parameters)
 
-    def on_filter_bar_changed(self, message: "FilterBar.Changed") -> None:
+    def on_filter_bar_changed(self) -> None:
         """Filter while typing."""
-        self.filter_text = message.text
+        self.update_content()
 
     def on_filter_bar_submitted(self) -> None:
         """Go back to the table."""
@@ -468,7 +450,9 @@ class MainScreen(FooterScreen[None]):
             self.notify("No baseline.", timeout=2)
         else:
             self.baseline = row.key
-            label = escape_control_characters(row.experiment.label) if row.experiment else ""
+            experiment = row.runs[0].info.experiment
+            seed = f", seed {row.runs[0].info.seed}" if row.child else ""
+            label = escape_control_characters(f"{experiment.id} {experiment.label}{seed}")
             self.notify(f"Baseline: {label}. Differences are in validation perplexity.", timeout=4, markup=False)
 
     def action_differences(self) -> None:

@@ -261,10 +261,9 @@ class ExperimentTable(DataTable[Text], inherit_bindings=False):
             style = "" if row.damaged else "bold"
         elif row.child:
             style = "dim"
-        width = self._widths.get(name, self._status_width)
-        if len(text) > width:
-            text = text[: width - 1] + "…"
-        return Text(text, style=style, justify="right" if name in RIGHT_ALIGNED else "left", no_wrap=True)
+        cell = Text(text, style=style, justify="right" if name in RIGHT_ALIGNED else "left", no_wrap=True)
+        cell.truncate(self._widths.get(name, self._status_width), overflow="ellipsis")
+        return cell
 
     def _status_style(self, name: str) -> str:
         """Return the Rich style of a status in the present theme."""

@@ -1,4 +1,6 @@
-"""The filter of the table: its field, and what is wrong with what was typed."""
+"""The filter of the table: its field, and below it the part of the filter that is wrong."""
+
+from collections.abc import Sequence
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -6,6 +8,9 @@ from textual.message import Message
 from textual.widgets import Input, Static
 
 from lmconsole.errors import escape_control_characters
+from lmconsole.tui.filter import Filter, parse_filter
+from lmconsole.tui.row_filter import Values, matching_rows
+from lmconsole.tui.rows import Row
 from lmconsole.tui.widgets.field import Field
 
 MAX_FILTER = 500
@@ -18,16 +23,14 @@ class FilterBar(Vertical):
     class Changed(Message):
         """The filter was changed."""
 
-        def __init__(self, text: str) -> None:
-            super().__init__()
-            self.text = text
-
     class Submitted(Message):
         """The field was left with Enter."""
 
     def __init__(self, clear_key: str) -> None:
         """Show the key that clears the filter as part of a hint."""
         super().__init__()
+        self._filter: Filter | None = None
+        """None to show all rows."""
         self._hint = f"words  !not  a|b  /regex/  lr>1e-3  tag:x   {clear_key} clears"
 
     def compose(self) -> ComposeResult:
@@ -51,18 +54,22 @@ class FilterBar(Vertical):
         self.remove_class("shown")
         return was_shown
 
-    def show_problem(self, problem: str) -> None:
-        """Show what is wrong with the filter; nothing if ``problem`` is empty."""
-        problem = escape_control_characters(problem)
+    def matching(self, rows: Sequence[Row], planned: Values) -> Sequence[Row]:
+        """Return the rows that the filter shows, and show the part that is wrong. ``planned`` as in ``row_filter``."""
+        if self._filter is not None:
+            rows, self._filter = matching_rows(rows, self._filter, planned)
+        problem = escape_control_characters(self._filter.problem) if self._filter else ""
         label = self.query_one("#filter-problem", Static)
         if label.content != problem:
             label.update(problem)
             label.set_class(bool(problem), "shown")
+        return rows
 
     def on_input_changed(self, message: Input.Changed) -> None:
         """Filter while typing."""
         message.stop()
-        self.post_message(self.Changed(message.value))
+        self._filter = parse_filter(message.value) if message.value.strip() else None
+        self.post_message(self.Changed())
 
     def on_input_submitted(self, message: Input.Submitted) -> None:
         """Keep the filter, or hide the field if it is empty."""
