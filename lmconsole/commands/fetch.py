@@ -158,6 +158,8 @@ def _missing(request: RunRequest) -> Missing | None:
 def _fetch_parts(parts: tuple[str, ...], folder: Path, what: str, source: Path | None) -> list[Fetched]:
     """Fetch each of ``parts`` into ``folder``, and say what was saved."""
     functions = {"wikitext-2": fetch_wikitext2, "gpt1": fetch_gpt1}
+    if not folder.exists():
+        print_message(f"{folder}: new folder")
 
     def work(listener: Listener) -> list[Fetched]:
         get = from_hub(listener) if source is None else from_folder(source)

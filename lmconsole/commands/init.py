@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,8 @@ def init(file: Path, *, json: bool) -> None:
         print_json(InitResult(file=str(file), schema=str(schema)))
     else:
         print_data(f"{file}\n{schema}")
+        where = "" if file == Path.cwd() / "experiments.toml" else f" --experiments {shlex.quote(str(file))}"
+        print_message(f"See what the example means: lmconsole run 13 --preset quick{where} --dry-run")
 
 
 def _exists(file: Path) -> LmconsoleError:

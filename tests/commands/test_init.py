@@ -63,7 +63,9 @@ def test_another_schema_is_kept_and_named(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / SCHEMA_FILE).unlink()
     init(tmp_path / "b.toml", json=False)
     init(tmp_path / "c.toml", json=False)
-    assert capsys.readouterr().err == ""
+    shown = capsys.readouterr().err
+    assert "although it differs" not in shown
+    assert f"lmconsole run 13 --preset quick --experiments {tmp_path / 'c.toml'} --dry-run" in shown
 
 
 def test_a_folder_that_does_not_exist_or_cannot_be_written_is_named(tmp_path: Path, ordinary_user: object) -> None:

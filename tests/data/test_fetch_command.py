@@ -161,7 +161,7 @@ def test_ctrl_c_says_that_what_arrived_is_kept(
     monkeypatch.setattr(command._Lines, "progress", interrupted)
     with pytest.raises(Interrupted):
         command.fetch("hub:someone/texts", here / "new", None, json=False)
-    assert "the same command continues there" in capsys.readouterr().err
+    assert "Run the same command again to continue" in capsys.readouterr().err
 
 
 def test_auto_offers_the_download_where_only_the_data_are_missing() -> None:
