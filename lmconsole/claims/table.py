@@ -17,6 +17,8 @@ DELIMITERS = ",;\t"
 SEED = "seed"
 """Column of the seed, if the file has one: a seed that occurs twice in a group is not a replicate."""
 DIVERGED = re.compile(r"[+-]?(inf|infinity|nan)|diverged", re.IGNORECASE)
+LARGEST = 1e150
+"""Squares of larger values, which variances need, are infinite."""
 MAX_KINDS = 20
 """A column of text with more values than this does not look like a setting."""
 
@@ -149,7 +151,10 @@ def _value(text: str, diverged: float, *, log: bool) -> float:
         return diverged
     if log and value <= 0:
         raise ValueError("which has no logarithm")
-    return math.log(value) if log else value
+    value = math.log(value) if log else value
+    if abs(value) > LARGEST:
+        raise ValueError("too large to compare; --log compares logarithms")
+    return value
 
 
 def _check_replicates(path: Path, by: str, seed: str, rows: Sequence[tuple[int, Row]], columns: Sequence[str]) -> None:

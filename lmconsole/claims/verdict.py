@@ -97,7 +97,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     equivalence_interval: Interval | None
     """Its 90 % interval, which shows equivalence if it is inside ±delta."""
     ratio: float | None
-    """exp(difference): the ratio of geometric means if the values are logarithms, as of perplexities; else null."""
+    """exp(difference): the ratio of geometric means if the values are logarithms, as of perplexities; else null, also
+    if it is too large for a number."""
     ratio_interval: Interval | None
     """Its 95 % interval."""
     test: str | None
@@ -194,8 +195,8 @@ def _comparison(
         difference=estimate,
         interval=interval,
         equivalence_interval=equivalence,
-        ratio=math.exp(estimate) if log and estimate is not None else None,
-        ratio_interval=Interval(math.exp(interval.low), math.exp(interval.high)) if log and interval else None,
+        ratio=_exp(estimate) if log and estimate is not None else None,
+        ratio_interval=Interval(_exp(interval.low), _exp(interval.high)) if log and interval else None,
         test=test.name if known else None,
         p=test.p if known else None,
         p_adjusted=p_adjusted if known else None,
@@ -221,6 +222,13 @@ def _verdict(test: _Test, p_adjusted: float, fewest: int, delta: float | None, p
     if p_adjusted <= ALPHA:
         return Verdict.LOWER if test.first_is_lower else Verdict.HIGHER
     return Verdict.INCONCLUSIVE
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def _may_permute(first: Sequence[float], second: Sequence[float]) -> bool:

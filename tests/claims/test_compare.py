@@ -1,5 +1,6 @@
 """`lmconsole compare`: reading CSV files of others, verdicts, exit codes, messages."""
 
+import itertools
 import json
 import math
 import re
@@ -70,6 +71,23 @@ def test_perplexities_are_compared_as_logarithms(tmp_path: Path, capsys: pytest.
     assert comparison["verdict"] == "description only"
 
 
+def test_numbers_at_the_ends_of_their_range_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a warning, which is an error in tests; a ratio that is too large for a number is null."""
+    ends = ["5e-324", "1e-300", "0.0", "-0.0", "1", "1e16", "1e150", "-1e150", "nan"]
+    for one, other in itertools.product(ends, repeat=2):
+        rows = [f"a,{one}", f"a,{other}", f"a,{one}"] * 2 + [f"b,{other}", f"b,{one}", f"b,{other}"] * 2
+        path = write(tmp_path, rows, "way,loss")
+        assert result(capsys, path, "way", "loss", delta=1e300)[1]["rows"] == 12
+    path = write(
+        tmp_path,
+        [f"{way},{ppl}" for way, ppl in zip("aaabbb", ["1e308", "1e300", "1e305"] + ["1e-300"] * 3, strict=True)],
+        "way,ppl",
+    )
+    (comparison,) = result(capsys, path, "way", "ppl", log=True)[1]["comparisons"]
+    assert comparison["difference"] > 1e3
+    assert comparison["ratio"] is comparison["ratio_interval"]["high"] is None
+
+
 def test_pairs_are_matched_by_their_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [f"a,{seed},{seed}" for seed in range(8)] + [
         f"b,{seed},{seed + 0.5 + seed % 2 / 10}" for seed in range(7, -1, -1)
@@ -134,6 +152,7 @@ def test_files_of_other_programs_are_read(delimiter: str, encoding: str, tmp_pat
         ([*ADAM, "sgd,lstm,1,"], {}, "line 7: test_nll is '', which is no result"),
         ([*ADAM, "sgd,lstm,1,1;2"], {}, "line 7: test_nll is '1;2', not a number"),
         ([*ADAM, "sgd,lstm,1,-1"], {"log": True}, "line 7: test_nll is '-1', which has no logarithm"),
+        ([*ADAM, "sgd,lstm,1,-1e151"], {}, "line 7: test_nll is '-1e151', too large to compare"),
         ([*ADAM, "sgd,lstm,1"], {}, "line 7: 3 fields, but the header has 4"),
         ([*ADAM, 'sgd,"lstm,1,2'], {}, "line 7: unexpected end of data"),
         ([f"o{number},lstm,1,2" for number in range(30)], {}, "optimizer has 30 values, which make 435 pairs"),
