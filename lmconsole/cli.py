@@ -427,6 +427,17 @@ def schema(
 
 
 @app.command()
+def claims(runs: Runs = STORE, json: Json = False) -> None:
+    """Show what the registered claims of a store come to.
+
+    `lmconsole run --claims` registers them.
+    """
+    from lmconsole.commands.claims import show_claims
+
+    raise typer.Exit(show_claims(runs, json=json))
+
+
+@app.command()
 def compare(
     file: Annotated[Path, typer.Argument(help="CSV with one run on each row.", metavar="FILE.csv", parser=expand_path)],
     by: Annotated[str, typer.Option(help="Column that names the setting.", metavar="COLUMN")],

@@ -55,6 +55,8 @@ class Contrast:
     second_values: tuple[float, ...]
     paired: bool = False
     """Whether values at the same place belong together, which was declared before the runs."""
+    ranks: bool = False
+    """Whether only the order of the values is compared, as of times that can be infinite."""
 
 
 class Interval(msgspec.Struct, frozen=True):
@@ -81,6 +83,8 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     """Null if a run diverged."""
     sd: float | None
     """Standard deviation over seeds, with n − 1; null for one seed, or if a run diverged."""
+    median: float | None = None
+    """Median; null if it is infinite."""
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,11 +143,29 @@ def compare(
     seeds on each side, both fixed beforehand. Without ``planned``, the seeds that are there count as planned. ``log``
     says that the values are logarithms. Raises LmconsoleError for a pair without a partner.
     """
-    tests = [_test(contrast) for contrast in contrasts]
+    return compare_family([Planned(contrast, delta, planned, log) for contrast in contrasts])
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A contrast with what was fixed about it beforehand, as for ``compare``."""
+
+    contrast: Contrast
+    delta: float | None = None
+    planned: int | None = None
+    log: bool = False
+
+
+def compare_family(family: Sequence[Planned]) -> list[Comparison]:
+    """Return the result of each contrast of one family, whose contrasts may differ in what was fixed beforehand.
+
+    Raises LmconsoleError for a pair without a partner.
+    """
+    tests = [_test(each.contrast) for each in family]
     adjusted = holm([test.p for test in tests])
     return [
-        _comparison(contrast, test, float(p), delta, planned, log)
-        for contrast, test, p in zip(contrasts, tests, adjusted, strict=True)
+        _comparison(each.contrast, test, float(p), each.delta, each.planned, each.log)
+        for each, test, p in zip(family, tests, adjusted, strict=True)
     ]
 
 
@@ -164,7 +186,9 @@ def _test(contrast: Contrast) -> _Test:
             f"{contrast.first} and {contrast.second}: {len(first)} and {len(second)} values cannot be paired"
         )
     fewest = min(len(first), len(second))
-    if _diverged(first) or _diverged(second):
+    if not fewest:
+        return _Test(None, math.nan, None, False)
+    if contrast.ranks or _diverged(first) or _diverged(second):
         if fewest < MIN_SEEDS_RANKS:
             return _Test(None, math.nan, None, False)
         p = rank_permutation_p(first, second)
@@ -235,6 +259,11 @@ def _may_permute(first: Sequence[float], second: Sequence[float]) -> bool:
     return min(len(first), len(second)) >= MIN_SEEDS_RANKS and max(len(first), len(second)) <= MAX_SEEDS_PERMUTATION
 
 
+def _median(values: Sequence[float]) -> float | None:
+    median = float(np.median(values)) if values else math.inf
+    return median if math.isfinite(median) else None
+
+
 def _diverged(values: Sequence[float]) -> int:
     return sum(not math.isfinite(value) for value in values)
 
@@ -246,7 +275,8 @@ def _side(name: str, values: Sequence[float]) -> Side:
         name=name,
         seeds=len(values),
         diverged=diverged,
-        diverged_share=Interval(*share_interval(diverged, len(values))),
-        mean=None if diverged else float(array.mean()),
+        diverged_share=Interval(*share_interval(diverged, len(values))) if values else Interval(0.0, 1.0),
+        mean=None if diverged or not values else float(array.mean()),
         sd=None if diverged or len(values) < 2 else float(array.std(ddof=1)),
+        median=_median(values),
     )

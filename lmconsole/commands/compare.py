@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lmconsole.claims.table import Samples, read_samples
-from lmconsole.claims.verdict import Comparison, Contrast, Interval, Verdict, compare
+from lmconsole.claims.verdict import Comparison, Contrast, Verdict, compare
+from lmconsole.claims.wording import decimals, describe, interval, number, p_value
 from lmconsole.commands.output import console, plain_table, print_json
 from lmconsole.errors import ExitCode, LmconsoleError, escape_control_characters
 from lmconsole.formatting import UNKNOWN
@@ -197,38 +198,3 @@ def _sides_table(comparisons: Sequence[Comparison]) -> Table:
             f"{side.diverged}  [{share.low:.0%}, {share.high:.0%}]" if side.diverged else "0",
         )
     return table
-
-
-def number(value: float | None, decimals: int | None = None) -> str:
-    """Return a difference with its sign; with three digits, or with the given decimals."""
-    if value is None:
-        return UNKNOWN
-    return (f"{value:+.3g}" if decimals is None else f"{value:+.{decimals}f}").replace("-", "−")
-
-
-def interval(value: Interval | None, decimals: int | None = None) -> str:
-    """Return both ends of an interval."""
-    return UNKNOWN if value is None else f"[{number(value.low, decimals)}, {number(value.high, decimals)}]"
-
-
-def decimals(value: Interval | None) -> int | None:
-    """Return the decimals at which an interval has two digits of its half width; None for none or too many."""
-    if value is None or not 1e-6 < (half := (value.high - value.low) / 2) < 1e6:
-        return None
-    return max(0, 1 - math.floor(math.log10(half)))
-
-
-def p_value(value: float | None) -> str:
-    """Return a p-value with two digits, never 0."""
-    return UNKNOWN if value is None else "< 0.0001" if value < 1e-4 else f"{value:.2g}"
-
-
-def describe(comparison: Comparison) -> str:
-    """Return the verdict with its basis, if that is unusual."""
-    verdict = comparison.verdict.value
-    sides = (comparison.first, comparison.second)
-    if any(side.diverged for side in sides):
-        verdict += ", by ranks" if comparison.test else ", runs diverged"
-    elif min(side.seeds for side in sides) == 1:
-        verdict += " (no uncertainty known)"
-    return verdict

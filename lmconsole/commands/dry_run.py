@@ -12,6 +12,7 @@ from lmconsole.commands.output import console, print_json_line, print_message
 from lmconsole.engine.estimate import Estimate, estimates, makespan_s
 from lmconsole.engine.probe import ProbeAnswer, ask
 from lmconsole.engine.queue import Action, QueueDecision
+from lmconsole.engine.register import all_runs, check_claims, registered
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.engine.submit import describe_sharing, preview, requested_threads
 from lmconsole.errors import ExitCode, escape_control_characters
@@ -26,6 +27,8 @@ def dry_run(request: RunRequest) -> ExitCode:
     answer = ask(request, print_message)
     store = Store(request.runs)
     runs = store.runs()
+    if answer.claims and registered(store, answer) is None:
+        check_claims(answer, all_runs(store))
     decisions = preview(runs, answer, request)
     expected = estimates(answer, decisions, runs)
     if request.json:

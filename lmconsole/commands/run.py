@@ -2,6 +2,8 @@
 
 import sys
 
+from lmconsole.claims.evaluate import evaluate
+from lmconsole.commands.claims import describe_registration, print_claims
 from lmconsole.commands.display import choose_display
 from lmconsole.commands.dry_run import overview, time_expected
 from lmconsole.commands.follow import Follower
@@ -11,6 +13,7 @@ from lmconsole.engine.digest import summarize
 from lmconsole.engine.estimate import estimates
 from lmconsole.engine.probe import ask
 from lmconsole.engine.queue import Action, QueueDecision
+from lmconsole.engine.register import all_runs, registered
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.engine.submit import submit
 from lmconsole.errors import ExitCode
@@ -36,6 +39,9 @@ def run_headless(request: RunRequest) -> ExitCode:
                 display.say(f"warning: {warning}")
             interrupts.hold()
             decisions = submit(store, answer, request)
+            registration = registered(store, answer) if answer.claims else None
+            if registration is not None:
+                display.say(f"{'claims':<10} {describe_registration(registration)}")
             several_seeds = len({decision.resolved.seed for decision in decisions}) > 1
             for decision in decisions:
                 display.say(_announcement(decision, several_seeds=several_seeds))
@@ -58,6 +64,8 @@ def run_headless(request: RunRequest) -> ExitCode:
                 raise
         try:
             print_results(follower.runs, stderr=request.json)
+            if registration is not None:
+                print_claims(evaluate(registration, all_runs(store)), stderr=request.json)
             print_digest(summarize(store, follower.runs, store.runs()), stderr=request.json)
             if own and request.on_event and code is not ExitCode.INTERRUPTED:
                 follower.wait_for_runner()  # where everything ends with this command, as in a container

@@ -39,8 +39,11 @@ def parse_request(given: Mapping[str, object], **parsed: Any) -> RunRequest:
     plan = load_plan(experiments if isinstance(experiments, Path) else None)
     known = tuple(experiment.id for experiment in plan.experiments)
     problems = []
-    if "ids" in present and "everything" in present:
-        problems.append("give experiment IDs or --all, not both")
+    if sum(name in present for name in ("ids", "everything", "claims")) > 1:
+        problems.append("give experiment IDs, --all or --claims, not several of them")
+    elif "claims" in present:
+        problems += _claims_problems(present, plan)
+        known = tuple(dict.fromkeys(id_ for claim in plan.claims for id_ in claim.experiments))
     elif "ids" not in present and "everything" not in present:
         problems.append(
             f"name the experiments ({describe_experiments(plan)}), for example `lmconsole run 1-4 9`, or use --all"
@@ -48,7 +51,7 @@ def parse_request(given: Mapping[str, object], **parsed: Any) -> RunRequest:
     values: dict[str, Any] = {
         "ids": known,
         "keep_order": "ids" in present and "-" not in str(present["ids"]),
-        "wait_for_active": "everything" in present,
+        "wait_for_active": "everything" in present or "claims" in present,
     }
     for name, value in present.items():
         try:
@@ -63,6 +66,18 @@ def parse_request(given: Mapping[str, object], **parsed: Any) -> RunRequest:
             raise LmconsoleError(f"{folder}: {_NOT_UTF8}")
     Store(request.runs).names()
     return request
+
+
+def _claims_problems(present: Mapping[str, object], plan: "Plan") -> list[str]:
+    """Return what keeps the claims of a plan from being registered with these options."""
+    problems = []
+    if not plan.claims:
+        problems.append(f"--claims: {plan.source} has no [[claim]] row")
+    if "seeds" in present:
+        problems.append("--seeds: not with --claims, which name their seeds")
+    if "fresh" in present:
+        problems.append("--fresh: not with --claims; a repeated run does not count, so give the claim other seeds")
+    return problems
 
 
 def _problem(name: str, value: object, problem: str) -> str:

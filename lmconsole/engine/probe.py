@@ -15,6 +15,7 @@ import msgspec
 from lmconsole.engine.child import answer_parent, ask_child, report_progress
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.errors import CorpusError, DeviceError, EmbeddingsError
+from lmconsole.plan.claims import Claim
 from lmconsole.plan.experiment import Experiment, Settings, hashed_settings
 from lmconsole.plan.flops import run_flops, step_flops
 from lmconsole.plan.load import load_plan
@@ -80,6 +81,8 @@ class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True, tag="answer"):
     """Device keys in the queue: ``cpu``, or UUIDs."""
     runs: tuple[ResolvedRun, ...]
     """One for each experiment, with the seed of the plan."""
+    claims: tuple[Claim, ...] = ()
+    """Claims of the plan that are to be registered, with ``--claims``."""
     warnings: tuple[str, ...] = ()
 
 
@@ -128,6 +131,7 @@ def probe(request: RunRequest, environ: Mapping[str, str], cwd: Path) -> ProbeAn
         device_names=tuple(each.name for each in chosen),
         device_keys=tuple(each.uuid or each.device for each in chosen),
         runs=runs,
+        claims=plan.claims if request.claims else (),
         warnings=(*_unused_file_warnings(request, preset, runs), *_busy_gpu_warnings(chosen, request.runs)),
     )
 

@@ -89,6 +89,7 @@ def decide(
     *,
     active: Collection[str],
     fresh: bool,
+    after_place: int = 0,
     threads: int | None = None,
 ) -> list[QueueDecision]:
     """Return what ``enqueue`` would do, without doing it.
@@ -96,11 +97,11 @@ def decide(
     Args:
         known: runs of the store, oldest first. Unreadable ones are ignored.
         active: names of those that are ``pending``.
-        wanted, template, fresh, threads: as for ``enqueue``.
+        wanted, template, fresh, after_place, threads: as for ``enqueue``.
     """
     runs_by_hash: dict[str, list[Run]] = {}
     for run in known:
-        if not run.problem:
+        if not run.problem and (not after_place or run.state.first_place > after_place):
             runs_by_hash.setdefault(run.info.config_hash, []).append(run)
     decisions = []
     for resolved in wanted:
@@ -153,6 +154,7 @@ def enqueue(
     after: AfterQueue = _NOTHING,
     fresh: bool,
     refuse_active: bool,
+    after_place: int = 0,
     threads: int | None = None,
 ) -> list[QueueDecision]:
     """Create or requeue a run directory for each of ``wanted``, in this order, and permit the runner of this user to
@@ -167,6 +169,7 @@ def enqueue(
         after: what to do when the queue is empty, also for runs that are resumed.
         fresh: create new runs even where the store has the same ones.
         refuse_active: raise if one of the runs is active.
+        after_place: look only at runs of the store that were first queued after this place; 0 for all.
         threads: CPU threads of new runs; None, as with ``--jobs auto``, for the number that suits the size of each. A
             resumed run keeps its own.
 
@@ -178,7 +181,7 @@ def enqueue(
     with queue_lock(store), _granting(store) as permissions:
         runs = store.runs()
         active = {run.run for run in pending(store, runs)}
-        decisions = decide(runs, wanted, template, active=active, fresh=fresh, threads=threads)
+        decisions = decide(runs, wanted, template, active=active, fresh=fresh, after_place=after_place, threads=threads)
         refused = [decision.run for decision in decisions if decision.action is Action.ACTIVE]
         if refused and refuse_active:
             raise RunActiveError(

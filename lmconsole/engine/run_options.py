@@ -64,6 +64,10 @@ class RunRequest(NamedTuple):
     everything: Annotated[
         bool, Option(help="Train all experiments, and wait for those already queued or running.", flag="--all")
     ] = False
+    claims: Annotated[
+        bool,
+        Option(help="Register the claims of the file of experiments, and train the runs that they need."),
+    ] = False
     headless: Annotated[bool, Option(help="Show progress in this terminal instead of opening the console.")] = False
     preset: Annotated[
         str,

@@ -8,6 +8,7 @@ from pathlib import Path
 from lmconsole.engine.probe import ProbeAnswer, ResolvedRun
 from lmconsole.engine.processes import disown, start_runner
 from lmconsole.engine.queue import QueueDecision, decide, enqueue, jobs_at_once, requeue, training_order
+from lmconsole.engine.register import claimed_runs, register, registered
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.errors import StoreError
 from lmconsole.formatting import counted
@@ -43,18 +44,22 @@ def _after_queue(request: RunRequest) -> AfterQueue:
 
 def preview(runs: Iterable[Run], answer: ProbeAnswer, request: RunRequest) -> list[QueueDecision]:
     """Return what ``submit`` would do, given the store's ``runs`` (oldest first), in the order of the queue."""
-    runs = list(runs)
+    runs, store = list(runs), Store(request.runs)
+    registration = registered(store, answer) if answer.claims else None
     return decide(
         runs,
         _wanted(answer, request),
         queued_as(answer, request),
-        active={run.run for run in pending(Store(request.runs), runs)},
-        fresh=request.fresh,
+        active={run.run for run in pending(store, runs)},
+        fresh=request.fresh or (bool(answer.claims) and registration is None),
+        after_place=registration.place if registration else 0,
         threads=requested_threads(request),
     )
 
 
 def _wanted(answer: ProbeAnswer, request: RunRequest) -> list[ResolvedRun]:
+    if answer.claims:
+        return claimed_runs(answer)
     return training_order(answer.runs, request.seeds, keep_order=request.keep_order)
 
 
@@ -73,12 +78,14 @@ def describe_sharing(answer: ProbeAnswer, request: RunRequest) -> str:
 
 def submit(store: Store, answer: ProbeAnswer, request: RunRequest) -> list[QueueDecision]:
     """Queue the runs of a request; the caller starts a runner. If queuing fails half-way, a runner is started for the
-    runs that have been queued.
+    runs that have been queued. Claims are registered first.
 
     Raises:
+        LmconsoleError: claims cannot be registered, because results are known; nothing has been queued.
         RunActiveError: one of the runs is active, and not ``request.wait_for_active``; nothing has been queued.
         StoreError: the store or the folder of permissions cannot be written.
     """
+    registration = register(store, answer, request.experiments or "experiments.toml")[0] if answer.claims else None
     try:
         return enqueue(
             store,
@@ -87,6 +94,7 @@ def submit(store: Store, answer: ProbeAnswer, request: RunRequest) -> list[Queue
             after=_after_queue(request),
             fresh=request.fresh,
             refuse_active=not request.wait_for_active,
+            after_place=registration.place if registration else 0,
             threads=requested_threads(request),
         )
     except BaseException:

@@ -6,6 +6,7 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 
 from lmconsole.errors import LONGEST_NAME, PlanError, did_you_mean
+from lmconsole.plan.claims import Claim
 from lmconsole.plan.experiment import APPLIES_TO, Experiment, Model, Optimizer, Seed, Settings
 
 AUTO = "auto"
@@ -51,6 +52,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     experiments: tuple[Experiment, ...]
     defaults: Layer
     presets: dict[str, Layer]
+    claims: tuple[Claim, ...] = ()
     source: str
 
     def experiment(self, number: int) -> Experiment:

@@ -64,6 +64,8 @@ class RunState:
         self.stopped: Stopped | None = None
         self.failed: Failed | None = None
         self.queued: Queued | None = None
+        self.first_place = 0
+        """Place in the queue that the run was given first; 0 before that, and in runs of version 0.1.0."""
         self.last_t = ""
         self.seq = 0
         self.checkpoints_set_aside = 0
@@ -117,6 +119,8 @@ class RunState:
 
     def _queued(self, event: Queued) -> None:
         self.status = Status.QUEUED
+        if self.queued is None:
+            self.first_place = event.place
         self.queued = event
         self.finished = self.stopped = self.failed = None
 

@@ -1,0 +1,158 @@
+"""Registered claims, evaluated on the runs of a store."""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from lmconsole.claims.attempts import Attempts, count_attempts, tuning_trials
+from lmconsole.claims.replicates import Replicate, pairs, planned_runs, replicates, values
+from lmconsole.claims.verdict import Comparison, Contrast, Planned, Verdict, compare_family
+from lmconsole.plan.claims import ENDPOINT_UNITS, Claim, Endpoint, Side
+from lmconsole.plan.claims import replicates as planned_replicates
+from lmconsole.runs.registration import Registration
+from lmconsole.runs.store import Run
+
+SUPPORTED = (Verdict.LOWER, Verdict.HIGHER, Verdict.EQUIVALENT)
+
+
+class ClaimedContrast(msgspec.Struct, frozen=True, kw_only=True):
+    """One contrast of a claim, for one target if it has any."""
+
+    claim: str
+    """Name of the claim."""
+    first: Side
+    """Experiments on the left of the difference: one setting, or several studies."""
+    second: Side
+    """Experiments on the right."""
+    endpoint: Endpoint
+    """What is compared."""
+    unit: str
+    """Unit of its values."""
+    target_ppl: float | None
+    """Validation perplexity to reach; null for the test loss."""
+    delta: float | None
+    """Largest difference that does not matter; null if none was fixed."""
+    planned: int
+    """Replicates planned on each side."""
+    of_optimizers: bool
+    """Whether the replicates are independent studies, so that the comparison is one of optimizers; otherwise they are
+    seeds, and it is one of two settings."""
+    decaying: bool
+    """Whether a learning rate decays: rankings on the way to a target may then flip later."""
+    tuning: tuple[int, int]
+    """Tuning trials known for each side; 0 for an untuned setting."""
+    first_runs: tuple[Replicate, ...]
+    """Planned runs of the first side."""
+    second_runs: tuple[Replicate, ...]
+    """Planned runs of the second side."""
+    result: Comparison
+    """Difference, interval, p-value and verdict."""
+
+
+class EvaluatedClaims(msgspec.Struct, frozen=True, kw_only=True):
+    """The registered claims of one file and what the runs show."""
+
+    hash: str
+    """Hash by which the claims are known."""
+    registered_t: str
+    """Time of the registration: UTC, ISO 8601."""
+    place: int
+    """Place in the queue at which they were registered."""
+    source: str
+    """File of the claims."""
+    planned_runs: int
+    """Runs that the claims need."""
+    finished_runs: int
+    """Those of them that have a result."""
+    contrasts: tuple[ClaimedContrast, ...]
+    """All comparisons of the file: one family for Holm's correction."""
+    attempts: Attempts
+    """All runs with the settings of the claims, whatever became of them."""
+
+    @property
+    def supported(self) -> bool:
+        """Whether every comparison has a verdict of lower, higher or equivalent."""
+        return all(each.result.verdict in SUPPORTED for each in self.contrasts)
+
+
+def evaluate(registration: Registration, runs: Iterable[Run]) -> EvaluatedClaims:
+    """Evaluate registered claims. ``runs`` are all runs of the store and of its trash, with their logs read."""
+    runs = list(runs)
+    found = planned_runs(registration, runs)
+    parts = [
+        (claim, first, second, target)
+        for claim in registration.claims
+        for first, second in claim.contrasts
+        for target in (claim.targets or (None,))
+    ]
+    sides = [
+        tuple(tuple(replicates(registration, claim, side, found, target)) for side in (first, second))
+        for claim, first, second, target in parts
+    ]
+    family = [
+        Planned(
+            _contrast(registration, claim, first, second, *both),
+            claim.delta,
+            planned_replicates(claim, first),
+            _log(claim),
+        )
+        for (claim, first, second, _), both in zip(parts, sides, strict=True)
+    ]
+    contrasts = tuple(
+        ClaimedContrast(
+            claim=claim.name,
+            first=first,
+            second=second,
+            endpoint=claim.endpoint,
+            unit=ENDPOINT_UNITS[claim.endpoint],
+            target_ppl=target,
+            delta=claim.delta,
+            planned=planned_replicates(claim, first),
+            of_optimizers=len(first) > 1,
+            decaying=any(
+                registration.settings[id_].settings.learning_rate_decay != "none" for id_ in (*first, *second)
+            ),
+            tuning=(tuning_trials(registration, first, runs), tuning_trials(registration, second, runs)),
+            first_runs=both[0],
+            second_runs=both[1],
+            result=result,
+        )
+        for (claim, first, second, target), both, result in zip(parts, sides, compare_family(family), strict=True)
+    )
+    done = {
+        (each.experiment, each.seed)
+        for both in sides
+        for side in both
+        for each in side
+        if each.outcome in ("counts", "diverged", "target missed")
+    }
+    return EvaluatedClaims(
+        hash=registration.hash,
+        registered_t=registration.registered_t,
+        place=registration.place,
+        source=registration.source,
+        planned_runs=sum(len(each.runs) for each in registration.settings.values()),
+        finished_runs=len(done),
+        contrasts=contrasts,
+        attempts=count_attempts(registration, runs, {run.run for run, _ in found.values() if run}),
+    )
+
+
+def _log(claim: Claim) -> bool:
+    """Return whether values are logarithms, whose difference is also a ratio of perplexities."""
+    return claim.endpoint == "test_nll"
+
+
+def _contrast(
+    registration: Registration,
+    claim: Claim,
+    first: Side,
+    second: Side,
+    first_runs: Sequence[Replicate],
+    second_runs: Sequence[Replicate],
+) -> Contrast:
+    names = registration.label(first), registration.label(second)
+    if claim.paired:
+        return Contrast(*names, *pairs(first_runs, second_runs), paired=True)
+    of_both = values(claim, first, first_runs), values(claim, second, second_runs)
+    return Contrast(*names, *of_both, ranks=claim.endpoint != "test_nll")

@@ -1,0 +1,140 @@
+"""Registered claims: what was claimed, and the place in the queue after which runs count for it.
+
+Each is one file in the folder ``.claims`` of a store, written once under the queue lock and never changed.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from lmconsole.errors import StoreError
+from lmconsole.files import atomic_write, read_file
+from lmconsole.plan.claims import Claim
+from lmconsole.plan.experiment import Experiment, Settings
+from lmconsole.runs.events import DAMAGED, Name, Number
+from lmconsole.runs.info import CorpusInfo, EmbeddingsInfo, RunInfo
+from lmconsole.runs.paths import CLAIMS
+
+SCHEMA = 1
+MAX_BYTES = 16 * 2**20
+
+
+class PlannedSetting(msgspec.Struct, frozen=True, kw_only=True):
+    """One experiment of a claim, with everything that decides its results except the seed."""
+
+    experiment: Experiment
+    """Row of experiments.toml."""
+    preset: Name
+    """Preset from which the settings come."""
+    settings: Settings
+    """Settings of its runs, with ``precision`` resolved."""
+    corpus: CorpusInfo
+    """Corpus of its runs."""
+    embeddings: EmbeddingsInfo | None
+    """Frozen embedding tables; None if embeddings are learned."""
+    runs: dict[int, str]
+    """Hash of everything that decides the results, by seed: ``same_run`` in run.json."""
+
+    def decides_same_results(self, info: RunInfo) -> bool:
+        """Return whether a run has these settings and data, whatever its seed and the number of its experiment."""
+        return (
+            self.settings == info.settings
+            and (self.corpus.sha256, self.corpus.max_tokens) == (info.corpus.sha256, info.corpus.max_tokens)
+            and (self.embeddings and self.embeddings.sha256) == (info.embeddings and info.embeddings.sha256)
+        )
+
+
+class Registration(msgspec.Struct, frozen=True, kw_only=True):
+    """The claims of one file, as they were registered."""
+
+    schema: int = SCHEMA
+    """Version of the layout of this file."""
+    hash: str
+    """Hash of the claims and of the runs that they need. Another file, or a changed one, has another."""
+    place: Number
+    """Place in the queue at which they were registered: only runs that were first queued after it count."""
+    registered_t: str
+    """Time of the registration: UTC, ISO 8601."""
+    source: str
+    """File of the claims."""
+    version: str
+    """Version of lmconsole that registered them."""
+    claims: tuple[Claim, ...]
+    """The [[claim]] rows: one family of comparisons."""
+    settings: dict[int, PlannedSetting]
+    """Experiments that the claims compare, by id."""
+
+    @property
+    def short_hash(self) -> str:
+        """The first digits of the hash, for people."""
+        return self.hash[:12]
+
+    def label(self, side: tuple[int, ...]) -> str:
+        """Return the name of a side of a contrast, such as ``LSTM 1L Adam (1)``."""
+        names = dict.fromkeys(self.settings[id_].experiment.label for id_ in side)
+        return f"{' and '.join(names)} ({', '.join(map(str, side))})"
+
+
+def claims_hash(claims: tuple[Claim, ...], settings: dict[int, PlannedSetting]) -> str:
+    """Return the hash by which claims are known."""
+    runs = {str(id_): {str(seed): same for seed, same in each.runs.items()} for id_, each in settings.items()}
+    content = {"claims": msgspec.to_builtins(claims, str_keys=True), "runs": runs}
+    return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()
+
+
+def read_registrations(store: Path) -> list[Registration]:
+    """Return the registered claims of the store in this folder, the oldest first.
+
+    Raises:
+        StoreError: one cannot be read, is damaged, or was changed after its registration.
+    """
+    return sorted((_read(path) for path in _files(store)), key=lambda each: (each.place, each.hash))
+
+
+def registered_places(store: Path) -> Iterator[int]:
+    """Yield the places of registered claims, as far as they can be read."""
+    for path in _files(store):
+        with contextlib.suppress(StoreError):
+            yield _read(path).place
+
+
+def write_registration(store: Path, registration: Registration) -> Path:
+    """Write the file of newly registered claims, force it to the disk, and return its path. Raises OSError."""
+    path = store / CLAIMS / f"{registration.short_hash}.json"
+    path.parent.mkdir(exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(msgspec.json.format(msgspec.json.encode(registration), indent=2) + b"\n")
+    return path
+
+
+def _files(store: Path) -> list[Path]:
+    folder = store / CLAIMS
+    if folder.is_symlink():
+        raise StoreError(f"{folder}: expected a folder, found a symbolic link, which is not followed")
+    try:
+        return [folder / name for name in os.listdir(folder) if name.endswith(".json") and not name.startswith(".")]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be read: {error.strerror}") from None
+
+
+def _read(path: Path) -> Registration:
+    try:
+        found = msgspec.json.decode(read_file(path, MAX_BYTES, follow=False), type=Registration)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
+    except DAMAGED as error:
+        raise StoreError(f"{path}: not registered claims of lmconsole: {error}") from None
+    if found.schema > SCHEMA:
+        raise StoreError(f"{path}: schema {found.schema}; this lmconsole reads schema {SCHEMA}")
+    if claims_hash(found.claims, found.settings) != found.hash:
+        raise StoreError(
+            f"{path}: the claims are not those that were registered",
+            hint="Somebody changed the file. Remove it, and register the claims again for runs that do not exist yet.",
+        )
+    return found
