@@ -8,6 +8,7 @@ import msgspec
 from rich.text import Text
 
 from lmconsole import formatting
+from lmconsole.claims.planner import SeedPlan, describe_plan, plan_seeds
 from lmconsole.commands.output import console, print_json_line, print_message
 from lmconsole.engine.estimate import Estimate, estimates, makespan_s
 from lmconsole.engine.probe import ProbeAnswer, ask
@@ -18,7 +19,7 @@ from lmconsole.engine.submit import describe_sharing, preview, requested_threads
 from lmconsole.errors import ExitCode, escape_control_characters
 from lmconsole.plan.experiment import Settings
 from lmconsole.runs.info import CorpusInfo
-from lmconsole.runs.store import Store
+from lmconsole.runs.store import Run, Store
 from lmconsole.telemetry.host import free_disk_mib
 
 
@@ -32,13 +33,15 @@ def dry_run(request: RunRequest) -> ExitCode:
     decisions = preview(runs, answer, request)
     expected = estimates(answer, decisions, runs)
     if request.json:
-        print_json_line(_plan(answer, decisions, expected, request))
+        print_json_line(_plan(answer, decisions, expected, request, seed_plan(answer, runs, request)))
         return ExitCode.OK
     out = console()
     for name, value in [*overview(answer, request), *time_expected(answer, decisions, expected, request)]:
         out.print(Text(f"{name:<12}", style="bold").append(value, style="not bold"))
     for warning in answer.warnings:
         console(stderr=True).print(Text(f"warning: {warning}", style="yellow"))
+    for position, line in enumerate(describe_plan(seed_plan(answer, runs, request))):
+        out.print(Text(f"{'' if position else 'seeds':<12}", style="bold").append(line, style="not bold"))
     out.print()
     for decision, estimate in zip(decisions, expected, strict=True):
         out.print(escape_control_characters(_decision_line(decision, estimate, request)))
@@ -89,6 +92,27 @@ def time_expected(
     sources = " and ".join(dict.fromkeys(estimate.source for estimate in known))
     noun = "run" if count == 1 else "runs"
     return [("time", f"about {formatting.about(total_s)} for {of} {noun}, estimated from {sources}")]
+
+
+def seed_plan(answer: ProbeAnswer, runs: Sequence[Run], request: RunRequest) -> SeedPlan:
+    """Return what the seeds of a request detect, and what other numbers of seeds would."""
+    fresh = request._replace(fresh=True, claims=False, seeds=None)
+    once = preview(runs, msgspec.structs.replace(answer, claims=()), fresh)
+    each = [
+        (found.seconds, decision.jobs)
+        for found, decision in zip(estimates(answer, once, runs), once, strict=True)
+        if found is not None
+    ]
+
+    def expected_s(seeds: int) -> float | None:
+        return makespan_s(each * seeds, len(answer.devices)) if len(each) == len(once) else None
+
+    if answer.claims:
+        asked = max(len(seeds) for claim in answer.claims for seeds in claim.seeds.values())
+        comparisons = sum(len(claim.contrasts) * max(1, len(claim.targets)) for claim in answer.claims)
+    else:
+        asked, comparisons = len(request.seeds or (0,)), 1
+    return plan_seeds(answer.runs, asked, runs, expected_s, comparisons=comparisons)
 
 
 def _bench_command(answer: ProbeAnswer, request: RunRequest) -> str:
@@ -194,10 +218,16 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
     """Absolute path of the run store."""
     runs: tuple[PlannedRun, ...]
     """Runs in the order of the queue."""
+    seeds: SeedPlan
+    """What the seeds detect."""
 
 
 def _plan(
-    answer: ProbeAnswer, decisions: Sequence[QueueDecision], expected: Sequence[Estimate | None], request: RunRequest
+    answer: ProbeAnswer,
+    decisions: Sequence[QueueDecision],
+    expected: Sequence[Estimate | None],
+    request: RunRequest,
+    seeds: SeedPlan,
 ) -> DryRun:
     pending = [decision for decision in decisions if decision.action in (Action.NEW, Action.RESUME)]
     jobs = {decision.jobs for decision in pending or decisions}
@@ -210,6 +240,7 @@ def _plan(
         warnings=answer.warnings,
         store=str(request.runs.absolute()),
         runs=tuple(_planned_run(decision, estimate) for decision, estimate in zip(decisions, expected, strict=True)),
+        seeds=seeds,
     )
 
 

@@ -44,7 +44,7 @@ def run_headless(request: RunRequest) -> ExitCode:
                 display.say(f"{'claims':<10} {describe_registration(registration)}")
             several_seeds = len({decision.resolved.seed for decision in decisions}) > 1
             for decision in decisions:
-                display.say(_announcement(decision, several_seeds=several_seeds))
+                display.say(_announcement(decision, several_seeds=several_seeds, claimed=request.claims))
             expected = estimates(answer, decisions, store.runs())
             for name, value in time_expected(answer, decisions, expected, request):
                 display.say(f"{name:<10} {value}")
@@ -74,14 +74,14 @@ def run_headless(request: RunRequest) -> ExitCode:
     return code
 
 
-def _announcement(decision: QueueDecision, *, several_seeds: bool) -> str:
+def _announcement(decision: QueueDecision, *, several_seeds: bool, claimed: bool) -> str:
     resolved = decision.resolved
     name = f"{resolved.experiment.id:>2} {resolved.experiment.label}"
     if several_seeds:
         name += f"  seed {resolved.seed}"
     match decision.action:
         case Action.FINISHED:
-            return f"{name}  already finished; --fresh trains it again"
+            return f"{name}  already finished{'' if claimed else '; --fresh trains it again'}"
         case Action.RESUME:
             return f"{name}  queued to resume in epoch {decision.epoch}"
         case Action.ACTIVE:

@@ -93,8 +93,8 @@ def _known_results(settings: Mapping[int, PlannedSetting], runs: Sequence[Run]) 
         if known:
             noun = "seed" if len(known) == 1 else "seeds"
             problems.append(
-                f"experiment {id_}: {noun} {ranges(known)}: trained before the claim was registered; choose seeds that "
-                "have not been used"
+                f"experiment {id_}, {noun} {ranges(known)}: already trained, so the results are known; choose other "
+                "seeds for the claim"
             )
     return problems
 
