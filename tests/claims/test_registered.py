@@ -1,0 +1,290 @@
+"""Registered claims: which runs count, and what they come to."""
+
+import math
+from pathlib import Path
+
+import factories
+import msgspec
+import pytest
+import tiny
+from factories import append_events
+
+from lmconsole.claims.evaluate import ClaimedContrast, EvaluatedClaims, evaluate
+from lmconsole.claims.verdict import Verdict
+from lmconsole.claims.wording import describe_missing, scope, state
+from lmconsole.engine.probe import ProbeAnswer
+from lmconsole.engine.queue import Action, enqueue
+from lmconsole.engine.register import all_runs, claimed_runs, register
+from lmconsole.engine.run_options import RunRequest
+from lmconsole.engine.submit import preview
+from lmconsole.errors import LmconsoleError, StoreError
+from lmconsole.plan.claims import Claim
+from lmconsole.runs.events import Failed, Queued, perplexity
+from lmconsole.runs.paths import CLAIMS, RunPaths
+from lmconsole.runs.registration import read_registrations
+from lmconsole.runs.store import Store
+from lmconsole.runs.trash import discard
+
+SEEDS = (1, 2, 3, 4, 5)
+QUEUED = Queued(devices=("cpu",), jobs=1)
+
+
+def claim(**changes: object) -> Claim:
+    plain = Claim(contrasts=(((1,), (2,)),), seeds={1: SEEDS, 2: SEEDS})
+    return msgspec.structs.replace(plain, **changes)
+
+
+def answer_for(root: Path, *claims: Claim, **settings: object) -> ProbeAnswer:
+    ids = dict.fromkeys(id_ for each in claims for id_ in each.experiments)
+    optimizers = {1: "adam", 2: "sgd", 3: "adam"}
+    return ProbeAnswer(
+        preset="tiny",
+        reason="test",
+        devices=("cpu",),
+        device_names=("CPU",),
+        device_keys=("cpu",),
+        runs=tuple(
+            tiny.resolved_tiny(root, number=id_, optimizer=optimizers.get(id_, "adam"), **settings) for id_ in ids
+        ),
+        claims=claims,
+    )
+
+
+class Box:
+    """A store with registered claims, whose runs end as a test says."""
+
+    def __init__(self, root: Path, *claims: Claim, **settings: object) -> None:
+        self.root, self.store = root, Store(root / "runs")
+        self.answer = answer_for(root, *claims, **settings)
+        self.registration, self.new = register(self.store, self.answer, "claims.toml")
+
+    def queue(self, fresh: bool = False) -> dict[tuple[int, int], str]:
+        """Queue what the claims need, and return the runs by experiment and seed."""
+        done = enqueue(
+            self.store,
+            claimed_runs(self.answer),
+            QUEUED,
+            fresh=fresh,
+            refuse_active=False,
+            after_place=self.registration.place,
+        )
+        return {(each.resolved.experiment.id, each.resolved.seed): str(each.run) for each in done}
+
+    def finish(self, run: str, test_nll: float, *losses: float) -> None:
+        """Let a run end with a test loss, after epochs with these validation losses."""
+        losses = losses or (5.0,)
+        epochs = [event for number, loss in enumerate(losses, 1) for event in factories.epoch_events(number, loss)]
+        end = factories.finished(losses, test_ppl_best=perplexity(test_nll), diverged=not math.isfinite(test_nll))
+        append_events(RunPaths(self.store.root / run), factories.started(), *epochs, end)
+
+    def result(self) -> EvaluatedClaims:
+        return evaluate(self.registration, all_runs(Store(self.store.root)))
+
+    def contrast(self) -> ClaimedContrast:
+        (found,) = self.result().contrasts
+        return found
+
+
+def test_runs_queued_after_the_registration_get_a_verdict_at_the_planned_number(tmp_path: Path) -> None:
+    box = Box(tmp_path, claim(delta=0.01))
+    runs = box.queue()
+    for seed in SEEDS:
+        assert box.contrast().result.verdict is Verdict.UNFINISHED
+        box.finish(runs[1, seed], 4.0 + 0.01 * seed)
+        box.finish(runs[2, seed], 5.0 + 0.02 * seed)
+    found = box.contrast()
+    assert found.result.verdict is Verdict.LOWER
+    assert found.result.difference == pytest.approx(-1.03)
+    assert found.result.ratio == pytest.approx(math.exp(-1.03))
+    assert [each.outcome for each in (*found.first_runs, *found.second_runs)] == ["counts"] * 10
+    assert "is lower than that of LSTM 1L SGD (2): difference −1.030 nats per token" in state(found)
+    assert "fresh seeds" in scope(found)
+    assert "untuned" in scope(found)
+    result = box.result()
+    assert (result.planned_runs, result.finished_runs, result.attempts.counted) == (10, 10, 10)
+    assert result.supported
+
+
+def test_registering_again_finds_the_same_claims_and_a_change_makes_others(tmp_path: Path) -> None:
+    box = Box(tmp_path, claim())
+    again = Box(tmp_path, claim())
+    assert (box.new, again.new) == (True, False)
+    assert again.registration == box.registration
+    others = [
+        claim(delta=0.1),
+        claim(seeds={1: SEEDS, 2: (11, 12, 13, 14, 15)}),
+        claim(contrasts=(((2,), (1,)),)),
+        claim(endpoint="steps", targets=(9.0,)),
+        claim(name="another"),
+    ]
+    hashes = {Box(tmp_path, other).registration.hash for other in others}
+    hashes.add(Box(tmp_path, claim(), epochs=3).registration.hash)
+    assert len(hashes | {box.registration.hash}) == 7
+    assert [each.place for each in read_registrations(box.store.root)] == sorted(range(1, 8))
+
+
+def test_results_that_are_known_cannot_be_claimed(tmp_path: Path) -> None:
+    known = tiny.queue_tiny(tmp_path, seed=3)
+    tiny.queue_tiny(tmp_path, seed=4)  # has no result yet
+    append_events(known.paths, *factories.epoch_events(1, 5.0))
+    with pytest.raises(LmconsoleError, match="experiment 1, seed 3: already trained"):
+        Box(tmp_path, claim())
+    append_events(known.paths, factories.finished())
+    discard(Store(tmp_path / "runs"), [known.run])
+    with pytest.raises(LmconsoleError, match="experiment 1, seed 3: already trained"):
+        Box(tmp_path, claim())
+    assert not read_registrations(tmp_path / "runs")
+    assert Box(tmp_path, claim(seeds=dict.fromkeys((1, 2), (6, 7, 8)))).new
+
+
+def test_equal_settings_need_seeds_of_their_own(tmp_path: Path) -> None:
+    placebo = claim(contrasts=(((1,), (3,)),), seeds={1: SEEDS, 3: SEEDS})
+    with pytest.raises(LmconsoleError, match="equal settings with the same seeds"):
+        Box(tmp_path, placebo)
+    assert Box(tmp_path, msgspec.structs.replace(placebo, seeds={1: SEEDS, 3: (11, 12, 13, 14, 15)})).new
+
+
+def test_runs_from_before_do_not_count_even_if_they_end_later(tmp_path: Path) -> None:
+    early = tiny.queue_tiny(tmp_path, seed=1)
+    box = Box(tmp_path, claim())
+    runs = box.queue()
+    assert runs[1, 1] != early.run
+    append_events(early.paths, factories.started(), *factories.epoch_events(1, 4.0), factories.finished((4.0,)))
+    box.finish(runs[1, 1], 4.0)
+    assert box.contrast().first_runs[0].outcome == "known before"
+    box.finish(runs[1, 2], 4.0)
+    assert box.contrast().first_runs[1].outcome == "counts"
+
+
+def test_of_repeated_runs_the_first_finished_one_counts_deleted_or_not(tmp_path: Path) -> None:
+    box = Box(tmp_path, claim())
+    first = box.queue()[1, 1]
+    box.finish(first, 4.5)
+    second = box.queue(fresh=True)[1, 1]
+    box.finish(second, 3.0)
+    assert (box.contrast().first_runs[0].run, box.contrast().first_runs[0].value) == (first, pytest.approx(4.5))
+    discard(Store(box.store.root), [first])
+    assert box.contrast().first_runs[0].run == first
+    attempts = box.result().attempts
+    assert (attempts.counted, attempts.others, attempts.deleted) == (1, 1, 1)
+    assert attempts.unfinished == 18
+
+
+def test_a_second_command_trains_only_what_is_missing(tmp_path: Path) -> None:
+    box = Box(tmp_path, claim())
+    runs = box.queue()
+    box.finish(runs[1, 1], 4.0)
+    request = RunRequest(claims=True, runs=box.store.root)
+    actions = {
+        (each.resolved.experiment.id, each.resolved.seed): each.action
+        for each in preview(box.store.runs(), box.answer, request)
+    }
+    assert actions[1, 1] is Action.FINISHED
+    assert len(actions) == 10
+    changed = msgspec.structs.replace(box.answer, claims=(claim(delta=1.0),))
+    assert {each.action for each in preview(box.store.runs(), changed, request)} == {Action.NEW}
+
+
+def test_a_diverged_run_is_infinite_and_ranks_decide(tmp_path: Path) -> None:
+    box = Box(tmp_path, claim())
+    runs = box.queue()
+    for seed in SEEDS:
+        box.finish(runs[1, seed], 4.0 + 0.01 * seed)
+        box.finish(runs[2, seed], math.inf if seed == 1 else 5.0 + 0.01 * seed)
+    found = box.contrast()
+    assert found.second_runs[0].outcome == "diverged"
+    assert (found.result.test, found.result.verdict) == ("rank permutation", Verdict.LOWER)
+    assert found.result.p == pytest.approx(2 / math.comb(10, 5))
+    assert found.result.difference is None
+    assert "1 of 5 diverged" in state(found)
+
+
+def test_a_failed_run_keeps_the_verdict_away(tmp_path: Path) -> None:
+    box = Box(tmp_path, claim())
+    runs = box.queue()
+    for seed in SEEDS:
+        box.finish(runs[1, seed], 4.0 + 0.01 * seed)
+        if seed > 1:
+            box.finish(runs[2, seed], 5.0 + 0.01 * seed)
+    append_events(RunPaths(box.store.root / runs[2, 1]), Failed(error="x", message="m", hint="h"))
+    found = box.contrast()
+    assert found.result.verdict is Verdict.UNFINISHED
+    assert found.result.interval is not None
+    assert describe_missing(found) == [f"missing: experiment 2, seed 1: failed ({runs[2, 1]})"]
+    assert "5 and 4 of 5 planned seeds have a result" in state(found)
+    assert "adjusted p" not in state(found)
+
+
+def test_times_to_a_target_are_ranked_and_misses_are_infinite(tmp_path: Path) -> None:
+    box = Box(tmp_path, claim(endpoint="steps", targets=(perplexity(4.0), perplexity(1.0))))
+    runs = box.queue()
+    for seed in SEEDS:
+        box.finish(runs[1, seed], 4.0, 4.5, 3.9, 3.5)
+        box.finish(runs[2, seed], 4.0, 4.5, 4.2, 3.9 if seed < 3 else 4.1)
+    reached, missed = box.result().contrasts
+    assert reached.result.first.median == 2 * box_steps(box)
+    assert reached.result.second.median is None
+    assert (reached.result.second.diverged, reached.result.verdict) == (3, Verdict.LOWER)
+    assert "3 of 5 never reached it" in state(reached)
+    assert missed.result.verdict is Verdict.INCONCLUSIVE
+    # Holm's family has both targets.
+    assert reached.result.p_adjusted == pytest.approx(2 * (reached.result.p or 0))
+
+
+def box_steps(box: Box) -> int:
+    from lmconsole.data.windows import cut_windows
+
+    run = box.answer.runs[0]
+    _, lengths = cut_windows(run.corpus.tokens["train"], run.settings.window_tokens)
+    return math.ceil(len(lengths) / run.settings.batch_size)
+
+
+def test_studies_of_optimizers_are_the_replicates(tmp_path: Path) -> None:
+    ids = ((11, 12, 13), (21, 22, 23))
+    studies = claim(contrasts=(ids,), seeds=dict.fromkeys((*ids[0], *ids[1]), (1, 2)))
+    root = tmp_path
+    answer = ProbeAnswer(
+        preset="tiny", reason="test", devices=("cpu",), device_names=("CPU",), device_keys=("cpu",), claims=(studies,),
+        runs=tuple(
+            tiny.resolved_tiny(root, number=id_, optimizer="adam" if id_ < 20 else "sgd", learning_rate=1e-4 * id_)
+            for id_ in (*ids[0], *ids[1])
+        ),
+    )  # fmt: skip
+    box = Box.__new__(Box)
+    box.root, box.store, box.answer = root, Store(root / "runs"), answer
+    box.registration, box.new = register(box.store, answer, "claims.toml")
+    for (id_, seed), run in box.queue().items():
+        box.finish(run, 4.0 + (id_ > 20) + 0.01 * id_ + (0.3 if seed == 1 else -0.3))
+    found = box.contrast()
+    assert (found.result.first.seeds, found.result.second.seeds, found.planned) == (3, 3, 3)
+    assert found.result.verdict is Verdict.LOWER
+    assert found.result.first.sd == pytest.approx(0.01)
+    assert "compares the tuned optimizers" in scope(found)
+    assert "3 and 3 studies" in state(found)
+
+
+def test_pairs_need_both_runs(tmp_path: Path) -> None:
+    seeds = (1, 2, 3, 4, 5, 6)
+    box = Box(tmp_path, claim(paired=True, seeds=dict.fromkeys((1, 2), seeds)))
+    runs = box.queue()
+    for seed in seeds:
+        box.finish(runs[1, seed], 4.0 + seed)
+        if seed < 6:
+            box.finish(runs[2, seed], 4.1 + seed + 0.001 * seed)
+    assert box.contrast().result.first.seeds == 5
+    assert box.contrast().result.verdict is Verdict.UNFINISHED
+    box.finish(runs[2, 6], 10.106)
+    assert (box.contrast().result.test, box.contrast().result.verdict) == ("paired t", Verdict.LOWER)
+
+
+def test_a_changed_registration_is_refused_and_its_place_stays_taken(tmp_path: Path) -> None:
+    box = Box(tmp_path, claim(delta=0.01))
+    (path,) = (box.store.root / CLAIMS).iterdir()
+    whole = path.read_text()
+    for changed in (whole.replace("0.01", "0.09"), whole[:40], whole.replace('"schema": 1', '"schema": 2')):
+        path.write_text(changed)
+        with pytest.raises(StoreError, match=path.name):
+            read_registrations(box.store.root)
+    path.write_text(whole)
+    (run,) = {tiny.queue_tiny(tmp_path, seed=99).run}
+    assert Store(box.store.root).find(run).state.first_place > box.registration.place
