@@ -95,6 +95,8 @@ def _type(field: Mapping[str, Any]) -> str:
         return " or ".join(dict.fromkeys(_type(each) for each in field["anyOf"]))
     kind = field.get("type", "any")
     if kind == "array":
+        if "prefixItems" in field:
+            return f"list of {len(field['prefixItems'])}"
         return f"list of {_type(field['items'])}" if "items" in field else "list"
     return " or ".join(kind) if isinstance(kind, list) else str(kind)
 

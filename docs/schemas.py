@@ -17,6 +17,7 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 
+from lmconsole.claims.evaluate import EvaluatedClaims
 from lmconsole.commands.compare import CompareResult
 from lmconsole.commands.data_info import DataReport
 from lmconsole.commands.doctor import Finding
@@ -35,6 +36,8 @@ from lmconsole.engine.alerts import Alert
 from lmconsole.engine.bench_cache import BenchResult
 from lmconsole.engine.digest import Digest
 from lmconsole.engine.run_options import OPTIONS, RunRequest
+from lmconsole.plan.claims import KEYS as CLAIM_KEYS
+from lmconsole.plan.claims import MAX_CLAIMS, Claim
 from lmconsole.plan.experiment import APPLIES_TO, Experiment, Model, Settings
 from lmconsole.plan.load import MAX_EXPERIMENTS, MAX_NAME, PRESET_NAME, builtin_file, load_plan
 from lmconsole.plan.presets import AUTO, IDENTITY, SECTIONS, TYPES
@@ -62,6 +65,7 @@ OUTPUTS: dict[str, Any] = {
     "watch": AnyEvent,
     "note": list[RunNotes],
     "export": ExportResult,
+    "claims": list[EvaluatedClaims],
     "compare": CompareResult,
     "import": ImportResult,
     "data-info": DataReport,
@@ -208,6 +212,34 @@ def tidy(docstring: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
+def claim() -> Schema:
+    """Return the schema of a [[claim]] row, as ``plan/claims.py`` reads it."""
+    texts = documented(Claim)
+    seeds: Schema = {
+        "anyOf": [
+            {"type": "string", "pattern": "^[0-9., -]+$"},
+            {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "uniqueItems": True},
+        ]
+    }
+    side: Schema = {
+        "anyOf": [
+            {"type": "integer"},
+            {"type": "array", "items": {"type": "integer"}, "minItems": 1, "uniqueItems": True},
+        ]
+    }
+    kinds = {
+        key: without_null(Claim.__annotations__[key]) for key in ("name", "endpoint", "delta", "targets", "paired")
+    }
+    kinds["contrasts"] = {"type": "array", "items": {"type": "array", "items": side, "minItems": 2, "maxItems": 2}}
+    kinds["seeds"] = {"anyOf": [*seeds["anyOf"], {"type": "object", "additionalProperties": seeds}]}
+    return {
+        "type": "object",
+        "properties": {key: {**kinds[key], "description": texts[key]} for key in CLAIM_KEYS},
+        "required": ["contrasts", "seeds"],
+        "additionalProperties": False,
+    }
+
+
 def experiments() -> Schema:
     """Return the schema of experiments.toml, as ``plan/load.py`` reads it, with the built-in values as defaults."""
     builtin = load_plan(builtin_file()).defaults.values
@@ -277,6 +309,12 @@ def experiments() -> Schema:
                 "description": "Experiments, one for each table [[experiment]].",
                 "items": refer("experiment"),
                 "maxItems": MAX_EXPERIMENTS,
+            },
+            "claim": {
+                "type": "array",
+                "description": "Claims that runs are to support, one for each table [[claim]].",
+                "items": claim(),
+                "maxItems": MAX_CLAIMS,
             },
         },
         "additionalProperties": False,

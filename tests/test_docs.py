@@ -29,6 +29,7 @@ PROGRAMS = (
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
+CLAIM = '[[claim]]\ncontrasts = [[1, 3]]\nseeds = "101-103"\n'
 PRESET = """
 [presets.{name}]
 corpus = "tokens"
@@ -103,7 +104,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("docs")
     (example,) = (block for language, block in FENCE.findall(DOCUMENTS[0].read_text("utf-8")) if language == "toml")
     presets = [PRESET.format(name=name) for name in ("demo", "scratch")]
-    (root / "experiments.toml").write_text("\n".join([example, *presets]), encoding="utf-8")
+    (root / "experiments.toml").write_text("\n".join([example, *presets, CLAIM]), encoding="utf-8")
     tiny.write_corpus(root / "data")
     (root / "elsewhere" / "gpt1").mkdir(parents=True)
     (root / "elsewhere" / "gpt1" / "args.json").write_text('{"model": "gpt1", "layers": 1, "optimizer": "adam"}')

@@ -25,7 +25,7 @@ class ClaimedContrast(msgspec.Struct, frozen=True, kw_only=True):
     second: Side
     """Experiments on the right."""
     endpoint: Endpoint
-    """What is compared."""
+    """Value of each run that is compared."""
     unit: str
     """Unit of its values."""
     target_ppl: float | None

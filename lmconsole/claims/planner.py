@@ -1,4 +1,4 @@
-"""How many seeds a comparison needs: the spread so far, what a number of seeds detects, and how long it takes."""
+"""Choice of the number of seeds: the spread so far, the differences that are detected, and the time it takes."""
 
 import math
 import statistics
@@ -30,7 +30,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SeedChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """What a number of seeds of each setting detects, and what it takes."""
+    """Differences that a number of seeds of each setting detects, and its cost."""
 
     seeds: int
     """Seeds of each experiment."""

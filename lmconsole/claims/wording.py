@@ -1,4 +1,4 @@
-"""Numbers and verdicts of comparisons in words."""
+"""Sentences about comparisons, and the numbers in them."""
 
 import math
 

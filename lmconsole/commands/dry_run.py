@@ -219,7 +219,7 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
     runs: tuple[PlannedRun, ...]
     """Runs in the order of the queue."""
     seeds: SeedPlan
-    """What the seeds detect."""
+    """Differences that the seeds detect."""
 
 
 def _plan(

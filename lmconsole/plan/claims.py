@@ -11,7 +11,7 @@ from lmconsole.errors import did_you_mean
 from lmconsole.plan.experiment import Experiment, Seed
 
 Endpoint = Literal["test_nll", "seconds", "steps", "tokens", "flops"]
-"""What is compared: the test loss at the weights that validated best, or what it costs to reach a target."""
+"""Value that is compared: the test loss at the weights that validated best, or what it costs to reach a target."""
 
 ENDPOINT_NAMES: dict[str, str] = {
     "test_nll": "test loss",
@@ -52,13 +52,13 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """One [[claim]] row."""
 
     name: Label = ""
-    """Label."""
+    """Label for the report."""
     contrasts: Annotated[tuple[tuple[Side, Side], ...], msgspec.Meta(max_length=MAX_CONTRASTS)]
     """Pairs of sides, the first of which is compared with the second."""
     seeds: dict[int, tuple[Seed, ...]]
     """Seeds of each experiment."""
     endpoint: Endpoint = "test_nll"
-    """What is compared."""
+    """Value of each run that is compared: the test loss, or the cost to reach a target."""
     delta: Delta | None = None
     """Largest difference of test losses that does not matter, in nats per token; None for no test of equivalence."""
     targets: Annotated[tuple[Perplexity, ...], msgspec.Meta(max_length=20)] = ()

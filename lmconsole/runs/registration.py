@@ -135,6 +135,6 @@ def _read(path: Path) -> Registration:
     if claims_hash(found.claims, found.settings) != found.hash:
         raise StoreError(
             f"{path}: the claims are not those that were registered",
-            hint="Somebody changed the file. Remove it, and register the claims again for runs that do not exist yet.",
+            hint="The file was changed. Remove it, and register the claims again for runs that do not exist yet.",
         )
     return found

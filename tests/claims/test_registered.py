@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import factories
 import msgspec
@@ -34,7 +35,7 @@ def claim(**changes: object) -> Claim:
     return msgspec.structs.replace(plain, **changes)
 
 
-def answer_for(root: Path, *claims: Claim, **settings: object) -> ProbeAnswer:
+def answer_for(root: Path, *claims: Claim, **settings: Any) -> ProbeAnswer:
     ids = dict.fromkeys(id_ for each in claims for id_ in each.experiments)
     optimizers = {1: "adam", 2: "sgd", 3: "adam"}
     return ProbeAnswer(
@@ -53,7 +54,7 @@ def answer_for(root: Path, *claims: Claim, **settings: object) -> ProbeAnswer:
 class Box:
     """A store with registered claims, whose runs end as a test says."""
 
-    def __init__(self, root: Path, *claims: Claim, **settings: object) -> None:
+    def __init__(self, root: Path, *claims: Claim, **settings: Any) -> None:
         self.root, self.store = root, Store(root / "runs")
         self.answer = answer_for(root, *claims, **settings)
         self.registration, self.new = register(self.store, self.answer, "claims.toml")
@@ -162,7 +163,8 @@ def test_of_repeated_runs_the_first_finished_one_counts_deleted_or_not(tmp_path:
     box.finish(first, 4.5)
     second = box.queue(fresh=True)[1, 1]
     box.finish(second, 3.0)
-    assert (box.contrast().first_runs[0].run, box.contrast().first_runs[0].value) == (first, pytest.approx(4.5))
+    assert box.contrast().first_runs[0].run == first
+    assert box.contrast().first_runs[0].value == pytest.approx(4.5)
     discard(Store(box.store.root), [first])
     assert box.contrast().first_runs[0].run == first
     attempts = box.result().attempts

@@ -98,7 +98,7 @@ def test_a_claim_that_cannot_hold_is_refused_with_its_row_and_key(tmp_path: Path
     assert found.startswith(f"{tmp_path / 'mine.toml'}: claim row 2: ")
 
 
-ODD = st.sampled_from(
+ODD: st.SearchStrategy[object] = st.sampled_from(
     [
         None,
         True,
