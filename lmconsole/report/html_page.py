@@ -5,10 +5,11 @@ colors follow the dark mode of the device. On paper it is always light.
 """
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lmconsole.report.document import (
+from lmconsole.report.blocks import (
     Block,
     BulletList,
     Command,
@@ -17,11 +18,9 @@ from lmconsole.report.document import (
     InlineTable,
     NumberedTable,
     Paragraph,
-    title,
 )
 from lmconsole.report.figure_content import FigureSpec
 from lmconsole.report.markup import escape_html
-from lmconsole.report.selection import Group
 from lmconsole.report.table import Column, Table
 
 NARROW = "34rem"
@@ -36,12 +35,12 @@ class SvgImages:
     narrow: bytes | None = None
 
 
-def to_html(group: Group, blocks: Sequence[Block], images: Mapping[int, SvgImages]) -> str:
+def to_html(title: str, blocks: Sequence[Block], images: Mapping[int, SvgImages]) -> str:
     """Return the report as a page with its figures in it; ``images`` by number of the figure."""
     sections = [block.text for block in blocks if isinstance(block, Heading) and block.level == 1]
     links = "\n".join(f'<a href="#{_anchor(text)}">{escape_html(text)}</a>' for text in sections)
     body = "\n".join(_block(block, images) for block in blocks)
-    name = escape_html(title(group))
+    name = escape_html(title)
     return _PAGE.format(title=name, style=_STYLE, links=links, body=body)
 
 
@@ -60,10 +59,8 @@ def _block(block: Block, images: Mapping[int, SvgImages]) -> str:
         case Command(text):
             return f"<pre><code>{escape_html(text)}</code></pre>"
         case NumberedTable(_, table):
-            # On a phone, the whole caption would fill the screen above the table.
-            first, end, notes = table.caption.partition(". ")
-            caption = f"<figcaption><b>{escape_html(table.title)}.</b> {escape_html(first + end)}</figcaption>"
-            note = f'\n<p class="note">{escape_html(notes)}</p>' if notes else ""
+            caption = f"<figcaption><b>{escape_html(table.title)}.</b> {escape_html(table.caption)}</figcaption>"
+            note = f'\n<p class="note">{escape_html(table.notes)}</p>' if table.notes else ""
             return f"<figure>\n{caption}\n{_table(table)}{note}\n</figure>"
         case InlineTable(table):
             return _table(table)
@@ -98,8 +95,8 @@ def _figure(figure: FigureSpec, images: SvgImages) -> str:
     if images.narrow is not None:
         source = f'<source media="(max-width: {NARROW})" srcset="{_data_url(images.narrow)}">'
         image = f"<picture>{source}{image}</picture>"
-    caption = f"<b>Figure {figure.number}.</b> {escape_html(figure.caption)}"
-    return f'<figure id="figure-{figure.number}">\n{image}\n<figcaption>{caption}</figcaption>\n</figure>'
+    caption = f"<b>{figure.label}.</b> {escape_html(figure.caption)}"
+    return f'<figure id="{figure.name}">\n{image}\n<figcaption>{caption}</figcaption>\n</figure>'
 
 
 def _data_url(svg: bytes) -> str:
@@ -108,7 +105,7 @@ def _data_url(svg: bytes) -> str:
 
 
 def _anchor(text: str) -> str:
-    return escape_html(text.lower().replace(" ", "-"))
+    return escape_html(re.sub(r"[^a-z0-9]+", "-", text.lower()))
 
 
 _PAGE = """\

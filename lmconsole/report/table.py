@@ -54,6 +54,10 @@ class Table:
     """Cells by the header of their column."""
     title: str = ""
     caption: str = ""
+    notes: str = ""
+    """Notes below the table, such as the meanings of marks."""
+    setting: str = ""
+    """Description of the runs for the table's own file. The report states it once for all tables."""
     label: str = ""
     """Label for ``\\ref`` in LaTeX."""
     data: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -68,15 +72,17 @@ class Table:
         return [row[column.header].text for row in self.rows]
 
     def render(self, text_format: TextFormat, *, siunitx: bool = False) -> str:
-        """Return the table with its caption; CSV has none."""
+        """Return the file of the table, with caption, notes and setting; CSV has none of them."""
         if text_format == "latex":
             return to_latex(self, siunitx=siunitx)
-        return to_markdown(self) if text_format == "markdown" else frame_to_csv(self.data)
+        return to_markdown(self, own_file=True) if text_format == "markdown" else frame_to_csv(self.data)
 
 
-def to_markdown(table: Table) -> str:
-    """Return the caption and a pipe table."""
-    return f"**{table.title}.** {escape_markdown(table.caption)}\n\n{markdown_grid(table)}"
+def to_markdown(table: Table, *, own_file: bool) -> str:
+    """Return the caption, a pipe table, and the notes, with the setting if this is a file of its own."""
+    notes = " ".join(text for text in (table.notes, table.setting if own_file else "") if text)
+    pieces = [f"**{table.title}.** {escape_markdown(table.caption)}\n", markdown_grid(table)]
+    return "\n".join(pieces + ([f"{escape_markdown(notes)}\n"] if notes else []))
 
 
 def markdown_grid(table: Table) -> str:
@@ -104,7 +110,12 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def to_latex(table: Table, *, siunitx: bool = False) -> str:
-    """Return a floating table that needs booktabs, and siunitx if asked for, but no other package."""
+    """Return a floating table that needs booktabs, and siunitx if asked for, but no other package.
+
+    The report defines ``\\lmReport``, and the setting is left out there.
+    """
+    setting = f"\\ifdefined\\lmReport\\else {latex_caption(table.setting)}\\fi" if table.setting else ""
+    notes = " ".join(text for text in (latex_caption(table.notes), setting) if text)
     return "\n".join(
         [
             "% needs \\usepackage{booktabs}" + (" and \\usepackage{siunitx}" if siunitx else ""),
@@ -113,6 +124,7 @@ def to_latex(table: Table, *, siunitx: bool = False) -> str:
             f"  \\caption{{{latex_caption(table.caption)}}}",
             f"  \\label{{{table.label}}}",
             *(f"  {line}" for line in latex_grid(table, siunitx=siunitx)),
+            *([f"  \\par\\smallskip{{\\footnotesize\\raggedright {notes}\\par}}"] if notes else []),
             "\\end{table}",
             "",
         ]
