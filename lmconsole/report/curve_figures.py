@@ -83,8 +83,8 @@ def overview_figure(group: Group) -> FigureSpec:
         number=OVERVIEW,
         title=title,
         caption=join_sentences([f"{title}; dots are the best epochs of the seeds.", _describe_axes(panels)]),
-        full_width=True,
-        content=PanelGrid(panels=panels, columns=len(panels), y_label=_y_label(group)),
+        full_width=len(panels) > 1,
+        content=PanelGrid(panels=panels, columns=_columns(len(panels)), y_label=_y_label(group)),
     )
 
 
@@ -98,7 +98,8 @@ def curves_figure(group: Group, model: str, figure: int, *, over_time: bool, dee
     x_label = f"Training time ({unit})" if over_time else "Epoch"
     panels = [_panel(each, x_label, unit_s if over_time else None) for each in found[:MAX_PANELS]]
     if not any(panel.curves for panel in panels):
-        omitted = "the times of its runs are unknown" if panels else "no such run has completed an epoch"
+        missing = f"no {MODEL_NAMES[model]} with {depth} has completed an epoch"
+        omitted = "the times of its runs are unknown" if panels else missing
         return FigureSpec(number=figure, title=title, omitted=omitted)
     panels = with_limits(panels, [VALIDATION])
     sentences = [f"{title}.", _describe_axes(panels), *_incomplete(runs), not_shown(len(found) - MAX_PANELS)]
@@ -106,9 +107,13 @@ def curves_figure(group: Group, model: str, figure: int, *, over_time: bool, dee
         number=figure,
         title=title,
         caption=join_sentences(sentences),
-        full_width=True,
-        content=PanelGrid(panels=panels, columns=2 if len(panels) <= 4 else 3, y_label=_y_label(group)),
+        full_width=len(panels) > 1,
+        content=PanelGrid(panels=panels, columns=_columns(len(panels)), y_label=_y_label(group)),
     )
+
+
+def _columns(panels: int) -> int:
+    return 1 if panels == 1 else 2 if panels <= 4 else 3
 
 
 def _time_unit(runs: Sequence[Run]) -> tuple[str, float]:
@@ -121,9 +126,8 @@ def _y_label(group: Group) -> str:
 
 def _describe_axes(panels: Sequence[Panel]) -> str:
     own, cut = have_own_limits(panels), are_cut(panels)
-    if own:
-        return f"Each panel has its own linear axis{', which is cut near the minimum' if cut else ''}."
-    return "The linear axis is cut near the minimum." if cut else ""
+    axes = "Linear axes, one for each panel" if own else "Linear axis"
+    return f"{axes}, cut near the minimum." if cut else f"{axes}."
 
 
 def _incomplete(runs: Sequence[Run]) -> list[str]:

@@ -47,7 +47,7 @@ def title(group: Group) -> str:
     models = dict.fromkeys(run.info.experiment.model for run in group.runs)
     names = " and ".join(MODEL_NAMES[model] for model in models)
     subject = "imported runs" if group.imported else f"preset {group.reference.preset}"
-    return f"{'Comparison of ' if len(models) > 1 else ''}{names} language models: {subject}"
+    return f"{names} language models: {subject}"
 
 
 def build_report(
@@ -95,14 +95,13 @@ def _results(tables: Mapping[str, Table], figures: Sequence[FigureSpec]) -> list
     blocks = [
         Heading(1, "Results"),
         Paragraph("Figures 1 to 4 show train and validation perplexity over epochs.", lead="Perplexity."),
-        *_figures(figures, [1], [2], [3], [4]),
+        *_figures(figures, [1, 2], [3, 4]),
         Paragraph("Figures 5 to 8 show the same curves over training time.", lead="Perplexity over time."),
-        *_figures(figures, [5], [6], [7], [8]),
+        *_figures(figures, [5, 6], [7, 8]),
         Paragraph("Table 2 and Figure 9 show how much memory the runs used.", lead="Memory."),
         NumberedTable(MEMORY, tables[MEMORY]),
-        *_figures(figures, [9]),
         Paragraph("Figure 10 shows how soon one perplexity was reached.", lead="Time to a perplexity."),
-        *_figures(figures, [10, 11]),
+        *_figures(figures, [9, 10], [11]),
     ]
     if others:
         blocks += [Paragraph("Table 3 compares these results with others.", lead="Other results."), *others]
@@ -110,20 +109,23 @@ def _results(tables: Mapping[str, Table], figures: Sequence[FigureSpec]) -> list
 
 
 def _figures(figures: Sequence[FigureSpec], *rows: Sequence[int]) -> list[Block]:
-    """Return rows of figures by number, after a sentence on those that are not drawn."""
+    """Return figures by number, after a sentence on those that are not drawn. Those of a row are side by side unless
+    one of them needs the full width."""
     by_number = {figure.number: figure for figure in figures}
     omitted: dict[str, list[str]] = {}
     blocks: list[Block] = []
-    for row in rows:
-        drawn = []
-        for figure in (by_number[number] for number in row):
-            if figure.content:
-                drawn.append(figure)
-            else:
-                omitted.setdefault(figure.omitted, []).append(f"{figure.label} ({figure.title})")
-        blocks += [FigureRow(drawn)] if drawn else []
-    sentences = [f"Not drawn, because {reason}: {'; '.join(labels)}." for reason, labels in omitted.items()]
-    return [*map(Paragraph, sentences), *blocks]
+    for row in ([by_number[number] for number in numbers] for numbers in rows):
+        drawn = [figure for figure in row if figure.content]
+        wide = any(figure.full_width for figure in drawn)
+        blocks += [FigureRow([figure]) for figure in drawn] if wide else [FigureRow(drawn)] if drawn else []
+        for figure in row:
+            if not figure.content:
+                omitted.setdefault(figure.omitted, []).append(figure.label)
+    sentences = [
+        f"{' and '.join(labels)} {'is' if len(labels) == 1 else 'are'} not drawn: {reason}."
+        for reason, labels in omitted.items()
+    ]
+    return [*([Paragraph(" ".join(sentences))] if sentences else []), *blocks]
 
 
 def _completeness(group: Group) -> list[Block]:

@@ -103,7 +103,7 @@ def _draw_panels(grid: PanelGrid) -> Figure:
     own_y = len({panel.y_limits for panel in panels}) > 1
     labels_in = CHARACTER_IN * max(len(_plain(tick)) for panel in panels for tick in _linear_ticks(panel.y_limits))
     entries = _legend_entries(panels)
-    legend_columns = min(len(entries), 4 if width_in > SINGLE_IN else 2) or 1
+    legend_columns = min(len(entries), 5 if width_in > SINGLE_IN else 2) or 1
     last_x = _last_x(panels)
     figure, all_axes, panel_width_in = _add_grid(
         math.ceil(len(panels) / columns),
@@ -339,7 +339,7 @@ def _add_grid(
     top_in: float,
 ) -> tuple[Figure, list[Axes], float]:
     """Add axes of equal size row by row. Return the figure, the axes, and their width in inches."""
-    right, bottom, gap_x, gap_y, panel_height = 0.1, 0.42, gap_x_in, gap_y_in, 1.45
+    right, bottom, gap_x, gap_y, panel_height = 0.1, 0.42, gap_x_in, gap_y_in, 1.3
     height = top_in + bottom + rows * panel_height + (rows - 1) * gap_y
     figure = Figure(figsize=(width_in, height))
     FigureCanvasAgg(figure)

@@ -21,7 +21,10 @@ from lmconsole.report.blocks import (
 )
 from lmconsole.report.figure_content import FigureSpec
 from lmconsole.report.markup import escape_html
-from lmconsole.report.table import Column, Table
+from lmconsole.report.table import Column, Table, missing_decimals
+
+FIGURE_SPACE = "\u2007"
+"""Space as wide as a digit, which aligns numbers at their decimal points."""
 
 NARROW = "34rem"
 """Width of the window up to which figures are drawn with one panel per row."""
@@ -72,9 +75,14 @@ def _block(block: Block, images: Mapping[int, SvgImages]) -> str:
 def _table(table: Table) -> str:
     """Return a table that scrolls where it is wider than the window, with keys too."""
     head = "".join(f'<th scope="col"{_align(column)}>{escape_html(column.header)}</th>' for column in table.columns)
+    padding = [missing_decimals(table, column) for column in table.columns]
     rows = [
-        "<tr>" + "".join(_cell(row[column.header].text, row[column.header].bold, column) for column in table.columns)
-        for row in table.rows
+        "<tr>"
+        + "".join(
+            _cell(row[column.header].text + FIGURE_SPACE * missing[number], row[column.header].bold, column)
+            for column, missing in zip(table.columns, padding, strict=True)
+        )
+        for number, row in enumerate(table.rows)
     ]
     name = f' aria-label="{escape_html(table.title)}"' if table.title else ' aria-label="Table"'
     lines = [f'<div class="scroll" role="region" tabindex="0"{name}><table>', f"<thead><tr>{head}</tr></thead>"]

@@ -1,5 +1,6 @@
 """The report in LaTeX, for a plain installation: article, booktabs, caption, geometry and graphicx."""
 
+import itertools
 from collections.abc import Sequence
 
 from lmconsole.report.blocks import (
@@ -15,6 +16,9 @@ from lmconsole.report.blocks import (
 from lmconsole.report.figure_content import OVERVIEW, FigureSpec
 from lmconsole.report.markup import escape_latex, latex_caption
 from lmconsole.report.table import latex_font_size, latex_grid
+
+NEED = "\\lmNeed{8\\baselineskip}\n"
+"""Command before a heading: the room that it and the first lines of its section need on a page."""
 
 BREAKABLE_LENGTH = 20
 """Longer words than this can be broken across lines."""
@@ -45,7 +49,7 @@ _PREAMBLE = r"""\documentclass[11pt,a4paper]{article}
 \renewcommand{\topfraction}{0.95}
 \renewcommand{\bottomfraction}{0.8}
 \renewcommand{\textfraction}{0.05}
-\renewcommand{\floatpagefraction}{0.8}
+\renewcommand{\floatpagefraction}{0.7}
 \setcounter{topnumber}{4}
 \setcounter{bottomnumber}{2}
 \setcounter{totalnumber}{6}
@@ -59,6 +63,8 @@ _PREAMBLE = r"""\documentclass[11pt,a4paper]{article}
 \def\@listi{\leftmargin=\leftmargini \topsep=0pt \partopsep=0pt \parsep=0pt \itemsep=1.5pt plus .5pt}
 \let\@listI=\@listi
 \@listi
+\setlength{\@fptop}{0pt}
+\setlength{\@fpsep}{14pt}
 \renewcommand{\section}{\@startsection{section}{1}{0pt}{2.2ex plus .6ex minus .2ex}{0.8ex plus .2ex}%%
   {\normalfont\large\bfseries}}
 \renewcommand{\subsection}{\@startsection{subsection}{2}{0pt}{1.8ex plus .5ex minus .2ex}{0.6ex plus .1ex}%%
@@ -75,12 +81,15 @@ _PREAMBLE = r"""\documentclass[11pt,a4paper]{article}
 def report_latex(title: str, blocks: Sequence[Block], *, siunitx: bool = False) -> str:
     """Return the report for ``pdflatex``, to be run twice in the folder of the export. It includes the files of tables,
     captions and figures."""
+    need = NEED
     pieces = [_PREAMBLE % ("\\usepackage{siunitx}\n" if siunitx else "", escape_latex(title))]
-    for block in blocks:
+    for block, following in itertools.zip_longest(blocks, blocks[1:]):
         match block:
             case Heading(level, text):
-                size, room = ("section", 7) if level == 1 else ("subsection", 5)
-                pieces.append(f"\\lmNeed{{{room}\\baselineskip}}\n\\{size}*{{{escape_latex(text)}}}")
+                section = "section" if level == 1 else "subsection"
+                pieces.append(f"{need}\\{section}*{{{escape_latex(text)}}}")
+                # A heading that follows must not start a page of its own.
+                need = "" if isinstance(following, Heading) else NEED
             case Paragraph(text, lead):
                 bold = f"\\textbf{{{escape_latex(lead)}}}" if lead else ""
                 pieces.append(" ".join(part for part in (bold, _breakable(text)) if part))
@@ -99,9 +108,11 @@ def report_latex(title: str, blocks: Sequence[Block], *, siunitx: bool = False) 
 
 
 def _list(items: Sequence[str], *, code: bool) -> str:
-    lines = [f"  \\item {_monospace(item) if code else _breakable(item)}" for item in items]
-    size = "\\footnotesize" if code else ""
-    return "\n".join([f"\\begin{{itemize}}{size}", *lines, "\\end{itemize}"])
+    """Return a list; code is in two columns."""
+    if code:
+        boxes = [f"\\parbox[t]{{0.48\\linewidth}}{{\\raggedright {_monospace(item)}}}" for item in items]
+        return "\n".join(["{\\footnotesize\\raggedright", *boxes, "\\par}"])
+    return "\n".join(["\\begin{itemize}", *(f"  \\item {_breakable(item)}" for item in items), "\\end{itemize}"])
 
 
 def _latex_figures(figures: Sequence[FigureSpec]) -> str:

@@ -3,6 +3,7 @@
 What no run records is “not known”; its authors have to answer it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 from lmconsole import formatting
@@ -65,8 +66,9 @@ def _setting(group: Group) -> list[str]:
 def _choice_of_settings(group: Group) -> str:
     if group.imported:
         return NOT_KNOWN
-    sources = dict.fromkeys(origin.rpartition("/")[2] for run in group.runs for origin in run.info.origins.values())
-    return f"They are from: {', '.join(sources)}. Whether these were tuned, and on which data, is not known."
+    origins = dict.fromkeys(origin for run in group.runs for origin in run.info.origins.values())
+    files = dict.fromkeys(re.split(r" row | \[|, ", origin.rpartition("/")[2])[0] for origin in origins)
+    return f"From: {', '.join(files)}. Whether these settings were tuned, and on which data, is not known."
 
 
 def _runs(group: Group) -> list[str]:
@@ -74,8 +76,9 @@ def _runs(group: Group) -> list[str]:
     for id_, runs in group.by_experiment.items():
         by_count.setdefault(len(runs), []).append(id_)
     seeds = "; ".join(f"{counted(count, 'run')} each of {name_ids(ids)}" for count, ids in sorted(by_count.items()))
-    left_out = counted(len(group.excluded), "comparable run")
-    are = "is" if len(group.excluded) == 1 else "are"
+    count = len(group.excluded)
+    left_out = f"{count or 'No'} comparable {'run' if count <= 1 else 'runs'}"
+    are = "is" if count <= 1 else "are"
     return [
         f"{counted(len(group.runs), 'run')} of {counted(len(group.by_experiment), 'experiment')} ({seeds}).",
         f"{left_out} of this store {are} left out. Runs that were deleted, or made elsewhere, are not known.",
@@ -110,8 +113,8 @@ def _compute(group: Group) -> list[str]:
     energy = formatting.energy(sum(known)) if len(known) == len(joules) else "not known"
     flops = [_flops(run) for run in group.runs]
     operations = [each for each in flops if each is not None]
-    work = f"{sum(operations):.2g}" if len(operations) == len(flops) else "not known"
-    return [*sentences, f"Energy of the GPU: {energy}.", f"Floating-point operations of the runs shown: {work}."]
+    work = f"{sum(operations) / 1e12:,.3g} TFLOP" if len(operations) == len(flops) else "not known"
+    return [*sentences, f"Energy of the GPU: {energy}.", f"Matrix products of the runs shown, as planned: {work}."]
 
 
 def _flops(run: Run) -> float | None:

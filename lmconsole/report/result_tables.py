@@ -103,7 +103,7 @@ def _gpu_memory_table(group: Group, frame: pd.DataFrame) -> Table:
     notes = (
         "Memory: process memory / total device memory, mean over n samples taken about once a second during training, "
         f"from the second epoch on if there is one; {DASH} for fewer than {MIN_SAMPLES} samples. Peak allocated: "
-        "largest amount of memory held by tensors at once. Energy: energy of the whole board from the driver's counter, "
+        "largest amount of memory held by tensors at once. Energy: that of the whole board, from the driver's counter, "
         f"for training and validation over all epochs{', mean over seeds' if len(group.seeds) > 1 else ''}."
     )
     if frame["energy_j"].isna().any():

@@ -143,6 +143,16 @@ def latex_font_size(table: Table) -> str:
     return next((size for characters, size in FONT_SIZES if sum(lengths) > characters), "")
 
 
+def missing_decimals(table: Table, column: Column) -> list[int]:
+    """Return how many decimals each number of a column lacks to be aligned with the others at the decimal point; 0 for
+    other texts."""
+    decimals = [
+        len(match[2]) if (match := _NUMBER.fullmatch(text)) and not match[3] else None for text in table.texts(column)
+    ]
+    most = max((each for each in decimals if each is not None), default=0)
+    return [0 if each is None else most - each for each in decimals]
+
+
 def latex_grid(table: Table, *, siunitx: bool = False) -> list[str]:
     """Return the lines of the ``tabular`` environment."""
     formats = {column.header: _siunitx_format(table.texts(column)) if siunitx else None for column in table.columns}
@@ -158,10 +168,14 @@ def latex_grid(table: Table, *, siunitx: bool = False) -> list[str]:
     if any(len(row[last].text) > WRAPPED_LENGTH for row in table.rows):
         alignments[last] = "p{2.8cm}" if len(table.columns) > FEW_COLUMNS else "p{7cm}"
     lines = []
-    for row in table.rows:
+    padding = {column.header: missing_decimals(table, column) for column in table.columns if not formats[column.header]}
+    for number, row in enumerate(table.rows):
         cells = {header: _latex_cell(row[header], formats[header]) for header in table.headers}
+        for header, missing in padding.items():
+            if missing[number]:
+                cells[header] += f"\\phantom{{{'0' * missing[number]}}}"
         if len(row[last].text) > WRAPPED_LENGTH:
-            cells[last] = f"{{\\raggedright {cells[last]}\\par}}"
+            cells[last] = f"\\rightskip=0pt plus 3em {cells[last]}"
         lines.append(" & ".join(cells.values()))
     header_lines = [
         " & ".join(
