@@ -149,8 +149,8 @@ def _last_x(panels: Sequence[Panel]) -> dict[str, float]:
 
 
 def _linear_ticks(limits: tuple[float, float]) -> list[float]:
-    """Return about four round numbers within the limits."""
-    return [tick for tick in MaxNLocator(4, min_n_ticks=2).tick_values(*limits) if limits[0] <= tick <= limits[1]]
+    """Return about five round numbers within the limits."""
+    return [tick for tick in MaxNLocator(5, min_n_ticks=3).tick_values(*limits) if limits[0] <= tick <= limits[1]]
 
 
 def _set_limits(axes: Axes, panel: Panel, last_x: float) -> None:

@@ -151,7 +151,7 @@ _STYLE = (
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body {
-  margin: 0 auto; max-width: 50rem; padding: 1rem 1rem 3rem;
+  margin: 0 auto; max-width: 54rem; padding: 1rem 1rem 3rem;
   background: var(--page); color: var(--text);
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
   overflow-wrap: break-word;

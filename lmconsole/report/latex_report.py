@@ -1,6 +1,7 @@
 """The report in LaTeX, for a plain installation: article, booktabs, caption, geometry and graphicx."""
 
 import itertools
+import re
 from collections.abc import Sequence
 
 from lmconsole.report.blocks import (
@@ -180,6 +181,6 @@ def _breakable(text: str) -> str:
         if len(word) <= BREAKABLE_LENGTH:
             pieces.append(escape_latex(word))
         else:
-            parts = [word[start : start + 8] for start in range(0, len(word), 8)]
+            parts = re.findall(r".{1,8}-*", word)  # a part that begins with a hyphen would be a negative number
             pieces.append("\\allowbreak{}".join(escape_latex(part) for part in parts))
     return " ".join(pieces)

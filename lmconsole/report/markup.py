@@ -65,6 +65,13 @@ def format_ppl(ppl: float) -> str:
     return f"{ppl:.{ppl_decimals(ppl)}f}" if ppl < LARGE_PPL else f"{ppl:.3e}"
 
 
+def format_spread(mean: float, sd: float) -> str:
+    """Return a mean and a standard deviation of perplexities, with the decimals of the mean."""
+    if max(mean, sd) >= LARGE_PPL:
+        return f"{format_ppl(mean)} ± {format_ppl(sd)}"
+    return f"{format_ppl(mean)} ± {sd:.{ppl_decimals(mean)}f}"
+
+
 def format_ratio(ratio: float) -> str:
     """Return a ratio with two decimals, or in scientific notation from ``LARGE_PPL`` on."""
     return f"{ratio:.2f}" if ratio < LARGE_PPL else f"{ratio:.2e}"

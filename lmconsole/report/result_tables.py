@@ -18,7 +18,7 @@ from lmconsole.report.captions import (
     ppl_denominator,
     seed_list,
 )
-from lmconsole.report.markup import DASH, LARGE_PPL, format_ppl, ppl_decimals
+from lmconsole.report.markup import DASH, format_ppl, format_spread
 from lmconsole.report.results import MIN_SAMPLES, explain_marks, memory_frame, results_frame, uses_gpu
 from lmconsole.report.selection import Group
 from lmconsole.report.table import Cell, Column, Table
@@ -231,11 +231,7 @@ def _experiment_texts(record: Mapping[Hashable, Any]) -> dict[str, str]:
 def _mean_and_sd(mean: float, sd: float) -> str:
     if math.isnan(mean):
         return DASH
-    if math.isnan(sd):
-        return format_ppl(mean)
-    if max(mean, sd) >= LARGE_PPL:
-        return f"{format_ppl(mean)} ± {format_ppl(sd)}"
-    return f"{format_ppl(mean)} ± {sd:.{ppl_decimals(mean)}f}"
+    return format_ppl(mean) if math.isnan(sd) else format_spread(mean, sd)
 
 
 def _id_and_name(record: Mapping[Hashable, Any]) -> str:

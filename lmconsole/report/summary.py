@@ -10,7 +10,7 @@ from lmconsole import formatting
 from lmconsole.formatting import counted
 from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.report.captions import describe_outcomes, excluded_runs, seed_list
-from lmconsole.report.markup import format_ppl
+from lmconsole.report.markup import format_ppl, format_spread
 from lmconsole.report.results import best_experiments, is_complete, marks, memory_frame, uses_gpu
 from lmconsole.report.selection import Group
 from lmconsole.runs.store import Run
@@ -63,7 +63,7 @@ def _over_seeds(ppls: Sequence[float | None]) -> str:
         return f"{format_ppl(statistics.fmean(known))} in {len(known)} of {len(ppls)} seeds" if known else ""
     if len(known) == 1:
         return format_ppl(known[0])
-    return f"{format_ppl(statistics.fmean(known))} ± {format_ppl(statistics.stdev(known))} over {len(known)} seeds"
+    return f"{format_spread(statistics.fmean(known), statistics.stdev(known))} over {len(known)} seeds"
 
 
 def _describe_cost(best: Mapping[int, list[Run]], memory: pd.DataFrame, *, gpu: bool) -> str:
