@@ -221,6 +221,13 @@ def export(
             parser=expand_if_path,
         ),
     ] = None,
+    template: Annotated[
+        Literal["course", "general"] | None,
+        typer.Option(
+            help="Structure of the report: course answers the questions of the assignment, general has a method and an "
+            "appendix on reproducibility. By default, course for the twelve experiments, else general."
+        ),
+    ] = None,
     siunitx: Annotated[bool, typer.Option("--siunitx", help="Align LaTeX numbers with siunitx.")] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Export again as runs progress, until none is active.")
@@ -244,6 +251,7 @@ def export(
         imported=imported or None,
         against=against,
         siunitx=siunitx,
+        template=template,
     )
     export(runs, options, out, output=output, watch=watch, json=json)
 

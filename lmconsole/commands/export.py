@@ -74,6 +74,7 @@ def _check_effect(options: "ExportOptions") -> None:
     has_effect = {
         "--figures": options.figure_format == "png" or options.file_format in ("all", "markdown", "latex"),
         "--siunitx": not options.siunitx or options.file_format in ("all", "latex"),
+        "--template": options.template is None or options.file_format in ("all", "markdown", "latex", "html"),
         "--against": not options.against or options.file_format != "tensorboard",
     }
     for option, effect in has_effect.items():

@@ -244,7 +244,9 @@ def comparison_table(group: Group, others: OtherResults) -> Table:
     return Table(
         label="tab:against",
         title="Table 3",
-        caption=_caption(group, others, names, "".join(mark for each in marks_shown for mark in each)),
+        caption="Perplexity at the epoch with the lowest validation perplexity, and other results.",
+        notes=_notes(group, others, names, "".join(mark for each in marks_shown for mark in each)),
+        setting=_describe(names.ours, group),
         columns=columns,
         rows=rows,
         data=shown,
@@ -289,11 +291,8 @@ def _cells(record: Mapping[Hashable, Any], names: _Names, our_mark: str, their_m
     return {header: Cell(text) for header, text in texts.items()}
 
 
-def _caption(group: Group, others: OtherResults, names: _Names, marks_shown: str) -> str:
-    sentences = [
-        "Perplexity at the epoch with the lowest validation perplexity, and other results.",
-        others.description,
-    ]
+def _notes(group: Group, others: OtherResults, names: _Names, marks_shown: str) -> str:
+    sentences = [others.description]
     paddings = [each for each in (padding_of(group.reference), others.padding) if each is not None]
     if paddings:
         factors = list(dict.fromkeys(each.describe() for each in paddings))
@@ -314,7 +313,7 @@ def _caption(group: Group, others: OtherResults, names: _Names, marks_shown: str
         sentences.append(f"Difference: {names.ours.lower()} / {names.theirs.lower()} − 1, per target token.")
     if notes := explain_marks(marks_shown):
         sentences.append(notes)
-    return " ".join([*sentences, _describe(names.ours, group)])
+    return " ".join(sentences)
 
 
 def _describe(name: str, group: Group) -> str:

@@ -63,30 +63,14 @@ def describe_group_briefly(group: Group) -> str:
 
 
 def seed_list(group: Group) -> str:
-    """Return the seeds as ``1, 2, 3``, or as ``1-10`` if there are many."""
+    """Return the seeds as ``1, 2, 3``, or as ``1–10`` if there are many."""
     seeds = group.seeds
-    return ", ".join(map(str, seeds) if len(seeds) <= MANY_SEEDS else ranges(seeds).split())
+    return ", ".join(map(str, seeds)) if len(seeds) <= MANY_SEEDS else name_ids(seeds)
 
 
 def ppl_denominator(group: Group) -> str:
     """Return the unit over which the group's perplexities are averaged."""
     return "target token" if group.reference.denominator == "targets" else "position of full batches (padded)"
-
-
-def describe_host_memory(title: str = "Peak host memory") -> str:
-    """Describe the memory of runs that used no GPU."""
-    return f"{title}: largest resident memory of the training process. These runs used no GPU."
-
-
-NO_READINGS = "Memory. The sources have no readings of memory (gpu_memory.txt)."
-
-
-def describe_readings(title: str) -> str:
-    """Describe the memory of imported runs."""
-    return (
-        f"{title}: memory in use on the device by all of its processes, mean over all readings of nvidia-smi in the "
-        "source. It states neither their times nor what the program was doing."
-    )
 
 
 def describe_incomplete_runs(group: Group) -> list[str]:
@@ -99,6 +83,15 @@ def describe_incomplete_runs(group: Group) -> list[str]:
         for run in group.runs
         if not is_complete(run)
     ]
+
+
+def describe_outcomes(runs: Sequence[Run]) -> str:
+    """Return which experiments have runs that are unfinished, diverged or damaged: ``diverged: 3, 5–7``."""
+    by_outcome: dict[str, list[int]] = {}
+    for run in runs:
+        outcome = "damaged" if run.state.damage and _outcome(run) == "finished" else _outcome(run)
+        by_outcome.setdefault(outcome, []).append(run.info.experiment.id)
+    return "; ".join(f"{outcome}: {name_experiments(ids)}" for outcome, ids in by_outcome.items())
 
 
 def _outcome(run: Run) -> str:
@@ -225,9 +218,14 @@ def inferred_experiments(group: Group) -> set[int]:
 
 
 def name_experiments(ids: Iterable[int]) -> str:
-    """Return ``experiment 1``, ``experiments 2-3, 5``."""
+    """Return ``experiment 1``, ``experiments 2–3, 5``."""
     numbers = sorted(set(ids))
-    return f"experiment {numbers[0]}" if len(numbers) == 1 else f"experiments {', '.join(ranges(numbers).split())}"
+    return f"experiment{'' if len(numbers) == 1 else 's'} {name_ids(numbers)}"
+
+
+def name_ids(ids: Iterable[int]) -> str:
+    """Return numbers as ``2–3, 5``."""
+    return ", ".join(ranges(list(ids)).split()).replace("-", "–")
 
 
 def _padding(info: RunInfo) -> str:
@@ -243,13 +241,18 @@ def _exceptions(group: Group) -> list[str]:
             sentences.append(f"Experiment {experiment} has its own settings: {settings}.")
     shared = [run.info.experiment.id for run in group.runs if run.state.started and run.state.started.shared_gpu]
     if shared:
-        sentences.append(f"Other processes used the GPU at the start of experiments {ranges(shared)}.")
+        sentences.append(f"Other processes used the GPU at the start of experiments {name_ids(shared)}.")
     return [*sentences, _excluded(group)] if group.excluded else sentences
 
 
 def _excluded(group: Group) -> str:
+    return f"Excluded runs: {excluded_runs(group)}."
+
+
+def excluded_runs(group: Group) -> str:
+    """Return how many comparable runs are left out and why; empty if none is."""
     reasons = Counter(_exclusion_reason(run, exclusion) for run, exclusion in group.excluded)
-    return "Excluded runs: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items()) + "."
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
 
 
 def _exclusion_reason(run: Run, exclusion: Exclusion) -> str:

@@ -1,20 +1,25 @@
-"""Figures 1 to 8: perplexity over epochs and over wall-clock time, one panel for each experiment."""
+"""Figures of perplexity over epochs and over wall-clock time: the overview, and figures 1 to 8 with one panel for each
+experiment.
+"""
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
-from lmconsole import formatting
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
-from lmconsole.plan.presets import ranges
-from lmconsole.report.captions import (
-    describe_group_briefly,
-    join_sentences,
-    not_shown,
-    ppl_denominator,
-    timing_caveat,
+from lmconsole.report.captions import join_sentences, name_ids, not_shown
+from lmconsole.report.figure_content import (
+    LARGEST_PPL,
+    OVERVIEW,
+    Curve,
+    FigureSpec,
+    Panel,
+    PanelGrid,
+    SeedCurve,
+    time_unit,
 )
-from lmconsole.report.figure_content import LARGEST_PPL, Curve, FigureSpec, Panel, PanelGrid, time_unit
+from lmconsole.report.panel_limits import are_cut, have_own_limits, with_limits
+from lmconsole.report.results import best_experiments, marks
 from lmconsole.report.selection import Group
 from lmconsole.runs.events import Epoch
 from lmconsole.runs.state import Status
@@ -26,157 +31,161 @@ MAX_PANELS = 16
 OPTIMIZER_ORDER = ("adam", "adamw", "sgd", "momentum")
 """Order of the panels in figures 1, 2, 5 and 6."""
 
+VALIDATION = "Validation"
+
 Metric = Callable[[Epoch], float | None]
 
-METRICS: Mapping[str, Metric] = {"Train": lambda epoch: epoch.train_ppl, "Validation": lambda epoch: epoch.valid_ppl}
+METRICS: Mapping[str, Metric] = {"Train": lambda epoch: epoch.train_ppl, VALIDATION: lambda epoch: epoch.valid_ppl}
 """Metrics of the curves of a panel, by label."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _PanelRuns:
-    """Runs of a panel; none if the experiment has not been run."""
-
-    title: str
-    runs: Sequence[Run]
-
-
-def _panel_runs(group: Group, model: str, *, deep: bool) -> list[_PanelRuns]:
-    """Return the runs of every panel for experiments with one layer or, if ``deep``, with more.
-
-    Missing experiments of the published twelve leave an empty panel; all others follow.
-    """
-    remaining = {
-        id_: runs
-        for id_, runs in group.by_experiment.items()
+def _experiments(group: Group, model: str, *, deep: bool) -> list[list[Run]]:
+    """Return the runs of the experiments with one layer or, if ``deep``, with more, in the order of their panels."""
+    found = [
+        runs
+        for runs in group.by_experiment.values()
         if runs[0].info.experiment.model == model and (runs[0].info.experiment.layers > 1) == deep
-    }
-    published = [(2, "adamw"), (4, "adamw")] if deep else [(1, optimizer) for optimizer in OPTIMIZER_ORDER]
-    panels: list[_PanelRuns] = []
-    for layers, optimizer in published:
-        fitting = [id_ for id_, runs in remaining.items() if _depth_and_optimizer(runs) == (layers, optimizer)]
-        panels += [_titled(remaining.pop(id_)) for id_ in fitting] or [
-            _PanelRuns(title=_setting(layers, optimizer), runs=[])
-        ]
-    return panels + [_titled(runs) for runs in remaining.values()]
+    ]
+    return sorted(found, key=_panel_order)
 
 
-def _depth_and_optimizer(runs: Sequence[Run]) -> tuple[int, str]:
-    return runs[0].info.experiment.layers, runs[0].info.experiment.optimizer
-
-
-def _setting(layers: int, optimizer: str) -> str:
-    return f"{layers} layers, {OPTIMIZER_NAMES[optimizer]}" if layers > 1 else OPTIMIZER_NAMES[optimizer]
-
-
-def _titled(runs: Sequence[Run]) -> _PanelRuns:
+def _panel_order(runs: Sequence[Run]) -> tuple[int, int, int]:
     experiment = runs[0].info.experiment
+    return experiment.layers, OPTIMIZER_ORDER.index(experiment.optimizer), experiment.id
+
+
+def _panel_title(runs: Sequence[Run]) -> str:
+    experiment = runs[0].info.experiment
+    layers = f"{experiment.layers} layers, " if experiment.layers > 1 else ""
     identity = f"{experiment.id}: {experiment.name}" if experiment.name else str(experiment.id)
-    return _PanelRuns(title=f"{_setting(*_depth_and_optimizer(runs))} ({identity})", runs=runs)
+    return f"{layers}{OPTIMIZER_NAMES[experiment.optimizer]} ({identity})"
+
+
+def overview_figure(group: Group) -> FigureSpec:
+    """Return the figure of the first page: validation curves of the best experiment of each architecture."""
+    best = best_experiments(group)
+    unit, unit_s = _time_unit([run for runs in best.values() for run in runs])
+    axes: list[tuple[str, str, float | None]] = [("Over epochs", "Epoch", None)]
+    if all(run.state.elapsed_train_s is not None for runs in best.values() for run in runs):
+        axes.append(("Over training time", f"Training time ({unit})", unit_s))
+    panels = []
+    for panel_title, x_label, divisor in axes:
+        curves = {
+            f"{runs[0].info.experiment.label} ({id_}){marks(runs)}": _curve(runs, METRICS[VALIDATION], divisor)
+            for id_, runs in best.items()
+        }
+        panels.append(Panel(title=panel_title, x_label=x_label, integer_x=divisor is None, curves=curves))
+    panels = with_limits(panels, [label for panel in panels for label in panel.curves])
+    title = "Validation perplexity of the best experiment of each architecture"
+    if not any(curve.seeds for panel in panels for curve in panel.curves.values()):
+        return FigureSpec(number=OVERVIEW, title=title, omitted="no run has a perplexity that can be drawn")
+    return FigureSpec(
+        number=OVERVIEW,
+        title=title,
+        caption=join_sentences([f"{title}; dots are the best epochs of the seeds.", _describe_axes(panels)]),
+        full_width=len(panels) > 1,
+        content=PanelGrid(panels=panels, columns=_columns(len(panels)), y_label=_y_label(group)),
+    )
 
 
 def curves_figure(group: Group, model: str, figure: int, *, over_time: bool, deep: bool) -> FigureSpec:
     """Return the figure with this number: experiments of a model with one layer or, if ``deep``, with more."""
-    found = _panel_runs(group, model, deep=deep)
-    shown = found[:MAX_PANELS]
+    found = _experiments(group, model, deep=deep)
     depth = "more than one layer" if deep else "1 layer"
     title = f"{MODEL_NAMES[model]}, {depth}: perplexity over {'wall-clock time' if over_time else 'epochs'}"
-    panels_by = "depth" if deep else "optimizer"
-    sentences = [
-        f"{title}.",
-        f"Train and validation perplexity per {ppl_denominator(group)}, logarithmic axis, one panel per {panels_by}.",
-        "Numbers in parentheses are experiments.",
-    ]
-    if over_time:
-        sentences.append("Time is cumulative training time, without setup and evaluation.")
-        sentences.append(timing_caveat(group))
-    elif not group.imported:
-        sentences.append("Train perplexity is computed from the training losses of each epoch.")
-    if any(len(panel.runs) > 1 for panel in shown):
-        sentences.append("Lines are means over seeds; bands span the lowest to the highest seed.")
-    sentences += _missing_and_incomplete(shown)
-    sentences.append(not_shown(len(found) - MAX_PANELS))
-    sentences.append(describe_group_briefly(group))
-    longest_s = max((run.state.elapsed_train_s or 0.0 for panel in shown for run in panel.runs), default=0.0)
-    unit, unit_s = time_unit(longest_s)
-    panels = [_panel(panel, unit_s if over_time else None) for panel in shown]
+    runs = [run for each in found for run in each]
+    unit, unit_s = _time_unit(runs)
+    x_label = f"Training time ({unit})" if over_time else "Epoch"
+    panels = [_panel(each, x_label, unit_s if over_time else None) for each in found[:MAX_PANELS]]
+    if not any(panel.curves for panel in panels):
+        missing = f"no {MODEL_NAMES[model]} with {depth} has completed an epoch"
+        omitted = "the times of its runs are unknown" if panels else missing
+        return FigureSpec(number=figure, title=title, omitted=omitted)
+    panels = with_limits(panels, [VALIDATION])
+    sentences = [f"{title}.", _describe_axes(panels), *_incomplete(runs), not_shown(len(found) - MAX_PANELS)]
     return FigureSpec(
         number=figure,
         title=title,
         caption=join_sentences(sentences),
-        full_width=not deep,
-        content=PanelGrid(
-            panels=panels,
-            columns=1 if deep and len(panels) <= 2 else 2 if len(panels) <= 4 else 3,
-            x_label=f"Training time ({unit})" if over_time else "Epoch",
-            y_label="Perplexity" if group.reference.denominator == "targets" else "Perplexity (padded)",
-            integer_x=not over_time,
-        ),
+        full_width=len(panels) > 1,
+        content=PanelGrid(panels=panels, columns=_columns(len(panels)), y_label=_y_label(group)),
     )
 
 
-def _missing_and_incomplete(panels: Sequence[_PanelRuns]) -> list[str]:
+def _columns(panels: int) -> int:
+    return 1 if panels == 1 else 2 if panels <= 4 else 3
+
+
+def _time_unit(runs: Sequence[Run]) -> tuple[str, float]:
+    return time_unit(max((run.state.elapsed_train_s or 0.0 for run in runs), default=0.0))
+
+
+def _y_label(group: Group) -> str:
+    return "Perplexity" if group.reference.denominator == "targets" else "Perplexity (padded)"
+
+
+def _describe_axes(panels: Sequence[Panel]) -> str:
+    own, cut = have_own_limits(panels), are_cut(panels)
+    axes = "Linear axes, one for each panel" if own else "Linear axis"
+    return f"{axes}, cut near the minimum." if cut else f"{axes}."
+
+
+def _incomplete(runs: Sequence[Run]) -> list[str]:
     sentences = []
-    runs = [run for panel in panels for run in panel.runs]
-    missing = [panel.title for panel in panels if not panel.runs]
-    if missing:
-        separator = "; " if any("," in title for title in missing) else ", "
-        sentences.append(f"No run yet: {separator.join(missing)}.")
-    unfinished = [run for run in runs if run.status is not Status.FINISHED]
-    if unfinished:
-        progress = ", ".join(f"{run.info.experiment.id} ({_progress(run)})" for run in unfinished)
-        sentences.append(f"Not finished: {progress}.")
-    diverged = [run.info.experiment.id for run in runs if run.state.finished and run.state.finished.diverged]
-    if diverged:
-        sentences.append(f"Diverged: {ranges(sorted(set(diverged)))}.")
-    damaged = [run.info.experiment.id for run in runs if run.state.damage]
-    if damaged:
-        sentences.append(f"Damaged event logs: {ranges(sorted(set(damaged)))}.")
+    for phrase, fitting in (
+        ("Not finished", [run for run in runs if run.status is not Status.FINISHED]),
+        ("Diverged", [run for run in runs if run.state.finished and run.state.finished.diverged]),
+        ("Damaged event logs", [run for run in runs if run.state.damage]),
+    ):
+        if fitting:
+            sentences.append(f"{phrase}: {name_ids(run.info.experiment.id for run in fitting)}.")
     if any(_off_scale(metric(epoch)) for run in runs for epoch in run.state.epochs for metric in METRICS.values()):
-        sentences.append("A cross at the upper edge marks a perplexity that is not finite or too large to draw.")
+        sentences.append("Crosses: not finite, or too large to draw.")
     return sentences
 
 
-def _progress(run: Run) -> str:
-    return f"{run.status.value}, {run.state.epochs_done} of {formatting.counted(run.info.settings.epochs, 'epoch')}"
-
-
-def _panel(panel: _PanelRuns, unit_s: float | None) -> Panel:
-    runs = panel.runs
-    if not runs:
-        return Panel(title=panel.title, note="no run yet")
+def _panel(runs: Sequence[Run], x_label: str, unit_s: float | None) -> Panel:
+    """Return the panel of an experiment, over epochs or, in ``unit_s``, over time."""
+    title, integer_x = _panel_title(runs), unit_s is None
     if unit_s is not None and all(run.state.elapsed_train_s is None for run in runs):
-        return Panel(title=panel.title, note="times unknown")
-    curves = {label: _curve(runs, metric, unit_s) for label, metric in METRICS.items()}
+        return Panel(title=title, x_label=x_label, integer_x=integer_x, note="times unknown")
+    curves = {label: _curve(runs, metric, unit_s, mark_best=label == VALIDATION) for label, metric in METRICS.items()}
     notes = sorted({run.status.value for run in runs if run.status is not Status.FINISHED})
     if any(run.state.finished and run.state.finished.diverged for run in runs):
         notes.append("diverged")
     if any(run.state.damage for run in runs):
         notes.append("damaged")
-    return Panel(title=panel.title, curves=curves, note=", ".join(notes))
+    return Panel(title=title, x_label=x_label, integer_x=integer_x, curves=curves, note=", ".join(notes))
 
 
-def _curve(runs: Sequence[Run], metric: Metric, unit_s: float | None) -> Curve:
-    """Return mean and range over the seeds that have completed an epoch, by epoch or by mean time in ``unit_s``."""
-    xs, means, lows, highs, off_scale = [], [], [], [], []
-    by_epoch: dict[int, list[Epoch]] = {}
+def _curve(runs: Sequence[Run], metric: Metric, unit_s: float | None, *, mark_best: bool = True) -> Curve:
+    """Return the lines of all seeds over epochs or over time in ``unit_s``, and their mean over the epochs at which
+    every seed has a value. A mean of the seeds that are left would hide that others diverged."""
+    seeds: list[SeedCurve] = []
+    off_scale: list[float] = []
+    by_epoch: dict[int, list[tuple[float, float]]] = {}
     for run in runs:
+        points = []
         for event in run.state.epochs:
-            by_epoch.setdefault(event.epoch, []).append(event)
-    for epoch, events in sorted(by_epoch.items()):
-        times = [event.elapsed_train_s for event in events if event.elapsed_train_s is not None]
-        if unit_s is not None and not times:
-            continue
-        x = float(epoch) if unit_s is None else sum(times) / len(times) / unit_s
-        values = [value for event in events if (value := metric(event)) is not None]
-        on_scale = [value for value in values if not _off_scale(value)]
-        if len(on_scale) < len(values):
-            off_scale.append(x)
-        if on_scale:
-            xs.append(x)
-            means.append(sum(on_scale) / len(on_scale))
-            lows.append(min(on_scale))
-            highs.append(max(on_scale))
-    return Curve(x=xs, y=means, low=lows, high=highs, off_scale=off_scale)
+            time_s, value = event.elapsed_train_s, metric(event)
+            if value is None or (unit_s is not None and time_s is None):
+                continue
+            x = float(event.epoch) if unit_s is None else (time_s or 0.0) / unit_s
+            if _off_scale(value):
+                off_scale.append(x)
+            else:
+                points.append((event.epoch, x, value))
+                by_epoch.setdefault(event.epoch, []).append((x, value))
+        best_epoch = run.state.best_epoch.epoch if mark_best and run.state.best_epoch else None
+        best = next(((x, y) for epoch, x, y in points if epoch == best_epoch), None)
+        if points:
+            seeds.append(SeedCurve(x=[x for _, x, _ in points], y=[y for _, _, y in points], best=best))
+    means = [
+        (statistics.fmean(x for x, _ in points), statistics.fmean(y for _, y in points))
+        for _, points in sorted(by_epoch.items())
+        if len(points) == len(runs)
+    ]
+    return Curve(x=[x for x, _ in means], y=[y for _, y in means], seeds=seeds, off_scale=sorted(set(off_scale)))
 
 
 def _off_scale(value: float | None) -> bool:

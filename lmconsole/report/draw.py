@@ -24,7 +24,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from lmconsole.errors import escape_control_characters
-from lmconsole.report.figure_content import BarChart, Panel, PanelGrid, StepPlot
+from lmconsole.report.figure_content import BarChart, Content, Curve, Panel, PanelGrid, StepPlot
 from lmconsole.report.markup import replace_unsupported
 
 ImageFormat = Literal["png", "pdf", "svg"]
@@ -79,7 +79,7 @@ _STYLE: Any = {
 }
 
 
-def draw_figure(content: PanelGrid | BarChart | StepPlot) -> Figure:
+def draw_figure(content: Content) -> Figure:
     """Draw the content of a figure."""
     with _style():
         match content:
@@ -91,40 +91,45 @@ def draw_figure(content: PanelGrid | BarChart | StepPlot) -> Figure:
                 return _draw_steps(content)
 
 
-def in_one_column(content: PanelGrid | BarChart | StepPlot) -> PanelGrid | None:
+def in_one_column(content: Content) -> PanelGrid | None:
     """Return panels one below the other, as a narrow screen shows them; None if the figure is that narrow anyway."""
     return replace(content, columns=1) if isinstance(content, PanelGrid) and content.columns > 1 else None
 
 
 def _draw_panels(grid: PanelGrid) -> Figure:
-    """Draw panels that share their axes, with a letter each if there are several."""
+    """Draw panels with a letter each if there are several. Panels that share an axis have its labels once."""
     panels, columns = grid.panels, grid.columns
     width_in = SINGLE_IN if columns == 1 else DOUBLE_IN
-    limits = _Limits(panels, integer_x=grid.integer_x)
+    own_y = len({panel.y_limits for panel in panels}) > 1
+    labels_in = CHARACTER_IN * max(len(_plain(tick)) for panel in panels for tick in _linear_ticks(panel.y_limits))
     entries = _legend_entries(panels)
-    legend_columns = min(len(entries), 4 if width_in > SINGLE_IN else 2) or 1
+    legend_columns = min(len(entries), 5 if width_in > SINGLE_IN else 2) or 1
+    last_x = _last_x(panels)
     figure, all_axes, panel_width_in = _add_grid(
         math.ceil(len(panels) / columns),
         columns,
         width_in,
-        left_in=0.32 + CHARACTER_IN * max((len(label) for label in limits.y_labels), default=0),
+        left_in=0.32 + labels_in,
+        gap_x_in=0.18 + (labels_in + 0.05 if own_y else 0.0),
+        gap_y_in=0.32 if len(last_x) == 1 else 0.6,
         top_in=0.36 + 0.16 * math.ceil(len(entries) / legend_columns),
     )
     title_length = int(panel_width_in / (CHARACTER_IN * 1.1))
     for index, (axes, panel) in enumerate(zip(all_axes, panels, strict=False)):
         _draw_panel(axes, panel)
-        limits.apply(axes)
+        _set_limits(axes, panel, last_x[panel.x_label])
         letter = f"({chr(ord('a') + index)}) " if len(panels) > 1 and index < 26 else ""
         title = shorten(letter + displayable(panel.title), title_length)
         # With y given, matplotlib need not search for ticks that the title could overlap.
         axes.set_title(title, loc="left", y=1.0, fontweight="normal" if panel.curves else "bold")
-        if index + columns >= len(panels):
-            axes.set_xlabel(grid.x_label)
+        below = panels[index + columns] if index + columns < len(panels) else None
+        if below is None or below.x_label != panel.x_label:
+            axes.set_xlabel(panel.x_label, labelpad=2.0)
         else:
             axes.tick_params(labelbottom=False)
         if index % columns == 0:
             axes.set_ylabel(grid.y_label)
-        else:
+        elif not own_y:
             axes.tick_params(labelleft=False)
     for axes in all_axes[len(panels) :]:
         axes.remove()
@@ -133,29 +138,51 @@ def _draw_panels(grid: PanelGrid) -> Figure:
     return figure
 
 
+def _last_x(panels: Sequence[Panel]) -> dict[str, float]:
+    """Return the largest x by label of the axis; panels with the same label share it."""
+    last: dict[str, float] = {}
+    for panel in panels:
+        xs = [x for curve in panel.curves.values() for seed in curve.seeds for x in seed.x]
+        xs += [x for curve in panel.curves.values() for x in curve.off_scale]
+        last[panel.x_label] = max([last.get(panel.x_label, 0.0), *xs])
+    return last
+
+
+def _linear_ticks(limits: tuple[float, float]) -> list[float]:
+    """Return about five round numbers within the limits."""
+    return [tick for tick in MaxNLocator(5, min_n_ticks=3).tick_values(*limits) if limits[0] <= tick <= limits[1]]
+
+
+def _set_limits(axes: Axes, panel: Panel, last_x: float) -> None:
+    ticks = _linear_ticks(panel.y_limits)
+    axes.set_ylim(*panel.y_limits)
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_major_formatter(FixedFormatter([_plain(tick) for tick in ticks]))
+    axes.set_xlim(*((0.5, last_x + 0.5) if panel.integer_x else (0.0, last_x * 1.04 or 1.0)))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=panel.integer_x, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(lambda value, _: _plain(value))
+
+
 def _draw_bars(chart: BarChart) -> Figure:
     groups = list(dict.fromkeys(chart.groups))
     height_in = 0.75 + 0.19 * max(len(chart.labels), 2)
     figure = Figure(figsize=(SINGLE_IN, height_in))
     FigureCanvasAgg(figure)
     axes = figure.add_axes((1.32 / SINGLE_IN, 0.42 / height_in, (SINGLE_IN - 1.85) / SINGLE_IN, 1 - 0.7 / height_in))
-    largest = max((value for value in chart.values if value), default=1.0)
-    spans = chart.spans or [None] * len(chart.values)
-    bars = zip(chart.values, chart.missing, chart.groups, spans, strict=True)
-    for y, (value, missing, group, span) in enumerate(bars):
-        if value is None:
-            end, text = 0.0, missing
-        else:
-            end, text = max(value, span[1] if span else 0.0), format(value, chart.value_format)
+    shown = [*(value for value in chart.values if value), *(value for seeds in chart.seeds for value in seeds)]
+    largest = max(shown, default=1.0) or 1.0
+    bars = zip(chart.values, chart.missing, chart.groups, chart.seeds, strict=True)
+    for y, (value, missing, group, seeds) in enumerate(bars):
+        text = missing if value is None else format(value, chart.value_format)
+        if value is not None:
             axes.barh(y, value, height=0.7, linewidth=0.0, **FILLS[groups.index(group) % len(FILLS)])
-            if span and span[0] < span[1]:
-                axes.plot(span, [y, y], color="black", linewidth=0.8)
-        axes.text(end + 0.02 * largest, y, text, va="center", fontsize=6.5)
+        axes.plot(seeds, [y] * len(seeds), **_SEED, clip_on=False)
+        axes.text(max([value or 0.0, *seeds]) + 0.03 * largest, y, text, va="center", fontsize=6.5)
     axes.set_yticks(range(len(chart.labels)), [shorten(displayable(label), 22) for label in chart.labels])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(chart.labels) - 0.4, -0.6)
     axes.set_xlim(0, largest * 1.02)
-    if any(chart.values):
+    if shown:
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=largest > 4))
         axes.xaxis.set_major_formatter(lambda value, _: _plain(value))
     else:
@@ -182,7 +209,8 @@ def _draw_steps(plot: StepPlot) -> Figure:
         xs, ys = [x for x, _ in points], [y for _, y in points]
         line = {key: value for key, value in style.items() if key != "marker"}
         axes.step([1.0, *xs, last], [0.0, *ys, ys[-1] if ys else 0.0], where="post", clip_on=False, **line)
-        handles.append(Line2D([], [], label=displayable(name), **line))
+        axes.plot(xs, ys, linestyle="none", marker=style["marker"], color=style["color"], clip_on=False)
+        handles.append(Line2D([], [], label=displayable(name), **style))
     axes.set_xscale("log")
     axes.set_xlim(1.0, last)
     axes.set_ylim(0.0, 1.02)
@@ -191,10 +219,7 @@ def _draw_steps(plot: StepPlot) -> Figure:
     axes.grid()
     axes.set_xlabel(plot.x_label)
     axes.set_ylabel(plot.y_label)
-    if handles:
-        figure.legend(handles=handles, loc="upper center", ncols=min(len(handles), 4), frameon=False)
-    else:
-        axes.text(0.5, 0.5, plot.missing, _NOTE | {"ha": "center", "va": "center"}, transform=axes.transAxes)
+    figure.legend(handles=handles, loc="upper center", ncols=min(len(handles), 4), frameon=False)
     return figure
 
 
@@ -247,30 +272,6 @@ def _plain(value: float) -> str:
     return f"{value:,.10g}"
 
 
-class _Limits:
-    """Limits and ticks shared by all panels of a figure."""
-
-    def __init__(self, panels: Sequence[Panel], *, integer_x: bool) -> None:
-        curves = [curve for panel in panels for curve in panel.curves.values()]
-        heights = [y for curve in curves for y in (*curve.y, *curve.low, *curve.high)]
-        xs = [x for curve in curves for x in (*curve.x, *curve.off_scale)]
-        low, high = min(heights, default=10.0), max(heights, default=1000.0)
-        margin = max((high / low) ** 0.06, 1.02)
-        self.y = low / margin, high * margin
-        last = max(xs, default=1.0)
-        self.x = (0.5, last + 0.5) if integer_x else (0.0, last * 1.04 or 1.0)
-        self.integer_x = integer_x
-        self.y_labels = [_plain(tick) for tick in log_ticks(*self.y)]
-
-    def apply(self, axes: Axes) -> None:
-        axes.set_yscale("log")
-        axes.set_ylim(*self.y)
-        axes.set_xlim(*self.x)
-        _set_log_ticks(axes.yaxis, *self.y)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=self.integer_x, min_n_ticks=1))
-        axes.xaxis.set_major_formatter(lambda value, _: _plain(value))
-
-
 def _set_log_ticks(axis: Any, low: float, high: float) -> None:
     ticks = log_ticks(low, high)
     axis.set_major_locator(FixedLocator(ticks))
@@ -281,42 +282,64 @@ def _set_log_ticks(axis: Any, low: float, high: float) -> None:
 def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.grid()
     for style, curve in zip(_cycled(LINES, len(panel.curves)), panel.curves.values(), strict=True):
-        if curve.low and (list(curve.low) != list(curve.y) or list(curve.high) != list(curve.y)):
-            axes.fill_between(curve.x, curve.low, curve.high, color=style["color"], alpha=0.2, linewidth=0.0)
-        axes.plot(curve.x, curve.y, markevery=max(1, len(curve.x) // 12), **style)
-        axes.plot(
-            curve.off_scale,
-            [0.97] * len(curve.off_scale),
-            transform=axes.get_xaxis_transform(),
-            **_OFF_SCALE,
-        )
+        _draw_curve(axes, curve, style)
     if panel.note:
         x, y, side, height = (0.97, 0.86, "right", "top") if panel.curves else (0.5, 0.5, "center", "center")
         style = _NOTE | {"ha": side, "va": height}
         axes.text(x, y, displayable(panel.note), style, transform=axes.transAxes)
 
 
+def _draw_curve(axes: Axes, curve: Curve, style: Mapping[str, Any]) -> None:
+    """Draw seeds as thin lines, their mean as a thick one, and their best epochs as dots."""
+    if len(curve.seeds) > 1:
+        for seed in curve.seeds:
+            axes.plot(seed.x, seed.y, color=style["color"], linestyle=style["linestyle"], linewidth=0.5, alpha=0.8)
+        axes.plot(curve.x, curve.y, color=style["color"], linestyle=style["linestyle"], linewidth=1.6)
+    else:
+        for seed in curve.seeds:
+            axes.plot(seed.x, seed.y, markevery=max(1, len(seed.x) // 12), **style)
+    best = [seed.best for seed in curve.seeds if seed.best]
+    axes.plot([x for x, _ in best], [y for _, y in best], **_SEED | {"markerfacecolor": style["color"]}, zorder=3)
+    heights = [0.97] * len(curve.off_scale)
+    axes.plot(curve.off_scale, heights, transform=axes.get_xaxis_transform(), **_OFF_SCALE)
+
+
 _NOTE: dict[str, Any] = {"fontsize": 7, "style": "italic", "color": "#444444"}
 _OFF_SCALE: Mapping[str, Any] = {"color": "black", "marker": "x", "markersize": 4.5, "linestyle": "none"}
+_SEED: dict[str, Any] = {
+    "color": "black", "markerfacecolor": "white", "marker": "o", "markersize": 4.0, "markeredgewidth": 0.8,
+    "linestyle": "none",
+}  # fmt: skip
 
 
 def _legend_entries(panels: Sequence[Panel]) -> list[Artist]:
     names = list(dict.fromkeys(name for panel in panels for name in panel.curves))
     styles = _cycled(LINES, len(names))
-    entries: list[Artist] = [Line2D([], [], label=name, **style) for style, name in zip(styles, names, strict=True)]
+    entries: list[Artist] = [
+        Line2D([], [], label=displayable(name), **style) for style, name in zip(styles, names, strict=True)
+    ]
     curves = [curve for panel in panels for curve in panel.curves.values()]
-    if any(list(curve.low) != list(curve.high) for curve in curves):
-        entries.append(Patch(facecolor="#888888", alpha=0.4, label="range of seeds"))
+    if any(len(curve.seeds) > 1 for curve in curves):
+        entries.append(Line2D([], [], label="one seed", color="#444444", linewidth=0.5))
+    if any(seed.best for curve in curves for seed in curve.seeds):
+        entries.append(Line2D([], [], label="best epoch", **_SEED))
     if any(curve.off_scale for curve in curves):
         entries.append(Line2D([], [], label="beyond the axis", **_OFF_SCALE))
     return entries
 
 
 def _add_grid(
-    rows: int, columns: int, width_in: float, *, left_in: float, top_in: float
+    rows: int,
+    columns: int,
+    width_in: float,
+    *,
+    left_in: float,
+    gap_x_in: float,
+    gap_y_in: float,
+    top_in: float,
 ) -> tuple[Figure, list[Axes], float]:
     """Add axes of equal size row by row. Return the figure, the axes, and their width in inches."""
-    right, bottom, gap_x, gap_y, panel_height = 0.1, 0.42, 0.18, 0.3, 1.55
+    right, bottom, gap_x, gap_y, panel_height = 0.1, 0.42, gap_x_in, gap_y_in, 1.3
     height = top_in + bottom + rows * panel_height + (rows - 1) * gap_y
     figure = Figure(figsize=(width_in, height))
     FigureCanvasAgg(figure)

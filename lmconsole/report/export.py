@@ -15,7 +15,8 @@ import msgspec
 from lmconsole.errors import ExportError
 from lmconsole.files import file_name_part
 from lmconsole.formatting import counted
-from lmconsole.report.export_files import comparison, export_files, to_json
+from lmconsole.report.document import choose_template
+from lmconsole.report.export_files import comparison, export_files, report_tables, to_json
 from lmconsole.report.export_options import ExportOptions
 from lmconsole.report.manifest import (
     MANIFEST,
@@ -25,7 +26,7 @@ from lmconsole.report.manifest import (
     read_manifest,
     removable_files,
 )
-from lmconsole.report.result_tables import results_table
+from lmconsole.report.result_tables import RESULTS
 from lmconsole.report.selection import Group, choose_group, matching_runs
 from lmconsole.report.tensorboard import EventFiles
 from lmconsole.report.transaction import cannot_be_written, check_folders, replace_files
@@ -76,7 +77,10 @@ def print_table(store: Store, options: ExportOptions) -> str:
         hint = "Use --format markdown, latex, csv or json."
         raise ExportError(f"-o -: {file_format} is not a table of text", hint=hint)
     group = _chosen_group(store, options)
-    table = comparison(store, group, options.against) if options.against else results_table(group)
+    if options.against:
+        table = comparison(store, group, options.against)
+    else:
+        table = report_tables(group, options.template or choose_template(group))[RESULTS]
     match file_format:
         case "json":
             return to_json(table.data)

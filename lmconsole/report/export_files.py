@@ -8,13 +8,19 @@ import pandas as pd
 
 from lmconsole.errors import ExportError, escape_json
 from lmconsole.extras import install_hint
-from lmconsole.report import document, numbers
+from lmconsole.report import numbers
 from lmconsole.report.against import OtherResults, comparison_table, group_results, published_results
+from lmconsole.report.blocks import Block
+from lmconsole.report.document import Template, build_report, choose_template, title
 from lmconsole.report.export_options import DataFormat, ExportOptions, FileFormat
+from lmconsole.report.figure_content import FigureSpec
 from lmconsole.report.figures import figure_specs
 from lmconsole.report.findings import findings
 from lmconsole.report.html_page import SvgImages, to_html
-from lmconsole.report.result_tables import TABLES
+from lmconsole.report.latex_report import captions_latex, report_latex
+from lmconsole.report.markdown_report import captions_markdown, report_markdown
+from lmconsole.report.notation import notation
+from lmconsole.report.result_tables import MEMORY, RESULTS, memory_table, results_table
 from lmconsole.report.results import FRAMES
 from lmconsole.report.selection import Group, choose_group
 from lmconsole.report.table import SUFFIXES, Table, TextFormat, frame_to_csv
@@ -41,15 +47,16 @@ def export_files(store: Store, group: Group, options: ExportOptions) -> Iterator
     if options.file_format in ("json", "parquet"):
         yield from _data_files(group, options.file_format)
         return
-    tables = {name: make(group) for name, make in TABLES.items()}
+    template = options.template or choose_template(group)
+    tables = report_tables(group, template)
     if options.against:
         tables[COMPARISON] = comparison(store, group, options.against)
     if options.file_format == "html":
-        yield "report.html", _html_page(group, tables).encode()
+        yield "report.html", _html_page(group, tables, template).encode()
         return
     text_formats = _TEXT_FORMATS[options.file_format]
     if options.file_format != "csv":
-        yield from _report_files(group, tables, text_formats, options)
+        yield from _report_files(group, tables, template, text_formats, options)
     for name, table in tables.items():
         for text_format in text_formats:
             yield f"{name}.{SUFFIXES[text_format]}", table.render(text_format, siunitx=options.siunitx).encode()
@@ -57,45 +64,60 @@ def export_files(store: Store, group: Group, options: ExportOptions) -> Iterator
         yield from _data_files(group, "csv")
 
 
+def report_tables(group: Group, template: Template) -> dict[str, Table]:
+    """Return Tables 1 and 2 by file name, without suffix. Bold rows are the assignment's; they are not a claim."""
+    return {RESULTS: results_table(group, bold=template == "course"), MEMORY: memory_table(group)}
+
+
 def _report_files(
-    group: Group, tables: Mapping[str, Table], text_formats: Sequence[TextFormat], options: ExportOptions
+    group: Group,
+    tables: Mapping[str, Table],
+    template: Template,
+    text_formats: Sequence[TextFormat],
+    options: ExportOptions,
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the report, the captions and the figures."""
     from lmconsole.report import draw  # matplotlib is slow to load
 
     figures = figure_specs(group)
-    blocks = document.build_report(group, tables, figures, findings(group))
+    drawn = [figure for figure in figures if figure.content]
+    blocks = _blocks(group, tables, figures, template)
+    setting = notation(group, exploratory=True)
     if "markdown" in text_formats:
-        captions = "\n\n".join(document.caption_markdown(figure) for figure in figures)
-        yield "report.md", document.to_markdown(group, blocks).encode()
-        yield "figures/captions.md", f"{captions}\n".encode()
+        yield "report.md", report_markdown(title(group), blocks).encode()
+        yield "figures/captions.md", captions_markdown(drawn, setting).encode()
     if "latex" in text_formats:
-        captions = "\n".join(document.caption_latex(figure) for figure in figures)
-        yield "report.tex", document.to_latex(group, blocks, siunitx=options.siunitx).encode()
-        yield "figures/captions.tex", f"{captions}\n".encode()
+        yield "report.tex", report_latex(title(group), blocks, siunitx=options.siunitx).encode()
+        yield "figures/captions.tex", captions_latex(drawn, setting).encode()
         against = tables.get(COMPARISON)
         found = numbers.quantities(group, None if against is None else against.data)
         yield "numbers.tex", numbers.to_latex(group, found, siunitx=options.siunitx).encode()
     image_formats: dict[ImageFormat, None] = {"png": None, options.figure_format: None}
-    for figure in figures:
-        drawn = draw.draw_figure(figure.content)
+    for name, content in ((each.name, each.content) for each in figures if each.content):
+        drawing = draw.draw_figure(content)
         for image_format in image_formats:
-            yield f"figures/{figure.name}.{image_format}", draw.encode_figure(drawn, image_format)
+            yield f"figures/{name}.{image_format}", draw.encode_figure(drawing, image_format)
 
 
-def _html_page(group: Group, tables: Mapping[str, Table]) -> str:
+def _blocks(
+    group: Group, tables: Mapping[str, Table], figures: Sequence[FigureSpec], template: Template
+) -> list[Block]:
+    return build_report(group, tables, figures, findings(group) if template == "course" else (), template=template)
+
+
+def _html_page(group: Group, tables: Mapping[str, Table], template: Template) -> str:
     """Return the report with its figures in it."""
     from lmconsole.report import draw  # matplotlib is slow to load
 
     figures = figure_specs(group)
     images = {}
-    for figure in figures:
-        narrow = draw.in_one_column(figure.content)
-        images[figure.number] = SvgImages(
-            wide=draw.encode_figure(draw.draw_figure(figure.content), "svg"),
+    for number, content in ((each.number, each.content) for each in figures if each.content):
+        narrow = draw.in_one_column(content)
+        images[number] = SvgImages(
+            wide=draw.encode_figure(draw.draw_figure(content), "svg"),
             narrow=None if narrow is None else draw.encode_figure(draw.draw_figure(narrow), "svg"),
         )
-    return to_html(group, document.build_report(group, tables, figures, findings(group)), images)
+    return to_html(title(group), _blocks(group, tables, figures, template), images)
 
 
 def _data_files(group: Group, data_format: DataFormat) -> Iterator[tuple[str, bytes]]:

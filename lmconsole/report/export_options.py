@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from lmconsole.report.document import Template
     from lmconsole.report.draw import ImageFormat
 
 FileFormat = Literal["markdown", "latex", "html", "csv", "json", "parquet", "tensorboard", "all"]
@@ -23,3 +24,5 @@ class ExportOptions:
     against: str | None = None
     """``published``, ``imported``, or the folder of another store."""
     siunitx: bool = False
+    template: "Template | None" = None
+    """Template of the report; by default the one that fits the runs."""

@@ -6,44 +6,57 @@ from dataclasses import dataclass, field
 LARGEST_PPL = 1e6
 """Largest perplexity on an axis; a uniform guess over any vocabulary here has a lower one."""
 
+OVERVIEW = 0
+"""Number of the figure on the first page, which is shown without one."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Curve:
-    """Line ``y`` over ``x`` with a band from ``low`` to ``high``."""
+class SeedCurve:
+    """Line of one run."""
 
     x: Sequence[float]
     y: Sequence[float]
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
+    best: tuple[float, float] | None = None
+    """Point with the lowest validation perplexity, drawn as a dot."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """Lines of all seeds, and their mean ``y`` over ``x`` where every seed has a value."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    seeds: Sequence[SeedCurve] = ()
     off_scale: Sequence[float] = ()
     """x of values that are not finite or larger than ``LARGEST_PPL``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Panel:
-    """Curves of one experiment by label."""
+    """Curves by label, over the same x."""
 
     title: str
+    x_label: str
+    integer_x: bool
+    """Whether x is a count and has integer ticks."""
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    y_limits: tuple[float, float] = (0.0, 1.0)
     note: str = ""
     """Note on what is missing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PanelGrid:
-    """Panels with shared axes; perplexity is on a logarithmic axis."""
+    """Panels row by row; those with the same ``x_label`` share the limits of x."""
 
     panels: Sequence[Panel]
     columns: int
-    x_label: str
     y_label: str
-    integer_x: bool
-    """Whether x is a count and has integer ticks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BarChart:
-    """Horizontal bars, colored by group and annotated with their values."""
+    """Horizontal bars, colored by group and annotated with their values, with a dot for each seed."""
 
     labels: Sequence[str]
     values: Sequence[float | None]
@@ -51,20 +64,21 @@ class BarChart:
     x_label: str
     missing: Sequence[str]
     """Annotation of each bar in place of a value that is None."""
-    spans: Sequence[tuple[float, float] | None] = ()
-    """Lowest and highest of the values whose mean a bar shows."""
+    seeds: Sequence[Sequence[float]]
+    """Values of the seeds of each bar."""
     value_format: str = ",.0f"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepPlot:
-    """Step curves of shares, from 0 to 1, over a logarithmic axis that starts at 1."""
+    """Step curves of shares, from 0 to 1, over a logarithmic axis that starts at 1, with a dot at each step."""
 
     curves: Mapping[str, Sequence[tuple[float, float]]]
     x_label: str
     y_label: str
-    missing: str
-    """Text in place of the curves if there are none."""
+
+
+Content = PanelGrid | BarChart | StepPlot
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,15 +87,23 @@ class FigureSpec:
 
     number: int
     title: str
-    caption: str
-    content: PanelGrid | BarChart | StepPlot
+    caption: str = ""
+    content: Content | None = None
+    """None if the figure is not drawn."""
+    omitted: str = ""
+    """Reason why the figure is not drawn."""
     full_width: bool = False
     """Whether the figure takes the full width of the text in LaTeX."""
 
     @property
     def name(self) -> str:
         """File name without suffix."""
-        return f"figure-{self.number}"
+        return "overview" if self.number == OVERVIEW else f"figure-{self.number}"
+
+    @property
+    def label(self) -> str:
+        """``Figure 1``, with which the caption begins."""
+        return "Overview" if self.number == OVERVIEW else f"Figure {self.number}"
 
 
 def time_unit(longest_s: float) -> tuple[str, float]:

@@ -1,27 +1,27 @@
-"""All figures of an export: their experiments, axes and captions. ``draw`` turns them into images."""
+"""All figures of an export: their experiments, axes and captions. ``draw`` turns them into images.
+
+Captions say what is shown in at most two lines. What all of them share is stated once; see ``notation``.
+"""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
+from lmconsole.formatting import counted
 from lmconsole.plan.experiment import MODEL_NAMES
-from lmconsole.report.captions import (
-    NO_READINGS,
-    describe_group_briefly,
-    describe_host_memory,
-    describe_readings,
-    join_sentences,
-    not_shown,
-    timing_caveat,
-)
-from lmconsole.report.curve_figures import curves_figure
+from lmconsole.report.captions import join_sentences, not_shown
+from lmconsole.report.curve_figures import curves_figure, overview_figure
 from lmconsole.report.figure_content import BarChart, FigureSpec, StepPlot, time_unit
-from lmconsole.report.results import damage_mark, explain_marks, marks, memory_frame, uses_gpu
+from lmconsole.report.notation import EXPLORATORY
+from lmconsole.report.results import damage_mark, marks, memory_frame, uses_gpu
 from lmconsole.report.selection import Group
 from lmconsole.report.targets import (
+    MIN_WORKLOADS,
     TARGET_MARGIN,
-    TARGETS,
     TimeToTarget,
     common_target,
     performance_profile,
+    seconds_to_target,
     time_to_target,
 )
 
@@ -29,15 +29,25 @@ MAX_BARS = 40
 """Largest number of bars in a figure."""
 
 
-def figure_specs(group: Group) -> list[FigureSpec]:
-    """Return all figures of a group: 1 to 4 over epochs, 5 to 8 the same over wall-clock time, 9 memory, 10 time to a
-    perplexity, 11 the performance profile."""
-    found: list[FigureSpec] = []
+def figure_specs(group: Group, *, targets_ppl: Sequence[float] = (), exploratory: bool = True) -> list[FigureSpec]:
+    """Return all figures of a group: the overview, 1 to 4 over epochs, 5 to 8 the same over wall-clock time, 9 memory,
+    10 time to a perplexity, 11 the performance profile. Some may have no content; they say why.
+
+    Args:
+        targets_ppl: Validation perplexities that were fixed before the runs, as targets of figures 10 and 11.
+        exploratory: Whether the runs are not covered by a claim.
+    """
+    found = [overview_figure(group)]
     for over_time in (False, True):
         for deep in (False, True):
             for model in ("lstm", "gpt1"):
-                found.append(curves_figure(group, model, len(found) + 1, over_time=over_time, deep=deep))
-    return [*found, _memory_figure(group), _time_figure(group), _profile_figure(group)]
+                found.append(curves_figure(group, model, len(found), over_time=over_time, deep=deep))
+    found += [_memory_figure(group), _time_figure(group, targets_ppl), _profile_figure(group, targets_ppl)]
+    if not exploratory:
+        return found
+    return [
+        replace(figure, caption=f"{figure.caption} {EXPLORATORY}.") if figure.content else figure for figure in found
+    ]
 
 
 def _bar_labels(group: Group) -> dict[int, str]:
@@ -60,92 +70,86 @@ def _memory_figure(group: Group) -> FigureSpec:
     }
     quantity = "Device memory used" if group.imported else "GPU memory" if gpu else "Peak host memory"
     title = f"{quantity} by experiment"
-    if group.imported:
-        explanation = describe_readings(title) if any(mib is not None for mib in known.values()) else NO_READINGS
-    elif gpu:
-        explanation = (
-            f"{title}: mean over samples taken during training, from the second epoch on, of the memory of the process "
-            "if the driver reports it, otherwise of the whole device."
-        )
-    else:
-        explanation = describe_host_memory(title)
+    if not any(mib is not None for mib in known.values()):
+        return FigureSpec(number=9, title=title, omitted="the memory of these runs is unknown")
     by_experiment = group.by_experiment
-    shown_marks = {id_: damage_mark(by_experiment[id_]) for id_ in _bar_labels(group)}
-    labels = {id_: label + shown_marks[id_] for id_, label in _bar_labels(group).items()}
-    explanation = join_sentences([explanation, explain_marks("".join(shown_marks.values()))])
+    labels = {id_: label + damage_mark(by_experiment[id_]) for id_, label in _bar_labels(group).items()}
+    seeds = dict(zip(map(int, frame["experiment"]), frame["seed_mib"], strict=True))
+    caption = f"{title}, as in Table 2; dots are seeds."
     return FigureSpec(
         number=9,
         title=title,
-        caption=join_sentences([explanation, not_shown(len(known) - MAX_BARS), describe_group_briefly(group)]),
+        caption=join_sentences([caption, not_shown(len(known) - MAX_BARS)]),
         content=BarChart(
             labels=list(labels.values()),
             values=[known.get(id_) for id_ in labels],
             groups=_bar_groups(group),
             x_label=f"{quantity} (MiB)",
             missing=["unknown"] * len(labels),
+            seeds=[seeds[id_] if known.get(id_) is not None else () for id_ in labels],
         ),
     )
 
 
-def _time_figure(group: Group) -> FigureSpec:
-    target = common_target(group)
-    times: dict[int, TimeToTarget] = {}
-    if target is not None:
-        times = {id_: time_to_target(runs, target) for id_, runs in group.by_experiment.items()}
-    unit, unit_s = time_unit(max((time.mean_s or 0.0 for time in times.values()), default=0.0))
-    target_text = "–" if target is None else f"{target:,.10g}"
-    title = f"Training time to a validation perplexity of {target_text}"
-    explanation = (
-        f"{title}, reached at the end of the first epoch with at most this value. The target is {TARGET_MARGIN:.0%} "
-        "above the lowest perplexity that every architecture reaches in some experiment with every seed. “Not reached” "
-        "means that at least one seed is above it in every epoch."
-    )
-    if len(group.seeds) > 1:
-        explanation += " Bars are means over seeds; lines span the fastest to the slowest seed."
-    omitted = not_shown(len(group.by_experiment) - MAX_BARS)
+def _time_figure(group: Group, targets_ppl: Sequence[float]) -> FigureSpec:
+    target = min(targets_ppl) if targets_ppl else common_target(group)
+    if target is None:
+        return FigureSpec(number=10, title="Training time to a perplexity", omitted="no run has a finite perplexity")
     by_experiment = group.by_experiment
-    shown_marks = {id_: marks(by_experiment[id_]) for id_ in _bar_labels(group)}
-    labels = {id_: label + shown_marks[id_] for id_, label in _bar_labels(group).items()}
-    explanation = join_sentences([explanation, explain_marks("".join(shown_marks.values()))])
-    shown = [times.get(id_, TimeToTarget()) for id_ in labels]
+    times = {id_: time_to_target(runs, target) for id_, runs in by_experiment.items()}
+    seeds_s = {
+        id_: [time for run in runs if (time := seconds_to_target(run, target)) is not None]
+        for id_, runs in by_experiment.items()
+    }
+    unit, unit_s = time_unit(max((time for seeds in seeds_s.values() for time in seeds), default=0.0))
+    title = f"Training time to a validation perplexity of {target:,.10g}"
+    if targets_ppl:
+        origin = "a target that was fixed beforehand"
+    else:
+        origin = f"{TARGET_MARGIN:.0%} above the lowest that every architecture reaches"
+    labels = {id_: label + marks(by_experiment[id_]) for id_, label in _bar_labels(group).items()}
+    shown = {id_: times.get(id_, TimeToTarget()) for id_ in labels}
     return FigureSpec(
         number=10,
         title=title,
-        caption=join_sentences([explanation, omitted, timing_caveat(group), describe_group_briefly(group)]),
+        caption=join_sentences([f"{title}, {origin}; dots are seeds.", not_shown(len(by_experiment) - MAX_BARS)]),
         content=BarChart(
             labels=list(labels.values()),
-            values=[None if time.mean_s is None else time.mean_s / unit_s for time in shown],
+            values=[None if time.mean_s is None else time.mean_s / unit_s for time in shown.values()],
             groups=_bar_groups(group),
-            x_label=f"Training time to perplexity {target_text} ({unit})",
-            missing=["times unknown" if time.reached else "not reached" for time in shown],
-            spans=[
-                None
-                if time.lowest_s is None or time.highest_s is None
-                else (time.lowest_s / unit_s, time.highest_s / unit_s)
-                for time in shown
+            x_label=f"Training time to perplexity {target:,.10g} ({unit})",
+            missing=[
+                "times unknown" if time.reached else _how_many(len(seeds_s[id_]), len(by_experiment[id_]))
+                for id_, time in shown.items()
             ],
+            seeds=[[time / unit_s for time in seeds_s[id_]] for id_ in labels],
             value_format=",.1f",
         ),
     )
 
 
-def _profile_figure(group: Group) -> FigureSpec:
+def _how_many(reached: int, runs: int) -> str:
+    return f"reached by {reached} of {runs}" if reached else "not reached"
+
+
+def _profile_figure(group: Group, targets_ppl: Sequence[float]) -> FigureSpec:
     title = "Performance profile of the optimizers"
-    explanation = (
-        f"{title} (Dolan and Moré, 2002): share of problems that an optimizer solves within a given multiple of the "
-        f"fastest optimizer's time. A problem is one of {TARGETS} validation perplexities for an architecture, depth "
-        "and seed with at least two optimizers. The perplexities are spaced evenly on a logarithmic scale between the "
-        "best results of the best and the worst optimizer. Higher is better; a curve that stays below 1 belongs to an "
-        "optimizer that does not solve all problems."
-    )
+    if not targets_ppl:
+        omitted = "no targets were fixed before the runs, and targets taken from results favor the best run"
+        return FigureSpec(number=11, title=title, omitted=omitted)
+    profile = performance_profile(group, targets_ppl)
+    if not any(profile.curves.values()):
+        omitted = "no two optimizers trained the same model, or none reached a target"
+        return FigureSpec(number=11, title=title, omitted=omitted)
+    workloads, targets = counted(profile.workloads, "workload"), counted(len(set(targets_ppl)), "target")
+    few = ", too few for a score," if profile.workloads < MIN_WORKLOADS else ""
     return FigureSpec(
         number=11,
         title=title,
-        caption=join_sentences([explanation, timing_caveat(group), describe_group_briefly(group)]),
+        caption=f"{title} over {workloads}{few} and {targets} fixed beforehand; each dot is a problem solved.",
         content=StepPlot(
-            curves=performance_profile(group),
+            curves=profile.curves,
             x_label="Time / time of the fastest",
             y_label="Share of problems solved",
-            missing="no two optimizers to compare",
         ),
     )

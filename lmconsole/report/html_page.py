@@ -5,10 +5,11 @@ colors follow the dark mode of the device. On paper it is always light.
 """
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lmconsole.report.document import (
+from lmconsole.report.blocks import (
     Block,
     BulletList,
     Command,
@@ -17,12 +18,13 @@ from lmconsole.report.document import (
     InlineTable,
     NumberedTable,
     Paragraph,
-    title,
 )
 from lmconsole.report.figure_content import FigureSpec
 from lmconsole.report.markup import escape_html
-from lmconsole.report.selection import Group
-from lmconsole.report.table import Column, Table
+from lmconsole.report.table import Column, Table, missing_decimals
+
+FIGURE_SPACE = "\u2007"
+"""Space as wide as a digit, which aligns numbers at their decimal points."""
 
 NARROW = "34rem"
 """Width of the window up to which figures are drawn with one panel per row."""
@@ -36,12 +38,12 @@ class SvgImages:
     narrow: bytes | None = None
 
 
-def to_html(group: Group, blocks: Sequence[Block], images: Mapping[int, SvgImages]) -> str:
+def to_html(title: str, blocks: Sequence[Block], images: Mapping[int, SvgImages]) -> str:
     """Return the report as a page with its figures in it; ``images`` by number of the figure."""
     sections = [block.text for block in blocks if isinstance(block, Heading) and block.level == 1]
     links = "\n".join(f'<a href="#{_anchor(text)}">{escape_html(text)}</a>' for text in sections)
     body = "\n".join(_block(block, images) for block in blocks)
-    name = escape_html(title(group))
+    name = escape_html(title)
     return _PAGE.format(title=name, style=_STYLE, links=links, body=body)
 
 
@@ -60,10 +62,8 @@ def _block(block: Block, images: Mapping[int, SvgImages]) -> str:
         case Command(text):
             return f"<pre><code>{escape_html(text)}</code></pre>"
         case NumberedTable(_, table):
-            # On a phone, the whole caption would fill the screen above the table.
-            first, end, notes = table.caption.partition(". ")
-            caption = f"<figcaption><b>{escape_html(table.title)}.</b> {escape_html(first + end)}</figcaption>"
-            note = f'\n<p class="note">{escape_html(notes)}</p>' if notes else ""
+            caption = f"<figcaption><b>{escape_html(table.title)}.</b> {escape_html(table.caption)}</figcaption>"
+            note = f'\n<p class="note">{escape_html(table.notes)}</p>' if table.notes else ""
             return f"<figure>\n{caption}\n{_table(table)}{note}\n</figure>"
         case InlineTable(table):
             return _table(table)
@@ -75,9 +75,14 @@ def _block(block: Block, images: Mapping[int, SvgImages]) -> str:
 def _table(table: Table) -> str:
     """Return a table that scrolls where it is wider than the window, with keys too."""
     head = "".join(f'<th scope="col"{_align(column)}>{escape_html(column.header)}</th>' for column in table.columns)
+    padding = [missing_decimals(table, column) for column in table.columns]
     rows = [
-        "<tr>" + "".join(_cell(row[column.header].text, row[column.header].bold, column) for column in table.columns)
-        for row in table.rows
+        "<tr>"
+        + "".join(
+            _cell(row[column.header].text + FIGURE_SPACE * missing[number], row[column.header].bold, column)
+            for column, missing in zip(table.columns, padding, strict=True)
+        )
+        for number, row in enumerate(table.rows)
     ]
     name = f' aria-label="{escape_html(table.title)}"' if table.title else ' aria-label="Table"'
     lines = [f'<div class="scroll" role="region" tabindex="0"{name}><table>', f"<thead><tr>{head}</tr></thead>"]
@@ -98,8 +103,8 @@ def _figure(figure: FigureSpec, images: SvgImages) -> str:
     if images.narrow is not None:
         source = f'<source media="(max-width: {NARROW})" srcset="{_data_url(images.narrow)}">'
         image = f"<picture>{source}{image}</picture>"
-    caption = f"<b>Figure {figure.number}.</b> {escape_html(figure.caption)}"
-    return f'<figure id="figure-{figure.number}">\n{image}\n<figcaption>{caption}</figcaption>\n</figure>'
+    caption = f"<b>{figure.label}.</b> {escape_html(figure.caption)}"
+    return f'<figure id="{figure.name}">\n{image}\n<figcaption>{caption}</figcaption>\n</figure>'
 
 
 def _data_url(svg: bytes) -> str:
@@ -108,7 +113,7 @@ def _data_url(svg: bytes) -> str:
 
 
 def _anchor(text: str) -> str:
-    return escape_html(text.lower().replace(" ", "-"))
+    return escape_html(re.sub(r"[^a-z0-9]+", "-", text.lower()))
 
 
 _PAGE = """\
@@ -146,7 +151,7 @@ _STYLE = (
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body {
-  margin: 0 auto; max-width: 50rem; padding: 1rem 1rem 3rem;
+  margin: 0 auto; max-width: 54rem; padding: 1rem 1rem 3rem;
   background: var(--page); color: var(--text);
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
   overflow-wrap: break-word;

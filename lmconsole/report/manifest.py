@@ -14,7 +14,7 @@ import msgspec
 from lmconsole.files import open_file, read_file
 from lmconsole.report.export_files import COMPARISON
 from lmconsole.report.export_options import DataFormat
-from lmconsole.report.result_tables import TABLES
+from lmconsole.report.result_tables import MEMORY, RESULTS
 from lmconsole.report.results import FRAMES
 from lmconsole.report.selection import Group
 from lmconsole.report.table import SUFFIXES
@@ -64,8 +64,8 @@ def read_manifest(out: Path) -> Manifest:
 
 
 _EXPORTED = re.compile(
-    r"report\.(md|tex|html)|numbers\.tex|figures/captions\.(md|tex)|figures/figure-[0-9]{1,3}\.(png|pdf|svg)"
-    rf"|({'|'.join([*TABLES, COMPARISON])})\.({'|'.join(SUFFIXES.values())})"
+    r"report\.(md|tex|html)|numbers\.tex|figures/captions\.(md|tex)|figures/(figure-[0-9]{1,3}|overview)\.(png|pdf|svg)"
+    rf"|({'|'.join([RESULTS, MEMORY, COMPARISON])})\.({'|'.join(SUFFIXES.values())})"
     rf"|data/({'|'.join(FRAMES)})\.({'|'.join(get_args(DataFormat))})"
 )
 """Names of the files that an export can have."""

@@ -50,9 +50,26 @@ _LATEX = {
 }
 
 
+PPL_DIGITS = 5
+"""Significant digits of a perplexity, of which at least one is a decimal and at most three are."""
+
+
+def ppl_decimals(ppl: float) -> int:
+    """Return the number of decimals of a perplexity below ``LARGE_PPL``."""
+    rounded = float(f"{ppl:.{PPL_DIGITS}g}")
+    return max(1, min(3, PPL_DIGITS - len(str(int(rounded)))))
+
+
 def format_ppl(ppl: float) -> str:
-    """Return a perplexity with three decimals, or in scientific notation from ``LARGE_PPL`` on."""
-    return f"{ppl:.3f}" if ppl < LARGE_PPL else f"{ppl:.3e}"
+    """Return a perplexity with ``PPL_DIGITS`` digits, or in scientific notation from ``LARGE_PPL`` on."""
+    return f"{ppl:.{ppl_decimals(ppl)}f}" if ppl < LARGE_PPL else f"{ppl:.3e}"
+
+
+def format_spread(mean: float, sd: float) -> str:
+    """Return a mean and a standard deviation of perplexities, with the decimals of the mean."""
+    if max(mean, sd) >= LARGE_PPL:
+        return f"{format_ppl(mean)} ± {format_ppl(sd)}"
+    return f"{format_ppl(mean)} ± {sd:.{ppl_decimals(mean)}f}"
 
 
 def format_ratio(ratio: float) -> str:
@@ -60,25 +77,32 @@ def format_ratio(ratio: float) -> str:
     return f"{ratio:.2f}" if ratio < LARGE_PPL else f"{ratio:.2e}"
 
 
+_MINUS = re.compile(r"(?<![^\s(\[“/])-(?=\.?\d)|(?<=\d[eE])-(?=\d)")
+"""Hyphen that stands for a minus sign: at the start of a number, or of an exponent."""
+
+
+def _on_one_line(text: str) -> str:
+    return _MINUS.sub("−", escape_control_characters(text).replace("\n", " "))
+
+
 def escape_markdown(text: str) -> str:
-    """Escape everything that a markdown or HTML renderer would interpret, on one line."""
-    one_line = escape_control_characters(text).replace("\n", " ")
+    """Escape everything that a markdown or HTML renderer would interpret, on one line. A minus sign is one."""
+    one_line = _on_one_line(text)
     return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", one_line)
 
 
 def escape_html(text: str) -> str:
-    """Escape text for the content and for quoted attributes of HTML elements, on one line."""
-    return html.escape(escape_control_characters(text).replace("\n", " "), quote=True)
+    """Escape text for the content and for quoted attributes of HTML elements, on one line. A minus sign is one."""
+    return html.escape(_on_one_line(text), quote=True)
 
 
 def escape_latex(text: str) -> str:
     """Escape text for ``pdflatex`` without packages, on one line.
 
     Latin and Greek letters are kept; other characters are replaced by their Unicode names in brackets. Long words
-    may be broken: TeX fails on a line that is wider than 5 m.
+    may be broken: TeX fails on a line that is wider than 5 m. A minus sign is one, in math mode.
     """
-    one_line = escape_control_characters(text).replace("\n", " ")
-    one_line = replace_unsupported(one_line, lambda c: c in _LATEX or bool(_latex_letter(c)))
+    one_line = replace_unsupported(_on_one_line(text), lambda c: c in _LATEX or bool(_latex_letter(c)))
     separated = re.sub(r"(?<=([-',]))(?=\1)", "\0", one_line)  # TeX would join them into ligatures
     separated = re.sub(r"\S{60}(?=\S)", "\\g<0>\1", separated)
     return "".join(_LATEX.get(c) or _latex_letter(c) for c in separated)

@@ -1,7 +1,7 @@
 """Tables 1 and 2: perplexities, and memory and energy."""
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -9,27 +9,32 @@ import pandas as pd
 from lmconsole import formatting
 from lmconsole.report.captions import (
     INFERRED_MARK,
-    NO_READINGS,
     describe_for_table,
     describe_group,
-    describe_host_memory,
-    describe_readings,
     explain_padding,
     inferred_experiments,
+    join_sentences,
     name_experiments,
     ppl_denominator,
     seed_list,
 )
-from lmconsole.report.markup import DASH, format_ppl
+from lmconsole.report.markup import DASH, format_ppl, format_spread
 from lmconsole.report.results import MIN_SAMPLES, explain_marks, memory_frame, results_frame, uses_gpu
 from lmconsole.report.selection import Group
 from lmconsole.report.table import Cell, Column, Table
 
+RESULTS, MEMORY = "table-1-results", "table-2-memory"
+"""Names of the files of Tables 1 and 2, without suffix."""
+
 _EXPERIMENT = (Column(header="Architecture"), Column(header="Layers", numeric=True), Column(header="Optimizer"))
 
 
-def results_table(group: Group) -> Table:
-    """Return Table 1: perplexities of every experiment at its epoch with the lowest validation perplexity."""
+def results_table(group: Group, *, bold: bool = True) -> Table:
+    """Return Table 1: perplexities of every experiment at its epoch with the lowest validation perplexity.
+
+    Args:
+        bold: Whether the best row of each architecture is bold.
+    """
     frame = results_frame(group)
     inferred = inferred_experiments(group)
     rows = []
@@ -38,25 +43,34 @@ def results_table(group: Group) -> Table:
             **_experiment_texts(record),
             "Train PPL": _mean_and_sd(record["train_ppl"], record["train_ppl_sd"]),
             "Validation PPL": _mean_and_sd(record["valid_ppl"], record["valid_ppl_sd"]) + record["marks"],
+            "Test PPL": _mean_and_sd(record["test_ppl"], record["test_ppl_sd"]),
             "Epoch": _format(record["epoch"], "g"),
             "Experiment": _id_and_name(record)
             + ("‡" if record["unspecified_initialization"] else "")
             + (INFERRED_MARK if record["experiment"] in inferred else ""),
         }
-        rows.append({header: Cell(text, bold=bool(record["best"])) for header, text in texts.items()})
+        rows.append({header: Cell(text, bold=bold and bool(record["best"])) for header, text in texts.items()})
     data = frame.rename(columns={"experiment": "config"})
     ppls = ["train_ppl", "train_ppl_sd", "valid_ppl", "valid_ppl_sd"]
-    data[ppls] = data[ppls].round(3)
+    test_ppls = ["test_ppl", "test_ppl_sd"]  # the last columns, since earlier versions had none
+    data[ppls + test_ppls] = data[ppls + test_ppls].round(3)
     data["epoch"] = [None if pd.isna(epoch) else f"{epoch:g}" for epoch in frame["epoch"]]
     columns = ["architecture", "layers", "optimizer", *ppls, "epoch", "config", "name", "seeds", "complete", "best"]
-    numeric = ("Train PPL", "Validation PPL", "Epoch", "Experiment")
+    numeric = ("Train PPL", "Validation PPL", "Test PPL", "Epoch", "Experiment")
+    caption = "Perplexity (PPL) of each experiment at its epoch with the lowest validation PPL."
+    if bold and frame["best"].any():
+        caption += " Bold: lowest validation PPL of each architecture, which is not a claim."
     return Table(
         label="tab:results",
         title="Table 1",
-        caption=_results_caption(group, frame),
+        caption=caption,
+        notes=_results_notes(group, frame, bold=bold),
+        setting=join_sentences(
+            [f"PPL is per {ppl_denominator(group)}.", *explain_padding(group), describe_for_table(group)]
+        ),
         columns=[*_EXPERIMENT, *(Column(header=header, numeric=True) for header in numeric)],
         rows=rows,
-        data=data[columns],
+        data=data[columns + test_ppls],
     )
 
 
@@ -86,25 +100,26 @@ def _gpu_memory_table(group: Group, frame: pd.DataFrame) -> Table:
         rows.append({header: Cell(text) for header, text in texts.items()})
     columns = ["architecture", "layers", "optimizer", "memory_mib", "scope", "device_total_mib", "allocated_peak_mib"]
     columns += ["utilization_percent", "samples", "energy_j", "experiment", "name"]
-    caption = (
-        "GPU memory, utilization and energy. Memory: process memory / total device memory, mean over n samples taken "
-        "about once a second during training, from the second epoch on if there is one. No mean is given "
-        f"({DASH}) for fewer than {MIN_SAMPLES} samples. Peak allocated: largest amount of memory held by tensors at "
-        "once. Energy: energy of the whole board from the driver's counter, for training and validation over all epochs"
-        f"{', mean over seeds' if len(group.seeds) > 1 else ''}."
+    notes = (
+        "Memory: process memory / total device memory, mean over n samples taken about once a second during training, "
+        f"from the second epoch on if there is one; {DASH} for fewer than {MIN_SAMPLES} samples. Peak allocated: "
+        "largest amount of memory held by tensors at once. Energy: that of the whole board, from the driver's counter, "
+        f"for training and validation over all epochs{', mean over seeds' if len(group.seeds) > 1 else ''}."
     )
     if frame["energy_j"].isna().any():
-        caption += (
+        notes += (
             f" It is unknown ({DASH}) if the GPU was shared (other processes, several runs at once, MIG slices), if "
             "training is unfinished or took less than two seconds, or if the driver does not report it."
         )
     if frame["scope"].eq("device").any():
-        caption += " *: memory of the whole device, because the driver did not report that of the process."
+        notes += " *: memory of the whole device, because the driver did not report that of the process."
     numeric = ("Memory (MiB)", "Peak allocated (MiB)", "GPU (%)", "n", "Energy (kJ)", "Experiment")
     return Table(
         label="tab:memory",
         title="Table 2",
-        caption=_sentences(caption, explain_marks("".join(frame["mark"])), describe_group(group)),
+        caption="GPU memory, utilization and energy.",
+        notes=join_sentences([notes, explain_marks("".join(frame["mark"]))]),
+        setting=describe_group(group),
         columns=[*_EXPERIMENT, *(Column(header=header, numeric=True) for header in numeric)],
         rows=rows,
         data=frame[columns].round(1).rename(columns={"experiment": "config"}),
@@ -130,15 +145,20 @@ def _readings_table(group: Group, frame: pd.DataFrame) -> Table:
         }
         rows.append({header: Cell(text) for header, text in texts.items()})
     known = frame["memory_mib"].notna()
-    caption = describe_readings("Memory") if known.any() else NO_READINGS
+    notes = "The sources have no readings of memory (gpu_memory.txt)."
     if known.any():
-        caption += " n: number of readings."
+        notes = (
+            "Memory in use on the device by all of its processes, mean over all n readings of nvidia-smi in the "
+            "source, which states neither their times nor what the program was doing."
+        )
         if not known.all():
-            caption += f" {DASH}: the source has none."
+            notes += f" {DASH}: the source has none."
     return Table(
         label="tab:memory",
         title="Table 2",
-        caption=_sentences(caption, explain_marks("".join(frame["mark"])), describe_for_table(group)),
+        caption="Memory of the device.",
+        notes=join_sentences([notes, explain_marks("".join(frame["mark"]))]),
+        setting=describe_for_table(group),
         columns=[*_EXPERIMENT, *(Column(header=header, numeric=True) for header in headers)],
         rows=rows,
         data=frame[["architecture", "layers", "optimizer", *shown, "scope", "samples", "experiment", "name"]]
@@ -160,7 +180,9 @@ def _host_memory_table(group: Group, frame: pd.DataFrame) -> Table:
     return Table(
         label="tab:memory",
         title="Table 2",
-        caption=_sentences(describe_host_memory(), explain_marks("".join(frame["mark"])), describe_group(group)),
+        caption="Peak host memory: largest resident memory of the training process. These runs used no GPU.",
+        notes=explain_marks("".join(frame["mark"])),
+        setting=describe_group(group),
         columns=[
             *_EXPERIMENT,
             Column(header="Peak host memory (MiB)", numeric=True),
@@ -171,20 +193,8 @@ def _host_memory_table(group: Group, frame: pd.DataFrame) -> Table:
     )
 
 
-def _sentences(*sentences: str) -> str:
-    return " ".join(sentence for sentence in sentences if sentence)
-
-
-def _results_caption(group: Group, frame: pd.DataFrame) -> str:
-    sentences = [
-        f"Perplexity (PPL) per {ppl_denominator(group)}, at the epoch with the lowest validation PPL.",
-        *explain_padding(group),
-        "The sources do not state how train PPL was computed."
-        if group.imported
-        else "Train PPL is computed from the training losses of the epoch, without a separate evaluation.",
-    ]
-    if frame["best"].any():
-        sentences.append("Bold: lowest validation PPL of each architecture.")
+def _results_notes(group: Group, frame: pd.DataFrame, *, bold: bool) -> str:
+    sentences = []
     if len(group.seeds) > 1:
         sentences.append(
             f"Mean ± standard deviation over seeds ({seed_list(group)}) at the best epoch of each seed; the epoch is "
@@ -199,14 +209,15 @@ def _results_caption(group: Group, frame: pd.DataFrame) -> str:
                 for seeds, ids in sorted(by_count.items(), reverse=True)
             )
             sentences.append(f"{counts.capitalize()}.")
-    if notes := explain_marks("".join(frame["marks"]), "; never bold"):
-        sentences.append(notes)
+    if frame["seeds"].max() == 1:
+        sentences.append("Each experiment has one seed, so no uncertainty is known.")
+    sentences.append(explain_marks("".join(frame["marks"]), "; never bold" if bold else ""))
     if frame["unspecified_initialization"].any():
         sentences.append(
             "‡: depends on the initialization of the attention projections, which the published protocol does not "
             "specify (here Xavier uniform, zero biases)."
         )
-    return " ".join([*sentences, describe_for_table(group)])
+    return join_sentences(sentences)
 
 
 def _experiment_texts(record: Mapping[Hashable, Any]) -> dict[str, str]:
@@ -220,7 +231,7 @@ def _experiment_texts(record: Mapping[Hashable, Any]) -> dict[str, str]:
 def _mean_and_sd(mean: float, sd: float) -> str:
     if math.isnan(mean):
         return DASH
-    return format_ppl(mean) if math.isnan(sd) else f"{format_ppl(mean)} ± {format_ppl(sd)}"
+    return format_ppl(mean) if math.isnan(sd) else format_spread(mean, sd)
 
 
 def _id_and_name(record: Mapping[Hashable, Any]) -> str:
@@ -233,10 +244,3 @@ def _format(value: float | None, spec: str = ",.0f") -> str:
 
 def _kilojoules(joules: float | None) -> str:
     return _format(None if joules is None else joules / 1000, ".1f")
-
-
-TABLES: dict[str, Callable[[Group], Table]] = {
-    "table-1-results": results_table,
-    "table-2-memory": memory_table,
-}
-"""Tables by file name, without suffix."""

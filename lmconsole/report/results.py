@@ -1,5 +1,7 @@
 """Runs as pandas frames; column names carry units."""
 
+import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
@@ -161,6 +163,7 @@ def results_frame(group: Group) -> pd.DataFrame:
     """Return the data of Table 1, one row per experiment.
 
     Perplexities are means and standard deviations (n - 1) over the best epochs of the seeds, ``epoch`` is their median.
+    ``test_ppl`` is that with the weights of these epochs, and unknown if it is for any seed.
     ``best`` is set for the lowest validation perplexity of each architecture among complete experiments, ties included.
     ``marks`` are those of ``marks``.
     """
@@ -171,7 +174,8 @@ def results_frame(group: Group) -> pd.DataFrame:
         & (runs["layers"].gt(1) | runs["optimizer"].isin(["SGD", "Momentum"]))
         & runs["origin"].eq("trained")
     )
-    numbers = ["train_ppl", "valid_ppl", "epoch"]
+    runs["test_ppl"] = runs["test_ppl_best"]
+    numbers = ["train_ppl", "valid_ppl", "test_ppl", "epoch"]
     runs[numbers] = runs[numbers].astype(float)
     experiment = ["experiment", "name", "architecture", "layers", "optimizer", "unspecified_initialization"]
     grouped = runs.groupby(experiment, sort=False, dropna=False)
@@ -180,10 +184,15 @@ def results_frame(group: Group) -> pd.DataFrame:
         train_ppl_sd=("train_ppl", "std"),
         valid_ppl=("valid_ppl", "mean"),
         valid_ppl_sd=("valid_ppl", "std"),
+        test_ppl=("test_ppl", "mean"),
+        test_ppl_sd=("test_ppl", "std"),
+        tested=("test_ppl", "count"),
+        runs=("run", "count"),
         epoch=("epoch", "median"),
         seeds=("seed", "nunique"),
         complete=("complete", "all"),
     ).reset_index()
+    table.loc[table["tested"] < table["runs"], ["test_ppl", "test_ppl_sd"]] = math.nan
     marks_by_id = {id_: marks(found) for id_, found in group.by_experiment.items()}
     table["marks"] = table["experiment"].map(marks_by_id)
     eligible = table["valid_ppl"].where(table["complete"])
@@ -192,14 +201,31 @@ def results_frame(group: Group) -> pd.DataFrame:
     return table
 
 
+def best_experiments(group: Group) -> dict[int, list[Run]]:
+    """Return the runs of the experiment with the lowest mean validation perplexity of each architecture, by id.
+
+    An experiment that is not complete counts only where none is. One without a finite perplexity never does.
+    """
+    ranks: dict[str, tuple[bool, float, int]] = {}
+    for id_, runs in group.by_experiment.items():
+        ppls = [run.state.best_epoch.valid_ppl for run in runs if run.state.best_epoch]
+        known = [ppl for ppl in ppls if ppl is not None and math.isfinite(ppl)]
+        if known:
+            rank = not all(map(is_complete, runs)), statistics.fmean(known), id_
+            model = runs[0].info.experiment.model
+            ranks[model] = min(rank, ranks.get(model, rank))
+    return {id_: group.by_experiment[id_] for _, _, id_ in ranks.values()}
+
+
 def memory_frame(group: Group) -> pd.DataFrame:
     """Return the data of Table 2, one row per experiment.
 
     Means are over the training samples of all seeds, from the second epoch on (from the first if there is only one).
     Imported samples belong to no epoch, and all of them count.
     ``memory_mib`` is the GPU memory of the process if the driver reports it in every sample, else that of the whole
-    device (``scope``). ``host_peak_mib`` is the largest resident memory of any run. ``energy_j`` is the mean over runs
-    of the GPU board's energy in all epochs; it is unknown if it is unknown for any run.
+    device (``scope``). ``host_peak_mib`` is the largest resident memory of any run. ``seed_mib`` has the memory of each
+    seed, of the host where there is no ``scope``. ``energy_j`` is the mean over runs of the GPU board's energy in all
+    epochs; it is unknown if it is unknown for any run.
     """
     rows = []
     for runs in group.by_experiment.values():
@@ -207,6 +233,10 @@ def memory_frame(group: Group) -> pd.DataFrame:
         samples = [sample for run in runs for sample in _training_samples(run)]
         smallest = 1 if group.imported else MIN_SAMPLES
         process, device = (_mean(samples, f"{scope}_used_mib", smallest) for scope in ("process", "device"))
+        scope = "process" if process is not None else "device" if device is not None else None
+        seeds = [
+            _mean(_training_samples(run), f"{scope}_used_mib", 1) if scope else _host_peak_mib([run]) for run in runs
+        ]
         allocated = [run.state.finished.torch_peak_mib for run in runs if run.state.finished]
         rows.append(
             {
@@ -216,7 +246,8 @@ def memory_frame(group: Group) -> pd.DataFrame:
                 "layers": experiment.layers,
                 "optimizer": OPTIMIZER_NAMES[experiment.optimizer],
                 "memory_mib": process if process is not None else device,
-                "scope": "process" if process is not None else "device" if device is not None else None,
+                "scope": scope,
+                "seed_mib": tuple(mib for mib in seeds if mib is not None),
                 "device_total_mib": _mean(samples, "device_total_mib", smallest),
                 "allocated_peak_mib": max((mib for mib in allocated if mib is not None), default=None),
                 "utilization_percent": _mean(samples, "utilization_percent", smallest),

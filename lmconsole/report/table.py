@@ -54,6 +54,10 @@ class Table:
     """Cells by the header of their column."""
     title: str = ""
     caption: str = ""
+    notes: str = ""
+    """Notes below the table, such as the meanings of marks."""
+    setting: str = ""
+    """Description of the runs for the table's own file. The report states it once for all tables."""
     label: str = ""
     """Label for ``\\ref`` in LaTeX."""
     data: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -68,15 +72,17 @@ class Table:
         return [row[column.header].text for row in self.rows]
 
     def render(self, text_format: TextFormat, *, siunitx: bool = False) -> str:
-        """Return the table with its caption; CSV has none."""
+        """Return the file of the table, with caption, notes and setting; CSV has none of them."""
         if text_format == "latex":
             return to_latex(self, siunitx=siunitx)
-        return to_markdown(self) if text_format == "markdown" else frame_to_csv(self.data)
+        return to_markdown(self, own_file=True) if text_format == "markdown" else frame_to_csv(self.data)
 
 
-def to_markdown(table: Table) -> str:
-    """Return the caption and a pipe table."""
-    return f"**{table.title}.** {escape_markdown(table.caption)}\n\n{markdown_grid(table)}"
+def to_markdown(table: Table, *, own_file: bool) -> str:
+    """Return the caption, a pipe table, and the notes, with the setting if this is a file of its own."""
+    notes = " ".join(text for text in (table.notes, table.setting if own_file else "") if text)
+    pieces = [f"**{table.title}.** {escape_markdown(table.caption)}\n", markdown_grid(table)]
+    return "\n".join(pieces + ([f"{escape_markdown(notes)}\n"] if notes else []))
 
 
 def markdown_grid(table: Table) -> str:
@@ -104,7 +110,12 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def to_latex(table: Table, *, siunitx: bool = False) -> str:
-    """Return a floating table that needs booktabs, and siunitx if asked for, but no other package."""
+    """Return a floating table that needs booktabs, and siunitx if asked for, but no other package.
+
+    The report defines ``\\lmReport``, and the setting is left out there.
+    """
+    setting = f"\\ifdefined\\lmReport\\else {latex_caption(table.setting)}\\fi" if table.setting else ""
+    notes = " ".join(text for text in (latex_caption(table.notes), setting) if text)
     return "\n".join(
         [
             "% needs \\usepackage{booktabs}" + (" and \\usepackage{siunitx}" if siunitx else ""),
@@ -113,6 +124,7 @@ def to_latex(table: Table, *, siunitx: bool = False) -> str:
             f"  \\caption{{{latex_caption(table.caption)}}}",
             f"  \\label{{{table.label}}}",
             *(f"  {line}" for line in latex_grid(table, siunitx=siunitx)),
+            *([f"  \\par\\smallskip{{\\footnotesize\\raggedright {notes}\\par}}"] if notes else []),
             "\\end{table}",
             "",
         ]
@@ -131,6 +143,16 @@ def latex_font_size(table: Table) -> str:
     return next((size for characters, size in FONT_SIZES if sum(lengths) > characters), "")
 
 
+def missing_decimals(table: Table, column: Column) -> list[int]:
+    """Return how many decimals each number of a column lacks to be aligned with the others at the decimal point; 0 for
+    other texts."""
+    decimals = [
+        len(match[2]) if (match := _NUMBER.fullmatch(text)) and not match[3] else None for text in table.texts(column)
+    ]
+    most = max((each for each in decimals if each is not None), default=0)
+    return [0 if each is None else most - each for each in decimals]
+
+
 def latex_grid(table: Table, *, siunitx: bool = False) -> list[str]:
     """Return the lines of the ``tabular`` environment."""
     formats = {column.header: _siunitx_format(table.texts(column)) if siunitx else None for column in table.columns}
@@ -146,10 +168,14 @@ def latex_grid(table: Table, *, siunitx: bool = False) -> list[str]:
     if any(len(row[last].text) > WRAPPED_LENGTH for row in table.rows):
         alignments[last] = "p{2.8cm}" if len(table.columns) > FEW_COLUMNS else "p{7cm}"
     lines = []
-    for row in table.rows:
+    padding = {column.header: missing_decimals(table, column) for column in table.columns if not formats[column.header]}
+    for number, row in enumerate(table.rows):
         cells = {header: _latex_cell(row[header], formats[header]) for header in table.headers}
+        for header, missing in padding.items():
+            if missing[number]:
+                cells[header] += f"\\phantom{{{'0' * missing[number]}}}"
         if len(row[last].text) > WRAPPED_LENGTH:
-            cells[last] = f"{{\\raggedright {cells[last]}\\par}}"
+            cells[last] = f"\\rightskip=0pt plus 3em {cells[last]}"
         lines.append(" & ".join(cells.values()))
     header_lines = [
         " & ".join(

@@ -4,8 +4,10 @@ Validation perplexity is known at the ends of epochs. A target is reached at the
 perplexity is at most the target; time is seconds of training until then.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lmconsole.plan.experiment import OPTIMIZER_NAMES
@@ -16,8 +18,8 @@ from lmconsole.runs.store import Run
 TARGET_MARGIN = 0.05
 """Relative margin of a target above the perplexity it is derived from, so that practically equal results reach it."""
 
-TARGETS = 20
-"""Number of targets per architecture, depth and seed in a performance profile."""
+MIN_WORKLOADS = 5
+"""Fewer workloads than this give no score and no interval."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,40 +86,49 @@ def time_to_target(runs: Sequence[Run], target_ppl: float) -> TimeToTarget:
     return TimeToTarget(reached=True, mean_s=sum(times) / len(times), lowest_s=min(times), highest_s=max(times))
 
 
-def performance_profile(group: Group) -> dict[str, list[tuple[float, float]]]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Profile:
+    """Performance profile: points (multiple, share) of each optimizer where its share rises."""
+
+    curves: Mapping[str, Sequence[tuple[float, float]]]
+    workloads: int
+    """Models, by architecture and depth, that at least two optimizers trained."""
+
+
+def performance_profile(group: Group, targets_ppl: Sequence[float]) -> Profile:
     """Return, for each optimizer, the share of problems that it solves within a multiple of the fastest optimizer's
-    time (Dolan and Moré 2002, doi:10.1007/s101070100263), as points (multiple, share) where the share rises.
+    time (Dolan and Moré 2002, doi:10.1007/s101070100263).
 
-    A problem is one of ``TARGETS`` perplexities for an architecture, depth and seed with at least two optimizers. The
-    perplexities are spaced evenly on a logarithmic scale between the best results of the best and the worst optimizer.
+    A problem is one of ``targets_ppl``, which must not be chosen from the results, for a workload. The time of an
+    optimizer is its median over seeds, infinite where more than half of them miss the target.
     """
+    workloads, targets = _workloads(group), sorted(set(targets_ppl))
     ratios: dict[str, list[float]] = {}
-    problems = 0
-    for runs in _runs_by_optimizer(group):
-        best = {name: best_valid_ppl(run) for name, run in runs.items()}
-        known = [ppl for ppl in best.values() if ppl is not None and math.isfinite(ppl)]
-        if len(runs) < 2 or not known:
-            continue
-        low, high = math.log(min(known)), math.log(max(known))
-        targets = {math.exp(low + (high - low) * step / (TARGETS - 1)) for step in range(TARGETS)}
-        for target in sorted(targets):
-            times = {name: seconds_to_target(run, target * (1 + 1e-9)) for name, run in runs.items()}
-            fastest = min((time for time in times.values() if time), default=None)
-            if fastest is None:
-                continue
-            problems += 1
-            for name, time in times.items():
-                ratios.setdefault(name, []).extend([time / fastest] if time else [])
-    order = [name for name in OPTIMIZER_NAMES.values() if name in ratios]
-    return {name: [(ratio, (rank + 1) / problems) for rank, ratio in enumerate(sorted(ratios[name]))] for name in order}
+    for by_optimizer, target in itertools.product(workloads, targets):
+        times = {name: _median_time_s(runs, target) for name, runs in by_optimizer.items()}
+        fastest = min(times.values())
+        for name, time in times.items():
+            ratios.setdefault(name, []).extend([time / fastest] if math.isfinite(time) else [])
+    problems = len(workloads) * len(targets)
+    curves = {
+        name: [(ratio, rank / problems) for rank, ratio in enumerate(sorted(ratios[name]), 1)]
+        for name in OPTIMIZER_NAMES.values()
+        if name in ratios
+    }
+    return Profile(curves=curves, workloads=len(workloads))
 
 
-def _runs_by_optimizer(group: Group) -> list[dict[str, Run]]:
-    """Return the runs of each architecture, depth and seed by optimizer; of several experiments with the same optimizer
-    the first."""
-    found: dict[tuple[str, int, int], dict[str, Run]] = {}
-    for run in group.runs:
-        experiment = run.info.experiment
-        runs = found.setdefault((experiment.model, experiment.layers, run.info.seed), {})
-        runs.setdefault(OPTIMIZER_NAMES[experiment.optimizer], run)
-    return list(found.values())
+def _median_time_s(runs: Sequence[Run], target_ppl: float) -> float:
+    times = [seconds_to_target(run, target_ppl) for run in runs]
+    return statistics.median(time or math.inf for time in times)
+
+
+def _workloads(group: Group) -> list[dict[str, list[Run]]]:
+    """Return the runs of each architecture and depth by optimizer, where there are at least two; of several experiments
+    with the same optimizer the first."""
+    found: dict[tuple[str, int], dict[str, list[Run]]] = {}
+    for runs in group.by_experiment.values():
+        experiment = runs[0].info.experiment
+        workload = found.setdefault((experiment.model, experiment.layers), {})
+        workload.setdefault(OPTIMIZER_NAMES[experiment.optimizer], runs)
+    return [by_optimizer for by_optimizer in found.values() if len(by_optimizer) > 1]

@@ -1,0 +1,124 @@
+"""Provenance: software, device, fingerprints, settings, and the command that trains the runs again."""
+
+import itertools
+import shlex
+
+import msgspec
+
+from lmconsole.plan.presets import ranges
+from lmconsole.report.blocks import Block, BulletList, Command, Heading, InlineTable, Paragraph
+from lmconsole.report.captions import known_settings, name_ids
+from lmconsole.report.selection import Group
+from lmconsole.report.table import Cell, Column, Table
+from lmconsole.runs.info import RunInfo
+
+MANY_RUNS = 60
+"""More runs than this are not listed one by one."""
+
+
+def provenance(group: Group) -> list[Block]:
+    """Return the section on where the results come from."""
+    blocks: list[Block] = [Heading(1, "Provenance"), BulletList(_provenance_items(group))]
+    if group.imported:
+        lead = "Settings that the sources state, and those inferred from what they record."
+        blocks += [Paragraph("All others are unknown.", lead=lead), InlineTable(_known_settings_table(group))]
+    else:
+        blocks += [Paragraph("", lead="Settings shared by all runs."), InlineTable(_settings_table(group))]
+    names = [run.run for run in group.runs]
+    if len(names) <= MANY_RUNS:
+        blocks += [Paragraph("", lead="Runs."), BulletList(names, code=True)]
+    else:
+        blocks.append(Paragraph(f"{len(names):,} runs, listed in data/runs.csv of a CSV export.", lead="Runs."))
+    if group.imported:
+        blocks.append(Paragraph("These runs were imported. See their source for how to reproduce them."))
+    else:
+        lead = "Command that trains these experiments again with all seeds and writes this report:"
+        blocks += [Paragraph("", lead=lead), Command(reproduce(group))]
+    return blocks
+
+
+def _provenance_items(group: Group) -> list[str]:
+    info = group.reference
+    started = [run.state.started for run in group.runs if run.state.started]
+    software = dict.fromkeys(
+        ", ".join(f"{name} {version}" for name, version in each.versions.items() if version) for each in started
+    )
+    items = [f"Software: {versions}." for versions in software if versions]
+    if group.devices:
+        threads = sorted({run.info.threads for run in group.runs if run.info.threads})
+        per_run = f"{' or '.join(map(str, threads))} CPU thread{'' if threads == [1] else 's'} per run"
+        items.append(f"Device: {', '.join(group.devices)}; {per_run}.")
+    if info.corpus.sha256:
+        items.append(f"Corpus “{info.corpus.name}”: SHA-256 {info.corpus.sha256}.")
+    if info.corpus.tokenizer_path is not None:
+        items.append(f"Tokenizer: {info.corpus.tokenizer_and_place}.")
+    if info.embeddings is not None:
+        items.append(f"Embeddings: SHA-256 {info.embeddings.sha256}.")
+    days = sorted({run.info.queued_t[:10] for run in group.runs} | {run.state.last_t[:10] for run in group.runs})
+    span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    return [*items, f"{'Imported' if group.imported else 'Trained'}: {span} (UTC)."]
+
+
+def _known_settings_table(group: Group) -> Table:
+    """Return the settings of imported runs that are not merely assumed."""
+    headers = ("Setting", "Value", "Experiments", "Origin")
+    rows = [
+        {
+            "Setting": Cell(each.key),
+            "Value": Cell(str(each.value)),
+            "Experiments": Cell(name_ids(each.experiments)),
+            "Origin": Cell(each.origin),
+        }
+        for each in known_settings(group)
+    ]
+    return Table(columns=[Column(header=header) for header in headers], rows=rows)
+
+
+def _settings_table(group: Group) -> Table:
+    """Return the settings that all runs share and their origins."""
+    settings, *others = (msgspec.to_builtins(run.info.settings) for run in group.runs)
+    info = group.reference
+    rows = [
+        {"Setting": Cell(key), "Source": Cell(info.origins[key].rpartition("/")[2]), "Value": Cell(str(value))}
+        for key, value in settings.items()
+        if key in info.origins and value is not None and all(other[key] == value for other in others)
+    ]
+    return Table(columns=[Column(header=header) for header in ("Setting", "Source", "Value")], rows=rows)
+
+
+def reproduce(group: Group) -> str:
+    """Return the command that trains the runs of a group again and exports them."""
+    info = group.reference
+    words = ["lmconsole", "run", *ranges(list(group.by_experiment)).split(), "--preset", info.preset]
+    words += ["--seeds", ",".join(map(str, group.seeds))]
+    for key in ("epochs", "precision"):
+        if info.origins.get(key, "").startswith(("command line", "auto")):
+            words += [f"--{key}", str(getattr(info.settings, key))]
+    if info.corpus.max_tokens is not None:
+        words += ["--max-tokens", str(info.corpus.max_tokens)]
+    if info.corpus.path is not None:
+        words += ["--data", info.corpus.path]
+    if info.embeddings is not None:
+        words += ["--embeddings", info.embeddings.path]
+    if (file := _option(info, "--experiments")) is not None:
+        words += ["--experiments", file]
+    jobs = [run.info.jobs or (run.state.queued.jobs if run.state.queued else 1) for run in group.runs]
+    requested = max((each for each in jobs if isinstance(each, int)), default=None)
+    if requested is not None and (requested > 1 or not _on_gpu(group)):  # threads change the last bits on a CPU
+        words += ["--jobs", str(requested)]
+    return shlex.join([*words, "--headless"])
+
+
+def _on_gpu(group: Group) -> bool:
+    """Return whether all runs were trained on GPUs, where ``--jobs auto`` means one run at a time."""
+    return all(run.state.started.device != "cpu" for run in group.runs if run.state.started)
+
+
+def _option(info: RunInfo, name: str) -> str | None:
+    """Return the value of an option on the command line that queued a run."""
+    for word, following in itertools.zip_longest(info.command, info.command[1:], fillvalue=""):
+        if word == name:
+            return following or None
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return None
