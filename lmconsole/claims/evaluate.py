@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from lmconsole.claims.attempts import Attempts, count_attempts, tuning_trials
-from lmconsole.claims.replicates import Replicate, pairs, planned_runs, replicates, values
+from lmconsole.claims.replicates import RESULTS, Replicate, pairs, planned_runs, replicates, values
 from lmconsole.claims.verdict import Comparison, Contrast, Planned, Verdict, compare_family
 from lmconsole.plan.claims import ENDPOINT_UNITS, Claim, Endpoint, Side
 from lmconsole.plan.claims import replicates as planned_replicates
@@ -119,13 +119,7 @@ def evaluate(registration: Registration, runs: Iterable[Run]) -> EvaluatedClaims
         )
         for (claim, first, second, target), both, result in zip(parts, sides, compare_family(family), strict=True)
     )
-    done = {
-        (each.experiment, each.seed)
-        for both in sides
-        for side in both
-        for each in side
-        if each.outcome in ("counts", "diverged", "target missed")
-    }
+    done = {(each.experiment, each.seed) for both in sides for side in both for each in side if each.outcome in RESULTS}
     return EvaluatedClaims(
         hash=registration.hash,
         registered_t=registration.registered_t,

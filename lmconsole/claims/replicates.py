@@ -19,6 +19,10 @@ Outcome = Literal[
 ]
 
 
+RESULTS = ("counts", "diverged", "target missed")
+"""Outcomes that have a value, which may be infinite."""
+
+
 class Replicate(msgspec.Struct, frozen=True, kw_only=True):
     """One planned run of a claim."""
 

@@ -4,6 +4,7 @@ import math
 
 from lmconsole.claims.attempts import Attempts
 from lmconsole.claims.evaluate import ClaimedContrast
+from lmconsole.claims.replicates import RESULTS
 from lmconsole.claims.verdict import Comparison, Interval, Verdict
 from lmconsole.formatting import UNKNOWN, counted, seconds
 from lmconsole.plan.claims import ENDPOINT_NAMES
@@ -140,7 +141,7 @@ def detects(contrast: ClaimedContrast) -> str:
 def describe_missing(contrast: ClaimedContrast) -> list[str]:
     """Return a line for each planned run of a comparison without a result, with the reason, at most ten."""
     runs = (*contrast.first_runs, *contrast.second_runs)
-    missing = [each for each in runs if each.outcome not in ("counts", "diverged", "target missed")]
+    missing = [each for each in runs if each.outcome not in RESULTS]
     lines = [
         f"missing: experiment {each.experiment}, seed {each.seed}: {each.outcome}{f' ({each.run})' if each.run else ''}"
         for each in missing[:MISSING_SHOWN]

@@ -11,6 +11,15 @@ from lmconsole.extras import install_hint
 from lmconsole.report import numbers
 from lmconsole.report.against import OtherResults, comparison_table, group_results, published_results
 from lmconsole.report.blocks import Block
+from lmconsole.report.claims import TABLE as CLAIMS_TABLE
+from lmconsole.report.claims import (
+    ReportedClaims,
+    claim_sentences,
+    claims_figure,
+    claims_section,
+    claims_table,
+    reported_claims,
+)
 from lmconsole.report.document import Template, build_report, choose_template, title
 from lmconsole.report.export_options import DataFormat, ExportOptions, FileFormat
 from lmconsole.report.figure_content import FigureSpec
@@ -48,15 +57,18 @@ def export_files(store: Store, group: Group, options: ExportOptions) -> Iterator
         yield from _data_files(group, options.file_format)
         return
     template = options.template or choose_template(group)
+    claims = reported_claims(store, group)
     tables = report_tables(group, template)
+    if claims.shown:
+        tables[CLAIMS_TABLE] = claims_table(claims)
     if options.against:
         tables[COMPARISON] = comparison(store, group, options.against)
     if options.file_format == "html":
-        yield "report.html", _html_page(group, tables, template).encode()
+        yield "report.html", _html_page(group, tables, template, claims).encode()
         return
     text_formats = _TEXT_FORMATS[options.file_format]
     if options.file_format != "csv":
-        yield from _report_files(group, tables, template, text_formats, options)
+        yield from _report_files(group, tables, template, claims, text_formats, options)
     for name, table in tables.items():
         for text_format in text_formats:
             yield f"{name}.{SUFFIXES[text_format]}", table.render(text_format, siunitx=options.siunitx).encode()
@@ -73,16 +85,17 @@ def _report_files(
     group: Group,
     tables: Mapping[str, Table],
     template: Template,
+    claims: ReportedClaims,
     text_formats: Sequence[TextFormat],
     options: ExportOptions,
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the report, the captions and the figures."""
     from lmconsole.report import draw  # matplotlib is slow to load
 
-    figures = figure_specs(group)
+    figures = _figures(group, claims)
     drawn = [figure for figure in figures if figure.content]
-    blocks = _blocks(group, tables, figures, template)
-    setting = notation(group, exploratory=True)
+    blocks = _blocks(group, tables, figures, template, claims)
+    setting = notation(group, exploratory=not claims.covers(group))
     if "markdown" in text_formats:
         yield "report.md", report_markdown(title(group), blocks).encode()
         yield "figures/captions.md", captions_markdown(drawn, setting).encode()
@@ -100,16 +113,34 @@ def _report_files(
 
 
 def _blocks(
-    group: Group, tables: Mapping[str, Table], figures: Sequence[FigureSpec], template: Template
+    group: Group,
+    tables: Mapping[str, Table],
+    figures: Sequence[FigureSpec],
+    template: Template,
+    claims: ReportedClaims,
 ) -> list[Block]:
-    return build_report(group, tables, figures, findings(group) if template == "course" else (), template=template)
+    return build_report(
+        group,
+        {name: table for name, table in tables.items() if name != CLAIMS_TABLE},
+        figures,
+        findings(group) if template == "course" else (),
+        template=template,
+        claims=claims_section(claims),
+        claim_sentences=claim_sentences(claims),
+        exploratory=not claims.covers(group),
+    )
 
 
-def _html_page(group: Group, tables: Mapping[str, Table], template: Template) -> str:
+def _figures(group: Group, claims: ReportedClaims) -> list[FigureSpec]:
+    figures = figure_specs(group, targets_ppl=claims.targets_ppl, exploratory=not claims.covers(group))
+    return [*figures, claims_figure(claims)] if claims.shown else figures
+
+
+def _html_page(group: Group, tables: Mapping[str, Table], template: Template, claims: ReportedClaims) -> str:
     """Return the report with its figures in it."""
     from lmconsole.report import draw  # matplotlib is slow to load
 
-    figures = figure_specs(group)
+    figures = _figures(group, claims)
     images = {}
     for number, content in ((each.number, each.content) for each in figures if each.content):
         narrow = draw.in_one_column(content)
@@ -117,7 +148,7 @@ def _html_page(group: Group, tables: Mapping[str, Table], template: Template) ->
             wide=draw.encode_figure(draw.draw_figure(content), "svg"),
             narrow=None if narrow is None else draw.encode_figure(draw.draw_figure(narrow), "svg"),
         )
-    return to_html(title(group), _blocks(group, tables, figures, template), images)
+    return to_html(title(group), _blocks(group, tables, figures, template, claims), images)
 
 
 def _data_files(group: Group, data_format: DataFormat) -> Iterator[tuple[str, bytes]]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 LARGEST_PPL = 1e6
 """Largest perplexity on an axis; a uniform guess over any vocabulary here has a lower one."""
 
-OVERVIEW = 0
-"""Number of the figure on the first page, which is shown without one."""
+OVERVIEW, CLAIMS = 0, -1
+"""Numbers of the figures on the first page and on claims, which are shown without one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,34 @@ class StepPlot:
     y_label: str
 
 
-Content = PanelGrid | BarChart | StepPlot
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DifferenceRow:
+    """Two settings with the value of each seed, and their difference with its interval, if there is one."""
+
+    first: str
+    second: str
+    first_values: Sequence[float]
+    second_values: Sequence[float]
+    diverged: tuple[int, int]
+    """Seeds of each side without a finite value."""
+    difference: float | None
+    low: float | None
+    high: float | None
+    delta: float | None
+    """Largest difference that does not matter."""
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DifferencePlot:
+    """Values of the seeds on the left, differences on the right, one comparison below the other."""
+
+    rows: Sequence[DifferenceRow]
+    values_label: str = "Test loss (nats per token)"
+    difference_label: str = "Difference (nats per token)"
+
+
+Content = PanelGrid | BarChart | StepPlot | DifferencePlot
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,12 +125,15 @@ class FigureSpec:
     @property
     def name(self) -> str:
         """File name without suffix."""
-        return "overview" if self.number == OVERVIEW else f"figure-{self.number}"
+        return _UNNUMBERED.get(self.number, f"figure-{self.number}").lower()
 
     @property
     def label(self) -> str:
         """``Figure 1``, with which the caption begins."""
-        return "Overview" if self.number == OVERVIEW else f"Figure {self.number}"
+        return _UNNUMBERED.get(self.number, f"Figure {self.number}")
+
+
+_UNNUMBERED = {OVERVIEW: "Overview", CLAIMS: "Claims"}
 
 
 def time_unit(longest_s: float) -> tuple[str, float]:
