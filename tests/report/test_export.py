@@ -20,16 +20,18 @@ from factories import append_events
 from recorded import record
 
 from lmconsole.errors import ExportError
-from lmconsole.report.document import reproduce
 from lmconsole.report.export import POLL_S, export, export_automatically, keep_current, print_table
 from lmconsole.report.export_options import ExportOptions, FileFormat
 from lmconsole.report.findings import findings
+from lmconsole.report.provenance import reproduce
 from lmconsole.report.selection import choose_group
 from lmconsole.runs.events import Failed, Stopped
 from lmconsole.runs.store import Store
 
 NAN = float("nan")
-FIGURES = {f"figures/figure-{number}.png" for number in range(1, 12)}
+DRAWN = (1, 2, 5, 6, 9, 10)
+"""Numbers of figures of the store; no run has several layers, and no target was fixed beforehand."""
+FIGURES = {"figures/overview.png", *(f"figures/figure-{number}.png" for number in DRAWN)}
 MARKDOWN = {"report.md", "figures/captions.md", "table-1-results.md", "table-2-memory.md"}
 LATEX = {"report.tex", "numbers.tex", "figures/captions.tex", "table-1-results.tex", "table-2-memory.tex"}
 CSV = {"table-1-results.csv", "table-2-memory.csv", "data/runs.csv", "data/epochs.csv", "data/telemetry.csv"}
@@ -131,16 +133,16 @@ def test_a_number_that_is_not_finite_is_named_in_every_format(tmp_path: Path) ->
 
 def test_pdf_is_written_in_addition_to_png(store: Store, tmp_path: Path) -> None:
     export(store, tmp_path / "out", ExportOptions(file_format="markdown", figure_format="pdf"))
-    assert {path.suffix for path in (tmp_path / "out/figures").glob("figure-3.*")} == {".png", ".pdf"}
+    assert {path.suffix for path in (tmp_path / "out/figures").glob("figure-1.*")} == {".png", ".pdf"}
 
 
 @pytest.mark.usefixtures("quick_figures")
 def test_reports_name_each_figure_table_and_question(store: Store, tmp_path: Path) -> None:
-    export(store, tmp_path, ExportOptions())
+    export(store, tmp_path, ExportOptions(template="course"))
     markdown, latex = (tmp_path / "report.md").read_text(), (tmp_path / "report.tex").read_text()
-    for number in range(1, 12):
-        assert f"figures/figure-{number}.png" in markdown
-        assert f"figures/figure-{number}}}" in latex
+    shown = re.findall(r"\]\(figures/(?:figure-)?(\w+)\.png\)", markdown)
+    assert shown == ["overview", *map(str, DRAWN)] == re.findall(r"\{figures/(?:figure-)?(\w+)\}\n", latex)
+    assert "Figure 11 is not drawn: no targets were fixed before the runs" in markdown
     for each in findings(choose_group(store.runs())):
         assert f"### {each.question}\n" in markdown
         assert each.question in latex
@@ -148,7 +150,7 @@ def test_reports_name_each_figure_table_and_question(store: Store, tmp_path: Pat
     assert set(re.findall(r"\\input\{([^}]*)\}", latex)) == {"figures/captions", "table-1-results", "table-2-memory"}
     macros = set(re.findall(r"\\newcommand\{(\\\w+)\}", (tmp_path / "figures/captions.tex").read_text()))
     assert set(re.findall(r"\\caption\{(\\\w+)\}", latex)) == macros
-    assert len(macros) == 11
+    assert len(macros) == 7
     assert latex.count("\\begin{") == latex.count("\\end{")
 
 
