@@ -24,6 +24,7 @@ from lmconsole.runs.store import Store
 
 pytestmark = pytest.mark.slow
 
+OPTIONS = ExportOptions(file_format="html", against="published", template="course")
 HOSTILE = "\"'></td></style><script>alert(1)</script><img src=//x.invalid onerror=alert(2)>&lt;b&#62; \u202e\x1b[31m"
 ELEMENTS = """
 html head meta title style body header h1 nav a main h2 h3 p b ul li code pre
@@ -73,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         info = json.loads(run.paths.info.read_text())
         info["preset"] = info["corpus"]["name"] = info["corpus"]["path"] = HOSTILE
         run.paths.info.write_text(json.dumps(info))
-    paths = export(Store(root / "runs"), root / "out", ExportOptions(file_format="html", against="published", template="course"))
+    paths = export(Store(root / "runs"), root / "out", OPTIONS)
     assert paths == [root / "out" / "report.html"]
     return root
 
@@ -130,5 +131,5 @@ def test_a_hostile_name_is_text(page: Page) -> None:
 
 def test_equal_data_give_equal_bytes(folder: Path) -> None:
     again = folder / "again"
-    export(Store(folder / "runs"), again, ExportOptions(file_format="html", against="published", template="course"))
+    export(Store(folder / "runs"), again, OPTIONS)
     assert (again / "report.html").read_bytes() == (folder / "out/report.html").read_bytes()
