@@ -151,8 +151,8 @@ def test_reports_name_each_figure_table_and_question(store: Store, tmp_path: Pat
     assert markdown.count("**Interpretation.**") == 3
     assert set(re.findall(r"\\input\{([^}]*)\}", latex)) == {"figures/captions", "table-1-results", "table-2-memory"}
     macros = set(re.findall(r"\\newcommand\{(\\\w+)\}", (tmp_path / "figures/captions.tex").read_text()))
-    assert set(re.findall(r"\\caption\{(\\\w+)\}", latex)) == macros
-    assert len(macros) == 7
+    assert set(re.findall(r"\\caption.*?(\\figure\w+)\}", latex)) | {r"\figuresSetting"} == macros
+    assert len(macros) == 8
     assert latex.count("\\begin{") == latex.count("\\end{")
 
 
