@@ -9,7 +9,7 @@ from functools import cached_property
 
 import msgspec
 
-from lmconsole.report.markup import format_ppl
+from lmconsole.report.markup import format_ppl, format_spread
 from lmconsole.report.results import damage_mark, is_complete
 from lmconsole.report.selection import Group
 from lmconsole.report.targets import best_valid_ppl
@@ -158,7 +158,7 @@ class ExperimentResult:
             return "unknown"
         if self.sd_ppl is None:
             return format_ppl(self.mean_ppl)
-        return f"{format_ppl(self.mean_ppl)} ± {format_ppl(self.sd_ppl)} (n = {len(self.valid_ppls)})"
+        return f"{format_spread(self.mean_ppl, self.sd_ppl)} (n = {len(self.valid_ppls)})"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -340,9 +340,10 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
 def _draw_curve(axes: Axes, curve: Curve, style: Mapping[str, Any]) -> None:
     """Draw seeds as thin lines, their mean as a thick one, and their best epochs as dots."""
     if len(curve.seeds) > 1:
+        line = {key: value for key, value in style.items() if key != "marker"}
         for seed in curve.seeds:
-            axes.plot(seed.x, seed.y, color=style["color"], linestyle=style["linestyle"], linewidth=0.5, alpha=0.8)
-        axes.plot(curve.x, curve.y, color=style["color"], linestyle=style["linestyle"], linewidth=1.6)
+            axes.plot(seed.x, seed.y, **line | {"linewidth": 0.7})
+        axes.plot(curve.x, curve.y, **line | {"linewidth": 2.4, "alpha": 0.35})
     else:
         for seed in curve.seeds:
             axes.plot(seed.x, seed.y, markevery=max(1, len(seed.x) // 12), **style)
@@ -362,13 +363,15 @@ _SEED: dict[str, Any] = {
 
 def _legend_entries(panels: Sequence[Panel]) -> list[Artist]:
     names = list(dict.fromkeys(name for panel in panels for name in panel.curves))
-    styles = _cycled(LINES, len(names))
-    entries: list[Artist] = [
-        Line2D([], [], label=displayable(name), **style) for style, name in zip(styles, names, strict=True)
-    ]
     curves = [curve for panel in panels for curve in panel.curves.values()]
-    if any(len(curve.seeds) > 1 for curve in curves):
-        entries.append(Line2D([], [], label="one seed", color="#444444", linewidth=0.5))
+    several = any(len(curve.seeds) > 1 for curve in curves)
+    marker = {"marker": ""} if all(len(curve.seeds) != 1 for curve in curves) else {}
+    entries: list[Artist] = [
+        Line2D([], [], label=displayable(name), **{**style, **marker})
+        for style, name in zip(_cycled(LINES, len(names)), names, strict=True)
+    ]
+    if several:
+        entries.append(Line2D([], [], label="mean of the seeds", color="#444444", linewidth=2.4, alpha=0.35))
     if any(seed.best for curve in curves for seed in curve.seeds):
         entries.append(Line2D([], [], label="best epoch", **_SEED))
     if any(curve.off_scale for curve in curves):

@@ -15,7 +15,7 @@ from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.plan.presets import ranges
 from lmconsole.report.against import SPLITS
 from lmconsole.report.comparing import ExperimentResult, compare
-from lmconsole.report.markup import escape_latex, format_ppl, format_ratio
+from lmconsole.report.markup import escape_latex, format_ppl, format_ratio, format_spread
 from lmconsole.report.questions.finding import GroupResults
 from lmconsole.report.questions.memory import logits_mib, state_mib
 from lmconsole.report.questions.models import comparable_gaps, last_gain_nats
@@ -170,6 +170,16 @@ def _of_experiments(results: GroupResults) -> Iterator[Quantity]:
     def over_seeds(column: str, statistic: str) -> Mapping[int, float | None]:
         return _by_experiment(grouped[column].agg(statistic))
 
+    def deviation(name: str, meaning: str, column: str) -> Quantity:
+        means, deviations = over_seeds(column, "mean"), over_seeds(column, "std")
+        known: Values = {
+            (str(id_),): format_spread(mean, sd).partition(" ± ")[2]
+            for id_, mean, sd in ((id_, means[id_], sd) for id_, sd in deviations.items())
+            if _is_finite(mean) and _is_finite(sd)
+        }
+        meaning = f"{meaning}, standard deviation"
+        return Quantity(name=name, arguments=("experiment",), meaning=meaning, values=known)
+
     def of_results(value: Callable[[ExperimentResult], float | None]) -> Mapping[int, float | None]:
         return {id_: value(each) for id_, each in by_id.items()}
 
@@ -184,10 +194,10 @@ def _of_experiments(results: GroupResults) -> Iterator[Quantity]:
         meaning = f"{split} perplexity at the best epoch"
         mean = quantity(f"lm{name}Ppl", f"{meaning}, mean over seeds", over_seeds(column, "mean"), format_ppl)
         yield marked(mean) if split == "validation" else mean  # as in Table 1
-        yield quantity(f"lm{name}PplSd", f"{meaning}, standard deviation", over_seeds(column, "std"), format_ppl)
+        yield deviation(f"lm{name}PplSd", meaning, column)
     meaning = "test perplexity with the weights of the best epoch"
     yield quantity("lmTestPpl", f"{meaning}, mean over seeds", over_seeds("test_ppl_best", "mean"), format_ppl)
-    yield quantity("lmTestPplSd", f"{meaning}, standard deviation", over_seeds("test_ppl_best", "std"), format_ppl)
+    yield deviation("lmTestPplSd", meaning, "test_ppl_best")
     meaning = "test perplexity with the weights of the last epoch, mean over seeds"
     yield quantity("lmTestPplFinal", meaning, over_seeds("test_ppl_final", "mean"), format_ppl)
     yield quantity("lmEpoch", "best epoch, median over seeds", over_seeds("epoch", "median"), lambda n: f"{n:g}")

@@ -16,6 +16,9 @@ HEADROOM = 1.6
 LARGEST_RISE = 2.0
 """Perplexities after the best epoch count up to this multiple of it, so that a run which explodes hides no minimum."""
 
+LARGEST_CUT = 4.0
+"""Up to this multiple of the best epoch, at least half of the epochs are shown, as in runs of two or three."""
+
 LARGEST_GAP = 5.0
 """Train perplexities count down to this share of the best validation perplexity."""
 
@@ -70,9 +73,10 @@ def _window(panel: Panel, leading: Sequence[str]) -> Limits | None:
         return None
     seeds = [seed.y for label in leading if label in panel.curves for seed in panel.curves[label].seeds if seed.y]
     tops = [min(max(ys[ys.index(min(ys)) :]), LARGEST_RISE * min(ys)) for ys in map(list, seeds)]
+    halves = [min(sorted(ys)[len(ys) // 2], LARGEST_CUT * min(ys)) for ys in seeds]
     lowest = min((min(ys) for ys in seeds), default=min(values))
     low = max(min(values), lowest / LARGEST_GAP)
-    high = min(max(values), HEADROOM * max(tops, default=max(values)))
+    high = min(max(values), max([HEADROOM * top for top in tops] + halves, default=max(values)))
     if high < SMALLEST_RANGE * low:
         middle, half = (low + high) / 2, (SMALLEST_RANGE - 1.0) / 2
         return middle * (1.0 - half), middle * (1.0 + half)

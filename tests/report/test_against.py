@@ -74,14 +74,14 @@ def test_published_results_are_shown_as_given_and_converted(tmp_path: Path) -> N
     converted = result.valid_ppl_per_target
     assert valid["theirs_ppl_per_target"] == pytest.approx(converted, abs=1e-3)
     assert valid["difference_percent"] == pytest.approx(100 * (math.exp(5.0) / converted - 1), abs=1e-3)
-    assert "their logarithm is 0.998761 (train) or 0.997087 (validation) times" in table.caption
+    assert "their logarithm is 0.998761 (train) or 0.997087 (validation) times" in table.notes
 
 
 def test_results_on_other_text_are_shown_but_not_compared(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(4.5, 5.0)])
     table = comparison_table(group(tmp_path), published_results(group(tmp_path)))
     assert table.data["difference_percent"].isna().all()
-    assert "no difference is given" in table.caption
+    assert "no difference is given" in table.notes
     assert table.data["theirs_ppl_as_given"].notna().all()
 
 
@@ -107,7 +107,7 @@ def test_unfinished_runs_are_marked_on_both_sides(tmp_path: Path) -> None:
     table = comparison_table(own, group_results(own, group(tmp_path / "b"), "Other store"))
     found = [(row["Ours"].text[-1], row["Other store"].text[-1]) for row in table.rows]
     assert found == [("7", "†"), ("8", "†"), ("†", "–"), ("†", "–")]
-    assert "†: unfinished or diverged." in table.caption
+    assert "†: unfinished or diverged." in table.notes
 
 
 def test_missing_results_to_compare_with_are_an_error(tmp_path: Path) -> None:

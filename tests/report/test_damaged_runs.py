@@ -17,6 +17,7 @@ from lmconsole.report.export import export
 from lmconsole.report.export_options import ExportOptions
 from lmconsole.report.figures import figure_specs
 from lmconsole.report.findings import findings
+from lmconsole.report.notation import notation
 from lmconsole.report.result_tables import memory_table, results_table
 from lmconsole.report.results import is_complete, run_frame
 from lmconsole.report.selection import Group, choose_group
@@ -52,12 +53,12 @@ def test_table_1_marks_the_result_and_gives_the_best_of_the_remaining_epochs_by_
     rows = {row["Experiment"].text: row for row in table.rows}
     remaining = {epoch.epoch: epoch.valid_loss_nats for epoch in group.runs[0].state.epochs}
     number, loss = min(remaining.items(), key=lambda item: (item[1], item[0]))
-    assert rows["1"]["Validation PPL"].text == f"{math.exp(loss or 0.0):.3f}{DAMAGE_MARK}"
+    assert rows["1"]["Validation PPL"].text == f"{math.exp(loss or 0.0):.2f}{DAMAGE_MARK}"
     assert rows["1"]["Epoch"].text == str(number)
     assert not rows["1"]["Validation PPL"].bold
     assert rows["2"]["Validation PPL"].bold
-    assert f"{DAMAGE_MARK}: rests on a damaged event log; never bold." in table.caption
-    assert "†" not in table.caption
+    assert f"{DAMAGE_MARK}: rests on a damaged event log; never bold." in table.notes
+    assert "†" not in table.notes
     assert table.data["complete"].tolist() == [False, True]
 
 
@@ -68,12 +69,13 @@ def test_tables_2_and_3_and_figures_mark_it_too(store: Store) -> None:
     against = comparison_table(group, published_results(group))
     assert [row["Ours"].text.endswith(DAMAGE_MARK) for row in against.rows] == [True, True, False, False]
     note = f"{DAMAGE_MARK}: rests on a damaged event log."
-    assert note in memory.caption
-    assert note in against.caption
+    assert note in memory.notes
+    assert note in against.notes
+    assert note in [each.text for each in notation(group, exploratory=True)]
     for figure in figure_specs(group):
         if figure.number in (9, 10):
-            assert note in figure.caption
             assert [DAMAGE_MARK in label for label in figure.content.labels] == [True, False]  # type: ignore[union-attr]
+            assert figure.content is not None
             assert draw_figure(figure.content).axes
         elif figure.number in (1, 5):
             assert "Damaged event logs: 1." in figure.caption
@@ -104,7 +106,7 @@ def test_the_findings_name_the_experiment_and_do_not_recommend_it(store: Store) 
 def test_the_report_says_so_in_both_formats(store: Store, tmp_path: Path) -> None:
     export(store, tmp_path / "out", ExportOptions())
     markdown = (tmp_path / "out" / "report.md").read_text()
-    assert "Complete: 1 of 2 runs. The others:" in markdown
+    assert "1 of 2 runs complete. The others:" in markdown
     assert "damaged: 1 damaged line skipped, first line" in markdown
     assert "{\\textsection}" in (tmp_path / "out" / "table-1-results.tex").read_text()
 

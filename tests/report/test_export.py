@@ -20,16 +20,20 @@ from factories import append_events
 from recorded import record
 
 from lmconsole.errors import ExportError
-from lmconsole.report.document import reproduce
 from lmconsole.report.export import POLL_S, export, export_automatically, keep_current, print_table
 from lmconsole.report.export_options import ExportOptions, FileFormat
 from lmconsole.report.findings import findings
+from lmconsole.report.provenance import reproduce
 from lmconsole.report.selection import choose_group
 from lmconsole.runs.events import Failed, Stopped
 from lmconsole.runs.store import Store
 
 NAN = float("nan")
-FIGURES = {f"figures/figure-{number}.png" for number in range(1, 12)}
+DRAWN = (1, 2, 5, 6, 9, 10)
+"""Numbers of figures of the store; no run has several layers, and no target was fixed beforehand."""
+FIGURES = {"figures/overview.png", *(f"figures/figure-{number}.png" for number in DRAWN)}
+FIGURES_OF_ONE = {"figures/overview.png", *(f"figures/figure-{number}.png" for number in (1, 5, 9, 10))}
+"""Figures of an LSTM with one layer."""
 MARKDOWN = {"report.md", "figures/captions.md", "table-1-results.md", "table-2-memory.md"}
 LATEX = {"report.tex", "numbers.tex", "figures/captions.tex", "table-1-results.tex", "table-2-memory.tex"}
 CSV = {"table-1-results.csv", "table-2-memory.csv", "data/runs.csv", "data/epochs.csv", "data/telemetry.csv"}
@@ -131,24 +135,24 @@ def test_a_number_that_is_not_finite_is_named_in_every_format(tmp_path: Path) ->
 
 def test_pdf_is_written_in_addition_to_png(store: Store, tmp_path: Path) -> None:
     export(store, tmp_path / "out", ExportOptions(file_format="markdown", figure_format="pdf"))
-    assert {path.suffix for path in (tmp_path / "out/figures").glob("figure-3.*")} == {".png", ".pdf"}
+    assert {path.suffix for path in (tmp_path / "out/figures").glob("figure-1.*")} == {".png", ".pdf"}
 
 
 @pytest.mark.usefixtures("quick_figures")
 def test_reports_name_each_figure_table_and_question(store: Store, tmp_path: Path) -> None:
-    export(store, tmp_path, ExportOptions())
+    export(store, tmp_path, ExportOptions(template="course"))
     markdown, latex = (tmp_path / "report.md").read_text(), (tmp_path / "report.tex").read_text()
-    for number in range(1, 12):
-        assert f"figures/figure-{number}.png" in markdown
-        assert f"figures/figure-{number}}}" in latex
+    shown = re.findall(r"\]\(figures/(?:figure-)?(\w+)\.png\)", markdown)
+    assert shown == ["overview", *map(str, DRAWN)] == re.findall(r"\]\{figures/(?:figure-)?(\w+)\}", latex)
+    assert "Figure 11 is not drawn: no targets were fixed before the runs" in markdown
     for each in findings(choose_group(store.runs())):
         assert f"### {each.question}\n" in markdown
         assert each.question in latex
     assert markdown.count("**Interpretation.**") == 3
     assert set(re.findall(r"\\input\{([^}]*)\}", latex)) == {"figures/captions", "table-1-results", "table-2-memory"}
     macros = set(re.findall(r"\\newcommand\{(\\\w+)\}", (tmp_path / "figures/captions.tex").read_text()))
-    assert set(re.findall(r"\\caption\{(\\\w+)\}", latex)) == macros
-    assert len(macros) == 11
+    assert set(re.findall(r"\\caption.*?(\\figure\w+)\}", latex)) | {r"\figuresSetting"} == macros
+    assert len(macros) == 8
     assert latex.count("\\begin{") == latex.count("\\end{")
 
 
@@ -218,8 +222,8 @@ def test_the_command_that_reproduces_gives_the_same_table(tmp_path: Path) -> Non
 def test_names_full_of_markup_pass_through_every_file(tmp_path: Path) -> None:
     record(tmp_path, 31, "lstm", [(5.0, 4.5)], name=NAME)
     export(Store(tmp_path / "runs"), tmp_path / "out", ExportOptions(against="published"))
-    rows = [line for line in (tmp_path / "out/report.md").read_text().splitlines() if line.startswith("| **LSTM")]
-    assert len(re.findall(r"(?<!\\)\|", rows[0])) == 8
+    rows = [line for line in (tmp_path / "out/report.md").read_text().splitlines() if line.startswith("| LSTM")]
+    assert len(re.findall(r"(?<!\\)\|", rows[0])) == 9
     assert (
         r"\$\#\_\{\}\textasciitilde{}\textasciicircum{}\textbackslash{} \textbar{} \textless{}b\textgreater{}"
         in (tmp_path / "out/table-1-results.tex").read_text()
@@ -235,7 +239,7 @@ def test_files_of_another_group_are_removed(store: Store, tmp_path: Path) -> Non
     (out / "notes.txt").write_text("mine")
     record(tmp_path, 1, "lstm", [(5.0, 3.0)], epochs=7)
     export(store, out, ExportOptions())
-    assert written(out) == MARKDOWN | LATEX | CSV | FIGURES | {"notes.txt"}
+    assert written(out) == MARKDOWN | LATEX | CSV | FIGURES_OF_ONE | {"notes.txt"}
 
 
 @pytest.mark.usefixtures("quick_figures")
@@ -294,7 +298,7 @@ def test_a_file_of_another_group_that_was_changed_is_kept_and_named(store: Store
     record(tmp_path, 1, "lstm", [(5.0, 3.0)], epochs=7)
     warnings: list[str] = []
     export(store, out, ExportOptions(), warn=warnings.append)
-    assert written(out) == MARKDOWN | LATEX | CSV | FIGURES | {kept}
+    assert written(out) == MARKDOWN | LATEX | CSV | FIGURES_OF_ONE | {kept}
     assert (out / kept).read_bytes().endswith(b"my notes")
     (warning,) = warnings
     assert f"{out / kept}: kept" in warning
@@ -343,7 +347,7 @@ def test_every_file_of_an_export_can_be_removed_by_the_next(store: Store, tmp_pa
     assert every > MARKDOWN | LATEX | CSV | FIGURES
     record(tmp_path, 1, "lstm", [(5.0, 3.0)], epochs=7)
     export(store, out, ExportOptions(), warn=lambda warning: pytest.fail(warning))
-    assert written(out) == MARKDOWN | LATEX | CSV | FIGURES
+    assert written(out) == MARKDOWN | LATEX | CSV | FIGURES_OF_ONE
 
 
 def a_pipe(path: Path) -> None:
@@ -547,9 +551,9 @@ def test_parquet_without_pyarrow_says_what_to_install(
 
 
 def test_siunitx_aligns_what_it_can(store: Store) -> None:
-    text = print_table(store, ExportOptions(file_format="latex", siunitx=True))
+    text = print_table(store, ExportOptions(file_format="latex", siunitx=True, template="course"))
     assert "\\usepackage{siunitx}" in text
-    assert "{lrlS[table-format=3.3," in text
+    assert "{lrlS[table-format=3.2," in text
     assert "{Validation PPL}" in text
     assert "\\bfseries 90.017" in text
 
@@ -610,4 +614,4 @@ def test_the_runner_keeps_imported_runs_out(store: Store, tmp_path: Path) -> Non
     assert "Imported" not in (tmp_path / "out/report.md").read_text()
     table = tiny.lmconsole("export", "-o", "-", "--imported", cwd=tmp_path, check=0).stdout
     assert "Imported runs with padded perplexities, seed unknown." in table
-    assert "**99.000**" in table
+    assert " 99.000 " in table

@@ -250,7 +250,6 @@ def test_the_target_is_one_that_every_seed_has_reached(tmp_path: Path) -> None:
 def test_without_a_finite_perplexity_there_is_no_target(tmp_path: Path) -> None:
     record_kind(tmp_path, ("lstm", 1, "adam"), NAN)
     assert common_target(group(tmp_path)) is None
-    assert performance_profile(group(tmp_path)) == {}
     assert "none can be recommended" in sentences(answer(tmp_path, recommendation))
 
 
@@ -400,6 +399,19 @@ def test_a_target_is_reached_at_the_first_epoch_that_is_no_higher(
 
 
 def test_a_profile_counts_problems_by_ratio_to_the_fastest(tmp_path: Path) -> None:
-    record_kind(tmp_path, ("lstm", 1, "adam"), 4.0, seconds=1.0)
-    record_kind(tmp_path, ("lstm", 1, "sgd"), 4.0, seconds=3.0)
-    assert performance_profile(group(tmp_path)) == {"Adam": [(1.0, 1.0)], "SGD": [(3.0, 1.0)]}
+    """The targets are given: 60 is reached by both, 50 by no run, and SGD has a median over three seeds."""
+    for model in ("lstm", "gpt1"):
+        record_kind(tmp_path, (model, 1, "adam"), 4.0, seconds=1.0)
+        for seed, loss, seconds in ((1, 4.0, 3.0), (2, 4.0, 5.0), (3, 4.5, 1.0)):
+            record_kind(tmp_path, (model, 1, "sgd"), loss, seconds=seconds, seed=seed)
+    record_kind(tmp_path, ("lstm", 2, "adamw"), 4.0)
+    profile = performance_profile(group(tmp_path), [60.0, 50.0, 60.0])
+    assert profile.workloads == 2
+    assert profile.curves == {"Adam": [(1.0, 0.25), (1.0, 0.5)], "SGD": [(5.0, 0.25), (5.0, 0.5)]}
+
+
+def test_a_profile_needs_two_optimizers_of_the_same_model(tmp_path: Path) -> None:
+    record_kind(tmp_path, ("lstm", 1, "adam"), 4.0)
+    record_kind(tmp_path, ("gpt1", 1, "sgd"), 4.0)
+    profile = performance_profile(group(tmp_path), [60.0])
+    assert (profile.workloads, profile.curves) == (0, {})

@@ -12,17 +12,19 @@ from xml.etree import ElementTree
 import pytest
 from recorded import record
 
-from lmconsole.report.document import build_report, to_markdown
+from lmconsole.report.document import build_report, title
 from lmconsole.report.export import export
+from lmconsole.report.export_files import report_tables
 from lmconsole.report.export_options import ExportOptions
 from lmconsole.report.figures import figure_specs
 from lmconsole.report.findings import findings
-from lmconsole.report.result_tables import TABLES
+from lmconsole.report.markdown_report import report_markdown
 from lmconsole.report.selection import choose_group
 from lmconsole.runs.store import Store
 
 pytestmark = pytest.mark.slow
 
+OPTIONS = ExportOptions(file_format="html", against="published", template="course")
 HOSTILE = "\"'></td></style><script>alert(1)</script><img src=//x.invalid onerror=alert(2)>&lt;b&#62; \u202e\x1b[31m"
 ELEMENTS = """
 html head meta title style body header h1 nav a main h2 h3 p b ul li code pre
@@ -72,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         info = json.loads(run.paths.info.read_text())
         info["preset"] = info["corpus"]["name"] = info["corpus"]["path"] = HOSTILE
         run.paths.info.write_text(json.dumps(info))
-    paths = export(Store(root / "runs"), root / "out", ExportOptions(file_format="html", against="published"))
+    paths = export(Store(root / "runs"), root / "out", OPTIONS)
     assert paths == [root / "out" / "report.html"]
     return root
 
@@ -84,10 +86,9 @@ def page(folder: Path) -> Page:
 
 def test_the_page_shows_the_whole_report(folder: Path, page: Page) -> None:
     group = choose_group(Store(folder / "runs").runs())
-    blocks = build_report(
-        group, {name: make(group) for name, make in TABLES.items()}, figure_specs(group), findings(group)
-    )
-    missing = words(to_markdown(group, blocks)) - Counter(re.findall(r"\w+", " ".join(page.texts)))
+    tables, figures = report_tables(group, "course"), figure_specs(group)
+    blocks = build_report(group, tables, figures, findings(group), template="course")
+    missing = words(report_markdown(title(group), blocks)) - Counter(re.findall(r"\w+", " ".join(page.texts)))
     assert not missing
     assert "Table 3." in page.text
 
@@ -117,9 +118,9 @@ def test_figures_are_images_and_have_a_narrow_form_if_they_have_columns(page: Pa
     wide, narrow = (
         [base64.b64decode(url.partition(",")[2]) for url in page.values(name)] for name in ("src", "srcset")
     )
-    assert (len(wide), len(narrow)) == (11, 4)
+    assert (len(wide), len(narrow)) == (7, 1), "figures without runs or targets are left out"
     widths = [ElementTree.fromstring(svg).attrib["width"] for svg in (wide[0], *narrow)]
-    assert widths == ["504pt", *["244.8pt"] * 4]
+    assert widths == ["504pt", "244.8pt"]
 
 
 def test_a_hostile_name_is_text(page: Page) -> None:
@@ -130,5 +131,5 @@ def test_a_hostile_name_is_text(page: Page) -> None:
 
 def test_equal_data_give_equal_bytes(folder: Path) -> None:
     again = folder / "again"
-    export(Store(folder / "runs"), again, ExportOptions(file_format="html", against="published"))
+    export(Store(folder / "runs"), again, OPTIONS)
     assert (again / "report.html").read_bytes() == (folder / "out/report.html").read_bytes()

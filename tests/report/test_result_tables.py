@@ -20,7 +20,7 @@ from recorded import record
 from lmconsole.errors import ExportError, escape_control_characters
 from lmconsole.report.export import export, export_automatically
 from lmconsole.report.export_options import ExportOptions
-from lmconsole.report.markup import escape_latex, escape_markdown
+from lmconsole.report.markup import escape_latex, escape_markdown, format_ppl, format_spread
 from lmconsole.report.result_tables import memory_table, results_table
 from lmconsole.report.selection import Exclusion, choose_group
 from lmconsole.report.table import Cell, Column, Table, frame_to_csv, to_latex
@@ -50,58 +50,93 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "runs")
 
 
+NOTES = (
+    "Each experiment has one seed, so no uncertainty is known. †: unfinished or diverged; never bold. ‡: depends on "
+    "the initialization of the attention projections, which the published protocol does not specify (here Xavier "
+    "uniform, zero biases)."
+)
+
+
 def test_table_1_in_markdown(store: Store) -> None:
     text = results_table(choose_group(store.runs())).render("markdown")
     assert text == (
-        "**Table 1.** Perplexity (PPL) per target token, at the epoch with the lowest validation PPL. Train PPL is "
-        "computed from the training losses of the epoch, without a separate evaluation. "
-        "Bold: lowest validation PPL of each architecture. †: unfinished or diverged; never bold. ‡: depends on the "
-        "initialization of the attention projections, which the published protocol does not specify (here Xavier "
-        f"uniform, zero biases). {CAPTION} Seed 42.\n"
+        "**Table 1.** Perplexity (PPL) of each experiment at its epoch with the lowest validation PPL. Bold: lowest "
+        "validation PPL of each architecture, which is not a claim.\n"
         "\n"
-        "| Architecture | Layers | Optimizer |   Train PPL | Validation PPL | Epoch | Experiment |\n"
-        "| ------------ | -----: | --------- | ----------: | -------------: | ----: | ---------: |\n"
-        "| **GPT-1**    |  **1** | **Adam**  | **244.692** |    **190.566** | **2** |      **5** |\n"
-        "| GPT-1        |      1 | Momentum  |     403.429 |        20.086† |     1 |         7‡ |\n"
-        "| GPT-1        |      1 | SGD       |     403.429 |       148.413† |     1 |         8‡ |\n"
-        "| **LSTM**     |  **1** | **Adam**  | **148.413** |     **90.017** | **1** |      **1** |\n"
-        "| LSTM         |      1 | SGD       |      54.598 |        148.413 |     2 |          3 |\n"
+        "| Architecture | Layers | Optimizer |  Train PPL | Validation PPL |  Test PPL | Epoch | Experiment |\n"
+        "| ------------ | -----: | --------- | ---------: | -------------: | --------: | ----: | ---------: |\n"
+        "| **GPT-1**    |  **1** | **Adam**  | **244.69** |     **190.57** | **1.000** | **2** |      **5** |\n"
+        "| GPT-1        |      1 | Momentum  |     403.43 |        20.086† |         – |     1 |         7‡ |\n"
+        "| GPT-1        |      1 | SGD       |     403.43 |        148.41† |     1.000 |     1 |         8‡ |\n"
+        "| **LSTM**     |  **1** | **Adam**  | **148.41** |     **90.017** | **1.000** | **1** |      **1** |\n"
+        "| LSTM         |      1 | SGD       |     54.598 |         148.41 |     1.000 |     2 |          3 |\n"
+        "\n"
+        f"{NOTES} PPL is per target token. {CAPTION} Seed 42.\n"
     )
+
+
+def test_without_bold_no_row_is_the_winner(store: Store) -> None:
+    table = results_table(choose_group(store.runs()), bold=False)
+    assert not any(cell.bold for row in table.rows for cell in row.values())
+    assert "old" not in table.caption + table.notes
+    assert table.data["best"].tolist() == [True, False, False, True, False]
 
 
 def test_table_1_in_latex(store: Store) -> None:
     text = results_table(choose_group(store.runs())).render("latex")
     body = text[text.index("  \\begin{tabular}") :]
     assert text.startswith(
-        "% needs \\usepackage{booktabs}\n\\begin{table}[htbp]\n  \\centering\n  \\caption{Perplexity (PPL)"
+        "% needs \\usepackage{booktabs}\n\\begin{table}[htbp]\n  \\centering\\small\n  \\caption{Perplexity (PPL)"
     )
-    assert body == (
-        "  \\begin{tabular}{lrlrrrr}\n"
+    assert body.startswith(
+        "  \\begin{tabular}{lrlrrrrr}\n"
         "    \\toprule\n"
-        "    Architecture & Layers & Optimizer & Train PPL & Validation PPL & Epoch & Experiment \\\\\n"
+        "    Architecture & Layers & Optimizer & Train PPL & Validation PPL & Test PPL & Epoch & Experiment \\\\\n"
         "    \\midrule\n"
-        "    \\textbf{GPT-1} & \\textbf{1} & \\textbf{Adam} & \\textbf{244.692} & \\textbf{190.566} & \\textbf{2} & "
-        "\\textbf{5} \\\\\n"
-        "    GPT-1 & 1 & Momentum & 403.429 & 20.086$^\\dagger$ & 1 & 7$^\\ddagger$ \\\\\n"
-        "    GPT-1 & 1 & SGD & 403.429 & 148.413$^\\dagger$ & 1 & 8$^\\ddagger$ \\\\\n"
-        "    \\textbf{LSTM} & \\textbf{1} & \\textbf{Adam} & \\textbf{148.413} & \\textbf{90.017} & \\textbf{1} & "
-        "\\textbf{1} \\\\\n"
-        "    LSTM & 1 & SGD & 54.598 & 148.413 & 2 & 3 \\\\\n"
+        "    \\textbf{GPT-1} & \\textbf{1} & \\textbf{Adam} & \\textbf{244.69}\\phantom{0} & "
+        "\\textbf{190.57}\\phantom{0} & \\textbf{1.000} & \\textbf{2} & \\textbf{5} \\\\\n"
+        "    GPT-1 & 1 & Momentum & 403.43\\phantom{0} & 20.086$^\\dagger$ & -- & 1 & 7$^\\ddagger$ \\\\\n"
+        "    GPT-1 & 1 & SGD & 403.43\\phantom{0} & 148.41$^\\dagger$\\phantom{0} & 1.000 & 1 & 8$^\\ddagger$ \\\\\n"
+        "    \\textbf{LSTM} & \\textbf{1} & \\textbf{Adam} & \\textbf{148.41}\\phantom{0} & \\textbf{90.017} & "
+        "\\textbf{1.000} & \\textbf{1} & \\textbf{1} \\\\\n"
+        "    LSTM & 1 & SGD & 54.598 & 148.41\\phantom{0} & 1.000 & 2 & 3 \\\\\n"
         "    \\bottomrule\n"
         "  \\end{tabular}\n"
-        "\\end{table}\n"
+        "  \\par\\smallskip{\\footnotesize\\raggedright Each experiment has one seed"
     )
+    report, own = body.split("\\ifdefined\\lmReport\\else ")
+    assert "zero biases" in report
+    assert own == f"PPL is per target token. {escape_latex(CAPTION)} Seed 42.\\fi\\par}}\n\\end{{table}}\n"
 
 
 def test_table_1_in_csv_holds_plain_numbers(store: Store) -> None:
     assert results_table(choose_group(store.runs())).render("csv") == (
-        "architecture,layers,optimizer,train_ppl,train_ppl_sd,valid_ppl,valid_ppl_sd,epoch,config,name,seeds,complete,best\n"
-        "GPT-1,1,Adam,244.692,,190.566,,2,5,,1,True,True\n"
-        "GPT-1,1,Momentum,403.429,,20.086,,1,7,,1,False,False\n"
-        "GPT-1,1,SGD,403.429,,148.413,,1,8,,1,False,False\n"
-        "LSTM,1,Adam,148.413,,90.017,,1,1,,1,True,True\n"
-        "LSTM,1,SGD,54.598,,148.413,,2,3,,1,True,False\n"
+        "architecture,layers,optimizer,train_ppl,train_ppl_sd,valid_ppl,valid_ppl_sd,epoch,config,name,seeds,complete,"
+        "best,test_ppl,test_ppl_sd\n"
+        "GPT-1,1,Adam,244.692,,190.566,,2,5,,1,True,True,1.0,\n"
+        "GPT-1,1,Momentum,403.429,,20.086,,1,7,,1,False,False,,\n"
+        "GPT-1,1,SGD,403.429,,148.413,,1,8,,1,False,False,1.0,\n"
+        "LSTM,1,Adam,148.413,,90.017,,1,1,,1,True,True,1.0,\n"
+        "LSTM,1,SGD,54.598,,148.413,,2,3,,1,True,False,1.0,\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("ppl", "text"),
+    [
+        (1.0, "1.000"), (9.99996, "10.000"), (99.99949, "99.999"), (99.9996, "100.00"), (148.264, "148.26"),
+        (999.996, "1000.0"), (19726.078, "19726.1"), (1e7, "1.000e+07"), (float("inf"), "inf"),
+    ],
+)  # fmt: skip
+def test_a_perplexity_has_five_digits(ppl: float, text: str) -> None:
+    assert format_ppl(ppl) == text
+    assert format_spread(148.264, 0.0421) == "148.26 ± 0.04"
+
+
+def test_hyphens_are_minus_signs_only_before_numbers() -> None:
+    text = "gap -0.020 (-3.1 %), 1e-05, GPT-1 of 2026-11-27, s3-2026, 5-8, --jobs -x"
+    assert escape_markdown(text) == "gap −0.020 (−3.1 %), 1e−05, GPT-1 of 2026-11-27, s3-2026, 5-8, --jobs -x"
+    assert escape_latex(text).startswith("gap $-$0.020 ($-$3.1 \\%), 1e$-$05, GPT-1 of 2026-11-27")
 
 
 def test_seeds_give_mean_and_standard_deviation_of_each_seeds_best_epoch(tmp_path: Path) -> None:
@@ -113,10 +148,11 @@ def test_seeds_give_mean_and_standard_deviation_of_each_seeds_best_epoch(tmp_pat
     mean = sum(ppls) / 3
     sd = (sum((ppl - mean) ** 2 for ppl in ppls) / 2) ** 0.5
     first, second = rows(table.render("markdown"))
-    assert first[3:6] == [f"{perplexity(3.0):.3f} ± 0.000", f"{mean:.3f} ± {sd:.3f}", "2"]
-    assert second[3:6] == [f"**{perplexity(5.0):.3f}**", f"**{perplexity(3.9):.3f}**", "**1**"]
-    assert "over seeds (1, 2, 3)" in table.caption
-    assert "Experiment 1 has 3 seeds; experiment 3 has 1 seed." in table.caption
+    assert first[3:6] == [f"{perplexity(3.0):.3f} ± 0.000", f"{mean:.3f} ± {sd:.3f}", "1.000 ± 0.000"]
+    assert second[3:6] == [f"**{perplexity(5.0):.2f}**", f"**{perplexity(3.9):.3f}**", "**1.000**"]
+    assert (first[6], second[6]) == ("2", "**1**")
+    assert "over seeds (1, 2, 3)" in table.notes
+    assert "Experiment 1 has 3 seeds; experiment 3 has 1 seed." in table.notes
     read = list(csv.DictReader(io.StringIO(table.render("csv"))))
     assert float(read[0]["valid_ppl"]) == pytest.approx(mean, abs=5e-4)
     assert float(read[0]["valid_ppl_sd"]) == pytest.approx(sd, abs=5e-4)
@@ -136,7 +172,7 @@ def test_the_latest_finished_run_counts_and_repetitions_are_not_averaged(tmp_pat
     record(tmp_path, 1, "lstm", [(5.0, 1.0)], fresh=True, finish=False)
     table = results_table(choose_group(Store(tmp_path / "runs").runs()))
     assert [row[4] for row in rows(table.render("markdown"))] == ["**90.017**"]
-    assert "Excluded runs: 2 superseded by another run." in table.caption
+    assert "Excluded runs: 2 superseded by another run." in table.setting
 
 
 @pytest.mark.usefixtures("quick_figures")
@@ -190,9 +226,9 @@ def test_the_caption_states_shared_settings_although_the_reference_overrides_one
     override(record(tmp_path, 2, "lstm", [(5.0, 4.0)]), epochs=7)
     group = choose_group(Store(tmp_path / "runs").runs())
     assert group.reference.experiment.id == 2
-    caption = results_table(group).caption
-    assert "learned embeddings; 2 epochs;" in caption
-    assert "Experiment 2 has its own settings: epochs 7." in caption
+    setting = results_table(group).setting
+    assert "learned embeddings; 2 epochs;" in setting
+    assert "Experiment 2 has its own settings: epochs 7." in setting
 
 
 def test_excluded_runs_have_a_reason(tmp_path: Path) -> None:
@@ -211,10 +247,10 @@ def test_excluded_runs_have_a_reason(tmp_path: Path) -> None:
         unfinished.run: Exclusion.SUPERSEDED,
         started.run: Exclusion.NO_EPOCH,
     }
-    caption = results_table(group).caption
-    assert "1 with older settings of the experiment" in caption
-    assert "1 superseded by another run" in caption
-    assert "1 lost without a complete epoch" in caption
+    setting = results_table(group).setting
+    assert "1 with older settings of the experiment" in setting
+    assert "1 superseded by another run" in setting
+    assert "1 lost without a complete epoch" in setting
 
 
 def test_filters_that_no_run_passes_are_named(tmp_path: Path) -> None:
@@ -258,7 +294,7 @@ def test_table_2_shows_process_memory_from_the_second_epoch_on(tmp_path: Path) -
         ["GPT-1", "1", "AdamW", "–/–", "512", "–", "4", "–", "6"],
         ["LSTM", "1", "Adam", "700/80,000", "512", "50", "5", "–", "1"],
     ]
-    assert "memory of the whole device" in table.caption
+    assert "memory of the whole device" in table.notes
 
 
 def test_table_2_shows_mean_energy_if_it_is_known_for_all_seeds(tmp_path: Path) -> None:
@@ -279,11 +315,8 @@ def test_table_2_shows_mean_energy_if_it_is_known_for_all_seeds(tmp_path: Path) 
         ("SGD", "GPT-1", "–"),
         ("Adam", "LSTM", "12.3"),
     ]
-    assert (
-        "Energy: energy of the whole board from the driver's counter, for training and validation over all epochs"
-        in (table.caption)
-    )
-    assert "mean over seeds. It is unknown (–) if the GPU was shared" in table.caption
+    assert "Energy: that of the whole board, from the driver's counter, for training and validation" in table.notes
+    assert "mean over seeds. It is unknown (–) if the GPU was shared" in table.notes
     read = list(csv.DictReader(io.StringIO(table.render("csv"))))
     assert [row["energy_j"] for row in read] == ["", "33333.0", "", "12300.0"]
 
@@ -308,8 +341,8 @@ def test_table_2_explains_dashes_only_if_there_are_any(tmp_path: Path) -> None:
     record(tmp_path, 1, "lstm", [(5.0, 4.0)], device="cuda:0", energy_j=960.0)
     table = memory_table(choose_group(Store(tmp_path / "runs").runs()))
     assert rows(table.render("markdown"))[0][-2] == "1.0"
-    assert "It is unknown" not in table.caption
-    assert "mean over seeds" not in table.caption
+    assert "It is unknown" not in table.notes
+    assert "mean over seeds" not in table.notes
 
 
 def test_table_2_has_no_energy_where_no_gpu_was_used(store: Store) -> None:
@@ -367,7 +400,7 @@ def test_the_same_data_gives_the_same_bytes(store: Store, tmp_path: Path) -> Non
         for path in export(Store(store.root), tmp_path / "b", ExportOptions(against="published"))
     }
     assert first == second
-    assert len(first) == 28
+    assert len(first) == 24
     assert all(str(tmp_path).encode() not in data for name, data in first.items() if not name.startswith("report."))
 
 
