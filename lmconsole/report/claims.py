@@ -159,7 +159,8 @@ def claims_table(claims: ReportedClaims) -> Table:
         )
     return Table(
         label="tab:claims",
-        title="Claims",
+        title="Table C",
+        letter="C",
         caption="Comparisons that were registered before the runs. Difference: first − second, in nats per token.",
         notes=_BY_RANKS if any(each.result.test == "rank permutation" for each in contrasts) else "",
         columns=[Column(header=header, numeric=header in ("n", "Difference", "p (Holm)")) for header in HEADERS],

@@ -14,7 +14,7 @@ from lmconsole.report.blocks import (
     NumberedTable,
     Paragraph,
 )
-from lmconsole.report.figure_content import OVERVIEW, FigureSpec
+from lmconsole.report.figure_content import CLAIMS, OVERVIEW, FigureSpec
 from lmconsole.report.markup import escape_latex, latex_caption
 from lmconsole.report.table import latex_font_size, latex_grid
 
@@ -140,7 +140,7 @@ def _latex_figures(figures: Sequence[FigureSpec]) -> str:
 
 def _caption(figure: FigureSpec) -> list[str]:
     """Return the lines for the caption of a figure, whose number is that of its file."""
-    if figure.number == OVERVIEW:
+    if figure.number in (OVERVIEW, CLAIMS):
         return [f"\\caption*{{\\textbf{{{figure.label}:}} {caption_macro(figure)}}}"]
     number = f"\\setcounter{{figure}}{{{figure.number - 1}}}"
     return [f"{number}\\caption{{{caption_macro(figure)}}}", f"\\label{{fig:{figure.number}}}"]
@@ -161,8 +161,9 @@ def captions_latex(figures: Sequence[FigureSpec], setting: Sequence[Paragraph]) 
 
 
 _NUMBER_WORDS = (
-    *("Overview", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven"),
+    *("Overview", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Claims"),
 )
+"""Words by the number of a figure; the last one is that of ``CLAIMS``, -1."""
 
 
 def caption_macro(figure: FigureSpec) -> str:

@@ -42,6 +42,7 @@ _LATEX = {
     "≥": r"$\geq$",
     "−": "$-$",
     "→": r"$\rightarrow$",
+    "∞": r"$\infty$",
     "†": r"$^\dagger$",
     "‡": r"$^\ddagger$",
     "²": "$^2$",

@@ -60,6 +60,8 @@ class Table:
     """Description of the runs for the table's own file. The report states it once for all tables."""
     label: str = ""
     """Label for ``\\ref`` in LaTeX."""
+    letter: str = ""
+    """Letter in place of a number, so that the numbers of other tables do not depend on this one."""
     data: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Contents of the CSV file."""
 
@@ -121,7 +123,9 @@ def to_latex(table: Table, *, siunitx: bool = False) -> str:
             "% needs \\usepackage{booktabs}" + (" and \\usepackage{siunitx}" if siunitx else ""),
             "\\begin{table}[htbp]",
             f"  \\centering{latex_font_size(table)}",
+            *([f"  \\renewcommand{{\\thetable}}{{{table.letter}}}"] if table.letter else []),
             f"  \\caption{{{latex_caption(table.caption)}}}",
+            *(["  \\addtocounter{table}{-1}"] if table.letter else []),
             f"  \\label{{{table.label}}}",
             *(f"  {line}" for line in latex_grid(table, siunitx=siunitx)),
             *([f"  \\par\\smallskip{{\\footnotesize\\raggedright {notes}\\par}}"] if notes else []),
