@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lmconsole import formatting
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
 from lmconsole.plan.presets import ranges
 from lmconsole.report.captions import (
+    describe_evaluations,
     describe_group_briefly,
     join_sentences,
     not_shown,
@@ -16,8 +18,7 @@ from lmconsole.report.captions import (
 )
 from lmconsole.report.figure_content import LARGEST_PPL, Curve, FigureSpec, Panel, PanelGrid, time_unit
 from lmconsole.report.selection import Group
-from lmconsole.runs.events import Epoch
-from lmconsole.runs.state import Status
+from lmconsole.runs.state import RunState, Status
 from lmconsole.runs.store import Run
 
 MAX_PANELS = 16
@@ -26,10 +27,23 @@ MAX_PANELS = 16
 OPTIMIZER_ORDER = ("adam", "adamw", "sgd", "momentum")
 """Order of the panels in figures 1, 2, 5 and 6."""
 
-Metric = Callable[[Epoch], float | None]
 
-METRICS: Mapping[str, Metric] = {"Train": lambda epoch: epoch.train_ppl, "Validation": lambda epoch: epoch.valid_ppl}
-"""Metrics of the curves of a panel, by label."""
+class _Point(NamedTuple):
+    """A point of the curve of one run."""
+
+    passes: float
+    """Passes over the train split."""
+    elapsed_train_s: float | None
+    ppl: float | None
+
+
+CURVES: Mapping[str, Callable[[RunState], list[_Point]]] = {
+    "Train": lambda state: [_Point(each.passes, each.elapsed_train_s, each.train_ppl) for each in state.epochs],
+    "Validation": lambda state: [
+        _Point(each.passes, each.elapsed_train_s, each.valid_ppl) for each in state.validations
+    ],
+}
+"""Points of the curves of a panel, by label."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +105,7 @@ def curves_figure(group: Group, model: str, figure: int, *, over_time: bool, dee
         sentences.append(timing_caveat(group))
     elif not group.imported:
         sentences.append("Train perplexity is computed from the training losses of each epoch.")
+    sentences.append(describe_evaluations(group))
     if any(len(panel.runs) > 1 for panel in shown):
         sentences.append("Lines are means over seeds; bands span the lowest to the highest seed.")
     sentences += _missing_and_incomplete(shown)
@@ -131,7 +146,7 @@ def _missing_and_incomplete(panels: Sequence[_PanelRuns]) -> list[str]:
     damaged = [run.info.experiment.id for run in runs if run.state.damage]
     if damaged:
         sentences.append(f"Damaged event logs: {ranges(sorted(set(damaged)))}.")
-    if any(_off_scale(metric(epoch)) for run in runs for epoch in run.state.epochs for metric in METRICS.values()):
+    if any(_off_scale(point.ppl) for run in runs for points in CURVES.values() for point in points(run.state)):
         sentences.append("A cross at the upper edge marks a perplexity that is not finite or too large to draw.")
     return sentences
 
@@ -146,7 +161,7 @@ def _panel(panel: _PanelRuns, unit_s: float | None) -> Panel:
         return Panel(title=panel.title, note="no run yet")
     if unit_s is not None and all(run.state.elapsed_train_s is None for run in runs):
         return Panel(title=panel.title, note="times unknown")
-    curves = {label: _curve(runs, metric, unit_s) for label, metric in METRICS.items()}
+    curves = {label: _curve([points(run.state) for run in runs], unit_s) for label, points in CURVES.items()}
     notes = sorted({run.status.value for run in runs if run.status is not Status.FINISHED})
     if any(run.state.finished and run.state.finished.diverged for run in runs):
         notes.append("diverged")
@@ -155,19 +170,23 @@ def _panel(panel: _PanelRuns, unit_s: float | None) -> Panel:
     return Panel(title=panel.title, curves=curves, note=", ".join(notes))
 
 
-def _curve(runs: Sequence[Run], metric: Metric, unit_s: float | None) -> Curve:
-    """Return mean and range over the seeds that have completed an epoch, by epoch or by mean time in ``unit_s``."""
+def _curve(seeds: Sequence[Sequence[_Point]], unit_s: float | None) -> Curve:
+    """Return mean and range over the seeds, by epoch or by mean time in ``unit_s``: at the ends of epochs over those
+    that have completed it, and within epochs where all that were trained further have been evaluated."""
     xs, means, lows, highs, off_scale = [], [], [], [], []
-    by_epoch: dict[int, list[Epoch]] = {}
-    for run in runs:
-        for event in run.state.epochs:
-            by_epoch.setdefault(event.epoch, []).append(event)
-    for epoch, events in sorted(by_epoch.items()):
-        times = [event.elapsed_train_s for event in events if event.elapsed_train_s is not None]
+    by_passes: dict[float, list[_Point]] = {}
+    for seed in seeds:
+        for point in seed:
+            by_passes.setdefault(point.passes, []).append(point)
+    for passes, points in sorted(by_passes.items()):
+        trained_further = sum(seed[-1].passes >= passes for seed in seeds if seed)
+        if len(points) < trained_further and not passes.is_integer():
+            continue
+        times = [point.elapsed_train_s for point in points if point.elapsed_train_s is not None]
         if unit_s is not None and not times:
             continue
-        x = float(epoch) if unit_s is None else sum(times) / len(times) / unit_s
-        values = [value for event in events if (value := metric(event)) is not None]
+        x = passes if unit_s is None else sum(times) / len(times) / unit_s
+        values = [point.ppl for point in points if point.ppl is not None]
         on_scale = [value for value in values if not _off_scale(value)]
         if len(on_scale) < len(values):
             off_scale.append(x)

@@ -5,6 +5,7 @@ import math
 from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.report.captions import (
     NO_READINGS,
+    describe_evaluations,
     describe_group_briefly,
     describe_host_memory,
     describe_readings,
@@ -95,10 +96,12 @@ def _time_figure(group: Group) -> FigureSpec:
     unit, unit_s = time_unit(max((time.mean_s or 0.0 for time in times.values()), default=0.0))
     target_text = "–" if target is None else f"{target:,.10g}"
     title = f"Training time to a validation perplexity of {target_text}"
+    evaluations = describe_evaluations(group)
+    first, every = ("first evaluation", "evaluation") if evaluations else ("end of the first epoch", "epoch")
     explanation = (
-        f"{title}, reached at the end of the first epoch with at most this value. The target is {TARGET_MARGIN:.0%} "
-        "above the lowest perplexity that every architecture reaches in some experiment with every seed. “Not reached” "
-        "means that at least one seed is above it in every epoch."
+        f"{title}, reached at the {first} with at most this value. The target is {TARGET_MARGIN:.0%} above the lowest "
+        "perplexity that every architecture reaches in some experiment with every seed. “Not reached” means that at "
+        f"least one seed is above it in every {every}."
     )
     if len(group.seeds) > 1:
         explanation += " Bars are means over seeds; lines span the fastest to the slowest seed."
@@ -106,7 +109,7 @@ def _time_figure(group: Group) -> FigureSpec:
     by_experiment = group.by_experiment
     shown_marks = {id_: marks(by_experiment[id_]) for id_ in _bar_labels(group)}
     labels = {id_: label + shown_marks[id_] for id_, label in _bar_labels(group).items()}
-    explanation = join_sentences([explanation, explain_marks("".join(shown_marks.values()))])
+    explanation = join_sentences([explanation, evaluations, explain_marks("".join(shown_marks.values()))])
     shown = [times.get(id_, TimeToTarget()) for id_ in labels]
     return FigureSpec(
         number=10,

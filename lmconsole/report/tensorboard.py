@@ -21,7 +21,7 @@ from lmconsole.extras import install_hint
 from lmconsole.files import file_name_part, open_file
 from lmconsole.report.transaction import cannot_be_written, check_folders, replace_files
 from lmconsole.runs.event_reader import EventReader
-from lmconsole.runs.events import AnyEvent, Epoch, Finished, Progress, Queued, Resumed, Telemetry
+from lmconsole.runs.events import AnyEvent, Epoch, Evaluation, Finished, Progress, Queued, Resumed, Telemetry
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.store import Run, Store
 
@@ -234,6 +234,16 @@ class _Encoder:
                 self._steps_per_epoch = event.steps
                 self._step = (event.epoch - 1) * event.steps + event.step
                 yield self._summary({"loss/train": event.train_loss_nats, "speed/tokens_per_s": event.tokens_per_s})
+            case Evaluation():
+                self._steps_per_epoch = event.steps
+                self._step = (event.epoch - 1) * event.steps + event.step
+                yield self._summary(
+                    {
+                        "loss/validation": event.valid_loss_nats,
+                        "perplexity/validation": event.valid_ppl,
+                        "time/validation_s": event.valid_s,
+                    }
+                )
             case Epoch():
                 self._step = event.epoch * self._steps_per_epoch
                 yield self._summary(
