@@ -80,6 +80,26 @@ def test_curves_are_the_perplexities_of_the_log_over_epochs_and_time(tmp_path: P
     assert legend(drawn) == ["Train", "Validation"]
 
 
+def test_evaluations_within_epochs_are_points_of_the_validation_curve(tmp_path: Path) -> None:
+    losses, within = [(6.0, 5.5), (5.0, 4.5)], [(7.0, 6.0, 5.8), (5.2, 5.0, 4.6)]
+    more: dict[str, Any] = {"seconds": 8.0, "evaluate_every_steps": 1, "within": within}
+    record(tmp_path, 1, "lstm", losses, **more)
+    record(tmp_path, 2, "lstm", losses, optimizer="adamw")
+    train, valid = (lines(figure(tmp_path, 1).axes[0])[line] for line in (0, 2))
+    assert train[0] == [1.0, 2.0]
+    assert valid[0] == [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
+    assert valid[1] == pytest.approx([math.exp(loss) for loss in (7.0, 6.0, 5.8, 5.5, 5.2, 5.0, 4.6, 4.5)])
+    assert lines(figure(tmp_path, 5).axes[0])[2][0] == pytest.approx([2 * x for x in range(1, 9)])
+    sentence = "Validation perplexity is evaluated at the ends of epochs, and within them every step in experiment 1."
+    assert all(sentence in caption(tmp_path, number) for number in (1, 5, 10))
+    assert "reached at the first evaluation with" in caption(tmp_path, 10)
+
+    record(tmp_path, 1, "lstm", losses[:1], seed=2, **more | {"within": within[:1]}, finish=False)
+    assert lines(figure(tmp_path, 1).axes[0])[2] == valid, "a seed that is less far ends earlier"
+    record(tmp_path, 1, "lstm", losses, seed=3, seconds=8.0)
+    assert lines(figure(tmp_path, 1).axes[0])[2][0] == [1.0, 2.0], "no mean over other seeds within epochs"
+
+
 def test_panels_share_their_axes_and_the_legend_is_outside_the_data(tmp_path: Path) -> None:
     twelve(tmp_path)
     drawn = figure(tmp_path, 5)
