@@ -258,7 +258,8 @@ class _Limits:
         margin = max((high / low) ** 0.06, 1.02)
         self.y = low / margin, high * margin
         last = max(xs, default=1.0)
-        self.x = (0.5, last + 0.5) if integer_x else (0.0, last * 1.04 or 1.0)
+        first = 0.5 if min(xs, default=1.0) >= 1.0 else 0.0  # evaluations within the first epoch come before its end
+        self.x = (first, last + 0.5) if integer_x else (0.0, last * 1.04 or 1.0)
         self.integer_x = integer_x
         self.y_labels = [_plain(tick) for tick in log_ticks(*self.y)]
 

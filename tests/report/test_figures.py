@@ -89,6 +89,7 @@ def test_evaluations_within_epochs_are_points_of_the_validation_curve(tmp_path: 
     assert train[0] == [1.0, 2.0]
     assert valid[0] == [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
     assert valid[1] == pytest.approx([math.exp(loss) for loss in (7.0, 6.0, 5.8, 5.5, 5.2, 5.0, 4.6, 4.5)])
+    assert figure(tmp_path, 1).axes[0].get_xlim() == (0.0, 2.5)
     assert lines(figure(tmp_path, 5).axes[0])[2][0] == pytest.approx([2 * x for x in range(1, 9)])
     sentence = "Validation perplexity is evaluated at the ends of epochs, and within them every step in experiment 1."
     assert all(sentence in caption(tmp_path, number) for number in (1, 5, 10))
