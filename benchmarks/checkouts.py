@@ -39,6 +39,7 @@ def train_in_turns(turns: Connection, checkout: Path, number: int, every: int) -
     of CPU time that its training took."""
     sys.path.insert(0, str(checkout))
     import overhead
+    from store import run_info
 
     import lmconsole
     from lmconsole.lm import device
@@ -52,7 +53,7 @@ def train_in_turns(turns: Connection, checkout: Path, number: int, every: int) -
     more = {"evaluate_every_steps": every} if every else {}
     shape = overhead.Shape(number, {}, device.describe_devices()[0], 0.0)
     corpus = overhead._corpus(shape.settings.vocabulary, STEPS * shape.batch_tokens)
-    info = overhead.run_info(number, "demo", overhead._corpus_info(corpus), run="run", epochs=TURNS, **more)
+    info = run_info(number, "demo", overhead._corpus_info(corpus), run="run", epochs=TURNS, **more)
     current, trained_s, since_s = 0, 0.0, 0.0
 
     def enter_phase(phase: str, epoch: int | None) -> None:

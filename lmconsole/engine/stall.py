@@ -138,8 +138,8 @@ def _reason(state: RunState, silent_s: float, expected_s: float) -> str:
             )
         case "valid":
             progress = state.progress[-1]
-            step = f"step {progress.step:,} of " if progress.step < progress.steps else ""
-            what = f"the validation after {step}epoch {progress.epoch} has"
+            within = f"step {progress.step:,} of " if progress.step < progress.steps else ""
+            what = f"the validation after {within}epoch {progress.epoch} has"
         case _:
             what = "the tests have"
     return f"{what} taken {about(silent_s)}; training on as many tokens takes {expected}"

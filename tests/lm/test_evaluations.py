@@ -1,6 +1,7 @@
 """Evaluations within epochs: they change nothing that is trained, and a resumed run neither repeats nor lacks one."""
 
 import copy
+import functools
 import itertools
 import math
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from lmconsole.lm import checkpoint, loop
 from lmconsole.lm.checkpoint import CheckpointWriter, TrainState
+from lmconsole.lm.cuda_graph import CudaGraphSteps
+from lmconsole.lm.fast_paths import prepare_steps
 from lmconsole.lm.loop import Training, train
 from lmconsole.runs.event_reader import EventReader
 from lmconsole.runs.events import Evaluation, Progress, perplexity
@@ -26,7 +29,7 @@ EVERY = 7
 DROPOUT: dict[str, Any] = {"dropout": 0.1, "learning_rate_decay": "cosine", "gradient_clip_norm": 1.0}
 
 
-def outcome(run: Run) -> tuple[list[tuple[float | None, ...]], tuple[object, ...]]:
+def outcome(run: Run) -> tuple[object, ...]:
     """Return all losses that depend on training."""
     finished = run.state.finished
     assert finished is not None
@@ -85,6 +88,36 @@ def test_an_evaluation_has_the_loss_of_the_weights_at_its_step_without_dropout(
     assert losses == pytest.approx(expected, rel=1e-4)
     for event in run.state.evaluations:
         assert event.valid_ppl == perplexity(event.valid_loss_nats or math.nan)
+
+
+@pytest.mark.parametrize("model", ["lstm", "gpt1"])
+def test_captured_steps_find_their_tensors_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    """On a CPU a capture returns the work itself; the short last batch of an epoch is not captured."""
+    monkeypatch.setattr(loop, "prepare_steps", functools.partial(prepare_steps, capture=lambda work: work))
+    off = trained(tmp_path / "off", model, learning_rate_decay="cosine")
+    real = Training._evaluate_within_epoch
+    calls = 0
+
+    def spied(self: Training) -> None:
+        nonlocal calls
+        calls += 1
+        steps = self.steps
+        assert isinstance(steps, CudaGraphSteps)
+        tensors = (steps.nll, steps._position, steps._order, *steps.trained)
+        before = [(each.data_ptr(), each.detach().clone()) for each in tensors]
+        real(self)
+        after = (self.steps.nll, steps._position, steps._order, *steps.trained)
+        for (address, value), each in zip(before, after, strict=True):
+            assert address == each.data_ptr()
+            assert value.equal(each)
+
+    monkeypatch.setattr(Training, "_evaluate_within_epoch", spied)
+    on = trained(tmp_path / "on", model, learning_rate_decay="cosine", evaluate_every_steps=EVERY)
+    assert calls == len(on.state.evaluations) > 2
+    assert outcome(on) == outcome(off)
+    assert same_weights(on, off)
 
 
 def test_each_evaluation_follows_a_progress_event_at_its_step(tmp_path: Path) -> None:

@@ -89,7 +89,15 @@ def test_the_best_epoch_is_no_evaluation() -> None:
 
 
 def test_the_time_left_counts_evaluations_like_those_so_far() -> None:
-    log = [started(), progress(1, 2), evaluation(1, 2), progress(1, 4), evaluation(1, 4), progress(1, STEPS), epoch(1)]
+    log: list[AnyEvent] = [
+        started(),
+        progress(1, 2),
+        evaluation(1, 2),
+        progress(1, 4),
+        evaluation(1, 4),
+        progress(1, STEPS),
+        epoch(1),
+    ]
     training_s = STEPS * STEP_S
     assert fold(*log).train_seconds_left(3) == 2 * training_s
     assert fold(*log).seconds_left(3) == 2 * (training_s + 2 * VALID_S + VALID_S)
