@@ -14,11 +14,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from lmconsole.errors import ExportError, StoreError
 from lmconsole.extras import install_hint
 from lmconsole.files import file_name_part, open_file
+from lmconsole.plan.experiment import hashed_settings
 from lmconsole.report.transaction import cannot_be_written, check_folders, replace_files
 from lmconsole.runs.event_reader import EventReader
 from lmconsole.runs.events import AnyEvent, Epoch, Evaluation, Finished, Progress, Queued, Resumed, Telemetry
@@ -311,7 +310,7 @@ def _hparams(info: RunInfo) -> tuple[str, bytes]:
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     content = HParamsPluginData(version=0)
-    settings = msgspec.to_builtins(info.settings)
+    settings = hashed_settings(info.settings)  # a later setting must not change the files of earlier runs
     values = {"experiment": info.experiment.id, "preset": info.preset, **settings, "seed": info.seed}
     content.session_start_info.SetInParent()
     for name, value in values.items():
