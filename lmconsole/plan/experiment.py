@@ -84,8 +84,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     early_stopping_epochs: Annotated[int, msgspec.Meta(ge=0, le=100_000)]
     """Stop after this many epochs without a better validation perplexity; 0 is off."""
     evaluate_every_steps: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 0
-    """Evaluate the validation split within epochs too, each time this many steps of the run are done; 0 is off. It is
-    not training time and changes no result: the best epoch and early stopping rest on the ends of epochs."""
+    """Steps of the run between evaluations of the validation split within epochs, in addition to those at their ends; 0
+    is off. They change no result, and their time is not training time."""
     precision: Literal["fp32", "tf32", "bf16", "auto"]
     """Precision of matrix products; ``auto`` is bf16 where the hardware computes it natively, otherwise fp32."""
 
