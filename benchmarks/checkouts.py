@@ -6,8 +6,8 @@ FOLDER is a checkout of lmconsole, such as a `git worktree` of the commit before
 for each variant is forked from one that has imported torch, and the variants take turns, epoch by epoch, at the same
 random tokens: the other checkout, this one, and this one with ``evaluate_every_steps``. Each has one thread, and its
 CPU time in training is compared, since other load on the machine affects it far less than wall-clock time. Time in
-evaluations is not counted, as in a run. The result is the median of the ratios with a 95% interval; new processes for
-each pair average out the differences between processes.
+evaluations is not counted, as in a run. The result is the median of the pairs' ratios with a 95% interval; new
+processes for each pair average out the differences between processes.
 """
 
 import argparse
@@ -28,9 +28,9 @@ import torch._dynamo  # the first optimizer of a process imports it
 
 HERE = Path(__file__).resolve().parents[1]
 EXPERIMENTS = {"LSTM 1L, demo": 1, "GPT-1 1L, demo": 5}
-STEPS = 20
-"""Steps of an epoch."""
-TURNS = 5
+STEPS = 5
+"""Steps of an epoch: other load changes less within a twentieth of a second than within one."""
+TURNS = 21
 """Epochs of each variant in a pair. The first is a warm-up."""
 
 
@@ -88,7 +88,8 @@ def train_in_turns(turns: Connection, checkout: Path, number: int, every: int) -
 
 
 def measure_pair(variants: dict[str, tuple[Path, int]], number: int, first: int) -> dict[str, float]:
-    """Return the CPU time of each variant in its epochs. The order rotates, and starts at the variant ``first``."""
+    """Return the CPU time of each variant relative to the first one, the median over its epochs. The order rotates, and
+    starts at the variant ``first``."""
     fork = multiprocessing.get_context("fork")
     connections: dict[str, Connection] = {}
     processes = []
@@ -96,17 +97,19 @@ def measure_pair(variants: dict[str, tuple[Path, int]], number: int, first: int)
         connections[name], theirs = fork.Pipe()
         processes.append(fork.Process(target=train_in_turns, args=(theirs, checkout, number, every)))
         processes[-1].start()
-    spent = dict.fromkeys(variants, 0.0)
     names = list(variants)
+    spent: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(TURNS):
         start = (first + turn) % len(names)
         for name in [*names[start:], *names[:start]]:
             connections[name].send(None)
-            seconds = connections[name].recv()
-            spent[name] += seconds if turn else 0.0
+            spent[name].append(connections[name].recv())
     for process in processes:
         process.join()
-    return spent
+    return {
+        name: statistics.median(one / other for one, other in zip(spent[name][1:], spent[names[0]][1:], strict=True))
+        for name in names
+    }
 
 
 def median_interval(values: list[float]) -> tuple[float, float]:
@@ -146,7 +149,7 @@ def main() -> None:
     for label, number in EXPERIMENTS.items():
         pairs = [measure_pair(variants, number, pair) for pair in range(arguments.pairs)]
         for name in list(variants)[1:]:
-            print(f"{label}, {name}: {describe([pair[name] / pair['other'] for pair in pairs])}", flush=True)
+            print(f"{label}, {name}: {describe([pair[name] for pair in pairs])}", flush=True)
 
 
 if __name__ == "__main__":
