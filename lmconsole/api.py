@@ -27,7 +27,7 @@ from lmconsole.plan import load
 from lmconsole.plan.experiment import Experiment, Settings
 from lmconsole.plan.presets import Plan, unknown
 from lmconsole.runs import store as stores
-from lmconsole.runs.events import Epoch, Failed, Finished, Progress, Stopped, Telemetry
+from lmconsole.runs.events import Epoch, Evaluation, Failed, Finished, Progress, Stopped, Telemetry
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.state import Status
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LmconsoleError", "Run", "RunStore", "export", "load_plan", "results"]
 
-FrameName = Literal["experiments", "runs", "epochs", "telemetry", "memory"]
+FrameName = Literal["experiments", "runs", "epochs", "evaluations", "telemetry", "memory"]
 FIGURES = ("png", "pdf", "svg")
 
 
@@ -87,6 +87,8 @@ class Run:
         """``queued``, ``running``, ``stopped``, ``finished``, ``failed`` or ``lost``."""
         self.epochs: tuple[Epoch, ...] = tuple(run.state.epochs)
         """Complete epochs, with losses in nats, perplexities, and times in seconds."""
+        self.evaluations: tuple[Evaluation, ...] = tuple(run.state.evaluations)
+        """Evaluations of the validation split within epochs; none without ``evaluate_every_steps``."""
         self.progress: tuple[Progress, ...] = tuple(run.state.progress)
         """Progress of training, at most twice a second."""
         self.telemetry: tuple[Telemetry, ...] = tuple(run.state.telemetry)
@@ -207,7 +209,8 @@ def results(
         store: Store, or its folder.
         frame: Rows of the frame. ``experiments``: Table 1, one row for each experiment at its best epoch, mean and
             standard deviation over seeds; ``runs``: one for each run; ``epochs``: one for each epoch of each run;
-            ``telemetry``: one for each sample; ``memory``: Table 2, one for each experiment.
+            ``evaluations``: one for each evaluation within an epoch; ``telemetry``: one for each sample; ``memory``:
+            Table 2, one for each experiment.
         preset: Choose the newest group of this preset.
         run: Choose the group of this run: an id, a unique beginning of one, or the number of an experiment.
         imported: Choose imported or trained runs.
@@ -215,16 +218,10 @@ def results(
     Raises:
         LmconsoleError: No run that matches has completed an epoch.
     """
-    from lmconsole.report.results import epoch_frame, memory_frame, results_frame, run_frame, telemetry_frame
+    from lmconsole.report.results import FRAMES, memory_frame, results_frame
     from lmconsole.report.selection import choose_group
 
-    frames = {
-        "experiments": results_frame,
-        "runs": run_frame,
-        "epochs": epoch_frame,
-        "telemetry": telemetry_frame,
-        "memory": memory_frame,
-    }
+    frames = {"experiments": results_frame, "memory": memory_frame, **FRAMES}
     _check("frame", frame, tuple(frames))
     source, wanted = _open(store, run)
     return frames[frame](choose_group(source.runs(), preset=preset, run_id=wanted, imported=imported))

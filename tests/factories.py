@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from lmconsole.runs.event_log import EventLog
-from lmconsole.runs.events import Epoch, Event, Finished, Progress, Queued, Started, Telemetry, perplexity
+from lmconsole.runs.events import Epoch, Evaluation, Event, Finished, Progress, Queued, Started, Telemetry, perplexity
 from lmconsole.runs.paths import RunPaths
 
 STEPS = 8
@@ -58,6 +58,20 @@ def progress(epoch: int = 1, step: int = STEPS, loss_nats: float | None = 5.0, *
         steps=STEPS,
         train_loss_nats=loss_nats,
         tokens_per_s=12_345.0,
+        elapsed_train_s=((epoch - 1) * STEPS + step) * STEP_S,
+    )
+    return msgspec.structs.replace(event, **changes)
+
+
+def evaluation(epoch: int = 1, step: int = STEPS // 2, valid_nats: float = 5.5, **changes: object) -> Evaluation:
+    """Return an evaluation after ``step`` steps of ``epoch`` with this loss."""
+    event = Evaluation(
+        epoch=epoch,
+        step=step,
+        steps=STEPS,
+        valid_loss_nats=valid_nats,
+        valid_ppl=perplexity(valid_nats),
+        valid_s=VALID_S,
         elapsed_train_s=((epoch - 1) * STEPS + step) * STEP_S,
     )
     return msgspec.structs.replace(event, **changes)

@@ -1,5 +1,6 @@
 """Runs that were never trained: a test chooses what their logs say."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def record(
     seconds: float = 1.0,
     jobs: int = 1,
     energy_j: float | None = None,
+    within: Sequence[Sequence[float]] = (),
     **settings: Any,
 ) -> Run:
     """Record a run with these (train, validation) losses in nats, one pair for each epoch.
@@ -34,6 +36,7 @@ def record(
         samples: telemetry samples in each epoch.
         seconds: training time of each epoch.
         energy_j: energy of the whole run, used evenly over the epochs.
+        within: validation losses at evaluations within each epoch, spread evenly over its steps.
     """
     run = tiny.queue_tiny(
         root, model, number=number, optimizer=optimizer, seed=seed, layers=layers, name=name, jobs=jobs, **settings
@@ -65,7 +68,18 @@ def record(
             elapsed_train_s=seconds * epoch,
             energy_j=None if energy_j is None else energy_j / len(losses),
         )
-        factories.append_events(run.paths, *[sample] * samples, end)
+        inside = within[epoch - 1] if within else ()
+        evaluations = [
+            factories.evaluation(
+                epoch,
+                step,
+                loss,
+                steps=len(inside) + 1,
+                elapsed_train_s=seconds * (epoch - 1 + step / (len(inside) + 1)),
+            )
+            for step, loss in enumerate(inside, 1)
+        ]
+        factories.append_events(run.paths, *[sample] * samples, *evaluations, end)
     if finish:
         outcome = factories.finished(
             [valid for _, valid in losses],

@@ -14,7 +14,7 @@ from rich.text import Text
 from lmconsole import formatting
 from lmconsole.commands.output import console, print_json_line, print_message
 from lmconsole.errors import escape_control_characters
-from lmconsole.runs.events import AnyEvent, Epoch, Failed, Finished, Progress, Started, Stopped, perplexity
+from lmconsole.runs.events import AnyEvent, Epoch, Evaluation, Failed, Finished, Progress, Started, Stopped, perplexity
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
@@ -58,6 +58,11 @@ def sentence(run: Run, event: AnyEvent) -> str | None:
         case Started():
             again = f", attempt {event.attempt}" if event.attempt > 1 else ""
             return f"started on {event.device} ({event.device_name}), {event.precision}{again}"
+        case Evaluation():
+            return (
+                f"epoch {event.epoch}/{epochs}, step {event.step}/{event.steps}  "
+                f"valid ppl {formatting.perplexity(event.valid_ppl)}  {formatting.seconds(event.elapsed_train_s)}"
+            )
         case Epoch():
             tokens = run.info.corpus.tokens.get("train")
             pace = tokens / event.train_s if tokens and event.train_s else None
@@ -173,7 +178,7 @@ def _active_row(run: Run, seed: bool) -> list[str]:
     state, epochs = run.state, run.info.settings.epochs
     epoch, step = state.position
     now: Progress | None = state.progress[-1] if state.progress else None
-    last = state.last_epoch
+    last = state.last_validation
     phase = "test" if epoch > epochs else f"{epoch}/{epochs}"
     loss = now.train_loss_nats if now else None
     return [

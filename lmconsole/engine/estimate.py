@@ -100,8 +100,8 @@ def _estimate(
 
 
 def _closest(settings: Settings, vocabulary: int, samples: Sequence[SpeedSample]) -> SpeedSample | None:
-    """Return the first sample with the same settings, epochs apart; else, of those with the same model, embeddings and
-    precision, the one with the most similar number of operations."""
+    """Return the first sample with the same settings, epochs and evaluations apart; else, of those with the same model,
+    embeddings and precision, the one with the most similar number of operations."""
     similar = [
         (abs(math.log(step_flops(sample.settings, vocabulary) / step_flops(settings, vocabulary))), sample)
         for sample in samples
@@ -110,13 +110,14 @@ def _closest(settings: Settings, vocabulary: int, samples: Sequence[SpeedSample]
     similar = [(distance, sample) for distance, sample in similar if distance <= math.log(MAX_FLOPS_RATIO)]
     return min(
         similar,
-        key=lambda each: (_without_epochs(each[1].settings) != _without_epochs(settings), each[0]),
+        key=lambda each: (_of_one_epoch(each[1].settings) != _of_one_epoch(settings), each[0]),
         default=(0.0, None),
     )[1]
 
 
-def _without_epochs(settings: Settings) -> Settings:
-    return msgspec.structs.replace(settings, epochs=1)
+def _of_one_epoch(settings: Settings) -> Settings:
+    """Return the settings of one epoch without evaluations, which decide the speed but not the length of a run."""
+    return msgspec.structs.replace(settings, epochs=1, evaluate_every_steps=0)
 
 
 def makespan_s(runs: Iterable[tuple[float, int]], devices: int = 1) -> float:

@@ -104,7 +104,7 @@ def _phase(state: RunState) -> str:
 
 def _position(state: RunState) -> tuple[object, ...]:
     """Return what changes when a run gets on. The first item is a number of an event."""
-    events = (state.started, state.last_epoch, state.progress[-1] if state.progress else None)
+    events = (state.started, state.last_validation, state.progress[-1] if state.progress else None)
     last = max((event.seq for event in events if event), default=0)
     return last, state.telemetry[-1].phase if state.telemetry else None
 
@@ -137,7 +137,9 @@ def _reason(state: RunState, silent_s: float, expected_s: float) -> str:
                 f"no training step has ended for {about(silent_s)}; one takes {expected} (epoch {epoch}, step {step})"
             )
         case "valid":
-            what = f"the validation after epoch {state.progress[-1].epoch} has"
+            progress = state.progress[-1]
+            within = f"step {progress.step:,} of " if progress.step < progress.steps else ""
+            what = f"the validation after {within}epoch {progress.epoch} has"
         case _:
             what = "the tests have"
     return f"{what} taken {about(silent_s)}; training on as many tokens takes {expected}"

@@ -24,7 +24,7 @@ from lmconsole.lm.optimizers import build_optimizer, has_schedule, learning_rate
 from lmconsole.lm.restore import NOTHING_FOUND, Found
 from lmconsole.plan.experiment import Precision
 from lmconsole.runs.event_log import EventLog
-from lmconsole.runs.events import Epoch, Finished, Phase, Progress, Resumed, Stopped, perplexity
+from lmconsole.runs.events import Epoch, Evaluation, Finished, Phase, Progress, Resumed, Stopped, perplexity
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.state import RunState
@@ -162,8 +162,10 @@ class Training:
     def _train_epoch(self) -> None:
         """Train on the remaining windows of the epoch.
 
-        At each tick and at the end, reading the loss waits for all launched work. In between, ``limiter`` waits only to
-        keep the number of outstanding launches small.
+        At each tick, before an evaluation and at the end, reading the loss waits for all launched work. In between,
+        ``limiter`` waits only to keep the number of outstanding launches small.
+
+        An evaluation comes before the checkpoint at the same step, so a run that resumes there has it in its log.
         """
         state = self.state
         if state.permutation is None:
@@ -173,6 +175,8 @@ class Training:
 
         synchronize(self.context.device)
         self.energy.start_epoch()
+        if self._evaluation_due() and not self._evaluated_before():  # the last attempt was stopped in it
+            self._evaluate_within_epoch()
         limiter = LaunchLimiter(self.context.device)
         interval_start_s = time.monotonic()
         reported_nll, reported_targets = state.epoch_nll, state.epoch_targets
@@ -183,7 +187,8 @@ class Training:
             limiter.after_launch()
 
             tick = time.monotonic() >= self._next_tick_s
-            if tick or state.step == self.steps_per_epoch:
+            evaluation = self._evaluation_due()
+            if tick or evaluation or state.step == self.steps_per_epoch:
                 state.epoch_nll = self.steps.nll.item()  # waits for the device
                 now_s = time.monotonic()
                 interval_s = now_s - interval_start_s
@@ -194,17 +199,53 @@ class Training:
                 if tick:
                     self._raise_if_interrupted()
                     self._next_tick_s = now_s + TICK_S
+                if evaluation:
+                    self._evaluate_within_epoch()
                 if state.step < self.steps_per_epoch:
                     self._save_if_due()
                 interval_start_s = time.monotonic()  # reporting and saving are not training
 
     def _learning_rate(self) -> float | None:
         """Return the learning rate of the next step; None if it never changes."""
-        settings, state = self.settings, self.state
+        settings = self.settings
         if not has_schedule(settings):
             return None
-        step = (state.epoch - 1) * self.steps_per_epoch + state.step
-        return learning_rate_at(settings, step, settings.epochs * self.steps_per_epoch)
+        return learning_rate_at(settings, self._steps_done(), settings.epochs * self.steps_per_epoch)
+
+    def _steps_done(self) -> int:
+        """Return the steps of the run that are done."""
+        return (self.state.epoch - 1) * self.steps_per_epoch + self.state.step
+
+    def _evaluation_due(self) -> bool:
+        """Return whether an evaluation within the epoch belongs to the present step. The end of an epoch has its own,
+        and so does the start of the next."""
+        every = self.settings.evaluate_every_steps
+        return every > 0 and 0 < self.state.step < self.steps_per_epoch and self._steps_done() % every == 0
+
+    def _evaluated_before(self) -> bool:
+        """Return whether the log of earlier attempts has the evaluation of the present step."""
+        here = self.state.epoch, self.state.step
+        return any((event.epoch, event.step) == here for event in self.context.history.evaluations)
+
+    def _evaluate_within_epoch(self) -> None:
+        """Evaluate the validation split outside the training clock, and log the result. Nothing else depends on it."""
+        state = self.state
+        self.context.enter_phase("valid", state.epoch)
+        start_s = time.monotonic()
+        loss = self._evaluate("validation")
+        self.context.log.append(
+            Evaluation(
+                epoch=state.epoch,
+                step=state.step,
+                steps=self.steps_per_epoch,
+                valid_loss_nats=loss,
+                valid_ppl=perplexity(loss),
+                valid_s=time.monotonic() - start_s,
+                elapsed_train_s=state.elapsed_train_s,
+            )
+        )
+        self.model.train()
+        self.context.enter_phase("train", state.epoch)
 
     def _finish_epoch(self) -> None:
         """Validate, keep the weights if they are the best, log the epoch, and only then advance to the next."""

@@ -155,7 +155,7 @@ def _context(
     settings: Settings, vocabulary: int, device: str, paths: RunPaths, log: EventLog, stop_requested: Callable[[], bool]
 ) -> TrainingContext:
     """Return the context of a run on synthetic data whose files are all in ``paths``."""
-    settings = msgspec.structs.replace(settings, epochs=1_000, early_stopping_epochs=0)
+    settings = msgspec.structs.replace(settings, epochs=1_000, early_stopping_epochs=0, evaluate_every_steps=0)
     corpus = _synthetic_corpus(settings, vocabulary)
     info = RunInfo(
         schema=SCHEMA,

@@ -83,6 +83,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     outputs; 0 is off."""
     early_stopping_epochs: Annotated[int, msgspec.Meta(ge=0, le=100_000)]
     """Stop after this many epochs without a better validation perplexity; 0 is off."""
+    evaluate_every_steps: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 0
+    """Steps of the run between evaluations of the validation split within epochs, in addition to those at their ends; 0
+    is off. They change no result, and their time is not training time."""
     precision: Literal["fp32", "tf32", "bf16", "auto"]
     """Precision of matrix products; ``auto`` is bf16 where the hardware computes it natively, otherwise fp32."""
 
@@ -108,6 +111,10 @@ ALWAYS_HASHED = frozenset((
 ))
 # fmt: on
 """Settings of version 0.1.0. A later one needs a default, at which runs compute what they computed without it."""
+
+
+RECORDING_SETTINGS = frozenset(("evaluate_every_steps",))
+"""Settings that add to what a run records, and change nothing that it computes."""
 
 
 def hashed_settings(settings: Settings) -> dict[str, object]:

@@ -6,6 +6,7 @@ from them. Everything except matrix products is left out. Counts are per target 
 at the start of an LSTM is multiplied like any other.
 """
 
+import math
 from collections.abc import Mapping
 
 import msgspec
@@ -52,11 +53,22 @@ def step_flops(settings: Settings, vocabulary: int) -> float:
 def run_flops(settings: Settings, vocabulary: int, tokens: Mapping[str, int]) -> float:
     """Return the FLOPs of a run on a corpus with ``tokens`` in each split.
 
-    They include training and validation in every epoch, and two tests, with the final and with the best weights.
+    They include training and validation in every epoch, evaluations within epochs, and two tests, with the final and
+    with the best weights.
     """
     train, evaluate = (of(settings, vocabulary).total for of in (training_flops, evaluation_flops))
-    epoch = tokens["train"] * train + tokens["validation"] * evaluate
-    return settings.epochs * epoch + 2 * tokens["test"] * evaluate
+    evaluations = settings.epochs * (1.0 + _evaluations_per_epoch(settings, tokens["train"]))
+    evaluated = evaluations * tokens["validation"] + 2 * tokens["test"]
+    return settings.epochs * tokens["train"] * train + evaluated * evaluate
+
+
+def _evaluations_per_epoch(settings: Settings, train_tokens: int) -> float:
+    """Return the mean number of evaluations within an epoch."""
+    every = settings.evaluate_every_steps
+    if not every:
+        return 0.0
+    steps = math.ceil(train_tokens / (settings.window_tokens * settings.batch_size))
+    return (steps - math.gcd(steps, every)) / every  # without those at the end of an epoch
 
 
 def share_of_peak(settings: Settings, vocabulary: int, tokens_per_s: float, peak_gflops: float) -> float:

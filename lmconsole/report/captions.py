@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lmconsole import formatting
 from lmconsole.importing.settings import ASSUMED, INFERRED, STATED, is_inferred
-from lmconsole.plan.experiment import OPTIMIZER_NAMES
+from lmconsole.plan.experiment import OPTIMIZER_NAMES, RECORDING_SETTINGS
 from lmconsole.plan.presets import ranges
 from lmconsole.report.results import is_complete
 from lmconsole.report.selection import Exclusion, Group
@@ -73,6 +73,21 @@ def ppl_denominator(group: Group) -> str:
     return "target token" if group.reference.denominator == "targets" else "position of full batches (padded)"
 
 
+def describe_evaluations(group: Group) -> str:
+    """Describe at which steps validation perplexity is known besides the ends of epochs; empty if at none."""
+    experiments: dict[int, set[int]] = {}
+    for run in group.runs:
+        every = run.info.settings.evaluate_every_steps if run.state.evaluations else 0
+        experiments.setdefault(every, set()).add(run.info.experiment.id)
+    intervals = {each: f"every {each:,} steps" if each > 1 else "every step" for each in sorted(experiments) if each}
+    if len(experiments) == len(intervals) == 1:
+        return f"Validation perplexity is evaluated {''.join(intervals.values())} and at the ends of epochs."
+    if not intervals:
+        return ""
+    parts = [f"{interval} in {name_ids(experiments[each])}" for each, interval in intervals.items()]
+    return f"Validation perplexity is evaluated at the ends of epochs, and within them {', '.join(parts)}."
+
+
 def describe_incomplete_runs(group: Group) -> list[str]:
     """Describe the progress of every run that is unfinished, diverged or damaged."""
     return [
@@ -119,7 +134,8 @@ def timing_caveat(group: Group) -> str:
 def _typical_run(group: Group) -> RunInfo:
     """Return the reference or, if it overrides settings that the others share, the first run that does not."""
     infos = [group.reference, *(run.info for run in group.runs)]
-    return next((info for info in infos if info.experiment.overrides.keys() <= EXPERIMENT_SETTINGS), group.reference)
+    own = EXPERIMENT_SETTINGS | RECORDING_SETTINGS
+    return next((info for info in infos if info.experiment.overrides.keys() <= own), group.reference)
 
 
 def _describe_trained(info: RunInfo) -> str:

@@ -5,6 +5,7 @@ experiment.
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
 from lmconsole.report.captions import join_sentences, name_ids, not_shown
@@ -21,8 +22,7 @@ from lmconsole.report.figure_content import (
 from lmconsole.report.panel_limits import are_cut, have_own_limits, with_limits
 from lmconsole.report.results import best_experiments, marks
 from lmconsole.report.selection import Group
-from lmconsole.runs.events import Epoch
-from lmconsole.runs.state import Status
+from lmconsole.runs.state import RunState, Status
 from lmconsole.runs.store import Run
 
 MAX_PANELS = 16
@@ -33,10 +33,23 @@ OPTIMIZER_ORDER = ("adam", "adamw", "sgd", "momentum")
 
 VALIDATION = "Validation"
 
-Metric = Callable[[Epoch], float | None]
 
-METRICS: Mapping[str, Metric] = {"Train": lambda epoch: epoch.train_ppl, VALIDATION: lambda epoch: epoch.valid_ppl}
-"""Metrics of the curves of a panel, by label."""
+class _Point(NamedTuple):
+    """A point of the curve of one run."""
+
+    passes: float
+    """Passes over the train split."""
+    elapsed_train_s: float | None
+    ppl: float | None
+
+
+Points = Callable[[RunState], Sequence[_Point]]
+
+METRICS: Mapping[str, Points] = {
+    "Train": lambda state: [_Point(each.passes, each.elapsed_train_s, each.train_ppl) for each in state.epochs],
+    VALIDATION: lambda state: [_Point(each.passes, each.elapsed_train_s, each.valid_ppl) for each in state.validations],
+}
+"""Points of the curves of a panel, by label."""
 
 
 def _experiments(group: Group, model: str, *, deep: bool) -> list[list[Run]]:
@@ -139,7 +152,7 @@ def _incomplete(runs: Sequence[Run]) -> list[str]:
     ):
         if fitting:
             sentences.append(f"{phrase}: {name_ids(run.info.experiment.id for run in fitting)}.")
-    if any(_off_scale(metric(epoch)) for run in runs for epoch in run.state.epochs for metric in METRICS.values()):
+    if any(_off_scale(point.ppl) for run in runs for points in METRICS.values() for point in points(run.state)):
         sentences.append("Crosses: not finite, or too large to draw.")
     return sentences
 
@@ -158,31 +171,30 @@ def _panel(runs: Sequence[Run], x_label: str, unit_s: float | None) -> Panel:
     return Panel(title=title, x_label=x_label, integer_x=integer_x, curves=curves, note=", ".join(notes))
 
 
-def _curve(runs: Sequence[Run], metric: Metric, unit_s: float | None, *, mark_best: bool = True) -> Curve:
-    """Return the lines of all seeds over epochs or over time in ``unit_s``, and their mean over the epochs at which
-    every seed has a value. A mean of the seeds that are left would hide that others diverged."""
+def _curve(runs: Sequence[Run], points_of: Points, unit_s: float | None, *, mark_best: bool = True) -> Curve:
+    """Return the lines of all seeds over epochs or over time in ``unit_s``, and their mean where every seed has a
+    value. A mean of the seeds that are left would hide that others diverged."""
     seeds: list[SeedCurve] = []
     off_scale: list[float] = []
-    by_epoch: dict[int, list[tuple[float, float]]] = {}
+    by_passes: dict[float, list[tuple[float, float]]] = {}
     for run in runs:
         points = []
-        for event in run.state.epochs:
-            time_s, value = event.elapsed_train_s, metric(event)
+        for passes, time_s, value in points_of(run.state):
             if value is None or (unit_s is not None and time_s is None):
                 continue
-            x = float(event.epoch) if unit_s is None else (time_s or 0.0) / unit_s
+            x = passes if unit_s is None else (time_s or 0.0) / unit_s
             if _off_scale(value):
                 off_scale.append(x)
             else:
-                points.append((event.epoch, x, value))
-                by_epoch.setdefault(event.epoch, []).append((x, value))
+                points.append((passes, x, value))
+                by_passes.setdefault(passes, []).append((x, value))
         best_epoch = run.state.best_epoch.epoch if mark_best and run.state.best_epoch else None
-        best = next(((x, y) for epoch, x, y in points if epoch == best_epoch), None)
+        best = next(((x, y) for passes, x, y in points if passes == best_epoch), None)
         if points:
             seeds.append(SeedCurve(x=[x for _, x, _ in points], y=[y for _, _, y in points], best=best))
     means = [
         (statistics.fmean(x for x, _ in points), statistics.fmean(y for _, y in points))
-        for _, points in sorted(by_epoch.items())
+        for _, points in sorted(by_passes.items())
         if len(points) == len(runs)
     ]
     return Curve(x=[x for x, _ in means], y=[y for _, y in means], seeds=seeds, off_scale=sorted(set(off_scale)))

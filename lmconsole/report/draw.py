@@ -160,7 +160,8 @@ def _set_limits(axes: Axes, panel: Panel, last_x: float) -> None:
     axes.set_ylim(*panel.y_limits)
     axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_major_formatter(FixedFormatter([_plain(tick) for tick in ticks]))
-    axes.set_xlim(*((0.5, last_x + 0.5) if panel.integer_x else (0.0, last_x * 1.04 or 1.0)))
+    within = any(x < 1.0 for curve in panel.curves.values() for seed in curve.seeds for x in seed.x)
+    axes.set_xlim(*((0.0 if within else 0.5, last_x + 0.5) if panel.integer_x else (0.0, last_x * 1.04 or 1.0)))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=panel.integer_x, min_n_ticks=1))
     axes.xaxis.set_major_formatter(lambda value, _: _plain(value))
 

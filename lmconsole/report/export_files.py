@@ -153,6 +153,8 @@ def _html_page(group: Group, tables: Mapping[str, Table], template: Template, cl
 
 def _data_files(group: Group, data_format: DataFormat) -> Iterator[tuple[str, bytes]]:
     for name, make in FRAMES.items():
+        if name == "evaluations" and not any(run.state.evaluations for run in group.runs):
+            continue
         yield f"data/{name}.{data_format}", _encode_frame(make(group), data_format)
 
 

@@ -1,7 +1,13 @@
 """Notation and setting: what all tables and figures share, which is stated once instead of in every caption."""
 
 from lmconsole.report.blocks import Paragraph
-from lmconsole.report.captions import describe_group, join_sentences, ppl_denominator, timing_caveat
+from lmconsole.report.captions import (
+    describe_evaluations,
+    describe_group,
+    join_sentences,
+    ppl_denominator,
+    timing_caveat,
+)
 from lmconsole.report.results import explain_marks, marks
 from lmconsole.report.selection import Group
 
@@ -35,7 +41,9 @@ def notation(group: Group, *, exploratory: bool) -> list[Paragraph]:
     shown = explain_marks("".join(marks(runs) for runs in group.by_experiment.values()))
     paragraphs = {
         "Runs.": describe_group(group),
-        "Perplexity.": f"Perplexity (PPL) is per {ppl_denominator(group)}. {best} {origin}",
+        "Perplexity.": join_sentences(
+            [f"Perplexity (PPL) is per {ppl_denominator(group)}.", best, origin, describe_evaluations(group)]
+        ),
         "Figures.": f"Numbers in parentheses are experiments. {lines} {axes}",
         "Times.": join_sentences(times),
         "Marks.": shown,

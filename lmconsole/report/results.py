@@ -9,7 +9,7 @@ import pandas as pd
 from lmconsole.formatting import DAMAGE_MARK
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
 from lmconsole.report.selection import Group
-from lmconsole.runs.events import Telemetry
+from lmconsole.runs.events import Telemetry, Validation
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
@@ -114,14 +114,23 @@ def epoch_frame(group: Group) -> pd.DataFrame:
     ``elapsed_train_s`` is cumulative, ``energy_j`` that of the whole GPU board, and ``non_finite`` lists values that
     are not finite, for example ``train_ppl=inf``.
     """
-    events = [event for run in group.runs for event in run.state.epochs]
-    columns: dict[str, list[object]] = {
-        field: [getattr(event, field) for event in events] for field in ("epoch", *EPOCH_FIELDS)
-    }
+    return _event_frame(group, [run.state.epochs for run in group.runs], EPOCH_FIELDS)
+
+
+def evaluation_frame(group: Group) -> pd.DataFrame:
+    """Return one row per evaluation within an epoch of each run, after ``step`` of the ``steps`` of an epoch; those at
+    the ends of epochs are rows of ``epoch_frame``. Columns are as there."""
+    return _event_frame(group, [run.state.evaluations for run in group.runs], EVALUATION_FIELDS)
+
+
+def _event_frame(group: Group, by_run: Sequence[Sequence[Validation]], fields: Sequence[str]) -> pd.DataFrame:
+    """Return one row per event of each run of the group."""
+    events = [event for events in by_run for event in events]
+    columns: dict[str, list[object]] = {field: [getattr(event, field) for event in events] for field in fields}
     columns["non_finite"] = [
         " ".join(f"{field}={value}" for field, value in event.non_finite.items()) for event in events
     ]
-    return _with_identity(group, [len(run.state.epochs) for run in group.runs], columns)
+    return _with_identity(group, [len(events) for events in by_run], columns)
 
 
 def _with_identity(group: Group, counts: Sequence[int], columns: Mapping[str, Sequence[object]]) -> pd.DataFrame:
@@ -132,9 +141,12 @@ def _with_identity(group: Group, counts: Sequence[int], columns: Mapping[str, Se
 
 
 EPOCH_FIELDS = (
+    "epoch",
     *("train_loss_nats", "train_ppl", "valid_loss_nats", "valid_ppl"),
     *("train_s", "valid_s", "elapsed_train_s", "energy_j"),
 )
+
+EVALUATION_FIELDS = ("epoch", "step", "steps", "valid_loss_nats", "valid_ppl", "valid_s", "elapsed_train_s")
 
 
 def telemetry_frame(group: Group) -> pd.DataFrame:
@@ -154,9 +166,10 @@ def telemetry_frame(group: Group) -> pd.DataFrame:
 FRAMES: dict[str, Callable[[Group], pd.DataFrame]] = {
     "runs": run_frame,
     "epochs": epoch_frame,
+    "evaluations": evaluation_frame,
     "telemetry": telemetry_frame,
 }
-"""Frames by file name."""
+"""Frames by file name. An export leaves out ``evaluations`` if there are none."""
 
 
 def results_frame(group: Group) -> pd.DataFrame:

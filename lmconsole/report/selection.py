@@ -8,7 +8,7 @@ from enum import Enum
 import msgspec
 
 from lmconsole.errors import ExportError
-from lmconsole.plan.experiment import OPTIMIZER_NAMES
+from lmconsole.plan.experiment import OPTIMIZER_NAMES, RECORDING_SETTINGS
 from lmconsole.runs.comparable import EXPERIMENT_SETTINGS, comparable, conditions, differ_only_in_seed
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.state import Status
@@ -44,12 +44,13 @@ class Group:
     def key(self) -> str:
         """Hash of the reference's conditions and settings, for ``data/runs`` and the manifest.
 
-        It leaves out the contents of the corpus, ``EXPERIMENT_SETTINGS``, and what the reference overrides. It stays
-        the same as comparable runs without overrides come and go, but changes when a run that overrides other settings
-        becomes the reference. Groups that differ only in what is left out have the same key.
+        It leaves out the contents of the corpus, ``EXPERIMENT_SETTINGS``, ``RECORDING_SETTINGS``, and what the
+        reference overrides. It stays the same as comparable runs without overrides come and go, but changes when a run
+        that overrides other settings becomes the reference. Groups that differ only in what is left out have the same
+        key.
         """
         info = self.reference
-        left_out = {"corpus_sha256", *EXPERIMENT_SETTINGS, *info.experiment.overrides}
+        left_out = {"corpus_sha256", *EXPERIMENT_SETTINGS, *RECORDING_SETTINGS, *info.experiment.overrides}
         values = {**conditions(info), **msgspec.to_builtins(info.settings)}
         shared = {key: value for key, value in values.items() if key not in left_out}
         return hashlib.sha256(msgspec.json.encode(shared, order="deterministic")).hexdigest()

@@ -1,7 +1,7 @@
 """Training time to a target perplexity, and performance profiles of the optimizers.
 
-Validation perplexity is known at the ends of epochs. A target is reached at the end of the first epoch whose validation
-perplexity is at most the target; time is seconds of training until then.
+Validation perplexity is known at the ends of epochs and at evaluations within them. A target is reached at the first of
+these at which it is at most the target; time is seconds of training until then.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from lmconsole.plan.experiment import OPTIMIZER_NAMES
 from lmconsole.report.selection import Group
-from lmconsole.runs.events import Epoch
+from lmconsole.runs.events import Validation
 from lmconsole.runs.store import Run
 
 TARGET_MARGIN = 0.05
@@ -35,7 +35,7 @@ class TimeToTarget:
 
 
 def best_valid_ppl(run: Run) -> float | None:
-    """Return the lowest validation perplexity of a run; None if it has no finite one."""
+    """Return the validation perplexity of a run's best epoch; None if it has no finite one."""
     best = run.state.best_epoch
     return best.valid_ppl if best else None
 
@@ -65,22 +65,21 @@ def _round_up(ppl: float) -> float:
 def seconds_to_target(run: Run, target_ppl: float) -> float | None:
     """Return the seconds of training until a run reached ``target_ppl``; None if it did not, or if its times are
     unknown."""
-    epoch = _first_epoch_at_target(run, target_ppl)
-    return epoch.elapsed_train_s if epoch else None
+    reached = _first_at_target(run, target_ppl)
+    return reached.elapsed_train_s if reached else None
 
 
-def _first_epoch_at_target(run: Run, target_ppl: float) -> Epoch | None:
-    return next(
-        (each for each in run.state.epochs if each.valid_ppl is not None and each.valid_ppl <= target_ppl), None
-    )
+def _first_at_target(run: Run, target_ppl: float) -> Validation | None:
+    validations = run.state.validations
+    return next((each for each in validations if each.valid_ppl is not None and each.valid_ppl <= target_ppl), None)
 
 
 def time_to_target(runs: Sequence[Run], target_ppl: float) -> TimeToTarget:
     """Return when the seeds of one experiment reached ``target_ppl``."""
-    epochs = [epoch for run in runs if (epoch := _first_epoch_at_target(run, target_ppl))]
-    if len(epochs) < len(runs) or not epochs:
+    reached = [first for run in runs if (first := _first_at_target(run, target_ppl))]
+    if len(reached) < len(runs) or not reached:
         return TimeToTarget()
-    times = [epoch.elapsed_train_s for epoch in epochs if epoch.elapsed_train_s is not None]
+    times = [each.elapsed_train_s for each in reached if each.elapsed_train_s is not None]
     if len(times) < len(runs):
         return TimeToTarget(reached=True)
     return TimeToTarget(reached=True, mean_s=sum(times) / len(times), lowest_s=min(times), highest_s=max(times))

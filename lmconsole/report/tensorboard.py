@@ -14,14 +14,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from lmconsole.errors import ExportError, StoreError
 from lmconsole.extras import install_hint
 from lmconsole.files import file_name_part, open_file
+from lmconsole.plan.experiment import hashed_settings
 from lmconsole.report.transaction import cannot_be_written, check_folders, replace_files
 from lmconsole.runs.event_reader import EventReader
-from lmconsole.runs.events import AnyEvent, Epoch, Finished, Progress, Queued, Resumed, Telemetry
+from lmconsole.runs.events import AnyEvent, Epoch, Evaluation, Finished, Progress, Queued, Resumed, Telemetry
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.store import Run, Store
 
@@ -234,6 +233,16 @@ class _Encoder:
                 self._steps_per_epoch = event.steps
                 self._step = (event.epoch - 1) * event.steps + event.step
                 yield self._summary({"loss/train": event.train_loss_nats, "speed/tokens_per_s": event.tokens_per_s})
+            case Evaluation():
+                self._steps_per_epoch = event.steps
+                self._step = (event.epoch - 1) * event.steps + event.step
+                yield self._summary(
+                    {
+                        "loss/validation": event.valid_loss_nats,
+                        "perplexity/validation": event.valid_ppl,
+                        "time/validation_s": event.valid_s,
+                    }
+                )
             case Epoch():
                 self._step = event.epoch * self._steps_per_epoch
                 yield self._summary(
@@ -301,7 +310,7 @@ def _hparams(info: RunInfo) -> tuple[str, bytes]:
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     content = HParamsPluginData(version=0)
-    settings = msgspec.to_builtins(info.settings)
+    settings = hashed_settings(info.settings)  # a later setting must not change the files of earlier runs
     values = {"experiment": info.experiment.id, "preset": info.preset, **settings, "seed": info.seed}
     content.session_start_info.SetInParent()
     for name, value in values.items():

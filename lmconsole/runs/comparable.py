@@ -1,6 +1,6 @@
 """Which runs can be compared with each other: the rule for exports, and for seeds in the experiments table."""
 
-from lmconsole.plan.experiment import APPLIES_TO, MODEL_NAMES, Settings
+from lmconsole.plan.experiment import APPLIES_TO, MODEL_NAMES, RECORDING_SETTINGS, Settings
 from lmconsole.runs.info import RunInfo
 
 EXPERIMENT_SETTINGS = frozenset({"model", "layers", "optimizer", "weight_decay", *APPLIES_TO})
@@ -22,13 +22,13 @@ def conditions(info: RunInfo) -> dict[str, object]:
 
 def comparable(one: RunInfo, other: RunInfo) -> bool:
     """Return whether the two runs can share a table: same conditions, and the same settings except for those that an
-    experiment defines.
+    experiment defines and those that only add to what is recorded.
 
     This is not transitive: a run that overrides a setting is comparable with runs that differ from each other in it.
     """
     if conditions(one) != conditions(other):
         return False
-    free = {"model", "layers", "optimizer", *one.experiment.overrides, *other.experiment.overrides}
+    free = {"model", "layers", "optimizer", *RECORDING_SETTINGS, *one.experiment.overrides, *other.experiment.overrides}
     for key in EXPERIMENT_SETTINGS - free:
         owner = "model" if set(APPLIES_TO.get(key, ())) & set(MODEL_NAMES) else "optimizer"
         if getattr(one.settings, owner) != getattr(other.settings, owner):
@@ -44,8 +44,15 @@ def differ_only_in_seed(one: RunInfo, other: RunInfo) -> bool:
     """Return whether the two runs repeat one experiment; their seeds may be equal too."""
     return (
         one.experiment.id == other.experiment.id
-        and one.settings == other.settings
+        and (one.settings == other.settings or _compute_the_same(one.settings, other.settings))
         and conditions(one) == conditions(other)
+    )
+
+
+def _compute_the_same(one: Settings, other: Settings) -> bool:
+    """Return whether the settings differ at most in what is recorded."""
+    return all(
+        getattr(one, key) == getattr(other, key) for key in Settings.__struct_fields__ if key not in RECORDING_SETTINGS
     )
 
 

@@ -112,7 +112,7 @@ class Resumed(Event, frozen=True, kw_only=True, gc=False, tag="resumed"):
 
 
 class Progress(Event, frozen=True, kw_only=True, gc=False, tag="progress"):
-    """Progress of training, at most twice a second."""
+    """Progress of training: at most twice a second, and before each evaluation."""
 
     epoch: EpochNumber
     """Epoch in progress, from 1."""
@@ -128,6 +128,33 @@ class Progress(Event, frozen=True, kw_only=True, gc=False, tag="progress"):
     """Training time since the first step, over all attempts, in seconds; without setup and evaluation."""
     non_finite: NonFinite = {}
     """Metrics that are NaN or infinite, and therefore null in the log, by field."""
+
+
+class Evaluation(Event, frozen=True, kw_only=True, gc=False, tag="evaluation"):
+    """Evaluation of the validation split within an epoch, as ``evaluate_every_steps`` asks for it. The one at the end
+    of an epoch is part of ``epoch``."""
+
+    epoch: EpochNumber
+    """Epoch in progress, from 1."""
+    step: Positive
+    """Steps of this epoch that are done."""
+    steps: Positive
+    """Steps in an epoch."""
+    valid_loss_nats: Loss | None
+    """Mean validation loss, in nats per target token."""
+    valid_ppl: Ppl | None
+    """Validation perplexity: exp of the validation loss."""
+    valid_s: Seconds
+    """Time of the evaluation, in seconds."""
+    elapsed_train_s: Seconds
+    """Training time up to the evaluation, over all attempts, in seconds."""
+    non_finite: NonFinite = {}
+    """Metrics that are NaN or infinite, and therefore null in the log, by field."""
+
+    @property
+    def passes(self) -> float:
+        """Passes over the train split up to the evaluation."""
+        return self.epoch - 1 + min(self.step / self.steps, 1.0)
 
 
 class Epoch(Event, frozen=True, kw_only=True, gc=False, tag="epoch"):
@@ -150,10 +177,16 @@ class Epoch(Event, frozen=True, kw_only=True, gc=False, tag="epoch"):
     elapsed_train_s: Seconds | None
     """Training time up to the end of the epoch, over all attempts, in seconds."""
     energy_j: Amount | None = None
-    """Energy in joules that the whole GPU board used for training and validation, from the driver's counter. None on a
-    CPU, for an epoch shorter than two seconds, on a shared GPU, and where the driver has no counter."""
+    """Energy in joules that the whole GPU board used for training and validation, also within the epoch, from the
+    driver's counter. None on a CPU, for an epoch shorter than two seconds, on a shared GPU, and where the driver has no
+    counter."""
     non_finite: NonFinite = {}
     """Metrics that are NaN or infinite, and therefore null in the log, by field."""
+
+    @property
+    def passes(self) -> float:
+        """Passes over the train split up to the end of the epoch."""
+        return float(self.epoch)
 
 
 class Telemetry(Event, frozen=True, kw_only=True, gc=False, tag="telemetry"):
@@ -237,10 +270,12 @@ class Failed(Event, frozen=True, kw_only=True, gc=False, tag="failed"):
     """Message for people: what to do about it."""
 
 
-AnyEvent = Queued | Started | Resumed | Progress | Epoch | Telemetry | Finished | Stopped | Failed
+AnyEvent = Queued | Started | Resumed | Progress | Evaluation | Epoch | Telemetry | Finished | Stopped | Failed
 
 
-WithMetrics = Progress | Epoch | Finished
+WithMetrics = Progress | Evaluation | Epoch | Finished
+Validation = Evaluation | Epoch
+"""Events with a validation loss, at ``passes`` over the train split."""
 
 E = TypeVar("E", bound=Event)
 DAMAGED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -284,7 +319,8 @@ def restore_non_finite(events: Sequence[AnyEvent]) -> None:
     named = [
         event
         for event in events
-        if (type(event) is Progress or type(event) is Epoch or type(event) is Finished) and event.non_finite
+        if (type(event) is Progress or type(event) is Epoch or type(event) is Finished or type(event) is Evaluation)
+        and event.non_finite
     ]
     for event in named:
         for name, value in event.non_finite.items():

@@ -8,7 +8,7 @@ import msgspec
 
 from lmconsole.errors import StoreError
 from lmconsole.files import open_file, read_file
-from lmconsole.plan.experiment import APPLIES_TO, Experiment, Seed, Settings
+from lmconsole.plan.experiment import APPLIES_TO, Experiment, Seed, Settings, hashed_settings
 from lmconsole.runs.events import DAMAGED, Jobs, Name, Number
 
 SCHEMA = 1
@@ -154,7 +154,9 @@ def read_info(path: Path) -> RunInfo:
 
 def write_info(path: Path, info: RunInfo) -> None:
     """Write a new run.json and force it to the disk. Raises OSError, also if the file exists."""
+    # Versions before a setting refuse a run.json that has it, so it is written only where it is used.
+    content = {**msgspec.to_builtins(info), "settings": hashed_settings(info.settings)}
     with open(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, follow=False), "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n")
+        file.write(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
         file.flush()
         os.fsync(file.fileno())

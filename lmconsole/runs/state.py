@@ -5,13 +5,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from lmconsole import formatting
 from lmconsole.runs.event_reader import EventReader, LogDamage
 from lmconsole.runs.events import (
     AnyEvent,
     Epoch,
+    Evaluation,
     Event,
     Failed,
     Finished,
@@ -21,6 +22,7 @@ from lmconsole.runs.events import (
     Started,
     Stopped,
     Telemetry,
+    Validation,
     perplexity,
 )
 
@@ -47,8 +49,9 @@ class Status(StrEnum):
 class RunState:
     """State of a run after the events so far.
 
-    ``epochs`` and ``progress`` hold the history that counts: a ``resumed`` event removes what comes after its point.
-    Epochs have ascending numbers, with gaps where the log is damaged; of two with the same number the later counts.
+    ``epochs``, ``evaluations`` and ``progress`` hold the history that counts: a ``resumed`` event removes what comes
+    after its point. Epochs and evaluations are in the order of training, with gaps where the log is damaged; of two at
+    the same point the later counts.
     ``telemetry`` keeps the samples of every attempt.
     """
 
@@ -58,6 +61,7 @@ class RunState:
         self.attempt = 0
         self.started: Started | None = None
         self.epochs: list[Epoch] = []
+        self.evaluations: list[Evaluation] = []
         self.progress: deque[Progress] = deque(maxlen=recent)
         self.telemetry: deque[Telemetry] = deque(maxlen=recent)
         self.finished: Finished | None = None
@@ -78,7 +82,8 @@ class RunState:
             Started: self._started,
             Resumed: self._resumed,
             Progress: self.progress.append,
-            Epoch: self._epoch,
+            Evaluation: lambda event: _insert(self.evaluations, event),
+            Epoch: lambda event: _insert(self.epochs, event),
             Telemetry: self.telemetry.append,
             Finished: self._finished,
             Stopped: self._stopped,
@@ -130,17 +135,11 @@ class RunState:
         self.started = event
         self.checkpoints_set_aside += event.checkpoints_set_aside
 
-    def _epoch(self, event: Epoch) -> None:
-        if not self.epochs or event.epoch > self.epochs[-1].epoch:
-            self.epochs.append(event)
-            return
-        index = bisect.bisect_left(self.epochs, event.epoch, key=lambda epoch: epoch.epoch)
-        same = self.epochs[index].epoch == event.epoch
-        self.epochs[index : index + same] = [event]
-
     def _resumed(self, event: Resumed) -> None:
         while self.epochs and self.epochs[-1].epoch >= event.epoch:
             self.epochs.pop()
+        while self.evaluations and _point(self.evaluations[-1]) > (event.epoch, event.step):
+            self.evaluations.pop()
         while self.progress and (self.progress[-1].epoch, self.progress[-1].step) > (event.epoch, event.step):
             self.progress.pop()
 
@@ -190,6 +189,9 @@ class RunState:
         differing = [epoch.epoch for epoch in self.epochs if not _agrees(epoch)]
         if differing:
             yield f"loss and perplexity of epoch {differing[0]:,} contradict each other"
+        for evaluation in [each for each in self.evaluations if not _agrees(each)][:1]:
+            where = f"step {evaluation.step:,} of epoch {evaluation.epoch:,}"
+            yield f"loss and perplexity after {where} contradict each other"
         finished, best = self.finished, self.best_epoch
         if finished is not None and finished.best_epoch is not None:
             stated = finished.best_epoch, finished.best_valid_ppl
@@ -210,6 +212,19 @@ class RunState:
     def last_epoch(self) -> Epoch | None:
         """Latest complete epoch."""
         return self.epochs[-1] if self.epochs else None
+
+    @property
+    def validations(self) -> list[Validation]:
+        """Evaluations within epochs and at their ends, in the order of training."""
+        if not self.evaluations:
+            return list(self.epochs)
+        return sorted([*self.evaluations, *self.epochs], key=lambda event: event.passes)
+
+    @property
+    def last_validation(self) -> Validation | None:
+        """Latest of ``validations``."""
+        last: list[Validation] = [*self.evaluations[-1:], *self.epochs[-1:]]
+        return max(last, key=lambda event: event.passes, default=None)
 
     @property
     def epochs_done(self) -> int:
@@ -243,12 +258,18 @@ class RunState:
     def seconds_left(self, epochs: int) -> float | None:
         """Estimate the remaining time of a training of ``epochs`` epochs, validation included, from its speed so far;
         None while that is unknown."""
-        done, elapsed = self.done(epochs), self.elapsed_train_s
-        if not elapsed or done <= 0.0:
+        done, training = self.done(epochs), self.train_seconds_left(epochs)
+        if training is None:
             return None
         validation = [epoch.valid_s for epoch in self.epochs if epoch.valid_s is not None]
         per_validation = sum(validation) / len(validation) if validation else 0.0
-        return elapsed / done * (1.0 - done) + per_validation * max(epochs - self.epochs_done, 0)
+        evaluations = sum(evaluation.valid_s for evaluation in self.evaluations) / done * (1.0 - done)
+        return training + evaluations + per_validation * max(epochs - self.epochs_done, 0)
+
+    def train_seconds_left(self, epochs: int) -> float | None:
+        """Estimate the remaining training time, without validation, as ``seconds_left`` does."""
+        done, elapsed = self.done(epochs), self.elapsed_train_s
+        return elapsed / done * (1.0 - done) if elapsed and done > 0.0 else None
 
     @property
     def train_ppl(self) -> float | None:
@@ -256,9 +277,29 @@ class RunState:
         return self.epochs[-1].train_ppl if self.epochs else None
 
 
-def _agrees(epoch: Epoch) -> bool:
-    """Return whether the perplexities of an epoch are those of its losses."""
-    pairs = ((epoch.train_loss_nats, epoch.train_ppl), (epoch.valid_loss_nats, epoch.valid_ppl))
+V = TypeVar("V", Evaluation, Epoch)
+
+
+def _insert(events: list[V], event: V) -> None:
+    """Insert ``event`` in the order of training, in place of one at the same point."""
+    if not events or _point(event) > _point(events[-1]):
+        events.append(event)
+        return
+    index = bisect.bisect_left(events, _point(event), key=_point)
+    same = _point(events[index]) == _point(event)
+    events[index : index + same] = [event]
+
+
+def _point(event: Validation) -> tuple[int, int]:
+    """Return a point of training: epoch, and steps done in it; 0 for those of a whole epoch."""
+    return event.epoch, event.step if isinstance(event, Evaluation) else 0
+
+
+def _agrees(event: Validation) -> bool:
+    """Return whether the perplexities of an event are those of its losses."""
+    pairs = [(event.valid_loss_nats, event.valid_ppl)]
+    if isinstance(event, Epoch):
+        pairs.append((event.train_loss_nats, event.train_ppl))
     return all(loss is None or ppl is None or _equal(perplexity(loss), ppl) for loss, ppl in pairs)
 
 

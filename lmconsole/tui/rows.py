@@ -318,7 +318,7 @@ def _metrics(
         difference = UNKNOWN if baseline and valid is not None else ""
     else:
         difference = change(ratio)
-    known = (epoch.valid_loss_nats for epoch in newest.epochs)
+    known = (validation.valid_loss_nats for validation in newest.validations)
     losses = [loss for loss in known if loss is not None and math.isfinite(loss)]
     time_s = newest.elapsed_train_s
     trend = sparkline(losses, SPARK_WIDTH, context.glyphs)

@@ -90,7 +90,7 @@ def means_of_seeds(views: Iterable[RunView], series: Iterable[Series]) -> list[S
     made = []
     for slot, group in enumerate(groups):
         finished = [each for view, each in group if view.status is Status.FINISHED and view.epochs]
-        seeds = finished if len(finished) > 1 else [each for view, each in group if view.epochs]
+        seeds = finished if len(finished) > 1 else [each for view, each in group if view.validations]
         view, first = group[-1]
         if len(seeds) < 2:
             made += [replace(each, slot=slot) for each in (seeds or [first])]
@@ -109,7 +109,7 @@ def series_for(snapshot: Snapshot, views: Iterable[RunView], *, show_published: 
         info = view.info
         seed = f" s{info.seed}" if info.experiment.id in several_runs else ""
         mark = DAMAGE_MARK if view.damage else ""
-        seconds_left = (view.seconds_left or 0.0) if view.status.active else 0.0
+        train_s_left = (view.train_seconds_left or 0.0) if view.status.active else 0.0
         made.append(
             Series(
                 run=view.run,
@@ -117,10 +117,10 @@ def series_for(snapshot: Snapshot, views: Iterable[RunView], *, show_published: 
                 label=escape_control_characters(f"{info.experiment.id} {info.experiment.label}{seed}{mark}"),
                 slot=slot,
                 train=view.curve,
-                epochs=view.epochs,
+                validations=view.validations,
                 planned_epochs=info.settings.epochs,
                 tokens_per_epoch=info.corpus.tokens.get("train"),
-                expected_s=None if view.elapsed_train_s is None else view.elapsed_train_s + seconds_left,
+                expected_s=None if view.elapsed_train_s is None else view.elapsed_train_s + train_s_left,
                 published_ppl=_published_ppl(view) if show_published else None,
             )
         )

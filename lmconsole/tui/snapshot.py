@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from lmconsole.plan import flops
-from lmconsole.runs.events import Epoch, Failed, Finished, Progress, Queued, Started, Stopped, Telemetry
+from lmconsole.runs.events import Epoch, Failed, Finished, Progress, Queued, Started, Stopped, Telemetry, Validation
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.notes import Notes
 from lmconsole.runs.state import Status
@@ -46,6 +46,8 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
     position: tuple[int, int]
     """Current epoch, from 1, and steps done in it."""
     epochs: tuple[Epoch, ...]
+    validations: tuple[Validation, ...]
+    """Ends of epochs, and evaluations within them, in the order of training."""
     best: Epoch | None
     progress: Progress | None
     telemetry: Telemetry | None
@@ -56,6 +58,8 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
     failed: Failed | None
     elapsed_train_s: float | None
     seconds_left: float | None
+    train_seconds_left: float | None
+    """``seconds_left`` without evaluations."""
     curve: Curve
 
     @property
@@ -103,6 +107,7 @@ class Snapshot:
 def view_of(run: Run, curve: Curve, *, stopping: bool, unattended: bool) -> RunView:
     """Return a run as it is now."""
     state = run.state
+    epochs = tuple(state.epochs)
     return RunView(
         run=run.run,
         folder=run.paths.folder,
@@ -116,7 +121,8 @@ def view_of(run: Run, curve: Curve, *, stopping: bool, unattended: bool) -> RunV
         notes_problem=run.notes_problem,
         attempt=state.attempt,
         position=state.position,
-        epochs=tuple(state.epochs),
+        epochs=epochs,
+        validations=tuple(state.validations) if state.evaluations else epochs,
         best=state.best_epoch,
         progress=state.progress[-1] if state.progress else None,
         telemetry=state.telemetry[-1] if state.telemetry else None,
@@ -127,5 +133,6 @@ def view_of(run: Run, curve: Curve, *, stopping: bool, unattended: bool) -> RunV
         failed=state.failed,
         elapsed_train_s=state.elapsed_train_s,
         seconds_left=state.seconds_left(run.info.settings.epochs),
+        train_seconds_left=state.train_seconds_left(run.info.settings.epochs),
         curve=curve,
     )

@@ -1,5 +1,6 @@
 """Displays of runs in progress: a live table on a terminal, plain lines elsewhere."""
 
+import math
 import os
 import pty
 import re
@@ -52,6 +53,16 @@ def test_the_time_left_follows_from_the_runs_own_speed_with_validation(tmp_path:
     run = run_with(tmp_path, STARTED, epoch(1), PROGRESS)
     assert run.state.seconds_left(run.info.settings.epochs) == pytest.approx(10.0 * 2.5 + 2.0 * 3)
     assert run_with(tmp_path / "new", STARTED).state.seconds_left(6) is None
+
+
+def test_evaluations_within_epochs_are_shown(tmp_path: Path) -> None:
+    latest = factories.evaluation(2, 4, math.log(200.0), steps=10, elapsed_train_s=14.0)
+    run = run_with(tmp_path, STARTED, epoch(1), latest, PROGRESS)
+    assert sentence(run, latest) == "epoch 2/4, step 4/10  valid ppl 200.0  14 s"
+    out = console()
+    with out.capture() as captured:
+        out.print(active_table([run]))
+    assert " 200.0 " in captured.get()
 
 
 def test_sentences_name_the_outcome_and_advice(tmp_path: Path) -> None:

@@ -77,6 +77,17 @@ def test_the_same_settings_take_as_long_as_the_newest_run_and_more_epochs_longer
     assert 9 * 60 < longer.seconds < 10 * 59 + 1, "ten times the epochs; set-up, of 1 s, and the tests once"
 
 
+def test_evaluations_within_epochs_take_as_long_as_their_operations(tmp_path: Path) -> None:
+    run = recorded(tmp_path, wall_s=61.0)
+    info = run.info
+    with_them = msgspec.structs.replace(info.settings, evaluate_every_steps=5)
+    ratio = run_flops(with_them, 300, info.corpus.tokens) / run_flops(info.settings, 300, info.corpus.tokens)
+    found = expected(tmp_path, run, evaluate_every_steps=5)
+    assert found is not None
+    assert ratio > 1.1
+    assert found.seconds == pytest.approx(60.0 * ratio + 1.0)
+
+
 def test_another_shape_of_the_model_is_scaled_by_its_operations(tmp_path: Path) -> None:
     run = recorded(tmp_path, wall_s=60.0)
     deeper = expected(tmp_path, run, layers=3)

@@ -25,12 +25,14 @@ def train_on_gpu(run: Run, root: Path, prelude: str = "") -> int:
 
 @pytest.mark.parametrize("model", ["lstm", "gpt1"])
 def test_a_run_on_the_gpu_has_the_losses_of_the_cpu(tmp_path: Path, model: str) -> None:
-    gpu, cpu = tiny.queue_tiny(tmp_path / "gpu", model), tiny.queue_tiny(tmp_path / "cpu", model)
+    gpu, cpu = (tiny.queue_tiny(tmp_path / name, model, evaluate_every_steps=7) for name in ("gpu", "cpu"))
     assert train_on_gpu(gpu, tmp_path / "gpu") == 0
     assert tiny.worker(cpu, tmp_path / "cpu").returncode == 0
     gpu.refresh()
     cpu.refresh()
-    for on_gpu, on_cpu in zip(gpu.state.epochs, cpu.state.epochs, strict=True):
+    assert gpu.state.evaluations
+    for on_gpu, on_cpu in zip(gpu.state.validations, cpu.state.validations, strict=True):
+        assert on_gpu.passes == on_cpu.passes
         assert on_gpu.valid_loss_nats == pytest.approx(on_cpu.valid_loss_nats, rel=2e-3)
 
 

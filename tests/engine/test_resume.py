@@ -105,10 +105,27 @@ Steps.step = step
 IN_VALIDATION = """
 real = loop.Training._evaluate
 def evaluate(self, name):
-    if name == "{split}":
+    if name == "{split}" and self.state.step in (0, self.steps_per_epoch):
         die()
     return real(self, name)
 loop.Training._evaluate = evaluate
+"""
+
+IN_AN_EVALUATION = """
+real = loop.Training._evaluate
+def evaluate(self, name):
+    if name == "validation" and self.state.step < self.steps_per_epoch:
+        die()
+    return real(self, name)
+loop.Training._evaluate = evaluate
+"""
+
+BETWEEN_EVALUATION_AND_CHECKPOINT = """
+real = loop.Training._evaluate_within_epoch
+def evaluate(self):
+    real(self)
+    die()
+loop.Training._evaluate_within_epoch = evaluate
 """
 
 BETWEEN_BEST_WEIGHTS_AND_LOG = """
@@ -128,6 +145,8 @@ DEATHS = [
     IN_A_STEP.format(steps=3),
     WHILE_A_CHECKPOINT_IS_WRITTEN,
     TWO_STEPS_INTO_A_WRITE,
+    BETWEEN_EVALUATION_AND_CHECKPOINT,
+    IN_AN_EVALUATION,
     IN_A_STEP.format(steps=9),
     BEFORE_A_CHECKPOINT_IS_ON_THE_DISK,
     WHILE_A_CHECKPOINT_IS_REPLACED,
@@ -144,9 +163,10 @@ def metrics(run: Run) -> list[tuple[object, ...]]:
     """Return everything a table could show, bit for bit, without times."""
     state = run.state
     epochs = [(e.epoch, e.train_loss_nats, e.train_ppl, e.valid_loss_nats, e.valid_ppl) for e in state.epochs]
+    evaluations = [(e.epoch, e.step, e.valid_loss_nats, e.valid_ppl) for e in state.evaluations]
     f = state.finished
     assert f is not None
-    return [*epochs, (f.test_ppl_final, f.test_ppl_best, f.best_epoch, f.best_valid_ppl, f.diverged)]
+    return [*evaluations, *epochs, (f.test_ppl_final, f.test_ppl_best, f.best_epoch, f.best_valid_ppl, f.diverged)]
 
 
 def uninterrupted(root: Path, model: str = "lstm", **settings: Any) -> Run:
@@ -178,7 +198,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(
     tmp_path: Path, model: str, precision: str, deaths: list[str]
 ) -> None:
-    settings: dict[str, Any] = {"precision": precision, "dropout": 0.1, "optimizer": "adamw"}
+    settings: dict[str, Any] = {"precision": precision, "dropout": 0.1, "optimizer": "adamw", "evaluate_every_steps": 7}
     alone = uninterrupted(tmp_path / "alone", model, **settings)
     for death in deaths:
         run = tiny.queue_tiny(tmp_path / "killed", model, **settings)
@@ -194,6 +214,7 @@ def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(
     assert killed.state.damaged == 0
     assert metrics(killed) == metrics(alone)
     assert [e.epoch for e in killed.state.epochs] == [1, 2]
+    assert len(killed.state.evaluations) > 2
     steps = [(p.epoch, p.step) for p in killed.state.progress]
     assert steps == sorted(set(steps))
     log = killed.paths.events.read_bytes()

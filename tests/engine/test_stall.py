@@ -8,7 +8,16 @@ from collections.abc import Iterator
 import psutil
 import pytest
 import tiny
-from factories import append_events, epoch, locked_by_another_process, progress, started, telemetry, wait_until
+from factories import (
+    append_events,
+    epoch,
+    evaluation,
+    locked_by_another_process,
+    progress,
+    started,
+    telemetry,
+    wait_until,
+)
 
 from lmconsole.engine import stall
 from lmconsole.engine.stall import FACTOR, FLOOR_S, MAX_GAP_S, Stall, StallWatch, expected_seconds
@@ -110,6 +119,20 @@ def test_an_evaluation_may_take_as_long_as_training_on_its_tokens(
     found = watched.wait(3)
     assert found is not None
     assert found.reason.startswith("the tests have taken " if times == 2 else "the validation after epoch 1 has taken ")
+
+
+def test_an_evaluation_within_an_epoch_is_judged_as_one(watched: Watched) -> None:
+    watched.log(at(4, step_s=2.0), telemetry(phase="valid"))
+    expected_s = 2.0 * watched.run.info.corpus.tokens["validation"] / STEP_TOKENS
+    assert watched.wait(FACTOR * expected_s) is None
+    found = watched.wait(3)
+    assert found is not None
+    assert found.reason.startswith("the validation after step 4 of epoch 1 has taken ")
+    watched.log(evaluation(1, 4))
+    assert watched.wait(FACTOR * expected_s) is None, "its end is progress, before any sample of the next phase"
+    watched.log(telemetry())
+    watched.run.refresh()
+    assert expected_seconds(watched.run) == pytest.approx(2.0)
 
 
 def test_a_step_after_a_validation_is_judged_as_a_step(watched: Watched) -> None:

@@ -117,7 +117,10 @@ def test_progress_adds_up_to_the_epoch(tmp_path: Path, monkeypatch: pytest.Monke
     assert epoch.train_loss_nats == pytest.approx(mean, rel=1e-9)
 
 
-def test_the_clock_counts_training_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("every", [0, 7])
+def test_the_clock_counts_training_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
     """Time passes only in these functions, in binary fractions of a second, so that sums are exact."""
     clock = Clock()
     monkeypatch.setattr(loop, "time", clock)
@@ -127,9 +130,13 @@ def test_the_clock_counts_training_and_nothing_else(tmp_path: Path, monkeypatch:
     clock.advance_in(monkeypatch, Training, "_report", 2**-10)
     clock.advance_in(monkeypatch, Training, "_save", 100.0)
     clock.advance_in(monkeypatch, Training, "_evaluate", 32.0)
-    run = tiny.queue_tiny(tmp_path, epochs=2)
+    run = tiny.queue_tiny(tmp_path, epochs=2, evaluate_every_steps=every)
     train(context(run, tmp_path), clock.monotonic())
     run.refresh()
+    for each in run.state.evaluations:
+        done = (each.epoch - 1) * each.steps + each.step
+        assert (each.valid_s, each.elapsed_train_s) == (32.0, 0.25 * done)
+    assert len(run.state.evaluations) > 2 or not every
     train_s = 0.25 * run.state.progress[-1].steps
     assert train_s > 2.0, "the test needs a checkpoint within an epoch"
     assert [(e.train_s, e.valid_s, e.elapsed_train_s) for e in run.state.epochs] == [

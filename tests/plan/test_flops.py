@@ -114,6 +114,18 @@ def test_one_layer_at_the_papers_size_has_the_flops_derived_by_hand(
     assert (found.head, found.body) == (head, body)
 
 
+@pytest.mark.parametrize("every", [1, 7, 24, 36, 1_000])
+def test_evaluations_within_epochs_count_as_often_as_they_come(every: int) -> None:
+    settings = msgspec.structs.replace(settings_of("lstm", 1), epochs=36, evaluate_every_steps=every)
+    steps, tokens = 48, {"train": 48 * settings.batch_size * settings.window_tokens, "validation": 1_000, "test": 10}
+    within = [done for done in range(1, 36 * steps) if done % every == 0 and done % steps]
+    extra = run_flops(settings, V, tokens) - run_flops(
+        msgspec.structs.replace(settings, evaluate_every_steps=0), V, tokens
+    )
+    found = extra / (1_000 * evaluation_flops(settings, V).total)
+    assert found == pytest.approx(len(within), abs=1.0), "a mean over all epochs"
+
+
 def test_the_head_has_most_of_the_flops() -> None:
     lstm, gpt = (training_flops(settings_of(model, 1), V) for model in ("lstm", "gpt1"))
     assert round(lstm.head / 1e6) == round(gpt.head / 1e6) == 124

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import factories
+import msgspec
 import pandas as pd
 import pytest
 import tiny
@@ -20,11 +22,13 @@ from factories import append_events
 from recorded import record
 
 from lmconsole.errors import ExportError
+from lmconsole.plan.experiment import hashed_settings
 from lmconsole.report.export import POLL_S, export, export_automatically, keep_current, print_table
 from lmconsole.report.export_options import ExportOptions, FileFormat
 from lmconsole.report.findings import findings
 from lmconsole.report.provenance import reproduce
 from lmconsole.report.selection import choose_group
+from lmconsole.runs.comparable import EXPERIMENT_SETTINGS, conditions
 from lmconsole.runs.events import Failed, Stopped
 from lmconsole.runs.store import Store
 
@@ -91,6 +95,36 @@ def test_the_frames_are_the_same_in_every_format(store: Store, tmp_path: Path) -
     runs = pd.read_csv(tmp_path / "csv/data/runs.csv")
     assert list(runs["epoch"]) == [2, 1]
     assert runs["test_ppl_best"].tolist() == [1.0, 1.0]
+
+
+def test_evaluations_within_epochs_have_a_file_if_there_are_any(tmp_path: Path) -> None:
+    losses, within = [(6.0, 5.5), (5.0, 4.5)], [(7.0, math.nan), (5.2, 5.0)]
+    record(tmp_path, 1, "lstm", losses, seed=2)
+    runs = Store(tmp_path / "runs")
+    export(runs, tmp_path / "out", ExportOptions(file_format="csv"))
+    assert not (tmp_path / "out/data/evaluations.csv").exists()
+    record(tmp_path, 1, "lstm", losses, seed=1, within=within, evaluate_every_steps=1)
+    export(runs, tmp_path / "out", ExportOptions(file_format="csv"))
+    frame = pd.read_csv(tmp_path / "out/data/evaluations.csv")
+    assert frame[["seed", "epoch", "step", "steps"]].to_numpy().tolist() == [
+        [1, 1, 1, 3], [1, 1, 2, 3], [1, 2, 1, 3], [1, 2, 2, 3],
+    ]  # fmt: skip
+    assert frame["valid_loss_nats"].tolist()[2:] == [5.2, 5.0]
+    assert frame["non_finite"].tolist()[1] == "valid_loss_nats=nan valid_ppl=nan"
+    assert list(frame.columns[-3:]) == ["valid_s", "elapsed_train_s", "non_finite"]
+    table = (tmp_path / "out/table-1-results.csv").read_text()
+    assert len(table.splitlines()) == 2, "both seeds are one row"
+
+
+def test_the_group_of_runs_has_the_key_that_it_had_before_evaluations(tmp_path: Path) -> None:
+    """Exports of it are recognized, so the runner goes on replacing them."""
+    off = record(tmp_path / "off", 1, "lstm", [(6.0, 5.5)])
+    on = record(tmp_path / "on", 1, "lstm", [(6.0, 5.5)], evaluate_every_steps=1)
+    keys = {choose_group(Store(tmp_path / name / "runs").runs()).key for name in ("off", "on")}
+    values = {**conditions(off.info), **hashed_settings(off.info.settings)}
+    shared = {key: value for key, value in values.items() if key not in {"corpus_sha256", *EXPERIMENT_SETTINGS}}
+    assert keys == {hashlib.sha256(msgspec.json.encode(shared, order="deterministic")).hexdigest()}
+    assert off.info.config_hash != on.info.config_hash
 
 
 def test_energy_is_in_the_frames_and_empty_where_it_is_unknown(tmp_path: Path) -> None:

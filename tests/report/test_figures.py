@@ -16,6 +16,7 @@ from recorded import record
 from lmconsole.report.draw import ImageFormat, displayable, draw_figure, encode_figure, log_ticks, shorten
 from lmconsole.report.figure_content import LARGEST_PPL, FigureSpec, time_unit
 from lmconsole.report.figures import figure_specs
+from lmconsole.report.notation import notation
 from lmconsole.report.selection import choose_group
 from lmconsole.runs.store import Store
 
@@ -86,6 +87,25 @@ def test_curves_are_the_perplexities_of_the_log_over_epochs_and_time(tmp_path: P
     assert {axes.get_yscale() for axes in drawn.axes} == {"linear"}
     assert drawn.axes[0].get_ylabel() == "Perplexity"
     assert legend(drawn) == ["Train", "Validation", "best epoch"]
+
+
+def test_evaluations_within_epochs_are_points_of_the_validation_curve(tmp_path: Path) -> None:
+    losses, within = [(6.0, 5.5), (5.0, 4.5)], [(7.0, 6.0, 5.8), (5.2, 5.0, 4.6)]
+    more: dict[str, Any] = {"seconds": 8.0, "evaluate_every_steps": 1, "within": within}
+    record(tmp_path, 1, "lstm", losses, **more)
+    record(tmp_path, 2, "lstm", losses, optimizer="adamw")
+    curves = lines(figure(tmp_path, 1).axes[0])
+    assert [1.0, 2.0] in [xs for xs, _ in curves], "train"
+    (valid,) = [ys for xs, ys in curves if xs == [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]]
+    assert valid == pytest.approx([math.exp(loss) for loss in (7.0, 6.0, 5.8, 5.5, 5.2, 5.0, 4.6, 4.5)])
+    assert figure(tmp_path, 1).axes[0].get_xlim() == (0.0, 2.5)
+    assert pytest.approx([2 * x for x in range(1, 9)]) in [xs for xs, _ in lines(figure(tmp_path, 5).axes[0])]
+    (text,) = [
+        each.text
+        for each in notation(choose_group(Store(tmp_path / "runs").runs()), exploratory=True)
+        if each.lead == "Perplexity."
+    ]
+    assert "evaluated at the ends of epochs, and within them every step in 1." in text
 
 
 def test_panels_share_their_axis_where_it_suits_all_and_the_legend_is_outside_the_data(tmp_path: Path) -> None:

@@ -398,6 +398,15 @@ def test_a_target_is_reached_at_the_first_epoch_that_is_no_higher(
     assert best_valid_ppl(run) == pytest.approx(math.exp(min(losses)))
 
 
+def test_a_target_can_be_reached_within_an_epoch(tmp_path: Path) -> None:
+    within = [(5.5, 5.0, 5.2), (4.8, 4.4, 4.6)]
+    run = record(tmp_path, 1, "lstm", [(4.0, 5.1), (4.0, 4.5)], seconds=8.0, within=within, evaluate_every_steps=1)
+    run.refresh()
+    times = {loss: seconds_to_target(run, math.exp(loss)) for loss in (5.6, 5.0, 4.9, 4.5, 4.39)}
+    assert times == {5.6: 2.0, 5.0: 4.0, 4.9: 10.0, 4.5: 12.0, 4.39: None}
+    assert best_valid_ppl(run) == math.exp(4.5), "the best epoch is still the end of one"
+
+
 def test_a_profile_counts_problems_by_ratio_to_the_fastest(tmp_path: Path) -> None:
     """The targets are given: 60 is reached by both, 50 by no run, and SGD has a median over three seeds."""
     for model in ("lstm", "gpt1"):

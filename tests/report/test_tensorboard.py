@@ -101,6 +101,19 @@ def test_tensorboard_reads_the_values_steps_and_wall_times_of_the_log(
     }
 
 
+def test_evaluations_within_epochs_are_points_of_the_validation_curve(
+    run: Run, tmp_path: Path, accumulator: Callable[[Path], Any]
+) -> None:
+    evaluations = [factories.evaluation(2, 2, 4.9), factories.evaluation(2, 6, 4.7)]
+    resumed = [factories.started(attempt=2), Resumed(epoch=2, step=2), factories.evaluation(2, 6, 4.6)]
+    append_events(run.paths, *evaluations, *resumed, factories.epoch(2, 4.5))
+    (path,) = export(Store(tmp_path / "runs"), tmp_path / "out", OPTIONS)
+    reader = accumulator(path.parent)
+    reader.Reload()
+    found = [(step, value) for _, step, value in scalars(reader, "loss/validation")]
+    assert found[-3:] == [(STEPS + 2, single(4.9)), (STEPS + 6, single(4.6)), (2 * STEPS, single(4.5))]
+
+
 def test_the_settings_are_hyperparameters(run: Run, tmp_path: Path, accumulator: Callable[[Path], Any]) -> None:
     from tensorboard.plugins.hparams import plugin_data_pb2 as plugin
 

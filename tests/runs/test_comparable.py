@@ -27,6 +27,14 @@ def test_runs_that_differ_in_their_seed_are_comparable_repetitions(info: RunInfo
     assert differ_only_in_seed(info, other)
 
 
+def test_runs_that_differ_in_what_they_record_are_comparable_repetitions(info: RunInfo) -> None:
+    other = change(info, "settings", evaluate_every_steps=50)
+    assert comparable(info, other)
+    assert differ_only_in_seed(info, other)
+    third = change(other, "settings", epochs=7)
+    assert not differ_only_in_seed(info, third)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

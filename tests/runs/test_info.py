@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from lmconsole.errors import StoreError
+from lmconsole.plan.experiment import ALWAYS_HASHED
 from lmconsole.runs.info import SCHEMA, read_info, write_info
 
 
@@ -27,6 +28,17 @@ def test_fields_that_version_0_1_0_did_not_write_have_defaults(tmp_path: Path) -
     info = read_info(tmp_path / "run.json")
     assert (info.jobs, info.origin, info.denominator) == (None, "trained", "targets")
     assert info.config_hash == fields["same_run"]
+
+
+def test_a_setting_that_version_0_1_0_lacks_is_written_only_where_it_is_used(tmp_path: Path) -> None:
+    """Earlier versions refuse settings that they do not know."""
+    unused = tiny.queue_tiny(tmp_path)
+    assert set(json.loads(unused.paths.info.read_bytes())["settings"]) == ALWAYS_HASHED
+    assert read_info(unused.paths.info) == unused.info
+    used = tiny.queue_tiny(tmp_path, evaluate_every_steps=7)
+    assert json.loads(used.paths.info.read_bytes())["settings"]["evaluate_every_steps"] == 7
+    assert read_info(used.paths.info).settings.evaluate_every_steps == 7
+    assert used.run != unused.run
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"{}", b'{"schema": "1"}', b'{"schema": 1}'])

@@ -2,7 +2,7 @@
 
 import math
 
-from factories import STEPS, epoch, finished, progress, queued, started, telemetry
+from factories import STEP_S, STEPS, VALID_S, epoch, evaluation, finished, progress, queued, started, telemetry
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,7 +42,10 @@ def test_starting_over_removes_everything_except_telemetry() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, STEPS)), max_size=6))
 def test_after_any_interruptions_the_history_is_that_of_an_uninterrupted_run(points: list[tuple[int, int]]) -> None:
-    """Each attempt resumes from an arbitrary checkpoint and trains to the end; the log has the events of all."""
+    """Each attempt resumes from an arbitrary checkpoint and trains to the end; the log has the events of all.
+
+    Evaluations, after every other step, come before the checkpoint of the same step.
+    """
     total = 4
     whole = [(e, s) for e in range(1, total + 1) for s in range(1, STEPS + 1)]
 
@@ -51,6 +54,8 @@ def test_after_any_interruptions_the_history_is_that_of_an_uninterrupted_run(poi
         for e, s in whole:
             if (e, s) > after:
                 events.append(progress(e, s))
+                if s % 2 == 0 and s < STEPS:
+                    events.append(evaluation(e, s))
                 if s == STEPS:
                     events.append(epoch(e))
             elif (e, s) == after and s == STEPS:
@@ -63,6 +68,45 @@ def test_after_any_interruptions_the_history_is_that_of_an_uninterrupted_run(poi
     state = fold(*log)
     assert [e.epoch for e in state.epochs] == [1, 2, 3, 4]
     assert [(p.epoch, p.step) for p in state.progress] == whole
+    assert [(e.epoch, e.step) for e in state.evaluations] == [(e, s) for e, s in whole if s % 2 == 0 and s < STEPS]
+
+
+def test_evaluations_and_ends_of_epochs_are_in_the_order_of_training() -> None:
+    """A repeated one takes the place of the first, as where the ``resumed`` between them is damaged."""
+    later = evaluation(1, 2, 4.0)
+    state = fold(evaluation(1, 2), evaluation(1, 4), epoch(1), evaluation(2, 2), evaluation(1, 4), later)
+    assert [event.passes for event in state.validations] == [2 / STEPS, 4 / STEPS, 1.0, 1 + 2 / STEPS]
+    assert state.validations[0] is later
+    assert state.last_validation is state.evaluations[-1]
+    assert fold(evaluation(1, 2), epoch(1)).last_validation == epoch(1)
+    assert fold(started()).last_validation is None
+
+
+def test_the_best_epoch_is_no_evaluation() -> None:
+    best = fold(evaluation(1, 4, 1.0), epoch(1, 5.0), evaluation(2, 4, 2.0), epoch(2, 6.0)).best_epoch
+    assert best is not None
+    assert (best.epoch, best.valid_loss_nats) == (1, 5.0)
+
+
+def test_the_time_left_counts_evaluations_like_those_so_far() -> None:
+    log: list[AnyEvent] = [
+        started(),
+        progress(1, 2),
+        evaluation(1, 2),
+        progress(1, 4),
+        evaluation(1, 4),
+        progress(1, STEPS),
+        epoch(1),
+    ]
+    training_s = STEPS * STEP_S
+    assert fold(*log).train_seconds_left(3) == 2 * training_s
+    assert fold(*log).seconds_left(3) == 2 * (training_s + 2 * VALID_S + VALID_S)
+
+
+def test_an_evaluation_whose_perplexity_is_not_that_of_its_loss_is_damage() -> None:
+    assert fold(evaluation(1, 2), epoch(1)).damage == ()
+    state = fold(evaluation(1, 2), evaluation(2, 4, valid_ppl=3.0), evaluation(2, 6, valid_ppl=3.0))
+    assert state.damage == ("loss and perplexity after step 4 of epoch 2 contradict each other",)
 
 
 def test_the_best_epoch_is_the_first_with_the_lowest_finite_loss() -> None:

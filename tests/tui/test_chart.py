@@ -40,7 +40,7 @@ def series(
         "label": f"{slot + 1} LSTM 1L Adam",
         "slot": slot,
         "train": points,
-        "epochs": [epoch(n, loss, train_loss_nats=None, train_ppl=None) for n, loss in enumerate(valid_nats, 1)],
+        "validations": [epoch(n, loss, train_loss_nats=None, train_ppl=None) for n, loss in enumerate(valid_nats, 1)],
         "planned_epochs": planned or epochs,
         "tokens_per_epoch": 103_000,
         "expected_s": 4.0 * epochs,
@@ -208,10 +208,10 @@ def test_the_x_axis_counts_in_round_steps_with_a_unit(
 
 def test_a_run_without_progress_has_the_train_losses_of_its_epochs() -> None:
     epochs = [epoch(1, 6.0, 5.9), epoch(2, 5.5, NAN), epoch(3, 5.0, 4.5)]
-    (trace,) = drawn(series(6.0, 5.5, 5.0, epochs=epochs)).traces
+    (trace,) = drawn(series(6.0, 5.5, 5.0, validations=epochs)).traces
     assert trace.train == [(1, 5.9 / math.log(10)), (3, 4.5 / math.log(10))]
     assert trace.off_scale == [2]
-    (trace,) = drawn(series(6.0, 5.5, 5.0, train_nats=(5.8,), epochs=epochs)).traces
+    (trace,) = drawn(series(6.0, 5.5, 5.0, train_nats=(5.8,), validations=epochs)).traces
     assert trace.train == [(3, 5.8 / math.log(10))]
 
 
@@ -341,7 +341,7 @@ def test_a_mean_covers_what_all_seeds_have_and_no_epoch_that_one_of_them_lacks()
     assert [x for x, _ in trace.valid] == [2]
     assert trace.off_scale == [1]
     later = series(5.0, 4.0)
-    gap = series(epochs=[epoch(2, 4.5), epoch(3, 4.4)])
+    gap = series(validations=[epoch(2, 4.5), epoch(3, 4.4)])
     (trace,) = mean(later, gap).traces
     assert [(x, round(low, 3), round(high, 3)) for x, low, high in trace.band] == [
         (2, round(4.0 / math.log(10), 3), round(4.5 / math.log(10), 3))

@@ -261,7 +261,7 @@ async def test_labels_name_the_seed_where_an_experiment_has_several_runs(stage: 
 def test_curves_that_do_not_all_fit_are_chosen_evenly_from_all_experiments(experiments: list[int], most: int) -> None:
     given_series = [
         Series(
-            run=f"run-{place}", experiment=number, label="", slot=place, train=(), epochs=(), planned_epochs=1,
+            run=f"run-{place}", experiment=number, label="", slot=place, train=(), validations=(), planned_epochs=1,
             tokens_per_epoch=None, expected_s=None,
         )
         for place, number in enumerate(experiments)

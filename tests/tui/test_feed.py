@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
-from factories import epoch, epoch_events, kill_and_wait, progress, started
+from factories import epoch, epoch_events, evaluation, kill_and_wait, progress, started
 from tui.stage import Recorded, Stage, blocking, driver, following, no_driver, wait_for_snapshot
 
 from lmconsole.files import LineTail
@@ -166,11 +166,13 @@ def test_a_queued_run_is_unattended_until_this_user_permits_it(stage: Stage) -> 
 @pytest.mark.parametrize("at_once", [True, False], ids=["read at once", "read as it happens"])
 def test_points_after_the_checkpoint_of_a_resumption_are_removed(stage: Stage, at_once: bool) -> None:
     run = stage.record(1, "stopped", valid=(6.0,))
+    run.append(*(evaluation(1, step, 6.2) for step in (2, 4, 6)))
     assert stage.store.open(run.run) is not None
     again = [
         Queued(devices=("cpu",), jobs=1),
         started(),
         Resumed(epoch=1, step=4),  # from a checkpoint in the middle of the epoch
+        evaluation(1, 6, 5.97),
         progress(1, 8, 5.9),
         epoch(1, 5.95),
     ]
@@ -185,6 +187,7 @@ def test_points_after_the_checkpoint_of_a_resumption_are_removed(stage: Stage, a
         seen = wait_for_snapshot(feed, lambda now: now.runs and now.runs[run.run].position == (2, 0)).runs[run.run]
     assert losses(seen) == [6.1, 5.9]
     assert [each.valid_loss_nats for each in seen.epochs] == [5.95]
+    assert [each.valid_loss_nats for each in seen.validations] == [6.2, 6.2, 5.97, 5.95]
 
 
 def test_a_run_resumed_twice_between_two_reads_is_read_correctly(stage: Stage) -> None:

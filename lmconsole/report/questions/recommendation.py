@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from lmconsole import formatting
 from lmconsole.formatting import DAMAGE_MARK
 from lmconsole.plan.presets import ranges
-from lmconsole.report.captions import timing_caveat
+from lmconsole.report.captions import describe_evaluations, timing_caveat
 from lmconsole.report.comparing import ExperimentResult, Verdict, compare
 from lmconsole.report.markup import DASH, format_ppl
 from lmconsole.report.questions.finding import EQUAL_NATS, Draft, Finding, GroupResults, describe_inferences
@@ -44,12 +44,13 @@ def recommendation(results: GroupResults) -> Finding:
     shown = "".join(marks(result.runs) for result in results.by_id.values())
     if shown:
         notes += f" {explain_marks(shown, ', and not recommended')}"
+    known_at = "evaluations" if describe_evaluations(results.group) else "the ends of epochs"
     return Finding(
         question="Which setting is best for wall-clock time, and which for generalization?",
         observations=draft.observations,
         method=(
             "Wall-clock time: shortest training time of a complete experiment to a target validation perplexity, known "
-            f"at the ends of epochs. The target is {TARGET_MARGIN:.0%} above the lowest perplexity that every "
+            f"at {known_at}. The target is {TARGET_MARGIN:.0%} above the lowest perplexity that every "
             "architecture reaches in some experiment with every seed. Generalization: lowest validation perplexity of "
             "a complete experiment; the gap is validation loss minus train loss at the last epoch, in nats. Times "
             f"within {EQUAL_TIME:.0%} of the shortest count as equal.{notes}"

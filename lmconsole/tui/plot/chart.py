@@ -167,7 +167,7 @@ def _draw_train(figure: Any, trace: Trace, x_limits: Limits, y_limits: Limits, w
 
 
 def _draw_valid(figure: Any, trace: Trace, y_limits: Limits, width: int, glyphs: Glyphs) -> None:
-    """Draw a line through the epochs, with markers that do not touch, one of them on the last epoch."""
+    """Draw a line through the validations, with markers that do not touch, one of them on the last."""
     points = [(x, min(y, y_limits[1])) for x, y in trace.valid]
     if not points:
         return

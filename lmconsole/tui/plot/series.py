@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from lmconsole.runs.events import MAX_LOSS_NATS, Epoch
+from lmconsole.runs.events import MAX_LOSS_NATS, Epoch, Validation
 from lmconsole.tui.plot.axes import XAxis
 from lmconsole.tui.plot.curve import Point
 
@@ -49,7 +49,8 @@ class Series:
     slot: int
     """Index of color and marker."""
     train: Iterable[Point]
-    epochs: Sequence[Epoch]
+    validations: Sequence[Validation]
+    """Ends of epochs, and evaluations within them, in the order of training."""
     planned_epochs: int
     tokens_per_epoch: int | None
     """None if unknown, as for an imported run."""
@@ -57,7 +58,8 @@ class Series:
     """Estimated training time of the whole run, seconds; None if unknown."""
     published_ppl: float | None = None
     seeds: tuple["Series", ...] = ()
-    """Seeds of which this series shows the mean and the range; its own ``train`` and ``epochs`` are not used then."""
+    """Seeds of which this series shows the mean and the range; its own ``train`` and ``validations`` are not used
+    then."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -94,11 +96,11 @@ def traces(series: Sequence[Series], options: ChartOptions) -> list[Trace]:
             if math.isfinite(loss_nats) and loss_nats <= max_loss_nats:
                 mean = loss_nats if mean is None else options.smoothing * mean + (1 - options.smoothing) * loss_nats
                 trace.train.append((x, to_y(mean, options.log)))
-        for epoch_x, y in _validation(each, options).values():
+        for valid_x, y in _validation(each, options).values():
             if y is None:
-                trace.off_scale.append(epoch_x)
+                trace.off_scale.append(valid_x)
             else:
-                trace.valid.append((epoch_x, y))
+                trace.valid.append((valid_x, y))
         made.append(trace)
     return made
 
@@ -108,7 +110,7 @@ def _train_points(series: Series) -> list[Point]:
     points = list(series.train)
     if points:
         return points
-    losses = [(epoch, epoch.train_loss_nats) for epoch in series.epochs]
+    losses = [(each, each.train_loss_nats) for each in series.validations if isinstance(each, Epoch)]
     return [
         Point(epoch.epoch, epoch.elapsed_train_s, loss, loss, loss, not math.isfinite(loss))
         for epoch, loss in losses
@@ -116,15 +118,16 @@ def _train_points(series: Series) -> list[Point]:
     ]
 
 
-def _validation(series: Series, options: ChartOptions) -> dict[int, tuple[float, float | None]]:
-    """Return x and y of each validated epoch by its number; y is None for a value that cannot be drawn."""
+def _validation(series: Series, options: ChartOptions) -> dict[float, tuple[float, float | None]]:
+    """Return x and y of each validation by its passes over the train split; y is None for a value that cannot be
+    drawn."""
     to_x, max_loss_nats = _to_x(series, options.x), math.log(LARGEST_PPL)
-    found: dict[int, tuple[float, float | None]] = {}
-    for epoch in series.epochs:
-        x, valid_nats = to_x(epoch.epoch, epoch.elapsed_train_s), epoch.valid_loss_nats
+    found: dict[float, tuple[float, float | None]] = {}
+    for each in series.validations:
+        x, valid_nats = to_x(each.passes, each.elapsed_train_s), each.valid_loss_nats
         if x is not None and valid_nats is not None:
             drawn = math.isfinite(valid_nats) and valid_nats <= max_loss_nats
-            found[epoch.epoch] = (x, to_y(valid_nats, options.log) if drawn else None)
+            found[each.passes] = (x, to_y(valid_nats, options.log) if drawn else None)
     return found
 
 
@@ -134,8 +137,8 @@ def _mean_trace(series: Series, options: ChartOptions) -> Trace:
     seeds = traces(series.seeds, options)
     trace = Trace(series=series, off_scale=sorted(x for seed in seeds for x in seed.off_scale))
     validations = [_validation(seed, options) for seed in series.seeds]
-    for number in sorted(set.intersection(*map(set, validations))):
-        points = [validation[number] for validation in validations]
+    for passes in sorted(set.intersection(*map(set, validations))):
+        points = [validation[passes] for validation in validations]
         ys = [y for _, y in points if y is not None]
         if len(ys) == len(points):
             x = sum(x for x, _ in points) / len(points)

@@ -68,11 +68,18 @@ def _note(views: Sequence[RunView]) -> str:
         note += "\nThese runs have different corpora: do not compare their perplexities."
     elif len({view.info.preset for view in views}) > 1:
         note += "\nThese runs have different presets."
+    if any(_is_lower_within_an_epoch(view) for view in views):
+        note += "\nLower perplexities within epochs, which the curves show, do not count here."
     if any(view.damage for view in views):
         note += f"\n{DAMAGE_MARK}: damaged, so not a complete result; the details of the run say where."
     if len({view.started.device_name for view in views if view.started}) > 1:
         note += "\nThey ran on different devices: do not compare their times."
     return note
+
+
+def _is_lower_within_an_epoch(view: RunView) -> bool:
+    best = _rank(view)
+    return any(each.valid_ppl is not None and each.valid_ppl < best for each in view.validations)
 
 
 def _difference(ppl: float | None, best_ppl: float | None) -> str:

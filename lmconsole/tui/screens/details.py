@@ -18,7 +18,7 @@ from lmconsole import formatting
 from lmconsole.errors import escape_control_characters
 from lmconsole.files import LineTail
 from lmconsole.importing.settings import INFERRED, is_inferred
-from lmconsole.runs.events import Finished, Started
+from lmconsole.runs.events import Evaluation, Finished, Started
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.permissions import NOT_STARTED
 from lmconsole.runs.state import Status
@@ -213,6 +213,9 @@ def _state(view: RunView) -> list[tuple[str, str]]:
         best = view.best
         ppl = f"{formatting.perplexity(best.valid_ppl)} in epoch {best.epoch}"
         rows += [("best valid ppl", f"{ppl}, train {formatting.perplexity(best.train_ppl)}")]
+    if view.validations and isinstance(latest := view.validations[-1], Evaluation):
+        where = f"epoch {latest.epoch}, step {latest.step} of {latest.steps}"
+        rows += [("last valid ppl", f"{formatting.perplexity(latest.valid_ppl)} in {where}")]
     if view.finished:
         rows += _outcome(view.finished, imported)
     if view.started:

@@ -1,0 +1,156 @@
+"""Compare the training speed of this checkout with that of another one, with and without evaluations within epochs.
+
+    python benchmarks/checkouts.py FOLDER [--pairs N] [--every STEPS]
+
+FOLDER is a checkout of lmconsole, such as a `git worktree` of the commit before a change. For each pair, one process
+for each variant is forked from one that has imported torch, and the variants take turns, epoch by epoch, at the same
+random tokens: the other checkout, this one, and this one with ``evaluate_every_steps``. Each has one thread, and its
+CPU time in training is compared, since other load on the machine affects it far less than wall-clock time. Time in
+evaluations is not counted, as in a run. The result is the median of the pairs' ratios with a 95% interval; new
+processes for each pair average out the differences between processes.
+"""
+
+import argparse
+import math
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import msgspec  # noqa: F401  # before the processes are forked, as everything that they need and is not lmconsole
+import numpy as np  # noqa: F401
+import torch
+import torch._dynamo  # the first optimizer of a process imports it
+
+HERE = Path(__file__).resolve().parents[1]
+EXPERIMENTS = {"LSTM 1L, demo": 1, "GPT-1 1L, demo": 5}
+STEPS = 5
+"""Steps of an epoch: other load changes less within a twentieth of a second than within one."""
+TURNS = 21
+"""Epochs of each variant in a pair. The first is a warm-up."""
+
+
+def train_in_turns(turns: Connection, checkout: Path, number: int, every: int) -> None:
+    """Train epochs of an experiment with the lmconsole of ``checkout``. Each waits for a message, and sends the seconds
+    of CPU time that its training took."""
+    sys.path.insert(0, str(checkout))
+    import overhead
+    from store import run_info
+
+    import lmconsole
+    from lmconsole.lm import device
+    from lmconsole.lm.loop import TrainingContext, train
+    from lmconsole.runs.event_log import EventLog
+    from lmconsole.runs.paths import RunPaths
+    from lmconsole.runs.state import RunState
+
+    assert Path(lmconsole.__file__).is_relative_to(checkout)
+    device.set_threads(1)
+    more = {"evaluate_every_steps": every} if every else {}
+    shape = overhead.Shape(number, {}, device.describe_devices()[0], 0.0)
+    corpus = overhead._corpus(shape.settings.vocabulary, STEPS * shape.batch_tokens)
+    info = run_info(number, "demo", overhead._corpus_info(corpus), run="run", epochs=TURNS, **more)
+    current, trained_s, since_s = 0, 0.0, 0.0
+
+    def enter_phase(phase: str, epoch: int | None) -> None:
+        nonlocal current, trained_s, since_s
+        if current and phase != "train":
+            trained_s += time.process_time() - since_s
+        if epoch != current:
+            if current:
+                turns.send(trained_s)
+            current, trained_s = epoch or 0, 0.0
+            if current:
+                turns.recv()
+        since_s = time.process_time()
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths = RunPaths(Path(folder) / "run")
+        paths.folder.mkdir()
+        train(
+            TrainingContext(
+                info=info,
+                paths=paths,
+                log=EventLog(paths.events),
+                history=RunState(),
+                device="cpu",
+                corpus=corpus,
+                tables=None,
+                stop_requested=lambda: False,
+                enter_phase=enter_phase,
+                end_telemetry=lambda: None,
+            )
+        )
+
+
+def measure_pair(variants: dict[str, tuple[Path, int]], number: int, first: int) -> dict[str, float]:
+    """Return the CPU time of each variant relative to the first one, the median over its epochs. The order rotates, and
+    starts at the variant ``first``."""
+    fork = multiprocessing.get_context("fork")
+    connections: dict[str, Connection] = {}
+    processes = []
+    for name, (checkout, every) in variants.items():
+        connections[name], theirs = fork.Pipe()
+        processes.append(fork.Process(target=train_in_turns, args=(theirs, checkout, number, every)))
+        processes[-1].start()
+    names = list(variants)
+    spent: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(TURNS):
+        start = (first + turn) % len(names)
+        for name in [*names[start:], *names[:start]]:
+            connections[name].send(None)
+            spent[name].append(connections[name].recv())
+    for process in processes:
+        process.join()
+    return {
+        name: statistics.median(one / other for one, other in zip(spent[name][1:], spent[names[0]][1:], strict=True))
+        for name in names
+    }
+
+
+def median_interval(values: list[float]) -> tuple[float, float]:
+    """Return the ends of a 95% confidence interval of the median, by a two-sided sign test."""
+    values, n, below, k = sorted(values), len(values), 0.0, 0
+    while below + math.comb(n, k) / 2**n <= 0.025:
+        below += math.comb(n, k) / 2**n
+        k += 1
+    outer = max(k - 1, 0)
+    return values[outer], values[n - 1 - outer]
+
+
+def describe(ratios: list[float]) -> str:
+    """Return median, interval and quartiles of ratios as changes in percent."""
+    low, high = median_interval(ratios)
+    quartiles = statistics.quantiles(ratios, n=4)
+    median = statistics.median(ratios)
+    return (
+        f"{median - 1:+.2%} (95% interval {low - 1:+.2%} … {high - 1:+.2%}; "
+        f"quartiles {quartiles[0] - 1:+.2%}, {quartiles[2] - 1:+.2%}; {len(ratios)} pairs)"
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--every", type=int, default=10)
+    arguments: Any = parser.parse_args()
+    torch.set_num_threads(1)
+    variants = {
+        "other": (arguments.folder.resolve(), 0),
+        "off": (HERE, 0),
+        f"every {arguments.every} steps": (HERE, arguments.every),
+    }
+    for label, number in EXPERIMENTS.items():
+        pairs = [measure_pair(variants, number, pair) for pair in range(arguments.pairs)]
+        for name in list(variants)[1:]:
+            print(f"{label}, {name}: {describe([pair[name] for pair in pairs])}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
