@@ -353,7 +353,9 @@ def width_rows(experiments: int) -> Iterator[Row]:
         cell = (NORMAL.name, n, n, 1, 0.0, experiments)
         error = float(relative[similar].std() / math.sqrt(len(similar)))
         yield Row("half width in sd", *cell, value, error, "equal to", formula, bool(met))
-        yield Row("median half width in sd", *cell, float(np.median(found.high - found.low) / 2), 0.0, "", math.nan, True)
+        yield Row(
+            "median half width in sd", *cell, float(np.median(found.high - found.low) / 2), 0.0, "", math.nan, True
+        )
 
 
 def cells() -> Iterator[tuple[Population, int, int]]:
