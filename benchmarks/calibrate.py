@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 from calibration import EXPERIMENTS, FAMILIES, NORMAL, SIZES, Row, calibrate
 
 HERE = Path(__file__).resolve().parent
@@ -41,12 +42,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 def from_csv(text: str) -> list[Row]:
     """Return the rows of ``to_csv``."""
-    kinds = {name: field.type for name, field in Row.__dataclass_fields__.items()}
-    readers = {int: int, float: float, bool: lambda text: text == "True"}
-    return [
-        Row(**{name: readers.get(kinds[name], str)(value) for name, value in row.items()})  # type: ignore[call-overload]
-        for row in csv.DictReader(io.StringIO(text))
-    ]
+    return [msgspec.convert(row, Row, strict=False) for row in csv.DictReader(io.StringIO(text))]
 
 
 class Table:
@@ -97,7 +93,7 @@ def error_table(table: Table) -> str:
 
 
 def look_table(table: Table) -> str:
-    """Return the errors of looking at results before all runs are there."""
+    """Return the errors of comparisons whose results are seen before all runs are there."""
     lines = ["| values | contrasts | verdict at the planned ten | verdict at each look |", "|---|---|---|---|"]
     for row in table.find("error over all looks, planned"):
         cell = {"population": row.population, "contrasts": row.contrasts}
@@ -258,7 +254,7 @@ def _findings(rows: Sequence[Row]) -> Iterator[str]:
         f"{kept(rows)} bounds are kept; bold rates are not. **Plan the same number of seeds for each setting.** With "
         f"equal numbers, the error of a family is at most {plain(max(equal, key=lambda row: row.value))} in all cells. "
         f"With 3 and 10 seeds, one contrast errs in up to {table.worst('family-wise error', contrasts=1, **unequal)}, "
-        f"but a family of twelve in {plain(usual)} with normal values and in up to {plain(worst)} ({worst.population}). "
+        f"but a family of twelve in {plain(usual)} with normal values and up to {plain(worst)} ({worst.population}). "
         "The approximation of Welch's test is too coarse there at the small levels that the correction asks for."
     )
     equivalence = [row for row in table.find("equivalence at delta") if row.first_seeds == row.second_seeds]

@@ -110,7 +110,7 @@ class Outcome:
 
     @property
     def decided(self) -> NDArray[np.bool_]:
-        return (self.verdicts == LOWER) | (self.verdicts == HIGHER)
+        return np.isin(self.verdicts, (LOWER, HIGHER))
 
 
 Method = Callable[[Array, Array, float | None, int], Outcome]
@@ -121,15 +121,16 @@ the planned number of seeds."""
 def shipped(first: Array, second: Array, delta: float | None, planned: int) -> Outcome:
     """Decide as ``lmconsole.claims.verdict.compare`` does."""
     m, n = first.shape[-1], second.shape[-1]
-    diverged = ~(np.isfinite(first).all(-1) & np.isfinite(second).all(-1))
+    diverged = np.asarray(~(np.isfinite(first).all(-1) & np.isfinite(second).all(-1)))
     difference = welch(np.where(diverged[..., None], 0.0, first), np.where(diverged[..., None], 0.0, second))
     tested = np.where(diverged, min(m, n) >= MIN_SEEDS_RANKS, min(m, n) >= MIN_SEEDS)
-    p, first_is_lower = np.where(diverged | ~tested, math.nan, difference.p), difference.estimate < 0
+    p = np.where(diverged | ~tested, math.nan, difference.p)
+    first_is_lower = np.asarray(difference.estimate < 0)
     by_ranks = diverged & tested
     if by_ranks.any():
         p[by_ranks], first_is_lower[by_ranks] = rank_tests(first[by_ranks], second[by_ranks])
     verdicts = np.full(p.shape, INCONCLUSIVE, dtype=np.int8)
-    found = holm(p) <= ALPHA
+    found = np.asarray(holm(p) <= ALPHA)
     verdicts[found] = np.where(first_is_lower[found], LOWER, HIGHER)
     if delta is not None:
         verdicts[difference.within(delta) & ~diverged & tested] = EQUIVALENT
@@ -220,7 +221,7 @@ class Row:
     mc_error: float
     """Monte Carlo standard error of the value."""
     relation: Literal["", "at most", "at least", "equal to"]
-    """How the value should compare with the bound; empty if nothing is required."""
+    """Required relation of the value to the bound; empty if nothing is required."""
     bound: float
     """Includes the Monte Carlo errors that are allowed for; NaN if nothing is required."""
     met: bool
@@ -270,11 +271,11 @@ def error_rows(
     value, error = _rate(outcome.decided.any(-1))
     cell = (population.name, m, n, family, 0.0, experiments)
     rows = [Row("family-wise error", *cell, value, error, "at most", limit, value <= limit)]
-    known = ~np.isnan(outcome.low)
+    known = np.asarray(~np.isnan(outcome.low))
     if known.any() and not known.all():  # intervals without a diverged run
-        rows.append(Row("without a verdict", *cell, *_rate(outcome.verdicts == DESCRIPTION), "", math.nan, True))
+        rows.append(Row("without a verdict", *cell, *_rate(np.isin(outcome.verdicts, DESCRIPTION)), "", math.nan, True))
     if known.any():
-        covered = ((outcome.low <= 0) & (outcome.high >= 0))[known]
+        covered = (outcome.low[known] <= 0) & (outcome.high[known] >= 0)
         value, error = _rate(covered)
         rows.append(Row("coverage", *cell, value, error, "at least", LEAST_COVERAGE, value >= LEAST_COVERAGE))
     return rows
@@ -289,7 +290,7 @@ def equivalence_rows(
     for sign in (1, -1):
         first, second = population.samples(_random("equivalence", population.name, m, n, sign), (experiments, 1), m, n)
         outcome = _checked(method, first + sign * delta, second, delta)
-        value, error = _rate(outcome.verdicts == EQUIVALENT)
+        value, error = _rate(np.isin(outcome.verdicts, EQUIVALENT))
         cell = (population.name, m, n, 1, sign * delta, experiments)
         yield Row("equivalence at delta", *cell, value, error, "at most", limit, value <= limit)
 

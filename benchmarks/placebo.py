@@ -66,7 +66,8 @@ Codes = NDArray[np.int8]
 
 def lowest_mean(first: Array, second: Array) -> Codes:
     """Find the setting with the lower mean: the one in bold in many tables."""
-    return np.sign(first.mean(-1) - second.mean(-1)).astype(np.int8)
+    codes: Codes = np.sign(first.mean(-1) - second.mean(-1)).astype(np.int8)
+    return codes
 
 
 def sd_apart(first: Array, second: Array) -> Codes:
@@ -208,24 +209,12 @@ def runs_csv(folder: Path) -> str:
     frame = lmconsole.results(folder, "runs").sort_values(["experiment", "seed"])
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        (
-            "model",
-            "optimizer",
-            "seed",
-            "epochs",
-            "best_epoch",
-            "train_nll",
-            "valid_nll",
-            "test_nll",
-            "diverged",
-            "train_s",
-        )
-    )
-    for row in frame.itertuples():
-        losses = (f"{math.log(ppl):.9f}" for ppl in (row.train_ppl, row.valid_ppl, row.test_ppl_best))
-        where = (row.architecture, row.optimizer, row.seed, row.epochs, row.epoch)
-        writer.writerow((*where, *losses, row.diverged, f"{row.elapsed_train_s:.2f}"))
+    losses = ("train_nll", "valid_nll", "test_nll")
+    writer.writerow(("model", "optimizer", "seed", "status", "diverged", "epochs", "best_epoch", *losses, "train_s"))
+    for row in frame.to_dict("records"):
+        of_run = [row[name] for name in ("architecture", "optimizer", "seed", "status", "diverged", "epochs", "epoch")]
+        nats = (f"{math.log(row[name]):.9f}" for name in ("train_ppl", "valid_ppl", "test_ppl_best"))
+        writer.writerow((*of_run, *nats, f"{row['elapsed_train_s']:.2f}"))
     return out.getvalue()
 
 
