@@ -1,38 +1,47 @@
 """Measure how often rules of comparison find a winner between a setting and itself, on real runs.
 
-    python benchmarks/placebo.py [--train DIR | --check]
+    python benchmarks/placebo.py [--train DIR | --draw | --check]
 
-``results/placebo/runs.csv`` has 600 runs of one setting, which differ only in their seed. Split at random, half of
-them are called "Adam" and the other half "placebo": whichever wins, wins falsely. With ``--train DIR``, the runs are
-trained into a store in DIR by ``lmconsole run``, which takes half an hour on two CPU cores; finished runs are not
-repeated. Without it, rates, figure and the section in the README are computed from the file, in two minutes. ``--check``
-changes nothing and exits with code 1 if figure numbers and README do not match the recorded rates.
+``results/placebo/runs.csv`` has 600 runs of one setting, which differ only in their seed. Split at random, one half is
+called "Adam" and the other "placebo": whichever wins, wins falsely. Rates, figure, and the sections in README and
+docs/method.md are made from this file in three minutes.
+
+``--train DIR`` first trains the runs that the store DIR does not have, by ``lmconsole run``, which takes half an hour
+on two idle CPU cores. ``--draw`` makes figure and sections from the recorded rates. ``--check`` changes nothing and
+exits with code 1 if the sections do not have the recorded rates.
 """
 
 import argparse
 import csv
 import io
-import itertools
+import json
 import math
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+import textwrap
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import TypeVar
 
+import msgspec
 import numpy as np
-from calibration import shipped
-from numpy.random import Generator
-from numpy.typing import NDArray
+from calibrate import METHOD, with_section, write
+from placebo_figure import Line, draw_placebo
+from placebo_rates import NO_DIFFERENCE, RULES, SGD_SIZES, SHIFT, Rate, SgdFinding, rates, sgd_findings
 
+import lmconsole
 from lmconsole.claims.difference import Array
 from lmconsole.engine.processes import python
+from lmconsole.report.draw import encode_figure
+from lmconsole.runs.store import Store
 
 HERE = Path(__file__).resolve().parent
 EXPERIMENTS_FILE = HERE / "placebo" / "experiments.toml"
 RESULTS = HERE / "results" / "placebo"
-RUNS_CSV, RATES_CSV, SGD_CSV = (RESULTS / name for name in ("runs.csv", "rates.csv", "sgd.csv"))
+RUNS_CSV, RATES_CSV, SGD_CSV, SOURCE = (RESULTS / name for name in ("runs.csv", "rates.csv", "sgd.csv", "source.json"))
+README, FIGURE = HERE.parent / "README.md", HERE.parent / "docs" / "placebo.png"
+BEGIN, END = "<!-- placebo: begin, made by benchmarks/placebo.py -->\n", "<!-- placebo: end -->"
 OPTIONS = (
     "--preset",
     "placebo",
@@ -42,171 +51,50 @@ OPTIONS = (
     "cpu",
     "--jobs",
     "2",
-    "--no-export",
     "--headless",
+    "--no-export",
 )
 TRAININGS = ((("2", "3"), "1-10"), (("1",), "1-600"))
 """Experiments of ``EXPERIMENTS_FILE`` and their seeds."""
-
-SIZES = range(1, 11)
-"""Numbers of runs of each setting."""
-SGD_SIZES = (3, 5, 10)
-SHIFT_SD = 2.0
-"""Difference in standard deviations that is added to the runs to measure what the rules find."""
-SPLITS = 50_000
-RESAMPLES, RESAMPLED_SPLITS = 200, 5_000
-SEED = 17
-
-Codes = NDArray[np.int8]
-"""−1 if the first setting is found to be lower, 1 if higher, 0 without a finding."""
-
-
-# Rules
-
-
-def lowest_mean(first: Array, second: Array) -> Codes:
-    """Find the setting with the lower mean: the one in bold in many tables."""
-    codes: Codes = np.sign(first.mean(-1) - second.mean(-1)).astype(np.int8)
-    return codes
-
-
-def sd_apart(first: Array, second: Array) -> Codes:
-    """Find a difference if mean ± standard deviation of both settings do not overlap; nothing for single runs."""
-    if first.shape[-1] < 2:
-        return np.zeros(len(first), dtype=np.int8)
-    difference = first.mean(-1) - second.mean(-1)
-    apart = np.abs(difference) > first.std(-1, ddof=1) + second.std(-1, ddof=1)
-    return np.where(apart, np.sign(difference), 0).astype(np.int8)
-
-
-def verdict(first: Array, second: Array) -> Codes:
-    """Find what ``lmconsole compare`` finds with the planned number of runs."""
-    outcome = shipped(first[:, None], second[:, None], None, first.shape[-1])
-    return np.where(outcome.decided, outcome.verdicts * 2 - 1, 0)[:, 0].astype(np.int8)
-
-
-RULES: dict[str, Callable[[Array, Array], Codes]] = {
-    "lowest mean": lowest_mean,
-    "mean ± sd apart": sd_apart,
-    "lmconsole": verdict,
-}
-
-
-# Rates
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """Share of random splits in which a rule has a finding."""
-
-    rule: str
-    runs: int
-    """Runs of each setting."""
-    truth: str
-    """"no difference", where each finding is false, or "2 sd", where the finding that is right is counted."""
-    share: float
-    low: float
-    """Lower end of the 95 % percentile interval over runs."""
-    high: float
-
-
-def draw_splits(random: Generator, pool: NDArray[np.intp], size: int, count: int) -> NDArray[np.intp]:
-    """Return ``count`` splits, (count, size): places in the list of runs, none of them twice in a split.
-
-    ``pool`` has the place of a run as often as it was resampled.
-    """
-    kept: list[NDArray[np.intp]] = []
-    while sum(map(len, kept)) < count:
-        drawn = pool[random.integers(len(pool), size=(count, size))]
-        ordered = np.sort(drawn, axis=1)
-        kept.append(drawn[(ordered[:, 1:] != ordered[:, :-1]).all(axis=1)])
-    return np.concatenate(kept)[:count]
-
-
-def split_shares(
-    values: Array, pool: NDArray[np.intp], n: int, count: int, random: Generator, shift: float
-) -> dict[tuple[str, str], float]:
-    """Return, by rule and truth, the share of ``count`` splits in which a rule has a finding."""
-    drawn = values[draw_splits(random, pool, 2 * n, count)]
-    adam, placebo = drawn[:, :n], drawn[:, n:]
-    shares = {}
-    for name, rule in RULES.items():
-        shares[name, "no difference"] = float((rule(adam, placebo) != 0).mean())
-        shares[name, f"{SHIFT_SD:g} sd"] = float((rule(adam, placebo - shift) == 1).mean())
-    return shares
-
-
-def rates(
-    values: Array,
-    sizes: Sequence[int] = SIZES,
-    splits: int = SPLITS,
-    resamples: int = RESAMPLES,
-    resampled_splits: int = RESAMPLED_SPLITS,
-) -> list[Rate]:
-    """Return the rates of all rules and their intervals.
-
-    Splits share runs, so the intervals are those of a bootstrap over runs: the runs are resampled, and the splits drawn
-    again from what was resampled, without a run twice in one split. Drawing only some of the splits makes the intervals
-    slightly wider.
-    """
-    shift = SHIFT_SD * float(values.std(ddof=1))
-    every = np.arange(len(values))
-    found = []
-    for n in sizes:
-        random = np.random.default_rng([SEED, n])
-        shares = split_shares(values, every, n, splits, random, shift)
-        resampled = [
-            split_shares(values, random.choice(every, len(every)), n, resampled_splits, random, shift)
-            for _ in range(resamples)
-        ]
-        for (rule, truth), share in shares.items():
-            low, high = np.quantile([each[rule, truth] for each in resampled], [0.025, 0.975])
-            found.append(Rate(rule, n, truth, share, min(float(low), share), max(float(high), share)))
-    return sorted(found, key=lambda rate: (rate.truth != "no difference", list(RULES).index(rate.rule), rate.runs))
-
-
-@dataclass(frozen=True, slots=True)
-class SgdFinding:
-    """Findings of a rule on SGD and Adam in all subsets of their seeds."""
-
-    rule: str
-    runs: int
-    """Runs of each setting in a subset."""
-    subsets: int
-    adam_lower: float
-    """Share of the subsets in which the rule finds Adam lower."""
-    sgd_lower: float
-
-
-def sgd_findings(adam: Array, sgd: Array) -> list[SgdFinding]:
-    """Apply the rules to every subset of n seeds of Adam and of n seeds of SGD."""
-    found = []
-    for n in SGD_SIZES:
-        sides = [np.array([*itertools.combinations(side, n)]) for side in (adam, sgd)]
-        first = np.repeat(sides[0], len(sides[1]), axis=0)
-        second = np.tile(sides[1], (len(sides[0]), 1))
-        for name, rule in RULES.items():
-            codes = rule(first, second)
-            found.append(SgdFinding(name, n, len(codes), float((codes == -1).mean()), float((codes == 1).mean())))
-    return found
-
+TABLE_SIZES = (1, 2, 3, 5, 10)
 
 # Runs
 
 
-def train(folder: Path) -> None:
-    """Train the runs that the store in ``folder`` does not have yet. Raises CalledProcessError if a run failed."""
-    for experiments, seeds in TRAININGS:
-        options = ["--experiments", str(EXPERIMENTS_FILE), "--seeds", seeds, "--runs", str(folder), *OPTIONS]
-        command = python("lmconsole", "run", *experiments, *options)
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+def commands(experiments_file: Path, store: Path) -> list[list[str]]:
+    """Return the arguments of ``lmconsole`` that train all runs."""
+    return [
+        ["run", *experiments, "--experiments", str(experiments_file), "--seeds", seeds, "--runs", str(store), *OPTIONS]
+        for experiments, seeds in TRAININGS
+    ]
 
 
-def runs_csv(folder: Path) -> str:
+def train(store: Path) -> None:
+    """Train the runs that the store does not have yet. Raises CalledProcessError if a run failed."""
+    for arguments in commands(EXPERIMENTS_FILE, store):
+        subprocess.run(python("lmconsole", *arguments), check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+
+
+def source(store: Path) -> dict[str, object]:
+    """Return the commands that trained the runs, and what else their results depend on."""
+    runs = Store(store).runs()
+    started, corpus = [run.state.started for run in runs if run.state.started], runs[0].info.corpus
+    return {
+        "commands": [
+            " ".join(("lmconsole", *arguments))
+            for arguments in commands(EXPERIMENTS_FILE.relative_to(HERE.parent), Path("runs"))
+        ],
+        "versions": sorted({json.dumps(each.versions, sort_keys=True) for each in started}),
+        "devices": sorted({f"{each.device_name}, {each.threads} thread, {each.precision}" for each in started}),
+        "corpus": corpus.name,
+        "corpus_sha256": corpus.sha256,
+        "train_s": round(sum(run.state.elapsed_train_s or 0.0 for run in runs)),
+    }
+
+
+def runs_csv(store: Path) -> str:
     """Return one row for each run in the store, with the losses of its best epoch in nats per token."""
-    import lmconsole
-
-    frame = lmconsole.results(folder, "runs").sort_values(["experiment", "seed"])
+    frame = lmconsole.results(store, "runs").sort_values(["experiment", "seed"])
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     losses = ("train_nll", "valid_nll", "test_nll")
@@ -218,14 +106,14 @@ def runs_csv(folder: Path) -> str:
     return out.getvalue()
 
 
-def losses(model: str, optimizer: str) -> Array:
-    """Return the test losses of a setting in ``RUNS_CSV``, in nats per token, by seed."""
+def test_nll(model: str, optimizer: str) -> Array:
+    """Return the test losses of a setting in ``RUNS_CSV``, in nats per token, in the order of the seeds."""
     with RUNS_CSV.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if (row["model"], row["optimizer"]) == (model, optimizer)]
     return np.array([float(row["test_nll"]) for row in sorted(rows, key=lambda row: int(row["seed"]))])
 
 
-# Tables
+# Files
 
 
 def to_csv(rows: Sequence[Rate] | Sequence[SgdFinding]) -> str:
@@ -240,10 +128,114 @@ def to_csv(rows: Sequence[Rate] | Sequence[SgdFinding]) -> str:
     return out.getvalue()
 
 
-def read_rates() -> list[Rate]:
-    """Return the recorded rates."""
-    with RATES_CSV.open(encoding="utf-8", newline="") as file:
-        return [
-            Rate(row["rule"], int(row["runs"]), row["truth"], *(float(row[name]) for name in ("share", "low", "high")))
-            for row in csv.DictReader(file)
-        ]
+Kind = TypeVar("Kind", Rate, SgdFinding)
+
+
+def read(path: Path, kind: type[Kind]) -> list[Kind]:
+    """Return the rows of ``to_csv``."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [msgspec.convert(row, kind, strict=False) for row in csv.DictReader(file)]
+
+
+def figure(recorded: Sequence[Rate]) -> bytes:
+    """Return the figure of the README."""
+
+    def lines(truth: str) -> list[Line]:
+        found = []
+        for rule in RULES:
+            chosen = [rate for rate in recorded if (rate.rule, rate.truth) == (rule, truth)]
+            if rule == "mean ± sd apart":
+                chosen = [rate for rate in chosen if rate.runs > 1]
+            numbers = [[getattr(rate, name) for rate in chosen] for name in ("runs", "share", "low", "high")]
+            found.append(Line(rule, *numbers))
+        return found
+
+    wrong, right = lines(NO_DIFFERENCE), lines(SHIFT)
+    drawn = draw_placebo(wrong, right, SHIFT, test_nll("LSTM", "Adam"), test_nll("LSTM", "SGD"))
+    return encode_figure(drawn, "png")
+
+
+def percent(share: float) -> str:
+    """Return a share with up to two digits, or as less than 0.1 %."""
+    digits = f"{100 * share:.2g}" if share < 0.0995 else f"{100 * share:.0f}"
+    return "less than 0.1 %" if 0 < share < 0.001 else f"{digits} %"
+
+
+def readme_section(recorded: Sequence[Rate]) -> str:
+    """Return the generated part of the README."""
+    share = {(rate.rule, rate.truth, rate.runs): rate.share for rate in recorded}
+
+    def ours(truth: str) -> str:
+        first, second, third = (percent(share["lmconsole", truth, n]) for n in SGD_SIZES)
+        return f"{first}, {second} and {third}"
+
+    text = (
+        f"The same setting, trained with {len(test_nll('GPT-1', 'Adam'))} seeds and split at random into “Adam” and a "
+        "“placebo”: bold for the lowest mean always declares a winner, and is always wrong. “Mean ± sd do not overlap” "
+        f"is wrong in {percent(share['mean ± sd apart', NO_DIFFERENCE, 2])} of the comparisons of two seeds with two; "
+        "more seeds make it safe, but it then still finds a true difference of two standard deviations in only "
+        f"{percent(share['mean ± sd apart', SHIFT, 10])}. lmconsole gives no verdict on fewer than three seeds; with 3, "
+        f"5 and 10 it is wrong in {ours(NO_DIFFERENCE)}, and finds that difference in {ours(SHIFT)}. "
+        "[Method, calibration, and what fails](docs/method.md)"
+    )
+    alt = (
+        "Three panels. Share of comparisons of a setting with itself in which a winner is declared, by number of seeds; "
+        "share in which a true difference of two standard deviations is found; test losses of Adam and SGD"
+    )
+    return f"![{alt}](docs/placebo.png)\n\n{textwrap.fill(text, 120)}\n"
+
+
+def method_section(recorded: Sequence[Rate], findings: Sequence[SgdFinding]) -> str:
+    """Return the generated part of docs/method.md."""
+    by_cell = {(rate.rule, rate.truth, rate.runs): rate for rate in recorded}
+    lines = [f"| truth | seeds | {' | '.join(RULES)} |", "|---|---|" + "---|" * len(RULES)]
+    for truth in (NO_DIFFERENCE, SHIFT):
+        for n in TABLE_SIZES:
+            cells = (interval(by_cell[rule, truth, n]) for rule in RULES)
+            lines.append(f"| {truth} | {n} | {' | '.join(cells)} |")
+    sgd = {(each.rule, each.runs): percent(each.adam_lower) for each in findings}
+    sentences = (f"{rule}, in {', '.join(sgd[rule, n] for n in SGD_SIZES)}" for rule in RULES)
+    text = (
+        f"SGD and Adam on the LSTM, ten seeds each, untuned: share of the subsets of {', '.join(map(str, SGD_SIZES))} "
+        f"seeds of each in which a rule finds Adam lower: {'; '.join(sentences)}."
+    )
+    return "\n".join(lines) + f"\n\n{textwrap.fill(text, 120)}\n"
+
+
+def interval(rate: Rate) -> str:
+    """Return ``4.5 % (4.0–5.1)``."""
+    return f"{100 * rate.share:.1f} % ({100 * rate.low:.1f}–{100 * rate.high:.1f})"
+
+
+def documents() -> dict[Path, str]:
+    """Return the documents with their sections, complete."""
+    recorded, findings = read(RATES_CSV, Rate), read(SGD_CSV, SgdFinding)
+    return {
+        README: with_section(README.read_text(encoding="utf-8"), readme_section(recorded), BEGIN, END),
+        METHOD: with_section(METHOD.read_text(encoding="utf-8"), method_section(recorded, findings), BEGIN, END),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure how often rules find a winner between a setting and itself.")
+    parser.add_argument("--train", type=Path, metavar="DIR", help="train the runs into this store first")
+    parser.add_argument("--draw", action="store_true", help="only make the figure and sections from the recorded rates")
+    parser.add_argument("--check", action="store_true", help="only check that the sections have the recorded rates")
+    arguments = parser.parse_args()
+    if arguments.train:
+        train(arguments.train.absolute())
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        RUNS_CSV.write_text(runs_csv(arguments.train), encoding="utf-8")
+        SOURCE.write_text(json.dumps(source(arguments.train), indent=1) + "\n", encoding="utf-8")
+    if not (arguments.draw or arguments.check):
+        RATES_CSV.write_text(to_csv(rates(test_nll("GPT-1", "Adam"))), encoding="utf-8")
+        SGD_CSV.write_text(to_csv(sgd_findings(test_nll("LSTM", "Adam"), test_nll("LSTM", "SGD"))), encoding="utf-8")
+    if not arguments.check:
+        FIGURE.write_bytes(figure(read(RATES_CSV, Rate)))
+    stale = [path.name for path, text in documents().items() if not write(path, text, arguments.check)]
+    if stale:
+        sys.exit(f"{', '.join(stale)}: not generated from {RATES_CSV.name}. Run benchmarks/placebo.py --draw.")
+
+
+if __name__ == "__main__":
+    main()
