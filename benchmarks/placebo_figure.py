@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from lmconsole.claims.difference import Array
+from lmconsole.claims.verdict import ALPHA, MIN_SEEDS
 from lmconsole.report.draw import BLUE, GREEN, VERMILLION
 
 STYLE: Any = {
@@ -37,8 +38,7 @@ STYLE: Any = {
     "figure.facecolor": "white",
     "text.parse_math": False,
 }
-WIDTH_IN, HEIGHT_IN = 9.6, 4.0
-NOMINAL = 0.05
+WIDTH_IN, HEIGHT_IN = 9.6, 4.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +53,15 @@ class Line:
 
 
 LINES: dict[str, dict[str, Any]] = {
-    "lowest mean": {"color": VERMILLION, "marker": "s", "linestyle": "--"},
+    "bold the lowest": {"color": VERMILLION, "marker": "s", "linestyle": "--"},
     "mean ± sd apart": {"color": GREEN, "marker": "^", "linestyle": "-."},
     "lmconsole": {"color": BLUE, "marker": "o", "linestyle": "-"},
 }
-LABELS = {"lowest mean": "bold the lowest", "mean ± sd apart": "mean ± sd apart", "lmconsole": "lmconsole"}
 
 
-def draw_placebo(wrong: Sequence[Line], right: Sequence[Line], shift: str, adam: Array, sgd: Array) -> Figure:
+def draw_placebo(
+    wrong: Sequence[Line], right: Sequence[Line], shift: str, adam: Array, sgd: Array, note: str
+) -> Figure:
     """Draw the false findings, the findings of a true difference, and every run of SGD and Adam."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -68,27 +69,29 @@ def draw_placebo(wrong: Sequence[Line], right: Sequence[Line], shift: str, adam:
         figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN))
         FigureCanvasAgg(figure)
         false, found, dots = (
-            figure.add_axes((left / WIDTH_IN, 0.5 / HEIGHT_IN, width / WIDTH_IN, (HEIGHT_IN - 1.1) / HEIGHT_IN))
-            for left, width in ((0.85, 3.85), (5.35, 2.3), (8.35, 1.1))
+            figure.add_axes((left / WIDTH_IN, 0.7 / HEIGHT_IN, width / WIDTH_IN, (HEIGHT_IN - 1.3) / HEIGHT_IN))
+            for left, width in ((0.85, 3.85), (5.3, 2.3), (8.25, 1.1))
         )
         _draw_rates(false, wrong)
         false.set_yscale("function", functions=(np.sqrt, np.square))
         _set_percent_ticks(false, (0, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0))
-        false.axhline(NOMINAL, color="black", linewidth=1.0, linestyle=(0, (1, 1.5)), zorder=1)
+        false.axhline(ALPHA, color="black", linewidth=1.0, linestyle=(0, (1, 1.5)), zorder=1)
         false.set_title("Same setting twice:\na winner is declared, falsely")
         false.set_ylabel("share of comparisons (square-root scale)")
-        _label(false, 5.5, 0.93, "lowest mean", va="top", ha="center")
+        _label(false, 5.5, 0.93, "bold the lowest", va="top", ha="center")
         _label(false, 2.3, 0.2, "mean ± sd apart")
         _label(false, 7.6, 0.072, "lmconsole", ha="center")
-        false.text(0.8, 0.056, "5 %, the nominal error", fontsize=8)
-        false.text(1.5, 0.0006, "no verdict", fontsize=8, color=BLUE, ha="center")
+        false.text(10.3, 0.036, "nominal: 5 %", fontsize=8, ha="right", va="top")
         _draw_rates(found, right)
         _set_percent_ticks(found, (0, 0.25, 0.5, 0.75, 1.0))
         found.set_title(f"True difference of {shift}:\nit is found")
-        _label(found, 10.2, 0.43, "mean ± sd apart", ha="right", va="top")
-        _label(found, 4.3, 0.4, "lmconsole", va="top")
-        _label(found, 1.1, 0.86, "lowest mean", va="top")
+        _label(found, 10.2, 0.41, "mean ± sd apart", ha="right", va="top")
+        _label(found, 3.2, 0.33, "lmconsole", va="top")
+        _label(found, 1.05, 0.87, "bold the lowest", "bold\nthe lowest", va="top")
+        for axes, height in ((false, 0.003), (found, 0.04)):
+            axes.text(0.85, height, "no verdict", fontsize=8, color=BLUE)
         _draw_dots(dots, adam, sgd)
+        figure.text(0.85 / WIDTH_IN, 0.07 / HEIGHT_IN, note, fontsize=7.5, color="#555555")
         return figure
 
 
@@ -98,6 +101,8 @@ def _draw_rates(axes: Axes, lines: Sequence[Line]) -> None:
         style = LINES[line.name]
         axes.fill_between(line.runs, line.low, line.high, color=style["color"], alpha=0.22, linewidth=0.0)
         axes.plot(line.runs, line.shares, clip_on=False, zorder=3, **style)
+    unmade = LINES["lmconsole"] | {"markerfacecolor": "white", "linestyle": "none", "clip_on": False, "zorder": 3}
+    axes.plot(range(1, MIN_SEEDS), [0.0] * (MIN_SEEDS - 1), **unmade)
     axes.set_xlim(0.7, 10.3)
     axes.set_ylim(0.0, 1.0)
     axes.set_xticks(range(1, 11))
@@ -110,9 +115,9 @@ def _set_percent_ticks(axes: Axes, ticks: Sequence[float]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _label(axes: Axes, x: float, y: float, name: str, **place: str) -> None:
+def _label(axes: Axes, x: float, y: float, name: str, text: str = "", **place: Any) -> None:
     """Write the name of a rule next to its line, in its color."""
-    axes.text(x, y, LABELS[name], color=LINES[name]["color"], fontweight="bold", **place)  # type: ignore[arg-type]
+    axes.text(x, y, text or name, color=LINES[name]["color"], fontweight="bold", **place)
 
 
 def _draw_dots(axes: Axes, adam: Array, sgd: Array) -> None:
@@ -123,4 +128,4 @@ def _draw_dots(axes: Axes, adam: Array, sgd: Array) -> None:
     axes.set_xlim(-0.6, 1.6)
     axes.set_xticks([0, 1], ["Adam", "SGD"])
     axes.set_ylabel("test loss, nats per token")
-    axes.set_title("LSTM, untuned:\nten seeds of each")
+    axes.set_title("LSTM, untuned:\n10 seeds each")

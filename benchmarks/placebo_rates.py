@@ -10,6 +10,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from lmconsole.claims.difference import Array
+from lmconsole.claims.verdict import MIN_SEEDS
 
 SIZES = range(1, 11)
 """Numbers of runs of each setting."""
@@ -48,15 +49,20 @@ def verdict(first: Array, second: Array) -> Codes:
     return _codes(np.isin(verdicts, HIGHER) * 1.0 - np.isin(verdicts, LOWER))
 
 
-def _codes(difference: Array) -> Codes:
-    return np.sign(difference).astype(np.int8)
+def _codes(difference: NDArray[np.floating]) -> Codes:
+    codes: Codes = np.sign(difference).astype(np.int8)
+    return codes
 
 
 RULES: dict[str, Callable[[Array, Array], Codes]] = {
-    "lowest mean": lowest_mean,
+    "bold the lowest": lowest_mean,
     "mean ± sd apart": sd_apart,
     "lmconsole": verdict,
 }
+
+
+SMALLEST = {"bold the lowest": 1, "mean ± sd apart": 2, "lmconsole": MIN_SEEDS}
+"""Smallest number of runs of each setting with which a rule can find anything."""
 
 
 # Rates
