@@ -178,7 +178,7 @@ def readme_section(recorded: Sequence[Rate]) -> str:
     text = (
         f"{runs} runs of one setting were split at random into “Adam” and a “placebo”, so every winner is a false one. "
         f"Bold for the lowest mean always has a winner. “Mean ± sd do not overlap” has one in {apart[0]} of the "
-        "comparisons with two seeds; with many seeds it rarely has one, but with ten it still finds a true difference of "
+        "comparisons with two seeds; with many it rarely has one, but with ten it still finds a true difference of "
         f"two standard deviations in only {apart[1]}. lmconsole gives no verdict on fewer than three seeds. With 3, 5 "
         f"and 10 it is wrong in {ours(NO_DIFFERENCE)}, and finds that difference in {ours(SHIFT)} ([method, "
         "calibration, and what fails](docs/method.md))."
