@@ -173,15 +173,16 @@ def readme_section(recorded: Sequence[Rate]) -> str:
         first, second, third = (percent(share["lmconsole", truth, n]) for n in SGD_SIZES)
         return f"{first}, {second} and {third}"
 
-    apart = percent(share["mean ± sd apart", NO_DIFFERENCE, 2]), percent(share["mean ± sd apart", SHIFT, 10])
+    cells = ((NO_DIFFERENCE, 2), (NO_DIFFERENCE, 10), (SHIFT, 10))
+    apart = [percent(share["mean ± sd apart", *cell]) for cell in cells]
     runs = len(test_nll("GPT-1", "Adam"))
     text = (
         f"{runs} runs of one setting were split at random into “Adam” and a “placebo”, so every winner is a false one. "
         f"Bold for the lowest mean always has a winner. “Mean ± sd do not overlap” has one in {apart[0]} of the "
-        "comparisons with two seeds; with many it rarely has one, but with ten it still finds a true difference of "
-        f"two standard deviations in only {apart[1]}. lmconsole gives no verdict on fewer than three seeds. With 3, 5 "
-        f"and 10 it is wrong in {ours(NO_DIFFERENCE)}, and finds that difference in {ours(SHIFT)} ([method, "
-        "calibration, and what fails](docs/method.md))."
+        f"comparisons with two seeds and in {apart[1]} with ten, where it finds a true difference of two standard "
+        f"deviations in only {apart[2]}. lmconsole gives no verdict on fewer than three seeds. With 3, 5 and 10 it is "
+        f"wrong in {ours(NO_DIFFERENCE)}, and finds that difference in {ours(SHIFT)} ([method, calibration, and what "
+        "fails](docs/method.md))."
     )
     alt = (
         "How often a winner is declared between two settings that are the same, by number of seeds; how often a true "

@@ -199,7 +199,7 @@ def test_documents_and_figure_show_the_recorded_rates(
 def test_runs_of_a_store_become_rows(placebo: Any, tmp_path: Path) -> None:
     for seed in (2, 1):
         recorded.record(tmp_path, 1, "gpt1", [(5.0, 5.5), (4.0, 4.75), (3.0, 5.0)], seed=seed)
-    rows = list(csv.DictReader(io.StringIO(placebo.runs_csv(tmp_path))))
+    rows = list(csv.DictReader(io.StringIO(placebo.runs_csv(tmp_path / "runs"))))
     assert [row["seed"] for row in rows] == ["1", "2"]
     assert rows[0] == {
         "model": "GPT-1",
