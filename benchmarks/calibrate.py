@@ -240,7 +240,7 @@ def section(rows: Sequence[Row]) -> str:
         part = Table(group)
         errors = [part.worst("family-wise error", contrasts=family) for family in FAMILIES]
         lines.append(f"| {' | '.join((name, *errors, part.worst('coverage'), part.worst('equivalence at delta')))} |")
-    return "\n".join(lines) + "\n\n" + "\n\n".join(textwrap.fill(each, 120) for each in _findings(rows)) + "\n"
+    return "\n".join(lines) + "\n\n" + "\n\n".join(map(wrap, _findings(rows))) + "\n"
 
 
 def _findings(rows: Sequence[Row]) -> Iterator[str]:
@@ -275,6 +275,12 @@ def _findings(rows: Sequence[Row]) -> Iterator[str]:
         + ", ".join(f"{plain(row)} ({n} seeds)" for n, row in found.items())
         + " of the comparisons, as the power of Welch's test says. With fewer seeds, inconclusive is the usual verdict."
     )
+
+
+def wrap(text: str) -> str:
+    """Break a paragraph into lines, but not between a number and its percent sign."""
+    filled = textwrap.fill(text.replace(" %", "\N{NO-BREAK SPACE}%"), 120, break_on_hyphens=False)
+    return filled.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def plain(row: Row) -> str:

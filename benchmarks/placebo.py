@@ -18,7 +18,6 @@ import json
 import math
 import subprocess
 import sys
-import textwrap
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import TypeVar
 
 import msgspec
 import numpy as np
-from calibrate import METHOD, with_section, write
+from calibrate import METHOD, with_section, wrap, write
 from placebo_figure import Line, draw_placebo
 from placebo_rates import NO_DIFFERENCE, RULES, SGD_SIZES, SHIFT, SMALLEST, Rate, SgdFinding, rates, sgd_findings
 
@@ -160,8 +159,8 @@ def figure(recorded: Sequence[Rate]) -> bytes:
 
 
 def percent(share: float) -> str:
-    """Return a share with up to two digits, or as less than 0.1 %."""
-    digits = f"{100 * share:.2g}" if share < 0.0995 else f"{100 * share:.0f}"
+    """Return ``4.5 %``, ``36 %``, or ``less than 0.1 %``."""
+    digits = f"{100 * share:.1f}" if share < 0.0995 else f"{100 * share:.0f}"
     return "less than 0.1 %" if 0 < share < 0.001 else f"{digits} %"
 
 
@@ -188,7 +187,7 @@ def readme_section(recorded: Sequence[Rate]) -> str:
         "How often a winner is declared between two settings that are the same, by number of seeds; how often a true "
         "difference of two standard deviations is found; test losses of Adam and SGD"
     )
-    return f"![{alt}](docs/placebo.png)\n\n{textwrap.fill(text, 120, break_on_hyphens=False)}\n"
+    return f"![{alt}](docs/placebo.png)\n\n{wrap(text)}\n"
 
 
 def method_section(recorded: Sequence[Rate], findings: Sequence[SgdFinding]) -> str:
@@ -205,7 +204,7 @@ def method_section(recorded: Sequence[Rate], findings: Sequence[SgdFinding]) -> 
         "SGD and Adam on the LSTM, ten seeds each, untuned: in all subsets of 3, 5 and 10 seeds of each, the rules "
         f"find Adam lower: {'; '.join(sentences)}."
     )
-    return "\n".join(lines) + f"\n\n{textwrap.fill(text, 120, break_on_hyphens=False)}\n"
+    return "\n".join(lines) + f"\n\n{wrap(text)}\n"
 
 
 def interval(rate: Rate) -> str:
