@@ -151,7 +151,7 @@ def failures(table: Table) -> str:
         at = f", difference {row.difference_sd:.2g} sd" if row.difference_sd else ""
         lines.append(
             f"- {row.measure}, {row.population}, {seeds(row)} seeds, {contrasts}{at}: "
-            f"{100 * row.value:.2f} %, {row.relation} {100 * row.bound:.2f} %"
+            f"{100 * row.value:.3f} %, {row.relation} {100 * row.bound:.3f} %"
         )
     return "\n".join(lines) or "None."
 

@@ -200,4 +200,4 @@ def test_documents_have_the_recorded_rates(modules: dict[str, Any], recorded: li
     for row in recorded:
         if row.relation and not row.met:
             assert f"**{100 * row.value:.1f} %**" in page
-            assert f"{100 * row.value:.2f} %, at most" in page
+            assert f"{100 * row.value:.3f} %, at most" in page
