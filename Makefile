@@ -4,7 +4,7 @@
 SHELL = /bin/sh
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick coverage bench gpu lock clean install
+.PHONY: help demo test quick coverage bench calibrate placebo gpu lock clean install
 
 # torch is installed first, by version only: the right build depends on the machine. Keep it in step with the lock.
 TORCH = 2.13.0
@@ -64,6 +64,12 @@ coverage: install ## run all tests with coverage, including workers; fail below 
 
 bench: install ## measure speed and memory, into benchmarks/results/local.json
 	PYTHONSAFEPATH= $(BIN)/python benchmarks/run.py --json benchmarks/results/local.json
+
+calibrate: install ## simulate the verdicts of comparisons, and write docs/calibration.md (five minutes)
+	PYTHONSAFEPATH= $(BIN)/python benchmarks/calibrate.py
+
+placebo: install ## compute false-win rates from 600 recorded runs, and draw the figure of the README (minutes)
+	PYTHONSAFEPATH= $(BIN)/python benchmarks/placebo.py
 
 # On a machine without a network, packages are found through PYTHONPATH, which only this target keeps.
 gpu: ## measure on one NVIDIA GPU, most important first, into benchmarks/results (nine minutes)
