@@ -57,12 +57,18 @@ class RunState:
         self.status = Status.QUEUED
         self.attempt = 0
         self.started: Started | None = None
+        """Latest attempt at the training."""
+        self.latest: Started | None = None
+        """Latest attempt: another than ``started`` in a run that is tested later."""
         self.epochs: list[Epoch] = []
         self.progress: deque[Progress] = deque(maxlen=recent)
         self.telemetry: deque[Telemetry] = deque(maxlen=recent)
         self.finished: Finished | None = None
+        """Outcome of the training, and of the tests if there were any. It stays while the run is tested later."""
         self.stopped: Stopped | None = None
+        """Stop of the last attempt; of a finished run, that of its later test."""
         self.failed: Failed | None = None
+        """Failure of the last attempt; of a finished run, that of its later test."""
         self.queued: Queued | None = None
         self.last_t = ""
         self.seq = 0
@@ -118,12 +124,14 @@ class RunState:
     def _queued(self, event: Queued) -> None:
         self.status = Status.QUEUED
         self.queued = event
-        self.finished = self.stopped = self.failed = None
+        self.stopped = self.failed = None
 
     def _started(self, event: Started) -> None:
         self.status = Status.RUNNING
         self.attempt = event.attempt
-        self.started = event
+        self.latest = event
+        if self.finished is None:
+            self.started = event
         self.checkpoints_set_aside += event.checkpoints_set_aside
 
     def _epoch(self, event: Epoch) -> None:
@@ -143,14 +151,35 @@ class RunState:
     def _finished(self, event: Finished) -> None:
         self.status = Status.FINISHED
         self.finished = event
+        self.stopped = self.failed = None
 
     def _stopped(self, event: Stopped) -> None:
-        self.status = Status.STOPPED
+        self.status = Status.STOPPED if self.finished is None else Status.FINISHED
         self.stopped = event
 
     def _failed(self, event: Failed) -> None:
-        self.status = Status.FAILED
+        self.status = Status.FAILED if self.finished is None else Status.FINISHED
         self.failed = event
+
+    @property
+    def wants_test(self) -> bool:
+        """Whether the run is tested at its end, as it was last queued."""
+        return self.queued is None or self.queued.test
+
+    @property
+    def can_be_tested(self) -> bool:
+        """Whether the run has finished without its tests, and has weights that can be tested."""
+        return self.finished is not None and not self.finished.tested and self.finished.best_epoch is not None
+
+    @property
+    def test_is_missing(self) -> bool:
+        """Whether the run can be tested, and was last queued for that, in vain: the test failed or was stopped."""
+        return self.can_be_tested and self.wants_test
+
+    @property
+    def being_tested(self) -> bool:
+        """Whether the run has finished, and is queued or running only to be tested."""
+        return self.finished is not None and self.status.active
 
     @property
     def queued_seq(self) -> int:
@@ -222,7 +251,7 @@ class RunState:
 
     def done(self, epochs: int) -> float:
         """Return the fraction, 0 to 1, of a training of ``epochs`` epochs that is done."""
-        if self.status is Status.FINISHED:
+        if self.finished is not None:
             return 1.0
         epoch, step = self.position
         within = min(step / self.progress[-1].steps, 1.0) if step else 0.0
@@ -238,7 +267,9 @@ class RunState:
 
     def seconds_left(self, epochs: int) -> float | None:
         """Estimate the remaining time of a training of ``epochs`` epochs, validation included, from its speed so far;
-        None while that is unknown."""
+        None while that is unknown, and for a test."""
+        if self.finished is not None:
+            return 0.0 if self.status is Status.FINISHED else None
         done, elapsed = self.done(epochs), self.elapsed_train_s
         if not elapsed or done <= 0.0:
             return None
