@@ -98,7 +98,7 @@ def _bytes_of_targets(
     ids: NDArray[np.integer[Any]], token_bytes: NDArray[np.uint16], starts: Indices, lengths: Indices
 ) -> int:
     """Return the bytes of the text of all targets: those of a window are the ids after its start."""
-    apart = np.flatnonzero(starts[1:] != starts[:-1] + lengths[:-1]) + 1  # where a window does not follow the one before
+    apart = np.flatnonzero(starts[1:] != starts[:-1] + lengths[:-1]) + 1  # not where the window before ends
     firsts, lasts = np.append(0, apart), np.append(apart, len(starts)) - 1
     total = 0
     for first, last in zip(firsts, lasts, strict=True) if len(starts) else ():

@@ -144,18 +144,18 @@ def _threads(resolved: ResolvedRun, found: Run | None, requested: int | None) ->
 def _decide_one(same: list[Run], active: Collection[str], *, test: bool) -> tuple[Action, Run | None]:
     """Return the action for a run, and the one of the ``same`` runs in the store (oldest first) that it concerns.
 
-    A finished run is what was asked for if it was tested or no ``test`` is wanted, and otherwise the latest is tested.
+    A finished run is what was asked for if it was tested, or no ``test`` is wanted; otherwise it is tested.
     A run that is queued and not in ``active`` waits for nothing, so it can be queued again like one that stopped. Runs
     of another user that this one cannot write are left alone.
     """
     for run in reversed(same):
         if run.run in active or (run.status is not Status.FINISHED and run.worker() is not None):
             return Action.ACTIVE, run
-    trained = [run for run in reversed(same) if run.state.finished is not None]
-    for run in trained:
+    for run in reversed(same):
+        if run.state.finished is None:
+            continue
         if not (test and run.state.can_be_tested):
             return Action.FINISHED, run
-    for run in trained:
         if _is_writable(run):
             return Action.TEST, run
     for run in reversed(same):

@@ -8,7 +8,6 @@ from typing import cast
 
 import msgspec
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -107,9 +106,9 @@ class BestWeightsTest:
             self.fell_back = why_disabled(self.settings) is None
         synchronize(device)
 
-    def run(self, started_s: float) -> None:
+    def run(self, _: float) -> None:
         """Test, and log that the run has finished once more, with the earlier numbers and those of the test; or that
-        the test was stopped. ``started_s`` is not used: the time of the run stays that of its training.
+        the test was stopped. The times of the run stay those of its training, whenever this attempt started.
 
         Raises:
             TrainingError: the losses of the windows cannot be written.

@@ -61,9 +61,7 @@ class LanguageModel(nn.Module):
         features: Tensor = self.body(x)
         return features
 
-    def loss_sum(
-        self, ids: Tensor, targets: Tensor, precision: Precision, window_nats: Tensor | None = None
-    ) -> Tensor:
+    def loss_sum(self, ids: Tensor, targets: Tensor, precision: Precision, window_nats: Tensor | None = None) -> Tensor:
         """Return the summed cross-entropy, in nats, of ``targets`` (B, T) that are not ``IGNORE``.
 
         ``window_nats`` (B,) float64 is filled with the sum of each window, in evaluation only.

@@ -17,7 +17,6 @@ from lmconsole.report.captions import (
 from lmconsole.report.figure_content import LARGEST_PPL, Curve, FigureSpec, Panel, PanelGrid, time_unit
 from lmconsole.report.selection import Group
 from lmconsole.runs.events import Epoch
-from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
 MAX_PANELS = 16
@@ -121,7 +120,7 @@ def _missing_and_incomplete(panels: Sequence[_PanelRuns]) -> list[str]:
     if missing:
         separator = "; " if any("," in title for title in missing) else ", "
         sentences.append(f"No run yet: {separator.join(missing)}.")
-    unfinished = [run for run in runs if run.status is not Status.FINISHED]
+    unfinished = [run for run in runs if run.state.finished is None]
     if unfinished:
         progress = ", ".join(f"{run.info.experiment.id} ({_progress(run)})" for run in unfinished)
         sentences.append(f"Not finished: {progress}.")
@@ -147,7 +146,7 @@ def _panel(panel: _PanelRuns, unit_s: float | None) -> Panel:
     if unit_s is not None and all(run.state.elapsed_train_s is None for run in runs):
         return Panel(title=panel.title, note="times unknown")
     curves = {label: _curve(runs, metric, unit_s) for label, metric in METRICS.items()}
-    notes = sorted({run.status.value for run in runs if run.status is not Status.FINISHED})
+    notes = sorted({run.status.value for run in runs if run.state.finished is None})
     if any(run.state.finished and run.state.finished.diverged for run in runs):
         notes.append("diverged")
     if any(run.state.damage for run in runs):

@@ -1,7 +1,7 @@
 """The endpoint of a run: its test loss with the weights that validated best, and how exact that is.
 
-The loss of each window of the test split is in a file next to the log (``RunPaths.test_losses``). Runs of versions up to
-0.1.0 do not have it. Numbers are None where they are unknown.
+The loss of each window of the test split is in a file next to the log (``RunPaths.test_losses``), except in runs of
+version 0.1.0. Numbers are None where they are unknown.
 """
 
 import math
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from lmconsole.errors import StoreError
 from lmconsole.files import read_file
+from lmconsole.runs.events import Finished
+from lmconsole.runs.info import CorpusInfo
 from lmconsole.runs.store import Run
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ batch is rounded to single precision, that of a window is not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class TestLosses:
+class WindowLosses:
     """Test loss of each of N windows, in the order of the text."""
 
     nll_nats: "NDArray[np.float64]"
@@ -58,7 +60,7 @@ class TestLosses:
         return math.sqrt(variance) if math.isfinite(variance) else None
 
 
-def read_test_losses(run: Run) -> TestLosses | None:
+def read_test_losses(run: Run) -> WindowLosses | None:
     """Return the test losses of a run; None if it was not tested, or has no file of them.
 
     Raises:
@@ -86,7 +88,7 @@ def read_test_losses(run: Run) -> TestLosses | None:
     return losses
 
 
-def _decode(data: bytes) -> TestLosses | None:
+def _decode(data: bytes) -> WindowLosses | None:
     """Return the content of a file; None if it is not one of test losses."""
     import numpy as np
     from safetensors import SafetensorError
@@ -100,16 +102,20 @@ def _decode(data: bytes) -> TestLosses | None:
     shaped = nll.ndim == 1 and nll.shape == targets.shape and len(nll) > 0
     if not shaped or nll.dtype != np.float64 or targets.dtype != np.int64 or targets.min() < 1:
         return None
-    return TestLosses(nll_nats=nll, targets=targets)
+    return WindowLosses(nll_nats=nll, targets=targets)
 
 
 def test_nll_best(run: Run) -> float | None:
     """Return the test loss with the weights that validated best, in nats per target.
 
-    It is infinite for a diverged run, even if its best weights, from before, have a finite loss. None if the run has not
-    finished, or was not tested: a tuning run, or one whose source does not state this loss.
+    It is infinite for a diverged run, even if its best weights, from before, have a finite loss. None if the run has
+    not finished, or was not tested: a tuning run, or one whose source does not state this loss.
     """
-    finished = run.state.finished
+    return nll_best(run.state.finished)
+
+
+def nll_best(finished: Finished | None) -> float | None:
+    """Return the same as ``test_nll_best``, of the outcome of a run."""
     if finished is None:
         return None
     if finished.diverged:
@@ -120,18 +126,15 @@ def test_nll_best(run: Run) -> float | None:
     return math.inf if math.isnan(ppl) else _nats(ppl)
 
 
-def test_bits_per_byte(run: Run) -> float | None:
-    """Return the test loss with the weights that validated best, in bits per UTF-8 byte of the text that the targets
-    stand for.
+def bits_per_byte(finished: Finished | None, corpus: CorpusInfo) -> float | None:
+    """Return the same loss in bits per UTF-8 byte of the text that the test targets stand for.
 
     None as for ``test_nll_best``, and where the text is unknown (``CorpusInfo.bytes``).
     """
-    nll = test_nll_best(run)
-    corpus = run.info.corpus
-    size, targets = corpus.bytes.get("test"), corpus.targets.get("test")
-    if nll is None or not size or not targets:
+    nats, targets, size = nll_best(finished), corpus.targets.get("test"), corpus.bytes.get("test")
+    if nats is None or not targets or not size:
         return None
-    return nll * targets / (math.log(2) * size)
+    return nats * targets / (math.log(2) * size)
 
 
 def _nats(ppl: float) -> float:

@@ -120,14 +120,14 @@ def test_a_failed_write_ends_an_evaluation_at_the_next_tick(
     evaluate, loss_sum = Training._evaluate, LanguageModel.loss_sum
     batches: list[tuple[Any, ...]] = []
 
-    def evaluated(self: Training, name: str) -> float:
+    def evaluated(self: Training, name: str, *more: Any) -> float:
         if name == split:
             self.writer.wait()
             monkeypatch.setattr(checkpoint, "save", full)
             self._save()
             self.writer.join()
             batches.clear()
-        return evaluate(self, name)
+        return evaluate(self, name, *more)
 
     def counted(*arguments: Any) -> torch.Tensor:
         batches.append(arguments)
