@@ -34,8 +34,8 @@ class TokenizedText:
     vocabulary: int
     splits: Mapping[str, NDArray[np.integer[Any]]]
     token_bytes: NDArray[np.uint16] | None = None
-    """UTF-8 bytes of the text that each id stands for, shape (V,); None if that is unknown, as for a tokenizer that
-    does not keep the whole text."""
+    """UTF-8 bytes of the text of each id, shape (V,); None if that is unknown, as for a tokenizer that does not keep
+    the whole text."""
 
 
 def fingerprint(vocabulary: int, splits: Mapping[str, NDArray[np.integer[Any]]]) -> str:

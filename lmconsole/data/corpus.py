@@ -59,7 +59,7 @@ class Corpus:
     max_tokens: int | None
     """Limit on the train split; a tenth of it limits the others."""
     token_bytes: NDArray[np.uint16] | None = None
-    """UTF-8 bytes of the text that each id stands for, shape (V,); None if unknown."""
+    """UTF-8 bytes of the text of each id, shape (V,); None if unknown."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Name of the file of each split, with the lines if it is a part of one; empty if it was not read from files."""
 

@@ -54,8 +54,8 @@ class Tokenizer:
     backend: tokenizers.Tokenizer
     vocabulary: int
     token_bytes: NDArray[np.uint16] | None = None
-    """UTF-8 bytes of the text that each id stands for, shape (V,); None for GPT-1's BPE, whose tokens do not tell case,
-    accents, white space and unknown characters."""
+    """UTF-8 bytes of the text of each id, shape (V,); None for GPT-1's BPE, whose tokens do not tell case, accents,
+    white space and unknown characters."""
 
     def encode(
         self, text: str | Iterable[str], progress: Callable[[int], None] = lambda _: None

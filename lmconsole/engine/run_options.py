@@ -158,10 +158,10 @@ class RunRequest(NamedTuple):
     no_test: Annotated[
         bool,
         Option(
-            help="Train to choose settings: do not look at the test split. The same command without this option tests "
-            "the finished run later, without training it again.",
+            help="Train to choose settings, without a test. The same command without this option tests the finished "
+            "run later, and does not train it again.",
             parse=parse_yes_no,
-            form_placeholder="yes: to choose settings; the test split is not looked at",
+            form_placeholder="yes: train to choose settings, without a test",
         ),
     ] = False
     dry_run: Annotated[bool, Option(help="Show what would be done, without doing it.")] = False

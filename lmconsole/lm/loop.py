@@ -134,7 +134,11 @@ class Training:
                 context.enter_phase("valid", state.epoch)
                 self._finish_epoch()
             self._record_peak_memory()
-            final, best = self._test() if history.wants_test else (None, None)
+            final = best = None
+            if history.wants_test:
+                self._save()  # written during the tests; an attempt that is interrupted there resumes with the tests
+                context.enter_phase("test", None)
+                final, best = self._test()
             self.writer.wait()
             self._save_best_weights()
             finished = self._finished_event(final, best)
@@ -245,8 +249,6 @@ class Training:
         """Return the mean test loss in nats per target with the final and with the best weights, and keep that of each
         window with the best weights."""
         state, context = self.state, self.context
-        self._save()  # written during the tests; an attempt that is interrupted there resumes with the tests
-        context.enter_phase("test", None)
         window_nats = new_window_nats(self.splits["test"], context.device)
         final = best = self._evaluate("test", window_nats)
         if state.best_weights is None:

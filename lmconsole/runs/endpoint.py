@@ -127,7 +127,7 @@ def nll_best(finished: Finished | None) -> float | None:
 
 
 def bits_per_byte(finished: Finished | None, corpus: CorpusInfo) -> float | None:
-    """Return the same loss in bits per UTF-8 byte of the text that the test targets stand for.
+    """Return the same loss in bits per UTF-8 byte of the text of the test targets.
 
     None as for ``test_nll_best``, and where the text is unknown (``CorpusInfo.bytes``).
     """

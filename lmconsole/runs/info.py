@@ -42,8 +42,8 @@ class CorpusInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Target tokens of each split after ``max_tokens``, in the windows of the run. Empty in runs of earlier versions
     and in imported ones."""
     bytes: dict[Name, Number] = {}
-    """UTF-8 bytes of the text that these targets stand for. Empty where they are unknown: for token ids, for GPT-1's
-    tokenizer, which does not keep the whole text, in runs of earlier versions and in imported ones."""
+    """UTF-8 bytes of the text of these targets. Empty where they are unknown: for token ids, for GPT-1's tokenizer,
+    which does not keep the whole text, in runs of earlier versions and in imported ones."""
 
     @property
     def tokenizer_and_place(self) -> str:

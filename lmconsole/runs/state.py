@@ -143,6 +143,7 @@ class RunState:
         self.epochs[index : index + same] = [event]
 
     def _resumed(self, event: Resumed) -> None:
+        self.finished, self.started = None, self.latest  # training goes on
         while self.epochs and self.epochs[-1].epoch >= event.epoch:
             self.epochs.pop()
         while self.progress and (self.progress[-1].epoch, self.progress[-1].step) > (event.epoch, event.step):
