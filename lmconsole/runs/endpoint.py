@@ -45,19 +45,20 @@ class WindowLosses:
 
     @property
     def standard_error_nats(self) -> float | None:
-        """Standard error of ``mean_nats`` as a sample of text, in nats per target; None for fewer than two windows.
+        """Standard error of ``mean_nats`` as a sample of text, in nats per target; None for fewer than two windows and
+        for an infinite loss.
 
         The windows are clusters of targets, and the mean is the ratio of two sums over them, whose variance is
         N / (N - 1) · Σ (nll - mean · targets)² / (Σ targets)² (Cochran, Sampling Techniques, 3rd ed., 1977, section
         2.11, without the correction for a finite population). It takes windows for independent. Neighbors are of one
         document and tend to be alike, so the true error is larger.
         """
-        windows = len(self.nll_nats)
-        if windows < 2:
+        windows, mean = len(self.nll_nats), self.mean_nats
+        if windows < 2 or not math.isfinite(mean):
             return None
-        residuals = self.nll_nats - self.mean_nats * self.targets
+        residuals = self.nll_nats - mean * self.targets
         variance = windows / (windows - 1) * float((residuals**2).sum()) / float(self.targets.sum()) ** 2
-        return math.sqrt(variance) if math.isfinite(variance) else None
+        return math.sqrt(variance)
 
 
 def read_test_losses(run: Run) -> WindowLosses | None:

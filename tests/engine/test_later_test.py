@@ -1,7 +1,8 @@
 """Tuning runs, which are not tested, and their test if it is asked for later."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import factories
 import msgspec
@@ -14,25 +15,25 @@ from lmconsole.engine.digest import last_result, outcome, reason_of
 from lmconsole.engine.queue import Action, decide, requeue
 from lmconsole.errors import RunActiveError
 from lmconsole.runs import endpoint
-from lmconsole.runs.events import Failed, Queued, Resumed, Stopped
+from lmconsole.runs.events import Failed, Finished, Queued, Resumed, Stopped
 from lmconsole.runs.permissions import pending
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 
-OVERFITS = {"model": "gpt1", "epochs": 12, "learning_rate": 0.2}
+OVERFITS: dict[str, Any] = {"model": "gpt1", "epochs": 12, "learning_rate": 0.2}
 """Settings with which the best epoch is not the last."""
 
 
-def untested(root: Path, **settings: object) -> Run:
+def untested(root: Path) -> Run:
     """Return a finished tuning run that was not trained."""
-    run = tiny.queue_tiny(root, test=False, **settings)
+    run = tiny.queue_tiny(root, test=False)
     append_events(run.paths, factories.started(), factories.epoch(), without_test())
     run.refresh()
     return run
 
 
-def without_test(**changes: object) -> msgspec.Struct:
-    return factories.finished(test_ppl_best=None, test_ppl_final=None, **changes)
+def without_test(valid_nats: Sequence[float] = (5.0,)) -> Finished:
+    return factories.finished(valid_nats, test_ppl_best=None, test_ppl_final=None)
 
 
 def action(root: Path, *, test: bool, fresh: bool = False) -> tuple[Action, str | None]:
@@ -93,6 +94,10 @@ def damaged(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     return damage
 
 
+def linked(path: Path) -> None:
+    path.symlink_to(path.rename(path.with_name("elsewhere")))
+
+
 @pytest.mark.slow
 def test_weights_that_cannot_be_used_leave_a_finished_run_as_it_was(tmp_path: Path) -> None:
     run = tiny.queue_tiny(tmp_path, test=False)
@@ -110,7 +115,7 @@ def test_weights_that_cannot_be_used_leave_a_finished_run_as_it_was(tmp_path: Pa
         (damaged(lambda data: b"\xff" * len(data)), "it is damaged"),
         (damaged(lambda _: other.paths.best_weights.read_bytes()), "does not have the weights of this run"),
         (damaged(lambda data: data.replace(b'"epoch":"2"', b'"epoch":"1"')), "after epoch 2"),
-        (lambda path: (path.unlink(), path.symlink_to(other.paths.best_weights)), "symbolic link"),
+        (linked, "symbolic link"),
     ]
     for damage, reason in cases:
         damage(path)
