@@ -69,7 +69,7 @@ def sentence(run: Run, event: AnyEvent) -> str | None:
         case Finished():
             best = formatting.perplexity(event.best_valid_ppl)
             note = " (diverged)" if event.diverged else " (stopped early)" if event.stopped_early else ""
-            test = formatting.perplexity(event.test_ppl_best) + ("" if event.tested else " (not tested)")
+            test = formatting.perplexity(event.test_ppl_best) + (" (not tested)" if run.can_be_tested else "")
             return (
                 f"finished{note}  best valid ppl {best} in epoch {event.best_epoch or formatting.UNKNOWN}  "
                 f"test ppl {test}"

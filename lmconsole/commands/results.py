@@ -103,7 +103,7 @@ def print_results(runs: Iterable[Run], *, stderr: bool) -> None:
     out.print()
     out.print(results_table(runs))
     out.print(Text(RESULTS_NOTE, style="dim"))
-    if any(run.state.can_be_tested for run in runs):
+    if any(run.can_be_tested for run in runs):
         out.print(Text(NOT_TESTED_NOTE, style="dim"))
     if any(run.state.damage for run in runs):
         out.print(Text(DAMAGE_NOTE, style="dim"))

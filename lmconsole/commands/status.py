@@ -71,7 +71,7 @@ def _print_unattended(store: Store, runs: Iterable[Run]) -> None:
 
 def _print_untested(runs: Iterable[Run]) -> None:
     """Print which finished runs were not tested, and how they can be."""
-    names = [run.run for run in runs if run.state.can_be_tested and not run.state.being_tested]
+    names = [run.run for run in runs if run.can_be_tested and not run.state.being_tested]
     if names:
         more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
         print_message(
@@ -159,7 +159,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Test loss with the weights of the best epoch, in bits per UTF-8 byte of the text; null where the text is not
     known, until the run has finished, and if it was not tested. Infinite for a diverged run."""
     tested: bool | None
-    """Whether the run was tested; null until it has finished. A finished run that was not is a tuning run."""
+    """Whether there are test results; null until the run has finished. False for a tuning run, and for an imported one
+    whose source states none."""
     diverged: bool | None
     """Whether the loss became NaN or infinite; null until the run has finished."""
     elapsed_train_s: float | None

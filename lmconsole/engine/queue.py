@@ -154,7 +154,7 @@ def _decide_one(same: list[Run], active: Collection[str], *, test: bool) -> tupl
     for run in reversed(same):
         if run.state.finished is None:
             continue
-        if not (test and run.state.can_be_tested):
+        if not (test and run.can_be_tested):
             return Action.FINISHED, run
         if _is_writable(run):
             return Action.TEST, run
@@ -246,7 +246,7 @@ def requeue(store: Store, names: Iterable[str], after: AfterQueue = _NOTHING) ->
         for run in sorted(runs, key=lambda run: queue_order(run.info, run.state.queued)):
             if run.run not in chosen or run.problem or run.run in active:
                 continue
-            if run.status is Status.FINISHED and not run.state.test_is_missing:
+            if run.status is Status.FINISHED and not run.test_is_missing:
                 continue
             last = run.state.queued
             if run.info.origin == "imported" or last is None or run.worker() is not None:

@@ -168,16 +168,6 @@ class RunState:
         return self.queued is None or self.queued.test
 
     @property
-    def can_be_tested(self) -> bool:
-        """Whether the run has finished without its tests, and has weights that can be tested."""
-        return self.finished is not None and not self.finished.tested and self.finished.best_epoch is not None
-
-    @property
-    def test_is_missing(self) -> bool:
-        """Whether the run can be tested, and was last queued for that, in vain: the test failed or was stopped."""
-        return self.can_be_tested and self.wants_test
-
-    @property
     def being_tested(self) -> bool:
         """Whether the run has finished, and is queued or running only to be tested."""
         return self.finished is not None and self.status.active

@@ -131,7 +131,7 @@ def view_of(run: Run, curve: Curve, *, stopping: bool, unattended: bool) -> RunV
         finished=state.finished,
         stopped=state.stopped,
         failed=state.failed,
-        test_is_missing=state.test_is_missing,
+        test_is_missing=run.test_is_missing,
         elapsed_train_s=state.elapsed_train_s,
         seconds_left=state.seconds_left(run.info.settings.epochs),
         curve=curve,

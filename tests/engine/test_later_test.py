@@ -57,7 +57,7 @@ def test_a_tuning_run_is_tested_later_as_at_the_end_of_its_training(tmp_path: Pa
     assert (run.status, run.info.test) == (Status.FINISHED, False)
     assert before is not None
     assert not before.tested
-    assert run.state.can_be_tested
+    assert run.can_be_tested
     assert not run.state.damage
     assert run.paths.best_weights.exists()
     assert not run.paths.test_losses.exists()

@@ -96,10 +96,8 @@ def test_a_later_test_keeps_the_outcome_of_the_training() -> None:
         state = fold(*history, *asked, end)
         assert (state.status, state.finished, state.damage) == (Status.FINISHED, trained, ())
         assert end in (state.stopped, state.failed)
-        assert state.test_is_missing
         assert fold(*history, *asked, end, *asked).failed is None
     tested = finished()
     state = fold(*history, *asked, Failed(error="x", message="m", hint="h"), *asked, tested)
     assert (state.status, state.finished, state.failed, state.damage) == (Status.FINISHED, tested, None, ())
-    assert not state.can_be_tested
     assert len(state.epochs) == 1
