@@ -115,12 +115,6 @@ class Run:
         """Return the test loss of each window with the weights of the best epoch, and from it the standard error of
         ``test_nll``; None if the run has none: it was not tested, or by a version that did not keep them.
 
-        >>> losses = lmconsole.RunStore("runs")[5].test_losses()
-        >>> losses.targets.sum() == len(losses.targets) * 8
-        True
-        >>> 0 < losses.standard_error_nats < losses.mean_nats
-        True
-
         Raises:
             LmconsoleError: The file cannot be read, or is damaged.
         """
