@@ -81,7 +81,8 @@ def sentence(run: Run, event: AnyEvent) -> str | None:
             position = "during the final test" if tested else f"in epoch {event.epoch}, step {event.step}"
             return f"stopped {position}; running it again resumes there"
         case Failed():
-            return f"failed: {event.message}\n   {event.hint}"
+            what = "test failed" if run.state.finished else "failed"
+            return f"{what}: {event.message}\n   {event.hint}"
         case _:
             return None
 

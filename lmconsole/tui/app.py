@@ -242,7 +242,7 @@ class ConsoleApp(App[str]):
         if not views:
             self.notify("None of the selected runs was stopped, lost or failed.", timeout=3)
             return
-        self.store_actions.resume([view.run for view in views])
+        self.store_actions.resume([view.run for view in views], {view.run for view in views if view.finished})
 
     def on_main_screen_delete_requested(self, message: MainScreen.DeleteRequested) -> None:
         """Delete runs, after a question."""

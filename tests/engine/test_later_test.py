@@ -1,5 +1,8 @@
 """Tuning runs, which are not tested, and their test if it is asked for later."""
 
+import csv
+import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -251,3 +254,35 @@ def test_training_that_goes_on_is_no_test(tmp_path: Path) -> None:
     run.refresh()
     assert run.state.finished is None
     assert run.state.started == run.state.latest
+
+
+@pytest.mark.slow
+def test_the_command_tunes_and_tests_later(tmp_path: Path) -> None:
+    tiny.write_experiments(tmp_path / "experiments.toml", tiny.row(1))
+    tiny.write_corpus(tmp_path / "data")
+    words = ("run", "1", "--preset", "tiny", "--data", "data", "--device", "cpu", "--no-export")
+
+    def run(*more: str) -> str:
+        done = tiny.lmconsole(*words, *more, cwd=tmp_path, check=0)
+        return done.stdout + done.stderr
+
+    text = run("--headless", "--no-test")
+    assert "none: tuning runs (--no-test)" in text
+    assert "test ppl – (not tested)" in text
+    assert "Test –: not tested." in text
+    assert "finished, but not tested" in tiny.lmconsole("status", cwd=tmp_path, check=0).stderr
+    (name,) = (path.name for path in (tmp_path / "runs").iterdir() if not path.name.startswith("."))
+    assert "already finished" in run("--headless", "--no-test")
+    assert f"test {name}, trained before" in run("--dry-run")
+    (planned,) = json.loads(run("--dry-run", "--json"))["runs"]
+    assert (planned["action"], planned["run"], planned["expected_s"]) == ("test", name, None)
+    assert "already trained; queued to be tested" in run("--headless")
+    assert "already finished" in run("--headless", "--no-test")
+    (summary,) = json.loads(tiny.lmconsole("status", "--json", cwd=tmp_path, check=0).stdout)
+    assert (summary["status"], summary["tested"], summary["attempt"]) == ("finished", True, 2)
+    assert summary["test_bits_per_byte"] > 0
+    tiny.lmconsole("export", "--format", "csv", "--out", "exports", cwd=tmp_path, check=0)
+    (row,) = csv.DictReader((tmp_path / "exports" / "data" / "runs.csv").open(encoding="utf-8"))
+    assert float(row["test_nll_best"]) == pytest.approx(math.log(summary["test_ppl_best"]))
+    assert 0 < float(row["test_nll_se"]) < float(row["test_nll_best"])
+    assert float(row["test_bits_per_byte"]) == summary["test_bits_per_byte"]
