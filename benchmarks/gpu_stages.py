@@ -17,7 +17,7 @@ from gpu_process import NotMeasuredError, Stage
 from gpu_runs import PAPER, REHEARSAL, Workload
 
 from lmconsole.errors import LmconsoleError
-from lmconsole.lm.loop import EVALUATION_TOKENS
+from lmconsole.lm.evaluation import EVALUATION_TOKENS
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 GPU_TESTS = ("tests/lm", "tests/engine/test_gpu_runs.py")

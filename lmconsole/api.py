@@ -26,6 +26,7 @@ from lmconsole.formatting import perplexity, seconds
 from lmconsole.plan import load
 from lmconsole.plan.experiment import Experiment, Settings
 from lmconsole.plan.presets import Plan, unknown
+from lmconsole.runs import endpoint
 from lmconsole.runs import store as stores
 from lmconsole.runs.events import Epoch, Evaluation, Failed, Finished, Progress, Stopped, Telemetry
 from lmconsole.runs.info import RunInfo
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lmconsole.report.export_options import FileFormat
+    from lmconsole.runs.endpoint import WindowLosses
 
 __all__ = ["LmconsoleError", "Run", "RunStore", "export", "load_plan", "results"]
 
@@ -101,10 +103,24 @@ class Run:
         """Note that a person has written; empty if there is none."""
         self.tags: tuple[str, ...] = run.notes.tags
         """Tags that a person has added."""
+        self.test_nll: float | None = endpoint.nll_best(run.state.finished)
+        """Test loss with the weights of the best epoch, in nats per target; infinite if the run diverged, None if it
+        was not tested."""
+        self.test_bits_per_byte: float | None = endpoint.bits_per_byte(run.state.finished, run.info.corpus)
+        """The same in bits per UTF-8 byte; None where the text is not known."""
         self.damage: tuple[str, ...] = run.state.damage
         """Damage of the log, and where it is; empty if none is known."""
         self.problem: str | None = run.problem
         """Error in the files of the run."""
+
+    def test_losses(self) -> "WindowLosses | None":
+        """Return the test loss of each window with the weights of the best epoch, and from it the standard error of
+        ``test_nll``; None if the run has none: it was not tested, or by a version that did not keep them.
+
+        Raises:
+            LmconsoleError: The file cannot be read, or is damaged.
+        """
+        return endpoint.read_test_losses(self._run)
 
     @property
     def experiment(self) -> Experiment:

@@ -19,6 +19,11 @@ def perplexity(value: float | None) -> str:
     return f"{value:.1e}" if value < 9.95e99 else f"{value:.0e}"
 
 
+def loss(value: float | None) -> str:
+    """Format a loss in nats or bits: ``4.5582``."""
+    return UNKNOWN if value is None else f"{value:.4f}"
+
+
 def seconds(value: float | None) -> str:
     """Format a duration: ``1.5 s``, ``12 s``, ``3:05 min``, ``1:02:30 h``, ``2 d 03 h``."""
     if value is None or not math.isfinite(value):

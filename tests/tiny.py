@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from forked import LATE, ForkedProcess, ForkServer, run_new
 
-from lmconsole.data.corpus import describe, load_corpus
+from lmconsole.data.corpus import describe, describe_targets, load_corpus
 from lmconsole.engine import child, processes
 from lmconsole.engine.probe import ResolvedRun
 from lmconsole.engine.queue import enqueue
@@ -94,13 +94,15 @@ def queue_tiny(
     threads: int = 1,
     auto: bool = False,
     fresh: bool = False,
+    test: bool = True,
     **more: Any,
 ) -> Run:
     """Queue one tiny run in the store ``root / "runs"``, without a runner. With ``auto``, ``threads`` is what the
-    probe answered and ``jobs`` the most at once. ``more`` goes to ``resolved_tiny``."""
+    probe answered and ``jobs`` the most at once. Without ``test`` it is a tuning run. ``more`` goes to
+    ``resolved_tiny``."""
     resolved = resolved_tiny(root, model, threads=threads, **more)
     store = Store(root / "runs")
-    queued = Queued(devices=("cpu",), jobs=jobs)
+    queued = Queued(devices=("cpu",), jobs=jobs, test=test)
     (decision,) = enqueue(store, [resolved], queued, fresh=fresh, refuse_active=True, threads=None if auto else threads)
     return store.find(str(decision.run))
 
@@ -140,7 +142,9 @@ def resolved_tiny(
         settings=resolved.settings,
         seed=seed,
         origins=resolved.origins,
-        corpus=msgspec.convert(describe(corpus), CorpusInfo),
+        corpus=msgspec.convert(
+            {**describe(corpus), **describe_targets(corpus, resolved.settings.window_tokens)}, CorpusInfo
+        ),
         embeddings=None,
         threads=threads,
     )

@@ -74,16 +74,20 @@ def sentence(run: Run, event: AnyEvent) -> str | None:
         case Finished():
             best = formatting.perplexity(event.best_valid_ppl)
             note = " (diverged)" if event.diverged else " (stopped early)" if event.stopped_early else ""
+            test = formatting.perplexity(event.test_ppl_best) + (" (not tested)" if run.can_be_tested else "")
             return (
                 f"finished{note}  best valid ppl {best} in epoch {event.best_epoch or formatting.UNKNOWN}  "
-                f"test ppl {formatting.perplexity(event.test_ppl_best)}"
+                f"test ppl {test}"
             )
         case Stopped():
+            if run.state.finished:
+                return "stopped during the test; running it again tests it"
             tested = event.epoch > epochs
             position = "during the final test" if tested else f"in epoch {event.epoch}, step {event.step}"
             return f"stopped {position}; running it again resumes there"
         case Failed():
-            return f"failed: {event.message}\n   {event.hint}"
+            what = "test failed" if run.state.finished else "failed"
+            return f"{what}: {event.message}\n   {event.hint}"
         case _:
             return None
 
@@ -179,7 +183,7 @@ def _active_row(run: Run, seed: bool) -> list[str]:
     epoch, step = state.position
     now: Progress | None = state.progress[-1] if state.progress else None
     last = state.last_validation
-    phase = "test" if epoch > epochs else f"{epoch}/{epochs}"
+    phase = "test" if epoch > epochs or state.being_tested else f"{epoch}/{epochs}"
     loss = now.train_loss_nats if now else None
     return [
         f"{label(run, seed=seed)}{' (stopping)' if run.stop_requested else ''}",
@@ -192,10 +196,15 @@ def _active_row(run: Run, seed: bool) -> list[str]:
     ]
 
 
+def _done(run: Run) -> float:
+    """Return the fraction of an active run that is done; a test that was asked for later counts as a whole."""
+    return 0.0 if run.state.being_tested else run.state.done(run.info.settings.epochs)
+
+
 def total_line(runs: Sequence[Run]) -> Table:
     """Return the number of runs that are no longer active, and a progress bar that counts parts of active ones."""
     ended = sum(not run.status.active for run in runs)
-    done = sum(1.0 if not run.status.active else run.state.done(run.info.settings.epochs) for run in runs)
+    done = sum(1.0 if not run.status.active else _done(run) for run in runs)
     line = Table.grid(padding=(0, 1))
     line.add_row(
         f"{ended}/{formatting.counted(len(runs), 'run')}",

@@ -70,6 +70,7 @@ def overview(answer: ProbeAnswer, request: RunRequest) -> list[tuple[str, str]]:
         *([("embeddings", first.embeddings.path)] if first.embeddings else []),
         ("store", f"{request.runs.absolute()} ({formatting.mib(free)} free)"),
         ("exports", str(request.exports) if request.exports else "none (--no-export)"),
+        *([("test", "none: tuning runs (--no-test)")] if request.no_test else []),
     ]
     return [(name, escape_control_characters(value)) for name, value in rows]
 
@@ -141,6 +142,8 @@ def _decision_line(decision: QueueDecision, estimate: Estimate | None, request: 
                 f" with {formatting.counted(decision.threads, 'thread')} as before" if decision.threads != usual else ""
             )
             return f"{text}resume {decision.run} in epoch {decision.epoch}{kept}{time_left}"
+        case Action.TEST:
+            return f"{text}test {decision.run}, trained before"
         case Action.FINISHED:
             return f"{text}skip, finished: {decision.run}"
         case Action.ACTIVE:
@@ -179,8 +182,8 @@ class PlannedRun(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     """Seed of initialization, shuffling and dropout."""
     action: Action
-    """``new``: it would be queued; ``resume``: queued to continue; ``finished``: left out; ``active``: already queued
-    or running."""
+    """``new``: it would be queued; ``resume``: queued to continue; ``test``: queued to be tested, not trained again;
+    ``finished``: left out; ``active``: already queued or running."""
     run: str | None
     """Id of the run that exists; null for a new one."""
     threads: int
@@ -229,7 +232,7 @@ def _plan(
     request: RunRequest,
     seeds: SeedPlan,
 ) -> DryRun:
-    pending = [decision for decision in decisions if decision.action in (Action.NEW, Action.RESUME)]
+    pending = [decision for decision in decisions if decision.action.queues]
     jobs = {decision.jobs for decision in pending or decisions}
     return DryRun(
         request=msgspec.to_builtins(request._asdict(), enc_hook=str),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lmconsole.commands.display import Display, several_seeds
 from lmconsole.commands.interrupts import Interrupts
+from lmconsole.engine.digest import Result, last_result
 from lmconsole.engine.processes import disown, last_line, start_runner
 from lmconsole.errors import ExitCode, RunNotFoundError, StoreError
 from lmconsole.files import LineTail
@@ -22,6 +23,7 @@ POLL_S = 0.2
 GRACE_S = 5.0
 """Time that a run may look lost, or queued for nobody, before it counts as that: its runner may be about to write what
 happened, and a command may be about to permit it."""
+_FINISHED: tuple[Result, ...] = ("finished", "diverged")
 RUNNER_STARTS = 3
 """Runners that may fail one after the other before the command gives up."""
 
@@ -64,6 +66,7 @@ class Follower:
             raise RunNotFoundError(f"{store.root}: {', '.join(missing)}: deleted in the meantime")
         self.runs = [Run(existing[name].paths, existing[name].info) for name in dict.fromkeys(names)]
         display.name_seeds = several_seeds(self.runs)
+        self._finished_before = finished
         for run in self.runs:
             if run.run in finished:
                 run.refresh()
@@ -86,7 +89,7 @@ class Follower:
             time.sleep(POLL_S)
         if self._interrupts.count:
             return ExitCode.INTERRUPTED
-        finished = all(run.status is Status.FINISHED for run in self.runs)
+        finished = all(run.run in self._finished_before or last_result(run) in _FINISHED for run in self.runs)
         return ExitCode.OK if finished else ExitCode.RUN_FAILED
 
     def _new_events(self, run: Run) -> list[AnyEvent]:
@@ -107,14 +110,14 @@ class Follower:
             return
         self._display.say("Killing the runs; each can be resumed from its last checkpoint.")
         for run in active:
-            owner, started = run.worker(), run.state.started
+            owner, started = run.worker(), run.state.latest
             # Only the kernel says which process that is. The log could name any.
             if owner and owner.pid and owner.is_own and started and owner.pid == started.pid:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(owner.pid, signal.SIGKILL)
 
     def _has_ended(self, run: Run) -> bool:
-        if run.problem:
+        if run.problem or run.run in self._finished_before:
             return True
         if not run.status.active and run.status is not Status.LOST:
             return True

@@ -25,6 +25,7 @@ RESULTS_NOTE = (
     "Train, Valid, Test: perplexity per target token, at the epoch with the lowest validation perplexity.\n"
     "Time: training alone, without setup and evaluation."
 )
+NOT_TESTED_NOTE = f"Test {UNKNOWN}: not tested. The same `lmconsole run` without --no-test tests a finished run."
 DAMAGE_NOTE = f"{DAMAGE_MARK}: damaged, so not a complete result; `lmconsole status` says where."
 
 
@@ -41,12 +42,16 @@ def _describe_status(run: Run) -> Text:
         return Text("unreadable", style=STATUS_STYLES[Status.FAILED])
     if run.info.origin == "imported":
         return Text(_describe_imported(run), style="dim")
-    if status is Status.RUNNING:
+    if state.being_tested:
+        text = "to be tested" if status is Status.QUEUED else "stopping, testing" if run.stop_requested else "testing"
+    elif status is Status.RUNNING:
         text = f"epoch {min(state.position[0], epochs)}/{epochs}"
         if run.stop_requested:
             text = f"stopping, {text}"
     elif status is Status.FINISHED and state.finished and state.finished.diverged:
         text = "diverged"
+    elif status is Status.LOST and state.finished:
+        text = "lost in its test"
     elif status in (Status.STOPPED, Status.LOST):
         text = f"{status.value} in epoch {min(state.position[0], epochs)}"
     return Text(text, style=STATUS_STYLES[status])
@@ -98,6 +103,8 @@ def print_results(runs: Iterable[Run], *, stderr: bool) -> None:
     out.print()
     out.print(results_table(runs))
     out.print(Text(RESULTS_NOTE, style="dim"))
+    if any(run.can_be_tested for run in runs):
+        out.print(Text(NOT_TESTED_NOTE, style="dim"))
     if any(run.state.damage for run in runs):
         out.print(Text(DAMAGE_NOTE, style="dim"))
 

@@ -48,7 +48,7 @@ def run_headless(request: RunRequest) -> ExitCode:
             expected = estimates(answer, decisions, store.runs())
             for name, value in time_expected(answer, decisions, expected, request):
                 display.say(f"{name:<10} {value}")
-            own = frozenset(str(d.run) for d in decisions if d.action in (Action.NEW, Action.RESUME))
+            own = frozenset(str(d.run) for d in decisions if d.action.queues)
             finished = frozenset(str(d.run) for d in decisions if d.action is Action.FINISHED)
             ids = [run.experiment.id for run in answer.runs]
             by_experiment = sorted(decisions, key=lambda each: ids.index(each.resolved.experiment.id))
@@ -82,6 +82,8 @@ def _announcement(decision: QueueDecision, *, several_seeds: bool, claimed: bool
     match decision.action:
         case Action.FINISHED:
             return f"{name}  already finished{'' if claimed else '; --fresh trains it again'}"
+        case Action.TEST:
+            return f"{name}  already trained; queued to be tested"
         case Action.RESUME:
             return f"{name}  queued to resume in epoch {decision.epoch}"
         case Action.ACTIVE:

@@ -15,6 +15,7 @@ from lmconsole.engine.digest import read_digest
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import DAMAGE_MARK, local_time, seconds
 from lmconsole.plan.experiment import Model, Optimizer
+from lmconsole.runs import endpoint
 from lmconsole.runs.permissions import NOT_STARTED, pending
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
@@ -35,6 +36,7 @@ def show_status(root: Path, *, json: bool) -> None:
     else:
         console().print(status_table(runs))
         _print_unattended(store, runs)
+        _print_untested(runs)
         for run in runs:
             if run.state.failed:
                 print_message(f"{run.run}: {run.state.failed.message}\n  {run.state.failed.hint}")
@@ -65,6 +67,17 @@ def _print_unattended(store: Store, runs: Iterable[Run]) -> None:
     if names:
         more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
         print_message(f"{', '.join(names[:MAX_LISTED])}{more}: {NOT_STARTED}")
+
+
+def _print_untested(runs: Iterable[Run]) -> None:
+    """Print which finished runs were not tested, and how they can be."""
+    names = [run.run for run in runs if run.can_be_tested and not run.state.being_tested]
+    if names:
+        more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+        print_message(
+            f"{', '.join(names[:MAX_LISTED])}{more}: finished, but not tested. The same `lmconsole run` without "
+            "--no-test tests without training again."
+        )
 
 
 def status_table(runs: Iterable[Run]) -> Table:
@@ -138,9 +151,16 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     best_epoch: int | None
     """Epoch with the lowest validation perplexity, from 1."""
     test_ppl_best: float | NonFinite | None
-    """Test perplexity with the weights of the best epoch; null until the run has finished."""
+    """Test perplexity with the weights of the best epoch; null until the run has finished, and if it was not tested."""
     test_ppl_final: float | NonFinite | None
-    """Test perplexity with the weights of the last epoch; null until the run has finished."""
+    """Test perplexity with the weights of the last epoch; null until the run has finished, if it was not tested, and if
+    it was tested later and the last epoch was not the best."""
+    test_bits_per_byte: float | NonFinite | None
+    """Test loss with the weights of the best epoch, in bits per UTF-8 byte of the text; null where the text is not
+    known, until the run has finished, and if it was not tested. Infinite for a diverged run."""
+    tested: bool | None
+    """Whether there are test results; null until the run has finished. False for a tuning run, and for an imported one
+    whose source states none."""
     diverged: bool | None
     """Whether the loss became NaN or infinite; null until the run has finished."""
     elapsed_train_s: float | None
@@ -152,7 +172,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     """Precision of matrix products: ``fp32``, ``tf32`` or ``bf16``."""
     error: RunError | None
-    """Failure of the last attempt; null if the run has not failed."""
+    """Failure of the last attempt; null if that has not failed. A finished run has one if its later test failed."""
     note: str | None
     """Note that someone has written about the run; null if there is none."""
     tags: tuple[str, ...]
@@ -194,10 +214,12 @@ def summarize(run: Run) -> RunSummary:
         best_epoch=best.epoch if best else None,
         test_ppl_best=_json_number(finished.test_ppl_best if finished else None),
         test_ppl_final=_json_number(finished.test_ppl_final if finished else None),
+        test_bits_per_byte=_json_number(endpoint.bits_per_byte(finished, info.corpus)),
+        tested=finished.tested if finished else None,
         diverged=finished.diverged if finished else None,
         elapsed_train_s=state.elapsed_train_s,
         energy_j=finished.energy_j if finished else None,
-        device=state.started.device if state.started else None,
+        device=state.latest.device if state.latest else None,
         precision=info.settings.precision,
         error=RunError(error=failed.error, message=failed.message, hint=failed.hint) if failed else None,
         note=run.notes.note or None,

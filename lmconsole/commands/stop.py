@@ -10,6 +10,7 @@ from lmconsole.commands.display import label, sentence
 from lmconsole.commands.follow import GRACE_S, POLL_S, RUNNER_STARTS
 from lmconsole.commands.interrupts import Interrupts
 from lmconsole.commands.output import print_json, print_message
+from lmconsole.engine.digest import last_result
 from lmconsole.engine.processes import last_line
 from lmconsole.engine.submit import stop_runs, wake_runner
 from lmconsole.errors import ExitCode, LmconsoleError, StoreError
@@ -78,10 +79,10 @@ def _wait(store: Store, waiting: dict[str, Run], interrupts: Interrupts) -> Exit
                 ended = bool(run.problem) or not run.status.active
             if ended and run.worker() is None:
                 del waiting[name]
-                outcome = run.state.stopped or run.state.finished or run.state.failed
+                outcome = run.state.stopped or run.state.failed or run.state.finished
                 text = sentence(run, outcome) if outcome else run.problem or "lost: its worker has died"
                 print_message(f"{label(run)}  {text}")
-                if run.status not in (Status.STOPPED, Status.FINISHED):
+                if last_result(run) not in ("stopped", "finished", "diverged"):
                     code = ExitCode.RUN_FAILED
         if interrupts.count:
             print_message("No longer waiting; the runs stop by themselves.")

@@ -33,6 +33,9 @@ class TokenizedText:
 
     vocabulary: int
     splits: Mapping[str, NDArray[np.integer[Any]]]
+    token_bytes: NDArray[np.uint16] | None = None
+    """UTF-8 bytes of the text of each id, shape (V,); None if that is unknown, as for a tokenizer that does not keep
+    the whole text."""
 
 
 def fingerprint(vocabulary: int, splits: Mapping[str, NDArray[np.integer[Any]]]) -> str:
@@ -72,14 +75,17 @@ def cached(folder: Path | None, name: str, make: Callable[[], TokenizedText]) ->
 def _read(path: Path) -> TokenizedText | None:
     """Read an entry; None unless it is complete and matches the name and the fingerprint in it."""
     try:
-        arrays = read_arrays(path, ("vocabulary", "name", "sha256", *SPLITS))[1]
+        arrays = read_arrays(path, ("vocabulary", "name", "sha256", "token_bytes", *SPLITS))[1]
         vocabulary, name, sha256 = int(str(arrays["vocabulary"])), str(arrays["name"]), str(arrays["sha256"])
         splits = {split: checked_ids(arrays[split], vocabulary, split) for split in SPLITS}
+        token_bytes = arrays.get("token_bytes")
     except (CorpusError, KeyError, ValueError):
         return None
     if name != path.name or sha256 != fingerprint(vocabulary, splits):
         return None
-    return TokenizedText(vocabulary=vocabulary, splits=splits)
+    if token_bytes is not None and (token_bytes.dtype, token_bytes.shape) != (np.uint16, (vocabulary,)):
+        return None
+    return TokenizedText(vocabulary=vocabulary, splits=splits, token_bytes=token_bytes)
 
 
 def _write(path: Path, tokenized: TokenizedText) -> None:
@@ -90,6 +96,8 @@ def _write(path: Path, tokenized: TokenizedText) -> None:
         "sha256": np.str_(fingerprint(tokenized.vocabulary, arrays)),
         **arrays,
     }
+    if tokenized.token_bytes is not None:
+        contents["token_bytes"] = tokenized.token_bytes
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, sync=True, mode=0o600) as file:

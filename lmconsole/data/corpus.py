@@ -24,10 +24,14 @@ from lmconsole.data.layout import FOLDER_HINT, Kind, corpus_files, folder_of
 from lmconsole.data.lookup import is_folder, tokenizer_in
 from lmconsole.data.text import SPLIT_RULE, Text, TextPart, split_file
 from lmconsole.data.tokenize import GPT1_TOKENIZER, Progress, with_byte_bpe, with_gpt1_bpe
+from lmconsole.data.windows import Indices, cut_windows
 from lmconsole.errors import CorpusError, EmbeddingsError, escape_control_characters
 
 SHORTEST_SPLIT = 3
 """Least number of tokens for which there is a window with a target, whatever the window length."""
+
+_COUNTED_AT_ONCE = 2**20
+"""Ids whose bytes are counted at once."""
 
 LONGEST_NAME = 200
 """Characters of the name of a corpus that comes from the name of its folder or file."""
@@ -54,6 +58,8 @@ class Corpus:
     """Fingerprint of the vocabulary size and of the three splits before ``max_tokens``."""
     max_tokens: int | None
     """Limit on the train split; a tenth of it limits the others."""
+    token_bytes: NDArray[np.uint16] | None = None
+    """UTF-8 bytes of the text of each id, shape (V,); None if unknown."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Name of the file of each split, with the lines if it is a part of one; empty if it was not read from files."""
 
@@ -76,6 +82,30 @@ def describe(corpus: Corpus) -> dict[str, object]:
         "max_tokens": corpus.max_tokens,
         "files": {split: _one_line(file) for split, file in corpus.files.items()},
     }
+
+
+def describe_targets(corpus: Corpus, window_tokens: int) -> dict[str, dict[str, int]]:
+    """Return the number of targets in windows of ``window_tokens``, and of the bytes of their text, for run.json."""
+    windows = {split: cut_windows(len(corpus.splits[split]), window_tokens) for split in SPLITS}
+    targets = {split: int(lengths.sum()) for split, (_, lengths) in windows.items()}
+    if corpus.token_bytes is None:
+        return {"targets": targets, "bytes": {}}
+    size = {split: _bytes_of_targets(corpus.splits[split], corpus.token_bytes, *windows[split]) for split in SPLITS}
+    return {"targets": targets, "bytes": size}
+
+
+def _bytes_of_targets(
+    ids: NDArray[np.integer[Any]], token_bytes: NDArray[np.uint16], starts: Indices, lengths: Indices
+) -> int:
+    """Return the bytes of the text of all targets: those of a window are the ids after its start."""
+    apart = np.flatnonzero(starts[1:] != starts[:-1] + lengths[:-1]) + 1  # not where the window before ends
+    firsts, lasts = np.append(0, apart), np.append(apart, len(starts)) - 1
+    total = 0
+    for first, last in zip(firsts, lasts, strict=True) if len(starts) else ():
+        targets = ids[starts[first] + 1 : starts[last] + lengths[last] + 1]
+        for start in range(0, len(targets), _COUNTED_AT_ONCE):  # the lengths take more memory than the ids
+            total += int(token_bytes[targets[start : start + _COUNTED_AT_ONCE]].sum(dtype=np.int64))
+    return total
 
 
 def _text_of(path: Path | None) -> str | None:
@@ -213,6 +243,7 @@ def _corpus(
         splits=typed,
         sha256=sha256,
         max_tokens=max_tokens,
+        token_bytes=ids.token_bytes,
         files=files or {},
     )
 

@@ -80,7 +80,7 @@ def with_byte_bpe(
     texts: Mapping[str, Text], vocabulary: int, cache: Path | None, progress: Progress
 ) -> tuple[TokenizedText, str]:
     """Return the ids of ``texts`` in a byte-level BPE trained on the train split, and its description."""
-    name = entry_name("bytes", str(vocabulary), *(texts[split].sha256 for split in SPLITS))
+    name = entry_name("bytes and their number", str(vocabulary), *(texts[split].sha256 for split in SPLITS))
     train, trained_on = texts["train"], min(texts["train"].characters, TRAINED_ON)
 
     def tokenize() -> TokenizedText:
@@ -116,4 +116,4 @@ def _encode(tokenizer: Tokenizer, texts: Mapping[str, Text], progress: Progress)
             splits[split] = tokenizer.encode(text.pieces(), progress.add)
         except MemoryError as error:
             raise too_many_ids(text.where, error) from None
-    return TokenizedText(vocabulary=tokenizer.vocabulary, splits=splits)
+    return TokenizedText(vocabulary=tokenizer.vocabulary, splits=splits, token_bytes=tokenizer.token_bytes)

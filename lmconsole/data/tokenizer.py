@@ -53,6 +53,9 @@ class Tokenizer:
 
     backend: tokenizers.Tokenizer
     vocabulary: int
+    token_bytes: NDArray[np.uint16] | None = None
+    """UTF-8 bytes of the text of each id, shape (V,); None for GPT-1's BPE, whose tokens do not tell case, accents,
+    white space and unknown characters."""
 
     def encode(
         self, text: str | Iterable[str], progress: Callable[[int], None] = lambda _: None
@@ -148,7 +151,11 @@ def train_byte_bpe(text: str | Iterable[str], vocabulary: int) -> Tokenizer:
         initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet()),
     )
     backend.train_from_iterator(_batches(text), trainer)
-    return Tokenizer(backend=backend, vocabulary=int(backend.get_vocab_size()) + 1)
+    vocabulary = int(backend.get_vocab_size()) + 1
+    token_bytes = np.zeros(vocabulary, dtype=np.uint16)
+    for token, number in backend.get_vocab().items():
+        token_bytes[number + 1] = len(token)  # the alphabet of a byte-level BPE has a character for each byte
+    return Tokenizer(backend=backend, vocabulary=vocabulary, token_bytes=token_bytes)
 
 
 def _read_encoder(path: Path, data: bytes) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, cast
 
 import msgspec
 
-from lmconsole.engine.digest import Digest, RunResult, clip_lines, finite, one_line, outcome, reason_of
+from lmconsole.engine.digest import Digest, RunResult, clip_lines, finite, last_result, one_line, outcome, reason_of
 from lmconsole.engine.processes import LimitedProgram
 from lmconsole.engine.stall import StallWatch
 from lmconsole.errors import escape_json
@@ -76,7 +76,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     best_epoch: int | None = None
     """Epoch with the lowest validation perplexity, from 1."""
     test_ppl: float | None = None
-    """Test perplexity with the weights of the best epoch."""
+    """Test perplexity with the weights of the best epoch. Null if the run was not tested."""
     train_s: float | None = None
     """Training time over all attempts in seconds, without setup and evaluation."""
     reason: str | None = None
@@ -164,7 +164,11 @@ class Alerts:
             case Status.LOST | Status.FAILED | Status.STOPPED as status:
                 yield cast(AlertEvent, status.value), status.value, reason_of(run)
             case Status.FINISHED:
-                yield "finished", "finished", None
+                result = last_result(run)
+                if result in ("failed", "stopped"):
+                    yield cast(AlertEvent, result), result, reason_of(run)
+                else:
+                    yield "finished", "finished", None
 
     def _add(self, run: Run, permission: Permission, event: AlertEvent, key: str, reason: str | None) -> None:
         seen = run.run, permission.queued_seq, key
@@ -264,7 +268,7 @@ def _divergence(state: RunState, since: int) -> str | None:
 
 
 def _stall_advice(run: Run) -> str:
-    started, number = run.state.started, run.info.experiment.id
+    started, number = run.state.latest, run.info.experiment.id
     process = f"process {started.pid} on {started.host}" if started else "its process"
     return (
         f"`lmconsole stop {number}` saves a checkpoint if the run still responds. If it does not, kill {process}; "
@@ -313,7 +317,7 @@ _HAPPENED: dict[AlertEvent, str] = {
 def _text(result: RunResult, reason: str | None) -> Sequence[str]:
     lines = [] if reason is None else [one_line(reason[0].upper() + reason[1:])]
     if result.best_valid_ppl is not None:
-        test = f", test {perplexity(result.test_ppl)}" if result.test_ppl is not None else ""
+        test = f", test {perplexity(result.test_ppl)}" if result.shows_test else ""
         lines.append(
             f"Best validation perplexity {perplexity(result.best_valid_ppl)} in epoch {result.best_epoch}{test}."
         )

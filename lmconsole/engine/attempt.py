@@ -15,11 +15,12 @@ from lmconsole.engine.sampler import Sampler
 from lmconsole.engine.shared_data import Arrays, load_shared
 from lmconsole.errors import LmconsoleError, TrainingError, escape_control_characters
 from lmconsole.lm import device
+from lmconsole.lm.best_weights import BestWeightsTest
 from lmconsole.lm.embedding import TABLES, Tables, arrays_of, read_tables, tables_from
 from lmconsole.lm.loop import Training, TrainingContext
 from lmconsole.lm.memory import allocator_mib, is_out_of_memory, keep_freed_memory
 from lmconsole.lm.model import attention_of, parameters_of
-from lmconsole.lm.restore import Found, find_checkpoint
+from lmconsole.lm.restore import NOTHING_FOUND, Found, find_checkpoint
 from lmconsole.plan.experiment import Precision
 from lmconsole.runs.event_log import EventLog
 from lmconsole.runs.events import Failed, Queued, Started
@@ -31,7 +32,10 @@ from lmconsole.telemetry.host import host_memory, host_name, rss_mib
 
 
 class Attempt:
-    """One attempt at a run: prepared in one go, or in two parts while another run uses the device, and then run."""
+    """One attempt at a run: prepared in one go, or in two parts while another run uses the device, and then run.
+
+    A run that has finished is only tested.
+    """
 
     def __init__(
         self,
@@ -59,7 +63,8 @@ class Attempt:
         self._log_damaged, self._set_aside_before = log_damaged, set_aside_before
         self._found: Found | None = None
         self._sampler: Sampler | None = None
-        self._training: Training | None = None
+        self._only_tests = history.finished is not None
+        self._training: Training | BestWeightsTest | None = None
         self._on_device = False
         self._read_energy_j: Callable[[], float | None] = lambda: None
 
@@ -81,9 +86,11 @@ class Attempt:
             end_telemetry=lambda: self._sampler.close() if self._sampler else None,
             read_energy_j=lambda: self._read_energy_j(),
         )
-        self._training = Training(context)
+        self._training = BestWeightsTest(context) if self._only_tests else Training(context)
 
     def _find_checkpoint(self) -> Found:
+        if self._only_tests:
+            return NOTHING_FOUND
         if self._found is None:
             self._found = find_checkpoint(self._paths, self._info, self._history, log_damaged=self._log_damaged)
         return self._found
@@ -100,10 +107,10 @@ class Attempt:
     @property
     def fell_back(self) -> bool:
         """Whether a fast path failed while the device was prepared."""
-        return self._training is not None and self._on_device and self._training.steps.fell_back
+        return self._training is not None and self._on_device and self._training.fell_back
 
     def run(self, sibling_pids: Sequence[int], began: float) -> None:
-        """Train on the device, from the last checkpoint if the run has been tried before.
+        """Train on the device, from the last checkpoint if the run has been tried before, or test a finished run.
 
         ``sibling_pids`` are other workers of the store, which do not count as other GPU processes. ``began`` is
         ``time.monotonic()`` when the attempt began. Any exception may be raised: see ``explain``.
@@ -243,8 +250,10 @@ def _started(
     return started
 
 
-def explain(error: BaseException, paths: RunPaths, device_name: str) -> Failed:
-    """Return the ``failed`` event for ``error``, which says what happened and what to do."""
+def explain(error: BaseException, paths: RunPaths, device_name: str, *, only_tests: bool = False) -> Failed:
+    """Return the ``failed`` event for ``error``, which says what happened and what to do. ``only_tests``: the run had
+    finished and was to be tested."""
+    again = "it is tested again" if only_tests else "it resumes from its last checkpoint"
     if isinstance(error, LmconsoleError):
         hint = error.hint or f"The trace is in {paths.worker_log}."
         return Failed(error=error.kind, message=error.message, hint=hint)
@@ -256,19 +265,21 @@ def explain(error: BaseException, paths: RunPaths, device_name: str) -> Failed:
         return Failed(
             error="out-of-memory",
             message=f"{device_name} ran out of memory: {summary}",
-            hint="Use a smaller batch_size or window_tokens in experiments.toml, --precision bf16, --jobs 1 or an idle "
+            hint="Use an idle device, then run the experiment again."
+            if only_tests
+            else "Use a smaller batch_size or window_tokens in experiments.toml, --precision bf16, --jobs 1 or an idle "
             "device, then run the experiment again.",
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return Failed(
             error="disk-full",
             message=f"{paths.events}: {error.strerror}",
-            hint="Free space on that disk, then run the experiment again: it resumes from its last checkpoint.",
+            hint=f"Free space on that disk, then run the experiment again: {again}.",
         )
     return Failed(
         error="crash",
         message=escape_control_characters(f"{type(error).__name__}: {str(error) or 'no message'}"),
-        hint=f"The trace is in {paths.worker_log}. Running the experiment again resumes from its last checkpoint.",
+        hint=f"The trace is in {paths.worker_log}. Run the experiment again: {again}.",
     )
 
 

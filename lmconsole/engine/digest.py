@@ -56,13 +56,13 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     preset: Name
     """Preset from which the settings come."""
     result: Result
-    """Outcome: its status, or ``diverged``."""
+    """Outcome: its status, or ``diverged``; that of a later test if it failed or was stopped."""
     best_valid_ppl: Perplexity | None
     """Lowest validation perplexity per target token."""
     best_epoch: Number | None
     """Epoch with the lowest validation perplexity, from 1."""
     test_ppl: Perplexity | None
-    """Test perplexity with the weights of the best epoch."""
+    """Test perplexity with the weights of the best epoch; null if the run was not tested."""
     train_s: Seconds | None
     """Training time over all attempts in seconds, without setup and evaluation."""
     reason: str | None
@@ -72,6 +72,11 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """Name, number and seed for people, on one line."""
         return one_line(f"{self.label} ({self.experiment}), seed {self.seed}")
+
+    @property
+    def shows_test(self) -> bool:
+        """Whether texts for people have the test perplexity, even an unknown one."""
+        return self.test_ppl is not None or self.result == "finished"
 
 
 class Digest(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,7 +163,7 @@ def clip_lines(lines: Iterable[str]) -> str:
 
 
 def _describe(run: RunResult) -> str:
-    test = f", test {formatting.perplexity(run.test_ppl)}" if run.test_ppl is not None else ""
+    test = f", test {formatting.perplexity(run.test_ppl)}" if run.shows_test else ""
     epoch = f" in epoch {run.best_epoch}" if run.best_epoch is not None else ""
     return f"{run.name}: validation perplexity {formatting.perplexity(run.best_valid_ppl)}{epoch}{test}"
 
@@ -173,17 +178,29 @@ def result_of(run: Run) -> Result:
     return "diverged" if diverged and run.status is Status.FINISHED else run.status.value
 
 
+def last_result(run: Run) -> Result:
+    """Return the outcome of the last attempt at a run: that of its later test if it failed or was stopped."""
+    if run.status is Status.FINISHED and run.state.failed:
+        return "failed"
+    if run.status is Status.FINISHED and run.state.stopped:
+        return "stopped"
+    return result_of(run)
+
+
 def reason_of(run: Run) -> str | None:
     """Return why a run that has ended has no result, and what to do."""
-    again = f"`lmconsole run {run.info.experiment.id}` with the same options resumes it."
     state = run.state
-    match result_of(run):
+    does = "tests it" if state.finished else "resumes it"
+    again = f"`lmconsole run {run.info.experiment.id}` with the same options {does}."
+    match last_result(run):
         case "failed" if state.failed:
             text = f"{state.failed.message.rstrip('.')}. {state.failed.hint}"
         case "lost":
-            text = f"its process ended without recording why, in epoch {state.position[0]}. {again}"
+            where = "during its test" if state.finished else f"in epoch {state.position[0]}"
+            text = f"its process ended without recording why, {where}. {again}"
         case "stopped" if state.stopped:
-            text = f"in epoch {state.stopped.epoch}, step {state.stopped.step}. {again}"
+            where = f"in epoch {state.stopped.epoch}, step {state.stopped.step}"
+            text = f"{'before its test ended' if state.finished else where}. {again}"
         case "diverged":
             text = f"its loss was not finite in epoch {max(state.epochs_done, 1)}."
         case _:
@@ -206,7 +223,7 @@ def outcome(run: Run) -> RunResult:
         label=info.experiment.label,
         seed=info.seed,
         preset=info.preset,
-        result=result_of(run),
+        result=last_result(run),
         best_valid_ppl=finite(best.valid_ppl if best else None),
         best_epoch=best.epoch if best else None,
         test_ppl=finite(state.finished.test_ppl_best if state.finished else None),

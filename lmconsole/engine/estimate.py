@@ -86,7 +86,7 @@ def _measured(device_name: str, jobs: int) -> list[SpeedSample]:
 def _estimate(
     decision: QueueDecision, trained: Sequence[SpeedSample], measured: Sequence[SpeedSample], known: Mapping[str, Run]
 ) -> Estimate | None:
-    if decision.action not in (Action.NEW, Action.RESUME):
+    if decision.action not in (Action.NEW, Action.RESUME):  # a test is short
         return None
     resolved = decision.resolved
     settings, vocabulary = resolved.settings, resolved.corpus.vocabulary

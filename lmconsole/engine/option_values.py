@@ -50,6 +50,13 @@ def parse_ids(text: str, plan: "Plan") -> tuple[int, ...]:
     return tuple(chosen)
 
 
+def parse_yes_no(text: str, _: "Plan") -> bool:
+    """Return whether the text is ``yes``; the command line has a flag instead."""
+    if text not in ("yes", "no"):
+        raise ValueError("expected yes or no")
+    return text == "yes"
+
+
 def parse_preset(text: str, plan: "Plan") -> str:
     """Return the name of a preset that the plan has."""
     from lmconsole.plan.presets import AUTO, unknown

@@ -121,11 +121,11 @@ def prepares_ahead(device: str) -> bool:
 def _only_tests(run: Run) -> bool:
     """Return whether this attempt has finished training, so that only its tests are left."""
     state = run.state
-    if state.started is None:
+    if state.latest is None:
         return False
     sample, epoch = state.telemetry[-1] if state.telemetry else None, state.last_epoch
-    testing = sample is not None and sample.seq > state.started.seq and sample.phase == "test"
-    trained = epoch is not None and epoch.seq > state.started.seq and state.epochs_done >= run.info.settings.epochs
+    testing = sample is not None and sample.seq > state.latest.seq and sample.phase == "test"
+    trained = epoch is not None and epoch.seq > state.latest.seq and state.epochs_done >= run.info.settings.epochs
     return testing or trained
 
 

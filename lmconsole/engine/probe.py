@@ -211,7 +211,7 @@ class _Resolver:
     ) -> None:
         self._plan, self._preset, self._request = plan, preset, request
         self._data, self._tables_file = data, embeddings
-        self._corpora: dict[tuple[str, int, Path | None], CorpusInfo] = {}
+        self._corpora: dict[tuple[str, int, int, Path | None], CorpusInfo] = {}
         self._tables: dict[tuple[int, int, int], EmbeddingsInfo] = {}
 
     def resolve(self, experiment: Experiment, chosen: list["Device"]) -> ResolvedRun:
@@ -244,10 +244,10 @@ class _Resolver:
         return resolved.origins | ({"precision": f"auto, {resolved.origins['precision']}"} if auto else {})
 
     def _corpus(self, settings: Settings) -> CorpusInfo:
-        from lmconsole.data.corpus import describe, load_corpus
+        from lmconsole.data.corpus import describe, describe_targets, load_corpus
 
         tokenizer = self._gpt1_tokenizer(settings)
-        key = settings.corpus, settings.vocabulary, tokenizer
+        key = settings.corpus, settings.vocabulary, settings.window_tokens, tokenizer
         if key not in self._corpora:
             if settings.corpus == "tokens" and self._data is None:
                 hint = tokens_recipe()
@@ -264,7 +264,8 @@ class _Resolver:
                 tokenizer=tokenizer,
                 report=report_progress,
             )
-            self._corpora[key] = msgspec.convert(describe(corpus), CorpusInfo)
+            targets = describe_targets(corpus, settings.window_tokens)
+            self._corpora[key] = msgspec.convert({**describe(corpus), **targets}, CorpusInfo)
         return self._corpora[key]
 
     def _gpt1_tokenizer(self, settings: Settings) -> Path | None:

@@ -33,10 +33,17 @@ class Action(StrEnum):
 
     NEW = "new"
     RESUME = "resume"
+    TEST = "test"
+    """Finished before without its tests: tested with its best weights, and not trained again."""
     FINISHED = "finished"
     """Finished before; nothing is repeated."""
     ACTIVE = "active"
     """Already queued or running."""
+
+    @property
+    def queues(self) -> bool:
+        """Whether a run is put into the queue."""
+        return self in (Action.NEW, Action.RESUME, Action.TEST)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +112,8 @@ def decide(
             runs_by_hash.setdefault(run.info.config_hash, []).append(run)
     decisions = []
     for resolved in wanted:
-        action, found = _decide_one([] if fresh else runs_by_hash.get(resolved.config_hash, []), active)
+        same = [] if fresh else runs_by_hash.get(resolved.config_hash, [])
+        action, found = _decide_one(same, active, test=template.test)
         own_threads = _threads(resolved, found, threads)
         decisions.append(
             QueueDecision(
@@ -113,11 +121,17 @@ def decide(
                 action=action,
                 run=found.run if found else None,
                 threads=own_threads,
-                jobs=jobs_at_once(own_threads, template),
+                jobs=jobs_at_once(own_threads, _sharing(template, found, action)),
                 epoch=found.state.position[0] if found and action is Action.RESUME else None,
             )
         )
     return decisions
+
+
+def _sharing(template: Queued, found: Run | None, action: Action) -> Queued:
+    """Return the event that says how a run shares its device: for a test that of its training, whose times have it."""
+    trained = found.state.queued if found is not None and action is Action.TEST else None
+    return template if trained is None else trained
 
 
 def _threads(resolved: ResolvedRun, found: Run | None, requested: int | None) -> int:
@@ -128,9 +142,10 @@ def _threads(resolved: ResolvedRun, found: Run | None, requested: int | None) ->
     return requested or resolved.threads
 
 
-def _decide_one(same: list[Run], active: Collection[str]) -> tuple[Action, Run | None]:
+def _decide_one(same: list[Run], active: Collection[str], *, test: bool) -> tuple[Action, Run | None]:
     """Return the action for a run, and the one of the ``same`` runs in the store (oldest first) that it concerns.
 
+    A finished run is what was asked for if it was tested, or no ``test`` is wanted; otherwise it is tested.
     A run that is queued and not in ``active`` waits for nothing, so it can be queued again like one that stopped. Runs
     of another user that this one cannot write are left alone.
     """
@@ -138,12 +153,20 @@ def _decide_one(same: list[Run], active: Collection[str]) -> tuple[Action, Run |
         if run.run in active or (run.status is not Status.FINISHED and run.worker() is not None):
             return Action.ACTIVE, run
     for run in reversed(same):
-        if run.status is Status.FINISHED:
+        if run.state.finished is None:
+            continue
+        if not (test and run.can_be_tested):
             return Action.FINISHED, run
+        if _is_writable(run):
+            return Action.TEST, run
     for run in reversed(same):
-        if os.access(run.paths.folder, os.W_OK) and os.access(run.paths.events, os.W_OK):
+        if run.state.finished is None and _is_writable(run):
             return Action.RESUME, run
     return Action.NEW, None
+
+
+def _is_writable(run: Run) -> bool:
+    return os.access(run.paths.folder, os.W_OK) and os.access(run.paths.events, os.W_OK)
 
 
 def enqueue(
@@ -193,7 +216,7 @@ def enqueue(
         places = next_places(store, runs)
         done = []
         for decision in decisions:
-            if decision.action in (Action.NEW, Action.RESUME):
+            if decision.action.queues:
                 event = msgspec.structs.replace(template, jobs=decision.jobs, place=next(places))
                 if decision.run is None:
                     name = _create(store, decision, event, "auto" if threads is None else template.jobs)
@@ -206,8 +229,9 @@ def enqueue(
 
 
 def requeue(store: Store, names: Iterable[str], after: AfterQueue = _NOTHING) -> list[str]:
-    """Queue runs again that stopped, failed or were lost, or that wait for nothing, each on the devices for which it
-    was last queued, and return their names. Finished and active runs are left alone.
+    """Queue runs again that stopped, failed or were lost, or that wait for nothing, each as it was last queued, and
+    return their names. A finished run is queued again only if it was to be tested later and was not. All other finished
+    runs and active ones are left alone.
 
     Args:
         after: what to do when the queue is empty. If it names no program, those that this user asked for when a run
@@ -223,7 +247,9 @@ def requeue(store: Store, names: Iterable[str], after: AfterQueue = _NOTHING) ->
         places = next_places(store, runs)
         done = []
         for run in sorted(runs, key=lambda run: queue_order(run.info, run.state.queued)):
-            if run.run not in chosen or run.problem or run.run in active or run.status is Status.FINISHED:
+            if run.run not in chosen or run.problem or run.run in active:
+                continue
+            if run.status is Status.FINISHED and not run.test_is_missing:
                 continue
             last = run.state.queued
             if run.info.origin == "imported" or last is None or run.worker() is not None:
@@ -261,6 +287,7 @@ def _create(store: Store, decision: QueueDecision, event: Queued, requested_jobs
         settings=resolved.settings,
         origins=resolved.origins,
         seed=resolved.seed,
+        test=event.test,
         config_hash=resolved.config_hash,
         corpus=resolved.corpus,
         embeddings=resolved.embeddings,

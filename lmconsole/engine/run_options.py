@@ -17,6 +17,7 @@ from lmconsole.engine.option_values import (
     parse_preset,
     parse_program,
     parse_seeds,
+    parse_yes_no,
 )
 
 if TYPE_CHECKING:
@@ -158,6 +159,15 @@ class RunRequest(NamedTuple):
         Path("runs")
     )
     fresh: Annotated[bool, Option(help="Train new runs, even where finished ones exist.")] = False
+    no_test: Annotated[
+        bool,
+        Option(
+            help="Train to choose settings, without a test. The same command without this option tests the finished "
+            "run later, and does not train it again.",
+            parse=parse_yes_no,
+            form_placeholder="yes: train to choose settings, without a test",
+        ),
+    ] = False
     dry_run: Annotated[bool, Option(help="Show what would be done, without doing it.")] = False
     no_export: Annotated[bool, Option(help="Do not export when the queue is empty.")] = False
     export_folder: Path = Path("exports")

@@ -198,7 +198,7 @@ class Runner:
             if run.run in self._workers:
                 busy[run.run] = _Occupancy({self._workers[run.run].device}, queued.jobs)
             elif self._is_own_worker(run):
-                started = run.state.started if run.status is Status.RUNNING else None
+                started = run.state.latest if run.status is Status.RUNNING else None
                 devices = {started.device_uuid or started.device} if started else set(queued.devices)
                 busy[run.run] = _Occupancy(devices, queued.jobs)
         return busy
@@ -293,7 +293,8 @@ class Runner:
 
 def _worker_death(run: Run, code: int) -> Failed:
     """Return the event for a worker that ended without recording an outcome."""
-    again = f"`lmconsole run {run.info.experiment.id}` with the same options resumes from its last checkpoint."
+    does = "tests it again" if run.state.finished else "resumes from its last checkpoint"
+    again = f"`lmconsole run {run.info.experiment.id}` with the same options {does}."
     if code < 0:
         name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
         why = (

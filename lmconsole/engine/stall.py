@@ -3,7 +3,8 @@
 A run is judged in the runner, from its log and the state of its process. The limit is ``FACTOR`` times the time that
 its recent speed predicts, times the load of the machine where that is more than its cores, but never less than
 ``FLOOR_S``. A step is expected to take as long as one of its own, a validation and the tests as long as training
-on as many tokens, which is more than they need. The setup has no speed, so it is never judged.
+on as many tokens, which is more than they need. The setup has no speed, so it is never judged, and neither is a test
+that was asked for later.
 """
 
 import os
@@ -78,9 +79,9 @@ class StallWatch:
 
 def expected_seconds(run: Run) -> float | None:
     """Return how long the current step, validation or test should take at the speed of the run's own training; None
-    before this attempt has trained."""
+    before this attempt has trained, and for one that only tests."""
     state, settings, tokens = run.state, run.info.settings, run.info.corpus.tokens
-    began = state.started.seq if state.started else 0
+    began = state.latest.seq if state.latest else 0
     recent = [each for each in islice(reversed(state.progress), RECENT) if each.seq > began]
     speeds = [each.tokens_per_s for each in recent if each.tokens_per_s]
     if not speeds:
@@ -96,7 +97,7 @@ def expected_seconds(run: Run) -> float | None:
 def _phase(state: RunState) -> str:
     """Return ``train``, ``valid`` or ``test``. Samples say so, up to a second late."""
     sample, progress = state.telemetry[-1] if state.telemetry else None, state.progress[-1]
-    began = state.started.seq if state.started else 0
+    began = state.latest.seq if state.latest else 0
     phase = sample.phase if sample and sample.seq > began and sample.phase != "setup" else "train"
     validated = state.last_epoch is not None and state.last_epoch.seq > progress.seq
     return "valid" if phase == "train" and progress.step >= progress.steps and not validated else phase
@@ -104,7 +105,7 @@ def _phase(state: RunState) -> str:
 
 def _position(state: RunState) -> tuple[object, ...]:
     """Return what changes when a run gets on. The first item is a number of an event."""
-    events = (state.started, state.last_validation, state.progress[-1] if state.progress else None)
+    events = (state.latest, state.last_validation, state.progress[-1] if state.progress else None)
     last = max((event.seq for event in events if event), default=0)
     return last, state.telemetry[-1].phase if state.telemetry else None
 

@@ -30,6 +30,7 @@ def queued_as(answer: ProbeAnswer, request: RunRequest) -> Queued:
     return Queued(
         devices=answer.device_keys,
         jobs=request.jobs if request.jobs != "auto" else cores() if answer.device_keys == ("cpu",) else 1,
+        test=not request.no_test,
     )
 
 
@@ -121,8 +122,8 @@ def resume_runs(store: Store, names: Sequence[str], exports: Path | None = None)
     """Queue these runs again, each on the devices for which it was last queued, and return the names of those that were
     queued. When the queue is empty, results are exported to ``exports``.
 
-    Finished and active runs are left alone. Raises StoreError if the store or the folder of permissions cannot be
-    written.
+    Finished runs, except those whose later test is missing, and active ones are left alone. Raises StoreError if the
+    store or the folder of permissions cannot be written.
     """
     resumed = requeue(store, names, AfterQueue(exports=None if exports is None else str(exports)))
     if resumed:

@@ -173,7 +173,7 @@ def _child_main(
 
 
 def main(arguments: list[str] | None = None, commands: Connection | None = None) -> int:
-    """Train a run, and return the exit code: 0 for finished or stopped.
+    """Train a run, or test one that has finished, and return the exit code: 0 for finished or stopped.
 
     With ``commands``, prepare the run and wait for the command to train it; its clock starts then. A failure is
     recorded in the run's log; only one of the log itself is raised, and the runner reports it.
@@ -243,7 +243,7 @@ def main(arguments: list[str] | None = None, commands: Connection | None = None)
         attempt.run(sibling_pids, began)
     except BaseException as error:
         traceback.print_exc()
-        log.append(_failure(error, paths, options.device), sync=True)
+        log.append(_failure(error, paths, options.device, only_tests=history.finished is not None), sync=True)
         return EXIT_FAILED
     return 0
 
@@ -275,11 +275,11 @@ def _wait(attempt: "Attempt", commands: Connection, stop_requested: Callable[[],
     return None
 
 
-def _failure(error: BaseException, paths: RunPaths, device_name: str) -> Failed:
+def _failure(error: BaseException, paths: RunPaths, device_name: str, *, only_tests: bool) -> Failed:
     try:
         from lmconsole.engine.attempt import explain
 
-        return explain(error, paths, device_name)
+        return explain(error, paths, device_name, only_tests=only_tests)
     except Exception:  # the outcome must be recorded even if explaining it fails
         return Failed(
             error="crash",

@@ -4,19 +4,24 @@
 """
 
 import errno
+import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+import safetensors.numpy
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lmconsole.errors import TrainingError
 from lmconsole.files import atomic_write, sync_folder
+from lmconsole.runs import endpoint
 from lmconsole.runs.paths import RunPaths
 
 SCHEMA = 1
@@ -171,13 +176,35 @@ def save(paths: RunPaths, state: TrainState, parts: dict[str, Any], config_hash:
 
 
 def save_best_weights(paths: RunPaths, weights: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write ``weights``, a state dict on the CPU, and ``metadata`` as the safetensors file of a finished run.
+    """Write ``weights``, a state dict on the CPU, and ``metadata`` as the safetensors file of a finished run. Its
+    metadata also has the hash of the weights, ``sha256``.
 
     Raises:
         TrainingError: The disk is full or not writable.
     """
-    data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in weights.items()}, metadata)
+    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+    data = safetensors.torch.save(tensors, {**metadata, "sha256": weights_sha256(tensors)})
     _replace_file(paths.best_weights, lambda file: file.write(data), what="best weights")
+
+
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """Return the hexadecimal SHA-256 of names, shapes, types and values of ``weights``, contiguous and on the CPU."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_test_losses(paths: RunPaths, window_nats: Tensor, targets: NDArray[np.int64]) -> None:
+    """Write the summed test loss ``window_nats`` (N,) of each window, float64, and its number of ``targets`` (N,).
+
+    Raises:
+        TrainingError: The disk is full or not writable.
+    """
+    arrays = {endpoint.NLL: window_nats.cpu().numpy(), endpoint.TARGETS: targets}
+    data = safetensors.numpy.save(arrays)
+    _replace_file(paths.test_losses, lambda file: file.write(data), what="test losses")
 
 
 def remove(paths: RunPaths) -> None:

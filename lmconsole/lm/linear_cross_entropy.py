@@ -47,6 +47,7 @@ def linear_cross_entropy(
     compute_dtype: torch.dtype,
     chunk_rows: int | None = None,
     use_triton: bool = False,
+    row_nats: Tensor | None = None,
 ) -> Tensor:
     """Return the summed cross-entropy, in nats, of ``targets`` under softmax(``features`` @ ``weight``.T).
 
@@ -61,6 +62,8 @@ def linear_cross_entropy(
             summed over rows in float64.
         chunk_rows: Rows processed at a time; by default at most 1,024 on a CPU and 4,096 on a GPU.
         use_triton: Update the softmax with the Triton kernel, one pass over a tile instead of seven. Needs a GPU.
+        row_nats: (N,) float32 to be filled with the cross-entropy of each row, 0 for those excluded. The sum is the
+            same with and without. Only without a gradient.
 
     Returns:
         A float32 scalar.
@@ -68,9 +71,12 @@ def linear_cross_entropy(
     config = _LossConfig(compute_dtype=compute_dtype, chunk_rows=chunk_rows, use_triton=use_triton)
     with torch.autocast(features.device.type, enabled=False):
         if torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad):
+            assert row_nats is None
             loss: Tensor = _LinearCrossEntropy.apply(features, weight, targets, config)
             return loss
-        return _forward_backward(features, weight, targets, config, features_grad=False, weight_grad=False)[0]
+        return _forward_backward(
+            features, weight, targets, config, features_grad=False, weight_grad=False, row_nats=row_nats
+        )[0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +111,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _forward_backward(
-    features: Tensor, weight: Tensor, targets: Tensor, config: _LossConfig, *, features_grad: bool, weight_grad: bool
+    features: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    config: _LossConfig,
+    *,
+    features_grad: bool,
+    weight_grad: bool,
+    row_nats: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the loss, and its gradients with respect to features and weight: each None unless it is requested."""
     features, weight = features.detach(), weight.detach()
@@ -123,6 +136,8 @@ def _forward_backward(
         state, saved = tiles.accumulate(x, target, with_weighted_sum=features_grad)
         nats = ((state.max - state.target_logit) * tiles.log2_scale + state.exp_sum.log2()) / _LOG2_E
         total += nats.masked_fill_(ignored, 0.0).sum(dtype=torch.float64)
+        if row_nats is not None:
+            row_nats[chunk] = nats.squeeze(1)
         if grad_features is not None and state.weighted_sum is not None:
             gradient = state.weighted_sum.div_(state.exp_sum).sub_(w[target.squeeze(1)])
             grad_features[chunk] = gradient.masked_fill_(ignored, 0.0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from lmconsole.data.cache import SPLITS
 from lmconsole.data.corpus import Corpus
@@ -16,6 +17,7 @@ from lmconsole.lm.checkpoint import CheckpointWriter, TrainState
 from lmconsole.lm.device import apply_precision, synchronize
 from lmconsole.lm.embedding import Tables
 from lmconsole.lm.energy import EnergyMeter
+from lmconsole.lm.evaluation import evaluate, new_window_nats
 from lmconsole.lm.fast_paths import prepare_steps
 from lmconsole.lm.launch_limit import LaunchLimiter
 from lmconsole.lm.memory import peak_allocated_mib, peak_rss_mib
@@ -31,9 +33,6 @@ from lmconsole.runs.state import RunState
 
 TICK_S = 0.5
 """Seconds between progress events, each of which waits for the device, and between checks for a stop request."""
-EVALUATION_TOKENS = 8192
-"""Tokens in an evaluation batch on a GPU: twice those of a training batch of the built-in experiments, in less memory
-than a training step."""
 
 
 class StopRequested(Exception):
@@ -134,9 +133,12 @@ class Training:
                 self._train_epoch()
                 context.enter_phase("valid", state.epoch)
                 self._finish_epoch()
-            self._save()  # written during the tests; an attempt that is interrupted there resumes with the tests
-            context.enter_phase("test", None)
-            final, best = self._test()
+            self._record_peak_memory()
+            final = best = None
+            if history.wants_test:
+                self._save()  # written during the tests; an attempt that is interrupted there resumes with the tests
+                context.enter_phase("test", None)
+                final, best = self._test()
             self.writer.wait()
             self._save_best_weights()
             finished = self._finished_event(final, best)
@@ -151,6 +153,11 @@ class Training:
             checkpoint.remove(context.paths)
         finally:
             self.writer.join()
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether a fast path failed while the device was prepared."""
+        return self.steps.fell_back
 
     def _training_done(self) -> bool:
         state, patience = self.state, self.settings.early_stopping_epochs
@@ -280,19 +287,21 @@ class Training:
             self._save_if_due()
 
     def _test(self) -> tuple[float, float]:
-        """Return the mean test loss in nats per target with the final and with the best weights."""
-        state = self.state
-        self._record_peak_memory()
-        final = best = self._evaluate("test")
+        """Return the mean test loss in nats per target with the final and with the best weights, and keep that of each
+        window with the best weights."""
+        state, context = self.state, self.context
+        window_nats = new_window_nats(self.splits["test"], context.device)
+        final = best = self._evaluate("test", window_nats)
         if state.best_weights is None:
-            best = math.nan
-        elif state.best_epoch != state.epoch - 1:
+            return final, math.nan
+        if state.best_epoch != state.epoch - 1:
             final_weights = checkpoint.host_copy(self.model.state_dict())
             self.model.load_state_dict(state.best_weights)
             try:
-                best = self._evaluate("test")
+                best = self._evaluate("test", window_nats)
             finally:  # a stop in between saves the final weights
                 self.model.load_state_dict(final_weights)
+        checkpoint.save_test_losses(context.paths, window_nats, self.splits["test"].lengths)
         return final, best
 
     def _save_best_weights(self) -> None:
@@ -308,12 +317,12 @@ class Training:
         }
         checkpoint.save_best_weights(self.context.paths, state.best_weights, metadata)
 
-    def _finished_event(self, final: float, best: float) -> Finished:
+    def _finished_event(self, final: float | None, best: float | None) -> Finished:
         state = self.state
         best_valid = state.best_valid_loss_nats
         return Finished(
-            test_ppl_final=perplexity(final),
-            test_ppl_best=perplexity(best),
+            test_ppl_final=None if final is None else perplexity(final),
+            test_ppl_best=None if best is None else perplexity(best),
             best_epoch=state.best_epoch,
             best_valid_ppl=None if best_valid is None else perplexity(best_valid),
             setup_s=state.setup_s,
@@ -325,28 +334,14 @@ class Training:
             energy_j=self.energy.run_j(),
         )
 
-    def _evaluate(self, name: str) -> float:
-        """Return the mean loss of a split in nats per target."""
-        split = self.splits[name]
-        nll = torch.zeros((), dtype=torch.float64, device=self.context.device)
-        limiter = LaunchLimiter(self.context.device)
-        self.model.eval()
-        with torch.inference_mode():
-            for windows in torch.arange(len(split), device=self.context.device).split(self._evaluation_batch_size()):
-                nll += self.model.loss_sum(*split.batch(windows), self.precision)
-                limiter.after_launch()
-                if time.monotonic() >= self._next_tick_s:
-                    self._raise_if_interrupted()
-                    self._next_tick_s = time.monotonic() + TICK_S
-        return nll.item() / split.targets
+    def _evaluate(self, name: str, window_nats: Tensor | None = None) -> float:
+        """Return the mean loss of a split in nats per target; ``window_nats`` is filled as by ``evaluate``."""
+        return evaluate(self.model, self.splits[name], self.settings, self.context.device, self._tick, window_nats)
 
-    def _evaluation_batch_size(self) -> int:
-        """Return the number of windows in an evaluation batch. On a GPU they are more than in training: the LSTM takes
-        as long for large batches as for small ones."""
-        batch_size = self.settings.batch_size
-        if self.context.device == "cpu":
-            return batch_size
-        return max(batch_size, EVALUATION_TOKENS // self.settings.window_tokens)
+    def _tick(self) -> None:
+        if time.monotonic() >= self._next_tick_s:
+            self._raise_if_interrupted()
+            self._next_tick_s = time.monotonic() + TICK_S
 
     def _report(self, loss: float, tokens_per_s: float) -> None:
         state = self.state

@@ -61,18 +61,26 @@ class LanguageModel(nn.Module):
         features: Tensor = self.body(x)
         return features
 
-    def loss_sum(self, ids: Tensor, targets: Tensor, precision: Precision) -> Tensor:
-        """Return the summed cross-entropy, in nats, of ``targets`` (B, T) that are not ``IGNORE``."""
+    def loss_sum(self, ids: Tensor, targets: Tensor, precision: Precision, window_nats: Tensor | None = None) -> Tensor:
+        """Return the summed cross-entropy, in nats, of ``targets`` (B, T) that are not ``IGNORE``.
+
+        ``window_nats`` (B,) float64 is filled with the sum of each window, in evaluation only.
+        """
         with autocast(precision, ids.device.type):
             features = self.features(ids)
         dtype = compute_dtype(precision)
-        return linear_cross_entropy(
+        row_nats = None if window_nats is None else torch.empty(targets.numel(), device=targets.device)
+        loss = linear_cross_entropy(
             features.flatten(0, 1),
             self._head_table(dtype),
             targets.flatten(),
             compute_dtype=dtype,
             use_triton=self.use_triton,
+            row_nats=row_nats,
         )
+        if window_nats is not None and row_nats is not None:
+            torch.sum(row_nats.view_as(targets), dim=1, dtype=torch.float64, out=window_nats)
+        return loss
 
     def _head_table(self, dtype: torch.dtype) -> Tensor:
         """Return the table in the type that the head multiplies. A frozen table is cast once; a learned one changes at

@@ -22,7 +22,7 @@ from lmconsole.report.figure_content import (
 from lmconsole.report.panel_limits import are_cut, have_own_limits, with_limits
 from lmconsole.report.results import best_experiments, marks
 from lmconsole.report.selection import Group
-from lmconsole.runs.state import RunState, Status
+from lmconsole.runs.state import RunState
 from lmconsole.runs.store import Run
 
 MAX_PANELS = 16
@@ -146,7 +146,7 @@ def _describe_axes(panels: Sequence[Panel]) -> str:
 def _incomplete(runs: Sequence[Run]) -> list[str]:
     sentences = []
     for phrase, fitting in (
-        ("Not finished", [run for run in runs if run.status is not Status.FINISHED]),
+        ("Not finished", [run for run in runs if run.state.finished is None]),
         ("Diverged", [run for run in runs if run.state.finished and run.state.finished.diverged]),
         ("Damaged event logs", [run for run in runs if run.state.damage]),
     ):
@@ -163,7 +163,7 @@ def _panel(runs: Sequence[Run], x_label: str, unit_s: float | None) -> Panel:
     if unit_s is not None and all(run.state.elapsed_train_s is None for run in runs):
         return Panel(title=title, x_label=x_label, integer_x=integer_x, note="times unknown")
     curves = {label: _curve(runs, metric, unit_s, mark_best=label == VALIDATION) for label, metric in METRICS.items()}
-    notes = sorted({run.status.value for run in runs if run.status is not Status.FINISHED})
+    notes = sorted({run.status.value for run in runs if run.state.finished is None})
     if any(run.state.finished and run.state.finished.diverged for run in runs):
         notes.append("diverged")
     if any(run.state.damage for run in runs):

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
+from lmconsole.errors import StoreError
 from lmconsole.formatting import DAMAGE_MARK
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
 from lmconsole.report.selection import Group
+from lmconsole.runs import endpoint
 from lmconsole.runs.events import Telemetry, Validation
-from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
 INCOMPLETE_MARK = "†"
@@ -26,6 +27,8 @@ def run_frame(group: Group) -> pd.DataFrame:
     """Return one row per run, at its epoch with the lowest validation perplexity. Unknown values are NaN.
 
     Perplexities are comparable within a ``group`` and corpus, times only with equal ``device`` and ``jobs``.
+    ``test_nll_best`` is in nats per target, ``test_nll_se`` its standard error as a sample of text, from the windows of
+    the test split.
     ``energy_j`` is that of the whole GPU board over all epochs, from the driver's counter.
     """
     frame = pd.DataFrame([_run_row(run) for run in group.runs])
@@ -48,6 +51,9 @@ def _run_row(run: Run) -> dict[str, object]:
         "epoch": best.epoch if best else None,
         "test_ppl_best": finished.test_ppl_best if finished else None,
         "test_ppl_final": finished.test_ppl_final if finished else None,
+        "test_nll_best": endpoint.nll_best(finished),
+        "test_nll_se": _test_nll_se(run),
+        "test_bits_per_byte": endpoint.bits_per_byte(finished, info.corpus),
         "elapsed_train_s": state.elapsed_train_s,
         "setup_s": finished.setup_s if finished else None,
         "wall_s": finished.wall_s if finished else None,
@@ -63,6 +69,15 @@ def _run_row(run: Run) -> dict[str, object]:
         "corpus_sha256": info.corpus.sha256,
         "queued_t": info.queued_t,
     }
+
+
+def _test_nll_se(run: Run) -> float | None:
+    """Return the standard error of the test loss, in nats per target; None if the losses of the windows are unknown."""
+    try:
+        losses = endpoint.read_test_losses(run)
+    except StoreError:
+        return None
+    return losses.standard_error_nats if losses else None
 
 
 def _identity(run: Run) -> dict[str, object]:
@@ -87,7 +102,7 @@ def is_complete(run: Run) -> bool:
 
 
 def _has_converged(run: Run) -> bool:
-    return run.status is Status.FINISHED and run.state.finished is not None and not run.state.finished.diverged
+    return run.state.finished is not None and not run.state.finished.diverged
 
 
 def marks(runs: Sequence[Run]) -> str:

@@ -103,7 +103,7 @@ def choose_group(
         raise _nothing_to_export(f"{subject} completed an epoch{reason}")
     if imported is None:
         with_epoch = [run for run in with_epoch if run.info.origin == "trained"] or with_epoch
-    finished = [run for run in with_epoch if run.status is Status.FINISHED]
+    finished = [run for run in with_epoch if run.state.finished]
     reference = (finished or with_epoch)[-1].info
     return _select(reference, [run for run in runs if comparable(run.info, reference)])
 
@@ -166,7 +166,7 @@ def _select(reference: RunInfo, comparable_runs: Sequence[Run]) -> Group:
         earlier = selected.get(key)
         if earlier is None:
             selected[key] = run
-        elif earlier.status is Status.FINISHED and run.status is not Status.FINISHED:
+        elif earlier.state.finished and not run.state.finished:
             excluded.append((run, Exclusion.SUPERSEDED))
         else:
             excluded.append((earlier, Exclusion.SUPERSEDED))

@@ -65,6 +65,9 @@ class Queued(Event, frozen=True, kw_only=True, gc=False, tag="queued"):
     """Most runs at once on one device, this one included."""
     place: Number = 0
     """Position in the queue, counted over all runs ever queued in the store; 0 in logs of version 0.1.0."""
+    test: bool = True
+    """Whether the run is tested at its end. A run that has finished without its tests is queued again to be tested, and
+    not trained again."""
 
 
 class Started(Event, frozen=True, kw_only=True, gc=False, tag="started"):
@@ -220,12 +223,16 @@ class Telemetry(Event, frozen=True, kw_only=True, gc=False, tag="telemetry"):
 
 
 class Finished(Event, frozen=True, kw_only=True, gc=False, tag="finished"):
-    """The run is complete. Test perplexities are given for the weights of the last epoch and of the best one."""
+    """The run is complete. Test perplexities are given for the weights of the last epoch and of the best one.
+
+    A run that is tested later has a second such event, with the numbers of the first and those of the test.
+    """
 
     test_ppl_final: Ppl | None
-    """Test perplexity with the weights of the last epoch."""
+    """Test perplexity with the weights of the last epoch. None if the run was not tested, or was tested later and the
+    best epoch is not the last: only the best weights are kept."""
     test_ppl_best: Ppl | None
-    """Test perplexity with the weights of the best epoch."""
+    """Test perplexity with the weights of the best epoch. None if the run was not tested, and in imported runs."""
     best_epoch: EpochNumber | None
     """Epoch with the lowest validation loss, from 1; None if no loss was finite."""
     best_valid_ppl: Ppl | None
@@ -248,6 +255,11 @@ class Finished(Event, frozen=True, kw_only=True, gc=False, tag="finished"):
     missing."""
     non_finite: NonFinite = {}
     """Metrics that are NaN or infinite, and therefore null in the log, by field."""
+
+    @property
+    def tested(self) -> bool:
+        """Whether there are test results. A diverged run has some, which may be NaN."""
+        return self.test_ppl_best is not None or self.test_ppl_final is not None
 
 
 class Stopped(Event, frozen=True, kw_only=True, gc=False, tag="stopped"):

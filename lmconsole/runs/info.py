@@ -38,6 +38,12 @@ class CorpusInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Hash of the vocabulary size and of all token ids before ``max_tokens``."""
     max_tokens: Number | None
     """Limit on the train split; a tenth of it limits the others."""
+    targets: dict[Name, Number] = {}
+    """Target tokens of each split after ``max_tokens``, in the windows of the run. Empty in runs of earlier versions
+    and in imported ones."""
+    bytes: dict[Name, Number] = {}
+    """UTF-8 bytes of the text of these targets. Empty where they are unknown: for token ids, for GPT-1's tokenizer,
+    which does not keep the whole text, in runs of earlier versions and in imported ones."""
 
     @property
     def tokenizer_and_place(self) -> str:
@@ -89,6 +95,9 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Folder in which the command was run."""
     version: str
     """Version of lmconsole that queued the run."""
+    test: bool = True
+    """Whether the run was to be tested when it was first queued. False for a tuning run (``--no-test``), which can be
+    tested later: the last ``queued`` event of the log decides."""
     origin: Literal["trained", "imported"] = "trained"
     """``imported``: the run was trained by another program."""
     denominator: Literal["targets", "padded"] = "targets"

@@ -61,6 +61,11 @@ class RunPaths:
         return self.folder / "best-weights.safetensors"
 
     @property
+    def test_losses(self) -> Path:
+        """Test loss of each window with the best weights."""
+        return self.folder / "test-losses.safetensors"
+
+    @property
     def worker_log(self) -> Path:
         """Output of the worker process."""
         return self.folder / "worker.log"

@@ -60,13 +60,19 @@ class RunState:
         self.status = Status.QUEUED
         self.attempt = 0
         self.started: Started | None = None
+        """Latest attempt at the training."""
+        self.latest: Started | None = None
+        """Latest attempt: another than ``started`` in a run that is tested later."""
         self.epochs: list[Epoch] = []
         self.evaluations: list[Evaluation] = []
         self.progress: deque[Progress] = deque(maxlen=recent)
         self.telemetry: deque[Telemetry] = deque(maxlen=recent)
         self.finished: Finished | None = None
+        """Outcome of the training, and of the tests if there were any. It stays while the run is tested later."""
         self.stopped: Stopped | None = None
+        """Stop of the last attempt; of a finished run, that of its later test."""
         self.failed: Failed | None = None
+        """Failure of the last attempt; of a finished run, that of its later test."""
         self.queued: Queued | None = None
         self.first_place = 0
         """Place in the queue that the run was given first; 0 before that, and in runs of version 0.1.0."""
@@ -127,15 +133,18 @@ class RunState:
         if self.queued is None:
             self.first_place = event.place
         self.queued = event
-        self.finished = self.stopped = self.failed = None
+        self.stopped = self.failed = None
 
     def _started(self, event: Started) -> None:
         self.status = Status.RUNNING
         self.attempt = event.attempt
-        self.started = event
+        self.latest = event
+        if self.finished is None:
+            self.started = event
         self.checkpoints_set_aside += event.checkpoints_set_aside
 
     def _resumed(self, event: Resumed) -> None:
+        self.finished, self.started = None, self.latest  # training goes on
         while self.epochs and self.epochs[-1].epoch >= event.epoch:
             self.epochs.pop()
         while self.evaluations and _point(self.evaluations[-1]) > (event.epoch, event.step):
@@ -146,14 +155,25 @@ class RunState:
     def _finished(self, event: Finished) -> None:
         self.status = Status.FINISHED
         self.finished = event
+        self.stopped = self.failed = None
 
     def _stopped(self, event: Stopped) -> None:
-        self.status = Status.STOPPED
+        self.status = Status.STOPPED if self.finished is None else Status.FINISHED
         self.stopped = event
 
     def _failed(self, event: Failed) -> None:
-        self.status = Status.FAILED
+        self.status = Status.FAILED if self.finished is None else Status.FINISHED
         self.failed = event
+
+    @property
+    def wants_test(self) -> bool:
+        """Whether the run is tested at its end, as it was last queued."""
+        return self.queued is None or self.queued.test
+
+    @property
+    def being_tested(self) -> bool:
+        """Whether the run has finished, and is queued or running only to be tested."""
+        return self.finished is not None and self.status.active
 
     @property
     def queued_seq(self) -> int:
@@ -241,7 +261,7 @@ class RunState:
 
     def done(self, epochs: int) -> float:
         """Return the fraction, 0 to 1, of a training of ``epochs`` epochs that is done."""
-        if self.status is Status.FINISHED:
+        if self.finished is not None:
             return 1.0
         epoch, step = self.position
         within = min(step / self.progress[-1].steps, 1.0) if step else 0.0
@@ -257,7 +277,9 @@ class RunState:
 
     def seconds_left(self, epochs: int) -> float | None:
         """Estimate the remaining time of a training of ``epochs`` epochs, validation included, from its speed so far;
-        None while that is unknown."""
+        None while that is unknown, and for a test."""
+        if self.finished is not None:
+            return 0.0 if self.status is Status.FINISHED else None
         done, training = self.done(epochs), self.train_seconds_left(epochs)
         if training is None:
             return None

@@ -58,6 +58,22 @@ class Run:
         return Status.LOST if self._lost else self.state.status
 
     @property
+    def can_be_tested(self) -> bool:
+        """Whether the run has finished without its tests, and has weights that can be tested."""
+        finished = self.state.finished
+        return (
+            finished is not None
+            and not finished.tested
+            and finished.best_epoch is not None
+            and self.info.origin == "trained"
+        )
+
+    @property
+    def test_is_missing(self) -> bool:
+        """Whether the run can be tested, and was last queued for that, in vain: the test failed or was stopped."""
+        return self.can_be_tested and self.state.wants_test
+
+    @property
     def stop_requested(self) -> bool:
         """Whether the run has been asked to stop."""
         return self.paths.stop_requested

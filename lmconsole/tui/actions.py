@@ -43,6 +43,7 @@ class StartResult:
 ACTION_WORDS = {
     Action.NEW: "queued",
     Action.RESUME: "queued to resume",
+    Action.TEST: "already trained, queued to be tested",
     Action.ACTIVE: "already active",
     Action.FINISHED: "already finished (R with other settings trains again)",
 }

@@ -38,7 +38,7 @@ class Announcer:
         active = frozenset(view.run for view in snapshot.runs.values() if view.status.active)
         if self._active and not active:
             ended = [snapshot.runs[name] for name in self._active if name in snapshot.runs]
-            failed = sum(view.status in (Status.FAILED, Status.LOST) for view in ended)
+            failed = sum(view.failed is not None or view.status is Status.LOST for view in ended)
             runs = "1 run" if failed == 1 else f"{failed} runs"
             reason = f"Press {self._details_key} on a failed row for the reason."
             text = f"{runs} failed. {reason}" if failed else "The queue is empty."

@@ -87,7 +87,10 @@ class ConsoleApp(App[str]):
         self._slow_connection = SlowConnectionDetector()
         self._deleted: list[Sequence[str]] = []
         """Runs deleted since the console opened and not restored; the last deletion is at the end."""
-        self._form_values = {"preset": options.preset, "device": "auto", "jobs": "auto"}
+        tuning = {"no_test": "yes"} if options.submit and options.submit.no_test else {}
+        self._run_values = {"preset": options.preset, **tuning}
+        """Values of the form with which experiments are run without it, by field."""
+        self._form_values = {**self._run_values, "device": "auto", "jobs": "auto"}
         """Values with which the form for other settings opens, by field: those accepted last."""
         self._timer: Timer | None = None
 
@@ -195,9 +198,10 @@ class ConsoleApp(App[str]):
     # ---- requests of the main screen
 
     def on_main_screen_run_requested(self, message: MainScreen.RunRequested) -> None:
-        """Queue experiments with the preset with which the console was opened."""
+        """Queue experiments with the preset with which the console was opened, and without tests if it was opened to
+        tune."""
         self._notify_checking()
-        self.store_actions.queue_experiments(message.ids, {"preset": self.options.preset})
+        self.store_actions.queue_experiments(message.ids, self._run_values)
 
     def on_main_screen_run_form_requested(self, message: MainScreen.RunFormRequested) -> None:
         """Open the form for other settings, and queue what it returns."""
@@ -234,11 +238,11 @@ class ConsoleApp(App[str]):
     def on_main_screen_resume_requested(self, message: MainScreen.ResumeRequested) -> None:
         """Queue runs again that ended early, or that are queued and nobody will start."""
         ended = [view for view in message.runs if not view.status.active or view.unattended]
-        views = [view for view in ended if view.status is not Status.FINISHED]
+        views = [view for view in ended if view.status is not Status.FINISHED or view.test_is_missing]
         if not views:
             self.notify("None of the selected runs was stopped, lost or failed.", timeout=3)
             return
-        self.store_actions.resume([view.run for view in views])
+        self.store_actions.resume([view.run for view in views], {view.run for view in views if view.finished})
 
     def on_main_screen_delete_requested(self, message: MainScreen.DeleteRequested) -> None:
         """Delete runs, after a question."""

@@ -278,11 +278,13 @@ def _status_text(view: RunView, context: _Context, *, wide: bool | None = None) 
             return "diverged"
         if view.info.origin == "imported":
             return "imported"
+        if view.failed:
+            return "test failed"
         return "stopped early" if view.finished.stopped_early else "finished"
     if view.status is Status.RUNNING:
         if view.stopping:
             return "stopping"
-        if epoch > epochs:
+        if epoch > epochs or view.finished:
             return "testing"
         if view.progress is None and not view.epochs:
             return "starting"
@@ -298,6 +300,8 @@ def _status_text(view: RunView, context: _Context, *, wide: bool | None = None) 
         return f"queued, {position} of {len(context.queue_positions)}" if wide else f"queued {position}"
     if view.unattended:
         return "queued, not by you" if wide else "queued"
+    if view.status is Status.LOST and view.finished:
+        return "lost in its test"
     if view.status in (Status.STOPPED, Status.LOST):
         return f"{view.status.value} in {min(epoch, epochs)}/{epochs}"
     return view.status.value

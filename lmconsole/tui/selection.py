@@ -8,7 +8,6 @@ from lmconsole.formatting import DAMAGE_MARK
 from lmconsole.plan.experiment import Experiment
 from lmconsole.report.reference import is_published_text, published
 from lmconsole.runs.comparable import differ_only_in_seed
-from lmconsole.runs.state import Status
 from lmconsole.tui.baseline import Baseline
 from lmconsole.tui.plot.series import Series
 from lmconsole.tui.rows import Row, experiment_key, newest_seed_group
@@ -89,7 +88,7 @@ def means_of_seeds(views: Iterable[RunView], series: Iterable[Series]) -> list[S
         group.append((view, each))
     made = []
     for slot, group in enumerate(groups):
-        finished = [each for view, each in group if view.status is Status.FINISHED and view.epochs]
+        finished = [each for view, each in group if view.finished and view.epochs]
         seeds = finished if len(finished) > 1 else [each for view, each in group if view.validations]
         view, first = group[-1]
         if len(seeds) < 2:

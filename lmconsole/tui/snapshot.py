@@ -53,9 +53,14 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
     telemetry: Telemetry | None
     queued: Queued | None
     started: Started | None
+    """Latest attempt at the training."""
+    latest: Started | None
+    """Latest attempt: another than ``started`` in a run that is tested later."""
     finished: Finished | None
     stopped: Stopped | None
     failed: Failed | None
+    test_is_missing: bool
+    """Whether the run has finished, and its later test failed or was stopped."""
     elapsed_train_s: float | None
     seconds_left: float | None
     train_seconds_left: float | None
@@ -128,9 +133,11 @@ def view_of(run: Run, curve: Curve, *, stopping: bool, unattended: bool) -> RunV
         telemetry=state.telemetry[-1] if state.telemetry else None,
         queued=state.queued,
         started=state.started,
+        latest=state.latest,
         finished=state.finished,
         stopped=state.stopped,
         failed=state.failed,
+        test_is_missing=run.test_is_missing,
         elapsed_train_s=state.elapsed_train_s,
         seconds_left=state.seconds_left(run.info.settings.epochs),
         train_seconds_left=state.train_seconds_left(run.info.settings.epochs),

@@ -125,14 +125,19 @@ class StoreActions:
 
         self._run(stop)
 
-    def resume(self, runs: Sequence[str]) -> None:
-        """Queue ``runs`` again with the settings that they have, and export to the console's folder."""
+    def resume(self, runs: Sequence[str], finished: Collection[str]) -> None:
+        """Queue ``runs`` again with the settings that they have, and export to the console's folder. Those that are
+        ``finished`` are only tested."""
 
         def resume() -> Message:
             from lmconsole.engine.submit import resume_runs
 
             resumed = resume_runs(self._store(), list(runs), self._options.exports)
-            return self.Changed(f"{counted(len(resumed), 'run')} queued to resume.")
+            tests = sum(name in finished for name in resumed)
+            texts = [f"{counted(tests, 'run')} queued to be tested."] if tests else []
+            if len(resumed) > tests or not tests:
+                texts.insert(0, f"{counted(len(resumed) - tests, 'run')} queued to resume.")
+            return self.Changed(" ".join(texts))
 
         self._run(resume)
 

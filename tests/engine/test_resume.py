@@ -155,7 +155,7 @@ DEATHS = [
     IN_VALIDATION.format(split="test"),
     BETWEEN_BEST_WEIGHTS_AND_LOG,
 ]
-FINISHED_FILES = {"run.json", "events.jsonl", "best-weights.safetensors", "lock"}
+FINISHED_FILES = {"run.json", "events.jsonl", "best-weights.safetensors", "test-losses.safetensors", "lock"}
 """Files of a finished run that no runner started."""
 
 

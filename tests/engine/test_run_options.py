@@ -115,10 +115,15 @@ def test_the_command_line_has_exactly_the_options_of_the_table() -> None:
 def test_the_form_shows_the_options_with_a_placeholder_and_makes_the_same_request(tmp_path: Path) -> None:
     assert list(RunForm.FIELDS) == [name for name, option in OPTIONS.items() if option.form_placeholder]
     words = {"preset": "demo", "epochs": "3", "seeds": "1,2", "device": "cpu", "precision": "fp32", "jobs": "2"}
+    words["no_test"] = "yes"
     options = ConsoleOptions(plan=load_plan(builtin_file()), store=tmp_path / "runs", exports=tmp_path / "exports")
     typed = parse_request({**words, "ids": ["4", "2"], "runs": options.store})
     expected = typed._replace(wait_for_active=True, keep_order=False, export_folder=options.exports)
     assert parse(options, [4, 2], words) == expected
+    assert expected.no_test
+    assert not parse(options, [4, 2], {**words, "no_test": "no"}).no_test
+    with pytest.raises(LmconsoleError, match="--no-test maybe: expected yes or no"):
+        parse(options, [4, 2], {**words, "no_test": "maybe"})
 
 
 @pytest.mark.slow

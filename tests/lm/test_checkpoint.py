@@ -199,7 +199,7 @@ def test_best_weights_are_replaced_atomically(paths: RunPaths, monkeypatch: pyte
         checkpoint.save_best_weights(paths, {"body.w": torch.zeros(3, 2)}, {"epoch": "2"})
     assert list(paths.folder.iterdir()) == [paths.best_weights]
     with safe_open(paths.best_weights, "pt") as file:
-        assert file.metadata() == {"epoch": "1"}
+        assert file.metadata() == {"epoch": "1", "sha256": checkpoint.weights_sha256({"body.w": torch.ones(3, 2)})}
         assert file.get_tensor("body.w").equal(torch.ones(3, 2))
 
 

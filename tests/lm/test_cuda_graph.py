@@ -152,8 +152,10 @@ class Noisy:
         self.optimizer.add_param_group({"params": [spare, silent]})
         loss_sum = self.model.loss_sum
 
-        def loss_with_additions(ids: torch.Tensor, targets: torch.Tensor, precision: Precision) -> torch.Tensor:
-            loss = loss_sum(ids, targets, precision)
+        def loss_with_additions(
+            ids: torch.Tensor, targets: torch.Tensor, precision: Precision, window_nats: torch.Tensor | None = None
+        ) -> torch.Tensor:
+            loss = loss_sum(ids, targets, precision, window_nats)
             return loss + 32 * (spare[0] * slope).sum() + 0 * silent.sum()
 
         self.model.loss_sum = loss_with_additions  # type: ignore[method-assign]

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from lmconsole.data.corpus import load_corpus
 from lmconsole.lm import checkpoint, loop
 from lmconsole.lm.batches import WindowedSplit
+from lmconsole.lm.checkpoint import weights_sha256
 from lmconsole.lm.loop import Training, train
 from lmconsole.lm.model import LanguageModel, build_model
 from lmconsole.lm.optimizers import build_optimizer
@@ -98,6 +99,7 @@ def test_validation_falls_and_the_best_weights_are_tested(tmp_path: Path) -> Non
         "epoch": str(best.epoch),
         "valid_loss_nats": str(best.valid_loss_nats),
         "config_hash": run.info.config_hash,
+        "sha256": weights_sha256(weights),
     }
 
 

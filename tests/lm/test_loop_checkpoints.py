@@ -47,7 +47,7 @@ def test_a_short_run_of_several_epochs_saves_once_before_its_tests_and_keeps_its
     assert happened == ["sync", "submit", "_test", "save_best_weights"]
     assert run.status == "finished"
     left = {path.name for path in run.paths.folder.iterdir()}
-    assert left == {"run.json", "events.jsonl", "best-weights.safetensors", "lock"}
+    assert left == {"run.json", "events.jsonl", "best-weights.safetensors", "test-losses.safetensors", "lock"}
 
 
 def test_a_checkpoint_follows_ten_seconds_of_training_after_the_last(
@@ -120,14 +120,14 @@ def test_a_failed_write_ends_an_evaluation_at_the_next_tick(
     evaluate, loss_sum = Training._evaluate, LanguageModel.loss_sum
     batches: list[tuple[Any, ...]] = []
 
-    def evaluated(self: Training, name: str) -> float:
+    def evaluated(self: Training, name: str, *more: Any) -> float:
         if name == split:
             self.writer.wait()
             monkeypatch.setattr(checkpoint, "save", full)
             self._save()
             self.writer.join()
             batches.clear()
-        return evaluate(self, name)
+        return evaluate(self, name, *more)
 
     def counted(*arguments: Any) -> torch.Tensor:
         batches.append(arguments)
@@ -237,7 +237,7 @@ def test_a_run_that_never_had_a_finite_validation_loss_keeps_no_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate = Training._evaluate
-    monkeypatch.setattr(Training, "_evaluate", lambda self, name: evaluate(self, name) * math.nan)
+    monkeypatch.setattr(Training, "_evaluate", lambda self, *split: evaluate(self, *split) * math.nan)
     run = trained(tmp_path)
     assert run.state.finished is not None
     assert run.state.finished.diverged

@@ -222,3 +222,20 @@ def test_parameters_are_counted_without_building_the_model(tmp_path: Path) -> No
     model = build_model(run.info.settings, vocabulary=run.info.corpus.vocabulary, tables=None)
     exact = sum(p.numel() for p in model.parameters())
     assert parameters_of(run.info) == (exact, exact)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("number", [LSTM_1, GPT1_1])
+def test_the_loss_of_each_window_leaves_their_sum_as_it_is(number: int, precision: Precision) -> None:
+    model, (ids, targets) = build(number), batch()
+    targets = targets.clone()
+    targets[3, 5:] = IGNORE
+    window_nats = torch.full((4,), torch.nan, dtype=torch.float64)
+    with torch.inference_mode():
+        model.eval()
+        alone = model.loss_sum(ids, targets, precision)
+        assert model.loss_sum(ids, targets, precision, window_nats).equal(alone)
+        pairs = zip(ids.split(1), targets.split(1), strict=True)
+        each = torch.stack([model.loss_sum(*pair, precision) for pair in pairs])
+    torch.testing.assert_close(window_nats.float(), each, rtol=1e-6 if precision == "fp32" else 1e-2, atol=0)
+    torch.testing.assert_close(window_nats.sum().float(), alone, rtol=1e-6, atol=0)

@@ -122,3 +122,26 @@ def test_the_fraction_done_counts_steps_and_epochs() -> None:
     assert fold(started(), progress(1, STEPS // 2)).done(2) == 0.25
     assert fold(started(), progress(1, STEPS), epoch(1)).done(2) == 0.5
     assert fold(started(), finished()).done(2) == 1.0
+
+
+def test_a_later_test_keeps_the_outcome_of_the_training() -> None:
+    trained = finished(test_ppl_best=None, test_ppl_final=None)
+    history: list[AnyEvent] = [queued(test=False), started(), epoch(1), trained]
+    asked: list[AnyEvent] = [queued(), started(attempt=2, device="cuda:0")]
+    state = fold(*history, *asked)
+    assert (state.status, state.finished, state.done(9), state.seconds_left(9)) == (
+        Status.RUNNING, trained, 1.0, None,
+    )  # fmt: skip
+    assert state.being_tested
+    assert state.started is not None
+    assert state.latest is not None
+    assert (state.started.device, state.latest.device) == ("cpu", "cuda:0")
+    for end in (Stopped(epoch=2, step=0), Failed(error="x", message="m", hint="h")):
+        state = fold(*history, *asked, end)
+        assert (state.status, state.finished, state.damage) == (Status.FINISHED, trained, ())
+        assert end in (state.stopped, state.failed)
+        assert fold(*history, *asked, end, *asked).failed is None
+    tested = finished()
+    state = fold(*history, *asked, Failed(error="x", message="m", hint="h"), *asked, tested)
+    assert (state.status, state.finished, state.failed, state.damage) == (Status.FINISHED, tested, None, ())
+    assert len(state.epochs) == 1

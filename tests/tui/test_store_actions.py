@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 import tiny
-from factories import finished
+from factories import epoch_events, finished, started
 from textual.app import App
 from textual.message import Message
 from tui.stage import Recorded, Stage, console_of, eventually, experiment, screen, shows, shows_no_more
@@ -16,7 +16,7 @@ from tui.stage import Recorded, Stage, console_of, eventually, experiment, scree
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.plan.load import load_plan
 from lmconsole.runs.event_reader import EventReader
-from lmconsole.runs.events import Queued, Stopped
+from lmconsole.runs.events import Failed, Queued, Stopped
 from lmconsole.runs.permissions import AfterQueue, Permissions
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
@@ -283,6 +283,22 @@ async def test_u_queues_runs_that_ended_early_again(stage: Stage, status: str) -
     event = last_event(run)
     assert isinstance(event, Queued)
     assert event.devices == ("cpu",)
+
+
+@pytest.mark.usefixtures("no_runner")
+async def test_u_queues_a_test_again_that_failed_and_leaves_tuning_runs_alone(stage: Stage) -> None:
+    untested = finished(test_ppl_best=None, test_ppl_final=None)
+    run = stage.queue(1)
+    run.append(started(), *epoch_events(1, 5.0), untested)
+    async with stage.console() as pilot:
+        await pilot.press("enter")
+        await shows(pilot, "–, not tested: a tuning run (--no-test)")
+        await pilot.press("escape")
+        run.append(Queued(devices=("cpu",), jobs=1, place=2), started(attempt=2))
+        run.append(Failed(error="killed", message="the worker was killed", hint="Ask again."))
+        await shows(pilot, "test failed")
+        await pilot.press("u")
+        await shows(pilot, "1 run queued to be tested.", "1 queued")
 
 
 @pytest.mark.usefixtures("no_runner")
@@ -603,7 +619,7 @@ def test_store_actions_change_the_store_and_only_post_messages(stage: Stage) -> 
     store_actions.delete([run.run])
     assert not run.paths.folder.exists()
     store_actions.restore([run.run])
-    store_actions.resume([run.run])
+    store_actions.resume([run.run], ())
     store_actions.stop([live.run])
     assert live.paths.stop.exists()
     store_actions.delete([live.run])

@@ -18,10 +18,11 @@ from lmconsole import formatting
 from lmconsole.errors import escape_control_characters
 from lmconsole.files import LineTail
 from lmconsole.importing.settings import INFERRED, is_inferred
+from lmconsole.runs import endpoint
 from lmconsole.runs.events import Evaluation, Finished, Started
+from lmconsole.runs.info import RunInfo
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.permissions import NOT_STARTED
-from lmconsole.runs.state import Status
 from lmconsole.tui.baseline import Baseline, change
 from lmconsole.tui.keys import FooterScreen
 from lmconsole.tui.screens.differences import settings_of
@@ -185,7 +186,8 @@ def _state(view: RunView) -> list[tuple[str, str]]:
         if inferred:
             rows += [("inferred", "; ".join(inferred))]
     if view.failed:
-        rows += [("error", view.failed.message), ("what to do", view.failed.hint)]
+        rows += [("test failed" if view.finished else "error", view.failed.message)]
+        rows += [("what to do", view.failed.hint)]
     if view.unattended:
         rows += [("not started", NOT_STARTED)]
     if view.problem:
@@ -198,7 +200,7 @@ def _state(view: RunView) -> list[tuple[str, str]]:
         rows += [("notes", view.notes_problem)]
     if view.damage:
         rows += [("damaged", f"{'; '.join(view.damage)}. Its results do not count as complete.")]
-    if view.status is not Status.FINISHED and not imported:
+    if view.finished is None and not imported:
         rows += [("position", f"epoch {min(epoch, epochs)} of {epochs}, step {step}")]
         rows += [("time left", formatting.seconds(view.seconds_left))]
     if not imported:
@@ -217,7 +219,7 @@ def _state(view: RunView) -> list[tuple[str, str]]:
         where = f"epoch {latest.epoch}, step {latest.step} of {latest.steps}"
         rows += [("last valid ppl", f"{formatting.perplexity(latest.valid_ppl)} in {where}")]
     if view.finished:
-        rows += _outcome(view.finished, imported)
+        rows += _outcome(view.finished, view.info)
     if view.started:
         rows += _environment(view.started)
     telemetry = view.telemetry
@@ -240,12 +242,18 @@ def _difference(view: RunView, baseline: Baseline | None) -> list[tuple[str, str
     return [("vs baseline", f"{change(ratio)} in best valid ppl ({base})" if ratio else f"cannot be compared ({base})")]
 
 
-def _outcome(finished: Finished, imported: bool) -> list[tuple[str, str]]:
+def _outcome(finished: Finished, info: RunInfo) -> list[tuple[str, str]]:
     best, final = [formatting.perplexity(ppl) for ppl in (finished.test_ppl_best, finished.test_ppl_final)]
-    if imported:  # its source does not state with which weights
+    nats, bits = endpoint.nll_best(finished), endpoint.bits_per_byte(finished, info.corpus)
+    if info.origin == "imported":  # its source does not state with which weights
         rows = [("test ppl", final)]
     else:
-        rows = [("test ppl", f"{best} with the best weights, {final} with the last")]
+        shown = f"{best} with the best weights, {final} with the last"
+        rows = [
+            ("test ppl", shown if finished.tested else f"{formatting.UNKNOWN}, not tested: a tuning run (--no-test)")
+        ]
+        if finished.tested and not finished.diverged:
+            rows += [("test loss", f"{formatting.loss(nats)} nats per token, {formatting.loss(bits)} bits per byte")]
         setup, total = formatting.seconds(finished.setup_s), formatting.seconds(finished.wall_s)
         rows += [("setup, whole run", f"{setup}, {total}")]
     if finished.energy_j is not None:

@@ -58,13 +58,15 @@ def usage_by_gpu(runs: Iterable[RunView]) -> dict[str | None, RunUsage]:
     """Return the usage of the running ``runs`` by the UUID of their GPU, None for the CPU."""
     usage: dict[str | None, RunUsage] = {}
     for view in runs:
-        sample, started = view.telemetry, view.started
+        sample, started = view.telemetry, view.latest
         if view.status is Status.RUNNING and sample is not None and started is not None:
             uuid = bare_uuid(started.device_uuid)
             used_mib = sample.rss_mib if uuid is None else sample.process_used_mib or sample.torch_reserved_mib
-            tokens_per_s = view.progress.tokens_per_s if view.progress else None
+            trains = view.finished is None  # a finished run is only tested
+            tokens_per_s = view.progress.tokens_per_s if view.progress and trains else None
+            share = view.share_of_peak if trains else None
             usage[uuid] = usage.get(uuid, RunUsage()) + RunUsage(
-                used_mib=used_mib, tokens_per_s=tokens_per_s, share_of_peak=view.share_of_peak
+                used_mib=used_mib, tokens_per_s=tokens_per_s, share_of_peak=share
             )
     return usage
 
