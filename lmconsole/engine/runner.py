@@ -293,7 +293,7 @@ class Runner:
 
 def _worker_death(run: Run, code: int) -> Failed:
     """Return the event for a worker that ended without recording an outcome."""
-    again = f"`lmconsole run {run.info.experiment.id}` with the same options resumes from its last checkpoint."
+    again = f"{run.info.resume_command} resumes from its last checkpoint."
     if code < 0:
         name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
         why = (
@@ -313,7 +313,7 @@ def _cannot_start(run: Run, error: OSError) -> Failed:
     return Failed(
         error="start",
         message=f"the worker cannot be started: {_describe(error)}",
-        hint=f"Fix that, then run `lmconsole run {run.info.experiment.id}` again.",
+        hint=f"Fix that. Then {run.info.resume_command} resumes it.",
     )
 
 

@@ -88,6 +88,7 @@ def submit(store: Store, answer: ProbeAnswer, request: RunRequest) -> list[Queue
             fresh=request.fresh,
             refuse_active=not request.wait_for_active,
             threads=requested_threads(request),
+            captured=answer.captured,
         )
     except BaseException:
         with contextlib.suppress(StoreError):
