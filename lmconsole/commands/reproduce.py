@@ -33,8 +33,8 @@ def reproduce(root: Path, name: str, device: str, *, fresh: bool, json: bool) ->
     stops the reproduction, which can be resumed.
 
     Returns:
-        OK for the same bits, INCONCLUSIVE if they part or a log is damaged, RUN_FAILED if the reproduction failed or was
-        stopped, INTERRUPTED.
+        OK for the same bits, INCONCLUSIVE if they part or a log is damaged, RUN_FAILED if the reproduction failed or
+        was stopped, INTERRUPTED.
 
     Raises:
         LmconsoleError: the run cannot be reproduced, or not here.
@@ -43,29 +43,28 @@ def reproduce(root: Path, name: str, device: str, *, fresh: bool, json: bool) ->
     found = store.find(name)
     original = _original(store, found)
     check_original(original)
-    with Interrupts() as interrupts:
-        with choose_display(json=json) as display:
-            if found is original:
-                if sys.stderr.isatty():
-                    display.say("Checking data and devices …")
-                answer = ask(store, original, device, display.say)
-                for warning in answer.warnings:
-                    display.say(f"warning: {warning}")
-                interrupts.hold()
-                action, run = queue_reproduction(store, store.runs(), original, answer, fresh=fresh)
-            else:
-                interrupts.hold()
-                action, run = _continue(store, found)
-            display.say(f"{original.run}: reproduction {run} {ANNOUNCEMENTS[action]}")
-            for difference in differences(original, store.find(run)):
-                display.say(f"warning: {difference}")
-            own = frozenset({run}) if action in (Action.NEW, Action.RESUME) else frozenset()
-            finished = frozenset({run}) if action is Action.FINISHED else frozenset()
-            follower = Follower(store, [run], display, interrupts, own=own, finished=finished)
-            try:
-                code = follower.follow()
-            finally:
-                follower.leave()
+    with Interrupts() as interrupts, choose_display(json=json) as display:
+        if found is original:
+            if sys.stderr.isatty():
+                display.say("Checking data and devices …")
+            answer = ask(store, original, device, display.say)
+            for warning in answer.warnings:
+                display.say(f"warning: {warning}")
+            interrupts.hold()
+            action, run = queue_reproduction(store, store.runs(), original, answer, fresh=fresh)
+        else:
+            interrupts.hold()
+            action, run = _continue(store, found)
+        display.say(f"{original.run}: reproduction {run} {ANNOUNCEMENTS[action]}")
+        if changed := "; ".join(map(str, differences(original, store.find(run)))):
+            display.say(f"warning: not as in the original: {changed}")
+        own = frozenset({run}) if action in (Action.NEW, Action.RESUME) else frozenset()
+        finished = frozenset({run}) if action is Action.FINISHED else frozenset()
+        follower = Follower(store, [run], display, interrupts, own=own, finished=finished)
+        try:
+            code = follower.follow()
+        finally:
+            follower.leave()
     if code is not ExitCode.OK:
         return code
     agreement = compare_runs(original, follower.runs[0], store.runs())

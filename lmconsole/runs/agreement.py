@@ -10,7 +10,6 @@ import msgspec
 
 from lmconsole.files import read_file
 from lmconsole.runs.comparable import differ_only_in_seed
-from lmconsole.runs.events import Name
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 from lmconsole.telemetry.host import MIB, host_memory

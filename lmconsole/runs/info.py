@@ -62,6 +62,11 @@ class Checkout(msgspec.Struct, frozen=True, kw_only=True):
     changed: bool | None
     """Whether the file or folder differed from the commit; None if git did not answer in time."""
 
+    def describe(self) -> str:
+        """Return the commit and whether there were changes in a few words."""
+        state = {True: ", with uncommitted changes", False: "", None: ", changes unknown"}[self.changed]
+        return f"commit {self.commit[:12]}{state}"
+
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """Code, packages and machine with which a run was queued. Unknown is None."""
@@ -171,9 +176,7 @@ def describe_code(info: RunInfo, code_sha256: str) -> str:
     code = f"SHA-256 {code_sha256[:12]}"
     if info.provenance is None or info.provenance.code_sha256 != code_sha256 or info.provenance.checkout is None:
         return code
-    checkout = info.provenance.checkout
-    state = {True: " with changes", False: "", None: ", changes unknown"}[checkout.changed]
-    return f"{code}, commit {checkout.commit[:12]}{state}"
+    return f"{code}, {info.provenance.checkout.describe()}"
 
 
 _header_decoder = msgspec.json.Decoder(_Header)
