@@ -38,6 +38,7 @@ from lmconsole.engine.run_options import OPTIONS, RunRequest
 from lmconsole.plan.experiment import APPLIES_TO, Experiment, Model, Settings
 from lmconsole.plan.load import MAX_EXPERIMENTS, MAX_NAME, PRESET_NAME, builtin_file, load_plan
 from lmconsole.plan.presets import AUTO, IDENTITY, SECTIONS, TYPES
+from lmconsole.runs.agreement import Agreement
 from lmconsole.runs.events import AnyEvent, Event
 from lmconsole.runs.info import RunInfo
 from lmconsole.tui.list_keys import KeyEntry
@@ -62,6 +63,7 @@ OUTPUTS: dict[str, Any] = {
     "watch": AnyEvent,
     "note": list[RunNotes],
     "export": ExportResult,
+    "reproduce": AnyEvent | Agreement,
     "compare": CompareResult,
     "import": ImportResult,
     "data-info": DataReport,

@@ -192,4 +192,5 @@ def test_versions_of_everything_that_can_change_results_are_recorded() -> None:
     assert found.versions["driver"] is None
     assert found.code_sha256 == code_sha256()
     assert found.cpu_capability == torch.backends.cpu.get_cpu_capability()
-    assert found.cpu and found.platform
+    assert found.cpu
+    assert found.platform

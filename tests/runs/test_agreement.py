@@ -11,7 +11,6 @@ import recorded
 from safetensors.numpy import save
 
 from lmconsole.runs.agreement import Agreement, compare_runs, differences
-from lmconsole.runs.info import write_info
 from lmconsole.runs.state import RunState
 from lmconsole.runs.store import Run, Store
 
@@ -26,11 +25,7 @@ def trained(root: Path, losses: list[tuple[float, float]] = LOSSES, *, seed: int
     factories.append_events(
         run.paths, factories.finished([valid for _, valid in losses], test_ppl_best=ppl, test_ppl_final=ppl)
     )
-    if reproduces:
-        info = msgspec.structs.replace(run.info, reproduces=reproduces)
-        run.paths.info.unlink()
-        write_info(run.paths.info, info)
-    return Store(root / "runs").find(run.run)
+    return recorded.mark_as_reproduction(run, reproduces) if reproduces else Store(root / "runs").find(run.run)
 
 
 def compared(root: Path, losses: list[tuple[float, float]], *, others: int = 0) -> Agreement:
