@@ -41,6 +41,7 @@ from lmconsole.plan.claims import MAX_CLAIMS, Claim
 from lmconsole.plan.experiment import APPLIES_TO, Experiment, Model, Settings
 from lmconsole.plan.load import MAX_EXPERIMENTS, MAX_NAME, PRESET_NAME, builtin_file, load_plan
 from lmconsole.plan.presets import AUTO, IDENTITY, SECTIONS, TYPES
+from lmconsole.runs.agreement import Agreement
 from lmconsole.runs.events import AnyEvent, Event
 from lmconsole.runs.info import RunInfo
 from lmconsole.tui.list_keys import KeyEntry
@@ -66,6 +67,7 @@ OUTPUTS: dict[str, Any] = {
     "note": list[RunNotes],
     "export": ExportResult,
     "claims": list[EvaluatedClaims],
+    "reproduce": AnyEvent | Agreement,
     "compare": CompareResult,
     "import": ImportResult,
     "data-info": DataReport,

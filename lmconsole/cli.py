@@ -185,6 +185,28 @@ def watch(names: RunNames = None, runs: Runs = STORE, json: Json = False) -> Non
 
 
 @app.command()
+def reproduce(
+    name: Annotated[
+        str, typer.Argument(metavar="RUN", help="Run, or experiment number (its latest run).", **completion("runs"))
+    ],
+    device: Annotated[
+        str, typer.Option(help="Train on this device; auto is one like the run's own.", metavar="NAME")
+    ] = "auto",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train again, even if a reproduction has finished.")] = False,
+    runs: Runs = STORE,
+    json: Json = False,
+) -> None:
+    """Train a finished run again and compare the two, bit by bit.
+
+    Settings, seed, corpus and threads are those of its run.json, not of today's experiments.toml. The reproduction is
+    marked as such and never takes the place of the run. The name of a reproduction compares it with its original.
+    """
+    from lmconsole.commands.reproduce import reproduce
+
+    raise typer.Exit(reproduce(runs, name, device, fresh=fresh, json=json))
+
+
+@app.command()
 def export(
     form: Annotated[
         Literal["all", "markdown", "latex", "html", "csv", "json", "parquet", "tensorboard"],

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import factories
+import msgspec
 import tiny
 
-from lmconsole.runs.store import Run
+from lmconsole.runs.info import write_info
+from lmconsole.runs.store import Run, Store
 
 
 def record(
@@ -94,3 +96,10 @@ def record(
         )
         factories.append_events(run.paths, outcome)
     return run
+
+
+def mark_as_reproduction(run: Run, original: str) -> Run:
+    """Return ``run`` as a reproduction of ``original``, which its run.json then names."""
+    run.paths.info.unlink()
+    write_info(run.paths.info, msgspec.structs.replace(run.info, reproduces=original))
+    return Store(run.paths.folder.parent).find(run.run)

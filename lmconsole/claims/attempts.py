@@ -62,7 +62,7 @@ def tuning_trials(registration: Registration, side: Side, runs: Sequence[Run]) -
 
 
 def _is_tuning(run: Run) -> bool:
-    return bool(getattr(run.info, "no_test", False))
+    return not run.info.test
 
 
 def _concerns(registration: Registration, ids: Sequence[int], run: Run) -> bool:

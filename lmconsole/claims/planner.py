@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from lmconsole.claims.power import ALPHA, detectable_sd
-from lmconsole.claims.replicates import best_test_nll
 from lmconsole.engine.probe import ResolvedRun
 from lmconsole.formatting import about, counted
+from lmconsole.runs.endpoint import test_nll_best
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
@@ -89,7 +89,7 @@ def _spread(resolved: ResolvedRun, runs: Iterable[Run]) -> Spread | None:
         if run.status is Status.FINISHED
         and run.info.settings == resolved.settings
         and (run.info.corpus.sha256, run.info.corpus.max_tokens) == (resolved.corpus.sha256, resolved.corpus.max_tokens)
-        and (loss := best_test_nll(run)) is not None
+        and (loss := test_nll_best(run)) is not None
         and math.isfinite(loss)
     }
     if len(by_seed) < 2:

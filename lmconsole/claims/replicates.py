@@ -1,7 +1,7 @@
 """Values of the runs that count for a claim, and the reasons why others do not."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -10,6 +10,7 @@ import numpy as np
 from lmconsole.data.windows import cut_windows
 from lmconsole.plan.claims import Claim, Endpoint, Side
 from lmconsole.plan.flops import training_flops
+from lmconsole.runs.endpoint import test_nll_best
 from lmconsole.runs.registration import PlannedSetting, Registration
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
@@ -45,7 +46,7 @@ def planned_runs(registration: Registration, runs: Iterable[Run]) -> dict[tuple[
     Of several equal runs the first finished one counts, deleted or not, else the last one queued. ``runs`` are all runs
     of the store and of its trash.
     """
-    runs = [run for run in runs if run.info.origin == "trained"]
+    runs = [run for run in runs if run.info.origin == "trained" and run.info.reproduces is None]
     found: dict[tuple[int, int], tuple[Run | None, bool]] = {}
     for id_, planned in registration.settings.items():
         for seed, config_hash in planned.runs.items():
@@ -54,7 +55,7 @@ def planned_runs(registration: Registration, runs: Iterable[Run]) -> dict[tuple[
             later = [
                 run
                 for run in equal
-                if run.info.config_hash == config_hash and run.state.first_place > registration.place
+                if run.info.config_hash == config_hash and run.state.first_place > registration.place and run.info.test
             ]
             later.sort(key=lambda run: run.state.first_place)
             finished = [run for run in later if run.status is Status.FINISHED]
@@ -104,7 +105,7 @@ def _outcome(
     if run.state.damage or run.problem:
         return "damaged", None
     if endpoint == "test_nll":
-        loss = best_test_nll(run)
+        loss = test_nll_best(run)
         if loss is None:
             return "unfinished", None
         return ("counts", loss) if math.isfinite(loss) else ("diverged", math.inf)
@@ -140,38 +141,16 @@ def _number(replicate: Replicate) -> float | None:
     return math.inf if replicate.outcome in ("diverged", "target missed") else replicate.value
 
 
-def best_test_nll(run: Run) -> float | None:
-    """Return the test loss of a finished run in nats per token, at the weights that validated best.
-
-    Infinite if the run diverged; None if it was not tested.
-    """
-    finished = run.state.finished
-    if finished is None:
-        return None
-    if finished.diverged:
-        return math.inf
-    ppl = finished.test_ppl_best
-    if ppl is None:
-        return None
-    return math.log(ppl) if math.isfinite(ppl) else math.inf
-
-
 def cost_to_target(run: Run, target_ppl: float, endpoint: Endpoint) -> float:
     """Return what a finished run spent until its first validation at or below ``target_ppl``; infinite if none was.
 
     That is seconds of training, or steps, target tokens or FLOPs of training, without validation.
     """
-    for epochs, seconds, ppl in _validations(run):
-        if ppl <= target_ppl:
-            return math.inf if seconds is None else _cost(run, epochs, seconds, endpoint)
+    for each in run.state.validations:
+        if each.valid_ppl is not None and each.valid_ppl <= target_ppl:
+            seconds = each.elapsed_train_s
+            return math.inf if seconds is None else _cost(run, each.passes, seconds, endpoint)
     return math.inf
-
-
-def _validations(run: Run) -> Iterator[tuple[float, float | None, float]]:
-    """Yield epochs and seconds of training at each validation, and its perplexity, in the order of training."""
-    for epoch in run.state.epochs:
-        if epoch.valid_ppl is not None and not math.isnan(epoch.valid_ppl):
-            yield float(epoch.epoch), epoch.elapsed_train_s, epoch.valid_ppl
 
 
 def _cost(run: Run, epochs: float, seconds: float, endpoint: Endpoint) -> float:

@@ -32,6 +32,8 @@ DAMAGE_NOTE = f"{DAMAGE_MARK}: damaged, so not a complete result; `lmconsole sta
 def describe_status(run: Run) -> Text:
     """Return the status in a word or two, with the epoch of an active run, and the mark of a damaged one."""
     text = _describe_status(run)
+    if run.info.reproduces is not None:
+        text.append(", reproduction")
     return text.append(DAMAGE_MARK) if run.state.damage else text
 
 

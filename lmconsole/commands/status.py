@@ -134,6 +134,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Losses are means over the target tokens, or over the positions of full batches (docs/protocol.md)."""
     seed: int
     """Seed of initialization, shuffling and dropout."""
+    reproduces: str | None
+    """Id of the run that this one trains again, to compare the two; null for all other runs."""
     status: Status
     """``lost``: the run is running according to its log, but its worker has died."""
     attempt: int
@@ -204,6 +206,7 @@ def summarize(run: Run) -> RunSummary:
         origin=info.origin,
         denominator=info.denominator,
         seed=info.seed,
+        reproduces=info.reproduces,
         status=run.status,
         attempt=state.attempt,
         epoch=epoch,

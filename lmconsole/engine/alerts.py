@@ -268,11 +268,11 @@ def _divergence(state: RunState, since: int) -> str | None:
 
 
 def _stall_advice(run: Run) -> str:
-    started, number = run.state.latest, run.info.experiment.id
+    started, name = run.state.latest, run.info.experiment.id if run.info.reproduces is None else run.run
     process = f"process {started.pid} on {started.host}" if started else "its process"
     return (
-        f"`lmconsole stop {number}` saves a checkpoint if the run still responds. If it does not, kill {process}; "
-        f"`lmconsole run {number}` with the same options resumes from its last checkpoint."
+        f"`lmconsole stop {name}` saves a checkpoint if the run still responds. If it does not, kill {process}; "
+        f"{run.info.resume_command} resumes from its last checkpoint."
     )
 
 

@@ -2,15 +2,14 @@
 
 import errno
 import os
-import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from lmconsole import __version__
 from lmconsole.data.cache import SPLITS
 from lmconsole.data.corpus import Corpus, load_corpus
 from lmconsole.engine.bench_cache import measured_peak_gflops
+from lmconsole.engine.provenance import code_sha256, package_versions
 from lmconsole.engine.sampler import Sampler
 from lmconsole.engine.shared_data import Arrays, load_shared
 from lmconsole.errors import LmconsoleError, TrainingError, escape_control_characters
@@ -230,12 +229,8 @@ def _started(
         device=chosen.device,
         device_name=chosen.name,
         device_uuid=chosen.uuid,
-        versions={
-            "lmconsole": __version__,
-            "python": platform.python_version(),
-            **device.versions(),
-            "driver": gpus.driver_version if gpus else None,
-        },
+        versions=package_versions(device.versions(), gpus.driver_version if gpus else None),
+        code_sha256=code_sha256(),
         threads=info.threads or 1,
         precision=info.settings.precision,
         parameters_total=total,

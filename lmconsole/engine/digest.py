@@ -67,11 +67,14 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     """Training time over all attempts in seconds, without setup and evaluation."""
     reason: str | None
     """Cause and advice, if the run failed, was lost, was stopped or diverged."""
+    reproduces: Name | None = None
+    """Id of the run that this one trains again, to compare the two; null for all other runs."""
 
     @property
     def name(self) -> str:
         """Name, number and seed for people, on one line."""
-        return one_line(f"{self.label} ({self.experiment}), seed {self.seed}")
+        mark = "" if self.reproduces is None else ", reproduction"
+        return one_line(f"{self.label} ({self.experiment}), seed {self.seed}{mark}")
 
     @property
     def shows_test(self) -> bool:
@@ -191,7 +194,7 @@ def reason_of(run: Run) -> str | None:
     """Return why a run that has ended has no result, and what to do."""
     state = run.state
     does = "tests it" if state.finished else "resumes it"
-    again = f"`lmconsole run {run.info.experiment.id}` with the same options {does}."
+    again = f"{run.info.resume_command} {does}."
     match last_result(run):
         case "failed" if state.failed:
             text = f"{state.failed.message.rstrip('.')}. {state.failed.hint}"
@@ -229,6 +232,7 @@ def outcome(run: Run) -> RunResult:
         test_ppl=finite(state.finished.test_ppl_best if state.finished else None),
         train_s=state.elapsed_train_s,
         reason=reason_of(run),
+        reproduces=info.reproduces,
     )
 
 
@@ -252,7 +256,11 @@ def _best(runs: Sequence[Run], everything: Sequence[Run]) -> list[Run]:
     for run in runs:
         if len(groups) < MAX_BEST and not any(comparable(run.info, known.info) for known in groups):
             groups.append(run)
-    complete = [run for run in everything if result_of(run) == "finished" and not run.problem and not run.state.damage]
+    complete = [
+        run
+        for run in everything
+        if result_of(run) == "finished" and not (run.problem or run.state.damage or run.info.reproduces)
+    ]
     found = []
     for group in groups:
         losses = [

@@ -77,6 +77,8 @@ def _claims_problems(present: Mapping[str, object], plan: "Plan") -> list[str]:
         problems.append("--seeds: not with --claims, which name their seeds")
     if "fresh" in present:
         problems.append("--fresh: not with --claims; a repeated run does not count, so give the claim other seeds")
+    if "no_test" in present:
+        problems.append("--no-test: not with --claims, which are about the test loss")
     return problems
 
 

@@ -8,6 +8,8 @@ import contextlib
 
 with contextlib.suppress(Exception):
     import lmconsole.engine.attempt
+    import lmconsole.engine.provenance
     import lmconsole.lm.optimizers
 
     lmconsole.lm.optimizers.load()
+    lmconsole.engine.provenance.code_sha256()  # of the code that workers have, whatever becomes of the files later

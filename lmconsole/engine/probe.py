@@ -7,18 +7,20 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from lmconsole.engine.child import answer_parent, ask_child, report_progress
+from lmconsole.engine.provenance import Captured, capture, find_checkouts
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.errors import CorpusError, DeviceError, EmbeddingsError
 from lmconsole.plan.claims import Claim
 from lmconsole.plan.experiment import Experiment, Settings, hashed_settings
 from lmconsole.plan.flops import run_flops, step_flops
-from lmconsole.plan.load import load_plan
+from lmconsole.plan.load import find_plan, load_plan
 from lmconsole.plan.presets import AUTO, Plan, Resolved
 from lmconsole.runs.info import CorpusInfo, EmbeddingsInfo
 from lmconsole.telemetry.host import cores
@@ -84,6 +86,8 @@ class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True, tag="answer"):
     claims: tuple[Claim, ...] = ()
     """Claims of the plan that are to be registered, with ``--claims``."""
     warnings: tuple[str, ...] = ()
+    captured: Captured | None = None
+    """Code, packages and machine of this moment."""
 
 
 def ask(request: RunRequest, report: Callable[[str], None] = lambda _: None) -> ProbeAnswer:
@@ -95,6 +99,15 @@ def ask(request: RunRequest, report: Callable[[str], None] = lambda _: None) -> 
 
 
 def probe(request: RunRequest, environ: Mapping[str, str], cwd: Path) -> ProbeAnswer:
+    """Resolve ``request`` on this machine, and record the code and the machine. Raises LmconsoleError."""
+    with ThreadPoolExecutor(1) as pool:
+        checkouts = pool.submit(find_checkouts, find_plan(request.experiments))  # git takes as long as importing torch
+        answer = _resolve(request, environ, cwd)
+        captured = capture(checkouts.result(), gpu=answer.device_keys != ("cpu",))
+    return msgspec.structs.replace(answer, captured=captured)
+
+
+def _resolve(request: RunRequest, environ: Mapping[str, str], cwd: Path) -> ProbeAnswer:
     """Resolve ``request`` on this machine. Raises LmconsoleError."""
     from lmconsole.data.lookup import find_data, find_embeddings
     from lmconsole.lm import device
@@ -132,7 +145,7 @@ def probe(request: RunRequest, environ: Mapping[str, str], cwd: Path) -> ProbeAn
         device_keys=tuple(each.uuid or each.device for each in chosen),
         runs=runs,
         claims=plan.claims if request.claims else (),
-        warnings=(*_unused_file_warnings(request, preset, runs), *_busy_gpu_warnings(chosen, request.runs)),
+        warnings=(*_unused_file_warnings(request, preset, runs), *busy_gpu_warnings(chosen, request.runs)),
     )
 
 
@@ -307,7 +320,7 @@ def _unused_file_warnings(request: RunRequest, preset: str, runs: Sequence[Resol
         yield f"--fetch is not used by the preset {preset}, which needs no download"
 
 
-def _busy_gpu_warnings(chosen: list["Device"], store: Path) -> Iterator[str]:
+def busy_gpu_warnings(chosen: list["Device"], store: Path) -> Iterator[str]:
     """Yield a warning for each GPU that processes other than the workers of the ``store`` are using."""
     if not any(each.uuid for each in chosen):
         return

@@ -12,6 +12,7 @@ import msgspec
 
 from lmconsole import __version__
 from lmconsole.engine.probe import ResolvedRun
+from lmconsole.engine.provenance import Captured
 from lmconsole.errors import RunActiveError
 from lmconsole.runs import lock
 from lmconsole.runs.create import create_run, next_places, queue_lock
@@ -108,12 +109,13 @@ def decide(
     """
     runs_by_hash: dict[str, list[Run]] = {}
     for run in known:
-        if not run.problem and (not after_place or run.state.first_place > after_place):
+        # A reproduction takes nobody's place.
+        if not run.problem and run.info.reproduces is None and _may_count(run, after_place):
             runs_by_hash.setdefault(run.info.config_hash, []).append(run)
     decisions = []
     for resolved in wanted:
         same = [] if fresh else runs_by_hash.get(resolved.config_hash, [])
-        action, found = _decide_one(same, active, test=template.test)
+        action, found = decide_one(same, active, test=template.test)
         own_threads = _threads(resolved, found, threads)
         decisions.append(
             QueueDecision(
@@ -142,7 +144,12 @@ def _threads(resolved: ResolvedRun, found: Run | None, requested: int | None) ->
     return requested or resolved.threads
 
 
-def _decide_one(same: list[Run], active: Collection[str], *, test: bool) -> tuple[Action, Run | None]:
+def _may_count(run: Run, after_place: int) -> bool:
+    """Return whether a run may be the one that is wanted: for claims, only if queued after them, and not for tuning."""
+    return not after_place or (run.state.first_place > after_place and run.info.test)
+
+
+def decide_one(same: list[Run], active: Collection[str], *, test: bool) -> tuple[Action, Run | None]:
     """Return the action for a run, and the one of the ``same`` runs in the store (oldest first) that it concerns.
 
     A finished run is what was asked for if it was tested, or no ``test`` is wanted; otherwise it is tested.
@@ -179,6 +186,7 @@ def enqueue(
     refuse_active: bool,
     after_place: int = 0,
     threads: int | None = None,
+    captured: Captured | None = None,
 ) -> list[QueueDecision]:
     """Create or requeue a run directory for each of ``wanted``, in this order, and permit the runner of this user to
     start it. In the decisions returned, ``run`` is never None.
@@ -195,13 +203,14 @@ def enqueue(
         after_place: look only at runs of the store that were first queued after this place; 0 for all.
         threads: CPU threads of new runs; None, as with ``--jobs auto``, for the number that suits the size of each. A
             resumed run keeps its own.
+        captured: code and machine to record with new runs.
 
     Raises:
         RunActiveError: one of the runs is active, with ``refuse_active``; nothing has been queued. Or another process
             has taken the lock of a run to be resumed; the runs before it have been queued.
         StoreError: the store or the folder of permissions cannot be written; some runs may have been queued.
     """
-    with queue_lock(store), _granting(store) as permissions:
+    with queue_lock(store), granting(store) as permissions:
         runs = store.runs()
         active = {run.run for run in pending(store, runs)}
         decisions = decide(runs, wanted, template, active=active, fresh=fresh, after_place=after_place, threads=threads)
@@ -219,7 +228,7 @@ def enqueue(
             if decision.action.queues:
                 event = msgspec.structs.replace(template, jobs=decision.jobs, place=next(places))
                 if decision.run is None:
-                    name = _create(store, decision, event, "auto" if threads is None else template.jobs)
+                    name = _create(store, decision, event, "auto" if threads is None else template.jobs, captured)
                     permissions.grant(RunPaths(store.root / name), 1, after)
                     decision = replace(decision, run=name)
                 else:
@@ -241,7 +250,7 @@ def requeue(store: Store, names: Iterable[str], after: AfterQueue = _NOTHING) ->
         RunActiveError: another process has taken the lock of a run; the runs before it have been queued.
         StoreError: the store or the folder of permissions cannot be written; some runs may have been queued.
     """
-    with queue_lock(store), _granting(store) as permissions:
+    with queue_lock(store), granting(store) as permissions:
         runs, chosen = store.runs(), set(names)
         active = {run.run for run in pending(store, runs)}
         places = next_places(store, runs)
@@ -265,7 +274,7 @@ def requeue(store: Store, names: Iterable[str], after: AfterQueue = _NOTHING) ->
 
 
 @contextlib.contextmanager
-def _granting(store: Store) -> Iterator[Permissions]:
+def granting(store: Store) -> Iterator[Permissions]:
     """Yield the permissions for the store, and force new ones to the disk at the end."""
     permissions = Permissions(store.root)
     permissions.prepare()
@@ -275,7 +284,13 @@ def _granting(store: Store) -> Iterator[Permissions]:
         permissions.sync()
 
 
-def _create(store: Store, decision: QueueDecision, event: Queued, requested_jobs: int | Literal["auto"]) -> str:
+def _create(
+    store: Store,
+    decision: QueueDecision,
+    event: Queued,
+    requested_jobs: int | Literal["auto"],
+    captured: Captured | None,
+) -> str:
     """Create a new run, queued by ``event``, and return its id."""
     resolved = decision.resolved
     info = RunInfo(
@@ -296,8 +311,9 @@ def _create(store: Store, decision: QueueDecision, event: Queued, requested_jobs
         command=tuple(sys.argv),
         cwd=os.getcwd(),
         version=__version__,
+        provenance=captured.provenance if captured else None,
     )
-    return create_run(store, info, [event])
+    return create_run(store, info, [event], source_diff=captured.source_diff if captured else b"")
 
 
 def _requeue(run: Run, event: Queued, permissions: Permissions, after: AfterQueue) -> None:

@@ -294,7 +294,7 @@ class Runner:
 def _worker_death(run: Run, code: int) -> Failed:
     """Return the event for a worker that ended without recording an outcome."""
     does = "tests it again" if run.state.finished else "resumes from its last checkpoint"
-    again = f"`lmconsole run {run.info.experiment.id}` with the same options {does}."
+    again = f"{run.info.resume_command} {does}."
     if code < 0:
         name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
         why = (
@@ -314,7 +314,7 @@ def _cannot_start(run: Run, error: OSError) -> Failed:
     return Failed(
         error="start",
         message=f"the worker cannot be started: {_describe(error)}",
-        hint=f"Fix that, then run `lmconsole run {run.info.experiment.id}` again.",
+        hint=f"Fix that. Then {run.info.resume_command} resumes it.",
     )
 
 

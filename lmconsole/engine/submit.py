@@ -97,6 +97,7 @@ def submit(store: Store, answer: ProbeAnswer, request: RunRequest) -> list[Queue
             refuse_active=not request.wait_for_active,
             after_place=registration.place if registration else 0,
             threads=requested_threads(request),
+            captured=answer.captured,
         )
     except BaseException:
         with contextlib.suppress(StoreError):

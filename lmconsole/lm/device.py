@@ -179,8 +179,18 @@ def synchronize(device: str) -> None:
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions of PyTorch and CUDA, on which results depend."""
-    return {"torch": str(torch.__version__), "cuda": torch.version.cuda}
+    """Return the versions of PyTorch, CUDA and cuDNN, on which results depend; None where there is none."""
+    cudnn = torch.backends.cudnn.version() if torch.version.cuda else None
+    return {
+        "torch": str(torch.__version__),
+        "cuda": torch.version.cuda,
+        "cudnn": None if cudnn is None else str(cudnn),
+    }
+
+
+def cpu_capability() -> str:
+    """Return the vector instructions that PyTorch uses: ``AVX2``, ``AVX512``, ``DEFAULT`` for none."""
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def _describe(device: str | Device) -> Device:

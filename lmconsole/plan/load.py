@@ -41,11 +41,17 @@ def load_plan(path: Path | None = None) -> Plan:
     Raises PlanError with every problem found.
     """
     builtin = _read(builtin_file(), "built-in experiments.toml")
+    path = find_plan(path)
+    return builtin if path is None else _read(path, str(path), builtin)
+
+
+def find_plan(path: Path | None = None) -> Path | None:
+    """Return the file that ``load_plan`` merges over the built-in one; None if there is none."""
     if path is None:
         path = Path("experiments.toml")
         if not os.path.lexists(path) or (path.exists() and path.samefile(builtin_file())):
-            return builtin
-    return _read(path, str(path), builtin)
+            return None
+    return path
 
 
 def _read(path: Path, shown: str, builtin: Plan | None = None) -> Plan:

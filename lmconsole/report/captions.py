@@ -279,6 +279,8 @@ def _exclusion_reason(run: Run, exclusion: Exclusion) -> str:
             return "with older settings of the experiment"
         case Exclusion.SUPERSEDED:
             return "superseded by another run"
+        case Exclusion.REPRODUCTION:
+            return "trained to reproduce another run"
 
 
 def join_sentences(sentences: Sequence[str]) -> str:

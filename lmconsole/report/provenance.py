@@ -10,7 +10,7 @@ from lmconsole.report.blocks import Block, BulletList, Command, Heading, InlineT
 from lmconsole.report.captions import known_settings, name_ids
 from lmconsole.report.selection import Group
 from lmconsole.report.table import Cell, Column, Table
-from lmconsole.runs.info import RunInfo
+from lmconsole.runs.info import RunInfo, describe_code
 
 MANY_RUNS = 60
 """More runs than this are not listed one by one."""
@@ -43,7 +43,7 @@ def _provenance_items(group: Group) -> list[str]:
     software = dict.fromkeys(
         ", ".join(f"{name} {version}" for name, version in each.versions.items() if version) for each in started
     )
-    items = [f"Software: {versions}." for versions in software if versions]
+    items = [f"Software: {versions}." for versions in software if versions] + _code_items(group)
     if group.devices:
         threads = sorted({run.info.threads for run in group.runs if run.info.threads})
         per_run = f"{' or '.join(map(str, threads))} CPU thread{'' if threads == [1] else 's'} per run"
@@ -57,6 +57,15 @@ def _provenance_items(group: Group) -> list[str]:
     days = sorted({run.info.queued_t[:10] for run in group.runs} | {run.state.last_t[:10] for run in group.runs})
     span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     return [*items, f"{'Imported' if group.imported else 'Trained'}: {span} (UTC)."]
+
+
+def _code_items(group: Group) -> list[str]:
+    """Return sentences on the code that trained the runs, and the commit of their experiments.toml."""
+    started = [(run.info, run.state.started.code_sha256) for run in group.runs if run.state.started]
+    codes = dict.fromkeys(describe_code(info, code) for info, code in started if code is not None)
+    own = [run.info.provenance.experiments for run in group.runs if run.info.provenance]
+    commits = dict.fromkeys(each.describe() for each in own if each is not None)
+    return [*(f"Code: {code}." for code in codes), *(f"experiments.toml: {commit}." for commit in commits)]
 
 
 def _known_settings_table(group: Group) -> Table:

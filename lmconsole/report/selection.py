@@ -24,6 +24,8 @@ class Exclusion(Enum):
     """A later run of the experiment has other settings."""
     SUPERSEDED = "superseded"
     """Another run of the experiment has the same settings and seed."""
+    REPRODUCTION = "reproduction"
+    """The run was trained only to see whether another one can be reproduced."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +97,9 @@ def choose_group(
         ExportError: No run that matches has completed an epoch.
     """
     candidates = matching_runs(runs, preset=preset, run_id=run_id, imported=imported)
-    with_epoch = [run for run in candidates if run.state.epochs]
+    if run_id is not None and (original := candidates[0].info.reproduces) is not None:
+        raise ExportError(f"{run_id}: a reproduction, which no export shows", hint=f"Its original is {original}.")
+    with_epoch = [run for run in candidates if run.state.epochs and run.info.reproduces is None]
     if not with_epoch:
         failed = sum(run.status is Status.FAILED for run in candidates)
         reason = f" ({failed} failed)" if failed else ""
@@ -152,10 +156,11 @@ def _select(reference: RunInfo, comparable_runs: Sequence[Run]) -> Group:
     An experiment is shown with the settings of its latest run that has completed an epoch, finished or not, so that an
     export follows its current definition. ``comparable_runs`` are oldest first.
     """
-    latest = {run.info.experiment.id: run.info for run in comparable_runs if run.state.epochs}
+    originals = [run for run in comparable_runs if run.info.reproduces is None]
+    latest = {run.info.experiment.id: run.info for run in originals if run.state.epochs}
     selected: dict[tuple[int, int], Run] = {}
-    excluded: list[tuple[Run, Exclusion]] = []
-    for run in comparable_runs:
+    excluded = [(run, Exclusion.REPRODUCTION) for run in comparable_runs if run.info.reproduces is not None]
+    for run in originals:
         if not run.state.epochs:
             excluded.append((run, Exclusion.NO_EPOCH))
             continue

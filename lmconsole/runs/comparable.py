@@ -41,9 +41,11 @@ def comparable(one: RunInfo, other: RunInfo) -> bool:
 
 
 def differ_only_in_seed(one: RunInfo, other: RunInfo) -> bool:
-    """Return whether the two runs repeat one experiment; their seeds may be equal too."""
+    """Return whether the two runs repeat one experiment; their seeds may be equal too. A reproduction repeats one run,
+    and never counts as another seed."""
     return (
-        one.experiment.id == other.experiment.id
+        one.reproduces is other.reproduces is None
+        and one.experiment.id == other.experiment.id
         and (one.settings == other.settings or _compute_the_same(one.settings, other.settings))
         and conditions(one) == conditions(other)
     )

@@ -15,7 +15,7 @@ from lmconsole.runs import lock
 from lmconsole.runs.event_log import EventLog
 from lmconsole.runs.event_reader import queued_places
 from lmconsole.runs.events import Event
-from lmconsole.runs.info import RunInfo, write_info
+from lmconsole.runs.info import RunInfo, write_info, write_new
 from lmconsole.runs.paths import TRASH, RunPaths
 from lmconsole.runs.registration import registered_places
 from lmconsole.runs.store import Run, Store, highest_place
@@ -56,10 +56,11 @@ def next_places(store: Store, runs: Iterable[Run]) -> Iterator[int]:
     return itertools.count(1 + highest_place(places))
 
 
-def create_run(store: Store, info: RunInfo, events: Iterable[Event]) -> str:
+def create_run(store: Store, info: RunInfo, events: Iterable[Event], *, source_diff: bytes = b"") -> str:
     """Make the directory of a new run under a temporary name, force it to the disk, rename it, and return the run's id.
 
-    The id consists of the experiment, the preset, the seed and the time, and replaces ``info.run``.
+    The id consists of the experiment, the preset, the seed and the time, and replaces ``info.run``. A ``source_diff``
+    that is not empty becomes a file of the run.
 
     Raises:
         OSError: the store cannot be written, or another process has taken the id in the same second, which the store's
@@ -72,6 +73,8 @@ def create_run(store: Store, info: RunInfo, events: Iterable[Event]) -> str:
         temporary.mkdir()
         paths = RunPaths(temporary)
         write_info(paths.info, msgspec.structs.replace(info, run=run))
+        if source_diff:
+            write_new(paths.source_diff, source_diff)
         log = EventLog(paths.events)
         try:
             *earlier, last = events

@@ -103,6 +103,8 @@ class Started(Event, frozen=True, kw_only=True, gc=False, tag="started"):
     """Implementation of attention (``lm/gpt1.py`` has the names); None for an LSTM."""
     checkpoints_set_aside: Number = 0
     """Checkpoints that could not be used when the attempt began."""
+    code_sha256: Name | None = None
+    """Hash of the modules of lmconsole that compute results, as the worker has them; None in logs of version 0.1.0."""
 
 
 class Resumed(Event, frozen=True, kw_only=True, gc=False, tag="resumed"):

@@ -60,6 +60,41 @@ class EmbeddingsInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Hash of their values."""
 
 
+class Checkout(msgspec.Struct, frozen=True, kw_only=True):
+    """State of a file or folder in its git repository."""
+
+    commit: Name
+    """Commit that was checked out."""
+    changed: bool | None
+    """Whether the file or folder differed from the commit; None if git did not answer in time."""
+
+    def describe(self) -> str:
+        """Return the commit and whether there were changes in a few words."""
+        state = {True: ", with uncommitted changes", False: "", None: ", changes unknown"}[self.changed]
+        return f"commit {self.commit[:12]}{state}"
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
+    """Code, packages and machine with which a run was queued. Unknown is None."""
+
+    code_sha256: Name
+    """Hash of the modules of lmconsole that compute results."""
+    checkout: Checkout | None
+    """Package folder of lmconsole in the repository it is run from; None if it is installed. Its diff, if it has been
+    changed, is in ``source.diff`` next to this file."""
+    experiments: Checkout | None
+    """The experiments.toml in its repository; None if it is built in or not in a repository."""
+    versions: dict[Name, Name | None]
+    """Versions of lmconsole, Python, the packages that compute results, CUDA, cuDNN and the driver; None where there is
+    none."""
+    platform: Name
+    """Operating system, its version, and the kind of the processor."""
+    cpu: Name
+    """Model of the processor."""
+    cpu_capability: Name
+    """Vector instructions that PyTorch uses on it."""
+
+
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Content of run.json."""
 
@@ -103,6 +138,22 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     denominator: Literal["targets", "padded"] = "targets"
     """Losses are means over the target tokens, or over the positions of full batches, although the last batch has fewer
     windows (docs/protocol.md)."""
+    provenance: Provenance | None = None
+    """Code, packages and machine with which the run was queued. None if imported, and in runs of version 0.1.0."""
+    reproduces: Name | None = None
+    """Id of the run that this one trains again, to compare the two. Such a run never counts as a result."""
+
+    @property
+    def short_seed(self) -> str:
+        """Seed behind the name of an experiment: ``s42``, of a reproduction ``s42 repro``."""
+        return f"s{self.seed}" if self.reproduces is None else f"s{self.seed} repro"
+
+    @property
+    def resume_command(self) -> str:
+        """Command that resumes the run, for messages."""
+        if self.reproduces is not None:
+            return f"`lmconsole reproduce {self.run}`"
+        return f"`lmconsole run {self.experiment.id}` with the same options"
 
     @property
     def sort_key(self) -> tuple[bool, str, str]:
@@ -127,6 +178,14 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Header(msgspec.Struct, frozen=True):
     schema: int
+
+
+def describe_code(info: RunInfo, code_sha256: str) -> str:
+    """Return the hash of the code that trained a run, and the commit if that was checked out when it was queued."""
+    code = f"SHA-256 {code_sha256[:12]}"
+    if info.provenance is None or info.provenance.code_sha256 != code_sha256 or info.provenance.checkout is None:
+        return code
+    return f"{code}, {info.provenance.checkout.describe()}"
 
 
 _header_decoder = msgspec.json.Decoder(_Header)
@@ -165,7 +224,12 @@ def write_info(path: Path, info: RunInfo) -> None:
     """Write a new run.json and force it to the disk. Raises OSError, also if the file exists."""
     # Versions before a setting refuse a run.json that has it, so it is written only where it is used.
     content = {**msgspec.to_builtins(info), "settings": hashed_settings(info.settings)}
+    write_new(path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that does not exist yet and force it to the disk. Raises OSError, also if the file exists."""
     with open(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, follow=False), "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -36,6 +36,11 @@ class RunPaths:
         return self.folder / "run.json"
 
     @property
+    def source_diff(self) -> Path:
+        """Uncommitted changes of lmconsole's own code when the run was queued; missing if there were none."""
+        return self.folder / "source.diff"
+
+    @property
     def notes(self) -> Path:
         """Note and tags, which people change at any time."""
         return self.folder / "notes.json"

@@ -258,6 +258,8 @@ class Store:
     def find(self, wanted: str) -> Run:
         """Return the run with this id or unique prefix of an id, or the latest run of the experiment with this number.
 
+        A number never names a reproduction, and a prefix only if no other run has it.
+
         Raises:
             RunNotFoundError: no run matches, or several do.
             StoreError: the store cannot be read.
@@ -267,11 +269,12 @@ class Store:
         if exact:
             return exact[0]
         if re.fullmatch(r"[0-9]{1,6}", wanted):
-            of_experiment = [run for run in runs if run.info.experiment.id == int(wanted)]
-            if of_experiment:
-                return of_experiment[-1]
+            latest = latest_by_experiment(runs).get(int(wanted))
+            if latest is not None:
+                return latest
             raise RunNotFoundError(f"{self.root}: experiment {wanted} has no run", hint=_known(runs))
         matches = [run for run in runs if wanted and run.run.startswith(wanted)]
+        matches = [run for run in matches if run.info.reproduces is None] or matches
         if len(matches) == 1:
             return matches[0]
         if matches:
@@ -363,8 +366,9 @@ def has_room(jobs: int, others: Iterable[int]) -> bool:
 
 
 def latest_by_experiment(runs: Iterable[Run]) -> dict[int, Run]:
-    """Return the latest run of each experiment by its number, from ``runs`` sorted oldest first."""
-    return {run.info.experiment.id: run for run in runs}
+    """Return the latest run of each experiment by its number, from ``runs`` sorted oldest first. Reproductions are left
+    out."""
+    return {run.info.experiment.id: run for run in runs if run.info.reproduces is None}
 
 
 def _known(runs: list[Run]) -> str:

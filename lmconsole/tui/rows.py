@@ -83,17 +83,19 @@ def experiment_key(number: int) -> str:
     return f"/{number}"
 
 
+def latest_original(runs: Sequence[RunView]) -> RunView | None:
+    """Return the last of these runs that is no reproduction of another; None if there is none."""
+    return next((view for view in reversed(runs) if view.info.reproduces is None), None)
+
+
 def newest_seed_group(runs: Sequence[RunView]) -> list[RunView]:
     """Return the runs of one experiment that differ from its newest run by their seed alone, the newest run of each
-    seed, ordered by seed."""
-    if not runs:
-        return []
-    newest = runs[-1].info
+    seed, ordered by seed. Reproductions count as no run of it."""
+    newest = latest_original(runs)
     latest: dict[int, RunView] = {}
     for view in runs:
-        info = view.info
-        if differ_only_in_seed(info, newest):
-            latest[info.seed] = view
+        if newest is not None and differ_only_in_seed(view.info, newest.info):
+            latest[view.info.seed] = view
     return [latest[seed] for seed in sorted(latest)]
 
 
@@ -142,7 +144,8 @@ def build_rows(
     for experiment in known.values():
         its_runs = by_experiment.get(experiment.id, [])
         key = experiment_key(experiment.id)
-        foldable, open_ = len(its_runs) > 1, key in unfolded
+        below = len(its_runs) > 1 or (its_runs and latest_original(its_runs) is None)
+        foldable, open_ = bool(below), key in unfolded
         fold = "" if not foldable else glyphs.unfolded if open_ else glyphs.folded
         rows.append(_experiment_row(key, experiment, its_runs, fold, key in checked, context))
         if foldable and open_:
@@ -153,8 +156,8 @@ def build_rows(
 def _experiment_row(
     key: str, experiment: Experiment, runs: list[RunView], fold: str, checked: bool, context: _Context
 ) -> Row:
-    newest = runs[-1] if runs else None
     group = newest_seed_group(runs)
+    newest = latest_original(runs)
     name = escape_control_characters(experiment.name) or OPTIMIZER_NAMES[experiment.optimizer]
     notes = _notes_text(group)
     front = (
@@ -209,7 +212,7 @@ def _run_row(experiment: Experiment, view: RunView, checked: bool, context: _Con
     front = (
         f"{context.glyphs.child}{context.checkbox(checked)}",
         context.notes_mark(notes),
-        "import" if view.info.origin == "imported" else escape_control_characters(view.info.preset)[:7],
+        _source(view),
         "",
         f"seed {view.info.seed}",
     )
@@ -225,6 +228,13 @@ def _run_row(experiment: Experiment, view: RunView, checked: bool, context: _Con
         damaged=bool(view.damage),
         sort_keys=(*((0.0, ""),) * 6, *metric_keys, _text_key(notes)),
     )
+
+
+def _source(view: RunView) -> str:
+    """Return in at most seven characters where a run comes from: its preset, an import, or another run."""
+    if view.info.reproduces is not None:
+        return "repro"
+    return "import" if view.info.origin == "imported" else escape_control_characters(view.info.preset)[:7]
 
 
 def _unreadable_row(name: str, reason: str) -> Row:

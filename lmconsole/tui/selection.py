@@ -64,7 +64,7 @@ def find_baseline(snapshot: Snapshot, key: str) -> Baseline | None:
     """Return the run or the newest group of the experiment with this row key; None if it has no run."""
     view = snapshot.runs.get(key)
     if view is not None:
-        label = f"{view.info.experiment.id} s{view.info.seed}"
+        label = f"{view.info.experiment.id} {view.info.short_seed}"
         return Baseline(key=key, label=label, views=(view,))
     number = _experiment_id(key)
     group = newest_seed_group(runs_by_experiment(snapshot).get(number, []))
@@ -106,7 +106,7 @@ def series_for(snapshot: Snapshot, views: Iterable[RunView], *, show_published: 
     made = []
     for slot, view in enumerate(views):
         info = view.info
-        seed = f" s{info.seed}" if info.experiment.id in several_runs else ""
+        seed = f" {info.short_seed}" if info.experiment.id in several_runs else ""
         mark = DAMAGE_MARK if view.damage else ""
         train_s_left = (view.train_seconds_left or 0.0) if view.status.active else 0.0
         made.append(

@@ -24,7 +24,7 @@ def comparison(views: Sequence[RunView]) -> tuple[list[tuple[str, ...]], str]:
     for view in ranked:
         best = view.best
         assert best is not None
-        seed = f" s{view.info.seed}" if several_seeds else ""
+        seed = f" {view.info.short_seed}" if several_seeds else ""
         mark = DAMAGE_MARK if view.damage else ""
         label = f"{view.info.experiment.id:>2} {view.info.experiment.label}{seed}{mark}"
         cells = (

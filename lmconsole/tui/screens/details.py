@@ -20,7 +20,7 @@ from lmconsole.files import LineTail
 from lmconsole.importing.settings import INFERRED, is_inferred
 from lmconsole.runs import endpoint
 from lmconsole.runs.events import Evaluation, Finished, Started
-from lmconsole.runs.info import RunInfo
+from lmconsole.runs.info import RunInfo, describe_code
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.permissions import NOT_STARTED
 from lmconsole.tui.baseline import Baseline, change
@@ -185,6 +185,8 @@ def _state(view: RunView) -> list[tuple[str, str]]:
         ]
         if inferred:
             rows += [("inferred", "; ".join(inferred))]
+    if view.info.reproduces is not None:
+        rows += [("reproduces", f"{view.info.reproduces}. It counts in no table, figure or mean.")]
     if view.failed:
         rows += [("test failed" if view.finished else "error", view.failed.message)]
         rows += [("what to do", view.failed.hint)]
@@ -221,7 +223,7 @@ def _state(view: RunView) -> list[tuple[str, str]]:
     if view.finished:
         rows += _outcome(view.finished, view.info)
     if view.started:
-        rows += _environment(view.started)
+        rows += _environment(view.started, view.info)
     telemetry = view.telemetry
     if telemetry:
         gpu_mib = telemetry.process_used_mib or telemetry.torch_reserved_mib
@@ -261,13 +263,15 @@ def _outcome(finished: Finished, info: RunInfo) -> list[tuple[str, str]]:
     return rows
 
 
-def _environment(started: Started) -> list[tuple[str, str]]:
+def _environment(started: Started, info: RunInfo) -> list[tuple[str, str]]:
     versions = ", ".join(f"{name} {version}" for name, version in started.versions.items() if version)
+    code = [] if started.code_sha256 is None else [("code", describe_code(info, started.code_sha256))]
     return [
         ("device", f"{started.device_name} ({started.device}), {started.precision}"),
         ("CPU threads", str(started.threads)),
         ("host, process", f"{started.host}, {started.pid}"),
         ("versions", versions),
+        *code,
         ("parameters", f"{started.parameters_trainable:,} trainable of {started.parameters_total:,}"),
     ]
 

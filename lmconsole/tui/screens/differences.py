@@ -35,6 +35,7 @@ def _environment(view: RunView) -> dict[str, str]:
     started = view.started
     names = ("device_name", "host", "attention")
     found = {name.replace("_", " "): _text(getattr(started, name) if started else None) for name in names}
+    found["code"] = _text(started.code_sha256[:12] if started and started.code_sha256 else None)
     versions = started.versions if started else {}
     return found | {f"version of {name}": _text(versions.get(name)) for name in ("lmconsole", "python", "torch")}
 
@@ -77,7 +78,7 @@ def differences_page(views: Sequence[RunView]) -> Page:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
     table.add_column("", style="bold", no_wrap=True)
     for view in shown:
-        label = f"{view.info.experiment.id} {view.info.experiment.label} s{view.info.seed}"
+        label = f"{view.info.experiment.id} {view.info.experiment.label} {view.info.short_seed}"
         table.add_column(Text(escape_control_characters(label)), overflow="fold")
     for title, lines in parts:
         table.add_row(Text(title, style="bold underline"), *[""] * len(shown))
