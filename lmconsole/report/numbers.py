@@ -170,6 +170,11 @@ def _of_experiments(results: GroupResults) -> Iterator[Quantity]:
     def over_seeds(column: str, statistic: str) -> Mapping[int, float | None]:
         return _by_experiment(grouped[column].agg(statistic))
 
+    def of_tests(column: str, statistic: str) -> Mapping[int, float | None]:
+        """Leave out an experiment with a seed that was not tested: the others would pass for all of them."""
+        tested = grouped[column].agg(lambda values: bool(values.notna().all()))
+        return {id_: value for id_, value in over_seeds(column, statistic).items() if tested[id_]}
+
     def of_results(value: Callable[[ExperimentResult], float | None]) -> Mapping[int, float | None]:
         return {id_: value(each) for id_, each in by_id.items()}
 
@@ -186,10 +191,10 @@ def _of_experiments(results: GroupResults) -> Iterator[Quantity]:
         yield marked(mean) if split == "validation" else mean  # as in Table 1
         yield quantity(f"lm{name}PplSd", f"{meaning}, standard deviation", over_seeds(column, "std"), format_ppl)
     meaning = "test perplexity with the weights of the best epoch"
-    yield quantity("lmTestPpl", f"{meaning}, mean over seeds", over_seeds("test_ppl_best", "mean"), format_ppl)
-    yield quantity("lmTestPplSd", f"{meaning}, standard deviation", over_seeds("test_ppl_best", "std"), format_ppl)
+    yield quantity("lmTestPpl", f"{meaning}, mean over seeds", of_tests("test_ppl_best", "mean"), format_ppl)
+    yield quantity("lmTestPplSd", f"{meaning}, standard deviation", of_tests("test_ppl_best", "std"), format_ppl)
     meaning = "test perplexity with the weights of the last epoch, mean over seeds"
-    yield quantity("lmTestPplFinal", meaning, over_seeds("test_ppl_final", "mean"), format_ppl)
+    yield quantity("lmTestPplFinal", meaning, of_tests("test_ppl_final", "mean"), format_ppl)
     yield quantity("lmEpoch", "best epoch, median over seeds", over_seeds("epoch", "median"), lambda n: f"{n:g}")
     yield quantity("lmSeedCount", "number of seeds", of_results(lambda each: len(each.runs)), _whole)
     train_s = of_results(lambda each: each.train_s)
