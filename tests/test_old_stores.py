@@ -1,5 +1,6 @@
 """A store that version 0.1.0 wrote opens with this version, and its stopped run is resumed to the same bits."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import tiny
 
 from lmconsole.engine.probe import ResolvedRun
+from lmconsole.runs import endpoint
 from lmconsole.runs.event_reader import EventReader
 from lmconsole.runs.events import AnyEvent, Epoch, Finished, Resumed
 from lmconsole.runs.state import Status
@@ -70,6 +72,15 @@ def test_every_run_is_read_whole(folder: Path) -> None:
     for run in runs.values():
         assert run.info.version == "0.1.0"
         assert (run.state.damaged, run.problem) == (0, None)
+        assert endpoint.read_test_losses(run) is None
+        assert endpoint.bits_per_byte(run.state.finished, run.info.corpus) is None
+        assert not run.can_be_tested
+    for name in FINISHED:
+        finished = runs[name].state.finished
+        assert finished is not None
+        assert finished.test_ppl_best == pytest.approx(math.exp(endpoint.test_nll_best(runs[name]) or 0.0))
+    assert endpoint.test_nll_best(runs[IMPORTED]) is None
+    for run in runs.values():
         lines = run.paths.events.read_text(encoding="utf-8").splitlines()
         assert [event.seq for event in events_of(run)] == list(range(1, len(lines) + 1))
 

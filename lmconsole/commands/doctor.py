@@ -19,6 +19,7 @@ from lmconsole.commands.output import console, print_json
 from lmconsole.data.lookup import find_data, find_embeddings, user_data_folder
 from lmconsole.errors import LmconsoleError, escape_control_characters
 from lmconsole.plan.parameters import CHECKPOINTS, checkpoint_bytes, weights_bytes
+from lmconsole.runs import endpoint
 from lmconsole.runs.events import utc_now
 from lmconsole.runs.permissions import pending
 from lmconsole.runs.state import Status
@@ -222,12 +223,14 @@ def _disk(root: Path, queue: Sequence[Run]) -> Finding:
 
 def queue_disk_mib(queue: Sequence[Run]) -> float:
     """Return the space that the runs of a queue need at most, MiB: the checkpoints of those that train at once, the
-    largest ones, and the best weights of each."""
-    sizes = [(run.info.settings, run.info.corpus.vocabulary) for run in queue]
+    largest ones, and the best weights of each, as well as the test losses. Runs that are only tested have weights."""
+    sizes = [(run.info.settings, run.info.corpus.vocabulary) for run in queue if not run.state.being_tested]
     events = [run.state.queued for run in queue if run.state.queued]
     at_once = max((event.jobs * len(event.devices) for event in events), default=1)
     checkpoints = sorted((checkpoint_bytes(*size) for size in sizes), reverse=True)[:at_once]
-    return (CHECKPOINTS * sum(checkpoints) + sum(weights_bytes(*size) for size in sizes)) / 2**20
+    windows = sum(run.info.corpus.tokens.get("test", 0) // run.info.settings.window_tokens + 1 for run in queue)
+    best_weights = sum(weights_bytes(*size) for size in sizes)
+    return (CHECKPOINTS * sum(checkpoints) + best_weights + endpoint.WINDOW_BYTES * windows) / 2**20
 
 
 def _gpu_users(store: Store) -> Iterator[Finding]:

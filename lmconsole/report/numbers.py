@@ -170,8 +170,15 @@ def _of_experiments(results: GroupResults) -> Iterator[Quantity]:
     def over_seeds(column: str, statistic: str) -> Mapping[int, float | None]:
         return _by_experiment(grouped[column].agg(statistic))
 
-    def deviation(name: str, meaning: str, column: str) -> Quantity:
-        means, deviations = over_seeds(column, "mean"), over_seeds(column, "std")
+    def of_tests(column: str, statistic: str) -> Mapping[int, float | None]:
+        """Leave out an experiment with a seed that was not tested: the others would pass for all of them."""
+        tested = grouped[column].agg(lambda values: bool(values.notna().all()))
+        return {id_: value for id_, value in over_seeds(column, statistic).items() if tested[id_]}
+
+    def deviation(
+        name: str, meaning: str, column: str, over: Callable[[str, str], Mapping[int, float | None]] = over_seeds
+    ) -> Quantity:
+        means, deviations = over(column, "mean"), over(column, "std")
         known: Values = {
             (str(id_),): format_spread(mean, sd).partition(" ± ")[2]
             for id_, mean, sd in ((id_, means[id_], sd) for id_, sd in deviations.items())
@@ -196,10 +203,10 @@ def _of_experiments(results: GroupResults) -> Iterator[Quantity]:
         yield marked(mean) if split == "validation" else mean  # as in Table 1
         yield deviation(f"lm{name}PplSd", meaning, column)
     meaning = "test perplexity with the weights of the best epoch"
-    yield quantity("lmTestPpl", f"{meaning}, mean over seeds", over_seeds("test_ppl_best", "mean"), format_ppl)
-    yield deviation("lmTestPplSd", meaning, "test_ppl_best")
+    yield quantity("lmTestPpl", f"{meaning}, mean over seeds", of_tests("test_ppl_best", "mean"), format_ppl)
+    yield deviation("lmTestPplSd", meaning, "test_ppl_best", of_tests)
     meaning = "test perplexity with the weights of the last epoch, mean over seeds"
-    yield quantity("lmTestPplFinal", meaning, over_seeds("test_ppl_final", "mean"), format_ppl)
+    yield quantity("lmTestPplFinal", meaning, of_tests("test_ppl_final", "mean"), format_ppl)
     yield quantity("lmEpoch", "best epoch, median over seeds", over_seeds("epoch", "median"), lambda n: f"{n:g}")
     yield quantity("lmSeedCount", "number of seeds", of_results(lambda each: len(each.runs)), _whole)
     train_s = of_results(lambda each: each.train_s)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 NLL, TARGETS = "nll_nats", "targets"
 """Names of the arrays in the file."""
 
+WINDOW_BYTES = 16
+"""Bytes of the file for each window."""
+
 HEADER_BYTES = 2**16
 """Most bytes of the file besides its numbers."""
 
@@ -70,7 +73,7 @@ def read_test_losses(run: Run) -> WindowLosses | None:
     finished, path = run.state.finished, run.paths.test_losses
     if finished is None or finished.test_ppl_best is None:
         return None
-    limit = 16 * run.info.corpus.tokens.get("test", 0) + HEADER_BYTES
+    limit = WINDOW_BYTES * run.info.corpus.tokens.get("test", 0) + HEADER_BYTES
     try:
         data = read_file(path, limit, follow=False)
     except FileNotFoundError:

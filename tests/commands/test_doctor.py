@@ -27,7 +27,8 @@ def test_the_disk_must_hold_what_the_queue_will_write(tmp_path: Path, monkeypatc
     assert "Twelve" not in disk(tmp_path).advice
     small, large = (tiny.queue_tiny(tmp_path, "gpt1", seed=seed, layers=seed) for seed in (1, 9))
     sizes = [(run.info.settings, run.info.corpus.vocabulary) for run in (small, large)]
-    needed = (3 * checkpoint_bytes(*sizes[1]) + sum(weights_bytes(*size) for size in sizes)) / MIB
+    losses = 16 * 2 * (small.info.corpus.tokens["test"] // small.info.settings.window_tokens + 1)
+    needed = (3 * checkpoint_bytes(*sizes[1]) + sum(weights_bytes(*size) for size in sizes) + losses) / MIB
     assert queue_disk_mib([small, large]) == needed
     monkeypatch.setattr(doctor, "free_disk_mib", lambda _: needed + 0.001)
     assert (disk(tmp_path).verdict, disk(tmp_path).advice) == ("ok", "")

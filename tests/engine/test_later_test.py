@@ -282,7 +282,8 @@ def test_the_command_tunes_and_tests_later(tmp_path: Path) -> None:
     assert (summary["status"], summary["tested"], summary["attempt"]) == ("finished", True, 2)
     assert summary["test_bits_per_byte"] > 0
     tiny.lmconsole("export", "--format", "csv", "--out", "exports", cwd=tmp_path, check=0)
-    (row,) = csv.DictReader((tmp_path / "exports" / "data" / "runs.csv").open(encoding="utf-8"))
+    lines = (tmp_path / "exports" / "data" / "runs.csv").read_text(encoding="utf-8").splitlines()
+    (row,) = csv.DictReader(lines)
     assert float(row["test_nll_best"]) == pytest.approx(math.log(summary["test_ppl_best"]))
     assert 0 < float(row["test_nll_se"]) < float(row["test_nll_best"])
     assert float(row["test_bits_per_byte"]) == summary["test_bits_per_byte"]
