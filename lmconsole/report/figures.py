@@ -17,10 +17,11 @@ from lmconsole.report.figure_content import BarChart, FigureSpec, StepPlot, time
 from lmconsole.report.results import damage_mark, explain_marks, marks, memory_frame, uses_gpu
 from lmconsole.report.selection import Group
 from lmconsole.report.targets import (
-    TARGET_MARGIN,
     TARGETS,
     TimeToTarget,
     common_target,
+    explain_schedule,
+    explain_target,
     performance_profile,
     time_to_target,
 )
@@ -92,16 +93,15 @@ def _time_figure(group: Group) -> FigureSpec:
     times: dict[int, TimeToTarget] = {}
     if target is not None:
         times = {id_: time_to_target(runs, target) for id_, runs in group.by_experiment.items()}
-    unit, unit_s = time_unit(max((time.mean_s or 0.0 for time in times.values()), default=0.0))
+    unit, unit_s = time_unit(max((time.median_s or 0.0 for time in times.values()), default=0.0))
     target_text = "–" if target is None else f"{target:,.10g}"
     title = f"Training time to a validation perplexity of {target_text}"
-    explanation = (
-        f"{title}, reached at the end of the first epoch with at most this value. The target is {TARGET_MARGIN:.0%} "
-        "above the lowest perplexity that every architecture reaches in some experiment with every seed. “Not reached” "
-        "means that at least one seed is above it in every epoch."
+    explanation = join_sentences(
+        [f"{title}, reached at the end of the first epoch with at most this value.", explain_target(group)]
     )
     if len(group.seeds) > 1:
-        explanation += " Bars are means over seeds; lines span the fastest to the slowest seed."
+        explanation += " Lines span the fastest to the slowest seed, if all reach the target."
+    explanation = join_sentences([explanation, explain_schedule(group)])
     omitted = not_shown(len(group.by_experiment) - MAX_BARS)
     by_experiment = group.by_experiment
     shown_marks = {id_: marks(by_experiment[id_]) for id_ in _bar_labels(group)}
@@ -114,7 +114,7 @@ def _time_figure(group: Group) -> FigureSpec:
         caption=join_sentences([explanation, omitted, timing_caveat(group), describe_group_briefly(group)]),
         content=BarChart(
             labels=list(labels.values()),
-            values=[None if time.mean_s is None else time.mean_s / unit_s for time in shown],
+            values=[None if time.median_s is None else time.median_s / unit_s for time in shown],
             groups=_bar_groups(group),
             x_label=f"Training time to perplexity {target_text} ({unit})",
             missing=["times unknown" if time.reached else "not reached" for time in shown],
@@ -135,8 +135,8 @@ def _profile_figure(group: Group) -> FigureSpec:
         f"{title} (Dolan and Moré, 2002): share of problems that an optimizer solves within a given multiple of the "
         f"fastest optimizer's time. A problem is one of {TARGETS} validation perplexities for an architecture, depth "
         "and seed with at least two optimizers. The perplexities are spaced evenly on a logarithmic scale between the "
-        "best results of the best and the worst optimizer. Higher is better; a curve that stays below 1 belongs to an "
-        "optimizer that does not solve all problems."
+        "best results of the best and the worst optimizer, so they were chosen after the runs. Higher is better; a "
+        "curve that stays below 1 belongs to an optimizer that does not solve all problems."
     )
     return FigureSpec(
         number=11,

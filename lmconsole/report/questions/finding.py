@@ -1,16 +1,13 @@
 """Parts of a finding: the answer to one question of the report."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lmconsole.importing.settings import INFERRED, is_inferred
-from lmconsole.report.comparing import Comparison, ExperimentResult, Verdict, compare, experiment_results
+from lmconsole.report.comparing import Comparison, ExperimentResult, Pair, compare, experiment_results
 from lmconsole.report.selection import Group
 from lmconsole.report.table import Table
-
-EQUAL_NATS = 0.02
-"""Gaps between train and validation loss that differ by no more than this count as equal."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,14 +28,15 @@ class Draft:
     observations: list[str] = field(default_factory=list)
     interpretation: list[str] = field(default_factory=list)
 
-    def compare(self, first: ExperimentResult | None, second: ExperimentResult | None, subject: str) -> Comparison:
-        """Compare two experiments and note the result. ``subject`` names them if one is missing."""
-        if first is None or second is None:
-            self.observations.append(f"{subject}: no comparison, because at least one has no run.")
-            return Comparison(verdict=Verdict.NO_DATA, sentence="")
-        found = compare(first, second)
-        self.observations.append(found.sentence)
-        return found
+    def note(self, comparison: Comparison) -> Comparison:
+        """Add the numbers of a comparison to the observations, and return it."""
+        self.observations.append(comparison.sentence)
+        return comparison
+
+    def conclude(self, *sentences: str) -> None:
+        """Add one item of the interpretation, of those sentences that are not empty; none if all are."""
+        if text := " ".join(sentence for sentence in sentences if sentence):
+            self.interpretation.append(text)
 
 
 class GroupResults:
@@ -47,6 +45,13 @@ class GroupResults:
     def __init__(self, group: Group) -> None:
         self.group = group
         self.by_id = experiment_results(group)
+        self._compared: dict[Callable[[GroupResults], Sequence[Pair]], list[Comparison]] = {}
+
+    def compare(self, pairs: "Callable[[GroupResults], Sequence[Pair]]") -> list[Comparison]:
+        """Compare the pairs of a question as one family, once."""
+        if pairs not in self._compared:
+            self._compared[pairs] = compare(pairs(self))
+        return self._compared[pairs]
 
     def find(self, model: str, layers: int, optimizer: str) -> ExperimentResult | None:
         """Return the experiment of that kind with the fewest settings of its own, and of these the lowest id."""
