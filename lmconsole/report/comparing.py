@@ -28,6 +28,9 @@ from lmconsole.runs.store import Run
 
 NOT_A_CLAIM = "one seed, not a claim"
 
+DIGITS = 4
+"""Decimals of losses in nats."""
+
 MATERIAL_NATS = 0.02
 """Differences of losses and gaps up to this, in nats, get no explanation: 2% of a perplexity."""
 
@@ -258,6 +261,11 @@ class Pair:
     first: ExperimentResult | None
     second: ExperimentResult | None
 
+    @property
+    def exists(self) -> bool:
+        """Whether both have runs."""
+        return self.first is not None and self.second is not None
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
@@ -279,7 +287,8 @@ class Comparison:
 
     @property
     def first_is_lower(self) -> bool | None:
-        """Whether the first has the lower loss in these runs; None if the losses are equal or unknown."""
+        """Whether the first has the lower loss in these runs; None if the losses agree in the decimals shown, or
+        are unknown."""
         return None if self.contrast is None else _first_is_lower(self.contrast)
 
     @property
@@ -384,7 +393,8 @@ def outcome(evidence: Evidence, favored: ExperimentResult | None) -> str:
         case Evidence.NO_DATA:
             return ""
         case Evidence.ONE_SEED:
-            return f"{'lowest is ' + favored.label_with_id if favored else 'the values are equal'} ({NOT_A_CLAIM})."
+            order = f"lowest is {favored.label_with_id}" if favored else f"the values agree to {DIGITS} decimals"
+            return f"{order} ({NOT_A_CLAIM})."
         case Evidence.DESCRIPTION:
             return "description only, so nothing is concluded."
         case Evidence.INCONCLUSIVE:
@@ -415,15 +425,15 @@ def _first_is_lower(contrast: Contrast) -> bool | None:
         wins = sum((a < b) - (a > b) for a in first for b in second)
         return None if wins == 0 else wins > 0
     one, other = statistics.fmean(first), statistics.fmean(second)
-    return None if one == other else one < other
+    return None if round(one, DIGITS) == round(other, DIGITS) else one < other
 
 
-def signed(value: float, decimals: int = 4) -> str:
+def signed(value: float, decimals: int = DIGITS) -> str:
     """Return a number with its sign, and with a minus instead of a hyphen."""
     return f"{value:+.{decimals}f}".replace("-", "−")
 
 
-def unsigned(value: float, decimals: int = 4) -> str:
+def unsigned(value: float, decimals: int = DIGITS) -> str:
     """Return a number, with a minus instead of a hyphen if it is negative."""
     return f"{value:.{decimals}f}".replace("-", "−")
 
@@ -444,7 +454,13 @@ def format_share(share: float) -> str:
 
 
 def describe(
-    contrast: Contrast, result: verdict.Comparison | None, family: int, unit: str, *, log: bool = False, digits: int = 4
+    contrast: Contrast,
+    result: verdict.Comparison | None,
+    family: int,
+    unit: str,
+    *,
+    log: bool = False,
+    digits: int = DIGITS,
 ) -> str:
     """Return values, difference and uncertainty of a contrast as sentences, as far as its seeds allow them.
 
@@ -483,8 +499,8 @@ def describe(
         sentences.append(_superiority(result.superiority, result.superiority_interval))
     if result.detectable_sd is not None:
         sentences.append(
-            f"With 80% power, {fewest} and {fewest} seeds detect {result.detectable_sd:.1f} standard deviations before "
-            "correction."
+            f"With 80% power, {fewest} seeds each detect a difference of {result.detectable_sd:.1f} standard "
+            "deviations, before correction."
         )
     return " ".join(sentences)
 
@@ -575,7 +591,7 @@ def explain_comparisons(comparisons: Sequence[Comparison]) -> str:
     if any(each.interval for each in results):
         sentences.append("Intervals are those of Welch, each for one comparison alone.")
     if any(each.p_adjusted is not None for each in results):
-        sentences.append("p-values are two-sided and adjusted by Holm over the contrasts of this finding.")
+        sentences.append("p-values are two-sided and adjusted by Holm over the contrasts of each question.")
     return " ".join(sentences)
 
 

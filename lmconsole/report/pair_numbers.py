@@ -11,6 +11,7 @@ from lmconsole.claims import verdict
 from lmconsole.claims.difference import welch
 from lmconsole.claims.verdict import MIN_SEEDS, Contrast, Interval
 from lmconsole.report.comparing import (
+    DIGITS,
     Endpoint,
     ExperimentResult,
     Pair,
@@ -99,7 +100,7 @@ def _welch_p_values(results: GroupResults) -> dict[frozenset[int], str]:
                 ids = frozenset((first.id, second.id))
                 by_size.setdefault((len(one), len(other)), []).append((ids, one, other))
             break
-    found = {}
+    found: dict[frozenset[int], str] = {}
     for pairs in by_size.values():
         p = welch([one for _, one, _ in pairs], [other for *_, other in pairs]).p
         found |= {ids: _digits_of_p(float(each)) for (ids, *_), each in zip(pairs, p, strict=True) if each == each}
@@ -137,7 +138,7 @@ def _rows(results: GroupResults) -> Iterator[_Row]:
                     ids=(first.id, second.id),
                     contrast=found.contrast,
                     result=found.result,
-                    digits=4,
+                    digits=DIGITS,
                     family=found.family,
                 )
     measures = compare_overfitting(comparable_gaps(results))

@@ -9,6 +9,9 @@ from lmconsole.report.comparing import Comparison, ExperimentResult, Pair, compa
 from lmconsole.report.selection import Group
 from lmconsole.report.table import Table
 
+AS_EXPLAINED = "Settings are compared as explained for the first question."
+"""Method of a finding that compares settings."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
@@ -28,10 +31,11 @@ class Draft:
     observations: list[str] = field(default_factory=list)
     interpretation: list[str] = field(default_factory=list)
 
-    def note(self, comparison: Comparison) -> Comparison:
-        """Add the numbers of a comparison to the observations, and return it."""
-        self.observations.append(comparison.sentence)
-        return comparison
+    def note(self, comparisons: Sequence[Comparison]) -> None:
+        """Add the numbers of comparisons to the observations, and the pairs of which at least one has no run."""
+        self.observations += [each.sentence for each in comparisons if each.pair.exists]
+        if missing := [each.pair.subject for each in comparisons if not each.pair.exists]:
+            self.observations.append(f"No comparison, because at least one has no run: {'; '.join(missing)}.")
 
     def conclude(self, *sentences: str) -> None:
         """Add one item of the interpretation, of those sentences that are not empty; none if all are."""
@@ -52,6 +56,11 @@ class GroupResults:
         if pairs not in self._compared:
             self._compared[pairs] = compare(pairs(self))
         return self._compared[pairs]
+
+    @property
+    def compared(self) -> list[Comparison]:
+        """Comparisons of all questions that have been answered."""
+        return [comparison for family in self._compared.values() for comparison in family]
 
     def find(self, model: str, layers: int, optimizer: str) -> ExperimentResult | None:
         """Return the experiment of that kind with the fewest settings of its own, and of these the lowest id."""
@@ -87,6 +96,18 @@ def describe_inferences(*results: ExperimentResult | None, keys: Sequence[str] =
                 subject = f"This rests on an inference, that {result.label_with_id} had {meaning}"
                 sentences[f"{subject}: {origin.removeprefix(INFERRED)}."] = None
     return " ".join(sentences)
+
+
+def say_once(texts: Sequence[tuple[str, str]]) -> str:
+    """Return what there is to say about each model, by its name; what is the same about all once and without names."""
+    if len({text for _, text in texts}) == 1:
+        return texts[0][1]
+    return by_name(texts)
+
+
+def by_name(texts: Sequence[tuple[str, str]]) -> str:
+    """Return what there is to say about each model, after its name."""
+    return " ".join(f"{name}: {text}" for name, text in texts if text)
 
 
 def format_layers(layers: int) -> str:

@@ -12,9 +12,15 @@ from lmconsole.report.comparing import (
     Evidence,
     ExperimentResult,
     Pair,
-    explain_comparisons,
 )
-from lmconsole.report.questions.finding import Draft, Finding, GroupResults, describe_inferences, format_layers
+from lmconsole.report.questions.finding import (
+    AS_EXPLAINED,
+    Draft,
+    Finding,
+    GroupResults,
+    describe_inferences,
+    format_layers,
+)
 
 MATERIAL_GAIN = 0.01
 """A last epoch that lowers the validation loss by less than this, in nats, is no reason to expect more of others."""
@@ -38,7 +44,7 @@ def architectures(results: GroupResults) -> Finding:
     """Compare GPT-1 with LSTM."""
     draft = Draft()
     (found,) = results.compare(architecture_pairs)
-    draft.note(found)
+    draft.note([found])
     gpt1, lstm = found.pair.first, found.pair.second
     if lstm is not None and gpt1 is not None:
         if lstm.train_s and gpt1.train_s:
@@ -70,7 +76,7 @@ def architectures(results: GroupResults) -> Finding:
     return Finding(
         question="How do LSTM and GPT-1 compare, with one layer each and Adam?",
         observations=draft.observations,
-        method=explain_comparisons([found]),
+        method=AS_EXPLAINED,
         interpretation=draft.interpretation,
     )
 
@@ -92,8 +98,7 @@ def depth(results: GroupResults) -> Finding:
     """Compare GPT-1 models of different depths."""
     draft = Draft()
     comparisons = results.compare(depth_pairs)
-    for found in comparisons:
-        draft.note(found)
+    draft.note(comparisons)
     if summary := _summarize_depths(comparisons):
         draft.conclude(summary)
     for found in comparisons:
@@ -108,8 +113,8 @@ def depth(results: GroupResults) -> Finding:
         observations=draft.observations,
         method=(
             "Expected: a lower loss with each doubling of the layers. More epochs may change an order only if the last "
-            f"one lowered the validation loss by more than {MATERIAL_GAIN:g} nats, and by enough to close the "
-            f"difference within as many epochs again. {explain_comparisons(comparisons)}"
+            f"one lowered the validation loss by more than {MATERIAL_GAIN:g} nats, and by enough more than that of "
+            f"the shallower model to close the difference within as many epochs again. {AS_EXPLAINED}"
         ),
         interpretation=draft.interpretation,
     )
@@ -157,13 +162,15 @@ def _explain_doubling(shallow: ExperimentResult, deep: ExperimentResult, found: 
 
 def _still_improving(shallow: ExperimentResult, deep: ExperimentResult, found: Comparison) -> str:
     """Return that more epochs may change the order, if the deeper model is behind and its last epoch improved it by
-    more than ``MATERIAL_GAIN`` and by enough to close the difference within as many epochs again; else empty."""
+    more than ``MATERIAL_GAIN``, and by enough more than that of the shallower model to close the difference within as
+    many epochs again; else empty."""
     gain = deep.last_gain_nats
     if found.first_is_lower is not False or gain is None or not deep.mean_ppl or not shallow.mean_ppl:
         return ""
     epochs = min(len(run.state.epochs) for run in deep.runs)
     difference = math.log(deep.mean_ppl / shallow.mean_ppl)
-    if gain <= MATERIAL_GAIN or gain * epochs < difference:
+    catches_up = gain - max(shallow.last_gain_nats or 0.0, 0.0)
+    if gain <= MATERIAL_GAIN or catches_up <= 0.0 or catches_up * epochs < difference:
         return ""
     text = (
         f"The best epoch of {deep.label_with_id} is the last and lowered its perplexity by {1 - math.exp(-gain):.1%}, "

@@ -4,8 +4,19 @@ from collections.abc import Sequence
 
 from lmconsole.importing.settings import ASSUMED, INFERRED, STATED, is_inferred
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
-from lmconsole.report.comparing import Comparison, Evidence, ExperimentResult, Pair, explain_comparisons
-from lmconsole.report.questions.finding import Draft, Finding, GroupResults, describe_inferences
+from lmconsole.report.comparing import Comparison, Evidence, ExperimentResult, Pair
+from lmconsole.report.questions.finding import (
+    AS_EXPLAINED,
+    Draft,
+    Finding,
+    GroupResults,
+    by_name,
+    describe_inferences,
+    say_once,
+)
+
+TITLES = ("AdamW against Adam.", "Momentum against SGD.", "AdamW against SGD.")
+"""Beginnings of the interpretation, in the order of ``optimizer_pairs``."""
 
 SMALL_SHRINKAGE = 0.05
 """A weight decay that shrinks weights by less than this share over a run is expected to have little effect."""
@@ -29,47 +40,54 @@ def optimizers(results: GroupResults) -> Finding:
     """Compare the optimizers."""
     draft = Draft()
     comparisons = results.compare(optimizer_pairs)
-    for found in comparisons:
-        draft.note(found)
-    interpret = (_interpret_decay, _interpret_momentum, _interpret_adaptive)
-    for number, found in enumerate(comparisons):
-        first, second = found.pair.first, found.pair.second
-        if found.evidence is not Evidence.NO_DATA and first is not None and second is not None:
-            draft.conclude(*interpret[number % len(interpret)](found, first, second))
+    draft.note(comparisons)
+    for number, interpret in enumerate((_interpret_decay, _interpret_momentum, _interpret_adaptive)):
+        known = [found for found in comparisons[number::3] if found.evidence is not Evidence.NO_DATA]
+        if known:
+            names = [found.pair.subject.partition(",")[0] for found in known]
+            start, *rest = (list(zip(names, each, strict=True)) for each in zip(*map(interpret, known), strict=True))
+            outcomes = [(name, found.outcome) for name, found in zip(names, known, strict=True)]
+            draft.conclude(TITLES[number], say_once(start), by_name(outcomes), *map(say_once, rest))
     return Finding(
         question="What effect do weight decay, momentum and adaptive step sizes have?",
         observations=draft.observations,
-        method=(
-            "AdamW against Adam, momentum against SGD, and AdamW against SGD, with one layer each. "
-            f"{explain_comparisons(comparisons)}"
-        ),
+        method=f"AdamW against Adam, momentum against SGD, and AdamW against SGD, with one layer each. {AS_EXPLAINED}",
         interpretation=draft.interpretation,
     )
 
 
-def _interpret_decay(found: Comparison, adamw: ExperimentResult, adam: ExperimentResult) -> Sequence[str]:
-    """State the weight decay of both before anything else: the pair is about it only if it differs."""
+def _sides(found: Comparison) -> tuple[ExperimentResult, ExperimentResult]:
+    """Return the experiments of a comparison that has data."""
+    assert found.pair.first is not None
+    assert found.pair.second is not None
+    return found.pair.first, found.pair.second
+
+
+def _interpret_decay(found: Comparison) -> Sequence[str]:
+    """Return the weight decay of both, to precede the outcome, since the pair is about it only if it differs; and after
+    it what the pair says nothing about."""
+    adamw, adam = _sides(found)
     decays = {each.info.settings.weight_decay for each in (adam, adamw)}
     unknown = [each for each in (adam, adamw) if each.info.origins.get("weight_decay") == ASSUMED]
-    provenance = f"{found.pair.subject}: {' and '.join(_describe_decay(each) for each in (adam, adamw))}."
-    result = f"Result: {found.outcome}"
+    provenance = f"Weight decay: {_describe_decay(adam)}, {_describe_decay(adamw)}."
+    shrinkage = ""
     if unknown:
         names = " and ".join(OPTIMIZER_NAMES[each.info.experiment.optimizer] for each in unknown)
         limit = f"The sources do not state the weight decay of {names}, so this says nothing about its effect."
-        return provenance, limit, result
-    if len(decays) == 1:
+    elif len(decays) == 1:
         limit = (
             "They are equal, so this says nothing about the effect of weight decay, only about its form, which AdamW "
             "decouples from the gradient."
         )
-        return provenance, limit, result
-    limit = (
-        "Adam is used here without weight decay and AdamW with decoupled weight decay, so the effect of the decay "
-        "cannot be separated from that of its form."
-        if adam.info.settings.weight_decay == 0.0
-        else "They differ, and so does the form of the decay, which AdamW decouples from the gradient."
-    )
-    return provenance, limit, result, _expect_shrinkage(adamw)
+    else:
+        limit = (
+            "Adam is used here without weight decay and AdamW with decoupled weight decay, so the effect of the decay "
+            "cannot be separated from that of its form."
+            if adam.info.settings.weight_decay == 0.0
+            else "They differ, and so does the form of the decay, which AdamW decouples from the gradient."
+        )
+        shrinkage = _expect_shrinkage(adamw)
+    return provenance, limit, shrinkage
 
 
 def _describe_decay(result: ExperimentResult) -> str:
@@ -77,14 +95,14 @@ def _describe_decay(result: ExperimentResult) -> str:
     info = result.info
     name, origin = OPTIMIZER_NAMES[info.experiment.optimizer], info.origins.get("weight_decay", "")
     if origin == ASSUMED:
-        return f"{name} with an unknown weight decay"
+        return f"{name} unknown"
     if is_inferred(origin):
         source = f"inferred: {origin.removeprefix(INFERRED)}"
     elif origin == STATED or not origin:
         source = origin
     else:
         source = f"from {origin.rpartition('/')[2]}"
-    return f"{name} with a weight decay of {info.settings.weight_decay:g}{f' ({source})' if source else ''}"
+    return f"{name} {info.settings.weight_decay:g}{f' ({source})' if source else ''}"
 
 
 def _expect_shrinkage(adamw: ExperimentResult) -> str:
@@ -92,9 +110,10 @@ def _expect_shrinkage(adamw: ExperimentResult) -> str:
     if shrinkage is None:
         return ""
     settings = adamw.info.settings
+    share = f"{shrinkage:.2%}" if shrinkage >= 0.00005 else "less than 0.01%"
     return (
         f"Weight decay of {settings.weight_decay:g} at a learning rate of {settings.learning_rate:g} alone would "
-        f"shrink a weight by {shrinkage:.2%} over the whole run"
+        f"shrink a weight by {share} over the whole run"
         + (", so little effect was to be expected." if shrinkage < SMALL_SHRINKAGE else ".")
     )
 
@@ -110,7 +129,9 @@ def decay_shrinkage(adamw: ExperimentResult) -> float | None:
     return 1.0 - (1.0 - settings.learning_rate * settings.weight_decay) ** steps
 
 
-def _interpret_momentum(found: Comparison, momentum: ExperimentResult, sgd: ExperimentResult) -> Sequence[str]:
+def _interpret_momentum(found: Comparison) -> Sequence[str]:
+    """Return sentences before and after the outcome."""
+    momentum, sgd = _sides(found)
     info = momentum.info
     reason = ""
     if found.is_material and found.first_is_lower:
@@ -124,10 +145,12 @@ def _interpret_momentum(found: Comparison, momentum: ExperimentResult, sgd: Expe
     elif found.is_material:
         reason = "A possible reason: at this learning rate, the steps with momentum are too long."
     inferences = describe_inferences(momentum, sgd, keys=("optimizer",))
-    return f"{found.pair.subject}: {found.outcome}", reason, inferences
+    return "", reason, inferences
 
 
-def _interpret_adaptive(found: Comparison, adamw: ExperimentResult, sgd: ExperimentResult) -> Sequence[str]:
+def _interpret_adaptive(found: Comparison) -> Sequence[str]:
+    """Return sentences before and after the outcome."""
+    adamw, sgd = _sides(found)
     reason = ""
     if found.is_material and found.first_is_lower:
         reason = (
@@ -141,4 +164,4 @@ def _interpret_adaptive(found: Comparison, adamw: ExperimentResult, sgd: Experim
         else "No learning rate was tuned for either, so this says nothing about the best that SGD can do."
     )
     inferences = describe_inferences(adamw, sgd, keys=("optimizer",))
-    return f"{found.pair.subject}: {found.outcome}", reason, limit, inferences
+    return "", reason, limit, inferences

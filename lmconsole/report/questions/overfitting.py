@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from lmconsole.claims import verdict
 from lmconsole.claims.verdict import Contrast
@@ -29,12 +30,26 @@ UNDERTRAINED_NATS = 0.1
 """Experiments whose last epoch lowered the validation loss by more than this have barely been trained."""
 
 
+class Reason(Enum):
+    """Reason why gap and rise of an experiment say nothing."""
+
+    ONE_EPOCH = "Only one epoch"
+    BARELY_FITTED = f"More than {UNDERFITTED:g} times the lowest perplexity of these"
+    STILL_LEARNING = f"Last epoch still lowered the validation loss by more than {UNDERTRAINED_NATS:g} nats"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SetAside:
-    """Experiment whose gap says nothing about overfitting, and the reason."""
+    """Experiment whose gap and rise say nothing about overfitting."""
 
     result: ExperimentResult
-    reason: str
+    reason: Reason
+    size: str
+    """Number behind the reason; empty if there is none."""
+
+    @property
+    def text(self) -> str:
+        return self.result.label_with_id + (f" {self.size}" if self.size else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +100,7 @@ def overfitting(results: GroupResults) -> Finding:
     draft = Draft()
     by_model = _known_gaps(results)
     compared = comparable_gaps(results)
+    missing: dict[str, list[str]] = {}
     for model, by_depth in by_model.items():
         for layers in DEPTHS:
             each = by_depth.get(layers)
@@ -92,10 +108,15 @@ def overfitting(results: GroupResults) -> Finding:
                 draft.observations.append(_describe_gap(each))
                 continue
             found = results.find(model, layers, "adamw")
-            reason = "no complete run" if found is None or not found.complete else "the gap is unknown"
-            draft.observations.append(f"{MODEL_NAMES[model]} with AdamW and {format_layers(layers)}: {reason}.")
-    for aside in compared.set_aside:
-        draft.conclude(f"Set aside, because its gap says nothing: {aside.result.label_with_id}, {aside.reason}.")
+            unknown = "No complete run" if found is None or not found.complete else "Gap unknown"
+            missing.setdefault(unknown, []).append(f"{MODEL_NAMES[model]} with AdamW and {format_layers(layers)}")
+    draft.observations += [f"{reason}: {'; '.join(names)}." for reason, names in missing.items()]
+    if compared.set_aside:
+        by_reason: dict[Reason, list[str]] = {}
+        for aside in compared.set_aside:
+            by_reason.setdefault(aside.reason, []).append(aside.text)
+        named = [f"{reason.value}: {', '.join(texts)}." for reason, texts in by_reason.items()]
+        draft.conclude("Set aside as underfitted, since their gaps and rises say nothing.", *named)
     comparisons = compare_overfitting(compared)
     for comparison in comparisons:
         if comparison.evidence is not Evidence.ONE_SEED:  # the values of one seed are above
@@ -115,9 +136,10 @@ def overfitting(results: GroupResults) -> Finding:
         method=(
             "Two measures, with AdamW and at every depth that both architectures have: the gap, which is validation "
             "loss minus train loss at the last epoch, and the rise of the validation loss from its best epoch to the "
-            f"last. Without a test, differences of up to {MATERIAL_NATS:g} nats point to neither. Set aside: those "
-            f"whose lowest validation perplexity is more than {UNDERFITTED:g} times the lowest of these, whose last "
-            f"epoch lowered the validation loss by more than {UNDERTRAINED_NATS:g} nats, or that have one epoch. "
+            f"last. Without a test, differences of up to {MATERIAL_NATS:g} nats point to neither. "
+            "Underfitted experiments are set aside: those with one epoch, with more than "
+            f"{UNDERFITTED:g} times the lowest validation perplexity of these, or whose last epoch still lowered the "
+            f"validation loss by more than {UNDERTRAINED_NATS:g} nats. "
             + (
                 "The sources do not state how train loss was computed; if it was averaged over the epoch, the gaps are "
                 "slightly underestimated."
@@ -164,29 +186,30 @@ def ratios_to_lowest(results: GroupResults) -> dict[int, float]:
 def comparable_gaps(results: GroupResults) -> Overfitting:
     """Return the experiments in which overfitting is compared, and those that are set aside."""
     by_model, ratios = _known_gaps(results), ratios_to_lowest(results)
-    reasons = {id_: _why_set_aside(results.by_id[id_], ratio) for id_, ratio in ratios.items()}
+    aside = [found for id_, ratio in ratios.items() if (found := _set_aside(results.by_id[id_], ratio))]
+    ids = {each.result.id for each in aside}
     return Overfitting(
         fitted={
-            model: {layers: each for layers, each in by_depth.items() if not reasons[each.id]}
+            model: {layers: each for layers, each in by_depth.items() if each.id not in ids}
             for model, by_depth in by_model.items()
         },
-        set_aside=[SetAside(result=results.by_id[id_], reason=reason) for id_, reason in reasons.items() if reason],
+        set_aside=aside,
     )
 
 
-def _why_set_aside(result: ExperimentResult, ratio: float) -> str:
-    """Return why the gap of an experiment says nothing about overfitting; empty if it does.
+def _set_aside(result: ExperimentResult, ratio: float) -> SetAside | None:
+    """Return an experiment whose gap says nothing about overfitting with the reason; None if it does.
 
     ``ratio`` is that of its perplexity to the lowest.
     """
-    if not result.several_epochs:
-        return "which has one epoch"
-    if ratio > UNDERFITTED:
-        return f"which has barely fitted the text (its perplexity is {format_ratio(ratio)} times the lowest of these)"
     gain = result.last_gain_nats
+    if not result.several_epochs:
+        return SetAside(result=result, reason=Reason.ONE_EPOCH, size="")
+    if ratio > UNDERFITTED:
+        return SetAside(result=result, reason=Reason.BARELY_FITTED, size=f"{format_ratio(ratio)} times")
     if gain is not None and gain > UNDERTRAINED_NATS:
-        return f"which was still learning (its last epoch lowered the validation loss by {gain:.3f} nats)"
-    return ""
+        return SetAside(result=result, reason=Reason.STILL_LEARNING, size=f"by {gain:.3f}")
+    return None
 
 
 def compare_overfitting(compared: Overfitting) -> list[MeasureComparison]:

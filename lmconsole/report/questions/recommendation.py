@@ -14,9 +14,9 @@ from lmconsole.report.comparing import (
     MATERIAL_NATS,
     NOT_A_CLAIM,
     Endpoint,
+    Evidence,
     ExperimentResult,
     Pair,
-    explain_comparisons,
     format_p,
     signed,
 )
@@ -37,6 +37,8 @@ from lmconsole.runs.events import perplexity
 
 EQUAL_TIME = 0.1
 """Times up to this share above the shortest count as equal."""
+
+TARGET_LIMIT = "target chosen after the runs"
 
 LONGEST_LABEL = 32
 """Longer labels are shortened in the table."""
@@ -73,7 +75,6 @@ def recommendation(results: GroupResults) -> Finding:
         f"Times within {EQUAL_TIME:.0%} of the shortest count as equal.",
         "Generalization: lowest validation perplexity at the best epoch (early stopping), and at the last.",
         "The gap is validation loss minus train loss at the last epoch, in nats.",
-        explain_comparisons(found) if (found := results.compare(generalization_pairs)) else "",
     ]
     if any(time.reached and time.median_s is None for time in times.values()):
         method.append(f"“{DASH}”: reached, but the run does not record its times.")
@@ -111,9 +112,10 @@ def _recommend_for_time(results: GroupResults, draft: Draft, target: float, foun
     draft.observations += _test_times(results, target, times)
     shortest, *as_short = _within_tolerance(train_s)
     draft.observations.append(_describe_shortest(results, train_s, [shortest, *as_short], found))
-    missed = [id_ for id_ in (shortest, *sorted(as_short)) if not found[id_].reached]
+    missed = [id_ for id_ in sorted((shortest, *as_short)) if not found[id_].reached]
     draft.conclude(
-        f"If wall-clock time matters most: {_labels(results, sorted([fastest, *equal]))}{_limit(results, fastest)}.",
+        f"If wall-clock time matters most: {_labels(results, sorted([fastest, *equal]))}"
+        f"{_limit(results, fastest, TARGET_LIMIT)}.",
         "The measurements do not distinguish between these." if equal else "",
         f"A short run is not the answer by itself: {_labels(results, missed)} "
         f"{'ends' if len(missed) == 1 else 'end'} early but never {'reaches' if len(missed) == 1 else 'reach'} the "
@@ -132,8 +134,10 @@ def _within_tolerance(times_s: Mapping[int, float]) -> list[int]:
     return [id_ for id_ in ranked if times_s[id_] <= times_s[ranked[0]] * (1 + EQUAL_TIME)]
 
 
-def _limit(results: GroupResults, id_: int) -> str:
-    return f" ({NOT_A_CLAIM})" if len(results.by_id[id_].runs) == 1 else ""
+def _limit(results: GroupResults, id_: int, *limits: str) -> str:
+    """Return what limits a recommendation, in parentheses; nothing if nothing does."""
+    one_seed = (NOT_A_CLAIM,) if len(results.by_id[id_].runs) == 1 else ()
+    return f" ({'; '.join((*one_seed, *limits))})" if one_seed or limits else ""
 
 
 def _describe_shortest(
@@ -200,7 +204,10 @@ def _recommend_for_generalization(results: GroupResults, draft: Draft) -> None:
         draft.observations.append(f"Compared with the next: {found.sentence}")
         next_best = found.pair.second
         assert next_best is not None
-        result = f"Against the next, {next_best.label_with_id}: {found.outcome}" if found.outcome else ""
+        if found.evidence is not Evidence.ONE_SEED:
+            result = f"Against the next, {next_best.label_with_id}: {found.outcome}"
+        elif found.favored is not None and found.favored.id != best.id:
+            result = f"By {found.endpoint.value}, {next_best.label_with_id} is the lower of the two."
     recommended = f"If generalization matters most: {best.label_with_id}{_limit(results, best.id)}"
     if last.id != best.id:
         recommended += (
