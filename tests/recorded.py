@@ -1,11 +1,13 @@
 """Runs that were never trained: a test chooses what their logs say."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import factories
 import tiny
 
+from lmconsole.runs.events import perplexity
 from lmconsole.runs.store import Run
 
 
@@ -26,6 +28,7 @@ def record(
     seconds: float = 1.0,
     jobs: int = 1,
     energy_j: float | None = None,
+    tested: bool = True,
     **settings: Any,
 ) -> Run:
     """Record a run with these (train, validation) losses in nats, one pair for each epoch.
@@ -34,6 +37,7 @@ def record(
         samples: telemetry samples in each epoch.
         seconds: training time of each epoch.
         energy_j: energy of the whole run, used evenly over the epochs.
+        tested: whether test perplexities are known: that of the best epoch is its validation perplexity.
     """
     run = tiny.queue_tiny(
         root, model, number=number, optimizer=optimizer, seed=seed, layers=layers, name=name, jobs=jobs, **settings
@@ -67,10 +71,11 @@ def record(
         )
         factories.append_events(run.paths, *[sample] * samples, end)
     if finish:
+        best = min((valid for _, valid in losses if math.isfinite(valid)), default=None)
         outcome = factories.finished(
             [valid for _, valid in losses],
-            test_ppl_final=1.0,
-            test_ppl_best=1.0,
+            test_ppl_final=1.0 if tested else None,
+            test_ppl_best=None if best is None or not tested else perplexity(best),
             setup_s=0.0,
             wall_s=1.0,
             diverged=losses[-1][1] != losses[-1][1],

@@ -513,7 +513,8 @@ def _describe_diverged(
         counts = " and ".join(f"{_diverged_of(each)} of {len(each)}" for each in (first, second))
     else:
         counts = " and ".join(_diverged_share(side) for side in (result.first, result.second))
-    sentences = [f"{_list_values(first, digits)} and {_list_values(second, digits)} {unit}.", f"Diverged: {counts}."]
+    values = " and ".join(_list_values(each, digits, median=True) for each in (first, second))
+    sentences = [f"{values} {unit}.", f"Diverged: {counts}."]
     if result is None or result.test is None:
         sentences.append(
             f"A diverged run counts as infinite: no mean, and no test with fewer than {MIN_SEEDS_RANKS} seeds."
@@ -529,14 +530,13 @@ def _describe_diverged(
     return " ".join(sentences)
 
 
-def _list_values(values: Sequence[float], digits: int) -> str:
-    """Return one or two values as they are, more as their mean and standard deviation or, if a run diverged, as their
-    median."""
+def _list_values(values: Sequence[float], digits: int, *, median: bool = False) -> str:
+    """Return one or two values as they are, more as their mean and standard deviation, or as their median."""
     if len(values) < MIN_SEEDS:
         return ", ".join(unsigned(value, digits) if math.isfinite(value) else "diverged" for value in values)
-    if _diverged_of(values):
-        median = statistics.median(values)
-        return f"median {unsigned(median, digits) if math.isfinite(median) else '∞'} (n = {len(values)})"
+    if median:
+        middle = statistics.median(values)
+        return f"median {unsigned(middle, digits) if math.isfinite(middle) else '∞'} (n = {len(values)})"
     sd = statistics.stdev(values)
     return f"{unsigned(statistics.fmean(values), digits)} (n = {len(values)}, sd {unsigned(sd, digits)})"
 

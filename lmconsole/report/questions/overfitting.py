@@ -275,7 +275,7 @@ def _answer(gap: str | None, rise: str | None, depths: str) -> str:
         name = MODEL_NAMES[gap or rise or ""]
         measure, other = ("gap", "rise") if gap else ("rise", "gap")
         return f"Only the {measure} points to {name} as overfitting more, the {other} to neither ({depths})"
-    return f"Inconclusive: neither gap nor rise points to the same architecture at every depth ({depths})"
+    return f"Inconclusive: neither gap nor rise points to one architecture at every depth ({depths})"
 
 
 def _summarize_measures(compared: Overfitting) -> str:
