@@ -10,17 +10,19 @@ import msgspec
 import pandas as pd
 
 from lmconsole import formatting
+from lmconsole.claims.ranks import share_interval
 from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.plan.presets import ranges
 from lmconsole.report.against import SPLITS
 from lmconsole.report.comparing import Endpoint, ExperimentResult
 from lmconsole.report.markup import escape_latex, format_ppl, format_ratio
-from lmconsole.report.pair_numbers import pair_quantities
+from lmconsole.report.pair_numbers import p_digits, pair_quantities
 from lmconsole.report.quantity import Quantity, Values
 from lmconsole.report.questions.finding import GroupResults
 from lmconsole.report.questions.memory import logits_mib, state_mib
 from lmconsole.report.questions.optimizers import decay_shrinkage
 from lmconsole.report.questions.overfitting import comparable_gaps, ratios_to_lowest
+from lmconsole.report.questions.recommendation import times_p_value, two_fastest
 from lmconsole.report.results import INCOMPLETE_MARK, is_complete, marks, memory_frame, run_frame, uses_gpu
 from lmconsole.report.selection import Group
 from lmconsole.report.targets import common_target, time_to_target
@@ -48,7 +50,9 @@ def _of_group(results: GroupResults) -> Iterator[Quantity]:
     target = common_target(group)
     best = min(results.complete, key=lambda each: each.mean_ppl or math.inf, default=None)
     times = _times_to_target(results)
-    fastest = min((id_ for id_ in times if results.by_id[id_].complete), key=lambda id_: times[id_], default=None)
+    complete_times = {id_: time for id_, time in times.items() if results.by_id[id_].complete}
+    fastest = two_fastest(complete_times)
+    times_p = None if target is None else times_p_value(results, target, fastest)
     yield single("lmRuns", "number of runs", f"{len(group.runs):,}")
     yield single("lmCompleteRuns", "number of complete runs", f"{sum(map(is_complete, group.runs)):,}")
     yield single("lmExperiments", "number of experiments", f"{len(results.by_id):,}")
@@ -60,7 +64,10 @@ def _of_group(results: GroupResults) -> Iterator[Quantity]:
     yield single("lmTargetPpl", "target perplexity of the times to a target", None if target is None else _ppl(target))
     yield single("lmLogitsMib", "MiB of the logits of a step, if all were held", _logits_mib(group))
     yield single("lmBestExperiment", "experiment with the lowest validation perplexity", str(best.id) if best else None)
-    yield single("lmFastestExperiment", "experiment that reaches the target first", str(fastest) if fastest else None)
+    first = str(fastest[0]) if fastest else None
+    yield single("lmFastestExperiment", "experiment that reaches the target first", first)
+    meaning = "p-value of the times of the two fastest, by ranks"
+    yield single("lmTimesPValue", meaning, None if times_p is None else p_digits(times_p))
     yield Quantity(
         name="lmSetting",
         arguments=("setting",),
@@ -186,10 +193,16 @@ def _of_experiments(results: GroupResults) -> Iterator[Quantity]:
         yield Quantity(
             name=f"{name}Of", arguments=("experiment", "seed"), meaning="the same, of one seed", values=of_seeds
         )
-    yield quantity("lmDiverged", "number of diverged runs", of_results(_diverged_runs), _whole)
+    diverged = {id_: count for id_, each in by_id.items() if (count := _diverged_runs(each)) is not None}
+    yield quantity("lmDiverged", "number of diverged runs", diverged, _whole)
+    for name, ends in _diverged_shares(results, diverged).items():
+        meaning = f"{'lower' if name == 'Low' else 'upper'} end of the 95% interval of their share, in percent"
+        yield quantity(f"lmDiverged{name}", meaning, ends, lambda share: f"{100.0 * share:.0f}")
     last = of_results(lambda each: each.last_ppl)
     yield quantity("lmLastPpl", "validation perplexity at the last epoch, mean over seeds", last, format_ppl)
     yield quantity("lmEpoch", "best epoch, median over seeds", over_seeds("epoch", "median"), lambda n: f"{n:g}")
+    epochs = of_results(lambda each: max(run.state.epochs_done for run in each.runs))
+    yield quantity("lmLastEpoch", "last epoch", epochs, _whole)
     yield quantity("lmSeedCount", "number of seeds", of_results(lambda each: len(each.runs)), _whole)
     train_s = of_results(lambda each: each.train_s)
     yield quantity("lmTrainSeconds", "seconds of training, mean over seeds", train_s, _tenths)
@@ -201,10 +214,14 @@ def _of_experiments(results: GroupResults) -> Iterator[Quantity]:
     gaps = of_results(lambda each: each.last_gap_nats)
     meaning = "validation loss minus train loss at the last epoch, in nats"
     yield quantity("lmGapNats", meaning, gaps, lambda nats: f"{nats:+.3f}")
+    gap_sds = of_results(lambda each: _sd(each.last_gaps_nats))
+    yield quantity("lmGapNatsSd", "the same, standard deviation", gap_sds, lambda nats: f"{nats:.3f}")
     meaning = "validation perplexity over train perplexity at the last epoch"
     yield quantity("lmGapRatio", meaning, of_results(lambda each: each.last_gap_ratio), format_ratio)
     meaning = "rise of the validation loss from the best epoch to the last, in nats"
     yield quantity("lmRiseNats", meaning, of_results(lambda each: each.rise_nats), lambda nats: f"{nats:.3f}")
+    rise_sds = of_results(lambda each: _sd(each.rises_nats))
+    yield quantity("lmRiseNatsSd", "the same, standard deviation", rise_sds, lambda nats: f"{nats:.3f}")
     gains = of_results(lambda each: each.last_gain_nats)
     meaning = "nats by which the last epoch, if it is the best, lowered the validation loss (smallest of the seeds)"
     yield quantity("lmLastGainNats", meaning, gains, lambda nats: f"{nats:.3f}")
@@ -243,12 +260,24 @@ def _nats(value: float) -> str:
     return f"{value:.4f}"
 
 
-def _sd(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+def _sd(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if _is_finite(value)]
+    return statistics.stdev(known) if 1 < len(known) == len(values) else None
 
 
-def _diverged_runs(result: ExperimentResult) -> float | None:
-    return sum(not math.isfinite(loss) for loss in result.losses(Endpoint.VALIDATION) or ()) if result.ended else None
+def _diverged_runs(result: ExperimentResult) -> int | None:
+    """Return the number of diverged runs; None unless all have ended."""
+    losses = result.losses(Endpoint.VALIDATION) if result.ended else None
+    return None if losses is None else sum(not math.isfinite(loss) for loss in losses)
+
+
+def _diverged_shares(results: GroupResults, diverged: Mapping[int, int]) -> dict[str, dict[int, float]]:
+    """Return the ends of the exact interval of the share of diverged runs, if any diverged at all."""
+    shown = diverged if any(diverged.values()) else {}
+    intervals = {id_: share_interval(count, len(results.by_id[id_].runs)) for id_, count in shown.items()}
+    return {
+        name: {id_: interval[end] for id_, interval in intervals.items()} for end, name in enumerate(("Low", "High"))
+    }
 
 
 def _whole(value: float) -> str:

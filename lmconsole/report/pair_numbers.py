@@ -103,11 +103,12 @@ def _welch_p_values(results: GroupResults) -> dict[frozenset[int], str]:
     found: dict[frozenset[int], str] = {}
     for pairs in by_size.values():
         p = welch([one for _, one, _ in pairs], [other for *_, other in pairs]).p
-        found |= {ids: _digits_of_p(float(each)) for (ids, *_), each in zip(pairs, p, strict=True) if each == each}
+        found |= {ids: p_digits(float(each)) for (ids, *_), each in zip(pairs, p, strict=True) if each == each}
     return found
 
 
-def _digits_of_p(p: float) -> str:
+def p_digits(p: float) -> str:
+    """Return a p-value as in sentences, without an equals sign."""
     return format_p(p).removeprefix("= ")
 
 
@@ -187,7 +188,7 @@ def _of_contrasts(results: GroupResults) -> Iterator[Quantity]:
         return f"{value:+.{digits}f}"
 
     def p_value(p: float, _: int) -> str:
-        return _digits_of_p(p)
+        return p_digits(p)
 
     def ratio(value: float, _: int) -> str:
         return format_ratio_of_ppl(value)

@@ -109,7 +109,10 @@ def _recommend_for_time(results: GroupResults, draft: Draft, target: float, foun
         f"{formatting.seconds(times[fastest])} of training"
         + (f"; within {EQUAL_TIME:.0%} of that: {_labels(results, equal)}." if equal else ".")
     )
-    draft.observations += _test_times(results, target, times)
+    if (p := times_p_value(results, target, fastest_two := two_fastest(times))) is not None:
+        draft.observations.append(
+            f"Times of {_labels(results, fastest_two)}, by ranks: exploratory p {format_p(p)} (permutation test)."
+        )
     shortest, *as_short = _within_tolerance(train_s)
     draft.observations.append(_describe_shortest(results, train_s, [shortest, *as_short], found))
     missed = [id_ for id_ in sorted((shortest, *as_short)) if not found[id_].reached]
@@ -164,15 +167,21 @@ def _describe_shortest(
     )
 
 
-def _test_times(results: GroupResults, target: float, times_s: Mapping[int, float]) -> list[str]:
-    """Compare the times of the two fastest experiments by ranks, if both have seeds enough; a miss is infinite."""
-    ranked = sorted(times_s, key=lambda id_: times_s[id_])[:2]
-    seeds = [results.by_id[id_].runs for id_ in ranked]
-    if len(ranked) < 2 or min(map(len, seeds)) < MIN_SEEDS_RANKS:
-        return []
+def two_fastest(times_s: Mapping[int, float]) -> list[int]:
+    """Return the two experiments with the shortest times."""
+    return sorted(times_s, key=lambda id_: times_s[id_])[:2]
+
+
+def times_p_value(results: GroupResults, target: float, ids: Sequence[int]) -> float | None:
+    """Return the p-value of the times of two experiments to a target by ranks, where a miss is infinite.
+
+    None if there are not two, or if one has fewer than ``MIN_SEEDS_RANKS`` seeds.
+    """
+    seeds = [results.by_id[id_].runs for id_ in ids]
+    if len(ids) < 2 or min(map(len, seeds)) < MIN_SEEDS_RANKS:
+        return None
     times = [[math.inf if (s := seconds_to_target(run, target)) is None else s for run in runs] for runs in seeds]
-    p = format_p(rank_permutation_p(*times))
-    return [f"Times of {_labels(results, ranked)}, by ranks: exploratory p {p} (permutation test)."]
+    return rank_permutation_p(*times)
 
 
 def _ranked(results: GroupResults) -> list[ExperimentResult]:
@@ -246,7 +255,7 @@ def _describe_cost(results: GroupResults, result: ExperimentResult, *, early: bo
     if result.train_s is not None:
         total = formatting.seconds(result.train_s)
         if early and result.stops_before_last and result.best_train_s is not None:
-            parts.append(f"{formatting.seconds(result.best_train_s)} of training to its best epoch, of {total}")
+            parts.append(f"{formatting.seconds(result.best_train_s)} of training to its best epoch ({total} in all)")
         else:
             parts.append(f"{total} of training")
     if (mib := used_memory(results.group).get(result.id)) is not None:
