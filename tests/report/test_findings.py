@@ -317,7 +317,7 @@ def test_gap_and_rise_decide_together_which_architecture_overfits_more(tmp_path:
     for layers in (1, 2, 4):
         record_kind(tmp_path, ("lstm", layers, "adamw"), 4.0, 4.0, train=3.9)
         record_kind(tmp_path, ("gpt1", layers, "adamw"), 4.0, 4.1, train=3.0)
-    question = " as overfitting more (1, 2, 4 layers) (one seed, not a claim)."
+    question = " as overfitting more (1, 2, 4 layers; one seed, not a claim)."
     assert f"Gap and rise both point to GPT-1{question}" in answer(tmp_path, overfitting).interpretation
     for layers in (1, 2, 4):
         record_kind(tmp_path, ("gpt1", layers, "adamw"), 4.1, 4.1, train=3.0)
@@ -347,7 +347,7 @@ def test_several_seeds_give_gaps_and_rises_intervals(tmp_path: Path) -> None:
         finding
     )
     assert f"{start}rise: " in sentences(finding)
-    assert "Gap and rise both point to GPT-1 as overfitting more (1 layer) (exploratory)." in finding.interpretation
+    assert "Gap and rise both point to GPT-1 as overfitting more (1 layer; exploratory)." in finding.interpretation
     assert "Holm over 2 contrasts" in text
 
 
@@ -360,7 +360,7 @@ def test_underfitted_models_are_set_aside(tmp_path: Path) -> None:
     text = sentences(answer(tmp_path, overfitting))
     assert "More than 2 times the lowest perplexity of these: GPT-1 2L AdamW (11) 7.39 times." in text
     assert "Last epoch still lowered the validation loss by more than 0.1 nats: LSTM 4L AdamW (10) by 0.200." in text
-    assert "Gap and rise both point to GPT-1 as overfitting more (1 layer)" in text
+    assert "Gap and rise both point to GPT-1 as overfitting more (1 layer;" in text
     assert (
         "This rests on GPT-1 1L AdamW (6): gap of at most +1.270 and rise of at most 0.070 nats; LSTM 1L AdamW (2), "
         "LSTM 2L AdamW (9): gap of at most +0.400 and rise of at most 0.000 nats."

@@ -93,7 +93,7 @@ def test_overfitting_rests_on_gap_and_rise_of_fitted_models(graded: dict[str, Fi
         "More than 2 times the lowest perplexity of these: GPT-1 2L AdamW (11) 2.83 times, GPT-1 4L AdamW (12) 10.18"
         " times."
     ) in text
-    answer = "Gap and rise both point to GPT-1 as overfitting more (1 layer) (one seed, not a claim)."
+    answer = "Gap and rise both point to GPT-1 as overfitting more (1 layer; one seed, not a claim)."
     assert answer in finding.interpretation
     assert (
         "This rests on GPT-1 1L AdamW (6): gap of at most +1.270 and rise of at most 0.072 nats; LSTM 1L AdamW (2), "

@@ -85,7 +85,7 @@ _MEANINGS = {"sgd": "no momentum", "momentum": "momentum"}
 def describe_inferences(*results: ExperimentResult | None, keys: Sequence[str] = ("optimizer", "weight_decay")) -> str:
     """Return a sentence for each of these settings of imported runs that is inferred, to follow every conclusion that
     rests on it; empty if there are none."""
-    sentences: dict[str, None] = {}
+    inferred: dict[tuple[str, str], dict[str, None]] = {}
     for result in results:
         if result is None:
             continue
@@ -93,9 +93,11 @@ def describe_inferences(*results: ExperimentResult | None, keys: Sequence[str] =
             if is_inferred(origin := info.origins.get(key, "")):
                 value = getattr(info.settings, key)
                 meaning = f"a {key.replace('_', ' ')} of {value:g}" if isinstance(value, float) else _MEANINGS[value]
-                subject = f"This rests on an inference, that {result.label_with_id} had {meaning}"
-                sentences[f"{subject}: {origin.removeprefix(INFERRED)}."] = None
-    return " ".join(sentences)
+                inferred.setdefault((meaning, origin.removeprefix(INFERRED)), {})[result.label_with_id] = None
+    return " ".join(
+        f"This rests on an inference, that {' and '.join(labels)} had {meaning}: {reason}."
+        for (meaning, reason), labels in inferred.items()
+    )
 
 
 def say_once(texts: Sequence[tuple[str, str]]) -> str:

@@ -48,6 +48,9 @@ def optimizers(results: GroupResults) -> Finding:
             start, *rest = (list(zip(names, each, strict=True)) for each in zip(*map(interpret, known), strict=True))
             outcomes = [(name, found.outcome) for name, found in zip(names, known, strict=True)]
             draft.conclude(TITLES[number], say_once(start), by_name(outcomes), *map(say_once, rest))
+    compared = [each for found in comparisons for each in (found.pair.first, found.pair.second)]
+    if draft.interpretation:
+        draft.conclude(describe_inferences(*compared, keys=("optimizer",)))
     return Finding(
         question="What effect do weight decay, momentum and adaptive step sizes have?",
         observations=draft.observations,
@@ -131,7 +134,7 @@ def decay_shrinkage(adamw: ExperimentResult) -> float | None:
 
 def _interpret_momentum(found: Comparison) -> Sequence[str]:
     """Return sentences before and after the outcome."""
-    momentum, sgd = _sides(found)
+    momentum, _ = _sides(found)
     info = momentum.info
     reason = ""
     if found.is_material and found.first_is_lower:
@@ -144,13 +147,12 @@ def _interpret_momentum(found: Comparison) -> Sequence[str]:
         )
     elif found.is_material:
         reason = "A possible reason: at this learning rate, the steps with momentum are too long."
-    inferences = describe_inferences(momentum, sgd, keys=("optimizer",))
-    return "", reason, inferences
+    return "", reason
 
 
 def _interpret_adaptive(found: Comparison) -> Sequence[str]:
     """Return sentences before and after the outcome."""
-    adamw, sgd = _sides(found)
+    _, sgd = _sides(found)
     reason = ""
     if found.is_material and found.first_is_lower:
         reason = (
@@ -163,5 +165,4 @@ def _interpret_adaptive(found: Comparison) -> Sequence[str]:
         if sgd.info.origin == "imported"
         else "No learning rate was tuned for either, so this says nothing about the best that SGD can do."
     )
-    inferences = describe_inferences(adamw, sgd, keys=("optimizer",))
-    return "", reason, limit, inferences
+    return "", reason, limit

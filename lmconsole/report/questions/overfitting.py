@@ -252,7 +252,7 @@ def _interpret_overfitting(compared: Overfitting, comparisons: Sequence[MeasureC
         measure: {each.points_to for each in comparisons if each.measure == measure} for measure in ("gap", "rise")
     }
     gap, rise = (found.pop() if len(found) == 1 else None for found in pointed.values())
-    sentences = [f"{_answer(gap, rise, depths)} ({limit})."]
+    sentences = [f"{_answer(gap, rise)} ({depths}; {limit})."]
     sentences.append(_summarize_measures(compared))
     more = gap or rise
     if more is not None and (size := _size_caveat(compared, more)):
@@ -262,20 +262,20 @@ def _interpret_overfitting(compared: Overfitting, comparisons: Sequence[MeasureC
     return sentences
 
 
-def _answer(gap: str | None, rise: str | None, depths: str) -> str:
+def _answer(gap: str | None, rise: str | None) -> str:
     """Return which model both measures point to, each None if it points to none at every depth."""
     if gap is not None and gap == rise:
-        return f"Gap and rise both point to {MODEL_NAMES[gap]} as overfitting more ({depths})"
+        return f"Gap and rise both point to {MODEL_NAMES[gap]} as overfitting more"
     if gap is not None and rise is not None:
         return (
             f"The measures disagree: the gap points to {MODEL_NAMES[gap]} as overfitting more, the rise to "
-            f"{MODEL_NAMES[rise]} ({depths})"
+            f"{MODEL_NAMES[rise]}"
         )
     if gap is not None or rise is not None:
         name = MODEL_NAMES[gap or rise or ""]
         measure, other = ("gap", "rise") if gap else ("rise", "gap")
-        return f"Only the {measure} points to {name} as overfitting more, the {other} to neither ({depths})"
-    return f"Inconclusive: neither gap nor rise points to one architecture at every depth ({depths})"
+        return f"Only the {measure} points to {name} as overfitting more, the {other} to neither"
+    return "Inconclusive: neither gap nor rise points to one architecture at every depth"
 
 
 def _summarize_measures(compared: Overfitting) -> str:
