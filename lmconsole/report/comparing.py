@@ -1,4 +1,4 @@
-"""Results of experiments over their seeds, and comparisons of two of them in numbers and in words.
+"""Results of experiments over their seeds, and comparisons of two of them as numbers and sentences.
 
 The statistics are those of ``lmconsole.claims``. No claim is registered for the comparisons of a report, so they are
 exploratory: they describe what the seeds show, and no sentence calls one setting better than another.
@@ -282,7 +282,7 @@ class Comparison:
 
     @property
     def evidence(self) -> Evidence:
-        """What the seeds allow to say."""
+        """Amount of evidence."""
         return evidence_of(self.contrast, self.result)
 
     @property
@@ -310,7 +310,7 @@ class Comparison:
 
     @property
     def outcome(self) -> str:
-        """How far the comparison goes, as the end of a sentence after a colon; empty without data."""
+        """Result in a few words, as the end of a sentence after a colon; empty without data."""
         return outcome(self.evidence, self.favored)
 
     @property
