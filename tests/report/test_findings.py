@@ -322,9 +322,7 @@ def test_gap_and_rise_decide_together_which_architecture_overfits_more(tmp_path:
     for layers in (1, 2, 4):
         record_kind(tmp_path, ("gpt1", layers, "adamw"), 4.1, 4.1, train=3.0)
     found = answer(tmp_path, overfitting).interpretation
-    assert (
-        "Only the gap points to GPT-1 as overfitting more, the rise to neither (1, 2, 4 layers) (one seed" in found[0]
-    )
+    assert "Only the gap points to GPT-1 as overfitting more, the rise to neither (1, 2, 4 layers; one seed" in found[0]
     for layers in (1, 2, 4):
         record_kind(tmp_path, ("lstm", layers, "adamw"), 4.0, 4.2, train=4.1)
     assert "The measures disagree: the gap points to GPT-1 as overfitting more, the rise to LSTM" in sentences(

@@ -84,10 +84,10 @@ def test_the_report_on_twelve_imported_runs_is_right(tmp_path: Path, runs: dict[
     assert "Device memory used: from 5,408 MiB (LSTM 2L AdamW (9)) to 6,680 MiB" in section(text, "How much memory")
     assert "chunk of logits" not in text
     effects = section(text, "What effect do weight decay")
-    assert "that LSTM 1L Adam (1) had a weight decay of 0: weight decay 0.0005 is recorded for adam" in effects
-    assert "that LSTM 1L SGD (3) had no momentum: momentum 0.9 is recorded for sgd" in effects
+    assert "Weight decay: Adam 0 (inferred: weight decay 0.0005 is recorded for adam; plain Adam has none)" in effects
+    assert "that LSTM 1L SGD (3) and GPT-1 1L SGD (7) had no momentum: momentum 0.9 is recorded for sgd" in effects
     assert "No learning rate was tuned" not in text
-    assert "Lowest validation perplexity: LSTM 2L AdamW (9), 139.337." in text
+    assert "Lowest validation perplexity: LSTM 2L AdamW (9), 139.337, at epoch 7 of 10." in text
     assert "No run yet" not in text
     assert "repeat" not in text.split("## Findings")[0]
 
@@ -170,21 +170,3 @@ def test_an_exported_time_of_a_reading_is_unknown(tmp_path: Path, runs: dict[int
     samples: list[dict[str, Any]] = json.loads((tmp_path / "out/data/telemetry.json").read_text())
     assert {sample["t"] for sample in samples} == {None}
     assert sum(sample["samples"] for sample in samples) == READINGS
-
-
-@pytest.mark.usefixtures("quick_figures")
-@pytest.mark.parametrize("known", [{"weight_decay": None}, {}])
-def test_the_effect_of_weight_decay_is_not_claimed_where_it_is_unknown_or_equal(
-    tmp_path: Path, runs: dict[int, CourseRun], known: dict[str, object]
-) -> None:
-    folders = {1: runs[1], 2: runs[2]}
-    write_course_folders(tmp_path / "logs", list(folders.values()), **known)
-    if not known:  # another Adam with another decay: it was chosen, so it had an effect
-        write_course_folders(tmp_path / "logs/0", [runs[5]], weight_decay=0.1)
-    store = Store(tmp_path / "runs")
-    import_runs(store, tmp_path / "logs", load_plan())
-    export(store, tmp_path / "out", ExportOptions(imported=True, file_format="markdown"))
-    effects = section((tmp_path / "out/report.md").read_text(), "What effect do weight decay")
-    assert "weight decay makes practically no difference" not in effects
-    expected = "do not state the weight decay" if known else "Both have a weight decay of 0.0005, which AdamW decouples"
-    assert expected in effects
