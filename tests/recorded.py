@@ -1,5 +1,6 @@
 """Runs that were never trained: a test chooses what their logs say."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import factories
 import msgspec
 import tiny
 
+from lmconsole.runs.events import perplexity
 from lmconsole.runs.info import write_info
 from lmconsole.runs.store import Run, Store
 
@@ -30,6 +32,7 @@ def record(
     jobs: int = 1,
     energy_j: float | None = None,
     within: Sequence[Sequence[float]] = (),
+    tested: bool = True,
     **settings: Any,
 ) -> Run:
     """Record a run with these (train, validation) losses in nats, one pair for each epoch.
@@ -39,6 +42,7 @@ def record(
         seconds: training time of each epoch.
         energy_j: energy of the whole run, used evenly over the epochs.
         within: validation losses at evaluations within each epoch, spread evenly over its steps.
+        tested: whether test perplexities are known: that of the best epoch is its validation perplexity.
     """
     run = tiny.queue_tiny(
         root, model, number=number, optimizer=optimizer, seed=seed, layers=layers, name=name, jobs=jobs, **settings
@@ -83,10 +87,11 @@ def record(
         ]
         factories.append_events(run.paths, *[sample] * samples, *evaluations, end)
     if finish:
+        best = min((valid for _, valid in losses if math.isfinite(valid)), default=None)
         outcome = factories.finished(
             [valid for _, valid in losses],
-            test_ppl_final=1.0,
-            test_ppl_best=1.0,
+            test_ppl_final=1.0 if tested else None,
+            test_ppl_best=None if best is None or not tested else perplexity(best),
             setup_s=0.0,
             wall_s=1.0,
             diverged=losses[-1][1] != losses[-1][1],

@@ -115,7 +115,7 @@ class Digest(msgspec.Struct, frozen=True, kw_only=True):
         time = f" in {formatting.seconds(self.wall_s)}" if self.wall_s is not None else ""
         return [
             f"{self.title}{time}; training took {formatting.seconds(self.train_s)}.",
-            *(f"Best so far: {_describe(best)}{self._group(best)}." for best in self.best),
+            *(f"Lowest so far, one run and not a claim: {_describe(best)}{self._group(best)}." for best in self.best),
         ]
 
     @property

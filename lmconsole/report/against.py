@@ -161,7 +161,16 @@ def _other_text(ours: RunInfo, theirs: RunInfo) -> str:
     for one, other in ((ours, theirs), (theirs, ours)):
         if one.origin == "imported":
             return _other_text_than_published(other) if one.denominator == "padded" else ""
-    return "" if same_text(ours, theirs) else "The two were trained on different text."
+    if same_text(ours, theirs):
+        return ""
+    if ours.corpus.sha256 != theirs.corpus.sha256:
+        return "The two were trained on different text."
+    used = " and ".join(_describe_part(info.corpus.max_tokens) for info in (ours, theirs))
+    return f"The two used different parts of one text: {used}."
+
+
+def _describe_part(max_tokens: int | None) -> str:
+    return "all training tokens" if max_tokens is None else f"the first {max_tokens:,} training tokens"
 
 
 def _other_text_than_published(info: RunInfo) -> str:
@@ -170,7 +179,7 @@ def _other_text_than_published(info: RunInfo) -> str:
     if is_published_text(info) or info.origin == "imported":
         return ""
     whole_text = "all of WikiText-2 with the GPT-1 tokenizer"
-    part = "" if corpus.max_tokens is None else f"the first {corpus.max_tokens:,} training tokens of "
+    part = "" if corpus.max_tokens is None else f"{_describe_part(corpus.max_tokens)} of "
     return f"The padded results are for {whole_text}, the others for {part}corpus “{corpus.name}”."
 
 
@@ -310,7 +319,10 @@ def _notes(group: Group, others: OtherResults, names: _Names, marks_shown: str) 
     if others.caveat:
         sentences.append(f"{others.caveat} Therefore no difference is given ({DASH}).")
     else:
-        sentences.append(f"Difference: {names.ours.lower()} / {names.theirs.lower()} − 1, per target token.")
+        sentences.append(
+            f"Difference: {names.ours.lower()} / {names.theirs.lower()} − 1, per target token; other seeds would give "
+            "others."
+        )
     if notes := explain_marks(marks_shown):
         sentences.append(notes)
     return " ".join(sentences)

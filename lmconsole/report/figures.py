@@ -115,7 +115,7 @@ def _time_figure(group: Group, targets_ppl: Sequence[float]) -> FigureSpec:
         caption=join_sentences([f"{title}, {origin}; dots are seeds.", not_shown(len(by_experiment) - MAX_BARS)]),
         content=BarChart(
             labels=list(labels.values()),
-            values=[None if time.mean_s is None else time.mean_s / unit_s for time in shown.values()],
+            values=[None if time.median_s is None else time.median_s / unit_s for time in shown.values()],
             groups=_bar_groups(group),
             x_label=f"Training time to perplexity {target:,.10g} ({unit})",
             missing=[

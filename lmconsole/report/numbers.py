@@ -1,52 +1,32 @@
 """Every number of the report as a LaTeX command, so that a text that uses the commands cannot have outdated numbers."""
 
-import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeGuard
 
 import msgspec
 import pandas as pd
 
 from lmconsole import formatting
+from lmconsole.claims.ranks import share_interval
 from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.plan.presets import ranges
 from lmconsole.report.against import SPLITS
-from lmconsole.report.comparing import ExperimentResult, compare
+from lmconsole.report.comparing import Endpoint, ExperimentResult
 from lmconsole.report.markup import escape_latex, format_ppl, format_ratio, format_spread
+from lmconsole.report.pair_numbers import p_digits, pair_quantities
+from lmconsole.report.quantity import Quantity, Values
 from lmconsole.report.questions.finding import GroupResults
 from lmconsole.report.questions.memory import logits_mib, state_mib
-from lmconsole.report.questions.models import comparable_gaps, last_gain_nats
 from lmconsole.report.questions.optimizers import decay_shrinkage
+from lmconsole.report.questions.overfitting import comparable_gaps, ratios_to_lowest
+from lmconsole.report.questions.recommendation import times_p_value, two_fastest
 from lmconsole.report.results import INCOMPLETE_MARK, is_complete, marks, memory_frame, run_frame, uses_gpu
 from lmconsole.report.selection import Group
 from lmconsole.report.targets import common_target, time_to_target
 from lmconsole.runs.store import Run
-
-MAX_COMPARED = 24
-"""With more experiments than this, pairs of them have no commands: there would be tens of thousands."""
-
-Values = dict[tuple[str, ...], str]
-"""Values by the arguments of a command; a number is written as in the report."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Quantity:
-    """A command ``\\lm…``, which takes as many arguments as each key of ``values`` has."""
-
-    name: str
-    arguments: Sequence[str]
-    """Meaning of each argument."""
-    meaning: str
-    """Meaning of the number, with its unit."""
-    values: Values
-
-    @property
-    def usage(self) -> str:
-        """The command with its arguments: ``\\lmValidPpl{experiment}``."""
-        return f"\\{self.name}{''.join(f'{{{argument}}}' for argument in self.arguments)}"
 
 
 def quantities(group: Group, comparison: pd.DataFrame | None = None) -> list[Quantity]:
@@ -56,7 +36,7 @@ def quantities(group: Group, comparison: pd.DataFrame | None = None) -> list[Qua
         comparison: contents of Table 3, if there is one.
     """
     results = GroupResults(group)
-    found = [*_of_group(results), *_of_architectures(results), *_of_experiments(results), *_of_pairs(results)]
+    found = [*_of_group(results), *_of_architectures(results), *_of_experiments(results), *pair_quantities(results)]
     return found if comparison is None else [*found, *_of_comparison(comparison)]
 
 
@@ -70,7 +50,9 @@ def _of_group(results: GroupResults) -> Iterator[Quantity]:
     target = common_target(group)
     best = min(results.complete, key=lambda each: each.mean_ppl or math.inf, default=None)
     times = _times_to_target(results)
-    fastest = min((id_ for id_ in times if results.by_id[id_].complete), key=lambda id_: times[id_], default=None)
+    complete_times = {id_: time for id_, time in times.items() if results.by_id[id_].complete}
+    fastest = two_fastest(complete_times)
+    times_p = None if target is None else times_p_value(results, target, fastest)
     yield single("lmRuns", "number of runs", f"{len(group.runs):,}")
     yield single("lmCompleteRuns", "number of complete runs", f"{sum(map(is_complete, group.runs)):,}")
     yield single("lmExperiments", "number of experiments", f"{len(results.by_id):,}")
@@ -82,7 +64,10 @@ def _of_group(results: GroupResults) -> Iterator[Quantity]:
     yield single("lmTargetPpl", "target perplexity of the times to a target", None if target is None else _ppl(target))
     yield single("lmLogitsMib", "MiB of the logits of a step, if all were held", _logits_mib(group))
     yield single("lmBestExperiment", "experiment with the lowest validation perplexity", str(best.id) if best else None)
-    yield single("lmFastestExperiment", "experiment that reaches the target first", str(fastest) if fastest else None)
+    first = str(fastest[0]) if fastest else None
+    yield single("lmFastestExperiment", "experiment that reaches the target first", first)
+    meaning = "p-value of the times of the two fastest, by ranks"
+    yield single("lmTimesPValue", meaning, None if times_p is None else p_digits(times_p))
     yield Quantity(
         name="lmSetting",
         arguments=("setting",),
@@ -140,12 +125,10 @@ def _of_architectures(results: GroupResults) -> Iterator[Quantity]:
         values=best,
     )
     compared = comparable_gaps(results)
-    common = compared["lstm"].keys() & compared["gpt1"].keys()
-    means: Values = {
-        (MODEL_NAMES[model],): f"{statistics.fmean(by_depth[layers].last_gap_nats or 0.0 for layers in common):+.3f}"
-        for model, by_depth in compared.items()
-        if common
-    }
+    means: Values = {}
+    for model, by_depth in compared.fitted.items() if compared.depths else ():
+        gaps = [by_depth[layers].last_gap_nats or 0.0 for layers in compared.depths]
+        means[(MODEL_NAMES[model],)] = f"{statistics.fmean(gaps):+.3f}"
     yield Quantity(
         name="lmMeanGapNats",
         arguments=("architecture",),
@@ -207,20 +190,60 @@ def _of_experiments(results: GroupResults) -> Iterator[Quantity]:
     yield deviation("lmTestPplSd", meaning, "test_ppl_best", of_tests)
     meaning = "test perplexity with the weights of the last epoch, mean over seeds"
     yield quantity("lmTestPplFinal", meaning, of_tests("test_ppl_final", "mean"), format_ppl)
+    for name, endpoint, what in (
+        ("lmTestNats", Endpoint.TEST, "test loss in nats with the weights of the best epoch"),
+        ("lmValidNats", Endpoint.VALIDATION, "validation loss in nats at the best epoch"),
+    ):
+        losses = {id_: found for id_, each in by_id.items() if each.ended and (found := each.losses(endpoint))}
+        meaning = f"{what}, mean over seeds"
+        yield quantity(name, meaning, {id_: statistics.fmean(each) for id_, each in losses.items()}, _nats)
+        sds = {id_: _sd(each) for id_, each in losses.items()}
+        yield quantity(f"{name}Sd", "the same, standard deviation", sds, _nats)
+        medians = {id_: statistics.median(each) for id_, each in losses.items()}
+        yield quantity(f"{name}Median", "the same, median", medians, _nats)
+        of_seeds: Values = {
+            (str(id_), str(run.info.seed)): _nats(loss)
+            for id_, each in losses.items()
+            for run, loss in zip(by_id[id_].runs, each, strict=True)
+            if math.isfinite(loss)
+        }
+        yield Quantity(
+            name=f"{name}Of", arguments=("experiment", "seed"), meaning="the same, of one seed", values=of_seeds
+        )
+    diverged = {id_: count for id_, each in by_id.items() if (count := _diverged_runs(each)) is not None}
+    yield quantity("lmDiverged", "number of diverged runs", diverged, _whole)
+    for name, ends in _diverged_shares(results, diverged).items():
+        meaning = f"{'lower' if name == 'Low' else 'upper'} end of the 95% interval of their share, in percent"
+        yield quantity(f"lmDiverged{name}", meaning, ends, lambda share: f"{100.0 * share:.0f}")
+    last = of_results(lambda each: each.last_ppl)
+    yield quantity("lmLastPpl", "validation perplexity at the last epoch, mean over seeds", last, format_ppl)
     yield quantity("lmEpoch", "best epoch, median over seeds", over_seeds("epoch", "median"), lambda n: f"{n:g}")
+    epochs = of_results(lambda each: max(run.state.epochs_done for run in each.runs))
+    yield quantity("lmLastEpoch", "last epoch", epochs, _whole)
     yield quantity("lmSeedCount", "number of seeds", of_results(lambda each: len(each.runs)), _whole)
     train_s = of_results(lambda each: each.train_s)
     yield quantity("lmTrainSeconds", "seconds of training, mean over seeds", train_s, _tenths)
     yield quantity("lmTrainTime", "the same with a unit, such as 3:05 min", train_s, formatting.seconds)
-    yield quantity("lmTargetSeconds", "seconds of training to the target, mean over seeds", times_s, _tenths)
+    best_s = of_results(lambda each: each.best_train_s)
+    yield quantity("lmBestEpochTime", "time of training to the best epoch, mean over seeds", best_s, formatting.seconds)
+    yield quantity("lmTargetSeconds", "seconds of training to the target, median over seeds", times_s, _tenths)
     yield quantity("lmTargetTime", "the same with a unit", times_s, formatting.seconds)
     gaps = of_results(lambda each: each.last_gap_nats)
     meaning = "validation loss minus train loss at the last epoch, in nats"
     yield quantity("lmGapNats", meaning, gaps, lambda nats: f"{nats:+.3f}")
+    gap_sds = of_results(lambda each: _sd(each.last_gaps_nats))
+    yield quantity("lmGapNatsSd", "the same, standard deviation", gap_sds, lambda nats: f"{nats:.3f}")
     meaning = "validation perplexity over train perplexity at the last epoch"
     yield quantity("lmGapRatio", meaning, of_results(lambda each: each.last_gap_ratio), format_ratio)
     meaning = "rise of the validation loss from the best epoch to the last, in nats"
     yield quantity("lmRiseNats", meaning, of_results(lambda each: each.rise_nats), lambda nats: f"{nats:.3f}")
+    rise_sds = of_results(lambda each: _sd(each.rises_nats))
+    yield quantity("lmRiseNatsSd", "the same, standard deviation", rise_sds, lambda nats: f"{nats:.3f}")
+    gains = of_results(lambda each: each.last_gain_nats)
+    meaning = "nats by which the last epoch, if it is the best, lowered the validation loss (smallest of the seeds)"
+    yield quantity("lmLastGainNats", meaning, gains, lambda nats: f"{nats:.3f}")
+    meaning = "perplexity over the lowest of those whose gaps are known"
+    yield quantity("lmLowestRatio", meaning, ratios_to_lowest(results), format_ratio)
     meaning = "percent by which the last epoch, if it is the best, lowered the perplexity (smallest of the seeds)"
     yield quantity("lmLastGainPercent", meaning, of_results(_last_gain_percent), _tenths)
     parameters = of_results(lambda each: each.parameters_trainable)
@@ -250,6 +273,30 @@ def _is_finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
+def _nats(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _sd(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if _is_finite(value)]
+    return statistics.stdev(known) if 1 < len(known) == len(values) else None
+
+
+def _diverged_runs(result: ExperimentResult) -> int | None:
+    """Return the number of diverged runs; None unless all have ended."""
+    losses = result.losses(Endpoint.VALIDATION) if result.ended else None
+    return None if losses is None else sum(not math.isfinite(loss) for loss in losses)
+
+
+def _diverged_shares(results: GroupResults, diverged: Mapping[int, int]) -> dict[str, dict[int, float]]:
+    """Return the ends of the exact interval of the share of diverged runs, if any diverged at all."""
+    shown = diverged if any(diverged.values()) else {}
+    intervals = {id_: share_interval(count, len(results.by_id[id_].runs)) for id_, count in shown.items()}
+    return {
+        name: {id_: interval[end] for id_, interval in intervals.items()} for end, name in enumerate(("Low", "High"))
+    }
+
+
 def _whole(value: float) -> str:
     return f"{value:,.0f}"
 
@@ -263,14 +310,13 @@ def _times_to_target(results: GroupResults) -> dict[int, float]:
     target = common_target(results.group)
     if target is None:
         return {}
-    times = {id_: time_to_target(each.runs, target).mean_s for id_, each in results.by_id.items()}
+    times = {id_: time_to_target(each.runs, target).median_s for id_, each in results.by_id.items()}
     return {id_: time for id_, time in times.items() if time is not None}
 
 
 def _last_gain_percent(result: ExperimentResult) -> float | None:
-    gains = [last_gain_nats(run) for run in result.runs]
-    known = [gain for gain in gains if gain is not None]
-    return 100.0 * (1.0 - math.exp(-min(known))) if len(known) == len(gains) else None
+    gain = result.last_gain_nats
+    return None if gain is None else 100.0 * (1.0 - math.exp(-gain))
 
 
 def _shrinkage_percent(result: ExperimentResult) -> float | None:
@@ -283,50 +329,6 @@ def _shrinkage_percent(result: ExperimentResult) -> float | None:
 def _momentum_factor(result: ExperimentResult) -> float | None:
     momentum = result.runs[0].info.settings.momentum
     return 1.0 / (1.0 - momentum) if momentum and result.runs[0].info.origin == "trained" else None
-
-
-Pairwise = Callable[[ExperimentResult, ExperimentResult], str | None]
-
-
-def _of_pairs(results: GroupResults) -> Iterator[Quantity]:
-    pairs = list(itertools.permutations(results.by_id.values(), 2)) if len(results.by_id) <= MAX_COMPARED else []
-
-    def quantity(
-        name: str, meaning: str, value: Callable[[ExperimentResult, ExperimentResult], str | None]
-    ) -> Quantity:
-        known: Values = {(str(a.id), str(b.id)): text for a, b in pairs if (text := value(a, b)) is not None}
-        return Quantity(name=name, arguments=("experiment", "other"), meaning=meaning, values=known)
-
-    def difference(a: ExperimentResult, b: ExperimentResult) -> float | None:
-        comparable = a.complete and b.complete and a.mean_ppl is not None and b.mean_ppl is not None
-        return 100.0 * (a.mean_ppl / b.mean_ppl - 1.0) if comparable and a.mean_ppl and b.mean_ppl else None
-
-    def signed(a: ExperimentResult, b: ExperimentResult) -> str | None:
-        percent = difference(a, b)
-        return None if percent is None else f"{percent:+.1f}"
-
-    def phrase(a: ExperimentResult, b: ExperimentResult) -> str | None:
-        percent = difference(a, b)
-        return None if percent is None else f"{abs(percent):.1f}% {'lower' if percent < 0 else 'higher'}"
-
-    def p_value(a: ExperimentResult, b: ExperimentResult) -> str | None:
-        p = compare(a, b).p_value
-        return None if p is None else f"{p:.2g}"
-
-    def time_ratio(a: ExperimentResult, b: ExperimentResult) -> str | None:
-        return f"{a.train_s / b.train_s:.2f}" if a.train_s and b.train_s else None
-
-    def parameter_ratio(a: ExperimentResult, b: ExperimentResult) -> str | None:
-        ours, theirs = a.parameters_trainable, b.parameters_trainable
-        return f"{ours / theirs:.2f}" if ours and theirs else None
-
-    meaning = "percent by which validation perplexity is above (+) or below (-) that of the other"
-    yield quantity("lmDifferencePercent", meaning, signed)
-    yield quantity("lmDifference", "the same as a phrase, such as 12.3% lower", phrase)
-    meaning = "p-value of that difference, where the seeds separate completely"
-    yield quantity("lmPValue", meaning, p_value)
-    yield quantity("lmTimeRatio", "training time over that of the other", time_ratio)
-    yield quantity("lmParameterRatio", "trained parameters over those of the other", parameter_ratio)
 
 
 def _of_comparison(data: pd.DataFrame) -> Iterator[Quantity]:

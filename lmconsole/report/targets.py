@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lmconsole.importing.settings import ASSUMED
 from lmconsole.plan.experiment import OPTIMIZER_NAMES
 from lmconsole.report.selection import Group
 from lmconsole.runs.events import Validation
@@ -24,13 +25,15 @@ MIN_WORKLOADS = 5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimeToTarget:
-    """Training time in seconds until the runs of one experiment reached a target: mean, lowest and highest over seeds.
-    All are None unless every seed reached it and its times are known."""
+    """Training time in seconds until the runs of one experiment reached a target: median, lowest and highest over
+    seeds. A seed that does not reach it counts as infinite."""
 
     reached: bool = False
-    """Whether every seed reached the target."""
-    mean_s: float | None = None
+    """Whether more than half of the seeds reached the target."""
+    median_s: float | None = None
+    """None unless more than half of the seeds reached the target, and all times are known."""
     lowest_s: float | None = None
+    """None unless every seed reached the target, and all times are known."""
     highest_s: float | None = None
 
 
@@ -77,12 +80,44 @@ def _first_at_target(run: Run, target_ppl: float) -> Validation | None:
 def time_to_target(runs: Sequence[Run], target_ppl: float) -> TimeToTarget:
     """Return when the seeds of one experiment reached ``target_ppl``."""
     reached = [first for run in runs if (first := _first_at_target(run, target_ppl))]
-    if len(reached) < len(runs) or not reached:
+    if 2 * len(reached) <= len(runs):
         return TimeToTarget()
     times = [each.elapsed_train_s for each in reached if each.elapsed_train_s is not None]
-    if len(times) < len(runs):
+    if len(times) < len(reached):
         return TimeToTarget(reached=True)
-    return TimeToTarget(reached=True, mean_s=sum(times) / len(times), lowest_s=min(times), highest_s=max(times))
+    missed = [math.inf] * (len(runs) - len(reached))
+    median = statistics.median([*times, *missed])
+    span = (None, None) if missed else (min(times), max(times))
+    return TimeToTarget(reached=True, median_s=median, lowest_s=span[0], highest_s=span[1])
+
+
+def explain_target(group: Group) -> str:
+    """Return the origin of the target of ``common_target``, and what a run that misses it counts as."""
+    text = (
+        f"The target is {TARGET_MARGIN:.0%} above the lowest perplexity that every architecture reaches in some "
+        "experiment with every seed. It was chosen after the runs, from these results, so times to it are exploratory."
+    )
+    if len(group.seeds) > 1:
+        text += (
+            " Times are medians over seeds; a seed that misses the target counts as infinite, so it is reached if more "
+            "than half of the seeds reach it."
+        )
+    return text
+
+
+def explain_schedule(group: Group) -> str:
+    """Return what a decaying learning rate means for times to a target; empty if all rates are known to be constant."""
+    if any(run.info.origins.get("learning_rate_decay") == ASSUMED for run in group.runs):
+        return (
+            "The sources do not state whether the learning rate decayed; if it did, rankings midway may flip by the "
+            "end."
+        )
+    if any(run.info.settings.learning_rate_decay != "none" for run in group.runs):
+        return (
+            "The learning rate decays over the planned epochs, so rankings midway may flip by the end, and times to a "
+            "target hold for this length of training only."
+        )
+    return ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

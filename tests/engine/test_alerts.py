@@ -338,7 +338,8 @@ def test_the_digest_is_written_and_the_last_alert(scene: Scene, serve: Callable[
     assert lines[0].endswith(f"; training took {seconds(3 * STEPS * STEP_S)}.")
     assert (
         lines[1]
-        == "Best so far: LSTM 1L Adam (1), seed 8: validation perplexity 20.1 in epoch 2, test 22.2, an earlier run."
+        == "Lowest so far, one run and not a claim: LSTM 1L Adam (1), seed 8: validation perplexity 20.1 in epoch 2, "
+        "test 22.2, an earlier run."
     )
     assert lines[2:] == [
         "failed: LSTM 1L Adam (1), seed 2: cuda:0 ran out of memory. Use --jobs 1.",

@@ -85,6 +85,21 @@ def test_results_on_other_text_are_shown_but_not_compared(tmp_path: Path) -> Non
     assert table.data["theirs_ppl_as_given"].notna().all()
 
 
+def test_a_truncated_text_is_named(tmp_path: Path) -> None:
+    whole, part = record(tmp_path / "a", 1, "lstm", [(4.5, 5.0)]), record(tmp_path / "b", 1, "lstm", [(4.5, 5.0)])
+    for run, max_tokens in ((whole, None), (part, 20_000)):
+        on_wikitext(run)
+        info = read_info(run.paths.info)
+        corpus = msgspec.structs.replace(info.corpus, max_tokens=max_tokens)
+        run.paths.info.write_bytes(msgspec.json.encode(msgspec.structs.replace(info, corpus=corpus)))
+    own, other = group(tmp_path / "a"), group(tmp_path / "b")
+    parts = "The two used different parts of one text: all training tokens and the first 20,000 training tokens."
+    assert parts in comparison_table(own, group_results(own, other, "Other store")).caption
+    caption = comparison_table(other, published_results(other)).caption
+    assert "the others for the first 20,000 training tokens of corpus" in caption
+    assert "no difference is given" in caption
+
+
 def test_another_store_is_compared_experiment_by_experiment(tmp_path: Path) -> None:
     record(tmp_path / "a", 1, "lstm", [(4.5, 5.0)])
     record(tmp_path / "a", 5, "gpt1", [(4.5, 4.0)])

@@ -86,10 +86,10 @@ def test_the_report_on_twelve_imported_runs_is_right(tmp_path: Path, runs: dict[
     assert "Device memory used: from 5,408 MiB (LSTM 2L AdamW (9)) to 6,680 MiB" in section(text, "How much memory")
     assert "chunk of logits" not in text
     effects = section(text, "What effect do weight decay")
-    assert "that LSTM 1L Adam (1) had a weight decay of 0: weight decay 0.0005 is recorded for adam" in effects
-    assert "that LSTM 1L SGD (3) had no momentum: momentum 0.9 is recorded for sgd" in effects
+    assert "Weight decay: Adam 0 (inferred: weight decay 0.0005 is recorded for adam; plain Adam has none)" in effects
+    assert "that LSTM 1L SGD (3) and GPT-1 1L SGD (7) had no momentum: momentum 0.9 is recorded for sgd" in effects
     assert "No learning rate was tuned" not in text
-    assert "Lowest validation perplexity: LSTM 2L AdamW (9), 139.34." in text
+    assert "Lowest validation perplexity: LSTM 2L AdamW (9), 139.34, at epoch 7 of 10." in text
     assert "No run yet" not in text
     assert "repeat" not in text.split("## Findings")[0]
 

@@ -1,5 +1,6 @@
 """Numbers of the report as LaTeX commands: all of them, compiled by LaTeX, and documented."""
 
+import math
 import re
 import shutil
 import subprocess
@@ -10,16 +11,19 @@ import factories
 import pytest
 from recorded import record
 
-from lmconsole.report import draw, numbers
+from lmconsole.report import draw, pair_numbers
 from lmconsole.report.against import comparison_table, published_results
-from lmconsole.report.comparing import MIN_STATED_DIFFERENCE
+from lmconsole.report.comparing import DIGITS, Endpoint, Pair, compare, experiment_results
 from lmconsole.report.export import export
 from lmconsole.report.export_options import ExportOptions
 from lmconsole.report.findings import findings
-from lmconsole.report.numbers import Quantity, quantities, to_latex
+from lmconsole.report.numbers import quantities, to_latex
+from lmconsole.report.quantity import Quantity
+from lmconsole.report.questions.overfitting import UNDERFITTED
 from lmconsole.report.questions.recommendation import EQUAL_TIME
 from lmconsole.report.result_tables import memory_table, results_table
 from lmconsole.report.selection import Group, choose_group
+from lmconsole.report.table import Table
 from lmconsole.runs.events import perplexity
 from lmconsole.runs.store import Store
 
@@ -53,7 +57,9 @@ def twelve(tmp_path_factory: pytest.TempPathFactory) -> Group:
 
 def numbers_in(text: str) -> Iterator[str]:
     """Yield the numbers in a sentence or cell of the report, without separators, signs and units."""
-    names = r"GPT-1|\b\d+L\b|\(\d+\)[§‡¶]*|Tables? \d|(?<=with )\d layers?|\d layers? against \d|\d bytes"
+    names = (
+        r"GPT-1|\b\d+L\b|\((?:experiment )?\d+\)[§‡¶]*|Tables? \d|(?<=with )\d layers?|\d layers? against \d|\d bytes"
+    )
     for number in re.findall(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?::\d\d)*", re.sub(names, "", text)):
         yield number.rstrip(",").replace(",", "")
 
@@ -62,19 +68,57 @@ def values(found: list[Quantity]) -> set[str]:
     return {number for each in found for value in each.values.values() for number in numbers_in(value)}
 
 
-def test_every_number_of_tables_and_findings_has_a_command(twelve: Group) -> None:
-    against = comparison_table(twelve, published_results(twelve))
-    known = values(quantities(twelve, against.data))
-    known |= set(numbers_in(f"{MIN_STATED_DIFFERENCE:.1%} {EQUAL_TIME:.0%}"))  # thresholds, not results
-    tables = [results_table(twelve), memory_table(twelve), against]
+def assert_every_number_has_a_command(group: Group, thresholds: str, against: Table | None = None) -> None:
+    known = values(quantities(group, None if against is None else against.data)) | set(numbers_in(thresholds))
+    tables = [results_table(group), memory_table(group), *([] if against is None else [against])]
     shown = [row[name].text for table in tables for row in table.rows for name in row if name != "Experiment"]
-    for finding in findings(twelve):
+    for finding in findings(group):
         shown += [*finding.observations, *finding.interpretation]
         if finding.table is not None:
             shown += [row[name].text for row in finding.table.rows for name in row if name != "Experiment"]
     found = {number for text in shown for number in numbers_in(text)}
-    assert len(found) > 150
+    assert len(found) > 90
     assert found <= known, sorted(found - known)
+
+
+def test_every_number_of_tables_and_findings_has_a_command(twelve: Group) -> None:
+    against = comparison_table(twelve, published_results(twelve))
+    assert_every_number_has_a_command(twelve, f"{EQUAL_TIME:.0%} {UNDERFITTED:g}", against)
+
+
+@pytest.fixture(scope="module")
+def ten_seeds(tmp_path_factory: pytest.TempPathFactory) -> Group:
+    """Return five experiments with ten seeds each, of which one run diverged."""
+    root = tmp_path_factory.mktemp("ten")
+    kinds = {1: ("lstm", "adam"), 2: ("lstm", "adamw"), 3: ("lstm", "sgd"), 5: ("gpt1", "adam"), 6: ("gpt1", "adamw")}
+    for number, (model, optimizer) in kinds.items():
+        for seed in range(10):
+            loss = 4.0 + 0.0131 * number + 0.007 * (seed * 7 % 10)
+            last = math.nan if (number, seed) == (3, 4) else loss + 0.031 * number
+            losses = [(loss + 0.5, loss + 0.4), (loss - 0.31, loss), (loss - 0.5, last)]
+            record(root, number, model, losses, optimizer=optimizer, seed=seed, seconds=1.7 * number + 0.013 * seed)
+    return choose_group(Store(root / "runs").runs())
+
+
+def test_every_number_of_a_comparison_has_a_command(ten_seeds: Group) -> None:
+    constants = f"{EQUAL_TIME:.0%} {UNDERFITTED:g} 95% 80% 9,999"
+    assert_every_number_has_a_command(ten_seeds, constants)
+    known = {each.name: each.values for each in quantities(ten_seeds)}
+    results = experiment_results(ten_seeds)
+    (found,) = compare([Pair(subject="", first=results[5], second=results[1])])
+    assert found.result is not None
+    assert found.result.interval is not None
+    key = ("architectures", "5", "1")
+    assert known["lmContrastDifference"][key] == f"{found.result.difference:+.{DIGITS}f}"
+    assert known["lmContrastLow"][key] == f"{found.result.interval.low:+.{DIGITS}f}"
+    assert known["lmContrastP"][key] == known["lmPValue"][("5", "1")] == known["lmPValue"][("1", "5")]
+    assert known["lmContrastCount"][("optimizers", "2", "1")] == "3"
+    losses = results[5].losses(Endpoint.TEST)
+    assert losses is not None
+    assert known["lmTestNatsOf"][("5", "0")] == f"{losses[0]:.4f}"
+    assert known["lmDiverged"][("3",)] == "1"
+    assert ("3",) not in known["lmTestNats"]
+    assert ("2", "3") not in known["lmPValue"]
 
 
 def test_the_numbers_are_those_of_the_runs(twelve: Group) -> None:
@@ -88,7 +132,8 @@ def test_the_numbers_are_those_of_the_runs(twelve: Group) -> None:
     assert known["lmGapNats"][("3",)] == "+0.571"
     assert known["lmDifferencePercent"][("2", "1")] == "+14.7"
     assert known["lmDifference"][("1", "2")] == "12.8% lower"
-    assert known["lmPValue"][("1", "2")] == "0.33"
+    assert not known["lmPValue"]  # two seeds
+    assert known["lmContrastDifference"][("optimizers", "2", "1")] == f"{math.log(82 / 81):+.4f}"
     assert known["lmBestExperiment"][()] == known["lmBestOf"][("LSTM",)] == "1"
     assert known["lmSetting"][("learning rate",)] == "0.01"
 
@@ -112,7 +157,7 @@ def test_unknown_and_infinite_numbers_have_no_command(tmp_path: Path) -> None:
 
 
 def test_pairs_of_very_many_experiments_are_left_out(twelve: Group, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numbers, "MAX_COMPARED", 11)
+    monkeypatch.setattr(pair_numbers, "MAX_COMPARED", 11)
     found = {each.name: each.values for each in quantities(twelve)}
     assert not found["lmDifference"]
     assert len(found["lmValidPpl"]) == 12

@@ -115,6 +115,7 @@ async def test_c_compares_the_selected_runs_the_best_first(stage: Stage) -> None
         assert f"{other:.1f}" in second
         assert f"+{other - best:.1f} (+22 %)" in second
         assert "GPT-1 1L Adam" not in shown
+        assert "a difference between two may be due to their seeds alone" in shown
         await pilot.press("escape")
         await shows_no_more(pilot, "Comparison")
 

@@ -1,16 +1,16 @@
 """Parts of a finding: the answer to one question of the report."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lmconsole.importing.settings import INFERRED, is_inferred
-from lmconsole.report.comparing import Comparison, ExperimentResult, Verdict, compare, experiment_results
+from lmconsole.report.comparing import Comparison, ExperimentResult, Pair, compare, experiment_results
 from lmconsole.report.selection import Group
 from lmconsole.report.table import Table
 
-EQUAL_NATS = 0.02
-"""Gaps between train and validation loss that differ by no more than this count as equal."""
+AS_EXPLAINED = "Settings are compared as explained for the first question."
+"""Method of a finding that compares settings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,14 +31,16 @@ class Draft:
     observations: list[str] = field(default_factory=list)
     interpretation: list[str] = field(default_factory=list)
 
-    def compare(self, first: ExperimentResult | None, second: ExperimentResult | None, subject: str) -> Comparison:
-        """Compare two experiments and note the result. ``subject`` names them if one is missing."""
-        if first is None or second is None:
-            self.observations.append(f"{subject}: no comparison, because at least one has no run.")
-            return Comparison(verdict=Verdict.NO_DATA, sentence="")
-        found = compare(first, second)
-        self.observations.append(found.sentence)
-        return found
+    def note(self, comparisons: Sequence[Comparison]) -> None:
+        """Add the numbers of comparisons to the observations, and the pairs of which at least one has no run."""
+        self.observations += [each.sentence for each in comparisons if each.pair.exists]
+        if missing := [each.pair.subject for each in comparisons if not each.pair.exists]:
+            self.observations.append(f"No comparison, because at least one has no run: {'; '.join(missing)}.")
+
+    def conclude(self, *sentences: str) -> None:
+        """Add one item of the interpretation, of those sentences that are not empty; none if all are."""
+        if text := " ".join(sentence for sentence in sentences if sentence):
+            self.interpretation.append(text)
 
 
 class GroupResults:
@@ -47,6 +49,18 @@ class GroupResults:
     def __init__(self, group: Group) -> None:
         self.group = group
         self.by_id = experiment_results(group)
+        self._compared: dict[Callable[[GroupResults], Sequence[Pair]], list[Comparison]] = {}
+
+    def compare(self, pairs: "Callable[[GroupResults], Sequence[Pair]]") -> list[Comparison]:
+        """Compare the pairs of a question as one family, once."""
+        if pairs not in self._compared:
+            self._compared[pairs] = compare(pairs(self))
+        return self._compared[pairs]
+
+    @property
+    def compared(self) -> list[Comparison]:
+        """Comparisons of all questions that have been answered."""
+        return [comparison for family in self._compared.values() for comparison in family]
 
     def find(self, model: str, layers: int, optimizer: str) -> ExperimentResult | None:
         """Return the experiment of that kind with the fewest settings of its own, and of these the lowest id."""
@@ -71,7 +85,7 @@ _MEANINGS = {"sgd": "no momentum", "momentum": "momentum"}
 def describe_inferences(*results: ExperimentResult | None, keys: Sequence[str] = ("optimizer", "weight_decay")) -> str:
     """Return a sentence for each of these settings of imported runs that is inferred, to follow every conclusion that
     rests on it; empty if there are none."""
-    sentences: dict[str, None] = {}
+    inferred: dict[tuple[str, str], dict[str, None]] = {}
     for result in results:
         if result is None:
             continue
@@ -79,9 +93,23 @@ def describe_inferences(*results: ExperimentResult | None, keys: Sequence[str] =
             if is_inferred(origin := info.origins.get(key, "")):
                 value = getattr(info.settings, key)
                 meaning = f"a {key.replace('_', ' ')} of {value:g}" if isinstance(value, float) else _MEANINGS[value]
-                subject = f"This rests on an inference, that {result.label_with_id} had {meaning}"
-                sentences[f"{subject}: {origin.removeprefix(INFERRED)}."] = None
-    return " ".join(sentences)
+                inferred.setdefault((meaning, origin.removeprefix(INFERRED)), {})[result.label_with_id] = None
+    return " ".join(
+        f"This rests on an inference, that {' and '.join(labels)} had {meaning}: {reason}."
+        for (meaning, reason), labels in inferred.items()
+    )
+
+
+def say_once(texts: Sequence[tuple[str, str]]) -> str:
+    """Return what there is to say about each model, by its name; what is the same about all once and without names."""
+    if len({text for _, text in texts}) == 1:
+        return texts[0][1]
+    return by_name(texts)
+
+
+def by_name(texts: Sequence[tuple[str, str]]) -> str:
+    """Return what there is to say about each model, after its name."""
+    return " ".join(f"{name}: {text}" for name, text in texts if text)
 
 
 def format_layers(layers: int) -> str:

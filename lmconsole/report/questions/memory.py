@@ -7,6 +7,7 @@ from lmconsole import formatting
 from lmconsole.report.comparing import ExperimentResult
 from lmconsole.report.questions.finding import Draft, Finding, GroupResults
 from lmconsole.report.results import MIN_SAMPLES, memory_frame, uses_gpu
+from lmconsole.report.selection import Group
 from lmconsole.runs.info import RunInfo
 
 MOMENT_BYTES = {"adam": 8, "adamw": 8, "momentum": 4}
@@ -16,13 +17,8 @@ MOMENT_BYTES = {"adam": 8, "adamw": 8, "momentum": 4}
 def memory(results: GroupResults) -> Finding:
     """Compare the memory of the runs."""
     draft = Draft()
-    frame = memory_frame(results.group)
     gpu = uses_gpu(results.group)
-    used_mib = {
-        int(experiment): float(mib)
-        for experiment, mib in zip(frame["experiment"], frame["memory_mib" if gpu else "host_peak_mib"], strict=True)
-        if mib is not None and not math.isnan(mib)
-    }
+    used_mib = used_memory(results.group)
     imported = results.group.imported
     quantity = "Device memory used" if imported else "GPU memory during training" if gpu else "Peak host memory"
     if used_mib:
@@ -55,6 +51,17 @@ def memory(results: GroupResults) -> Finding:
     )
 
 
+def used_memory(group: Group) -> dict[int, float]:
+    """Return the MiB of Table 2 by experiment, of those that are known."""
+    frame = memory_frame(group)
+    column = frame["memory_mib" if uses_gpu(group) else "host_peak_mib"]
+    return {
+        int(experiment): float(mib)
+        for experiment, mib in zip(frame["experiment"], column, strict=True)
+        if mib is not None and not math.isnan(mib)
+    }
+
+
 _METHODS = {
     "readings": "mean over all readings of each source, which count all processes on the device",
     "gpu": "mean over training samples",
@@ -70,7 +77,8 @@ _READINGS_CAVEAT = (
 def _interpretation(low_mib: float, high_mib: float, *, gpu: bool) -> str:
     if high_mib <= low_mib * 1.25:
         return (
-            "The experiments need about the same amount although their models differ, so most of it is common to all: "
+            "The largest amount is at most a quarter above the smallest although the models differ, so most of it is "
+            "common to all: "
             + ("the CUDA context and kernels" if gpu else "the interpreter, the libraries, the corpus")
             + ", the embedding tables, and one chunk of logits, which are never held in memory as a whole."
         )

@@ -1,77 +1,124 @@
 """Effects of weight decay, momentum and adaptive step sizes."""
 
-from lmconsole.importing.settings import ASSUMED
-from lmconsole.plan.experiment import MODEL_NAMES
-from lmconsole.report.comparing import METHOD, Comparison, ExperimentResult, Verdict
-from lmconsole.report.questions.finding import Draft, Finding, GroupResults, describe_inferences
+from collections.abc import Sequence
+
+from lmconsole.importing.settings import ASSUMED, INFERRED, STATED, is_inferred
+from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
+from lmconsole.report.comparing import Comparison, Evidence, ExperimentResult, Pair
+from lmconsole.report.questions.finding import (
+    AS_EXPLAINED,
+    Draft,
+    Finding,
+    GroupResults,
+    by_name,
+    describe_inferences,
+    say_once,
+)
+
+TITLES = ("AdamW against Adam.", "Momentum against SGD.", "AdamW against SGD.")
+"""Beginnings of the interpretation, in the order of ``optimizer_pairs``."""
+
+SMALL_SHRINKAGE = 0.05
+"""A weight decay that shrinks weights by less than this share over a run is expected to have little effect."""
+
+
+def optimizer_pairs(results: GroupResults) -> list[Pair]:
+    """Return the pairs of optimizers that the question is about, three for each architecture."""
+    pairs = []
+    for model in ("lstm", "gpt1"):
+        name = MODEL_NAMES[model]
+        adam, adamw, sgd, momentum = (results.find(model, 1, each) for each in ("adam", "adamw", "sgd", "momentum"))
+        pairs += [
+            Pair(subject=f"{name}, AdamW against Adam", first=adamw, second=adam),
+            Pair(subject=f"{name}, momentum against SGD", first=momentum, second=sgd),
+            Pair(subject=f"{name}, AdamW against SGD", first=adamw, second=sgd),
+        ]
+    return pairs
 
 
 def optimizers(results: GroupResults) -> Finding:
     """Compare the optimizers."""
     draft = Draft()
-    for model in ("lstm", "gpt1"):
-        name = MODEL_NAMES[model]
-        adam, adamw, sgd, momentum = (results.find(model, 1, each) for each in ("adam", "adamw", "sgd", "momentum"))
-        decay_effect = draft.compare(adamw, adam, f"{name}, AdamW against Adam")
-        draft.interpretation.append(_interpret_decay(name, decay_effect, adam, adamw))
-        momentum_effect = draft.compare(momentum, sgd, f"{name}, momentum against SGD")
-        draft.interpretation.append(_interpret_momentum(name, momentum_effect, momentum, sgd))
-        adaptive_effect = draft.compare(adamw, sgd, f"{name}, AdamW against SGD")
-        draft.interpretation.append(_interpret_adaptive(name, adaptive_effect, adamw, sgd))
+    comparisons = results.compare(optimizer_pairs)
+    draft.note(comparisons)
+    for number, interpret in enumerate((_interpret_decay, _interpret_momentum, _interpret_adaptive)):
+        known = [found for found in comparisons[number::3] if found.evidence is not Evidence.NO_DATA]
+        if known:
+            names = [found.pair.subject.partition(",")[0] for found in known]
+            start, *rest = (list(zip(names, each, strict=True)) for each in zip(*map(interpret, known), strict=True))
+            outcomes = [(name, found.outcome) for name, found in zip(names, known, strict=True)]
+            draft.conclude(TITLES[number], say_once(start), by_name(outcomes), *map(say_once, rest))
+    compared = [each for found in comparisons for each in (found.pair.first, found.pair.second)]
+    if draft.interpretation:
+        draft.conclude(describe_inferences(*compared, keys=("optimizer",)))
     return Finding(
         question="What effect do weight decay, momentum and adaptive step sizes have?",
         observations=draft.observations,
-        method=f"AdamW against Adam, momentum against SGD, and AdamW against SGD, with one layer each. {METHOD}",
-        interpretation=[sentence for sentence in draft.interpretation if sentence],
+        method=f"AdamW against Adam, momentum against SGD, and AdamW against SGD, with one layer each. {AS_EXPLAINED}",
+        interpretation=draft.interpretation,
     )
 
 
-def _interpret_decay(
-    name: str, found: Comparison, adam: ExperimentResult | None, adamw: ExperimentResult | None
-) -> str:
-    verdict = found.verdict
-    if verdict is Verdict.NO_DATA or adam is None or adamw is None:
-        return ""
-    direction = "lower" if verdict.first_is_lower else "higher"
-    infos = {"Adam": adam.runs[0].info, "AdamW": adamw.runs[0].info}
-    decays = {optimizer: info.settings.weight_decay for optimizer, info in infos.items()}
-    unknown = [optimizer for optimizer, info in infos.items() if info.origins.get("weight_decay") == ASSUMED]
-    if unknown or decays["Adam"] == decays["AdamW"]:
-        effect = {
-            Verdict.WITHIN_SPREAD: f"{name}: these seeds show no difference between AdamW and Adam.",
-            Verdict.NEGLIGIBLE_IN_ONE_SEED: f"{name}: AdamW and Adam differ by practically nothing.",
-        }.get(verdict, f"{name}: AdamW reaches a {direction} perplexity than Adam.")
-    else:
-        effect = {
-            Verdict.WITHIN_SPREAD: f"{name}: these seeds show no effect of weight decay.",
-            Verdict.NEGLIGIBLE_IN_ONE_SEED: f"{name}: weight decay makes practically no difference.",
-        }.get(verdict, f"{name}: AdamW with weight decay reaches a {direction} perplexity than Adam.")
-    sentences = [effect, "" if verdict is Verdict.NEGLIGIBLE_IN_ONE_SEED else found.caution]
-    info = infos["AdamW"]
-    shrinkage = decay_shrinkage(adamw)
-    if shrinkage is not None:
-        sentences.append(
-            f"Weight decay of {info.settings.weight_decay:g} at a learning rate of {info.settings.learning_rate:g} "
-            f"alone would shrink a weight by {shrinkage:.2%} over the whole run"
-            + (", so little effect was to be expected." if shrinkage < 0.05 else ".")
-        )
+def _sides(found: Comparison) -> tuple[ExperimentResult, ExperimentResult]:
+    """Return the experiments of a comparison that has data."""
+    assert found.pair.first is not None
+    assert found.pair.second is not None
+    return found.pair.first, found.pair.second
+
+
+def _interpret_decay(found: Comparison) -> Sequence[str]:
+    """Return the weight decay of both, to precede the outcome, since the pair is about it only if it differs; and after
+    it what the pair says nothing about."""
+    adamw, adam = _sides(found)
+    decays = {each.info.settings.weight_decay for each in (adam, adamw)}
+    unknown = [each for each in (adam, adamw) if each.info.origins.get("weight_decay") == ASSUMED]
+    provenance = f"Weight decay: {_describe_decay(adam)}, {_describe_decay(adamw)}."
+    shrinkage = ""
     if unknown:
-        sentences.append(
-            f"The sources do not state the weight decay of {' and '.join(unknown)}, so this says nothing about its "
-            "effect."
+        names = " and ".join(OPTIMIZER_NAMES[each.info.experiment.optimizer] for each in unknown)
+        limit = f"The sources do not state the weight decay of {names}, so this says nothing about its effect."
+    elif len(decays) == 1:
+        limit = (
+            "They are equal, so this says nothing about the effect of weight decay, only about its form, which AdamW "
+            "decouples from the gradient."
         )
-    elif decays["Adam"] == decays["AdamW"]:
-        sentences.append(
-            f"Both have a weight decay of {decays['Adam']:g}, which AdamW decouples from the gradient. This says "
-            "something about the form of the decay, not about its effect."
-        )
-    elif decays["Adam"] == 0.0:
-        sentences.append(
+    else:
+        limit = (
             "Adam is used here without weight decay and AdamW with decoupled weight decay, so the effect of the decay "
             "cannot be separated from that of its form."
+            if adam.info.settings.weight_decay == 0.0
+            else "They differ, and so does the form of the decay, which AdamW decouples from the gradient."
         )
-    sentences.append(describe_inferences(adam, adamw, keys=("weight_decay",)))
-    return " ".join(sentence for sentence in sentences if sentence)
+        shrinkage = _expect_shrinkage(adamw)
+    return provenance, limit, shrinkage
+
+
+def _describe_decay(result: ExperimentResult) -> str:
+    """Return the weight decay of an experiment and where that is from."""
+    info = result.info
+    name, origin = OPTIMIZER_NAMES[info.experiment.optimizer], info.origins.get("weight_decay", "")
+    if origin == ASSUMED:
+        return f"{name} unknown"
+    if is_inferred(origin):
+        source = f"inferred: {origin.removeprefix(INFERRED)}"
+    elif origin == STATED or not origin:
+        source = origin
+    else:
+        source = f"from {origin.rpartition('/')[2]}"
+    return f"{name} {info.settings.weight_decay:g}{f' ({source})' if source else ''}"
+
+
+def _expect_shrinkage(adamw: ExperimentResult) -> str:
+    shrinkage = decay_shrinkage(adamw)
+    if shrinkage is None:
+        return ""
+    settings = adamw.info.settings
+    share = f"{shrinkage:.2%}" if shrinkage >= 0.00005 else "less than 0.01%"
+    return (
+        f"Weight decay of {settings.weight_decay:g} at a learning rate of {settings.learning_rate:g} alone would "
+        f"shrink a weight by {share} over the whole run"
+        + (", so little effect was to be expected." if shrinkage < SMALL_SHRINKAGE else ".")
+    )
 
 
 def decay_shrinkage(adamw: ExperimentResult) -> float | None:
@@ -85,50 +132,37 @@ def decay_shrinkage(adamw: ExperimentResult) -> float | None:
     return 1.0 - (1.0 - settings.learning_rate * settings.weight_decay) ** steps
 
 
-def _interpret_momentum(
-    name: str, found: Comparison, momentum: ExperimentResult | None, sgd: ExperimentResult | None
-) -> str:
-    verdict = found.verdict
-    if verdict is Verdict.NO_DATA or momentum is None:
-        return ""
-    info = momentum.runs[0].info
-    decay = info.settings.momentum or 0.0
-    if verdict.first_is_lower:
-        effect = f"{name}: momentum {'seems to help' if verdict.one_seed else 'helps'}."
-        if info.origins.get("momentum") == ASSUMED:
-            effect += " Its size is not stated."
-        else:
-            effect += (
-                f" With a momentum of {decay:g}, a persistent gradient moves a weight {1.0 / (1.0 - decay):.3g} times "
-                "as far, which matters where plain SGD is too slow at its learning rate."
-            )
-    elif verdict.first_is_higher:
-        effect = f"{name}: momentum {'seems to hurt' if verdict.one_seed else 'hurts'} at this learning rate."
-    else:
-        effect = f"{name}: no difference between momentum and plain SGD is shown."
-    inferences = describe_inferences(momentum, sgd, keys=("optimizer",))
-    return " ".join(sentence for sentence in (effect, found.caution, inferences) if sentence)
+def _interpret_momentum(found: Comparison) -> Sequence[str]:
+    """Return sentences before and after the outcome."""
+    momentum, _ = _sides(found)
+    info = momentum.info
+    reason = ""
+    if found.is_material and found.first_is_lower:
+        decay = info.settings.momentum or 0.0
+        reason = (
+            "The size of the momentum is not stated."
+            if info.origins.get("momentum") == ASSUMED
+            else f"A possible reason: with a momentum of {decay:g}, a persistent gradient moves a weight "
+            f"{1.0 / (1.0 - decay):.3g} times as far, which matters where plain SGD is too slow at its learning rate."
+        )
+    elif found.is_material:
+        reason = "A possible reason: at this learning rate, the steps with momentum are too long."
+    return "", reason
 
 
-def _interpret_adaptive(
-    name: str, found: Comparison, adamw: ExperimentResult | None, sgd: ExperimentResult | None
-) -> str:
-    verdict = found.verdict
-    if verdict is Verdict.NO_DATA or adamw is None or sgd is None:
-        return ""
-    if verdict.first_is_lower:
-        tuned = (
-            "The sources do not state whether the learning rates were tuned"
-            if sgd.runs[0].info.origin == "imported"
-            else "No learning rate was tuned for either"
+def _interpret_adaptive(found: Comparison) -> Sequence[str]:
+    """Return sentences before and after the outcome."""
+    _, sgd = _sides(found)
+    reason = ""
+    if found.is_material and found.first_is_lower:
+        reason = (
+            "A possible reason: the steps of AdamW do not depend on the scale of the gradient, while those of SGD are "
+            "proportional to it."
         )
-        effect = (
-            f"{name}: AdamW reaches a lower perplexity than SGD. Its steps do not depend on the scale of the gradient, "
-            f"while those of SGD are proportional to it. {tuned}, so this says nothing about the best that SGD can do."
-        )
-    elif verdict.first_is_higher:
-        effect = f"{name}: SGD reaches a lower perplexity than AdamW."
-    else:
-        effect = f"{name}: no difference between AdamW and SGD is shown."
-    inferences = describe_inferences(adamw, sgd, keys=("optimizer",))
-    return " ".join(sentence for sentence in (effect, found.caution, inferences) if sentence)
+    limit = (
+        "The sources do not state whether learning rates were tuned, so this says nothing about the best that SGD can "
+        "do."
+        if sgd.info.origin == "imported"
+        else "No learning rate was tuned for either, so this says nothing about the best that SGD can do."
+    )
+    return "", reason, limit

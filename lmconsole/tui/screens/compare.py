@@ -64,6 +64,7 @@ def _rank(view: RunView) -> float:
 
 def _note(views: Sequence[RunView]) -> str:
     note = "Perplexities at the epoch with the best validation. Time is training time alone."
+    note += "\nThese are single runs: a difference between two may be due to their seeds alone."
     if not all(same_text(view.info, views[0].info) for view in views):
         note += "\nThese runs have different corpora: do not compare their perplexities."
     elif len({view.info.preset for view in views}) > 1:
