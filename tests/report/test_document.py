@@ -136,7 +136,7 @@ def test_what_captions_share_is_stated_once(tmp_path: Path) -> None:
         assert text.count("learned embeddings") == text.count("Up to 2 runs shared the device") == 1
         assert text.count("without setup and evaluation") == 1
     assert captions[1].count("\\newcommand{\\figuresSetting}") == 1
-    assert "learned embeddings" in (tmp_path / "out/table-1-results.tex").read_text(), "a table stands alone"
+    assert "learned embeddings" in (tmp_path / "out/table-1-results.tex").read_text(), "a table is complete without the report"
 
 
 @pytest.mark.slow
