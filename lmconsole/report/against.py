@@ -161,17 +161,23 @@ def _other_text(ours: RunInfo, theirs: RunInfo) -> str:
     for one, other in ((ours, theirs), (theirs, ours)):
         if one.origin == "imported":
             return _other_text_than_published(other) if one.denominator == "padded" else ""
-    return "" if same_text(ours, theirs) else "The two were trained on different text."
+    if same_text(ours, theirs):
+        return ""
+    return f"The two were trained on different text: {_describe_text(ours)}, and {_describe_text(theirs)}."
 
 
 def _other_text_than_published(info: RunInfo) -> str:
     """Explain why a run cannot be compared with padded results on WikiText-2; empty if it can."""
-    corpus = info.corpus
     if is_published_text(info) or info.origin == "imported":
         return ""
     whole_text = "all of WikiText-2 with the GPT-1 tokenizer"
+    return f"The padded results are for {whole_text}, the others for {_describe_text(info)}."
+
+
+def _describe_text(info: RunInfo) -> str:
+    corpus = info.corpus
     part = "" if corpus.max_tokens is None else f"the first {corpus.max_tokens:,} training tokens of "
-    return f"The padded results are for {whole_text}, the others for {part}corpus “{corpus.name}”."
+    return f"{part}corpus “{corpus.name}”"
 
 
 def _key(experiment: Experiment) -> ExperimentKey:

@@ -85,6 +85,20 @@ def test_results_on_other_text_are_shown_but_not_compared(tmp_path: Path) -> Non
     assert table.data["theirs_ppl_as_given"].notna().all()
 
 
+def test_a_text_that_was_cut_is_named(tmp_path: Path) -> None:
+    whole = record(tmp_path / "a", 1, "lstm", [(4.5, 5.0)])
+    cut = record(tmp_path / "b", 1, "lstm", [(4.5, 5.0)])
+    info = read_info(cut.paths.info)
+    corpus = msgspec.structs.replace(info.corpus, max_tokens=20_000)
+    cut.paths.info.write_bytes(msgspec.json.encode(msgspec.structs.replace(info, corpus=corpus)))
+    own, other = group(tmp_path / "a"), group(tmp_path / "b")
+    name = whole.info.corpus.name
+    both = f"The two were trained on different text: corpus “{name}”, and the first 20,000 training tokens of corpus"
+    assert both in comparison_table(own, group_results(own, other, "Other store")).notes
+    published_text = f"GPT-1 tokenizer, the others for the first 20,000 training tokens of corpus “{name}”."
+    assert published_text in comparison_table(other, published_results(other)).notes
+
+
 def test_another_store_is_compared_experiment_by_experiment(tmp_path: Path) -> None:
     record(tmp_path / "a", 1, "lstm", [(4.5, 5.0)])
     record(tmp_path / "a", 5, "gpt1", [(4.5, 4.0)])
