@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
 from recorded import record
 
-from lmconsole.report.draw import ImageFormat, displayable, draw_figure, encode_figure, log_ticks, shorten
+from lmconsole.report.draw import ImageFormat, draw_figure, encode_figure
+from lmconsole.report.draw_style import displayable, log_ticks, shorten
 from lmconsole.report.figure_content import LARGEST_PPL, FigureSpec, time_unit
 from lmconsole.report.figures import figure_specs
 from lmconsole.report.selection import choose_group
