@@ -42,6 +42,7 @@ __all__ = ["LmconsoleError", "Run", "RunStore", "export", "load_plan", "results"
 
 FrameName = Literal["experiments", "runs", "epochs", "evaluations", "telemetry", "memory"]
 FIGURES = ("png", "pdf", "svg")
+TEMPLATES = ("course", "general")
 
 
 def load_plan(path: "str | os.PathLike[str] | None" = None) -> Plan:
@@ -254,6 +255,7 @@ def export(
     imported: bool | None = None,
     against: str | None = None,
     siunitx: bool = False,
+    template: Literal["course", "general"] | None = None,
 ) -> list[Path]:
     """Write figures, tables and the report into a folder, as `lmconsole export` does, and return the paths.
 
@@ -269,6 +271,7 @@ def export(
         preset, run, imported: Choose the runs, as for ``results``.
         against: Compare with these results: ``published``, ``imported``, or the folder of another store.
         siunitx: Align LaTeX numbers with siunitx.
+        template: Structure of the report; by default ``course`` for the twelve experiments, else ``general``.
 
     Raises:
         LmconsoleError: There is nothing to export, or the files could not be written. ``out`` is unchanged then.
@@ -282,6 +285,8 @@ def export(
 
     _check("format", format, get_args(FileFormat))
     _check("figures", figures, FIGURES)
+    if template is not None:
+        _check("template", template, TEMPLATES)
     source, wanted = _open(store, run)
     options = ExportOptions(
         file_format=format,
@@ -291,6 +296,7 @@ def export(
         imported=imported,
         against=against,
         siunitx=siunitx,
+        template=template,
     )
     messages: list[str] = []
     paths = write(source, _path(out).absolute(), options, warn=messages.append)

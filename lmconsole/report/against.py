@@ -175,10 +175,10 @@ def _describe_part(max_tokens: int | None) -> str:
 
 def _other_text_than_published(info: RunInfo) -> str:
     """Explain why a run cannot be compared with padded results on WikiText-2; empty if it can."""
-    corpus = info.corpus
     if is_published_text(info) or info.origin == "imported":
         return ""
     whole_text = "all of WikiText-2 with the GPT-1 tokenizer"
+    corpus = info.corpus
     part = "" if corpus.max_tokens is None else f"{_describe_part(corpus.max_tokens)} of "
     return f"The padded results are for {whole_text}, the others for {part}corpus “{corpus.name}”."
 

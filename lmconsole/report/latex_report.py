@@ -93,7 +93,8 @@ def report_latex(title: str, blocks: Sequence[Block], *, siunitx: bool = False) 
                 need = "" if isinstance(following, Heading) else NEED
             case Paragraph(text, lead):
                 bold = f"\\textbf{{{escape_latex(lead)}}}" if lead else ""
-                pieces.append(" ".join(part for part in (bold, _breakable(text)) if part))
+                end = "" if text else "\\nopagebreak"  # before a list, a table or a command
+                pieces.append(" ".join(part for part in (bold, _breakable(text), end) if part))
             case BulletList(items, code):
                 pieces.append(_list(items, code=code))
             case Command(text):
@@ -111,8 +112,8 @@ def report_latex(title: str, blocks: Sequence[Block], *, siunitx: bool = False) 
 def _list(items: Sequence[str], *, code: bool) -> str:
     """Return a list; code is in two columns."""
     if code:
-        boxes = [f"\\parbox[t]{{0.48\\linewidth}}{{\\raggedright {_monospace(item)}}}" for item in items]
-        return "\n".join(["{\\footnotesize\\raggedright", *boxes, "\\par}"])
+        boxes = [f"\\parbox[t]{{0.49\\linewidth}}{{\\raggedright {_monospace(item)}}}" for item in items]
+        return "\n".join(["{\\scriptsize\\lineskip=2pt\\raggedright", *boxes, "\\par}"])
     return "\n".join(["\\begin{itemize}", *(f"  \\item {_breakable(item)}" for item in items), "\\end{itemize}"])
 
 

@@ -79,7 +79,7 @@ def format_ratio(ratio: float) -> str:
 
 
 _MINUS = re.compile(r"(?<![^\s(\[“/])-(?=\.?\d)|(?<=\d[eE])-(?=\d)")
-"""Hyphen that stands for a minus sign: at the start of a number, or of an exponent."""
+"""Hyphen that means a minus sign: at the start of a number, or of an exponent."""
 
 
 def _on_one_line(text: str) -> str:

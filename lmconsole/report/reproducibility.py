@@ -10,7 +10,7 @@ from lmconsole import formatting
 from lmconsole.formatting import counted
 from lmconsole.plan.flops import run_flops
 from lmconsole.report.blocks import Block, Heading, Paragraph
-from lmconsole.report.captions import join_sentences, name_ids, ppl_denominator, seed_list
+from lmconsole.report.captions import join_sentences, name_experiments, ppl_denominator, seed_list
 from lmconsole.report.selection import Group
 from lmconsole.runs.store import Run
 
@@ -75,7 +75,7 @@ def _runs(group: Group) -> list[str]:
     by_count: dict[int, list[int]] = {}
     for id_, runs in group.by_experiment.items():
         by_count.setdefault(len(runs), []).append(id_)
-    seeds = "; ".join(f"{counted(count, 'run')} each of {name_ids(ids)}" for count, ids in sorted(by_count.items()))
+    seeds = "; ".join(f"{counted(count, 'run')} each of {name_experiments(ids)}" for count, ids in by_count.items())
     count = len(group.excluded)
     left_out = f"{count or 'No'} comparable {'run' if count <= 1 else 'runs'}"
     are = "is" if count <= 1 else "are"

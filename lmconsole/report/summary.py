@@ -4,8 +4,6 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-import pandas as pd
-
 from lmconsole import formatting
 from lmconsole.formatting import counted
 from lmconsole.plan.experiment import MODEL_NAMES
@@ -18,8 +16,8 @@ from lmconsole.runs.store import Run
 
 def summary(group: Group, claim_sentences: Sequence[str]) -> list[str]:
     """Return the five sentences of the first page. ``claim_sentences``, if any, say what is claimed."""
-    best, memory = best_experiments(group), memory_frame(group).set_index("experiment")
-    sentences = [_describe_runs(group), _describe_best(best), _describe_cost(best, memory, gpu=uses_gpu(group))]
+    best = best_experiments(group)
+    sentences = [_describe_runs(group), _describe_best(best), _describe_cost(group, best)]
     return [*filter(None, sentences), *(claim_sentences or [_no_claim(group)]), _describe_incomplete(group)]
 
 
@@ -66,12 +64,15 @@ def _over_seeds(ppls: Sequence[float | None]) -> str:
     return f"{format_spread(statistics.fmean(known), statistics.stdev(known))} over {len(known)} seeds"
 
 
-def _describe_cost(best: Mapping[int, list[Run]], memory: pd.DataFrame, *, gpu: bool) -> str:
-    phrases, column = [], "memory_mib" if gpu else "host_peak_mib"
+def _describe_cost(group: Group, best: Mapping[int, list[Run]]) -> str:
+    memory, gpu = memory_frame(group), uses_gpu(group)
+    used = memory["memory_mib" if gpu else "host_peak_mib"].astype(float)
+    mib_by_id = dict(zip(memory["experiment"].tolist(), used.tolist(), strict=True))
+    phrases = []
     for id_, runs in best.items():
         times = [run.state.elapsed_train_s for run in runs]
         known = [time for time in times if time is not None]
-        mib = float(memory.astype({column: float}).at[id_, column])
+        mib = mib_by_id[id_]
         costs = [f"{formatting.seconds(statistics.fmean(known))} of training"] if len(known) == len(times) else []
         costs += [] if math.isnan(mib) else [formatting.mib(mib)]
         if costs:

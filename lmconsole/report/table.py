@@ -16,8 +16,11 @@ from lmconsole.report.markup import DASH, escape_latex, escape_markdown, latex_c
 TextFormat = Literal["markdown", "latex", "csv"]
 SUFFIXES: dict[TextFormat, str] = {"markdown": "md", "latex": "tex", "csv": "csv"}
 
-FONT_SIZES = ((92, "\\scriptsize"), (80, "\\footnotesize"), (65, "\\small"))
-"""LaTeX font sizes for tables with more than this many characters per line, so that they fit on a page."""
+FONT_SIZES = ((94, "\\scriptsize"), (86, "\\footnotesize"), (76, "\\small"))
+"""LaTeX font sizes for tables that are wider than this many characters, so that they fit on a page."""
+
+BOLD_WIDTH, COLUMN_GAP, WRAPPED_WIDTH = 1.12, 1.25, 17.0
+"""Width of a bold character, of the gap between columns, and of a wrapped column, in characters."""
 
 WRAPPED_LENGTH = 14
 """In LaTeX, a last column with longer cells than this is wrapped."""
@@ -138,13 +141,15 @@ def to_latex(table: Table, *, siunitx: bool = False) -> str:
 def latex_font_size(table: Table) -> str:
     """Return the command for the font size at which the rows fit on a page."""
     header_lines = _header_lines(table)
-    lengths = [
-        max(map(len, (*(line[column.header] for line in header_lines), *table.texts(column))))
-        for column in table.columns
-    ]
-    if lengths and lengths[-1] > WRAPPED_LENGTH:
-        lengths[-1] = WRAPPED_LENGTH
-    return next((size for characters, size in FONT_SIZES if sum(lengths) > characters), "")
+    widths = []
+    for column in table.columns:
+        headers = [float(len(line[column.header])) for line in header_lines]
+        cells = [row[column.header] for row in table.rows]
+        widths.append(max(headers + [len(cell.text) * (BOLD_WIDTH if cell.bold else 1.0) for cell in cells]))
+    if widths and max(map(len, table.texts(table.columns[-1])), default=0) > WRAPPED_LENGTH:
+        widths[-1] = WRAPPED_WIDTH
+    width = sum(widths) + COLUMN_GAP * len(widths)
+    return next((size for limit, size in FONT_SIZES if width > limit), "")
 
 
 def missing_decimals(table: Table, column: Column) -> list[int]:
