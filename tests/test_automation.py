@@ -29,6 +29,7 @@ SCRIPTING = Path(__file__).resolve().parents[1] / "docs" / "scripting.md"
 SKILL = Path(lmconsole.__file__).parent / "commands" / "SKILL.md"
 ELSEWHERE = {"run": "the instructions for agents", "run --dry-run": "the instructions for agents"}
 ELSEWHERE |= {
+    "reproduce": "commands/test_reproduce.py",
     "data fetch": "data/test_fetch_command.py",
     "doctor": "the instructions for agents",
     "bench": "test_cli.py",
@@ -233,14 +234,15 @@ def test_the_instructions_for_agents_can_be_followed_literally(tmp_path: Path) -
         if "--json" in words:
             text = (work / "events.jsonl").read_text() if ">" in words else done.stdout
             name = "run-dry-run" if "--dry-run" in words else words[0]
-            lines = text.splitlines() if name in ("run", "watch") else [text]
+            lines = text.splitlines() if name in ("run", "watch", "reproduce") else [text]
             assert lines
             for line in lines:
                 validation.check_output(json.loads(line), name)
             checked.add(name)
     assert checked >= {"doctor", "init", "list", "run-dry-run", "run", "status", "watch", "stop", "export"}
     runs = Store(work / "runs").runs()
-    assert [run.status for run in runs] == [Status.FINISHED] * 3
+    assert [run.status for run in runs] == [Status.FINISHED] * 4
+    assert [run.info.reproduces for run in runs] == [None, None, None, runs[2].run]
     events = [json.loads(line) for line in (work / "events.jsonl").read_text().splitlines()]
-    assert {event["run"] for event in events if event["kind"] == "finished"} == {run.run for run in runs[1:]}
+    assert {event["run"] for event in events if event["kind"] == "finished"} == {run.run for run in runs[1:3]}
     assert (work / "exports" / "table-1-results.csv").read_text().count("\n") == 2, "a heading and experiment 13"

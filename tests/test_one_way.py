@@ -30,6 +30,7 @@ OPENERS: Mapping[str, Mapping[str, str]] = {
     "data/fetch.py": {"zipfile.ZipFile": "written through atomic_write", "safe_open": OPENED, "open": "its members"},
     "data/files.py": {"zipfile.ZipFile": OPENED, "np.load": OPENED},
     "engine/child.py": {"open": "a descriptor"},
+    "engine/provenance.py": {"read_bytes": INSTALLED},
     "engine/processes.py": {"open": "a file in memory"},
     "engine/shared_data.py": {"np.load": PRIVATE},
     "lm/device.py": {"read_text": KERNEL},

@@ -113,6 +113,8 @@ def _encode(value: object) -> str:
 
 
 def _decode(kind: type, value: Any) -> object:
+    if kind is object:  # settings that an experiment overrides
+        return value
     if issubclass(kind, Path):
         return Path(value)
     raise NotImplementedError(kind)

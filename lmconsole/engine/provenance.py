@@ -34,7 +34,7 @@ _GIT = ("git", "--no-pager", "--literal-pathspecs", "-c", "core.fsmonitor=false"
 
 
 class Captured(msgspec.Struct, frozen=True, kw_only=True):
-    """What is recorded about the code and the machine of all runs that one command queues."""
+    """Record about the code and the machine of all runs that one command queues."""
 
     provenance: Provenance
     source_diff: bytes = b""

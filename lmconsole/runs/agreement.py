@@ -76,7 +76,7 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True, tag="reproduction", t
     epochs: int
     """Epochs that were compared."""
     first: Parting | None
-    """Where the two part; null if their losses do not."""
+    """First loss in which the two part; null if their losses do not."""
     test_difference_nats: float | None
     """Test loss of the reproduction minus that of the original with the weights of their best epochs, in nats per
     target; null if one is unknown or not finite."""
@@ -89,7 +89,7 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True, tag="reproduction", t
     weights: WeightDifference | None
     """Comparison of the best weights; null if one of the runs has not kept them, or they cannot be read."""
     differences: tuple[Difference, ...]
-    """What differs in code, packages and machine."""
+    """Differences in code, packages and machine."""
     damage: tuple[str, ...]
     """Damage of the two logs; empty if none is known."""
 

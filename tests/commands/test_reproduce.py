@@ -1,4 +1,4 @@
-"""`lmconsole reproduce`, with real workers: the same bits, other bits, and what stands in the way."""
+"""`lmconsole reproduce`, with real workers: the same bits, other bits, and reasons to refuse."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What is recorded about code, packages and machine: complete, safe, and of the right repository."""
+"""The record of code, packages and machine of a run: complete, safe, and of the right repository."""
 
 import os
 import shutil

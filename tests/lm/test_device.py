@@ -222,7 +222,8 @@ def test_a_cpu_needs_no_synchronization() -> None:
 
 
 def test_versions_name_torch_and_cuda() -> None:
-    assert d.versions() == {"torch": torch.__version__, "cuda": torch.version.cuda}
+    cudnn = str(torch.backends.cudnn.version()) if torch.version.cuda else None
+    assert d.versions() == {"torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": cudnn}
 
 
 @pytest.mark.gpu

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 from factories import STEPS, epoch, epoch_events, finished, progress, started
+from recorded import mark_as_reproduction
 from tui.stage import Recorded, Stage, following, wait_for_snapshot
 
 from lmconsole.engine.queue import requeue
 from lmconsole.plan.experiment import Experiment
 from lmconsole.runs.events import Finished, Stopped
 from lmconsole.runs.permissions import Permissions
+from lmconsole.runs.store import Store
 from lmconsole.tui.filter import parse_filter
 from lmconsole.tui.plot.glyphs import ASCII, UNICODE
 from lmconsole.tui.row_filter import matches as row_matches
@@ -363,3 +365,18 @@ def test_sorting_by_the_next_column_skips_those_without_text() -> None:
     assert COLUMNS[after_valid.column] == "Time"
     assert COLUMNS[Sort(column=COLUMNS.index("Trend")).by_next_column({"Notes"}).column] == "ID"
     assert COLUMNS[Sort(column=COLUMNS.index("Trend")).by_next_column().column] == "Notes"
+
+
+def test_a_reproduction_is_marked_and_stands_for_nothing(stage: Stage) -> None:
+    original = stage.record(1, valid=(6.0, 5.0))
+    again = stage.record(1, valid=(6.0, 5.0))
+    mark_as_reproduction(Store(stage.store.root).find(again.run), original.run)
+    made = rows(stage, unfolded={"/1"})
+    assert made[0].run is not None
+    assert made[0].run.run == original.run
+    assert [view.run for view in made[0].runs] == [original.run]
+    assert [(row.key, cell(row, "Model")) for row in made[1:3]] == [(again.run, "repro"), (original.run, "demo")]
+    shutil.rmtree(original.paths.folder)
+    first, child = rows(stage, unfolded={"/1"})[:2]
+    assert (first.run, cell(first, "Status")) == (None, "–")
+    assert child.key == again.run
