@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from lmconsole.claims.difference import Array
 from lmconsole.claims.verdict import ALPHA, MIN_SEEDS
-from lmconsole.report.draw import BLUE, GREEN, VERMILLION
+from lmconsole.report.draw_style import BLUE, GREEN, VERMILLION
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",

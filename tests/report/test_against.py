@@ -94,10 +94,10 @@ def test_a_truncated_text_is_named(tmp_path: Path) -> None:
         run.paths.info.write_bytes(msgspec.json.encode(msgspec.structs.replace(info, corpus=corpus)))
     own, other = group(tmp_path / "a"), group(tmp_path / "b")
     parts = "The two used different parts of one text: all training tokens and the first 20,000 training tokens."
-    assert parts in comparison_table(own, group_results(own, other, "Other store")).caption
-    caption = comparison_table(other, published_results(other)).caption
-    assert "the others for the first 20,000 training tokens of corpus" in caption
-    assert "no difference is given" in caption
+    assert parts in comparison_table(own, group_results(own, other, "Other store")).notes
+    notes = comparison_table(other, published_results(other)).notes
+    assert "the others for the first 20,000 training tokens of corpus" in notes
+    assert "no difference is given" in notes
 
 
 def test_another_store_is_compared_experiment_by_experiment(tmp_path: Path) -> None:

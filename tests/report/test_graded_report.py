@@ -105,8 +105,8 @@ def test_overfitting_rests_on_gap_and_rise_of_fitted_models(graded: dict[str, Fi
 
 def test_early_stopping_and_the_last_epoch_have_a_winner_each_with_its_cost(graded: dict[str, Finding]) -> None:
     finding = graded["Which setting"]
-    assert "Lowest validation perplexity: GPT-1 1L AdamW (6), 146.120, at epoch 6 of 10." in finding.observations
-    assert "Lowest at the last epoch: LSTM 2L AdamW (9), 152.400; GPT-1 1L AdamW (6) has 157.000 there." in (
+    assert "Lowest validation perplexity: GPT-1 1L AdamW (6), 146.12, at epoch 6 of 10." in finding.observations
+    assert "Lowest at the last epoch: LSTM 2L AdamW (9), 152.40; GPT-1 1L AdamW (6) has 157.00 there." in (
         finding.observations
     )
     text = text_of(finding)
