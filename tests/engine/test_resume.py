@@ -104,10 +104,10 @@ Steps.step = step
 
 IN_VALIDATION = """
 real = loop.Training._evaluate
-def evaluate(self, name):
+def evaluate(self, name, *more):
     if name == "{split}":
         die()
-    return real(self, name)
+    return real(self, name, *more)
 loop.Training._evaluate = evaluate
 """
 
