@@ -1,6 +1,7 @@
 """Reproductions: what is queued again, and that none takes the place of its original."""
 
 from pathlib import Path
+from typing import Any
 
 import factories
 import msgspec
@@ -119,7 +120,7 @@ def test_runs_without_a_complete_result_cannot_be_reproduced(tmp_path: Path) -> 
 
 
 def test_run_neither_finds_nor_resumes_a_reproduction(original: Run, reproduction: Run, tmp_path: Path) -> None:
-    settings = {"seed": 7, "learning_rate": 0.5}
+    settings: dict[str, Any] = {"seed": 7, "learning_rate": 0.5}
     assert tiny.queue_tiny(tmp_path, **settings).run == original.run
     _, active = queue_one(tmp_path, original, fresh=True)
     assert tiny.queue_tiny(tmp_path, **settings).run == original.run, "not refused as active"
