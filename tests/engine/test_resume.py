@@ -104,13 +104,8 @@ Steps.step = step
 
 IN_VALIDATION = """
 real = loop.Training._evaluate
-<<<<<<< HEAD
-def evaluate(self, name):
-    if name == "{split}" and self.state.step in (0, self.steps_per_epoch):
-=======
 def evaluate(self, name, *more):
-    if name == "{split}":
->>>>>>> wip-test
+    if name == "{split}" and self.state.step in (0, self.steps_per_epoch):
         die()
     return real(self, name, *more)
 loop.Training._evaluate = evaluate
@@ -118,10 +113,10 @@ loop.Training._evaluate = evaluate
 
 IN_AN_EVALUATION = """
 real = loop.Training._evaluate
-def evaluate(self, name):
+def evaluate(self, name, *more):
     if name == "validation" and self.state.step < self.steps_per_epoch:
         die()
-    return real(self, name)
+    return real(self, name, *more)
 loop.Training._evaluate = evaluate
 """
 

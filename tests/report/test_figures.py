@@ -263,13 +263,16 @@ def test_bars_are_annotated_with_their_values_or_as_not_reached(tmp_path: Path) 
 
 
 def test_every_seed_is_a_dot_on_its_bar(tmp_path: Path) -> None:
-    for seed, loss, seconds in ((1, 4.0, 10.0), (2, 4.01, 30.0), (3, 5.0, 20.0)):
+    for seed, loss, seconds in ((1, 4.0, 10.0), (2, 4.2, 30.0), (3, 5.0, 20.0)):
         record(tmp_path, 1, "lstm", [(loss, loss)], seed=seed, seconds=seconds, device="cuda:0", samples=2,
                process_mib=100.0 * seed)  # fmt: skip
     assert lines(figure(tmp_path, 9).axes[0]) == [([100.0, 200.0, 300.0], [0, 0, 0])]
     (times,) = figure(tmp_path, 10, targets_ppl=[60.0]).axes
+    assert lines(times) == [([10.0], [0])]
+    assert [text.get_text() for text in times.texts] == ["reached by 1 of 3"]
+    (times,) = figure(tmp_path, 10, targets_ppl=[70.0]).axes
     assert lines(times) == [([10.0, 30.0], [0, 0])]
-    assert [text.get_text() for text in times.texts] == ["reached by 2 of 3"]
+    assert [text.get_text() for text in times.texts] == ["30.0"], "the median, with the third seed as infinite"
     assert "a target that was fixed beforehand" in spec(tmp_path, 10, targets_ppl=[60.0]).caption
 
 

@@ -94,12 +94,12 @@ def test_table_1_in_latex(store: Store) -> None:
         "    Architecture & Layers & Optimizer & Train PPL & Validation PPL & Test PPL & Epoch & Experiment \\\\\n"
         "    \\midrule\n"
         "    \\textbf{GPT-1} & \\textbf{1} & \\textbf{Adam} & \\textbf{244.69}\\phantom{0} & "
-        "\\textbf{190.57}\\phantom{0} & \\textbf{1.000} & \\textbf{2} & \\textbf{5} \\\\\n"
+        "\\textbf{190.57}\\phantom{0} & \\textbf{190.57}\\phantom{0} & \\textbf{2} & \\textbf{5} \\\\\n"
         "    GPT-1 & 1 & Momentum & 403.43\\phantom{0} & 20.086$^\\dagger$ & -- & 1 & 7$^\\ddagger$ \\\\\n"
-        "    GPT-1 & 1 & SGD & 403.43\\phantom{0} & 148.41$^\\dagger$\\phantom{0} & 1.000 & 1 & 8$^\\ddagger$ \\\\\n"
+        "    GPT-1 & 1 & SGD & 403.43\\phantom{0} & 148.41$^\\dagger$\\phantom{0} & 148.41\\phantom{0} & 1 & 8$^\\ddagger$ \\\\\n"
         "    \\textbf{LSTM} & \\textbf{1} & \\textbf{Adam} & \\textbf{148.41}\\phantom{0} & \\textbf{90.017} & "
-        "\\textbf{1.000} & \\textbf{1} & \\textbf{1} \\\\\n"
-        "    LSTM & 1 & SGD & 54.598 & 148.41\\phantom{0} & 1.000 & 2 & 3 \\\\\n"
+        "\\textbf{90.017} & \\textbf{1} & \\textbf{1} \\\\\n"
+        "    LSTM & 1 & SGD & 54.598 & 148.41\\phantom{0} & 148.41\\phantom{0} & 2 & 3 \\\\\n"
         "    \\bottomrule\n"
         "  \\end{tabular}\n"
         "  \\par\\smallskip{\\footnotesize\\raggedright Each experiment has one seed"
@@ -113,11 +113,11 @@ def test_table_1_in_csv_holds_plain_numbers(store: Store) -> None:
     assert results_table(choose_group(store.runs())).render("csv") == (
         "architecture,layers,optimizer,train_ppl,train_ppl_sd,valid_ppl,valid_ppl_sd,epoch,config,name,seeds,complete,"
         "best,test_ppl,test_ppl_sd\n"
-        "GPT-1,1,Adam,244.692,,190.566,,2,5,,1,True,True,1.0,\n"
+        "GPT-1,1,Adam,244.692,,190.566,,2,5,,1,True,True,190.566,\n"
         "GPT-1,1,Momentum,403.429,,20.086,,1,7,,1,False,False,,\n"
-        "GPT-1,1,SGD,403.429,,148.413,,1,8,,1,False,False,1.0,\n"
-        "LSTM,1,Adam,148.413,,90.017,,1,1,,1,True,True,1.0,\n"
-        "LSTM,1,SGD,54.598,,148.413,,2,3,,1,True,False,1.0,\n"
+        "GPT-1,1,SGD,403.429,,148.413,,1,8,,1,False,False,148.413,\n"
+        "LSTM,1,Adam,148.413,,90.017,,1,1,,1,True,True,90.017,\n"
+        "LSTM,1,SGD,54.598,,148.413,,2,3,,1,True,False,148.413,\n"
     )
 
 
@@ -148,7 +148,7 @@ def test_seeds_give_mean_and_standard_deviation_of_each_seeds_best_epoch(tmp_pat
     mean = sum(ppls) / 3
     sd = (sum((ppl - mean) ** 2 for ppl in ppls) / 2) ** 0.5
     first, second = rows(table.render("markdown"))
-    assert first[3:6] == [f"{perplexity(3.0):.3f} ± 0.000", f"{mean:.3f} ± {sd:.3f}", "1.000 ± 0.000"]
+    assert first[3:6] == [f"{perplexity(3.0):.3f} ± 0.000", f"{mean:.3f} ± {sd:.3f}", f"{mean:.3f} ± {sd:.3f}"]
     assert second[3:6] == [f"**{perplexity(5.0):.2f}**", f"**{perplexity(3.9):.3f}**", "**1.000**"]
     assert (first[6], second[6]) == ("2", "**1**")
     assert "over seeds (1, 2, 3)" in table.notes
