@@ -4,10 +4,10 @@
 
 FOLDER is a checkout of lmconsole, such as a `git worktree` of the commit before a change. For each pair, one process
 for each variant is forked from one that has imported torch, and the variants take turns, epoch by epoch, at the same
-random tokens: the other checkout, this one, and this one with ``evaluate_every_steps``. Each has one thread, and its
-CPU time in training is compared, since other load on the machine affects it far less than wall-clock time. Time in
-evaluations is not counted, as in a run. The result is the median of the pairs' ratios with a 95% interval; new
-processes for each pair average out the differences between processes.
+random tokens: the other checkout, the same again as a control, this one, and this one with ``evaluate_every_steps``.
+Each has one thread, and its CPU time in training is compared, since other load on the machine affects it far less than
+wall-clock time. Time in evaluations is not counted, as in a run. The result is the median of the pairs' ratios with a
+95% interval; new processes for each pair average out the differences between processes.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import torch
 import torch._dynamo  # the first optimizer of a process imports it
 
 HERE = Path(__file__).resolve().parents[1]
+OTHER = "other"
 EXPERIMENTS = {"LSTM 1L, demo": 1, "GPT-1 1L, demo": 5}
 STEPS = 5
 """Steps of an epoch: other load changes less within a twentieth of a second than within one."""
@@ -88,26 +89,27 @@ def train_in_turns(turns: Connection, checkout: Path, number: int, every: int) -
 
 
 def measure_pair(variants: dict[str, tuple[Path, int]], number: int, first: int) -> dict[str, float]:
-    """Return the CPU time of each variant relative to the first one, the median over its epochs. The order rotates, and
-    starts at the variant ``first``."""
+    """Return the CPU time of each variant relative to that of ``OTHER``, the median over its epochs. The order in which
+    they are started and take turns rotates, from the variant number ``first``."""
+    names = [*list(variants)[first % len(variants) :], *list(variants)[: first % len(variants)]]
     fork = multiprocessing.get_context("fork")
     connections: dict[str, Connection] = {}
     processes = []
-    for name, (checkout, every) in variants.items():
+    for name in names:
+        checkout, every = variants[name]
         connections[name], theirs = fork.Pipe()
         processes.append(fork.Process(target=train_in_turns, args=(theirs, checkout, number, every)))
         processes[-1].start()
-    names = list(variants)
     spent: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(TURNS):
-        start = (first + turn) % len(names)
+        start = turn % len(names)
         for name in [*names[start:], *names[:start]]:
             connections[name].send(None)
             spent[name].append(connections[name].recv())
     for process in processes:
         process.join()
     return {
-        name: statistics.median(one / other for one, other in zip(spent[name][1:], spent[names[0]][1:], strict=True))
+        name: statistics.median(one / other for one, other in zip(spent[name][1:], spent[OTHER][1:], strict=True))
         for name in names
     }
 
@@ -142,7 +144,8 @@ def main() -> None:
     arguments: Any = parser.parse_args()
     torch.set_num_threads(1)
     variants = {
-        "other": (arguments.folder.resolve(), 0),
+        OTHER: (arguments.folder.resolve(), 0),
+        "other again": (arguments.folder.resolve(), 0),
         "off": (HERE, 0),
         f"every {arguments.every} steps": (HERE, arguments.every),
     }
