@@ -102,7 +102,7 @@ assert matplotlib.rcParams["figure.dpi"] == 71
 def test_every_frame_has_its_rows() -> None:
     store = lmconsole.RunStore("runs")
     rows = {frame: len(lmconsole.results(store, frame)) for frame in get_args(api.FrameName)}
-    assert rows == {"experiments": 2, "runs": 2, "epochs": 4, "telemetry": 20, "memory": 2}
+    assert rows == {"experiments": 2, "runs": 2, "epochs": 4, "evaluations": 0, "telemetry": 20, "memory": 2}
     assert isinstance(lmconsole.results(store, run=5), pd.DataFrame)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 
 import pytest
-from factories import epoch
+from factories import STEPS, epoch, evaluation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -204,6 +204,19 @@ def test_the_x_axis_counts_in_round_steps_with_a_unit(
 ) -> None:
     run = series(5.0, planned=planned, expected_s=expected_s)
     assert x_ticks(drawn(run, options=ChartOptions(x=axis))) == words
+
+
+def test_evaluations_within_epochs_are_points_of_the_line_and_of_means_where_all_seeds_have_them() -> None:
+    within = [evaluation(1, 2, 6.5), evaluation(1, 6, 6.2), epoch(1, 6.0), evaluation(2, 2, INF), epoch(2, 5.0)]
+    with_them = series(6.0, 5.0, validations=within)
+    (trace,) = drawn(with_them).traces
+    assert [x for x, _ in trace.valid] == [2 / STEPS, 6 / STEPS, 1.0, 2.0]
+    assert trace.off_scale == [1 + 2 / STEPS]
+    (over_time,) = drawn(with_them, options=ChartOptions(x=XAxis.TIME)).traces
+    assert [x for x, _ in over_time.valid] == [1.0, 3.0, 4.0, 8.0]
+    fewer = series(6.0, 5.0, validations=[*within[1:3], epoch(2, 5.0)])
+    (mean,) = drawn(series(seeds=(with_them, fewer))).traces
+    assert [x for x, _, _ in mean.band] == [6 / STEPS, 1.0, 2.0]
 
 
 def test_a_run_without_progress_has_the_train_losses_of_its_epochs() -> None:

@@ -3,7 +3,7 @@
 import math
 
 import msgspec
-from factories import finished, progress, started
+from factories import evaluation, finished, progress, started
 from textual.widgets import RichLog
 from tui.stage import CORPUS, Recorded, Stage, eventually, line_with, screen, shows, shows_no_more
 
@@ -83,6 +83,22 @@ async def test_details_of_a_live_run_are_up_to_date(stage: Stage) -> None:
         await shows(pilot, "epoch 2 of 3, step 4")
         run.append(progress(2, 7, 5.0))
         await shows(pilot, "epoch 2 of 3, step 7")
+
+
+async def test_an_evaluation_within_an_epoch_is_the_last_point_of_the_curve_and_no_result(stage: Stage) -> None:
+    run = stage.record(1, "running", valid=(6.0,))
+    stage.record(2, valid=(6.0, 5.5))
+    async with stage.console() as pilot:
+        await shows(pilot, "403.4")
+        run.append(evaluation(2, 5, 5.0))
+        assert "148.4" in await shows(pilot, "148.4"), "in the legend of the curves"
+        assert "403.4" in line_with(pilot, "epoch 2/3"), "the table has the best epoch"
+        await pilot.press("enter")
+        await shows(pilot, "148.4 in epoch 2, step 5 of 8", "403.4 in epoch 1")
+        await pilot.press("escape", "c")
+        await shows(
+            pilot, "Comparison", "403.4", "Lower perplexities within epochs, which the curves show, do not count"
+        )
 
 
 async def test_details_close_when_their_run_is_deleted(stage: Stage) -> None:
