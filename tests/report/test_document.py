@@ -4,13 +4,15 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import tiny
 from factories import append_events
 from recorded import record
 
+import lmconsole
+from lmconsole.errors import LmconsoleError
 from lmconsole.report.blocks import Block, BulletList, FigureRow, Heading, NumberedTable, Paragraph
 from lmconsole.report.document import build_report, choose_template
 from lmconsole.report.export import export
@@ -160,3 +162,15 @@ def test_the_pdf_has_no_overfull_box_and_a_first_page_of_its_own(tmp_path: Path,
         assert max(overfull, default=0.0) <= 2.0
         assert "LaTeX Warning" not in log
         assert re.search(r"\[1.*?figures/overview\.png", log, re.DOTALL), "the overview is on page 1"
+
+
+def test_the_command_and_the_library_choose_the_template(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(5.0, 4.5)])
+    done = tiny.lmconsole("export", "--format", "csv", "--template", "course", cwd=tmp_path, check=2)
+    assert "--template has no effect on --format csv" in done.stderr
+    template: Literal["course", "general"] | None
+    for template, section in (("course", "## Findings"), ("general", "## Method"), (None, "## Method")):
+        lmconsole.export(tmp_path / "runs", tmp_path / "out", format="markdown", template=template)
+        assert section in (tmp_path / "out/report.md").read_text()
+    with pytest.raises(LmconsoleError, match="unknown template 'paper'; known: course, general"):
+        lmconsole.export(tmp_path / "runs", tmp_path / "out", template="paper")  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageGrab
 from textual_image._sixel import image_to_sixels
 
-from lmconsole.tui.screens.pictures import COLOR, OTHER_LINES, PictureSpace, colors_first
+from lmconsole.tui.screens.pictures import COLOR, OTHER_LINES, PictureSpace, colors_first, figures_in
 
 BROWSE = """
 import sys
@@ -67,6 +67,14 @@ def test_all_colors_are_defined_before_the_first_pixel(size: int, seed: int) -> 
 
 def test_what_is_no_sixel_picture_stays_as_it_is() -> None:
     assert colors_first("\x1b7 text #1") == "\x1b7 text #1"
+
+
+def test_figures_are_shown_as_in_the_report(tmp_path: Path) -> None:
+    (tmp_path / "figures").mkdir()
+    expected = ["overview.png", "figure-1.png", "figure-9.png", "figure-10.png"]
+    for name in (*expected, "figure-1.pdf", "captions.md"):
+        (tmp_path / "figures" / name).touch()
+    assert [path.name for path in figures_in(tmp_path)] == expected
 
 
 @pytest.fixture

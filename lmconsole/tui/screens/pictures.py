@@ -67,8 +67,9 @@ class PictureSpace:
 
 
 def figures_in(folder: Path) -> list[Path]:
-    """Return the figures of an exports folder in the order of their numbers."""
-    return sorted((folder / "figures").glob("*.png"), key=lambda path: (len(path.name), path.name))
+    """Return the figures of an exports folder: the overview, then those with a number in their order."""
+    found = (folder / "figures").glob("*.png")
+    return sorted(found, key=lambda path: (path.name != "overview.png", len(path.name), path.name))
 
 
 def browse(pictures: Sequence[Path]) -> str | None:
