@@ -19,7 +19,7 @@ from lmconsole.engine.reproduce import ReproduceAnswer, check_original, queue_re
 from lmconsole.errors import ExportError, LmconsoleError
 from lmconsole.plan.load import load_plan
 from lmconsole.report.captions import describe_group
-from lmconsole.report.document import _code_items
+from lmconsole.report.provenance import _code_items
 from lmconsole.report.selection import Exclusion, choose_group
 from lmconsole.runs.comparable import comparable, differ_only_in_seed
 from lmconsole.runs.events import Failed, Stopped

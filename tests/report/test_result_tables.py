@@ -149,7 +149,7 @@ def test_seeds_give_mean_and_standard_deviation_of_each_seeds_best_epoch(tmp_pat
     sd = (sum((ppl - mean) ** 2 for ppl in ppls) / 2) ** 0.5
     first, second = rows(table.render("markdown"))
     assert first[3:6] == [f"{perplexity(3.0):.3f} ± 0.000", f"{mean:.3f} ± {sd:.3f}", f"{mean:.3f} ± {sd:.3f}"]
-    assert second[3:6] == [f"**{perplexity(5.0):.2f}**", f"**{perplexity(3.9):.3f}**", "**1.000**"]
+    assert second[3:6] == [f"**{perplexity(5.0):.2f}**", f"**{perplexity(3.9):.3f}**", "**49.402**"]
     assert (first[6], second[6]) == ("2", "**1**")
     assert "over seeds (1, 2, 3)" in table.notes
     assert "Experiment 1 has 3 seeds; experiment 3 has 1 seed." in table.notes
