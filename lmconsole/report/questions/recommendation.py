@@ -70,7 +70,7 @@ def recommendation(results: GroupResults) -> Finding:
         _describe_gaps(results, draft)
     known_at = "evaluations" if describe_evaluations(results.group) else "the ends of epochs"
     method = [
-        f"Wall-clock time: shortest training time of a complete experiment to a target perplexity, known at {known_at}.",
+        f"Wall-clock time: shortest training time of a complete experiment to a target, known at {known_at}.",
         explain_target(results.group),
         explain_schedule(results.group),
         f"Times within {EQUAL_TIME:.0%} of the shortest count as equal.",
