@@ -9,13 +9,19 @@ import msgspec
 from lmconsole.claims.power import ALPHA, detectable_sd
 from lmconsole.engine.probe import ResolvedRun
 from lmconsole.formatting import about, counted
-from lmconsole.runs.endpoint import test_nll_best
-from lmconsole.runs.state import Status
+from lmconsole.plan.experiment import Settings
+from lmconsole.runs.endpoint import nll_best
+from lmconsole.runs.events import Finished
+from lmconsole.runs.info import CorpusInfo, RunInfo
 from lmconsole.runs.store import Run
 
 CHOICES = (3, 5, 10)
 """Numbers of seeds that are offered next to the one asked for."""
 UNIT = "nats per token"
+
+
+Result = tuple[RunInfo, Finished]
+"""A finished run."""
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,25 +82,52 @@ def plan_seeds(
         expected_s: returns the time that a number of seeds takes.
         comparisons: number of comparisons that Holm's correction counts.
     """
-    spread = tuple(found for each in resolved if (found := _spread(each, runs)))
+    results = [(run.info, run.state.finished) for run in runs if run.state.finished]
+    spread = tuple(
+        found
+        for each in resolved
+        if (found := _spread(each.experiment.id, each.settings, each.corpus, results)) is not None
+    )
     plan = SeedPlan(asked=asked, comparisons=comparisons, spread=spread, choices=())
     choices = tuple(_choice(n, plan, expected_s(n)) for n in sorted({asked, *CHOICES}))
     return msgspec.structs.replace(plan, choices=choices)
 
 
-def _spread(resolved: ResolvedRun, runs: Iterable[Run]) -> Spread | None:
+def _spread(id_: int, settings: Settings, corpus: CorpusInfo, results: Iterable[Result]) -> Spread | None:
     by_seed = {
-        run.info.seed: loss
-        for run in runs
-        if run.status is Status.FINISHED
-        and run.info.settings == resolved.settings
-        and (run.info.corpus.sha256, run.info.corpus.max_tokens) == (resolved.corpus.sha256, resolved.corpus.max_tokens)
-        and (loss := test_nll_best(run)) is not None
+        info.seed: loss
+        for info, finished in results
+        if info.settings == settings
+        and (info.corpus.sha256, info.corpus.max_tokens) == (corpus.sha256, corpus.max_tokens)
+        and (loss := nll_best(finished)) is not None
         and math.isfinite(loss)
     }
     if len(by_seed) < 2:
         return None
-    return Spread(experiment=resolved.experiment.id, seeds=len(by_seed), sd=statistics.stdev(by_seed.values()))
+    return Spread(experiment=id_, seeds=len(by_seed), sd=statistics.stdev(by_seed.values()))
+
+
+def sketch_seeds(ids: Sequence[int], seeds: int, results: Sequence[Result]) -> str:
+    """Return a line on what a number of ``seeds`` of experiments detects and takes, as far as earlier results say.
+
+    Args:
+        results: finished runs, the latest last. The settings are those of the latest run of each experiment.
+    """
+    latest = {info.experiment.id: (info, finished) for info, finished in results}
+    known = [latest[id_] for id_ in ids if id_ in latest]
+    spread = tuple(
+        found
+        for info, _ in known
+        if (found := _spread(info.experiment.id, info.settings, info.corpus, results)) is not None
+    )
+    times = [finished.wall_s for _, finished in known if finished.wall_s is not None]
+    total_s = seeds * sum(times) if len(times) == len(ids) else None
+    choice = _choice(seeds, SeedPlan(asked=seeds, comparisons=1, spread=spread, choices=()), total_s)
+    if choice.detectable_sd is None:
+        return "One seed: no uncertainty is known."
+    nats = "" if choice.detectable_nats is None else f", about {choice.detectable_nats:.2g} {UNIT}"
+    time = "" if total_s is None else f"; {about(total_s)} of runs, one after the other"
+    return f"{counted(seeds, 'seed')} detect differences of {choice.detectable_sd:.1f} sd{nats}{time}."
 
 
 def _choice(seeds: int, plan: SeedPlan, expected_s: float | None) -> SeedChoice:

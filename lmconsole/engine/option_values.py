@@ -66,7 +66,7 @@ def parse_preset(text: str, plan: "Plan") -> str:
     return text
 
 
-def parse_seeds(text: str, _: "Plan") -> tuple[int, ...]:
+def parse_seeds(text: str, _: "Plan | None" = None) -> tuple[int, ...]:
     """Parse ``1,2,3``, ``1..10`` and ``1-10``: seeds in the order given, each once."""
     malformed = ValueError("expected whole numbers such as 1,2,3 or 1..10")
     chosen: dict[int, None] = {}

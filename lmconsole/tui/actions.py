@@ -2,10 +2,11 @@
 
 import subprocess
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmconsole.engine.option_values import parse_seeds
 from lmconsole.engine.parse_request import parse_request
 from lmconsole.engine.probe import ask
 from lmconsole.engine.processes import python
@@ -16,6 +17,7 @@ from lmconsole.errors import LmconsoleError
 from lmconsole.plan.presets import AUTO
 from lmconsole.runs.store import Store
 from lmconsole.tui.options import ConsoleOptions
+from lmconsole.tui.snapshot import RunView
 
 EXPORT_TIMEOUT_S = 600.0
 
@@ -29,6 +31,18 @@ def parse(options: ConsoleOptions, ids: Sequence[int], values: Mapping[str, str]
     return parse_request(
         {"preset": options.preset, **given}, wait_for_active=True, keep_order=False, export_folder=options.exports
     )
+
+
+def sketch_seeds(ids: Sequence[int], seeds: str, views: Iterable[RunView]) -> str:
+    """Return what the ``seeds`` of a form will show; empty if they are not seeds."""
+    from lmconsole.claims import planner  # which imports scipy when it is used
+
+    results = [(view.info, view.finished) for view in views if view.finished]
+    try:
+        count = len(parse_seeds(seeds)) if seeds else 1
+    except ValueError:
+        return ""
+    return planner.sketch_seeds(ids, count, results)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

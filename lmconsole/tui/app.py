@@ -205,7 +205,7 @@ class ConsoleApp(App[str]):
 
     def on_main_screen_run_form_requested(self, message: MainScreen.RunFormRequested) -> None:
         """Open the form for other settings, and queue what it returns."""
-        from lmconsole.tui.actions import parse
+        from lmconsole.tui.actions import parse, sketch_seeds
         from lmconsole.tui.screens.run_form import RunForm
 
         ids = message.ids
@@ -215,12 +215,15 @@ class ConsoleApp(App[str]):
             self._form_values = values
             return request
 
+        def sketch(seeds: str) -> str:
+            return sketch_seeds(ids, seeds, self.feed.snapshot.runs.values())
+
         def accepted(request: RunRequest | None) -> None:
             if request is not None:
                 self._queue(request)
 
         title = f"Run experiment{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids))} with"
-        self.push_screen(RunForm(title, self._form_values, check, self.keymap), accepted)
+        self.push_screen(RunForm(title, self._form_values, check, sketch, self.keymap), accepted)
 
     def on_main_screen_stop_requested(self, message: MainScreen.StopRequested) -> None:
         """Stop active runs, after a question."""

@@ -3,26 +3,37 @@
 from collections.abc import Callable
 from typing import ClassVar
 
+from textual import on, work
+from textual.widgets import Input
+
 from lmconsole.engine.run_options import OPTIONS, Option, RunRequest
 from lmconsole.tui.keys import KeyMap
 from lmconsole.tui.screens.form import Form
 from lmconsole.tui.widgets.field import Field
+
+NOTE = "Finished runs with the same settings are not repeated."
 
 
 class RunForm(Form[RunRequest]):
     """Asks for the settings of runs, and returns the request for them.
 
     ``check`` makes the request from the values as typed, by field. It raises LmconsoleError if a value is wrong.
+    ``sketch`` says what the seeds as typed will show, in a thread: its first call imports scipy.
     """
 
     FIELDS: ClassVar[dict[str, Option]] = {name: option for name, option in OPTIONS.items() if option.form_placeholder}
     """Options of the form, by field of the request."""
 
     def __init__(
-        self, title: str, values: dict[str, str], check: Callable[[dict[str, str]], RunRequest], keymap: KeyMap
+        self,
+        title: str,
+        values: dict[str, str],
+        check: Callable[[dict[str, str]], RunRequest],
+        sketch: Callable[[str], str],
+        keymap: KeyMap,
     ) -> None:
-        super().__init__(title, keymap, button="Run", note="Finished runs with the same settings are not repeated.")
-        self._values, self._check = values, check
+        super().__init__(title, keymap, button="Run", note=NOTE)
+        self._values, self._check, self._sketch = values, check, sketch
 
     def fields(self) -> list[Field]:
         """Return a field for each option."""
@@ -36,6 +47,16 @@ class RunForm(Form[RunRequest]):
             )
             for name, option in self.FIELDS.items()
         ]
+
+    @on(Input.Changed, "#seeds")
+    def _describe_seeds(self) -> None:
+        """Say below the fields what the seeds will show."""
+        self._describe(self.value("seeds"))
+
+    @work(thread=True, exclusive=True)
+    def _describe(self, seeds: str) -> None:
+        text = self._sketch(seeds)
+        self.app.call_from_thread(self.show_note, f"{NOTE} {text}".strip())
 
     def result(self) -> RunRequest:
         """Return the request. Raises LmconsoleError if a value is wrong."""
