@@ -88,7 +88,9 @@ def _evidence(contrast: ClaimedContrast) -> str:
         if result.ratio is not None and result.ratio_interval is not None:
             low, high = result.ratio_interval.low, result.ratio_interval.high
             parts.append(f"ratio of perplexities {result.ratio:.4g} [{low:.4g}, {high:.4g}]")
-    if result.p_adjusted is not None and result.verdict is not Verdict.UNFINISHED:
+    if result.verdict is Verdict.EQUIVALENT:
+        parts.append(f"two one-sided tests at 5 %: 90 % interval {interval(result.equivalence_interval, digits)}")
+    elif result.p_adjusted is not None and result.verdict is not Verdict.UNFINISHED:
         p = p_value(result.p_adjusted)
         parts.append(f"{result.test}, Holm-adjusted p {p if p.startswith('<') else f'= {p}'}")
     if result.verdict in (Verdict.LOWER, Verdict.HIGHER, Verdict.EQUIVALENT, Verdict.INCONCLUSIVE):

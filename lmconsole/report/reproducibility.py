@@ -11,6 +11,7 @@ from lmconsole.formatting import counted
 from lmconsole.plan.flops import run_flops
 from lmconsole.report.blocks import Block, Heading, Paragraph
 from lmconsole.report.captions import join_sentences, name_experiments, ppl_denominator, seed_list
+from lmconsole.report.results import test_nll_se
 from lmconsole.report.selection import Group
 from lmconsole.runs.store import Run
 
@@ -89,10 +90,23 @@ def _uncertainty(group: Group) -> str:
     if group.imported:
         return "Seeds and what they vary: not known."
     if all(len(runs) == 1 for runs in group.by_experiment.values()):
-        return "One seed of each experiment: the spread over seeds is not known."
+        return f"One seed of each experiment: the spread over seeds is not known. {_sampling_error(group)}"
     return (
         f"Seeds {seed_list(group)} vary initial weights and the order of the data. ± is the standard deviation (n − 1) "
-        "over seeds. The sampling error of the test set is not part of it."
+        f"over seeds. {_sampling_error(group)}"
+    )
+
+
+def _sampling_error(group: Group) -> str:
+    """Return a sentence on the error of test losses as estimates for other text like that of the test split."""
+    errors = [error for run in group.runs if (error := test_nll_se(run)) is not None]
+    if not errors:
+        return "The sampling error of the test split is not known."
+    low, high = min(errors), max(errors)
+    span = f"{low:.2g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g} to {high:.2g}"
+    return (
+        f"The sampling error of the test split comes on top: a standard error of {span} nats per token, over its "
+        "windows. It is common to all runs, so differences between them have less of it."
     )
 
 

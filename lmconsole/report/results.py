@@ -52,7 +52,7 @@ def _run_row(run: Run) -> dict[str, object]:
         "test_ppl_best": finished.test_ppl_best if finished else None,
         "test_ppl_final": finished.test_ppl_final if finished else None,
         "test_nll_best": endpoint.nll_best(finished),
-        "test_nll_se": _test_nll_se(run),
+        "test_nll_se": test_nll_se(run),
         "test_bits_per_byte": endpoint.bits_per_byte(finished, info.corpus),
         "elapsed_train_s": state.elapsed_train_s,
         "setup_s": finished.setup_s if finished else None,
@@ -71,7 +71,7 @@ def _run_row(run: Run) -> dict[str, object]:
     }
 
 
-def _test_nll_se(run: Run) -> float | None:
+def test_nll_se(run: Run) -> float | None:
     """Return the standard error of the test loss, in nats per target; None if the losses of the windows are unknown."""
     try:
         losses = endpoint.read_test_losses(run)

@@ -106,6 +106,18 @@ def test_runs_queued_after_the_registration_get_a_verdict_at_the_planned_number(
     assert result.supported
 
 
+def test_equivalence_rests_on_the_90_percent_interval(tmp_path: Path) -> None:
+    box = Box(tmp_path, claim(delta=0.5))
+    for (_, seed), run in box.queue().items():
+        box.finish(run, 4.0 + 0.1 * seed)
+    found = box.contrast()
+    low, high = found.result.equivalence_interval.low, found.result.equivalence_interval.high  # type: ignore[union-attr]
+    assert (found.result.verdict, found.result.difference) == (Verdict.EQUIVALENT, 0.0)
+    assert "equivalent within ±0.5 nats per token" in state(found)
+    assert f"two one-sided tests at 5 %: 90 % interval [−{-low:.2f}, +{high:.2f}]" in state(found)
+    assert "adjusted" not in state(found)
+
+
 def test_registering_again_finds_the_same_claims_and_a_change_makes_others(tmp_path: Path) -> None:
     box = Box(tmp_path, claim())
     again = Box(tmp_path, claim())
