@@ -68,7 +68,7 @@ bench: install ## measure speed and memory, into benchmarks/results/local.json
 calibrate: install ## simulate the verdicts of comparisons, and write docs/calibration.md (five minutes)
 	PYTHONSAFEPATH= $(BIN)/python benchmarks/calibrate.py
 
-placebo: install ## compute false-win rates from 600 recorded runs, and draw the figure of the README (minutes)
+placebo: install ## compute false-win rates from 600 recorded runs, and draw the figure of the README (a minute)
 	PYTHONSAFEPATH= $(BIN)/python benchmarks/placebo.py
 
 # On a machine without a network, packages are found through PYTHONPATH, which only this target keeps.

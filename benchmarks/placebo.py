@@ -4,7 +4,7 @@
 
 ``results/placebo/runs.csv`` has 600 runs of one setting, which differ only in their seed. Split at random, one half is
 called "Adam" and the other "placebo": whichever wins, wins falsely. Rates, figure, and the sections in README and
-docs/method.md are made from this file in three minutes.
+docs/method.md are made from this file in a minute.
 
 ``--train DIR`` first trains the runs that the store DIR does not have, by ``lmconsole run``, which takes half an hour
 on two idle CPU cores. ``--draw`` makes figure and sections from the recorded rates. ``--check`` changes nothing and
@@ -78,12 +78,13 @@ def source(store: Path) -> dict[str, object]:
     """Return the commands that trained the runs, and what else their results depend on."""
     runs = Store(store).runs()
     started, corpus = [run.state.started for run in runs if run.state.started], runs[0].info.corpus
+    versions = [each.versions for each in started]
     return {
         "commands": [
             " ".join(("lmconsole", *arguments))
             for arguments in commands(EXPERIMENTS_FILE.relative_to(HERE.parent), Path("runs"))
         ],
-        "versions": sorted({json.dumps(each.versions, sort_keys=True) for each in started}),
+        "versions": [each for i, each in enumerate(versions) if each not in versions[:i]],
         "devices": sorted({f"{each.device_name}, {each.threads} thread, {each.precision}" for each in started}),
         "corpus": corpus.name,
         "corpus_sha256": corpus.sha256,
