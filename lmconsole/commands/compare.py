@@ -151,8 +151,8 @@ def _notes(samples: Samples) -> list[str]:
         notes.append(f"Rows of one group also differ in {columns}; --where compares only some of them.")
     if len({len(values) for values in samples.values.values()}) > 1:
         notes.append(
-            "The groups have different numbers of seeds, with which Welch's test errs more often than it should "
-            "(6.5% instead of 5% at 3 and 10 seeds)."
+            "The groups have different numbers of seeds, with which Welch's test errs more often than 5%, and families of "
+            "comparisons much more often (docs/calibration.md). Train equally many of each."
         )
     return notes
 
