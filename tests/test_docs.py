@@ -102,11 +102,8 @@ RUN = [command for command in COMMANDS if not command.startswith("make ") and co
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny corpus, two finished runs of experiment 5, and results to import."""
     root = tmp_path_factory.mktemp("docs")
-    (example,) = (
-        block
-        for language, block in FENCE.findall(DOCUMENTS[0].read_text("utf-8"))
-        if language == "toml" and "presets" in block
-    )
+    blocks = [block for language, block in FENCE.findall(DOCUMENTS[0].read_text("utf-8")) if language == "toml"]
+    (example,) = (block for block in blocks if "presets" in block)
     presets = [PRESET.format(name=name) for name in ("demo", "scratch")]
     (root / "experiments.toml").write_text("\n".join([example, *presets, CLAIM]), encoding="utf-8")
     tiny.write_corpus(root / "data")
