@@ -151,8 +151,8 @@ def _notes(samples: Samples) -> list[str]:
         notes.append(f"Rows of one group also differ in {columns}; --where compares only some of them.")
     if len({len(values) for values in samples.values.values()}) > 1:
         notes.append(
-            "The groups have different numbers of seeds, with which Welch's test errs more often than 5%, and families of "
-            "comparisons much more often (docs/calibration.md). Train equally many of each."
+            "The groups have different numbers of seeds, with which Welch's test errs more often than 5%, above all in "
+            "many comparisons (docs/calibration.md). Train equally many of each."
         )
     return notes
 
