@@ -29,6 +29,7 @@ SCRIPTING = Path(__file__).resolve().parents[1] / "docs" / "scripting.md"
 SKILL = Path(lmconsole.__file__).parent / "commands" / "SKILL.md"
 ELSEWHERE = {"run": "the instructions for agents", "run --dry-run": "the instructions for agents"}
 ELSEWHERE |= {
+    "claims": "claims/test_registered.py",
     "reproduce": "commands/test_reproduce.py",
     "data fetch": "data/test_fetch_command.py",
     "doctor": "the instructions for agents",

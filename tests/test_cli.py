@@ -238,7 +238,7 @@ def test_a_dry_run_shows_everything_and_creates_nothing(tmp_path: Path) -> None:
         (["run", "../1"], "not an experiment"),
         (["run", "[red]"], "'[red]': not an experiment"),
         (["run", "\x1b[31m1"], r"\x1b[31m1"),
-        (["run", "1", "--all"], "not both"),
+        (["run", "1", "--all"], "not several of them"),
         (["run", "1", "--preset", "papr"], "did you mean 'paper'?"),
         (["run", "1", "--epochs", "0"], "--epochs 0: expected a whole number >= 1"),
         (["run", "1", "--epochs", "nan"], "--epochs nan: expected a whole number"),

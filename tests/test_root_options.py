@@ -20,7 +20,7 @@ VALUES = {
     "theme": "nord",
     "slow": None,
 }
-ARGUMENTS = {"import": ["logs"], "note": ["1"], "compare": ["r.csv", "--by=a", "--metric=b"]}
+ARGUMENTS = {"import": ["logs"], "note": ["1"], "reproduce": ["1"], "compare": ["r.csv", "--by=a", "--metric=b"]}
 """Arguments without which a command is refused."""
 
 

@@ -1,5 +1,6 @@
 """Registered claims: which runs count, and what they come to."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ import factories
 import msgspec
 import pytest
 import tiny
+import validation
 from factories import append_events
 
 from lmconsole.claims.evaluate import ClaimedContrast, EvaluatedClaims, evaluate
 from lmconsole.claims.verdict import Verdict
 from lmconsole.claims.wording import describe_missing, scope, state
+from lmconsole.commands.claims import show_claims
 from lmconsole.engine.probe import ProbeAnswer
 from lmconsole.engine.queue import Action, enqueue
 from lmconsole.engine.register import all_runs, claimed_runs, register
@@ -86,7 +89,9 @@ class Box:
         return found
 
 
-def test_runs_queued_after_the_registration_get_a_verdict_at_the_planned_number(tmp_path: Path) -> None:
+def test_runs_queued_after_the_registration_get_a_verdict_at_the_planned_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     box = Box(tmp_path, claim(delta=0.01))
     runs = box.queue()
     for seed in SEEDS:
@@ -103,6 +108,8 @@ def test_runs_queued_after_the_registration_get_a_verdict_at_the_planned_number(
     assert "untuned" in scope(found)
     result = box.result()
     assert (result.planned_runs, result.finished_runs, result.attempts.counted) == (10, 10, 10)
+    assert show_claims(box.store.root, json=True) == 0
+    validation.check_output(json.loads(capsys.readouterr().out), "claims")
     assert result.supported
 
 

@@ -448,7 +448,7 @@ async def test_e_writes_the_exports_and_lists_them(stage: Stage) -> None:
         await pilot.press("e")
         await shows(pilot, "Exported", "report.md", seconds=LONG_S)
         assert (stage.root / "exports" / "table-1-results.tex").exists()
-        shown = await shows(pilot, "Validation PPL", f"{math.exp(5.0):.3f}")
+        shown = await shows(pilot, "Validation PPL", f"{math.exp(5.0):.2f}")
         assert "**" not in shown, "no markdown"
         assert "|" not in shown
         assert "--" not in shown
@@ -516,7 +516,7 @@ async def test_e_is_ignored_while_the_exports_are_being_written(stage: Stage, mo
 @pytest.mark.slow
 async def test_t_and_m_copy_the_results_table_to_the_clipboard(stage: Stage) -> None:
     stage.record(1, valid=(6.0, 5.0))
-    best = f"{math.exp(5.0):.3f}"
+    best = f"{math.exp(5.0):.2f}"
     async with stage.console() as pilot:
         await pilot.press("t")
         await shows(pilot, "Sent the results table as LaTeX", "export --format latex -o FILE", seconds=LONG_S)
