@@ -1,5 +1,7 @@
 """Registered claims, evaluated on the runs of a store."""
 
+import math
+import statistics
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -11,6 +13,9 @@ from lmconsole.plan.claims import ENDPOINT_UNITS, Claim, Endpoint, Side
 from lmconsole.plan.claims import replicates as planned_replicates
 from lmconsole.runs.registration import Registration
 from lmconsole.runs.store import Run
+
+UNLEARNED_NATS = 0.1
+"""A test loss less than this below that of a uniform guess shows hardly any learning."""
 
 SUPPORTED = (Verdict.LOWER, Verdict.HIGHER, Verdict.EQUIVALENT)
 
@@ -40,7 +45,9 @@ class ClaimedContrast(msgspec.Struct, frozen=True, kw_only=True):
     decaying: bool
     """Whether a learning rate decays: rankings on the way to a target may then flip later."""
     tuning: tuple[int, int]
-    """Tuning trials known for each side; 0 for an untuned setting."""
+    """Tuning trials of each side that this store has."""
+    unlearned: tuple[bool, bool]
+    """Whether the median test loss of each side is that of a uniform guess over the vocabulary, or close to it."""
     first_runs: tuple[Replicate, ...]
     """Planned runs of the first side."""
     second_runs: tuple[Replicate, ...]
@@ -58,6 +65,8 @@ class EvaluatedClaims(msgspec.Struct, frozen=True, kw_only=True):
     """Time of the registration: UTC, ISO 8601."""
     place: int
     """Place in the queue at which they were registered."""
+    number: int
+    """Number of the registration in the store, from 1."""
     source: str
     """File of the claims."""
     planned_runs: int
@@ -113,6 +122,10 @@ def evaluate(registration: Registration, runs: Iterable[Run]) -> EvaluatedClaims
                 registration.settings[id_].settings.learning_rate_decay != "none" for id_ in (*first, *second)
             ),
             tuning=(tuning_trials(registration, first, runs), tuning_trials(registration, second, runs)),
+            unlearned=(
+                _is_unlearned(registration, first, both[0]),
+                _is_unlearned(registration, second, both[1]),
+            ),
             first_runs=both[0],
             second_runs=both[1],
             result=result,
@@ -124,12 +137,22 @@ def evaluate(registration: Registration, runs: Iterable[Run]) -> EvaluatedClaims
         hash=registration.hash,
         registered_t=registration.registered_t,
         place=registration.place,
+        number=registration.number,
         source=registration.source,
         planned_runs=sum(len(each.runs) for each in registration.settings.values()),
         finished_runs=len(done),
         contrasts=contrasts,
         attempts=count_attempts(registration, runs, {run.run for run, _ in found.values() if run}),
     )
+
+
+def _is_unlearned(registration: Registration, side: Side, runs: Sequence[Replicate]) -> bool:
+    """Return whether the median test loss of a side is above ``UNLEARNED_NATS`` below that of a uniform guess."""
+    losses = [each.test_nll for each in runs if each.test_nll is not None]
+    if not losses:
+        return False
+    guess = min(math.log(registration.settings[id_].corpus.vocabulary) for id_ in side)
+    return statistics.median(losses) > guess - UNLEARNED_NATS
 
 
 def _log(claim: Claim) -> bool:

@@ -8,9 +8,10 @@ import msgspec
 import numpy as np
 
 from lmconsole.data.windows import cut_windows
+from lmconsole.errors import StoreError
 from lmconsole.plan.claims import Claim, Endpoint, Side
 from lmconsole.plan.flops import training_flops
-from lmconsole.runs.endpoint import test_nll_best
+from lmconsole.runs.endpoint import read_test_losses, test_nll_best
 from lmconsole.runs.registration import PlannedSetting, Registration
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
@@ -19,6 +20,9 @@ Outcome = Literal[
     "counts", "diverged", "target missed", "not queued", "unfinished", "failed", "damaged", "known before"
 ]
 
+
+WINDOWS_AGREEMENT = 1e-6
+"""Relative difference of a test loss and the sum over its windows that rounding explains."""
 
 RESULTS = ("counts", "diverged", "target missed")
 """Outcomes that have a value, which may be infinite."""
@@ -38,6 +42,8 @@ class Replicate(msgspec.Struct, frozen=True, kw_only=True):
     the registration, so nobody can claim to have predicted its result."""
     value: float | None
     """Value of the endpoint; null if it is infinite or there is none."""
+    test_nll: float | None
+    """Test loss in nats per token, whatever the endpoint; null if it is infinite or unknown."""
 
 
 def planned_runs(registration: Registration, runs: Iterable[Run]) -> dict[tuple[int, int], tuple[Run | None, bool]]:
@@ -82,12 +88,14 @@ def _replicate(
     planned: PlannedSetting, seed: int, run: Run | None, known: bool, endpoint: Endpoint, target_ppl: float | None
 ) -> Replicate:
     outcome, value = _outcome(run, known, endpoint, target_ppl)
+    loss = test_nll_best(run) if run else None
     return Replicate(
         experiment=planned.experiment.id,
         seed=seed,
         run=run.run if run else None,
         outcome=outcome,
         value=value if value is not None and math.isfinite(value) else None,
+        test_nll=None if loss is None or not math.isfinite(loss) else loss,
     )
 
 
@@ -102,7 +110,7 @@ def _outcome(
         return "failed", None
     if run.status is not Status.FINISHED or run.state.finished is None:
         return "unfinished", None
-    if run.state.damage or run.problem:
+    if run.state.damage or run.problem or not _agrees_with_windows(run):
         return "damaged", None
     if endpoint == "test_nll":
         loss = test_nll_best(run)
@@ -112,6 +120,18 @@ def _outcome(
     assert target_ppl is not None
     cost = cost_to_target(run, target_ppl, endpoint)
     return ("counts", cost) if math.isfinite(cost) else ("target missed", math.inf)
+
+
+def _agrees_with_windows(run: Run) -> bool:
+    """Return whether the test loss is that of the losses of the windows, if the run has kept them."""
+    loss = test_nll_best(run)
+    try:
+        kept = read_test_losses(run)
+    except StoreError:
+        return False
+    if kept is None or loss is None or not math.isfinite(loss):
+        return True
+    return math.isclose(loss, float(kept.nll_nats.sum()) / int(kept.targets.sum()), rel_tol=WINDOWS_AGREEMENT)
 
 
 def values(claim: Claim, side: Side, found: Sequence[Replicate]) -> tuple[float, ...]:

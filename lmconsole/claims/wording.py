@@ -93,6 +93,8 @@ def _evidence(contrast: ClaimedContrast) -> str:
     elif result.p_adjusted is not None and result.verdict is not Verdict.UNFINISHED:
         p = p_value(result.p_adjusted)
         parts.append(f"{result.test}, Holm-adjusted p {p if p.startswith('<') else f'= {p}'}")
+        if result.permutation_p is not None:
+            parts.append(f"permutation p of the means, as a check, {p_value(result.permutation_p)}")
     if result.verdict in (Verdict.LOWER, Verdict.HIGHER, Verdict.EQUIVALENT, Verdict.INCONCLUSIVE):
         parts.append(f"n = {result.first.seeds} and {result.second.seeds} {_replicates(contrast)}")
     return f": {'; '.join(parts)}" if parts else ""
@@ -112,6 +114,10 @@ def scope(contrast: ClaimedContrast) -> str:
         about = "Replicates are independent studies of tuning and training, so this compares the tuned optimizers"
     else:
         about = "Replicates are fresh seeds, which vary initialization and data order, so this compares two settings"
+    differs = ""
+    for unlearned, side in zip(contrast.unlearned, (contrast.result.first, contrast.result.second), strict=True):
+        if unlearned:
+            differs += f" {side.name} has hardly learned: its test loss is close to that of a uniform guess."
     stamps = [tuning_stamp(trials, len(side)) for trials, side in zip(contrast.tuning, _sides(contrast), strict=True)]
     stamp = stamps[0] if len({*stamps}) == 1 else f"{stamps[0]} against {stamps[1]}"
     flip = (
@@ -119,7 +125,7 @@ def scope(contrast: ClaimedContrast) -> str:
         if contrast.target_ppl and contrast.decaying
         else ""
     )
-    return f"{about} ({stamp}){flip}."
+    return f"{about} ({stamp}){flip}.{differs}"
 
 
 def _sides(contrast: ClaimedContrast) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -127,17 +133,23 @@ def _sides(contrast: ClaimedContrast) -> tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def tuning_stamp(trials: int, studies: int) -> str:
-    """Return ``untuned``, or how much tuning there was."""
+    """Return how much tuning the store has."""
     if not trials:
-        return "untuned"
+        return "untuned, as far as this store shows"
     noun = "study" if studies == 1 else "studies"
     return f"tuned: {trials} trial{'' if trials == 1 else 's'}, {studies} {noun}"
 
 
 def detects(contrast: ClaimedContrast) -> str:
     """Return what the planned seeds detect; empty where that is unknown."""
-    n = contrast.result.detectable_sd
-    return "" if n is None else f"{contrast.planned} seeds detect {n:.1f} sd with 80 % power, before Holm's correction."
+    n, sides = contrast.result.detectable_sd, (contrast.result.first, contrast.result.second)
+    sds = [side.sd for side in sides if side.sd is not None]
+    if n is None or len(sds) < 2:
+        return ""
+    return (
+        f"Standard deviations over seeds are {sds[0]:.2g} and {sds[1]:.2g} nats; if both vary alike, "
+        f"{contrast.planned} seeds detect {n:.1f} standard deviations with 80 % power, before any correction."
+    )
 
 
 def describe_missing(contrast: ClaimedContrast) -> list[str]:
@@ -162,7 +174,7 @@ def describe_attempts(attempts: Attempts) -> str:
     total = attempts.counted + attempts.others + attempts.unfinished + attempts.tuning
     deleted = f", {attempts.deleted:,} of them deleted" if attempts.deleted else ""
     return (
-        f"All attempts at these models and optimizers: {counted(total, 'run')}{deleted} "
+        f"All attempts at these models and optimizers in this store: {counted(total, 'run')}{deleted} "
         f"({', '.join(part for part in parts if part)}); {seconds(attempts.train_s)} of training, "
         f"{attempts.flops:.2g} FLOP."
     )

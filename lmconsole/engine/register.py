@@ -59,7 +59,7 @@ def check_claims(answer: ProbeAnswer, runs: Iterable[Run]) -> None:
     Raises LmconsoleError if both sides of a contrast would be the same runs, or if results are known already.
     """
     settings = planned_settings(answer)
-    problems = _same_runs(answer, settings) + _known_results(settings, list(runs))
+    problems = _same_runs(answer, settings) + _used_seeds(settings, list(runs))
     if problems:
         raise LmconsoleError("\n".join(problems), hint="A claim is about runs whose results nobody knows yet.")
 
@@ -79,22 +79,21 @@ def _same_runs(answer: ProbeAnswer, settings: Mapping[int, PlannedSetting]) -> l
     return problems
 
 
-def _known_results(settings: Mapping[int, PlannedSetting], runs: Sequence[Run]) -> list[str]:
-    """Return the planned runs of which there is an equal one that has completed an epoch."""
+def _used_seeds(settings: Mapping[int, PlannedSetting], runs: Sequence[Run]) -> list[str]:
+    """Return the planned seeds with which a run of the same kind has completed an epoch: its result is known, or one
+    that a small change of a setting hardly changes, and it may have chosen the setting."""
     problems = []
     for id_, planned in settings.items():
         known = [
             seed
             for seed in planned.runs
-            if any(
-                run.info.seed == seed and run.state.epochs and planned.decides_same_results(run.info) for run in runs
-            )
+            if any(run.info.seed == seed and run.state.epochs and planned.is_of_one_kind_with(run.info) for run in runs)
         ]
         if known:
             noun = "seed" if len(known) == 1 else "seeds"
             problems.append(
-                f"experiment {id_}, {noun} {ranges(known)}: already trained, so the results are known; choose other "
-                "seeds for the claim"
+                f"experiment {id_}, {noun} {ranges(known)}: already trained with this model, depth and optimizer; "
+                "choose other seeds for the claim"
             )
     return problems
 
@@ -120,6 +119,7 @@ def register(store: Store, answer: ProbeAnswer, source: Path | str) -> tuple[Reg
         settings = planned_settings(answer)
         made = Registration(
             hash=claims_hash(answer.claims, settings),
+            number=1 + max((each.number for each in read_registrations(store.root)), default=0),
             place=next(next_places(store, store.runs())),
             registered_t=utc_now(),
             source=str(source),
@@ -133,4 +133,4 @@ def register(store: Store, answer: ProbeAnswer, source: Path | str) -> tuple[Reg
             raise StoreError(
                 f"{error.filename or store.root}: the claims cannot be registered: {error.strerror}"
             ) from None
-        return made, True
+        return read_registrations(store.root)[-1], True

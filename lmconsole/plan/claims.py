@@ -250,6 +250,10 @@ def _contrast_problems(claim: Claim, first: Side, second: Side, experiments: Map
         )
     if (len(first) > 1) != (len(second) > 1):
         problems.append(f"contrasts: {name}: studies can only be compared with studies")
+    for side in (first, second):
+        kinds = {(experiments[id_].model, experiments[id_].layers, experiments[id_].optimizer) for id_ in side}
+        if len(kinds) > 1:
+            problems.append(f"contrasts: the studies {show_side(side)} differ in architecture, depth or optimizer")
     fewest = MIN_PAIRS if claim.paired else MIN_SEEDS if claim.endpoint == "test_nll" else MIN_SEEDS_TO_TARGET
     if min(sizes) < fewest:
         what = "studies" if len(first) > 1 else "seeds"

@@ -41,6 +41,8 @@ class ReportedClaims:
     shown: Sequence[EvaluatedClaims] = ()
     others: int = 0
     """Registered claim files of the store that have no run in the group."""
+    missing: int = 0
+    """Registrations of the store whose files are gone, as far as the numbers of later ones show."""
     covered: frozenset[str] = frozenset()
     """Runs of the group that count for a claim."""
 
@@ -71,7 +73,10 @@ def reported_claims(store: Store, group: Group) -> ReportedClaims:
         if here:
             shown.append(found)
             covered |= here
-    return ReportedClaims(shown=shown, others=len(registrations) - len(shown), covered=frozenset(covered))
+    missing = max(each.number for each in registrations) - len(registrations)
+    return ReportedClaims(
+        shown=shown, others=len(registrations) - len(shown), missing=missing, covered=frozenset(covered)
+    )
 
 
 def claim_sentences(claims: ReportedClaims) -> list[str]:
@@ -81,7 +86,8 @@ def claim_sentences(claims: ReportedClaims) -> list[str]:
         return []
     texts = [_short(each) for each in contrasts]
     more = f" {len(texts) - 3} more are in Claims." if len(texts) > 3 else ""
-    return [f"Claimed before the runs: {'; '.join(texts[:3])}.{more} All else is exploratory."]
+    shown = "; ".join(texts[:3])
+    return [f"Comparisons registered before the runs, with their results: {shown}.{more} All else is exploratory."]
 
 
 def _short(contrast: ClaimedContrast) -> str:
@@ -104,7 +110,8 @@ def claims_section(claims: ReportedClaims) -> list[Block]:
         what = f"{counted(len(found.contrasts), 'comparison')}, {counted(found.planned_runs, 'run')}"
         text = (
             f"{what}, registered {found.registered_t[:16].replace('T', ' ')} UTC before any of these runs was queued "
-            f"(SHA-256 {found.hash[:16]}…). {found.finished_runs} of the planned runs have a result. Intervals are per "
+            f"(registration {found.number} of this store, SHA-256 {found.hash[:16]}…; only a hash that was published "
+            f"elsewhere proves the order). {found.finished_runs} of {found.planned_runs} planned runs have a result. Intervals are per "
             "comparison; p-values are Holm-adjusted over all comparisons of the file. Verdicts are conditional on "
             "corpus, test set, budget and settings."
         )
@@ -121,13 +128,23 @@ def claims_section(claims: ReportedClaims) -> list[Block]:
         if missing:
             blocks += [Paragraph("", lead="Missing."), BulletList([line.removeprefix("missing: ") for line in missing])]
         blocks.append(Paragraph(describe_attempts(found.attempts), lead="Attempts."))
-    if claims.others:
-        blocks.append(Paragraph(f"{counted(claims.others, 'other registration')} of this store not shown here."))
+    if claims.others or claims.missing:
+        blocks.append(Paragraph(_other_registrations(claims)))
     return blocks
 
 
+def _other_registrations(claims: ReportedClaims) -> str:
+    """Return a sentence on the registrations of the store that are not shown, and on those that are missing."""
+    text = (
+        f"This store has {counted(claims.others, 'other registration')}, each corrected for its own comparisons alone."
+    )
+    if claims.missing:
+        text += f" {counted(claims.missing, 'registration')} {'is' if claims.missing == 1 else 'are'} missing."
+    return text
+
+
 def _sentence(contrast: ClaimedContrast) -> str:
-    name = f"{contrast.claim}: " if contrast.claim else ""
+    name = f"“{contrast.claim}”: " if contrast.claim else ""
     return f"{name}{state(contrast)}"
 
 

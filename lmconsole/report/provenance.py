@@ -5,6 +5,7 @@ import shlex
 
 import msgspec
 
+from lmconsole.plan.experiment import Settings
 from lmconsole.plan.presets import ranges
 from lmconsole.report.blocks import Block, BulletList, Command, Heading, InlineTable, Paragraph
 from lmconsole.report.captions import known_settings, name_ids
@@ -24,6 +25,9 @@ def provenance(group: Group) -> list[Block]:
         blocks += [Paragraph("All others are unknown.", lead=lead), InlineTable(_known_settings_table(group))]
     else:
         blocks += [Paragraph("", lead="Settings shared by all runs."), InlineTable(_settings_table(group))]
+        differing = _differing_settings_table(group)
+        if differing.rows:
+            blocks += [Paragraph("", lead="Settings that differ."), InlineTable(differing)]
     names = [run.run for run in group.runs]
     if len(names) <= MANY_RUNS:
         blocks += [Paragraph("", lead="Runs."), BulletList(names, code=True)]
@@ -95,11 +99,32 @@ def _settings_table(group: Group) -> Table:
     return Table(columns=[Column(header=header) for header in ("Setting", "Source", "Value")], rows=rows)
 
 
+def _differing_settings_table(group: Group) -> Table:
+    """Return the settings in which the experiments differ, besides those that name them, with their values."""
+    by_experiment = {id_: msgspec.to_builtins(runs[0].info.settings) for id_, runs in group.by_experiment.items()}
+    rows = []
+    for key in Settings.__struct_fields__:
+        values: dict[str, list[int]] = {}
+        for id_, settings in by_experiment.items():
+            if settings[key] is not None:
+                values.setdefault(str(settings[key]), []).append(id_)
+        everywhere = len(values) == 1 and sum(map(len, values.values())) == len(by_experiment)
+        if key not in ("model", "layers", "optimizer") and values and not everywhere:
+            rows += [
+                {"Setting": Cell(key), "Value": Cell(value), "Experiments": Cell(name_ids(ids))}
+                for value, ids in values.items()
+            ]
+    return Table(columns=[Column(header=header) for header in ("Setting", "Value", "Experiments")], rows=rows)
+
+
 def reproduce(group: Group) -> str:
     """Return the command that trains the runs of a group again and exports them."""
     info = group.reference
-    words = ["lmconsole", "run", *ranges(list(group.by_experiment)).split(), "--preset", info.preset]
-    words += ["--seeds", ",".join(map(str, group.seeds))]
+    if all("--claims" in run.info.command for run in group.runs):
+        words = ["lmconsole", "run", "--claims", "--preset", info.preset]
+    else:
+        words = ["lmconsole", "run", *ranges(list(group.by_experiment)).split(), "--preset", info.preset]
+        words += ["--seeds", ",".join(map(str, group.seeds))]
     for key in ("epochs", "precision"):
         if info.origins.get(key, "").startswith(("command line", "auto")):
             words += [f"--{key}", str(getattr(info.settings, key))]

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from lmconsole import formatting
+from lmconsole.claims.evaluate import UNLEARNED_NATS
 from lmconsole.formatting import counted
 from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.report.captions import describe_outcomes, excluded_runs, seed_list
@@ -17,7 +18,7 @@ from lmconsole.runs.store import Run
 def summary(group: Group, claim_sentences: Sequence[str]) -> list[str]:
     """Return the five sentences of the first page. ``claim_sentences``, if any, say what is claimed."""
     best = best_experiments(group)
-    sentences = [_describe_runs(group), _describe_best(best), _describe_cost(group, best)]
+    sentences = [_describe_runs(group), _describe_best(best) + _describe_unlearned(group), _describe_cost(group, best)]
     return [*filter(None, sentences), *(claim_sentences or [_no_claim(group)]), _describe_incomplete(group)]
 
 
@@ -46,6 +47,20 @@ def _describe_best(best: Mapping[int, list[Run]]) -> str:
         return "No run has a finite perplexity."
     phrases = [f"{_label(id_, runs)}, {_ppls(runs)}" for id_, runs in best.items()]
     return f"Lowest validation perplexity{' of each architecture' if len(best) > 1 else ''}: {'; '.join(phrases)}."
+
+
+def _describe_unlearned(group: Group) -> str:
+    """Name experiments whose best validation losses are those of a uniform guess, or little lower."""
+    found = []
+    for id_, runs in group.by_experiment.items():
+        best = [run.state.best_epoch for run in runs]
+        losses = [epoch.valid_loss_nats for epoch in best if epoch and epoch.valid_loss_nats is not None]
+        guess = math.log(runs[0].info.corpus.vocabulary)
+        if losses and statistics.median(losses) > guess - UNLEARNED_NATS:
+            found.append(_label(id_, runs))
+    if not found:
+        return ""
+    return f" Close to a uniform guess over the vocabulary, with hardly anything learned: {', '.join(found)}."
 
 
 def _ppls(runs: Sequence[Run]) -> str:
@@ -79,7 +94,7 @@ def _describe_cost(group: Group, best: Mapping[int, list[Run]]) -> str:
             phrases.append(f"{' and '.join(costs)} for {_label(id_, runs)}")
     if not phrases:
         return ""
-    mean = " (means over seeds)" if any(len(runs) > 1 for runs in best.values()) else ""
+    mean = " (mean time, most memory of all seeds)" if any(len(runs) > 1 for runs in best.values()) else ""
     return f"Time and {'device memory' if gpu else 'host memory'}{mean}: {'; '.join(phrases)}."
 
 

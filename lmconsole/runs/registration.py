@@ -47,6 +47,15 @@ class PlannedSetting(msgspec.Struct, frozen=True, kw_only=True):
             and (self.embeddings and self.embeddings.sha256) == (info.embeddings and info.embeddings.sha256)
         )
 
+    def is_of_one_kind_with(self, info: RunInfo) -> bool:
+        """Return whether a run has this architecture, depth and optimizer, and was trained on this text."""
+        mine, other = self.settings, info.settings
+        return self.corpus.sha256 == info.corpus.sha256 and (mine.model, mine.layers, mine.optimizer) == (
+            other.model,
+            other.layers,
+            other.optimizer,
+        )
+
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
     """The claims of one file, as they were registered."""
@@ -55,6 +64,10 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     """Version of the layout of this file."""
     hash: str
     """Hash of the claims and of the runs that they need. Another file, or a changed one, has another."""
+    number: Number
+    """Number of the registration in its store, from 1 without gaps."""
+    seal: str = ""
+    """Hash of everything else in this file."""
     place: Number
     """Place in the queue at which they were registered: only runs that were first queued after it count."""
     registered_t: str
@@ -77,6 +90,12 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
         """Return the name of a side of a contrast, such as ``LSTM 1L Adam (1)``."""
         names = dict.fromkeys(self.settings[id_].experiment.label for id_ in side)
         return f"{' and '.join(names)} ({', '.join(map(str, side))})"
+
+
+def seal_of(registration: Registration) -> str:
+    """Return the hash of everything in a registration except its seal."""
+    content = msgspec.json.encode(msgspec.structs.replace(registration, seal=""), order="deterministic")
+    return hashlib.sha256(content).hexdigest()
 
 
 def claims_hash(claims: tuple[Claim, ...], settings: dict[int, PlannedSetting]) -> str:
@@ -107,7 +126,8 @@ def write_registration(store: Path, registration: Registration) -> Path:
     path = store / CLAIMS / f"{registration.short_hash}.json"
     path.parent.mkdir(exist_ok=True)
     with atomic_write(path) as file:
-        file.write(msgspec.json.format(msgspec.json.encode(registration), indent=2) + b"\n")
+        sealed = msgspec.structs.replace(registration, seal=seal_of(registration))
+        file.write(msgspec.json.format(msgspec.json.encode(sealed), indent=2) + b"\n")
     return path
 
 
@@ -132,7 +152,7 @@ def _read(path: Path) -> Registration:
         raise StoreError(f"{path}: not registered claims of lmconsole: {error}") from None
     if found.schema > SCHEMA:
         raise StoreError(f"{path}: schema {found.schema}; this lmconsole reads schema {SCHEMA}")
-    if claims_hash(found.claims, found.settings) != found.hash:
+    if claims_hash(found.claims, found.settings) != found.hash or seal_of(found) != found.seal:
         raise StoreError(
             f"{path}: the claims are not those that were registered",
             hint="The file was changed. Remove it, and register the claims again for runs that do not exist yet.",

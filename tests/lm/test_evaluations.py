@@ -200,9 +200,7 @@ def test_a_loss_that_is_not_finite_within_an_epoch_does_not_end_the_run(
     monkeypatch.setattr(
         Training,
         "_evaluate",
-        lambda self, name, *more: (
-            math.nan if 0 < self.state.step < self.steps_per_epoch else real(self, name, *more)
-        ),
+        lambda self, name, *more: math.nan if 0 < self.state.step < self.steps_per_epoch else real(self, name, *more),
     )
     run = trained(tmp_path, evaluate_every_steps=EVERY)
     assert run.state.finished is not None

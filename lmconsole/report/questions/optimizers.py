@@ -84,8 +84,8 @@ def _interpret_decay(found: Comparison) -> Sequence[str]:
         )
     else:
         limit = (
-            "Adam is used here without weight decay and AdamW with decoupled weight decay, so the effect of the decay "
-            "cannot be separated from that of its form."
+            "AdamW without weight decay would be Adam, so this pair shows the effect of decoupled weight decay. Decay "
+            "through the gradient was not run with Adam."
             if adam.info.settings.weight_decay == 0.0
             else "They differ, and so does the form of the decay, which AdamW decouples from the gradient."
         )
