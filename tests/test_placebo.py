@@ -212,6 +212,6 @@ def test_runs_of_a_store_become_rows(placebo: Any, tmp_path: Path) -> None:
         "best_epoch": "2",
         "train_nll": "4.000000000",
         "valid_nll": "4.750000000",
-        "test_nll": "0.000000000",
+        "test_nll": "4.750000000",
         "train_s": "3.00",
     }

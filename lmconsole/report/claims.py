@@ -111,9 +111,9 @@ def claims_section(claims: ReportedClaims) -> list[Block]:
         text = (
             f"{what}, registered {found.registered_t[:16].replace('T', ' ')} UTC before any of these runs was queued "
             f"(registration {found.number} of this store, SHA-256 {found.hash[:16]}…; only a hash that was published "
-            f"elsewhere proves the order). {found.finished_runs} of {found.planned_runs} planned runs have a result. Intervals are per "
-            "comparison; p-values are Holm-adjusted over all comparisons of the file. Verdicts are conditional on "
-            "corpus, test set, budget and settings."
+            f"elsewhere proves the order). {found.finished_runs} of {found.planned_runs} planned runs have a result. "
+            "Intervals are per comparison; p-values are Holm-adjusted over all comparisons of the file. Verdicts are "
+            "conditional on corpus, test set, budget and settings."
         )
         blocks.append(Paragraph(text, lead=f"{found.source.rpartition('/')[2]}."))
     blocks.append(NumberedTable(TABLE, claims_table(claims)))

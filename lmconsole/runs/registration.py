@@ -94,8 +94,8 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
 
 def seal_of(registration: Registration) -> str:
     """Return the hash of everything in a registration except its seal."""
-    content = msgspec.json.encode(msgspec.structs.replace(registration, seal=""), order="deterministic")
-    return hashlib.sha256(content).hexdigest()
+    content = msgspec.to_builtins(msgspec.structs.replace(registration, seal=""), str_keys=True)
+    return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()
 
 
 def claims_hash(claims: tuple[Claim, ...], settings: dict[int, PlannedSetting]) -> str:

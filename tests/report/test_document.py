@@ -35,8 +35,8 @@ FIVE_SENTENCES = """\
 corpus “data” in fp32 precision on CPU.
 Lowest validation perplexity of each architecture: GPT-1 1L Adam (5)†, 90.017 (test 90.017); LSTM 1L Adam (1), \
 63.513 ± 4.487 over 2 seeds (test 63.513 ± 4.487 over 2 seeds).
-Time and host memory (mean time, most memory of all seeds): 2.0 s of training and 123 MiB for GPT-1 1L Adam (5)†; 1:00 min of training \
-and 123 MiB for LSTM 1L Adam (1).
+Time and host memory (mean time, most memory of all seeds): 2.0 s of training and 123 MiB for GPT-1 1L Adam (5)†; \
+1:00 min of training and 123 MiB for LSTM 1L Adam (1).
 No claim was registered before these runs, so every comparison here is exploratory, and one seed shows no uncertainty.
 2 of 4 runs complete; diverged: experiment 5; lost: experiment 3."""
 

@@ -160,7 +160,7 @@ def test_all_shortest_runs_are_named_and_gaps_agree_with_the_table(graded: dict[
             {},
             False,
             "Weight decay: Adam 0 (inferred: weight decay 0.0005 is recorded for adam; ",
-            "so the effect of the decay cannot be separated from that of its form.",
+            "so this pair shows the effect of decoupled weight decay.",
         ),
         (
             {"weight_decay": None},
