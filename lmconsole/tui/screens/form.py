@@ -34,7 +34,7 @@ class Form(ModalScreen[ScreenResultType | None]):
                 with Horizontal(classes="row"):
                     yield Label(str(field.id).replace("_", " "))
                     yield field
-            yield Label(self._note_below, classes="note", id="note", markup=False)
+            yield Label(self._note_below, classes="note", markup=False)
             yield Label("", classes="problem", id="problem", markup=False)
             with Horizontal(classes="buttons"):
                 yield Button("Cancel", id="cancel")
@@ -55,8 +55,7 @@ class Form(ModalScreen[ScreenResultType | None]):
 
     def show_note(self, text: str) -> None:
         """Show another note below the fields."""
-        if self.is_attached:
-            self.query_one("#note", Label).update(text)
+        self.query_one(".note", Label).update(text)
 
     def on_input_submitted(self) -> None:
         """Accept the form when Enter is pressed in a field."""

@@ -1,9 +1,11 @@
 """Form for running experiments with other settings."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import on, work
+from textual.message import Message
 from textual.widgets import Input
 
 from lmconsole.engine.run_options import OPTIONS, Option, RunRequest
@@ -20,6 +22,12 @@ class RunForm(Form[RunRequest]):
     ``check`` makes the request from the values as typed, by field. It raises LmconsoleError if a value is wrong.
     ``sketch`` says what the seeds as typed will show, in a thread: its first call imports scipy.
     """
+
+    @dataclass
+    class SeedsDescribed(Message):
+        """The seeds as typed show this."""
+
+        text: str
 
     FIELDS: ClassVar[dict[str, Option]] = {name: option for name, option in OPTIONS.items() if option.form_placeholder}
     """Options of the form, by field of the request."""
@@ -55,8 +63,11 @@ class RunForm(Form[RunRequest]):
 
     @work(thread=True, exclusive=True)
     def _describe(self, seeds: str) -> None:
-        text = self._sketch(seeds)
-        self.app.call_from_thread(self.show_note, f"{NOTE} {text}".strip())
+        self.post_message(self.SeedsDescribed(self._sketch(seeds)))
+
+    @on(SeedsDescribed)
+    def _show_seeds(self, message: SeedsDescribed) -> None:
+        self.show_note(f"{NOTE} {message.text}".strip())
 
     def result(self) -> RunRequest:
         """Return the request. Raises LmconsoleError if a value is wrong."""
