@@ -7,10 +7,12 @@ from typing import Any
 
 import factories
 import msgspec
+import numpy as np
 import pytest
 import tiny
 import validation
 from factories import append_events
+from safetensors.numpy import save
 
 from lmconsole.claims.evaluate import ClaimedContrast, EvaluatedClaims, evaluate
 from lmconsole.claims.verdict import Verdict
@@ -23,6 +25,7 @@ from lmconsole.engine.run_options import RunRequest
 from lmconsole.engine.submit import preview
 from lmconsole.errors import LmconsoleError, StoreError
 from lmconsole.plan.claims import Claim
+from lmconsole.runs import endpoint
 from lmconsole.runs.events import Failed, Queued, perplexity
 from lmconsole.runs.paths import CLAIMS, RunPaths
 from lmconsole.runs.registration import read_registrations
@@ -155,6 +158,23 @@ def test_results_that_are_known_cannot_be_claimed(tmp_path: Path) -> None:
         Box(tmp_path, claim())
     assert not read_registrations(tmp_path / "runs")
     assert Box(tmp_path, claim(seeds=dict.fromkeys((1, 2), (6, 7, 8)))).new
+
+
+def test_seeds_that_trained_another_setting_of_the_same_kind_are_not_new(tmp_path: Path) -> None:
+    other = tiny.queue_tiny(tmp_path, seed=3, learning_rate=0.5)
+    append_events(other.paths, *factories.epoch_events(1, 5.0))
+    with pytest.raises(LmconsoleError, match="experiment 1, seed 3: already trained with this model"):
+        Box(tmp_path, claim())
+
+
+def test_a_test_loss_that_its_windows_contradict_does_not_count(tmp_path: Path) -> None:
+    box = Box(tmp_path, claim())
+    runs = box.queue()
+    for seed, windows in ((1, 4.0), (2, 3.0)):
+        box.finish(runs[1, seed], 4.0)
+        kept = {endpoint.NLL: np.array([windows, windows]), endpoint.TARGETS: np.array([1, 1])}
+        RunPaths(box.store.root / runs[1, seed]).test_losses.write_bytes(save(kept))
+    assert [each.outcome for each in box.contrast().first_runs[:2]] == ["counts", "damaged"]
 
 
 def test_equal_settings_need_seeds_of_their_own(tmp_path: Path) -> None:
@@ -302,7 +322,8 @@ def test_a_changed_registration_is_refused_and_its_place_stays_taken(tmp_path: P
     box = Box(tmp_path, claim(delta=0.01))
     (path,) = (box.store.root / CLAIMS).iterdir()
     whole = path.read_text()
-    for changed in (whole.replace("0.01", "0.09"), whole[:40], whole.replace('"schema": 1', '"schema": 2')):
+    forged = (whole.replace('"place": 1', '"place": 0'), whole.replace('"registered_t": "20', '"registered_t": "19'))
+    for changed in (*forged, whole.replace("0.01", "0.09"), whole[:40], whole.replace('"schema": 1', '"schema": 2')):
         path.write_text(changed)
         with pytest.raises(StoreError, match=path.name):
             read_registrations(box.store.root)

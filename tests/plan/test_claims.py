@@ -88,6 +88,7 @@ def test_sides_are_trained_in_turns_and_each_run_once(tmp_path: Path) -> None:
         ('contrasts = [[1, 2]]\nseeds = "1-5"\nendpoint = "steps"\ntargets = [9]\ndelta = 1', "delta: only for"),
         ('contrasts = [[1, 2]]\nseeds = "1-5"\nendpoint = "steps"\ntargets = [0.5]', "targets: expected a number > 1"),
         ('contrasts = [[[11, 12], [13, 14]]]\nseeds = "1"', "studies: [11, 12] and [13, 14] have 2; fewer than 3"),
+        ('contrasts = [[[1, 2, 3], [11, 12, 13]]]\nseeds = "1"', "the studies [1, 2, 3] differ in architecture"),
         ('contrasts = [[1, 2]]\nseeds = "1-3"\nname = 3', "name: expected text"),
     ],
 )
