@@ -23,6 +23,8 @@ class Attempts(msgspec.Struct, frozen=True, kw_only=True):
     """Runs that failed, were stopped, or are not finished."""
     tuning: int
     """Runs that were not tested, because they served to choose settings."""
+    reproductions: int
+    """Runs that trained another one once more, to compare the two."""
     deleted: int
     """Those of all of these that are in the trash."""
     train_s: float
@@ -37,7 +39,8 @@ def count_attempts(registration: Registration, runs: Sequence[Run], counted: Col
     found = [run for run in runs if _concerns(registration, list(registration.settings), run)]
     rest = [run for run in found if run.run not in counted]
     tuning = [run for run in rest if _is_tuning(run)]
-    rest = [run for run in rest if not _is_tuning(run)]
+    reproductions = [run for run in rest if run.info.reproduces is not None and not _is_tuning(run)]
+    rest = [run for run in rest if not _is_tuning(run) and run.info.reproduces is None]
     finished = [run for run in rest if run.status is Status.FINISHED]
     return Attempts(
         counted=sum(run.run in counted and run.status is Status.FINISHED for run in found),
@@ -46,6 +49,7 @@ def count_attempts(registration: Registration, runs: Sequence[Run], counted: Col
         - len(finished)
         + sum(run.run in counted and run.status is not Status.FINISHED for run in found),
         tuning=len(tuning),
+        reproductions=len(reproductions),
         deleted=sum(run.paths.folder.parent.name == TRASH for run in found),
         train_s=sum(run.state.elapsed_train_s or 0.0 for run in found),
         flops=sum(_flops(run) for run in found),

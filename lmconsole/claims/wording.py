@@ -170,8 +170,9 @@ def describe_attempts(attempts: Attempts) -> str:
         f"{attempts.others:,} other finished" if attempts.others else "",
         f"{attempts.unfinished:,} failed, stopped or unfinished" if attempts.unfinished else "",
         f"{attempts.tuning:,} for tuning" if attempts.tuning else "",
+        counted(attempts.reproductions, "reproduction") if attempts.reproductions else "",
     ]
-    total = attempts.counted + attempts.others + attempts.unfinished + attempts.tuning
+    total = attempts.counted + attempts.others + attempts.unfinished + attempts.tuning + attempts.reproductions
     deleted = f", {attempts.deleted:,} of them deleted" if attempts.deleted else ""
     return (
         f"All attempts at these models and optimizers in this store: {counted(total, 'run')}{deleted} "
