@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from lmconsole.runs.event_log import EventLog
 from lmconsole.runs.events import Epoch, Evaluation, Event, Finished, Progress, Queued, Started, Telemetry, perplexity
@@ -156,6 +157,15 @@ def kill_and_wait(process: "subprocess.Popen[str]") -> None:
     for stream in (process.stdin, process.stdout):
         if stream is not None:
             stream.close()
+
+
+def alive(pid: int) -> bool:
+    """Return whether this process runs. One that has ended can stay a zombie: the first process of a container may be
+    slow to reap what its parent left behind, or never do it."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import tiny
 import validation
-from factories import wait_until
+from factories import alive, wait_until
 
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
@@ -458,4 +458,4 @@ def test_a_measurement_can_be_interrupted(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, "", "")
-    assert not psutil.pid_exists(children[0].pid)
+    wait_until(lambda: not alive(children[0].pid))

@@ -16,7 +16,7 @@ import factories
 import psutil
 import pytest
 import tiny
-from factories import STEP_S, STEPS, append_events, epoch, progress, started, wait_until
+from factories import STEP_S, STEPS, alive, append_events, epoch, progress, started, wait_until
 from validation import check_output
 
 from lmconsole.engine import alerts, processes, worker
@@ -249,13 +249,6 @@ def test_a_program_that_hangs_is_killed_with_its_children_and_delays_nothing(
     assert scene.events() == ["failed"], "the next alert is given all the same"
     assert "alert failed: killed at its time limit" in scene.messages[0]
     wait_until(lambda: not any(alive(int(pid)) for pid in pids.read_text().split()))
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.parametrize(

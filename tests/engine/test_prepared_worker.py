@@ -14,11 +14,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import factories
-import psutil
 import pytest
 import tiny
 from engine.test_resume import EAGER, IN_A_STEP
-from factories import wait_until
+from factories import alive, wait_until
 
 from lmconsole.engine import worker
 from lmconsole.engine.prepared_workers import PreparedWorker, prepares_ahead
@@ -201,7 +200,7 @@ def test_a_waiting_worker_ends_when_its_run_is_removed(tmp_path: Path) -> None:
     pid = holder(second)
     assert pid is not None
     second.paths.folder.rename(tmp_path / "elsewhere")  # at once: the worker may be opening its log
-    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: not alive(pid))
     first.request_stop()
     assert serving.wait(60) == 0
 

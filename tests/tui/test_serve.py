@@ -18,7 +18,7 @@ import aiohttp
 import psutil
 import pytest
 from aiohttp import web
-from factories import kill_and_wait
+from factories import alive, kill_and_wait
 from tui.browser import CHROMIUM, Page, chromium
 from tui.stage import Stage
 from yarl import URL
@@ -91,8 +91,12 @@ def server(stage: Stage) -> Iterator[Server]:
 
 def gone(processes: Sequence[psutil.Process]) -> bool:
     """Wait a little for ``processes`` to end; return whether they have."""
-    _, alive = psutil.wait_procs(processes, timeout=5.0)
-    return not alive
+    deadline = time.monotonic() + 5.0
+    while any(alive(process.pid) for process in processes):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 @needs_browser
