@@ -14,7 +14,7 @@ from lmconsole.claims.ranks import share_interval
 from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.plan.presets import ranges
 from lmconsole.report.against import SPLITS
-from lmconsole.report.comparing import Endpoint, ExperimentResult
+from lmconsole.report.experiment_result import Endpoint, ExperimentResult
 from lmconsole.report.markup import escape_latex, format_ppl, format_ratio, format_spread
 from lmconsole.report.pair_numbers import p_digits, pair_quantities
 from lmconsole.report.quantity import Quantity, Values

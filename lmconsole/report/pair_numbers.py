@@ -10,15 +10,9 @@ import numpy as np
 from lmconsole.claims import verdict
 from lmconsole.claims.difference import welch
 from lmconsole.claims.verdict import MIN_SEEDS, Contrast, Interval
-from lmconsole.report.comparing import (
-    DIGITS,
-    Endpoint,
-    ExperimentResult,
-    Pair,
-    format_p,
-    format_ratio_of_ppl,
-    format_share,
-)
+from lmconsole.report.comparing import Pair
+from lmconsole.report.comparison_text import DIGITS, format_p, format_ratio_of_ppl, format_share
+from lmconsole.report.experiment_result import Endpoint, ExperimentResult
 from lmconsole.report.quantity import Quantity, Values
 from lmconsole.report.questions.finding import GroupResults
 from lmconsole.report.questions.models import architecture_pairs, depth_pairs

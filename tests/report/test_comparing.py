@@ -13,17 +13,9 @@ from hypothesis import strategies as st
 from recorded import record
 from scipy.stats import false_discovery_control, permutation_test, ttest_ind
 
-from lmconsole.report.comparing import (
-    Comparison,
-    Endpoint,
-    Evidence,
-    ExperimentResult,
-    Pair,
-    compare,
-    experiment_results,
-    explain_comparisons,
-)
-from lmconsole.report.findings import findings
+from lmconsole.report.comparing import Comparison, Evidence, Pair, compare
+from lmconsole.report.experiment_result import Endpoint, ExperimentResult, experiment_results
+from lmconsole.report.findings import explain_comparisons, findings
 from lmconsole.report.selection import choose_group
 from lmconsole.runs.info import read_info
 from lmconsole.runs.store import Store

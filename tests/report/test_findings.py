@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded import record
 
-from lmconsole.report.comparing import Comparison, Endpoint, Evidence, Pair, compare, experiment_results
+from lmconsole.report.comparing import Comparison, Evidence, Pair, compare
+from lmconsole.report.experiment_result import Endpoint, experiment_results
 from lmconsole.report.findings import findings
 from lmconsole.report.numbers import quantities
 from lmconsole.report.questions.finding import Finding, GroupResults

@@ -13,7 +13,9 @@ from recorded import record
 
 from lmconsole.report import draw, pair_numbers
 from lmconsole.report.against import comparison_table, published_results
-from lmconsole.report.comparing import DIGITS, Endpoint, Pair, compare, experiment_results
+from lmconsole.report.comparing import Pair, compare
+from lmconsole.report.comparison_text import DIGITS
+from lmconsole.report.experiment_result import Endpoint, experiment_results
 from lmconsole.report.export import export
 from lmconsole.report.export_options import ExportOptions
 from lmconsole.report.findings import findings

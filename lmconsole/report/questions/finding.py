@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lmconsole.importing.settings import INFERRED, is_inferred
-from lmconsole.report.comparing import Comparison, ExperimentResult, Pair, compare, experiment_results
+from lmconsole.report.comparing import Comparison, Pair, compare
+from lmconsole.report.experiment_result import ExperimentResult, experiment_results
 from lmconsole.report.selection import Group
 from lmconsole.report.table import Table
 

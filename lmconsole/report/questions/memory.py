@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from lmconsole import formatting
-from lmconsole.report.comparing import ExperimentResult
+from lmconsole.report.experiment_result import ExperimentResult
 from lmconsole.report.questions.finding import Draft, Finding, GroupResults
 from lmconsole.report.results import MIN_SAMPLES, memory_frame, uses_gpu
 from lmconsole.report.selection import Group

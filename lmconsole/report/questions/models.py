@@ -6,13 +6,8 @@ from collections.abc import Sequence
 
 from lmconsole import formatting
 from lmconsole.importing.settings import ASSUMED
-from lmconsole.report.comparing import (
-    NOT_A_CLAIM,
-    Comparison,
-    Evidence,
-    ExperimentResult,
-    Pair,
-)
+from lmconsole.report.comparing import NOT_A_CLAIM, Comparison, Evidence, Pair
+from lmconsole.report.experiment_result import ExperimentResult
 from lmconsole.report.questions.finding import (
     AS_EXPLAINED,
     Draft,

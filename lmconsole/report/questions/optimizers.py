@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from lmconsole.importing.settings import ASSUMED, INFERRED, STATED, is_inferred
 from lmconsole.plan.experiment import MODEL_NAMES, OPTIMIZER_NAMES
-from lmconsole.report.comparing import Comparison, Evidence, ExperimentResult, Pair
+from lmconsole.report.comparing import Comparison, Evidence, Pair
+from lmconsole.report.experiment_result import ExperimentResult
 from lmconsole.report.questions.finding import (
     AS_EXPLAINED,
     Draft,

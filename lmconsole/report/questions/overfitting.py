@@ -9,16 +9,9 @@ from enum import Enum
 from lmconsole.claims import verdict
 from lmconsole.claims.verdict import Contrast
 from lmconsole.plan.experiment import MODEL_NAMES
-from lmconsole.report.comparing import (
-    MATERIAL_NATS,
-    NOT_A_CLAIM,
-    Evidence,
-    ExperimentResult,
-    compare_contrasts,
-    describe,
-    evidence_of,
-    signed,
-)
+from lmconsole.report.comparing import MATERIAL_NATS, NOT_A_CLAIM, Evidence, compare_contrasts, evidence_of
+from lmconsole.report.comparison_text import describe, signed
+from lmconsole.report.experiment_result import ExperimentResult
 from lmconsole.report.markup import format_ratio
 from lmconsole.report.questions.finding import Draft, Finding, GroupResults, format_layers
 from lmconsole.report.questions.models import DEPTHS

@@ -10,16 +10,9 @@ from lmconsole.claims.verdict import MIN_SEEDS_RANKS
 from lmconsole.formatting import DAMAGE_MARK
 from lmconsole.plan.presets import ranges
 from lmconsole.report.captions import describe_evaluations, timing_caveat
-from lmconsole.report.comparing import (
-    MATERIAL_NATS,
-    NOT_A_CLAIM,
-    Endpoint,
-    Evidence,
-    ExperimentResult,
-    Pair,
-    format_p,
-    signed,
-)
+from lmconsole.report.comparing import MATERIAL_NATS, NOT_A_CLAIM, Evidence, Pair
+from lmconsole.report.comparison_text import format_p, signed
+from lmconsole.report.experiment_result import Endpoint, ExperimentResult
 from lmconsole.report.markup import DASH, format_ppl
 from lmconsole.report.questions.finding import Draft, Finding, GroupResults, describe_inferences
 from lmconsole.report.questions.memory import used_memory
