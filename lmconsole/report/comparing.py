@@ -21,7 +21,8 @@ NOT_A_CLAIM = "one seed, not a claim"
 
 
 MATERIAL_NATS = 0.02
-"""Differences of losses and gaps up to this, in nats, get no explanation: 2% of a perplexity."""
+"""Of one seed, differences of losses and gaps up to this, in nats, name no order and get no explanation: 2% of a
+perplexity."""
 
 
 class Evidence(Enum):
@@ -74,8 +75,8 @@ class Comparison:
 
     @property
     def first_is_lower(self) -> bool | None:
-        """Whether the first has the lower loss in these runs; None if the losses agree in the decimals shown, or
-        are unknown."""
+        """Whether the first has the lower loss in these runs; None if the losses are unknown, or too close to name an
+        order: of one seed up to ``MATERIAL_NATS``, of several a difference that is zero in the decimals shown."""
         return None if self.contrast is None else _first_is_lower(self.contrast)
 
     @property
@@ -89,16 +90,56 @@ class Comparison:
     def is_material(self) -> bool:
         """Whether there is a difference to explain: of one seed by more than ``MATERIAL_NATS``, or of several that is
         not inconclusive."""
-        if self.contrast is None or self.first_is_lower is None:
-            return False
-        if self.evidence is Evidence.EXPLORATORY:
-            return True
-        return self.evidence is Evidence.ONE_SEED and _center_distance(self.contrast) > MATERIAL_NATS
+        return self.first_is_lower is not None and self.evidence in (Evidence.ONE_SEED, Evidence.EXPLORATORY)
 
     @property
     def outcome(self) -> str:
-        """Result in a few words, as the end of a sentence after a colon; empty without data."""
-        return outcome(self.evidence, self.favored)
+        """How far the comparison goes, as the end of a sentence after a colon; empty without data."""
+        match self.evidence:
+            case Evidence.NO_DATA:
+                return ""
+            case Evidence.ONE_SEED:
+                return f"{self._order} ({NOT_A_CLAIM})."
+            case Evidence.DESCRIPTION:
+                return "description only, so nothing is concluded."
+            case Evidence.INCONCLUSIVE:
+                return "inconclusive, which is not evidence of equal settings."
+            case Evidence.EXPLORATORY:
+                name = self.favored.label_with_id if self.favored else "neither"
+                return f"the difference favors {name} (exploratory, since no claim was registered before the runs)."
+
+    @property
+    def difference_nats(self) -> float | None:
+        """Mean loss of the first minus that of the second; None if it is unknown or a run diverged."""
+        if self.contrast is None or has_diverged(self.contrast):
+            return None
+        return statistics.fmean(self.contrast.first_values) - statistics.fmean(self.contrast.second_values)
+
+    @property
+    def _order(self) -> str:
+        """Order of two experiments of which one has a single seed."""
+        difference = self.difference_nats
+        if difference is None:
+            name = self.favored.label_with_id if self.favored else ""
+            return f"{name} is lower, since the other diverged" if name else "both diverged"
+        distance = f"{abs(difference):.{DIGITS}f} nats"
+        if self.favored is None:
+            return f"no order is named, since the losses differ by {distance}"
+        return f"{self.favored.label_with_id} is lower by {distance}"
+
+    @property
+    def unit(self) -> str:
+        """Unit of the losses."""
+        assert self.pair.first is not None
+        return "nats per token" if self.pair.first.info.denominator == "targets" else "nats per padded position"
+
+    @property
+    def remarks(self) -> str:
+        """What else may explain a difference, and whether the settings were tuned; empty if there is nothing to say."""
+        first, second = self.pair.first, self.pair.second
+        assert first is not None
+        assert second is not None
+        return " ".join(filter(None, (_name_confounders(first, second), _stamp(first, second))))
 
     @property
     def sentence(self) -> str:
@@ -110,14 +151,9 @@ class Comparison:
         if contrast is None:
             lacking = " and ".join(each.label_with_id for each in (first, second) if not _has_result(each))
             return f"{start}: no comparison; unfinished, damaged or without a result: {lacking}."
-        unit = "nats per token" if first.info.denominator == "targets" else "nats per padded position"
         where = " at the best epoch" if self.endpoint is Endpoint.VALIDATION else ""
-        parts = [
-            f"{start}, {self.endpoint.value}{where}: {describe(contrast, self.result, self.family, unit, log=True)}",
-            _name_confounders(first, second),
-            _stamp(first, second),
-        ]
-        return " ".join(part for part in parts if part)
+        numbers = describe(contrast, self.result, self.family, self.unit, log=True)
+        return f"{start}, {self.endpoint.value}{where}: {numbers} {self.remarks}".rstrip()
 
 
 def compare(pairs: Sequence[Pair]) -> list[Comparison]:
@@ -174,37 +210,16 @@ def evidence_of(contrast: Contrast | None, result: verdict.Comparison | None) ->
     return Evidence.EXPLORATORY if result.p_adjusted <= ALPHA else Evidence.INCONCLUSIVE
 
 
-def outcome(evidence: Evidence, favored: ExperimentResult | None) -> str:
-    """Return how far a comparison goes, as the end of a sentence after a colon; empty without data."""
-    match evidence:
-        case Evidence.NO_DATA:
-            return ""
-        case Evidence.ONE_SEED:
-            order = f"lowest is {favored.label_with_id}" if favored else f"the values agree to {DIGITS} decimals"
-            return f"{order} ({NOT_A_CLAIM})."
-        case Evidence.DESCRIPTION:
-            return "description only, so nothing is concluded."
-        case Evidence.INCONCLUSIVE:
-            return "inconclusive, which is not evidence of equal settings."
-        case Evidence.EXPLORATORY:
-            name = favored.label_with_id if favored else "neither"
-            return f"the difference favors {name} (exploratory, since no claim was registered before the runs)."
-
-
-def _center_distance(contrast: Contrast) -> float:
-    """Return the distance of the medians, infinite if one of them is that of diverged runs."""
-    one, other = (statistics.median(values) for values in (contrast.first_values, contrast.second_values))
-    return 0.0 if one == other else abs(one - other)
-
-
 def _first_is_lower(contrast: Contrast) -> bool | None:
     """Return the order of the means or, if a run diverged, of most pairs of runs."""
     first, second = contrast.first_values, contrast.second_values
     if has_diverged(contrast):
         wins = sum((a < b) - (a > b) for a in first for b in second)
         return None if wins == 0 else wins > 0
-    one, other = statistics.fmean(first), statistics.fmean(second)
-    return None if round(one, DIGITS) == round(other, DIGITS) else one < other
+    difference = statistics.fmean(first) - statistics.fmean(second)
+    if abs(difference) <= (MATERIAL_NATS if fewest_seeds(contrast) < 2 else 0.5 * 10.0**-DIGITS):
+        return None
+    return difference < 0
 
 
 def _name_confounders(first: ExperimentResult, second: ExperimentResult) -> str:

@@ -39,6 +39,11 @@ def format_p(p: float) -> str:
     return "< 0.0001" if p < 1e-4 else f"= {p:.2g}"
 
 
+def p_digits(p: float) -> str:
+    """Return a p-value as in sentences, without an equals sign."""
+    return format_p(p).removeprefix("= ")
+
+
 def format_ratio_of_ppl(ratio: float) -> str:
     """Return a ratio of perplexities with four digits."""
     return f"{ratio:.4g}"
@@ -68,13 +73,13 @@ def describe(
     first, second = contrast.first_values, contrast.second_values
     fewest = fewest_seeds(contrast)
     if has_diverged(contrast):
-        return _describehas_diverged(contrast, result, family, unit, digits)
+        return _describe_diverged(contrast, result, family, unit, digits)
     values = f"{_list_values(first, digits)} and {_list_values(second, digits)} {unit}"
+    difference = signed(statistics.fmean(first) - statistics.fmean(second), digits)
     if fewest < 2:
         ppls = " and ".join(format_ppl(perplexity(statistics.fmean(each))) for each in (first, second))
         shown = f" (perplexity {ppls})" if log and len(first) == len(second) == 1 else ""
-        return f"{values}{shown}. No uncertainty known."
-    difference = signed(statistics.fmean(first) - statistics.fmean(second), digits)
+        return f"{values}{shown}; difference {difference}. No uncertainty known."
     if result is None or fewest < MIN_SEEDS:
         return f"{values}; difference of the means {difference}. Description only."
     sentences = [f"{values}. Difference {difference}, {_interval(result.interval, digits)}."]
@@ -92,16 +97,21 @@ def describe(
         kind = "Exact permutation" if is_exact(len(first), len(second)) else "Permutation (9,999 draws)"
         sentences.append(f"{kind} p {format_p(result.permutation_p)}, as a check.")
     if result.superiority is not None and result.superiority_interval is not None:
-        sentences.append(_superiority(result.superiority, result.superiority_interval))
+        sentences.append(describe_superiority(result.superiority, result.superiority_interval))
     if result.detectable_sd is not None:
-        sentences.append(
-            f"With 80% power, {fewest} seeds each detect a difference of {result.detectable_sd:.1f} standard "
-            "deviations, before correction."
-        )
+        sentences.append(describe_power(fewest, result.detectable_sd))
     return " ".join(sentences)
 
 
-def _describehas_diverged(
+def describe_power(seeds: int, detectable_sd: float) -> str:
+    """Return which difference so many seeds on each side detect."""
+    return (
+        f"With 80% power, {seeds} seeds each detect a difference of {detectable_sd:.1f} standard deviations, before "
+        "correction."
+    )
+
+
+def _describe_diverged(
     contrast: Contrast, result: verdict.Comparison | None, family: int, unit: str, digits: int
 ) -> str:
     first, second = contrast.first_values, contrast.second_values
@@ -122,7 +132,7 @@ def _describehas_diverged(
             f"({result.test}, {kind}, {_adjusted(family)})."
         )
         if result.superiority is not None and result.superiority_interval is not None:
-            sentences.append(_superiority(result.superiority, result.superiority_interval))
+            sentences.append(describe_superiority(result.superiority, result.superiority_interval))
     return " ".join(sentences)
 
 
@@ -156,7 +166,8 @@ def _adjusted(family: int) -> str:
     return "the only contrast" if family == 1 else f"Holm over {family} contrasts"
 
 
-def _superiority(estimate: float, interval: Interval) -> str:
+def describe_superiority(estimate: float, interval: Interval) -> str:
+    """Return the probability that a run of the first is below one of the second."""
     return (
         f"P(first < second) = {format_share(estimate)}, 95% interval {format_share(interval.low)} to "
         f"{format_share(interval.high)}."

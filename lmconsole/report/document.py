@@ -143,9 +143,10 @@ def _completeness(group: Group) -> list[Block]:
 
 def _finding(finding: Finding) -> list[Block]:
     blocks: list[Block] = [Heading(2, finding.question)]
-    blocks += [Paragraph("", lead="Observations."), BulletList(finding.observations)]
+    if finding.observations:
+        blocks += [Paragraph("", lead="Observations."), BulletList(finding.observations)]
     if finding.table is not None and finding.table.rows:
-        blocks.append(InlineTable(finding.table))
+        blocks += [Paragraph("", lead=finding.table_lead), InlineTable(finding.table)]
     blocks.append(Paragraph(finding.method, lead="Method."))
     if finding.interpretation:
         blocks += [Paragraph("", lead="Interpretation."), BulletList(finding.interpretation)]

@@ -14,9 +14,10 @@ from lmconsole.claims.ranks import share_interval
 from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.plan.presets import ranges
 from lmconsole.report.against import SPLITS
+from lmconsole.report.comparison_text import p_digits
 from lmconsole.report.experiment_result import Endpoint, ExperimentResult
 from lmconsole.report.markup import escape_latex, format_ppl, format_ratio, format_spread
-from lmconsole.report.pair_numbers import p_digits, pair_quantities
+from lmconsole.report.pair_numbers import pair_quantities
 from lmconsole.report.quantity import Quantity, Values
 from lmconsole.report.questions.finding import GroupResults
 from lmconsole.report.questions.memory import logits_mib, state_mib

@@ -1,6 +1,7 @@
 """Numbers of pairs of experiments and of the comparisons in the findings, as LaTeX commands."""
 
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from lmconsole.claims import verdict
 from lmconsole.claims.difference import welch
 from lmconsole.claims.verdict import MIN_SEEDS, Contrast, Interval
 from lmconsole.report.comparing import Pair
-from lmconsole.report.comparison_text import DIGITS, format_p, format_ratio_of_ppl, format_share
+from lmconsole.report.comparison_text import DIGITS, format_ratio_of_ppl, format_share, p_digits
 from lmconsole.report.experiment_result import Endpoint, ExperimentResult
 from lmconsole.report.quantity import Quantity, Values
 from lmconsole.report.questions.finding import GroupResults
@@ -101,11 +102,6 @@ def _welch_p_values(results: GroupResults) -> dict[frozenset[int], str]:
     return found
 
 
-def p_digits(p: float) -> str:
-    """Return a p-value as in sentences, without an equals sign."""
-    return format_p(p).removeprefix("= ")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Row:
     """Contrast of a finding."""
@@ -161,6 +157,11 @@ def _of_contrasts(results: GroupResults) -> Iterator[Quantity]:
         one, other = (statistics.fmean(values) for values in (row.contrast.first_values, row.contrast.second_values))
         return f"{one - other:+.{row.digits}f}" if np.isfinite(one) and np.isfinite(other) else None
 
+    def ratio_of_ppl(row: _Row) -> str | None:
+        first, second = row.contrast.first_values, row.contrast.second_values
+        finite = row.question in FAMILIES and np.isfinite([*first, *second]).all()
+        return ratio(math.exp(statistics.fmean(first) - statistics.fmean(second)), row.digits) if finite else None
+
     def of(value: Callable[[verdict.Comparison], float | None], form: Form) -> Callable[[_Row], str | None]:
         def text(row: _Row) -> str | None:
             number = None if row.result is None else value(row.result)
@@ -193,7 +194,7 @@ def _of_contrasts(results: GroupResults) -> Iterator[Quantity]:
     meaning = "difference in nats of a finding: generalization, optimizers, architectures, depth, gap or rise"
     yield quantity("Difference", meaning, difference)
     yield from ends("", lambda found: found.interval, nats)
-    yield quantity("Ratio", "the same as a ratio of perplexities", of(lambda found: found.ratio, ratio))
+    yield quantity("Ratio", "the same as a ratio of perplexities", ratio_of_ppl)
     yield from ends("Ratio", lambda found: found.ratio_interval, ratio)
     yield quantity("P", "p-value after Holm's correction", of(lambda found: found.p_adjusted, p_value))
     yield quantity("Count", "number of contrasts in that correction", lambda row: str(row.family))

@@ -7,6 +7,12 @@ from dataclasses import dataclass, field
 from lmconsole.importing.settings import INFERRED, is_inferred
 from lmconsole.report.comparing import Comparison, Pair, compare
 from lmconsole.report.experiment_result import ExperimentResult, experiment_results
+from lmconsole.report.questions.comparison_table import (
+    comparison_table,
+    describe_listed,
+    describe_table,
+    is_listed,
+)
 from lmconsole.report.selection import Group
 from lmconsole.report.table import Table
 
@@ -23,6 +29,8 @@ class Finding:
     method: str
     interpretation: Sequence[str]
     table: Table | None = None
+    table_lead: str = ""
+    """What the table shows."""
 
 
 @dataclass
@@ -31,10 +39,18 @@ class Draft:
 
     observations: list[str] = field(default_factory=list)
     interpretation: list[str] = field(default_factory=list)
+    table: Table | None = None
+    table_lead: str = ""
 
     def note(self, comparisons: Sequence[Comparison]) -> None:
-        """Add the numbers of comparisons to the observations, and the pairs of which at least one has no run."""
-        self.observations += [each.sentence for each in comparisons if each.pair.exists]
+        """Add the numbers of comparisons, as a table if there are several, and the pairs of which one has no run."""
+        listed = [each for each in comparisons if is_listed(each)]
+        if len(listed) > 1:
+            self.table, self.table_lead = comparison_table(listed), describe_table(listed)
+            self.observations += describe_listed(listed)
+        else:
+            listed = []
+        self.observations += [each.sentence for each in comparisons if each.pair.exists and each not in listed]
         if missing := [each.pair.subject for each in comparisons if not each.pair.exists]:
             self.observations.append(f"No comparison, because at least one has no run: {'; '.join(missing)}.")
 

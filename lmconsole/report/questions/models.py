@@ -73,6 +73,8 @@ def architectures(results: GroupResults) -> Finding:
         observations=draft.observations,
         method=AS_EXPLAINED,
         interpretation=draft.interpretation,
+        table=draft.table,
+        table_lead=draft.table_lead,
     )
 
 
@@ -112,6 +114,8 @@ def depth(results: GroupResults) -> Finding:
             f"the shallower model to close the difference within as many epochs again. {AS_EXPLAINED}"
         ),
         interpretation=draft.interpretation,
+        table=draft.table,
+        table_lead=draft.table_lead,
     )
 
 

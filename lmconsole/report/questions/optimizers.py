@@ -57,6 +57,8 @@ def optimizers(results: GroupResults) -> Finding:
         observations=draft.observations,
         method=f"AdamW against Adam, momentum against SGD, and AdamW against SGD, with one layer each. {AS_EXPLAINED}",
         interpretation=draft.interpretation,
+        table=draft.table,
+        table_lead=draft.table_lead,
     )
 
 
