@@ -52,6 +52,8 @@ class InlineTable:
     """Table in the text, without a caption."""
 
     table: Table
+    small: bool = False
+    """Whether it is a detail, in small type."""
 
 
 @dataclass(frozen=True, slots=True)

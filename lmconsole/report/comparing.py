@@ -21,7 +21,7 @@ NOT_A_CLAIM = "one seed, not a claim"
 
 
 MATERIAL_NATS = 0.02
-"""Of one seed, differences of losses and gaps up to this, in nats, name no order and get no explanation: 2% of a
+"""Differences of the losses and gaps of one seed up to this, in nats, name no order and get no explanation: 2% of a
 perplexity."""
 
 
@@ -94,7 +94,7 @@ class Comparison:
 
     @property
     def outcome(self) -> str:
-        """How far the comparison goes, as the end of a sentence after a colon; empty without data."""
+        """Result of the comparison, as the end of a sentence after a colon; empty without data."""
         match self.evidence:
             case Evidence.NO_DATA:
                 return ""
@@ -121,11 +121,11 @@ class Comparison:
         difference = self.difference_nats
         if difference is None:
             name = self.favored.label_with_id if self.favored else ""
-            return f"{name} is lower, since the other diverged" if name else "both diverged"
+            return f"lowest is {name}, since the other diverged" if name else "both diverged"
         distance = f"{abs(difference):.{DIGITS}f} nats"
         if self.favored is None:
             return f"no order is named, since the losses differ by {distance}"
-        return f"{self.favored.label_with_id} is lower by {distance}"
+        return f"lowest is {self.favored.label_with_id}, by {distance}"
 
     @property
     def unit(self) -> str:
@@ -135,7 +135,7 @@ class Comparison:
 
     @property
     def remarks(self) -> str:
-        """What else may explain a difference, and whether the settings were tuned; empty if there is nothing to say."""
+        """Other settings that may explain a difference, and whether settings were tuned; empty if nothing is known."""
         first, second = self.pair.first, self.pair.second
         assert first is not None
         assert second is not None

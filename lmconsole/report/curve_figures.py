@@ -95,7 +95,7 @@ def overview_figure(group: Group) -> FigureSpec:
     return FigureSpec(
         number=OVERVIEW,
         title=title,
-        caption=join_sentences([f"{title}; dots are the best epochs of the seeds.", _describe_axes(panels)]),
+        caption=join_sentences([f"{title}.", _describe_axes(panels)]),
         full_width=len(panels) > 1,
         content=PanelGrid(panels=panels, columns=_columns(len(panels)), y_label=_y_label(group)),
     )
@@ -139,8 +139,9 @@ def _y_label(group: Group) -> str:
 
 def _describe_axes(panels: Sequence[Panel]) -> str:
     own, cut = have_own_limits(panels), are_cut(panels)
-    axes = "Linear axes, one for each panel" if own else "Linear axis"
-    return f"{axes}, cut near the minimum." if cut else f"{axes}."
+    kind = "Logarithmic" if any(panel.log_y for panel in panels) else "Linear"
+    axes = f"{kind} axes, one for each panel" if own else f"{kind} axis"
+    return f"{axes}, without the first epochs." if cut else f"{axes}."
 
 
 def _incomplete(runs: Sequence[Run]) -> list[str]:

@@ -100,12 +100,21 @@ def _results(tables: Mapping[str, Table], figures: Sequence[FigureSpec]) -> list
         *_figures(figures, [5, 6], [7, 8]),
         Paragraph("Table 2 and Figure 9 show how much memory the runs used.", lead="Memory."),
         NumberedTable(MEMORY, tables[MEMORY]),
-        Paragraph("Figure 10 shows how soon one perplexity was reached.", lead="Time to a perplexity."),
+        Paragraph(_describe_times(figures), lead="Time to a perplexity."),
         *_figures(figures, [9, 10], [11]),
     ]
     if others:
         blocks += [Paragraph("Table 3 compares these results with others.", lead="Other results."), *others]
     return blocks
+
+
+def _describe_times(figures: Sequence[FigureSpec]) -> str:
+    """Return what figures 10 and 11 show, and why figure 10 may be drawn where figure 11 is not."""
+    text = "Figure 10 shows how soon one perplexity was reached"
+    drawn = {figure.number for figure in figures if figure.content}
+    if 10 in drawn and 11 not in drawn:
+        return f"{text}, which describes these runs and ranks nothing."
+    return f"{text}."
 
 
 def _figures(figures: Sequence[FigureSpec], *rows: Sequence[int]) -> list[Block]:

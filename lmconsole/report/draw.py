@@ -12,6 +12,7 @@ from lmconsole.report.draw_style import (  # before anything imports matplotlib
     LINES,
     SEED,
     SINGLE_IN,
+    STAMP,
     cycled,
     displayable,
     figure_style,
@@ -39,13 +40,16 @@ def draw_figure(content: Content) -> Figure:
     with figure_style():
         match content:
             case PanelGrid():
-                return draw_panels(content)
+                figure = draw_panels(content)
             case BarChart():
-                return _draw_bars(content)
+                figure = _draw_bars(content)
             case StepPlot():
-                return _draw_steps(content)
+                figure = _draw_steps(content)
             case DifferencePlot():
-                return draw_differences(content)
+                figure = draw_differences(content)
+        if content.stamp:
+            figure.text(0.005, 0.01, content.stamp, STAMP)
+        return figure
 
 
 def in_one_column(content: Content) -> PanelGrid | None:
@@ -66,7 +70,8 @@ def _draw_bars(chart: BarChart) -> Figure:
         text = missing if value is None else format(value, chart.value_format)
         if value is not None:
             axes.barh(y, value, height=0.7, linewidth=0.0, **FILLS[groups.index(group) % len(FILLS)])
-        axes.plot(seeds, [y] * len(seeds), **SEED, clip_on=False)
+        if len(seeds) > 1 or value is None:
+            axes.plot(seeds, [y] * len(seeds), **SEED, clip_on=False)
         axes.text(max([value or 0.0, *seeds]) + 0.03 * largest, y, text, va="center", fontsize=6.5)
     axes.set_yticks(range(len(chart.labels)), [shorten(displayable(label), 22) for label in chart.labels])
     axes.tick_params(axis="y", length=0)

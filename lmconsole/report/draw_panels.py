@@ -14,6 +14,7 @@ from lmconsole.report.draw_style import (  # before anything imports matplotlib
     SINGLE_IN,
     cycled,
     displayable,
+    log_ticks,
     plain_number,
     shorten,
 )
@@ -24,9 +25,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from lmconsole.report.figure_content import Curve, Panel, PanelGrid
+
+PANEL_IN = 1.15
+"""Height of a panel in inches: three figures of two or four panels fit a page of the report."""
 
 
 def draw_panels(grid: PanelGrid) -> Figure:
@@ -34,9 +38,7 @@ def draw_panels(grid: PanelGrid) -> Figure:
     panels, columns = grid.panels, grid.columns
     width_in = SINGLE_IN if columns == 1 else DOUBLE_IN
     own_y = len({panel.y_limits for panel in panels}) > 1
-    labels_in = CHARACTER_IN * max(
-        len(plain_number(tick)) for panel in panels for tick in _linear_ticks(panel.y_limits)
-    )
+    labels_in = CHARACTER_IN * max(len(plain_number(tick)) for panel in panels for tick in _ticks(panel))
     entries = _legend_entries(panels)
     legend_columns = min(len(entries), 5 if width_in > SINGLE_IN else 2) or 1
     last_x = _last_x(panels)
@@ -83,13 +85,19 @@ def _last_x(panels: Sequence[Panel]) -> dict[str, float]:
     return last
 
 
-def _linear_ticks(limits: tuple[float, float]) -> list[float]:
-    """Return about five round numbers within the limits."""
+def _ticks(panel: Panel) -> list[float]:
+    """Return about five round numbers within the limits of a panel."""
+    limits = panel.y_limits
+    if panel.log_y:
+        return log_ticks(*limits)
     return [tick for tick in MaxNLocator(5, min_n_ticks=3).tick_values(*limits) if limits[0] <= tick <= limits[1]]
 
 
 def _set_limits(axes: Axes, panel: Panel, last_x: float) -> None:
-    ticks = _linear_ticks(panel.y_limits)
+    ticks = _ticks(panel)
+    if panel.log_y:
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylim(*panel.y_limits)
     axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_major_formatter(FixedFormatter([plain_number(tick) for tick in ticks]))
@@ -154,7 +162,7 @@ def _add_grid(
     top_in: float,
 ) -> tuple[Figure, list[Axes], float]:
     """Add axes of equal size row by row. Return the figure, the axes, and their width in inches."""
-    right, bottom, gap_x, gap_y, panel_height = 0.1, 0.42, gap_x_in, gap_y_in, 1.3
+    right, bottom, gap_x, gap_y, panel_height = 0.1, 0.42, gap_x_in, gap_y_in, PANEL_IN
     height = top_in + bottom + rows * panel_height + (rows - 1) * gap_y
     figure = Figure(figsize=(width_in, height))
     FigureCanvasAgg(figure)

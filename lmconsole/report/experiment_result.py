@@ -169,6 +169,14 @@ class ExperimentResult:
         return min(known) if known and len(known) == len(gains) else None
 
     @property
+    def train_lag_nats(self) -> float | None:
+        """Half of the last fall of the train loss, mean over seeds; None if it is unknown for any seed.
+
+        A loss that is averaged over an epoch is about that of its middle, so it is this much above that of its end.
+        """
+        return _mean([_train_lag_nats(run) for run in self.runs])
+
+    @property
     def train_s(self) -> float | None:
         """Training time in seconds, mean over seeds; None if it is unknown for any seed."""
         return _mean([run.state.elapsed_train_s for run in self.runs])
@@ -212,6 +220,13 @@ def _gap_nats(epoch: Epoch | None) -> float | None:
         return None
     gap = epoch.valid_loss_nats - epoch.train_loss_nats
     return gap if math.isfinite(gap) else None
+
+
+def _train_lag_nats(run: Run) -> float | None:
+    losses = [epoch.train_loss_nats for epoch in run.state.epochs[-2:]]
+    if len(losses) < 2 or losses[0] is None or losses[1] is None:
+        return None
+    return max(0.0, losses[0] - losses[1]) / 2
 
 
 def _rise_nats(run: Run) -> float | None:

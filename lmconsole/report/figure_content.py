@@ -41,6 +41,8 @@ class Panel:
     """Whether x is a count and has integer ticks."""
     curves: Mapping[str, Curve] = field(default_factory=dict)
     y_limits: tuple[float, float] = (0.0, 1.0)
+    log_y: bool = False
+    """Whether the axis of y is logarithmic."""
     note: str = ""
     """Note on what is missing."""
 
@@ -52,6 +54,8 @@ class PanelGrid:
     panels: Sequence[Panel]
     columns: int
     y_label: str
+    stamp: str = ""
+    """Word in a corner of the image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +71,7 @@ class BarChart:
     seeds: Sequence[Sequence[float]]
     """Values of the seeds of each bar."""
     value_format: str = ",.0f"
+    stamp: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +81,7 @@ class StepPlot:
     curves: Mapping[str, Sequence[tuple[float, float]]]
     x_label: str
     y_label: str
+    stamp: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +109,7 @@ class DifferencePlot:
     rows: Sequence[DifferenceRow]
     values_label: str = "Test loss (nats per token)"
     difference_label: str = "Difference (nats per token)"
+    stamp: str = ""
 
 
 Content = PanelGrid | BarChart | StepPlot | DifferencePlot

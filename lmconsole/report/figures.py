@@ -17,7 +17,6 @@ from lmconsole.report.results import damage_mark, marks, memory_frame, uses_gpu
 from lmconsole.report.selection import Group
 from lmconsole.report.targets import (
     MIN_WORKLOADS,
-    TARGET_MARGIN,
     TimeToTarget,
     common_target,
     performance_profile,
@@ -46,7 +45,8 @@ def figure_specs(group: Group, *, targets_ppl: Sequence[float] = (), exploratory
     if not exploratory:
         return found
     return [
-        replace(figure, caption=f"{figure.caption} {EXPLORATORY}.") if figure.content else figure for figure in found
+        replace(figure, content=replace(figure.content, stamp=EXPLORATORY.lower())) if figure.content else figure
+        for figure in found
     ]
 
 
@@ -59,6 +59,10 @@ def _bar_labels(group: Group) -> dict[int, str]:
 def _bar_groups(group: Group) -> list[str]:
     models = [runs[0].info.experiment.model for runs in group.by_experiment.values()]
     return [MODEL_NAMES[model] for model in models[:MAX_BARS]]
+
+
+def _explain_dots(group: Group) -> str:
+    return "; dots are seeds" if any(len(runs) > 1 for runs in group.by_experiment.values()) else ""
 
 
 def _memory_figure(group: Group) -> FigureSpec:
@@ -75,7 +79,7 @@ def _memory_figure(group: Group) -> FigureSpec:
     by_experiment = group.by_experiment
     labels = {id_: label + damage_mark(by_experiment[id_]) for id_, label in _bar_labels(group).items()}
     seeds = dict(zip(map(int, frame["experiment"]), frame["seed_mib"], strict=True))
-    caption = f"{title}, as in Table 2; dots are seeds."
+    caption = f"{title}, as in Table 2{_explain_dots(group)}."
     return FigureSpec(
         number=9,
         title=title,
@@ -104,15 +108,15 @@ def _time_figure(group: Group, targets_ppl: Sequence[float]) -> FigureSpec:
     unit, unit_s = time_unit(max((time for seeds in seeds_s.values() for time in seeds), default=0.0))
     title = f"Training time to a validation perplexity of {target:,.10g}"
     if targets_ppl:
-        origin = "a target that was fixed beforehand"
+        origin = "fixed before the runs"
     else:
-        origin = f"{TARGET_MARGIN:.0%} above the lowest that every architecture reaches"
+        origin = "chosen after the runs"
     labels = {id_: label + marks(by_experiment[id_]) for id_, label in _bar_labels(group).items()}
     shown = {id_: times.get(id_, TimeToTarget()) for id_ in labels}
     return FigureSpec(
         number=10,
         title=title,
-        caption=join_sentences([f"{title}, {origin}; dots are seeds.", not_shown(len(by_experiment) - MAX_BARS)]),
+        caption=join_sentences([f"{title}, {origin}{_explain_dots(group)}.", not_shown(len(by_experiment) - MAX_BARS)]),
         content=BarChart(
             labels=list(labels.values()),
             values=[None if time.median_s is None else time.median_s / unit_s for time in shown.values()],
@@ -135,7 +139,7 @@ def _how_many(reached: int, runs: int) -> str:
 def _profile_figure(group: Group, targets_ppl: Sequence[float]) -> FigureSpec:
     title = "Performance profile of the optimizers"
     if not targets_ppl:
-        omitted = "no targets were fixed before the runs, and targets taken from results favor the best run"
+        omitted = "no targets were fixed before the runs, and it would rank optimizers by them"
         return FigureSpec(number=11, title=title, omitted=omitted)
     profile = performance_profile(group, targets_ppl)
     if not any(profile.curves.values()):

@@ -65,7 +65,7 @@ def _block(block: Block, images: Mapping[int, SvgImages]) -> str:
             caption = f"<figcaption><b>{escape_html(table.title)}.</b> {escape_html(table.caption)}</figcaption>"
             note = f'\n<p class="note">{escape_html(table.notes)}</p>' if table.notes else ""
             return f"<figure>\n{caption}\n{_table(table)}{note}\n</figure>"
-        case InlineTable(table):
+        case InlineTable(table, _):
             return _table(table)
         case FigureRow(figures):
             shown = [_figure(figure, images[figure.number]) for figure in figures]

@@ -101,9 +101,10 @@ def report_latex(title: str, blocks: Sequence[Block], *, siunitx: bool = False) 
                 pieces.append(f"\\begin{{quote}}\n{{\\raggedright {_monospace(text)}\\par}}\n\\end{{quote}}")
             case NumberedTable(name, _):
                 pieces.append(f"\\input{{{name}}}")
-            case InlineTable(table):
+            case InlineTable(table, small):
                 grid = "\n".join(latex_grid(table, siunitx=siunitx))
-                pieces.append(f"\\begin{{center}}{latex_font_size(table)}\n{grid}\n\\end{{center}}")
+                size = latex_font_size(table) or ("\\footnotesize" if small else "")
+                pieces.append(f"\\begin{{center}}{size}\n{grid}\n\\end{{center}}")
             case FigureRow(figures):
                 pieces.append(_latex_figures(figures))
     return "\n\n".join(pieces) + "\n\n\\end{document}\n"

@@ -32,7 +32,7 @@ def report_markdown(title: str, blocks: Sequence[Block]) -> str:
                 pieces.append(f"```sh\n{text}\n```")
             case NumberedTable(_, table):
                 pieces.append(to_markdown(table, own_file=False).rstrip("\n"))
-            case InlineTable(table):
+            case InlineTable(table, _):
                 pieces.append(markdown_grid(table).rstrip("\n"))
             case FigureRow(figures):
                 pieces += [

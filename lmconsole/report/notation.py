@@ -12,7 +12,7 @@ from lmconsole.report.results import explain_marks, marks
 from lmconsole.report.selection import Group
 
 EXPLORATORY = "Exploratory"
-"""Word at the end of the captions of figures whose runs no claim covers."""
+"""Word for runs that no claim covers; figures of them have it in a corner."""
 
 NO_CLAIM = (
     "The runs are not covered by a claim that was registered before them. They suggest what to test, and support no "
@@ -34,8 +34,9 @@ def notation(group: Group, *, exploratory: bool) -> list[Paragraph]:
     else:
         lines = "Each line is one run, since there is one seed."
     axes = (
-        "Dots mark best epochs. Axes of perplexity are linear and end a little above the best epochs: the first ones, "
-        "many times as high, would hide a rise by a few percent."
+        "Dots mark best epochs. Axes of perplexity are logarithmic where no curve rises after its best epoch. Else "
+        "they are linear and end a little above the best epochs: the first ones, many times as high, would hide a rise "
+        "by a few percent."
     )
     times = ["Time is cumulative training time, without setup and evaluation.", timing_caveat(group)]
     shown = explain_marks("".join(marks(runs) for runs in group.by_experiment.values()))

@@ -22,12 +22,15 @@ def provenance(group: Group) -> list[Block]:
     blocks: list[Block] = [Heading(1, "Provenance"), BulletList(_provenance_items(group))]
     if group.imported:
         lead = "Settings that the sources state, and those inferred from what they record."
-        blocks += [Paragraph("All others are unknown.", lead=lead), InlineTable(_known_settings_table(group))]
+        blocks += [
+            Paragraph("All others are unknown.", lead=lead),
+            InlineTable(_known_settings_table(group), small=True),
+        ]
     else:
-        blocks += [Paragraph("", lead="Settings shared by all runs."), InlineTable(_settings_table(group))]
+        blocks += [Paragraph("", lead="Settings shared by all runs."), InlineTable(_settings_table(group), small=True)]
         differing = _differing_settings_table(group)
         if differing.rows:
-            blocks += [Paragraph("", lead="Settings that differ."), InlineTable(differing)]
+            blocks += [Paragraph("", lead="Settings that differ."), InlineTable(differing, small=True)]
     names = [run.run for run in group.runs]
     if len(names) <= MANY_RUNS:
         blocks += [Paragraph("", lead="Runs."), BulletList(names, code=True)]
@@ -136,6 +139,9 @@ def reproduce(group: Group) -> str:
         words += ["--embeddings", info.embeddings.path]
     if (file := _option(info, "--experiments")) is not None:
         words += ["--experiments", file]
+    devices = {run.state.started.device for run in group.runs if run.state.started}
+    if devices == {"cpu"}:
+        words += ["--device", "cpu"]
     jobs = [run.info.jobs or (run.state.queued.jobs if run.state.queued else 1) for run in group.runs]
     requested = max((each for each in jobs if isinstance(each, int)), default=None)
     if requested is not None and (requested > 1 or not _on_gpu(group)):  # threads change the last bits on a CPU

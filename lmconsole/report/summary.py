@@ -9,6 +9,8 @@ from lmconsole.claims.evaluate import UNLEARNED_NATS
 from lmconsole.formatting import counted
 from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.report.captions import describe_outcomes, excluded_runs, seed_list
+from lmconsole.report.comparing import MATERIAL_NATS
+from lmconsole.report.experiment_result import experiment_results
 from lmconsole.report.markup import format_ppl, format_spread
 from lmconsole.report.results import best_experiments, is_complete, marks, memory_frame, uses_gpu
 from lmconsole.report.selection import Group
@@ -18,7 +20,11 @@ from lmconsole.runs.store import Run
 def summary(group: Group, claim_sentences: Sequence[str]) -> list[str]:
     """Return the five sentences of the first page. ``claim_sentences``, if any, say what is claimed."""
     best = best_experiments(group)
-    sentences = [_describe_runs(group), _describe_best(best) + _describe_unlearned(group), _describe_cost(group, best)]
+    sentences = [
+        _describe_runs(group),
+        _describe_best(group, best) + _describe_unlearned(group),
+        _describe_cost(group, best),
+    ]
     return [*filter(None, sentences), *(claim_sentences or [_no_claim(group)]), _describe_incomplete(group)]
 
 
@@ -42,11 +48,24 @@ def _describe_runs(group: Group) -> str:
     )
 
 
-def _describe_best(best: Mapping[int, list[Run]]) -> str:
+def _describe_best(group: Group, best: Mapping[int, list[Run]]) -> str:
     if not best:
         return "No run has a finite perplexity."
-    phrases = [f"{_label(id_, runs)}, {_ppls(runs)}" for id_, runs in best.items()]
-    return f"Lowest validation perplexity{' of each architecture' if len(best) > 1 else ''}: {'; '.join(phrases)}."
+    phrases = [f"{_label(id_, runs)}, {_ppls(runs)}{_describe_near(group, id_)}" for id_, runs in best.items()]
+    return f"Lowest validation perplexity{' of each architecture' if len(best) > 1 else ''}: {'. '.join(phrases)}."
+
+
+def _describe_near(group: Group, best: int) -> str:
+    """Name experiments of the same architecture whose validation perplexity is hardly higher than the lowest."""
+    results = experiment_results(group)
+    model, lowest = results[best].info.experiment.model, results[best].mean_ppl
+    near = [
+        each.label_with_id
+        for each in results.values()
+        if each.id != best and each.info.experiment.model == model and each.complete
+        if lowest and each.mean_ppl and math.log(each.mean_ppl / lowest) <= MATERIAL_NATS
+    ]
+    return f"; within {MATERIAL_NATS:.0%} of it: {', '.join(near)}" if near else ""
 
 
 def _describe_unlearned(group: Group) -> str:

@@ -68,18 +68,19 @@ def _round_up(ppl: float) -> float:
 def seconds_to_target(run: Run, target_ppl: float) -> float | None:
     """Return the seconds of training until a run reached ``target_ppl``; None if it did not, or if its times are
     unknown."""
-    reached = _first_at_target(run, target_ppl)
+    reached = first_at_target(run, target_ppl)
     return reached.elapsed_train_s if reached else None
 
 
-def _first_at_target(run: Run, target_ppl: float) -> Validation | None:
+def first_at_target(run: Run, target_ppl: float) -> Validation | None:
+    """Return the first validation of a run at or below ``target_ppl``; None if there is none."""
     validations = run.state.validations
     return next((each for each in validations if each.valid_ppl is not None and each.valid_ppl <= target_ppl), None)
 
 
 def time_to_target(runs: Sequence[Run], target_ppl: float) -> TimeToTarget:
     """Return when the seeds of one experiment reached ``target_ppl``."""
-    reached = [first for run in runs if (first := _first_at_target(run, target_ppl))]
+    reached = [first for run in runs if (first := first_at_target(run, target_ppl))]
     if 2 * len(reached) <= len(runs):
         return TimeToTarget()
     times = [each.elapsed_train_s for each in reached if each.elapsed_train_s is not None]

@@ -83,7 +83,7 @@ WITH_INTERVAL = {"difference", "interval", "ratio", "p", "power"}
 @pytest.mark.parametrize(
     ("n", "parts", "evidence"),
     [
-        (1, {"no uncertainty"}, Evidence.ONE_SEED),
+        (1, {"no uncertainty", "difference"}, Evidence.ONE_SEED),
         (2, {"description", "difference"}, Evidence.DESCRIPTION),
         (3, WITH_INTERVAL, Evidence.EXPLORATORY),
         (4, WITH_INTERVAL, Evidence.EXPLORATORY),
@@ -106,9 +106,10 @@ def test_the_sentences_are_these(both: tuple[ExperimentResult, ExperimentResult]
     stamp = "Untuned: both at the settings of the preset."
     one, two, three = (compare_losses(both, two_samples(n))[0] for n in (1, 2, 3))
     assert one.sentence == (
-        f"{start}4.0000 and 4.3000 nats per token (perplexity 54.598 and 73.700). No uncertainty known. {stamp}"
+        f"{start}4.0000 and 4.3000 nats per token (perplexity 54.598 and 73.700); difference −0.3000. No "
+        f"uncertainty known. {stamp}"
     )
-    assert one.outcome == "lowest is LSTM 1L AdamW (2) (one seed, not a claim)."
+    assert one.outcome == "lowest is LSTM 1L AdamW (2), by 0.3000 nats (one seed, not a claim)."
     assert two.sentence == (
         f"{start}4.0000, 4.1000 and 4.3000, 4.4000 nats per token; difference of the means −0.3000. Description only. "
         f"{stamp}"
@@ -159,7 +160,7 @@ DIVERGED = (
 @pytest.mark.parametrize(
     ("first", "second", "expected", "evidence", "outcome"),
     [
-        ((4.0,), (INF,), "4.0000 and diverged nats per token. Diverged: 0 of 1", Evidence.ONE_SEED, "lowest is"),
+        ((4.0,), (INF,), "4.0000 and diverged nats per token. Diverged: 0 of 1", Evidence.ONE_SEED, "lowest is LSTM"),
         ((4.0, 4.1, 4.2), (4.0, INF, INF), "no test with fewer than 5", Evidence.DESCRIPTION, "description only"),
         (
             (4.0, 4.1, 4.2, 4.3, 4.4),
@@ -195,7 +196,7 @@ def test_values_that_do_not_vary_have_no_interval(
     assert "Exploratory p" not in found.sentence
     assert "interval " not in found.sentence
     assert found.favored is None
-    assert found.outcome.startswith(("the values agree to 4 decimals (one seed", "description only"))
+    assert found.outcome.startswith(("no order is named, since", "description only"))
 
 
 @settings(deadline=None, max_examples=40)

@@ -33,7 +33,7 @@ KINDS = [
 FIVE_SENTENCES = """\
 3 experiments with GPT-1 and LSTM language models (4 runs, seeds 1, 2) were trained for 2 epochs on 794 tokens of \
 corpus “data” in fp32 precision on CPU.
-Lowest validation perplexity of each architecture: GPT-1 1L Adam (5)†, 90.017 (test 90.017); LSTM 1L Adam (1), \
+Lowest validation perplexity of each architecture: GPT-1 1L Adam (5)†, 90.017 (test 90.017). LSTM 1L Adam (1), \
 63.513 ± 4.487 over 2 seeds (test 63.513 ± 4.487 over 2 seeds).
 Time and host memory (mean time, most memory of all seeds): 2.0 s of training and 123 MiB for GPT-1 1L Adam (5)†; \
 1:00 min of training and 123 MiB for LSTM 1L Adam (1).

@@ -224,6 +224,7 @@ def test_the_command_that_reproduces_uses_the_same_number_of_threads(
     group = choose_group(Store(tmp_path / "runs").runs())
     assert reproduce(group).split()[-1 - len(expected) :] == [*expected, "--headless"]
     assert reproduce(group).count("--jobs") == bool(expected)
+    assert reproduce(group).count("--device cpu") == (device == "cpu")
 
 
 @pytest.mark.usefixtures("quick_figures")

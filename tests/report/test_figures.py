@@ -116,7 +116,7 @@ def test_panels_share_their_axis_where_it_suits_all_and_the_legend_is_outside_th
     adam, adamw, sgd, momentum = (axes.get_ylim() for axes in drawn.axes)
     assert (adam, sgd) == (adamw, momentum)
     assert sgd[0] > adam[1], "each fills its own panel"
-    assert caption(tmp_path, 5).endswith("Linear axes, one for each panel, cut near the minimum. Exploratory.")
+    assert caption(tmp_path, 5).endswith("Logarithmic axes, one for each panel.")
     assert all(low < math.exp(5.7) < high for low, high in (adam, adamw)), "both of two epochs, for validation"
     assert len({axes.get_ylim() for axes in deep.axes}) == 1
     assert len({axes.get_xlim() for axes in drawn.axes}) == 1
@@ -201,7 +201,7 @@ def test_missing_runs_have_no_panel_and_figures_without_runs_say_why(tmp_path: P
     for number, reason in (
         (2, "no GPT-1 with 1 layer has completed an epoch"),
         (3, "no LSTM with more than one layer has completed an epoch"),
-        (11, "no targets were fixed before the runs, and targets taken from results favor the best run"),
+        (11, "no targets were fixed before the runs, and it would rank optimizers by them"),
     ):
         omitted = spec(tmp_path, number)
         assert (omitted.content, omitted.omitted) == (None, reason)
@@ -228,14 +228,16 @@ def test_a_run_with_only_nan_has_figures_where_something_can_be_drawn(tmp_path: 
         assert encode_figure(draw_figure(content), "png").startswith(b"\x89PNG")
 
 
-def test_captions_have_two_lines_and_say_what_is_exploratory(tmp_path: Path) -> None:
+def test_captions_have_two_lines_and_figures_say_what_is_exploratory(tmp_path: Path) -> None:
     for seed in (1, 2):
         twelve(tmp_path, seed=seed)
     group = choose_group(Store(tmp_path / "runs").runs())
     for exploratory in (True, False):
         for each in figure_specs(group, targets_ppl=[100.0], exploratory=exploratory):
             assert each.content, each.omitted
-            assert each.caption.endswith("Exploratory.") == exploratory
+            assert (each.content.stamp == "exploratory") == exploratory
+            words = [text.get_text() for text in draw_figure(each.content).texts]
+            assert ("exploratory" in words) == exploratory
             assert len(each.caption) <= 200
 
 
@@ -273,7 +275,7 @@ def test_every_seed_is_a_dot_on_its_bar(tmp_path: Path) -> None:
     (times,) = figure(tmp_path, 10, targets_ppl=[70.0]).axes
     assert lines(times) == [([10.0, 30.0], [0, 0])]
     assert [text.get_text() for text in times.texts] == ["30.0"], "the median, with the third seed as infinite"
-    assert "a target that was fixed beforehand" in spec(tmp_path, 10, targets_ppl=[60.0]).caption
+    assert ", fixed before the runs; dots are seeds." in spec(tmp_path, 10, targets_ppl=[60.0]).caption
 
 
 def test_bars_mark_unfinished_runs_and_unknown_times(tmp_path: Path) -> None:

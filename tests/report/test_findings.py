@@ -1,5 +1,6 @@
 """Findings on recorded runs with known answers, and the edge cases of each criterion."""
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -19,10 +20,11 @@ from lmconsole.report.numbers import quantities
 from lmconsole.report.questions.finding import Finding, GroupResults
 from lmconsole.report.questions.memory import memory
 from lmconsole.report.questions.models import architectures, depth
-from lmconsole.report.questions.optimizers import optimizers
+from lmconsole.report.questions.optimizers import optimizer_pairs, optimizers
 from lmconsole.report.questions.overfitting import overfitting
 from lmconsole.report.questions.recommendation import recommendation
 from lmconsole.report.selection import Group, choose_group
+from lmconsole.report.summary import summary
 from lmconsole.report.targets import (
     TARGET_MARGIN,
     best_valid_ppl,
@@ -59,6 +61,13 @@ def answer(root: Path, question: Callable[[GroupResults], Finding]) -> Finding:
 
 def sentences(finding: Finding) -> str:
     return " ".join((*finding.observations, *finding.interpretation))
+
+
+def gaps(finding: Finding) -> dict[str, tuple[str, ...]]:
+    """Return gap, ratio, lag, rise and gain of each experiment as the table shows them."""
+    assert finding.table is not None
+    columns = ("Gap", "PPL ratio", "Lag", "Rise", "Gain")
+    return {row["Experiment"].text: tuple(row[column].text for column in columns) for row in finding.table.rows}
 
 
 def compared(root: Path, first: int = 2, second: int = 1) -> Comparison:
@@ -144,6 +153,74 @@ def test_times_too_close_to_call_are_named_together(tmp_path: Path) -> None:
     )
 
 
+def test_times_are_as_exact_as_the_pace_of_the_runs(tmp_path: Path) -> None:
+    """The slowest epoch of each run takes a quarter longer than its fastest, apart from the first."""
+    for kind, seconds in ((("lstm", 1, "adam"), 10.0), (("lstm", 2, "adamw"), 12.0), (("lstm", 4, "adamw"), 13.0)):
+        record_kind(tmp_path, kind, 5.0, 4.5, 4.4, 4.0, seconds=seconds)
+    for run in group(tmp_path).runs:
+        base = 4 * run.state.epochs[0].elapsed_train_s  # type: ignore[operator]
+        events = run.paths.events.read_text().splitlines()
+        ends = iter((base, base + 4.0, base + 9.0, base + 13.0))
+        changed = [
+            json.dumps(event | {"elapsed_train_s": next(ends)}) if event["kind"] == "epoch" else json.dumps(event)
+            for event in map(json.loads, events)
+        ]
+        run.paths.events.write_text("".join(f"{line}\n" for line in changed))
+    finding = answer(tmp_path, recommendation)
+    assert "Times within 25% of the shortest count as equal: by that much, the slowest epoch" in finding.method
+    text = sentences(finding)
+    assert "of training; within 25% of that: LSTM 2L AdamW (9), LSTM 4L AdamW (10)." in text
+
+
+def test_a_slower_run_with_as_many_steps_to_the_target_is_named(tmp_path: Path) -> None:
+    record_kind(tmp_path, ("lstm", 1, "adam"), 5.0, 3.88, 3.85, seconds=10.0)
+    record_kind(tmp_path, ("lstm", 1, "adamw"), 5.0, 3.88, 3.85, seconds=15.0)
+    record_kind(tmp_path, ("lstm", 2, "adamw"), 5.0, 3.88, 3.85, seconds=15.0)
+    record_kind(tmp_path, ("lstm", 1, "sgd"), 6.0, 5.0, 3.88, seconds=15.0)
+    text = sentences(answer(tmp_path, recommendation))
+    assert "LSTM 1L AdamW (2), with equal architecture and depth, needs no more steps for it." in text
+    assert "LSTM 1L AdamW (2) may only have met a slower machine." in text
+
+
+@pytest.mark.parametrize(("difference", "named"), [(0.019, False), (0.021, True)])
+def test_one_seed_names_no_order_of_losses_that_are_practically_the_same(
+    tmp_path: Path, difference: float, named: bool
+) -> None:
+    for model in ("lstm", "gpt1"):
+        record_kind(tmp_path, (model, 1, "adamw"), 5.0, 4.0)
+        record_kind(tmp_path, (model, 1, "adam"), 5.0, 4.0 + difference)
+    assert (compared(tmp_path).favored is not None) == named
+    text = sentences(answer(tmp_path, optimizers))
+    label = "LSTM 1L AdamW (2)"
+    assert (f"lowest is {label}, by {difference:.4f} nats (one seed, not a claim)" in text) == named
+    assert (f"LSTM: no order is named, since the losses differ by {difference:.4f} nats (one" in text) != named
+    (best,) = [sentence for sentence in summary(group(tmp_path), []) if sentence.startswith("Lowest")]
+    assert ("; within 2% of it: LSTM 1L Adam (1)." in best) != named
+
+
+def test_comparisons_of_several_seeds_are_a_table_with_their_uncertainty(tmp_path: Path) -> None:
+    for model in ("lstm", "gpt1"):
+        for optimizer, loss in (("adam", 4.0), ("adamw", 4.3), ("sgd", 5.0), ("momentum", 4.9)):
+            for seed in range(5):
+                record_kind(tmp_path, (model, 1, optimizer), 6.0, loss + seed**2 / 100, seed=seed)
+    finding = answer(tmp_path, optimizers)
+    assert finding.table is not None
+    assert finding.table.headers == [
+        "First", "Second", "Seeds", "Difference", "95% interval", "PPL ratio", "p (Holm)", "Permutation p"
+    ]  # fmt: skip
+    row = {header: cell.text for header, cell in finding.table.rows[0].items()}
+    found = GroupResults(group(tmp_path)).compare(optimizer_pairs)[0]
+    assert row["Difference"] == "+0.3000"
+    assert row["PPL ratio"] == f"{math.exp(0.3):.4g}"
+    assert found.result is not None
+    assert found.result.interval is not None
+    assert row["95% interval"] == f"{found.result.interval.low:+.4f} to {found.result.interval.high:+.4f}"
+    text = sentences(finding)
+    assert text.count("With 80% power, 5 seeds each detect a difference of 2.1 standard deviations") == 1
+    assert text.count("Untuned: both at the settings of the preset.") == 1
+    assert "No uncertainty" not in text
+
+
 def test_the_lowest_gap_alone_is_misleading(tmp_path: Path) -> None:
     record_kind(tmp_path, ("lstm", 1, "adam"), 4.1, 4.0, train=3.0)
     record_kind(tmp_path, ("lstm", 1, "sgd"), 7.1, 7.0, train=7.0)
@@ -172,7 +249,7 @@ def test_after_one_epoch_there_is_no_statement_on_curves(tmp_path: Path) -> None
     answers = {question: sentences(answer(tmp_path, question)) for question in (recommendation, depth, overfitting)}
     assert "After one epoch, the gap between train and validation loss is not compared." in answers[recommendation]
     assert "One epoch shows neither how well a model fits nor whether it overfits." in answers[depth]
-    assert "gap of +0.400 nats after one epoch" in answers[overfitting]
+    assert gaps(answer(tmp_path, overfitting))["GPT-1 1L AdamW (6)"] == ("+0.400", "1.49", "–", "–", "–")
     assert "Only one epoch: LSTM 1L AdamW (2), LSTM 2L AdamW (9)" in answers[overfitting]
     for text in answers.values():
         for word in ("risen", "misleading", "may be overfitting", "overfitting more", "more epochs"):
@@ -270,7 +347,7 @@ def test_depth_is_judged_against_what_is_expected(
 ) -> None:
     for layers, loss in zip((1, 2, 4), losses, strict=True):
         record_kind(tmp_path, ("gpt1", layers, "adamw"), loss)
-    assert answer(tmp_path, depth).interpretation[0] == f"Order in these runs (one seed, not a claim): {order}"
+    assert answer(tmp_path, depth).interpretation[0] == f"GPT-1 (one seed, not a claim): {order}"
 
 
 def test_an_order_of_several_seeds_is_named_only_if_no_doubling_is_inconclusive(tmp_path: Path) -> None:
@@ -278,10 +355,10 @@ def test_an_order_of_several_seeds_is_named_only_if_no_doubling_is_inconclusive(
         for seed in range(3):
             record_kind(tmp_path, ("gpt1", layers, "adamw"), loss + seed / 100, seed=seed)
     start = answer(tmp_path, depth).interpretation[0]
-    assert start == "Order over these seeds (exploratory): as expected, the loss falls with each doubling of the depth."
+    assert start == "GPT-1 (exploratory): as expected, the loss falls with each doubling of the depth."
     record_kind(tmp_path, ("gpt1", 4, "adamw"), 9.0, seed=2)
     interpretation = answer(tmp_path, depth).interpretation
-    assert interpretation[0].startswith("Whether the depth has the expected effect is open")
+    assert interpretation[0].startswith("GPT-1: open, because not every doubling is more than a description")
     assert interpretation[2].endswith("inconclusive, which is not evidence of equal settings.")
 
 
@@ -372,9 +449,9 @@ def test_underfitted_models_are_set_aside(tmp_path: Path) -> None:
 def test_a_loss_that_rises_beyond_any_perplexity_is_a_gap_without_a_ratio(tmp_path: Path) -> None:
     record_kind(tmp_path, ("lstm", 1, "adamw"), 4.5, 2000.0)
     record_kind(tmp_path, ("gpt1", 1, "adamw"), 4.5, 30.0)
-    observations = overfitting(GroupResults(group(tmp_path))).observations
-    assert "gap of +1996.000 nats at the last epoch; validation loss has risen by 1995.500 nats" in observations[0]
-    assert "(validation perplexity is 1.96e+11 times train perplexity)" in " ".join(observations)
+    found_gaps = gaps(answer(tmp_path, overfitting))
+    assert found_gaps["LSTM 1L AdamW (2)"] == ("+1996.000", "–", "0.000", "1995.500", "–")
+    assert found_gaps["GPT-1 1L AdamW (6)"] == ("+26.000", "1.96e+11", "0.000", "25.500", "–")
     found = {each.name: each.values for each in quantities(group(tmp_path))}
     assert found["lmGapRatio"] == {("6",): "1.96e+11"}
 
@@ -385,7 +462,8 @@ def test_gaps_that_the_seeds_do_not_tell_apart_are_inconclusive(tmp_path: Path) 
         record_kind(tmp_path, ("gpt1", 1, "adamw"), 4.0, 4.0, train=3.4 + extra, seed=seed)
     text = sentences(answer(tmp_path, overfitting))
     assert "Inconclusive: neither gap nor rise points to one architecture at every depth" in text
-    assert "No validation loss has risen since its best epoch, so by this measure none overfits yet." in text
+    assert "No validation loss has risen since its best epoch, so none of these has overfitted to its harm yet." in text
+    assert "Remedies" not in text
 
 
 def test_equal_gaps_are_not_called_misleading(tmp_path: Path) -> None:
@@ -411,6 +489,15 @@ def test_memory_names_the_least_and_the_most(tmp_path: Path) -> None:
     assert "from 700 MiB (LSTM 1L Adam (1)) to 2,100 MiB (GPT-1 4L AdamW (12))" in finding.observations[0]
     assert "The difference grows with the model" in finding.interpretation[0]
     assert "4 × 8 × 300 × 4 bytes = 0.0 MiB" in finding.observations[2]
+
+
+def test_memory_is_divided_by_layer(tmp_path: Path) -> None:
+    for layers, mib in ((1, 700.0), (2, 730.0), (4, 760.0)):
+        record_kind(tmp_path, ("gpt1", layers, "adamw"), 4.0, 3.9, device="cuda:0", samples=5, process_mib=mib)
+    record_kind(tmp_path, ("lstm", 1, "adamw"), 4.0, 3.9, device="cuda:0", samples=5, process_mib=700.0)
+    spread, layers_of = answer(tmp_path, memory).interpretation
+    assert spread.startswith("The largest amount is 9% above the smallest")
+    assert layers_of.startswith("Each further layer takes, with AdamW: GPT-1 20.0 MiB, of which weights, gradients and")
 
 
 def test_every_question_has_observations_and_a_method_even_for_one_unfinished_run(tmp_path: Path) -> None:

@@ -87,8 +87,10 @@ def text_of(finding: Finding) -> str:
 def test_overfitting_rests_on_gap_and_rise_of_fitted_models(graded: dict[str, Finding]) -> None:
     finding = graded["Which architecture"]
     text = text_of(finding)
-    assert "GPT-1 1L AdamW (6): gap of +1.270 nats at the last epoch" in text
-    assert "validation loss has risen by 0.072 nats since its best epoch." in text
+    assert finding.table is not None
+    (row,) = [row for row in finding.table.rows if row["Experiment"].text == "GPT-1 1L AdamW (6)"]
+    assert (row["Gap"].text, row["Rise"].text, row["Gain"].text) == ("+1.270", "0.072", "–")
+    assert "Validation loss has risen since its best epoch in LSTM 1L AdamW (2) by 0.001 nats, " in text
     assert (
         "More than 2 times the lowest perplexity of these: GPT-1 2L AdamW (11) 2.83 times, GPT-1 4L AdamW (12) 10.18"
         " times."
@@ -122,7 +124,15 @@ def test_early_stopping_and_the_last_epoch_have_a_winner_each_with_its_cost(grad
 
 def test_more_epochs_are_no_hope_for_a_model_that_gains_nothing(graded: dict[str, Finding]) -> None:
     text = text_of(graded["Does a"])
-    assert "GPT-1 4L AdamW (experiment 12) against GPT-1 2L AdamW (experiment 11), validation loss" in text
+    finding = graded["Does a"]
+    assert finding.table_lead == "Validation loss at the best epoch, in nats per padded position."
+    assert finding.table is not None
+    (row,) = [row for row in finding.table.rows if row["First"].text == "GPT-1 4L AdamW (12)"]
+    assert [row[name].text for name in ("Second", "Difference", "PPL ratio")] == [
+        "GPT-1 2L AdamW (11)",
+        "+1.2793",
+        "3.594",
+    ]
     assert "more epochs" not in text
     assert "not as expected, the loss falls with no doubling of the depth" in text
 
@@ -184,13 +194,15 @@ def test_the_effect_of_weight_decay_begins_with_where_both_decays_come_from(
     found = answer(tmp_path, RUNS[:2], **arguments)["What effect"].interpretation[0]
     assert found.startswith(f"AdamW against Adam. {provenance}")
     assert limit in found
-    assert "LSTM: lowest is LSTM 1L AdamW (2) (one seed, not a claim)." in found
+    assert "LSTM: no order is named, since the losses differ by 0.0013 nats (one seed, not a claim)." in found
     assert "practically" not in found
 
 
 def test_imported_runs_are_compared_by_validation_and_their_tuning_is_unknown(graded: dict[str, Finding]) -> None:
     text = text_of(graded["What effect"])
-    assert ", validation loss at the best epoch: 5.0357 and 5.0370 nats per padded position (perplexity 153" in text
-    assert text.count("Whether they were tuned is not stated by the sources.") == 6
+    table = graded["What effect"].table
+    assert table is not None
+    assert [table.rows[0][name].text for name in ("Loss of first", "Loss of second")] == ["5.0357", "5.0370"]
+    assert text.count("Whether they were tuned is not stated by the sources.") == 1
     assert "These runs have no test loss of their best epoch" in graded["Which setting"].method
     assert "if it did, rankings midway may flip by the end" in graded["Which setting"].method

@@ -119,12 +119,12 @@ def describe_listed(comparisons: Sequence[Comparison]) -> list[str]:
         sentences.append(f"{_subject(fewest, 1, comparisons)}: no uncertainty known.")
     if 2 in fewest:
         sentences.append(f"{_subject(fewest, 2, comparisons)}: description only.")
-    powers = {
+    detectable = {
         (seeds, each.result.detectable_sd)
         for seeds, each in zip(fewest, comparisons, strict=True)
         if each.result is not None and each.result.detectable_sd is not None
     }
-    sentences += [describe_power(seeds, sd) for seeds, sd in sorted(powers)]
+    sentences += [describe_power(seeds, sd) for seeds, sd in sorted(detectable)]
     sentences += _group(
         (describe_superiority(found.superiority, found.superiority_interval).removesuffix("."), each)
         for each in comparisons

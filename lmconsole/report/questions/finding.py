@@ -30,7 +30,7 @@ class Finding:
     interpretation: Sequence[str]
     table: Table | None = None
     table_lead: str = ""
-    """What the table shows."""
+    """Content of the table."""
 
 
 @dataclass
@@ -125,8 +125,8 @@ def say_once(texts: Sequence[tuple[str, str]]) -> str:
 
 
 def by_name(texts: Sequence[tuple[str, str]]) -> str:
-    """Return what there is to say about each model, after its name."""
-    return " ".join(f"{name}: {text}" for name, text in texts if text)
+    """Return what there is to say about each model, after its name unless it begins with it."""
+    return " ".join(text if text.startswith(name) else f"{name}: {text}" for name, text in texts if text)
 
 
 def format_layers(layers: int) -> str:

@@ -1,17 +1,22 @@
 """Memory that the runs need, and for what."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lmconsole import formatting
+from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.report.experiment_result import ExperimentResult
 from lmconsole.report.questions.finding import Draft, Finding, GroupResults
+from lmconsole.report.questions.models import DEPTH_MODELS, DEPTHS
 from lmconsole.report.results import MIN_SAMPLES, memory_frame, uses_gpu
 from lmconsole.report.selection import Group
 from lmconsole.runs.info import RunInfo
 
 MOMENT_BYTES = {"adam": 8, "adamw": 8, "momentum": 4}
 """Bytes of optimizer state per trained parameter, in single precision."""
+
+SMALL_SPREAD_PERCENT = 25.0
+"""If the largest amount is no more than this above the smallest, most of it is common to all runs."""
 
 
 def memory(results: GroupResults) -> Finding:
@@ -27,9 +32,9 @@ def memory(results: GroupResults) -> Finding:
             f"{quantity}: from {formatting.mib(used_mib[low])} ({results.by_id[low].label_with_id}) to "
             f"{formatting.mib(used_mib[high])} ({results.by_id[high].label_with_id})."
         )
-        draft.interpretation.append(
-            _READINGS_CAVEAT if imported else _interpretation(used_mib[low], used_mib[high], gpu=gpu)
-        )
+        draft.conclude(_READINGS_CAVEAT if imported else _interpretation(used_mib, gpu=gpu))
+        if not imported:
+            draft.conclude(*_describe_layers(results))
     elif imported:
         draft.observations.append("The sources have no readings of memory.")
     else:
@@ -74,11 +79,50 @@ _READINGS_CAVEAT = (
 )
 
 
-def _interpretation(low_mib: float, high_mib: float, *, gpu: bool) -> str:
-    if high_mib <= low_mib * 1.25:
+def memory_per_layer(results: GroupResults, model: str) -> tuple[float, float] | None:
+    """Return the MiB that each further layer of a model takes with AdamW, and those of them that are weights, gradients
+    and optimizer state, from the shallowest to the deepest experiment; None unless memory is known of two depths."""
+    used = used_memory(results.group)
+    found = [each for layers in DEPTHS if (each := results.find(model, layers, "adamw")) and each.id in used]
+    if len(found) < 2 or not all(each.parameters_trainable for each in found):
+        return None
+    shallow, deep = found[0], found[-1]
+    layers = deep.info.experiment.layers - shallow.info.experiment.layers
+    return (used[deep.id] - used[shallow.id]) / layers, (state_mib(deep) - state_mib(shallow)) / layers
+
+
+def _describe_layers(results: GroupResults) -> list[str]:
+    """Return what each further layer takes, and for what."""
+    found = [(MODEL_NAMES[model], each) for model in DEPTH_MODELS if (each := memory_per_layer(results, model))]
+    if not found:
+        return []
+    amounts = "; ".join(
+        f"{name} {format_mib(mib)} MiB, of which weights, gradients and optimizer state are {format_mib(state)}"
+        for name, (mib, state) in found
+    )
+    rest = all(mib > state for _, (mib, state) in found)
+    return [
+        f"Each further layer takes, with AdamW: {amounts}.",
+        "The rest is mostly activations kept for the backward pass, and what the allocators keep." if rest else "",
+    ]
+
+
+def format_mib(mib: float) -> str:
+    """Return an amount per layer with one decimal."""
+    return f"{mib:,.1f}".replace("-", "−")
+
+
+def spread_percent(used_mib: Mapping[int, float]) -> float:
+    """Return by how many percent the largest amount is above the smallest."""
+    return 100.0 * (max(used_mib.values()) / min(used_mib.values()) - 1.0)
+
+
+def _interpretation(used_mib: Mapping[int, float], *, gpu: bool) -> str:
+    spread = spread_percent(used_mib)
+    if spread <= SMALL_SPREAD_PERCENT:
         return (
-            "The largest amount is at most a quarter above the smallest although the models differ, so most of it is "
-            "common to all: "
+            f"The largest amount is {spread:.0f}% above the smallest, though the models differ: most of it is common "
+            "to all: "
             + ("the CUDA context and kernels" if gpu else "the interpreter, the libraries, the corpus")
             + ", the embedding tables, and one chunk of logits, which are never held in memory as a whole."
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lmconsole import formatting
 from lmconsole.importing.settings import ASSUMED
+from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.report.comparing import NOT_A_CLAIM, Comparison, Evidence, Pair
 from lmconsole.report.experiment_result import ExperimentResult
 from lmconsole.report.questions.finding import (
@@ -22,6 +23,9 @@ MATERIAL_GAIN = 0.01
 
 DEPTHS = (1, 2, 4)
 """Layers of the experiments that are compared."""
+
+DEPTH_MODELS = ("gpt1", "lstm")
+"""Architectures of the experiments that are compared by depth."""
 
 
 def architecture_pairs(results: GroupResults) -> list[Pair]:
@@ -79,25 +83,30 @@ def architectures(results: GroupResults) -> Finding:
 
 
 def depth_pairs(results: GroupResults) -> list[Pair]:
-    """Return the pairs of depths of GPT-1, the deeper one first."""
-    depths = [results.find("gpt1", layers, "adamw") for layers in DEPTHS]
-    return [
-        Pair(
-            subject=f"GPT-1 with AdamW, {format_layers(more)} against {fewer}",
-            first=deep,
-            second=shallow,
-        )
-        for (fewer, shallow), (more, deep) in itertools.pairwise(zip(DEPTHS, depths, strict=True))
-    ]
+    """Return the pairs of depths of each architecture, the deeper one first."""
+    pairs = []
+    for model in DEPTH_MODELS:
+        depths = [results.find(model, layers, "adamw") for layers in DEPTHS]
+        pairs += [
+            Pair(
+                subject=f"{MODEL_NAMES[model]} with AdamW, {format_layers(more)} against {fewer}",
+                first=deep,
+                second=shallow,
+            )
+            for (fewer, shallow), (more, deep) in itertools.pairwise(zip(DEPTHS, depths, strict=True))
+        ]
+    return pairs
 
 
 def depth(results: GroupResults) -> Finding:
-    """Compare GPT-1 models of different depths."""
+    """Compare models of different depths."""
     draft = Draft()
     comparisons = results.compare(depth_pairs)
     draft.note(comparisons)
-    if summary := _summarize_depths(comparisons):
-        draft.conclude(summary)
+    doublings = len(DEPTHS) - 1
+    for number, model in enumerate(DEPTH_MODELS):
+        own = comparisons[number * doublings : (number + 1) * doublings]
+        draft.conclude(_summarize_depths(MODEL_NAMES[model], own))
     for found in comparisons:
         deep, shallow = found.pair.first, found.pair.second
         if found.evidence is not Evidence.NO_DATA and deep is not None and shallow is not None:
@@ -106,7 +115,7 @@ def depth(results: GroupResults) -> Finding:
                 _explain_doubling(shallow, deep, found),
             )
     return Finding(
-        question="Does a deeper GPT-1 perform better, and is this expected?",
+        question="Does a deeper model perform better, and is this expected?",
         observations=draft.observations,
         method=(
             "Expected: a lower loss with each doubling of the layers. More epochs may change an order only if the last "
@@ -119,8 +128,8 @@ def depth(results: GroupResults) -> Finding:
     )
 
 
-def _summarize_depths(comparisons: Sequence[Comparison]) -> str:
-    """Return whether the order of the depths is the expected one, with the evidence of both doublings."""
+def _summarize_depths(name: str, comparisons: Sequence[Comparison]) -> str:
+    """Return whether the order of the depths of a model is the expected one, with the evidence of both doublings."""
     evidence = {found.evidence for found in comparisons}
     if Evidence.NO_DATA in evidence:
         return ""
@@ -133,10 +142,10 @@ def _summarize_depths(comparisons: Sequence[Comparison]) -> str:
         else "not as expected, the loss falls with no doubling of the depth"
     )
     if evidence == {Evidence.EXPLORATORY}:
-        return f"Order over these seeds (exploratory): {order}."
+        return f"{name} (exploratory): {order}."
     if Evidence.ONE_SEED in evidence:
-        return f"Order in these runs ({NOT_A_CLAIM}): {order}."
-    return "Whether the depth has the expected effect is open, because not every doubling is more than a description."
+        return f"{name} ({NOT_A_CLAIM}): {order}."
+    return f"{name}: open, because not every doubling is more than a description."
 
 
 def _explain_doubling(shallow: ExperimentResult, deep: ExperimentResult, found: Comparison) -> str:
@@ -154,7 +163,8 @@ def _explain_doubling(shallow: ExperimentResult, deep: ExperimentResult, found: 
         cause = "Train perplexity falls while the loss on other text rises, which may be overfitting."
     else:
         cause = "Train perplexity rises too, so a possible reason is that the deeper model is harder to optimize here."
-        if deep.info.origin == "trained" and not deep.info.settings.warmup_steps:
+        trained, settings = deep.info.origin == "trained", deep.info.settings
+        if trained and deep.info.experiment.model == "gpt1" and not settings.warmup_steps:
             cause += " Post-layer normalization without learning rate warm-up is known to slow training of deep stacks."
     return f"{cause} {_still_improving(shallow, deep, found)}".strip()
 

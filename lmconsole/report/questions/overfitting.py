@@ -10,11 +10,12 @@ from lmconsole.claims import verdict
 from lmconsole.claims.verdict import Contrast
 from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.report.comparing import MATERIAL_NATS, NOT_A_CLAIM, Evidence, compare_contrasts, evidence_of
-from lmconsole.report.comparison_text import describe, signed
+from lmconsole.report.comparison_text import describe, signed, unsigned
 from lmconsole.report.experiment_result import ExperimentResult
-from lmconsole.report.markup import format_ratio
+from lmconsole.report.markup import DASH, format_ppl, format_ratio
 from lmconsole.report.questions.finding import Draft, Finding, GroupResults, format_layers
-from lmconsole.report.questions.models import DEPTHS
+from lmconsole.report.questions.models import DEPTHS, MATERIAL_GAIN
+from lmconsole.report.table import Cell, Column, Table
 
 UNDERFITTED = 2.0
 """Experiments whose perplexity is more than this many times the lowest have barely fitted the text."""
@@ -94,16 +95,16 @@ def overfitting(results: GroupResults) -> Finding:
     by_model = _known_gaps(results)
     compared = comparable_gaps(results)
     missing: dict[str, list[str]] = {}
+    known = [each for by_depth in by_model.values() for each in by_depth.values()]
     for model, by_depth in by_model.items():
         for layers in DEPTHS:
-            each = by_depth.get(layers)
-            if each is not None:
-                draft.observations.append(_describe_gap(each))
+            if layers in by_depth:
                 continue
             found = results.find(model, layers, "adamw")
             unknown = "No complete run" if found is None or not found.complete else "Gap unknown"
             missing.setdefault(unknown, []).append(f"{MODEL_NAMES[model]} with AdamW and {format_layers(layers)}")
     draft.observations += [f"{reason}: {'; '.join(names)}." for reason, names in missing.items()]
+    draft.observations += _describe_lags(known, imported=results.group.imported)
     if compared.set_aside:
         by_reason: dict[Reason, list[str]] = {}
         for aside in compared.set_aside:
@@ -116,13 +117,13 @@ def overfitting(results: GroupResults) -> Finding:
             draft.observations.append(_describe_measure(comparison, len(comparisons)))
     if comparisons:
         draft.interpretation += _interpret_overfitting(compared, comparisons)
-    elif any(by_model.values()):
-        draft.conclude("No depth is left at which both architectures have fitted the text, so the question is open.")
-    if any(by_model.values()):
+    elif known:
         draft.conclude(
-            "Remedies, cheapest first: stop at the best epoch, as in the tables; dropout; stronger weight decay; fewer "
-            "or narrower layers; more text."
+            "No depth is left at which both architectures have fitted the text, so which overfits more is open.",
+            _describe_order(by_model),
         )
+    if any(each.several_epochs for each in known):
+        draft.conclude(_describe_rises(known), _remedies(known))
     return Finding(
         question="Which architecture overfits more, and what would help?",
         observations=draft.observations,
@@ -133,26 +134,96 @@ def overfitting(results: GroupResults) -> Finding:
             "Underfitted experiments are set aside: those with one epoch, with more than "
             f"{UNDERFITTED:g} times the lowest validation perplexity of these, or whose last epoch still lowered the "
             f"validation loss by more than {UNDERTRAINED_NATS:g} nats. "
-            + (
-                "The sources do not state how train loss was computed; if it was averaged over the epoch, the gaps are "
-                "slightly underestimated."
-                if results.group.imported
-                else "Train loss is averaged over the epoch, so the gaps are slightly underestimated."
-            )
+            "PPL ratio: validation over train perplexity. Gain: fall of the validation loss in the last epoch. "
+            "Lag: half of the last fall of the train loss; if that is averaged over the epoch"
+            + (", which the sources do not state" if results.group.imported else ", as here")
+            + ", the gap is underestimated by about as much."
         ),
         interpretation=draft.interpretation,
+        table=_gaps_table(known) if known else None,
+        table_lead="Gaps with AdamW, in nats.",
     )
 
 
-def _describe_gap(result: ExperimentResult) -> str:
-    """Return gap and rise of an experiment whose gap is known."""
-    gap, ratio = result.last_gap_nats or 0.0, result.last_gap_ratio
-    shown = "" if ratio is None else f" (validation perplexity is {format_ratio(ratio)} times train perplexity)"
-    if not result.several_epochs:
-        return f"{result.label_with_id}: gap of {signed(gap, 3)} nats after one epoch{shown}."
+def _gaps_table(known: Sequence[ExperimentResult]) -> Table:
+    rows = []
+    for each in known:
+        gain, lag = last_gain(each), each.train_lag_nats
+        texts = {
+            "Experiment": each.label_with_id,
+            "Validation PPL": DASH if each.mean_ppl is None else format_ppl(each.mean_ppl),
+            "Gap": DASH if each.last_gap_nats is None else signed(each.last_gap_nats, 3),
+            "PPL ratio": DASH if each.last_gap_ratio is None else format_ratio(each.last_gap_ratio),
+            "Lag": DASH if lag is None else unsigned(lag, 3),
+            "Rise": f"{each.rise_nats:.3f}" if each.several_epochs else DASH,
+            "Gain": DASH if gain is None else unsigned(gain, 3),
+        }
+        rows.append({header: Cell(text) for header, text in texts.items()})
+    return Table(columns=[Column(header=header, numeric=header != "Experiment") for header in rows[0]], rows=rows)
+
+
+def last_gain(result: ExperimentResult) -> float | None:
+    """Return the amount by which the last epoch lowered the validation loss, in nats; None if it did not."""
+    gain = result.last_gain_nats
+    return None if gain is None or gain <= 0.0 else gain
+
+
+def _describe_lags(known: Sequence[ExperimentResult], *, imported: bool) -> list[str]:
+    """Return by how much the gaps are underestimated, if that matters."""
+    lags = [(lag, each) for each in known if (lag := each.train_lag_nats) is not None]
+    if not lags:
+        return []
+    (low, least), (high, most) = (choose(lags, key=lambda pair: pair[0]) for choose in (min, max))
+    if high <= MATERIAL_NATS:
+        return []
+    size = f"{unsigned(high, 3)} nats ({most.label_with_id})"
+    if unsigned(low, 3) != unsigned(high, 3):
+        size = f"{unsigned(low, 3)} ({least.label_with_id}) to {size}"
+    condition = "if train loss was averaged over the epoch" if imported else "since train loss lags within an epoch"
+    return [f"Gaps are underestimated by about {size}, {condition}."]
+
+
+def _describe_order(by_model: Mapping[str, Mapping[int, ExperimentResult]]) -> str:
+    """Return that one architecture has the larger gap and the lower perplexity at every depth; else empty."""
+    depths = by_model["gpt1"].keys() & by_model["lstm"].keys()
+    for model, other in (("gpt1", "lstm"), ("lstm", "gpt1")):
+        pairs = [(by_model[model][layers], by_model[other][layers]) for layers in depths]
+        if pairs and all(
+            (one.last_gap_nats or 0.0) > (two.last_gap_nats or 0.0) + MATERIAL_NATS
+            and (one.mean_ppl or math.inf) < (two.mean_ppl or math.inf)
+            for one, two in pairs
+        ):
+            return (
+                f"{MODEL_NAMES[model]} has the larger gap at every depth, but has also learned more, and a gap opens "
+                "only as a model learns."
+            )
+    return ""
+
+
+def _describe_rises(known: Sequence[ExperimentResult]) -> str:
+    """Return which validation losses have risen since their best epoch."""
+    risen = [each for each in known if (each.rise_nats or 0.0) > 0.0]
+    if not risen:
+        return "No validation loss has risen since its best epoch, so none of these has overfitted to its harm yet."
+    labels = ", ".join(f"{each.label_with_id} by {each.rise_nats:.3f} nats" for each in risen)
+    return f"Validation loss has risen since its best epoch in {labels}."
+
+
+def _remedies(known: Sequence[ExperimentResult]) -> str:
+    """Return remedies for what has happened, the cheapest first."""
+    if any((each.rise_nats or 0.0) > 0.0 for each in known):
+        return (
+            "Remedies, cheapest first: stop at the best epoch, as in the tables; dropout; stronger weight decay; fewer "
+            "or narrower layers; more text."
+        )
+    later = "Should it rise then: stop at the best epoch, dropout, stronger weight decay, a smaller model, more text."
+    learning = [each for each in known if (last_gain(each) or 0.0) > MATERIAL_GAIN]
+    if not learning:
+        return later.replace("Should it rise then", "Should it rise with more epochs")
+    who = "all" if len(learning) == len(known) else ", ".join(each.label_with_id for each in learning)
     return (
-        f"{result.label_with_id}: gap of {signed(gap, 3)} nats at the last epoch{shown}; validation loss has risen by "
-        f"{result.rise_nats:.3f} nats since its best epoch."
+        "More training comes first, since the last epoch still lowered the validation loss by more than "
+        f"{MATERIAL_GAIN:g} nats in {who}. {later}"
     )
 
 
@@ -250,8 +321,6 @@ def _interpret_overfitting(compared: Overfitting, comparisons: Sequence[MeasureC
     more = gap or rise
     if more is not None and (size := _size_caveat(compared, more)):
         sentences.append(size)
-    if max(each.rise_nats or 0.0 for by_depth in compared.fitted.values() for each in by_depth.values()) <= 0.0:
-        sentences.append("No validation loss has risen since its best epoch, so by this measure none overfits yet.")
     return sentences
 
 

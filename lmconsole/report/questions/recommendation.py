@@ -1,5 +1,6 @@
 """The recommended setting."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -23,13 +24,15 @@ from lmconsole.report.targets import (
     common_target,
     explain_schedule,
     explain_target,
+    first_at_target,
     seconds_to_target,
     time_to_target,
 )
 from lmconsole.runs.events import perplexity
+from lmconsole.runs.store import Run
 
 EQUAL_TIME = 0.1
-"""Times up to this share above the shortest count as equal."""
+"""Times up to this share above the shortest count as equal, or more if the pace of the runs varied more."""
 
 TARGET_LIMIT = "target chosen after the runs"
 
@@ -66,7 +69,7 @@ def recommendation(results: GroupResults) -> Finding:
         f"Wall-clock time: shortest training time of a complete experiment to a target, known at {known_at}.",
         explain_target(results.group),
         explain_schedule(results.group),
-        f"Times within {EQUAL_TIME:.0%} of the shortest count as equal.",
+        _explain_tolerance(results),
         "Generalization: lowest validation perplexity at the best epoch (early stopping), and at the last.",
         "The gap is validation loss minus train loss at the last epoch, in nats.",
     ]
@@ -81,6 +84,7 @@ def recommendation(results: GroupResults) -> Finding:
         method=" ".join(sentence for sentence in method if sentence),
         interpretation=draft.interpretation,
         table=_times_table(results, target, times),
+        table_lead="Times, perplexities and gaps.",
     )
 
 
@@ -97,23 +101,31 @@ def _recommend_for_time(results: GroupResults, draft: Draft, target: float, foun
     if not times or not train_s:
         draft.observations.append("The runs do not record how long they took.")
         return
-    fastest, *equal = _within_tolerance(times)
+    tolerance = time_tolerance(results)
+    fastest, *equal = _within(tolerance, times)
     draft.observations.append(
         f"Shortest time to a validation perplexity of {target:,.10g}: {results.by_id[fastest].label_with_id}, "
         f"{formatting.seconds(times[fastest])} of training"
-        + (f"; within {EQUAL_TIME:.0%} of that: {_labels(results, equal)}." if equal else ".")
+        + (f"; within {tolerance:.0%} of that: {_labels(results, equal)}." if equal else ".")
     )
+    as_soon = [id_ for id_ in _no_later(results, target, fastest, times) if id_ not in equal]
+    if as_soon:
+        draft.observations.append(
+            f"{_labels(results, as_soon)}, with equal architecture and depth, "
+            f"{'needs' if len(as_soon) == 1 else 'need'} no more steps for it."
+        )
     if (p := times_p_value(results, target, fastest_two := two_fastest(times))) is not None:
         draft.observations.append(
             f"Times of {_labels(results, fastest_two)}, by ranks: exploratory p {format_p(p)} (permutation test)."
         )
-    shortest, *as_short = _within_tolerance(train_s)
-    draft.observations.append(_describe_shortest(results, train_s, [shortest, *as_short], found))
+    shortest, *as_short = _within(tolerance, train_s)
+    draft.observations.append(_describe_shortest(results, train_s, [shortest, *as_short], found, tolerance))
     missed = [id_ for id_ in sorted((shortest, *as_short)) if not found[id_].reached]
     draft.conclude(
         f"If wall-clock time matters most: {_labels(results, sorted([fastest, *equal]))}"
         f"{_limit(results, fastest, TARGET_LIMIT)}.",
         "The measurements do not distinguish between these." if equal else "",
+        f"{_labels(results, as_soon)} may only have met a slower machine." if as_soon else "",
         f"A short run is not the answer by itself: {_labels(results, missed)} "
         f"{'ends' if len(missed) == 1 else 'end'} early but never {'reaches' if len(missed) == 1 else 'reach'} the "
         "target."
@@ -125,10 +137,56 @@ def _recommend_for_time(results: GroupResults, draft: Draft, target: float, foun
     draft.conclude(timing_caveat(results.group))
 
 
-def _within_tolerance(times_s: Mapping[int, float]) -> list[int]:
-    """Return the experiment with the shortest time, and after it those within ``EQUAL_TIME`` of that."""
+def time_tolerance(results: GroupResults) -> float:
+    """Return the share up to which times above the shortest count as equal.
+
+    All epochs of a run have the same steps, so its pace varies only with what else the machine does. The share is
+    ``EQUAL_TIME`` or, if that is larger, by how much the slowest epoch of a run exceeds its fastest (median of the
+    complete runs). The first epoch is left out, in which caches and clocks warm up.
+    """
+    spreads = [_pace_spread(run) for result in results.complete for run in result.runs]
+    known = [spread for spread in spreads if spread is not None]
+    return max(EQUAL_TIME, statistics.median(known)) if known else EQUAL_TIME
+
+
+def _pace_spread(run: Run) -> float | None:
+    """Return by which share the slowest epoch after the first exceeds the fastest; None if there are not two."""
+    ends = [epoch.elapsed_train_s for epoch in run.state.epochs]
+    lengths = [end - start for start, end in itertools.pairwise(ends) if start is not None and end is not None]
+    return max(lengths) / min(lengths) - 1.0 if len(lengths) > 1 and min(lengths) > 0.0 else None
+
+
+def _explain_tolerance(results: GroupResults) -> str:
+    tolerance = time_tolerance(results)
+    text = f"Times within {tolerance:.0%} of the shortest count as equal"
+    if tolerance <= EQUAL_TIME:
+        return f"{text}."
+    return f"{text}: by that much, the slowest epoch of a run exceeded its fastest (median of the runs)."
+
+
+def _no_later(results: GroupResults, target: float, fastest: int, times_s: Mapping[int, float]) -> list[int]:
+    """Return the experiments of the same architecture and depth as the fastest that reach the target in no more passes
+    over the train split (median of the seeds)."""
+    passes = {id_: _passes_to_target(results.by_id[id_].runs, target) for id_ in times_s}
+    own = results.by_id[fastest].info.experiment
+    return [
+        id_
+        for id_ in sorted(times_s)
+        for experiment in [results.by_id[id_].info.experiment]
+        if id_ != fastest and passes[id_] <= passes[fastest]
+        if (experiment.model, experiment.layers) == (own.model, own.layers)
+    ]
+
+
+def _passes_to_target(runs: Sequence[Run], target: float) -> float:
+    found = [first_at_target(run, target) for run in runs]
+    return statistics.median([math.inf if first is None else first.passes for first in found])
+
+
+def _within(tolerance: float, times_s: Mapping[int, float]) -> list[int]:
+    """Return the experiment with the shortest time, and after it those within ``tolerance`` of that."""
     ranked = sorted(times_s, key=lambda id_: times_s[id_])
-    return [id_ for id_ in ranked if times_s[id_] <= times_s[ranked[0]] * (1 + EQUAL_TIME)]
+    return [id_ for id_ in ranked if times_s[id_] <= times_s[ranked[0]] * (1 + tolerance)]
 
 
 def _limit(results: GroupResults, id_: int, *limits: str) -> str:
@@ -138,7 +196,11 @@ def _limit(results: GroupResults, id_: int, *limits: str) -> str:
 
 
 def _describe_shortest(
-    results: GroupResults, train_s: Mapping[int, float], shortest: Sequence[int], found: Mapping[int, TimeToTarget]
+    results: GroupResults,
+    train_s: Mapping[int, float],
+    shortest: Sequence[int],
+    found: Mapping[int, TimeToTarget],
+    tolerance: float,
 ) -> str:
     """Name all runs that are as short as the shortest, and which of them reach the target."""
     if len(shortest) == 1:
@@ -156,7 +218,7 @@ def _describe_shortest(
         else "none of them reaches"
     )
     return (
-        f"Shortest runs, within {EQUAL_TIME:.0%} of {formatting.seconds(train_s[shortest[0]])} of training: "
+        f"Shortest runs, within {tolerance:.0%} of {formatting.seconds(train_s[shortest[0]])} of training: "
         f"{_labels(results, sorted(shortest))}; {reaching} that perplexity."
     )
 
@@ -209,7 +271,9 @@ def _recommend_for_generalization(results: GroupResults, draft: Draft) -> None:
         assert next_best is not None
         if found.evidence is not Evidence.ONE_SEED:
             result = f"Against the next, {next_best.label_with_id}: {found.outcome}"
-        elif found.favored is not None and found.favored.id != best.id:
+        elif found.favored is None:
+            result = f"Against the next, {next_best.label_with_id}, {found.outcome}"
+        elif found.favored.id != best.id:
             result = f"By {found.endpoint.value}, {next_best.label_with_id} is the lower of the two."
     recommended = f"If generalization matters most: {best.label_with_id}{_limit(results, best.id)}"
     if last.id != best.id:
