@@ -25,22 +25,20 @@ def provenance(group: Group) -> list[Block]:
         blocks += [
             Paragraph("All others are unknown.", lead=lead),
             InlineTable(_known_settings_table(group), small=True),
+            Paragraph("These runs were imported. See their source for how to reproduce them."),
         ]
     else:
         blocks += [Paragraph("", lead="Settings shared by all runs."), InlineTable(_settings_table(group), small=True)]
         differing = _differing_settings_table(group)
         if differing.rows:
             blocks += [Paragraph("", lead="Settings that differ."), InlineTable(differing, small=True)]
+        lead = "Command that trains these experiments again with all seeds and writes this report:"
+        blocks += [Paragraph("", lead=lead), Command(reproduce(group))]
     names = [run.run for run in group.runs]
     if len(names) <= MANY_RUNS:
         blocks += [Paragraph("", lead="Runs."), BulletList(names, code=True)]
     else:
         blocks.append(Paragraph(f"{len(names):,} runs, listed in data/runs.csv of a CSV export.", lead="Runs."))
-    if group.imported:
-        blocks.append(Paragraph("These runs were imported. See their source for how to reproduce them."))
-    else:
-        lead = "Command that trains these experiments again with all seeds and writes this report:"
-        blocks += [Paragraph("", lead=lead), Command(reproduce(group))]
     return blocks
 
 
