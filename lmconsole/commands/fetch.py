@@ -158,8 +158,7 @@ def _missing(request: RunRequest) -> Missing | None:
 
 def _fetch_parts(parts: tuple[str, ...], folder: Path, what: str, source: Path | None) -> list[Fetched]:
     """Fetch each of ``parts`` into ``folder``, and say what was saved."""
-    needed = [file for part in parts for file in needed_files(part, folder)]
-    brought = None if source is None else from_folder(source, needed)
+    brought = source and from_folder(source, [file for part in parts for file in needed_files(part, folder)])
     functions = {"wikitext-2": fetch_wikitext2, "gpt1": fetch_gpt1}
     if not folder.exists():
         print_message(f"{folder}: new folder")

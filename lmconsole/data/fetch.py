@@ -86,12 +86,14 @@ def from_folder(folder: Path, needed: Iterable[HubFile]) -> Get:
 
     def find(file: HubFile) -> Path:
         places = (folder / file.name, folder / os.path.basename(file.name))
-        return next((place for place in places if place.exists()), places[0])
+        return next(filter(os.path.exists, places), places[0])
 
-    missing = [file for file in dict.fromkeys(needed) if not find(file).exists()]
+    missing = [file for file in dict.fromkeys(needed) if not os.path.exists(find(file))]
     if missing:
         names = ", ".join(os.path.basename(file.name) for file in missing)
-        problem = f"{names} {'is' if len(missing) == 1 else 'are'} missing" if folder.is_dir() else "no such folder"
+        problem = (
+            f"{names} {'is' if len(missing) == 1 else 'are'} missing" if os.path.isdir(folder) else "no such folder"
+        )
         raise HubError(
             f"{folder}: {problem}",
             hint="\n".join(["Download these files into it:", *(f"  {file.url}" for file in missing)]),
