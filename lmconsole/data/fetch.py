@@ -91,9 +91,9 @@ def from_folder(folder: Path, needed: Iterable[HubFile]) -> Get:
     missing = [file for file in dict.fromkeys(needed) if not os.path.exists(find(file))]
     if missing:
         names = ", ".join(os.path.basename(file.name) for file in missing)
-        problem = (
-            f"{names} {'is' if len(missing) == 1 else 'are'} missing" if os.path.isdir(folder) else "no such folder"
-        )
+        problem = f"{names} {'is' if len(missing) == 1 else 'are'} missing"
+        if not os.path.isdir(folder):
+            problem = "no such folder"
         raise HubError(
             f"{folder}: {problem}",
             hint="\n".join(["Download these files into it:", *(f"  {file.url}" for file in missing)]),
