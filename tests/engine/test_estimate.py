@@ -1,5 +1,6 @@
 """Estimates of how long runs will take, before they start."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,14 @@ import factories
 import msgspec
 import pytest
 import tiny
+import validation
 
 from lmconsole import __version__
+from lmconsole.commands.dry_run import dry_run
 from lmconsole.engine import bench_cache
 from lmconsole.engine.bench_cache import SCHEMA, BenchResult, Shape, save_result
 from lmconsole.engine.estimate import Estimate, describe_sources, estimates, makespan_s
+from lmconsole.engine.parse_request import parse_request
 from lmconsole.engine.probe import ProbeAnswer, ResolvedRun
 from lmconsole.engine.queue import decide
 from lmconsole.plan.flops import run_flops
@@ -42,8 +46,8 @@ def recorded(
     return run
 
 
-def expected(root: Path, like: Run, *, jobs: int = 1, fresh: bool = True, **settings: object) -> Estimate | None:
-    """Estimate one more run like ``like``, with other ``settings``."""
+def answer_for(like: Run, **settings: object) -> ProbeAnswer:
+    """Return the probe's answer for one more run like ``like``, with other ``settings``."""
     info = like.info
     resolved = ResolvedRun(
         experiment=info.experiment,
@@ -55,14 +59,36 @@ def expected(root: Path, like: Run, *, jobs: int = 1, fresh: bool = True, **sett
         embeddings=None,
         threads=1,
     )
-    answer = ProbeAnswer(
+    return ProbeAnswer(
         preset="tiny", reason="", devices=("cpu",), device_names=(DEVICE,), device_keys=("cpu",), runs=(resolved,)
     )
+
+
+def expected(root: Path, like: Run, *, jobs: int = 1, fresh: bool = True, **settings: object) -> Estimate | None:
+    """Estimate one more run like ``like``, with other ``settings``."""
+    answer = answer_for(like, **settings)
     runs = Store(root / "runs").runs()
     queued, threads = Queued(devices=("cpu",), jobs=jobs), threads_per_run(jobs)
     decisions = decide(runs, answer.runs, queued, active=(), fresh=fresh, threads=threads)
     (found,) = estimates(answer, decisions, runs)
     return found
+
+
+def test_a_dry_run_says_from_how_many_runs_its_estimate_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [recorded(tmp_path, wall_s=wall_s) for wall_s in (60.0, 62.0, 64.0)]
+    monkeypatch.setattr("lmconsole.commands.dry_run.ask", lambda *_: answer_for(runs[0]))
+    given: dict[str, object] = {"ids": ["1"], "runs": tmp_path / "runs", "jobs": "1", "fresh": True, "dry_run": True}
+    dry_run(parse_request(given))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "time about 1 min for 1 run, estimated from 3 finished runs" in text
+    dry_run(parse_request(given | {"json": True}))
+    plan = json.loads(capsys.readouterr().out)
+    validation.check_output(plan, "run-dry-run")
+    (planned,) = plan["runs"]
+    assert planned["expected_s"] == pytest.approx(62.0)
+    assert set(planned["expected_from"]) == {run.run for run in runs}
 
 
 def test_the_same_settings_take_as_long_as_the_newest_runs_and_more_epochs_longer(tmp_path: Path) -> None:
