@@ -390,7 +390,7 @@ def bench(
     """Measure how fast this machine trains, in a minute.
 
     Needs no data. Shows tokens per second, the share of the peak matmul throughput, memory, and how long all runs would
-    take; `run` estimates its time from the results.
+    take; `run` estimates its time from the results, or from similar runs once some have finished.
     """
     from lmconsole.commands.bench import run_bench
 

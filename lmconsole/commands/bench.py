@@ -15,9 +15,6 @@ from lmconsole.formatting import counted
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import AUTO, unknown
 
-BUSY_LOAD = 0.5
-"""Load average from which a note says that other processes slowed the measurement down."""
-
 
 def run_bench(preset: str, device: str, precision: str | None, experiments: Path | None, *, json: bool) -> None:
     """Measure, save the result for later estimates, and print it. Raises LmconsoleError."""
@@ -124,9 +121,9 @@ def _notes(result: BenchResult) -> str:
         lines.append(f"Measured with {windows} per step, memory too, to stay within a minute.")
     if any(shape.estimated for shape in result.shapes):
         lines.append("* estimated, not measured: its operations at the rate of the most similar shape.")
-    if result.device == "cpu" and result.load_1min >= BUSY_LOAD:
+    if result.busy:
         lines.append(
             f"Other processes kept this machine busy (load {result.load_1min:.1f}). Measure again when it is idle,\n"
-            "since estimates of runs use these numbers."
+            "since estimates of runs use these numbers until such runs have finished here."
         )
     return "\n".join(lines)

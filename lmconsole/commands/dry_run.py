@@ -10,7 +10,7 @@ from rich.text import Text
 from lmconsole import formatting
 from lmconsole.claims.planner import SeedPlan, describe_plan, plan_seeds
 from lmconsole.commands.output import console, print_json_line, print_message
-from lmconsole.engine.estimate import Estimate, estimates, makespan_s
+from lmconsole.engine.estimate import Estimate, describe_sources, estimates, makespan_s
 from lmconsole.engine.probe import ProbeAnswer, ask
 from lmconsole.engine.queue import Action, QueueDecision
 from lmconsole.engine.register import all_runs, check_claims, registered
@@ -90,9 +90,8 @@ def time_expected(
     each = [(found.seconds, decision.jobs) for found, decision in zip(expected, decisions, strict=True) if found]
     total_s = makespan_s(each, len(answer.devices))
     of = f"{len(known)} of {count}" if len(known) < count else str(count)
-    sources = " and ".join(dict.fromkeys(estimate.source for estimate in known))
     noun = "run" if count == 1 else "runs"
-    return [("time", f"about {formatting.about(total_s)} for {of} {noun}, estimated from {sources}")]
+    return [("time", f"about {formatting.about(total_s)} for {of} {noun}, estimated from {describe_sources(known)}")]
 
 
 def seed_plan(answer: ProbeAnswer, runs: Sequence[Run], request: RunRequest) -> SeedPlan:
@@ -192,6 +191,8 @@ class PlannedRun(msgspec.Struct, frozen=True, kw_only=True):
     """Most runs at once on one device, this one included."""
     expected_s: float | None
     """Estimated time that is left, in seconds; null if unknown, or if there is nothing to do."""
+    expected_from: tuple[str, ...]
+    """Ids of the finished runs whose speed ``expected_s`` is from; empty if it is from `lmconsole bench`, or null."""
     config_hash: str = msgspec.field(name="same_run")
     """Hash of everything that decides the results: equal for runs that repeat each other."""
     settings: Settings
@@ -257,6 +258,7 @@ def _planned_run(decision: QueueDecision, estimate: Estimate | None) -> PlannedR
         threads=decision.threads,
         jobs=decision.jobs,
         expected_s=estimate.seconds if estimate else None,
+        expected_from=estimate.runs if estimate else (),
         config_hash=resolved.config_hash,
         settings=resolved.settings,
         origins=resolved.origins,

@@ -35,6 +35,7 @@ from lmconsole.data.fetch import (
     from_folder,
     from_hub,
     has_corpus_files,
+    needed_files,
     target_folder,
 )
 from lmconsole.data.hub_blobs import Listener
@@ -157,12 +158,13 @@ def _missing(request: RunRequest) -> Missing | None:
 
 def _fetch_parts(parts: tuple[str, ...], folder: Path, what: str, source: Path | None) -> list[Fetched]:
     """Fetch each of ``parts`` into ``folder``, and say what was saved."""
+    brought = source and from_folder(source, [file for part in parts for file in needed_files(part, folder)])
     functions = {"wikitext-2": fetch_wikitext2, "gpt1": fetch_gpt1}
     if not folder.exists():
         print_message(f"{folder}: new folder")
 
     def work(listener: Listener) -> list[Fetched]:
-        get = from_hub(listener) if source is None else from_folder(source)
+        get = brought or from_hub(listener)
         done = []
         for part in parts:
             done.append(functions[part](folder, get, listener))

@@ -99,6 +99,8 @@ def _continue(store: Store, run: Run) -> tuple[Action, str]:
 def describe(agreement: Agreement) -> Iterator[str]:
     """Yield the sentences on a comparison, the verdict first."""
     epochs, weights = counted(agreement.epochs, "epoch"), agreement.weights
+    if agreement.evaluations:
+        epochs += f" and {counted(agreement.evaluations, 'evaluation')} within them"
     if agreement.verdict == "same bits":
         parts = f"the losses of {epochs}, the test perplexities"
         tensors = "" if weights is None else f" and the best weights ({counted(weights.tensors, 'tensor')})"
@@ -124,7 +126,8 @@ def describe(agreement: Agreement) -> Iterator[str]:
 def _parting(first: Parting) -> str:
     values = [_nats(first.original_nats), _nats(first.reproduction_nats)]
     by = "" if first.difference_nats is None else f" ({first.difference_nats:+.2g} nats)"
-    return f"the runs part in epoch {first.epoch}, in {PHASES[first.phase]}: {values[0]} → {values[1]}{by}."
+    at = f"in epoch {first.epoch}" if first.step is None else f"by step {first.step:,} of epoch {first.epoch}"
+    return f"the runs part {at}, in {PHASES[first.phase]}: {values[0]} → {values[1]}{by}."
 
 
 def _nats(loss: float | None) -> str:

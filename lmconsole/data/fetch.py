@@ -71,16 +71,33 @@ def from_hub(listener: Listener) -> Get:
     return partial(download, listener=listener)
 
 
-def from_folder(folder: Path) -> Get:
+def needed_files(part: str, folder: Path) -> tuple[HubFile, ...]:
+    """Return the files of the hub that ``part``, a key of ``FILES``, lacks in ``folder``; none if it is there."""
+    if part == "wikitext-2":
+        return () if has_corpus_files(folder) else FILES[part]
+    if not folder.is_dir() or not embeddings_in(folder):
+        return FILES[part]
+    return () if {ENCODER_FILE, MERGES_FILE} <= list_folder(folder) else (_ENCODER, _MERGES)
+
+
+def from_folder(folder: Path, needed: Iterable[HubFile]) -> Get:
     """Return a function that finds files which a person has downloaded into ``folder``, with their folders or without.
-    It raises HubError if one is missing."""
+    Raises HubError that names all of the ``needed`` ones that are missing."""
 
     def find(file: HubFile) -> Path:
-        for name in (file.name, os.path.basename(file.name)):
-            if (folder / name).exists():
-                return folder / name
-        raise HubError(f"{folder}: {os.path.basename(file.name)} is missing", hint=f"Download it from {file.url}")
+        places = (folder / file.name, folder / os.path.basename(file.name))
+        return next(filter(os.path.exists, places), places[0])
 
+    missing = [file for file in dict.fromkeys(needed) if not os.path.exists(find(file))]
+    if missing:
+        names = ", ".join(os.path.basename(file.name) for file in missing)
+        problem = f"{names} {'is' if len(missing) == 1 else 'are'} missing"
+        if not os.path.isdir(folder):
+            problem = "no such folder"
+        raise HubError(
+            f"{folder}: {problem}",
+            hint="\n".join(["Download these files into it:", *(f"  {file.url}" for file in missing)]),
+        )
     return find
 
 
@@ -239,7 +256,7 @@ def fetch_gpt1(folder: Path, get: Get, listener: Listener) -> Fetched:
     """
     path = folder / EMBEDDINGS_FILES[0]
     tables = embeddings_in(folder) if folder.is_dir() else None
-    if tables and {ENCODER_FILE, MERGES_FILE} <= list_folder(folder):
+    if tables and not needed_files("gpt1", folder):
         return Fetched(files=(tables,), message=f"GPT-1's tokenizer and embeddings are already there: {tables.name}")
     bpe = _tokenizer_files(get)
     gpt1_tokenizer(bpe[ENCODER_FILE], bpe[MERGES_FILE])

@@ -12,6 +12,9 @@ from lmconsole.plan.experiment import Settings
 
 SCHEMA = 1
 
+BUSY_LOAD = 0.5
+"""Load average from which other processes have slowed a measurement of the CPU down."""
+
 MAX_BYTES = 1_000_000
 """Size of the largest file of results that is read."""
 
@@ -78,6 +81,11 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     """Load average before the measurement."""
     measured_s: float
     """Time that the measurement took, in seconds."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether other processes slowed the measurement down."""
+        return self.device == "cpu" and self.load_1min >= BUSY_LOAD
 
 
 def bench_folder() -> Path | None:

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import msgspec
 
+from lmconsole.engine.bench import SHAPE
 from lmconsole.engine.bench_cache import load_results
 from lmconsole.engine.probe import ProbeAnswer
 from lmconsole.engine.queue import Action, QueueDecision
+from lmconsole.formatting import counted
 from lmconsole.plan.experiment import Settings
 from lmconsole.plan.flops import run_flops, step_flops
 from lmconsole.runs.store import Run, has_room
@@ -16,6 +19,10 @@ from lmconsole.telemetry.host import threads_per_run
 
 MAX_FLOPS_RATIO = 4.0
 """A shape is not estimated from one whose step has this many times more, or fewer, operations."""
+SHORT_S = 5.0
+"""Time in seconds below which a run says little about longer ones: checkpoints and the start take much of it."""
+RUNS_AVERAGED = 5
+"""Most finished runs behind an estimate: the newest, of which one that other processes slowed down is no median."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,10 +31,12 @@ class SpeedSample:
 
     settings: Settings
     flops_per_s: float
-    setup_s: float
+    setup_s: float = 0.0
     """Set-up, which does not depend on the length of a run."""
+    short: bool = False
+    """Whether the run took less than ``SHORT_S``."""
     source: str
-    """Origin of the number, for display."""
+    """Id of the run, or the name of the measurement for display."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +44,10 @@ class Estimate:
     """Expected time of a run, and the origin of that number."""
 
     seconds: float
-    source: str
+    runs: tuple[str, ...] = ()
+    """Ids of the finished runs whose speed it is from."""
+    measurement: str = ""
+    """Name of the measurement that it is from, if it is not from runs."""
 
 
 def estimates(answer: ProbeAnswer, decisions: Sequence[QueueDecision], runs: Sequence[Run]) -> list[Estimate | None]:
@@ -55,6 +67,14 @@ def estimates(answer: ProbeAnswer, decisions: Sequence[QueueDecision], runs: Seq
     ]
 
 
+def describe_sources(found: Iterable[Estimate]) -> str:
+    """Return what estimates are from: ``3 finished runs and `lmconsole bench```."""
+    found = list(found)
+    runs = {run for estimate in found for run in estimate.runs}
+    names = [counted(len(runs), "finished run")] if runs else []
+    return " and ".join([*names, *dict.fromkeys(each.measurement for each in found if each.measurement)])
+
+
 def _speed_of(run: Run, device_name: str) -> SpeedSample | None:
     state, info = run.state, run.info
     if state.finished is None or state.started is None or not state.finished.wall_s:
@@ -64,19 +84,25 @@ def _speed_of(run: Run, device_name: str) -> SpeedSample | None:
         return None
     done = msgspec.structs.replace(info.settings, epochs=state.epochs_done)
     flops, setup_s = run_flops(done, info.corpus.vocabulary, info.corpus.tokens), state.finished.setup_s or 0.0
+    trained_s = max(state.finished.wall_s - setup_s, 1e-9)
     return SpeedSample(
         settings=info.settings,
-        flops_per_s=flops / max(state.finished.wall_s - setup_s, 1e-9),
+        flops_per_s=flops / trained_s,
         setup_s=setup_s,
-        source="earlier runs on this machine",
+        short=trained_s < SHORT_S,
+        source=run.run,
     )
 
 
 def _measured(device_name: str, jobs: int) -> list[SpeedSample]:
     """Return the speeds that `lmconsole bench` measured for one run alone, divided among ``jobs`` runs at once."""
-    source = "`lmconsole bench`" if jobs == 1 else f"`lmconsole bench`, its speed shared by {jobs} at once"
+    shared = "" if jobs == 1 else f", its speed shared by {jobs} at once"
     return [
-        SpeedSample(settings=shape.settings, flops_per_s=shape.gflops * 1e9 / jobs, setup_s=0.0, source=source)
+        SpeedSample(
+            settings=shape.settings,
+            flops_per_s=shape.gflops * 1e9 / jobs,
+            source=f"`lmconsole bench`{' on a busy machine' if result.busy else ''}{shared}",
+        )
         for result in load_results()
         if (result.device_name, result.threads) == (device_name, threads_per_run(1))
         for shape in result.shapes
@@ -90,34 +116,38 @@ def _estimate(
         return None
     resolved = decision.resolved
     settings, vocabulary = resolved.settings, resolved.corpus.vocabulary
-    sample = _closest(settings, vocabulary, trained) or _closest(settings, vocabulary, measured)
-    if sample is None:
+    runs = _most_similar(settings, vocabulary, trained)[:RUNS_AVERAGED]
+    samples = runs or _most_similar(settings, vocabulary, measured)[:1]
+    if not samples:
         return None
     run = known.get(decision.run or "")
     left = 1.0 - run.state.done(settings.epochs) if run else 1.0
-    whole_s = resolved.flops / sample.flops_per_s
-    return Estimate(seconds=whole_s * left + sample.setup_s, source=sample.source)
+    whole_s = resolved.flops / median(sample.flops_per_s for sample in samples)
+    return Estimate(
+        seconds=whole_s * left + median(sample.setup_s for sample in samples),
+        runs=tuple(sample.source for sample in runs),
+        measurement="" if runs else samples[0].source,
+    )
 
 
-def _closest(settings: Settings, vocabulary: int, samples: Sequence[SpeedSample]) -> SpeedSample | None:
-    """Return the first sample with the same settings, epochs and evaluations apart; else, of those with the same model,
-    embeddings and precision, the one with the most similar number of operations."""
-    similar = [
-        (abs(math.log(step_flops(sample.settings, vocabulary) / step_flops(settings, vocabulary))), sample)
+def _most_similar(settings: Settings, vocabulary: int, samples: Sequence[SpeedSample]) -> list[SpeedSample]:
+    """Return the samples of the most similar runs, in their order: of those with the same model, embeddings and
+    precision, the ones that were long enough, then with the same shape, optimizer, and number of operations."""
+
+    def distance(sample: SpeedSample) -> tuple[bool, bool, bool, float]:
+        other, flops = sample.settings, step_flops(sample.settings, vocabulary)
+        shape = any(getattr(other, key) != getattr(settings, key) for key in SHAPE)
+        ratio = abs(math.log(flops / step_flops(settings, vocabulary)))
+        return sample.short, shape, other.optimizer != settings.optimizer, ratio
+
+    distances = [
+        (distance(sample), sample)
         for sample in samples
         if all(getattr(sample.settings, key) == getattr(settings, key) for key in ("model", "embeddings", "precision"))
     ]
-    similar = [(distance, sample) for distance, sample in similar if distance <= math.log(MAX_FLOPS_RATIO)]
-    return min(
-        similar,
-        key=lambda each: (_of_one_epoch(each[1].settings) != _of_one_epoch(settings), each[0]),
-        default=(0.0, None),
-    )[1]
-
-
-def _of_one_epoch(settings: Settings) -> Settings:
-    """Return the settings of one epoch without evaluations, which decide the speed but not the length of a run."""
-    return msgspec.structs.replace(settings, epochs=1, evaluate_every_steps=0)
+    distances = [each for each in distances if each[0][-1] <= math.log(MAX_FLOPS_RATIO)]
+    nearest = min((found for found, _ in distances), default=None)
+    return [sample for found, sample in distances if found == nearest]
 
 
 def makespan_s(runs: Iterable[tuple[float, int]], devices: int = 1) -> float:

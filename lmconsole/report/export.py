@@ -16,7 +16,7 @@ from lmconsole.errors import ExportError
 from lmconsole.files import file_name_part
 from lmconsole.formatting import counted
 from lmconsole.report.document import choose_template
-from lmconsole.report.export_files import comparison, export_files, report_tables, to_json
+from lmconsole.report.export_files import can_be_made, comparison, export_files, report_tables, to_json
 from lmconsole.report.export_options import ExportOptions
 from lmconsole.report.manifest import (
     MANIFEST,
@@ -42,7 +42,9 @@ def export(
 ) -> list[Path]:
     """Write the exports of a group into ``out``, and return the paths written.
 
-    ``warn`` receives a message on each file in ``out`` that belongs to another group but is kept.
+    Files of an earlier export that are not part of this one are removed if they have the same formats, or if this is an
+    export of everything and they belong to another group. ``warn`` receives a message on each such file that has been
+    changed, and is kept.
 
     Raises:
         ExportError: There is nothing to export, or the files could not be written. ``out`` is unchanged then.
@@ -185,7 +187,12 @@ def _write(
     made = dict(export_files(store, group, options))
     folder = out / subfolder
     shown = read_manifest(folder)
-    kept = shown.files if shown.shows(group) else ()
+    same = shown.shows(group)
+    # What this export could have made but has not would be mistaken for a part of it, and so would files of another
+    # group if it is an export of everything.
+    stale = {name for name in shown.files if can_be_made(name, options.file_format)} if same else set(shown.files)
+    stale -= made.keys()
+    kept = set(shown.files) - stale if same else set()
     hashes = {name: shown.sha256[name] for name in kept if name in shown.sha256}
     manifest = Manifest(
         group=group.key,
@@ -195,9 +202,8 @@ def _write(
         sha256=hashes | {name: hashlib.sha256(content).hexdigest() for name, content in made.items()},
     )
     changes: dict[str, bytes | None] = dict(made)
-    if options.file_format == "all" and not shown.shows(group):
-        # Files of another group would be mistaken for files of this one.
-        changes |= dict.fromkeys(removable_files(out, subfolder, shown, made, warn))
+    if options.file_format == "all" or same:
+        changes |= dict.fromkeys(removable_files(out, subfolder, shown, stale, warn))
     if options.file_format == "all" or shown.is_free_for(group):
         changes[MANIFEST] = msgspec.json.encode(manifest) + b"\n"
     try:

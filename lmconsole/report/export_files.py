@@ -48,6 +48,22 @@ _TEXT_FORMATS: Mapping[FileFormat, Sequence[TextFormat]] = {
     "all": ("markdown", "latex", "csv"),
 }
 
+_SUFFIXES: Mapping[FileFormat, Sequence[str]] = {
+    "markdown": ("md", "png"),
+    "latex": ("tex", "png", "pdf", "svg"),
+    "html": ("html",),
+    "csv": ("csv",),
+    "json": ("json",),
+    "parquet": ("parquet",),
+    "all": ("md", "tex", "csv", "png", "pdf", "svg"),
+}
+"""Suffixes of the files that an export of a format can make. LaTeX takes a figure as PDF before it takes it as PNG."""
+
+
+def can_be_made(name: str, file_format: FileFormat) -> bool:
+    """Return whether exports of ``file_format`` can make the file ``name``."""
+    return name.rpartition(".")[2] in _SUFFIXES[file_format]
+
 
 def export_files(store: Store, group: Group, options: ExportOptions) -> Iterator[tuple[str, bytes]]:
     """Yield relative paths and contents of all files, the most useful first."""

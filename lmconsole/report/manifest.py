@@ -5,13 +5,14 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import get_args
 
 import msgspec
 
 from lmconsole.files import open_file, read_file
+from lmconsole.report.claims import TABLE as CLAIMS
 from lmconsole.report.export_files import COMPARISON
 from lmconsole.report.export_options import DataFormat
 from lmconsole.report.result_tables import MEMORY, RESULTS
@@ -25,7 +26,7 @@ MANIFEST = ".group.json"
 """File that names the group shown in a folder and the files of the export."""
 MAX_MANIFEST_BYTES = 2**20
 MAX_REMOVED_BYTES = 2**30
-"""Size above which a file of another group is kept, since it would take long to compare."""
+"""Size above which a file of an earlier export is kept, since it would take long to compare."""
 
 
 def in_folder(subfolder: str, name: str) -> str:
@@ -64,8 +65,9 @@ def read_manifest(out: Path) -> Manifest:
 
 
 _EXPORTED = re.compile(
-    r"report\.(md|tex|html)|numbers\.tex|figures/captions\.(md|tex)|figures/(figure-[0-9]{1,3}|overview)\.(png|pdf|svg)"
-    rf"|({'|'.join([RESULTS, MEMORY, COMPARISON])})\.({'|'.join(SUFFIXES.values())})"
+    r"report\.(md|tex|html)|numbers\.tex|figures/captions\.(md|tex)"
+    r"|figures/(figure-[0-9]{1,3}|overview|claims)\.(png|pdf|svg)"
+    rf"|({'|'.join([RESULTS, MEMORY, COMPARISON, CLAIMS])})\.({'|'.join(SUFFIXES.values())})"
     rf"|data/({'|'.join(FRAMES)})\.({'|'.join(get_args(DataFormat))})"
 )
 """Names of the files that an export can have."""
@@ -83,14 +85,11 @@ def _is_unchanged(path: Path, sha256: str | None) -> bool:
 
 
 def removable_files(
-    out: Path, subfolder: str, shown: Manifest, made: Mapping[str, bytes], warn: Callable[[str], object]
+    out: Path, subfolder: str, shown: Manifest, stale: Iterable[str], warn: Callable[[str], object]
 ) -> Iterator[str]:
-    """Yield the files of an export of another group that would remain next to those in ``made``.
-
-    Only files are removed that are as they were exported, so that nothing of anyone else is lost. Others are kept, and
-    ``warn`` receives a message.
-    """
-    for name in sorted(set(shown.files) - set(made)):
+    """Yield the ``stale`` files of an earlier export that are as they were exported, so that nothing of anyone else is
+    lost. Others are kept, and ``warn`` receives a message."""
+    for name in sorted(stale):
         path = out / subfolder / name
         with contextlib.suppress(OSError):
             check_folders(out, in_folder(subfolder, name))
@@ -98,7 +97,7 @@ def removable_files(
                 yield name
             elif os.path.lexists(path):
                 why = "changed since it was exported" if name in shown.sha256 else "exported by version 0.1.0"
-                warn(f"{path}: kept, although it belongs to other runs: {why}. Remove it if you do not need it.")
+                warn(f"{path}: kept, although it is not part of this export: {why}. Remove it if you do not need it.")
 
 
 def make_room_for_manifest(folder: Path, warn: Callable[[str], object]) -> None:

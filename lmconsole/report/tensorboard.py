@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 FOLDER = "tensorboard"
 """Folder of an export for ``tensorboard --logdir``."""
 
+REPRODUCTIONS = "reproductions"
+"""Folder in it for runs that reproduce another one, which are no seeds of their own. TensorBoard shows it as the
+beginning of their names."""
+
 READ_BYTES = 2**20
 
 MAX_STEP = 2**63 - 1
@@ -166,11 +170,14 @@ class _RunFile:
 
     @property
     def name(self) -> str:
-        """Path below the folder of the export. TensorBoard shows the folder as the name of the run."""
+        """Path below the folder of the export. TensorBoard shows the folder as the name of the run, below
+        ``REPRODUCTIONS`` with that in front."""
         run = self.run.run
         folder = file_name_part(run)
         if folder != run:  # two names can have the same part
             folder = f"{folder}-{sha256(run.encode()).hexdigest()[:8]}"
+        if self.run.info.reproduces is not None:
+            folder = f"{REPRODUCTIONS}/{folder}"
         seconds = max(0, int(_seconds(self.run.info.queued_t) or 0))
         return f"{FOLDER}/{folder}/events.out.tfevents.{seconds:010d}.lmconsole"
 
@@ -312,6 +319,8 @@ def _hparams(info: RunInfo) -> tuple[str, bytes]:
     content = HParamsPluginData(version=0)
     settings = hashed_settings(info.settings)  # a later setting must not change the files of earlier runs
     values = {"experiment": info.experiment.id, "preset": info.preset, **settings, "seed": info.seed}
+    if info.reproduces is not None:
+        values["reproduces"] = info.reproduces
     content.session_start_info.SetInParent()
     for name, value in values.items():
         if isinstance(value, bool):

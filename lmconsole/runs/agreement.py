@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import stdev
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
@@ -42,6 +42,9 @@ class Parting(msgspec.Struct, frozen=True, kw_only=True):
 
     epoch: int
     """Epoch, from 1."""
+    step: int | None
+    """Steps of the epoch that were done at the evaluation within it; null for the losses of a whole epoch and of the
+    test."""
     phase: Literal["train", "valid", "test"]
     """Whether the loss of training, validation or the test differs first."""
     original_nats: float | None
@@ -75,6 +78,8 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True, tag="reproduction", t
     one of which is damaged, can be read."""
     epochs: int
     """Epochs that were compared."""
+    evaluations: int
+    """Evaluations within epochs that were compared."""
     first: Parting | None
     """First loss in which the two part; null if their losses do not."""
     test_difference_nats: float | None
@@ -97,6 +102,7 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True, tag="reproduction", t
 def compare_runs(original: Run, reproduction: Run, runs: Iterable[Run]) -> Agreement:
     """Compare two finished runs; ``runs`` are those of the store, whose seeds tell how much a difference weighs."""
     first = next(_partings(original, reproduction), None)
+    compared = _losses(original).keys() & _losses(reproduction).keys()
     weights = _compare_weights(original.paths.best_weights, reproduction.paths.best_weights)
     damage = tuple(f"{run.run}: {each}" for run in (original, reproduction) for each in run.state.damage)
     test = _difference(_test_loss(original), _test_loss(reproduction))
@@ -109,7 +115,8 @@ def compare_runs(original: Run, reproduction: Run, runs: Iterable[Run]) -> Agree
         run=reproduction.run,
         reproduces=original.run,
         verdict=verdict,
-        epochs=len(_epochs(original).keys() & _epochs(reproduction).keys()),
+        epochs=sum(point.phase == "train" for point in compared),
+        evaluations=sum(point.step < math.inf for point in compared),
         first=first,
         test_difference_nats=test,
         seeds=len(losses),
@@ -145,34 +152,49 @@ def _conditions(run: Run) -> Mapping[str, str | None]:
     return found
 
 
-def _epochs(run: Run) -> dict[int, tuple[float | None, float | None]]:
-    return {epoch.epoch: (epoch.train_loss_nats, epoch.valid_loss_nats) for epoch in run.state.epochs}
+class _Point(NamedTuple):
+    """A loss of a run; points are sorted in the order of training."""
+
+    epoch: int
+    step: float
+    """Steps of the epoch that were done; infinite at its end."""
+    phase: Literal["train", "valid"]
+
+
+def _losses(run: Run) -> dict[_Point, float | None]:
+    """Return the losses in nats of epochs and evaluations. Those in ``progress`` events are means over spans of time,
+    which differ from run to run."""
+    found = {_Point(each.epoch, each.step, "valid"): each.valid_loss_nats for each in run.state.evaluations}
+    for epoch in run.state.epochs:
+        found[_Point(epoch.epoch, math.inf, "train")] = epoch.train_loss_nats
+        found[_Point(epoch.epoch, math.inf, "valid")] = epoch.valid_loss_nats
+    return found
 
 
 def _partings(original: Run, reproduction: Run) -> Iterator[Parting]:
     """Yield every loss in which the two runs differ, in the order of training."""
-    one, other = _epochs(original), _epochs(reproduction)
-    unknown = (None, None)
+    one, other = _losses(original), _losses(reproduction)
     whole = not (original.state.damage or reproduction.state.damage)
-    for epoch in sorted(one.keys() | other.keys() if whole else one.keys() & other.keys()):
-        pairs = zip(("train", "valid"), one.get(epoch, unknown), other.get(epoch, unknown), strict=True)
-        for phase, first, second in pairs:
-            if not _same(first, second):
-                yield _parting(epoch, "train" if phase == "train" else "valid", first, second)
+    for point in sorted(one.keys() | other.keys() if whole else one.keys() & other.keys()):
+        first, second = one.get(point), other.get(point)
+        if not _same(first, second):
+            step = int(point.step) if point.step < math.inf else None
+            yield _parting(point.epoch, step, point.phase, first, second)
     ends = original.state.finished, reproduction.state.finished
     if ends[0] is not None and ends[1] is not None:
         for name in ("test_ppl_final", "test_ppl_best"):
             first, second = (getattr(end, name) for end in ends)
             if not _same(first, second):
                 epoch = original.state.epochs_done if name == "test_ppl_final" else (ends[0].best_epoch or 0)
-                yield _parting(epoch, "test", _log(first), _log(second))
+                yield _parting(epoch, None, "test", _log(first), _log(second))
 
 
 def _parting(
-    epoch: int, phase: Literal["train", "valid", "test"], first: float | None, second: float | None
+    epoch: int, step: int | None, phase: Literal["train", "valid", "test"], first: float | None, second: float | None
 ) -> Parting:
     return Parting(
         epoch=epoch,
+        step=step,
         phase=phase,
         original_nats=_finite(first),
         reproduction_nats=_finite(second),

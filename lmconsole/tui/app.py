@@ -34,6 +34,8 @@ from lmconsole.tui.widgets.experiment_table import ExperimentTable
 
 TICK_S = 0.5
 SLOW_TICK_S = 2.0
+CHECKING_S = 3.0
+"""Time in seconds after which a message says that data and devices are still being checked."""
 MAX_LISTED = 12
 """Runs that a question lists by name."""
 
@@ -93,6 +95,8 @@ class ConsoleApp(App[str]):
         self._form_values = {**self._run_values, "device": "auto", "jobs": "auto"}
         """Values with which the form for other settings opens, by field: those accepted last."""
         self._timer: Timer | None = None
+        self._checking: Timer | None = None
+        """Notifies again that data and devices are being checked."""
 
     @property
     def theme_names(self) -> set[str]:
@@ -316,8 +320,15 @@ class ConsoleApp(App[str]):
         self._notify_checking()
         self.store_actions.queue(request)
 
-    def _notify_checking(self) -> None:
-        self.notify("Checking data and devices …", timeout=3)
+    def _notify_checking(self, text: str = "Checking data and devices …") -> None:
+        self.notify(text, timeout=CHECKING_S)
+        if self._checking is not None:
+            self._checking.stop()
+        self._checking = self.set_timer(CHECKING_S, self._notify_still_checking)
+
+    def _notify_still_checking(self) -> None:
+        if self.store_actions.queuing:
+            self._notify_checking("Still checking data and devices …")
 
     def _confirm(
         self, title: str, lines: Sequence[str], note: str, button: str, on_confirm: Callable[[], None]

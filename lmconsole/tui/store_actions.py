@@ -21,6 +21,9 @@ from lmconsole.tui.options import ConsoleOptions
 if TYPE_CHECKING:
     from lmconsole.tui.actions import StartResult
 
+QUEUING = "queuing"
+"""Group of the workers that queue runs."""
+
 
 class StoreActions:
     """Methods return at once, and the app receives one of the messages below when the work is done.
@@ -101,7 +104,7 @@ class StoreActions:
 
             return self.Queued(start(request))
 
-        self._run(queue)
+        self._run(queue, group=QUEUING)
 
     def queue_experiments(self, ids: Sequence[int], values: Mapping[str, str]) -> None:
         """Queue runs of the experiments ``ids`` with ``values`` of the form, by field."""
@@ -111,7 +114,12 @@ class StoreActions:
 
             return self.Queued(start(parse(self._options, ids, values)))
 
-        self._run(queue)
+        self._run(queue, group=QUEUING)
+
+    @property
+    def queuing(self) -> bool:
+        """Whether runs are being queued: data and devices are checked first, which takes seconds."""
+        return any(worker.group == QUEUING and not worker.is_finished for worker in self._app.workers)
 
     def stop(self, runs: Collection[str]) -> None:
         """Ask the active ones of ``runs`` to stop."""
@@ -212,7 +220,7 @@ class StoreActions:
     def _store(self) -> Store:
         return Store(self._options.store)
 
-    def _run(self, work: Callable[[], Message]) -> None:
+    def _run(self, work: Callable[[], Message], *, group: str = "store") -> None:
         def run() -> None:
             try:
                 outcome = work()
@@ -220,4 +228,4 @@ class StoreActions:
                 outcome = self.Failed(error)
             self._app.post_message(outcome)
 
-        self._app.run_worker(run, thread=True, group="store")
+        self._app.run_worker(run, thread=True, group=group)

@@ -39,11 +39,11 @@ def runs_in(root: Path) -> list[Run]:
 @pytest.mark.parametrize("model", ["lstm", "gpt1"])
 def test_a_run_that_was_stopped_and_resumed_is_reproduced_to_the_same_bits(model: str, tmp_path: Path) -> None:
     """The settings come from run.json: the experiments.toml with which the run was queued is gone."""
-    original = tiny.queue_tiny(tmp_path, model, dropout=0.1, epochs=3)
+    original = tiny.queue_tiny(tmp_path, model, dropout=0.1, epochs=3, evaluate_every_steps=2)
     assert tiny.worker(original, tmp_path, STOP_IN_THE_SECOND_EPOCH).returncode == 0
     original.refresh()
     assert original.state.stopped == Stopped(epoch=2, step=3, seq=original.state.seq, t=original.state.last_t)
-    assert tiny.queue_tiny(tmp_path, model, dropout=0.1, epochs=3).run == original.run
+    assert tiny.queue_tiny(tmp_path, model, dropout=0.1, epochs=3, evaluate_every_steps=2).run == original.run
     assert tiny.worker(original, tmp_path).returncode == 0
     assert any(isinstance(event, Resumed) for event in original.refresh())
     (tmp_path / "experiments" / "1.toml").unlink()
@@ -55,6 +55,7 @@ def test_a_run_that_was_stopped_and_resumed_is_reproduced_to_the_same_bits(model
     assert {event["run"] for event in events} == {agreement["run"]} != {original.run}
     assert agreement["reproduces"] == original.run
     assert (agreement["verdict"], agreement["epochs"], agreement["first"]) == ("same bits", 3, None)
+    assert agreement["evaluations"] == len(original.state.evaluations) > 3
     assert agreement["weights"]["different"] == 0
     assert agreement["weights"]["tensors"] > 3
     before, after = runs_in(tmp_path)
@@ -64,23 +65,23 @@ def test_a_run_that_was_stopped_and_resumed_is_reproduced_to_the_same_bits(model
 
     again = tiny.lmconsole("reproduce", "1", cwd=tmp_path, check=0)
     assert "already finished; --fresh trains it again" in again.stderr
-    assert again.stdout.startswith("Same bits: the losses of 3 epochs")
+    assert again.stdout.startswith("Same bits: the losses of 3 epochs and ")
     assert len(runs_in(tmp_path)) == 2
 
 
 @pytest.mark.slow
-def test_other_weights_at_the_start_are_other_bits_from_the_first_epoch(tmp_path: Path) -> None:
-    original = tiny.queue_tiny(tmp_path)
+def test_other_weights_at_the_start_are_other_bits_from_the_first_evaluation(tmp_path: Path) -> None:
+    original = tiny.queue_tiny(tmp_path, evaluate_every_steps=2)
     other = "import torch; from lmconsole.lm import loop; torch.manual_seed = lambda seed: None"
     assert tiny.worker(original, tmp_path, other).returncode == 0
     done = tiny.lmconsole("reproduce", original.run, cwd=tmp_path, check=3)
-    assert done.stdout.startswith("Different bits: the runs part in epoch 1, in training: ")
+    assert done.stdout.startswith("Different bits: the runs part by step 2 of epoch 1, in validation: ")
     assert "tensors differ, by at most " in done.stdout
     assert "Nothing that is recorded differs" in done.stdout
     (_, reproduction) = runs_in(tmp_path)
     named = tiny.lmconsole("reproduce", reproduction.run, "--json", cwd=tmp_path, check=3)
     (line,) = named.stdout.splitlines()
-    assert json.loads(line)["first"]["epoch"] == 1
+    assert (json.loads(line)["first"]["epoch"], json.loads(line)["first"]["step"]) == (1, 2)
 
 
 @pytest.mark.slow
@@ -142,6 +143,7 @@ SAME = Agreement(
     reproduces="a",
     verdict="same bits",
     epochs=6,
+    evaluations=0,
     first=None,
     test_difference_nats=0.0,
     seeds=5,
@@ -154,7 +156,7 @@ SAME = Agreement(
 PARTED = msgspec.structs.replace(
     SAME,
     verdict="different",
-    first=Parting(epoch=2, phase="valid", original_nats=4.5, reproduction_nats=4.25, difference_nats=-0.25),
+    first=Parting(epoch=2, step=None, phase="valid", original_nats=4.5, reproduction_nats=4.25, difference_nats=-0.25),
     test_difference_nats=0.005,
     difference_in_sd=0.5,
     weights=WeightDifference(tensors=14, different=3, largest=0.001),
@@ -183,9 +185,33 @@ PARTED = msgspec.structs.replace(
             ),
         ),
         (
+            msgspec.structs.replace(SAME, evaluations=1),
+            (
+                "Same bits: the losses of 6 epochs and 1 evaluation within them, the test perplexities and the best "
+                "weights (14 tensors)."
+            ),
+        ),
+        (
             msgspec.structs.replace(
                 PARTED,
-                first=Parting(epoch=1, phase="train", original_nats=None, reproduction_nats=4.0, difference_nats=None),
+                first=Parting(
+                    epoch=2, step=1040, phase="valid", original_nats=4.5, reproduction_nats=4.25, difference_nats=-0.25
+                ),
+                test_difference_nats=None,
+                weights=None,
+            ),
+            (
+                "Different bits: the runs part by step 1,040 of epoch 2, in validation: 4.5 → 4.25 (-0.25 nats).\n"
+                "The best weights were not compared: one of the runs has none that can be read.\n"
+                "What differs between them: torch 2.13 → 2.14."
+            ),
+        ),
+        (
+            msgspec.structs.replace(
+                PARTED,
+                first=Parting(
+                    epoch=1, step=None, phase="train", original_nats=None, reproduction_nats=4.0, difference_nats=None
+                ),
                 test_difference_nats=None,
                 difference_in_sd=None,
                 weights=None,

@@ -26,11 +26,13 @@ from lmconsole.data import fetch, wikitext2
 from lmconsole.data.cache import SPLITS
 from lmconsole.data.corpus import load_corpus
 from lmconsole.data.fetch import (
+    FILES,
     fetch_gpt1,
     fetch_wikitext2,
     find_missing,
     from_folder,
     from_hub,
+    needed_files,
     target_folder,
 )
 from lmconsole.data.hub import Repository as Described
@@ -261,14 +263,39 @@ def test_files_that_a_person_brought_are_used_instead(small_hub: Hub, tmp_path: 
             place = usb / (name if "validation" in name else Path(name).name)
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(content)
-    fetch_wikitext2(folder, from_folder(usb), Quiet())
-    fetch_gpt1(folder, from_folder(usb), Quiet())
+    get = from_folder(usb, FILES["all"])
+    fetch_wikitext2(folder, get, Quiet())
+    fetch_gpt1(folder, get, Quiet())
     assert load_corpus("tokens", folder, vocabulary=13).counts() == COUNTS
     assert small_hub.requests == []
-    (usb / "merges.txt").unlink()
-    with pytest.raises(HubError, match=r"merges.txt is missing") as caught:
-        fetch_wikitext2(tmp_path / "other", from_folder(usb), Quiet())
-    assert str(caught.value.hint).endswith(f"{GPT1}/resolve/main/merges.txt")
+
+
+@pytest.mark.usefixtures("small_hub")
+def test_files_that_nobody_brought_are_all_named(tmp_path: Path) -> None:
+    usb, folder = tmp_path / "usb", tmp_path / "new"
+    usb.mkdir()
+    (usb / "vocab.json").touch()
+    parts = ("wikitext-2", "gpt1")
+
+    def complaint(source: Path) -> tuple[str, list[str]]:
+        needed = [file for part in parts for file in needed_files(part, folder)]
+        with pytest.raises(HubError) as caught:
+            from_folder(source, needed)
+        return caught.value.message, str(caught.value.hint).splitlines()
+
+    texts = ", ".join(f"{split}-00000-of-00001.parquet" for split in SPLITS)
+    message, (_, *urls) = complaint(usb)
+    assert message == f"{usb}: {texts}, merges.txt, model.safetensors are missing"
+    assert [url.rpartition("/")[2] for url in urls] == message.partition(": ")[2].removesuffix(" are missing").split(
+        ", "
+    )
+    assert all(url.startswith("  http") for url in urls)
+    message, (_, *urls) = complaint(tmp_path / "usbb")
+    assert (message, len(urls)) == (f"{tmp_path / 'usbb'}: no such folder", 6)
+    folder.mkdir()
+    np.savez(folder / "embeddings.npz", tokens=np.zeros((13, 4)), position=np.zeros((3, 4)))
+    (folder / "train.txt").touch()
+    assert complaint(usb)[0] == f"{usb}: merges.txt is missing", "the rest is there"
 
 
 @pytest.mark.usefixtures("small_hub")

@@ -1,5 +1,6 @@
 """Estimates of how long runs will take, before they start."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,14 @@ import factories
 import msgspec
 import pytest
 import tiny
+import validation
 
 from lmconsole import __version__
+from lmconsole.commands.dry_run import dry_run
 from lmconsole.engine import bench_cache
 from lmconsole.engine.bench_cache import SCHEMA, BenchResult, Shape, save_result
-from lmconsole.engine.estimate import Estimate, estimates, makespan_s
+from lmconsole.engine.estimate import Estimate, describe_sources, estimates, makespan_s
+from lmconsole.engine.parse_request import parse_request
 from lmconsole.engine.probe import ProbeAnswer, ResolvedRun
 from lmconsole.engine.queue import decide
 from lmconsole.plan.flops import run_flops
@@ -42,8 +46,8 @@ def recorded(
     return run
 
 
-def expected(root: Path, like: Run, *, jobs: int = 1, fresh: bool = True, **settings: object) -> Estimate | None:
-    """Estimate one more run like ``like``, with other ``settings``."""
+def answer_for(like: Run, **settings: object) -> ProbeAnswer:
+    """Return the probe's answer for one more run like ``like``, with other ``settings``."""
     info = like.info
     resolved = ResolvedRun(
         experiment=info.experiment,
@@ -55,9 +59,14 @@ def expected(root: Path, like: Run, *, jobs: int = 1, fresh: bool = True, **sett
         embeddings=None,
         threads=1,
     )
-    answer = ProbeAnswer(
+    return ProbeAnswer(
         preset="tiny", reason="", devices=("cpu",), device_names=(DEVICE,), device_keys=("cpu",), runs=(resolved,)
     )
+
+
+def expected(root: Path, like: Run, *, jobs: int = 1, fresh: bool = True, **settings: object) -> Estimate | None:
+    """Estimate one more run like ``like``, with other ``settings``."""
+    answer = answer_for(like, **settings)
     runs = Store(root / "runs").runs()
     queued, threads = Queued(devices=("cpu",), jobs=jobs), threads_per_run(jobs)
     decisions = decide(runs, answer.runs, queued, active=(), fresh=fresh, threads=threads)
@@ -65,16 +74,53 @@ def expected(root: Path, like: Run, *, jobs: int = 1, fresh: bool = True, **sett
     return found
 
 
-def test_the_same_settings_take_as_long_as_the_newest_run_and_more_epochs_longer(tmp_path: Path) -> None:
-    recorded(tmp_path, wall_s=500.0)
-    run = recorded(tmp_path, wall_s=60.0)
-    found = expected(tmp_path, run)
+def test_a_dry_run_says_from_how_many_runs_its_estimate_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [recorded(tmp_path, wall_s=wall_s) for wall_s in (60.0, 62.0, 64.0)]
+    monkeypatch.setattr("lmconsole.commands.dry_run.ask", lambda *_: answer_for(runs[0]))
+    given: dict[str, object] = {"ids": ["1"], "runs": tmp_path / "runs", "jobs": "1", "fresh": True, "dry_run": True}
+    dry_run(parse_request(given))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "time about 1 min for 1 run, estimated from 3 finished runs" in text
+    dry_run(parse_request(given | {"json": True}))
+    plan = json.loads(capsys.readouterr().out)
+    validation.check_output(plan, "run-dry-run")
+    (planned,) = plan["runs"]
+    assert planned["expected_s"] == pytest.approx(62.0)
+    assert set(planned["expected_from"]) == {run.run for run in runs}
+
+
+def test_the_same_settings_take_as_long_as_the_newest_runs_and_more_epochs_longer(tmp_path: Path) -> None:
+    recorded(tmp_path, wall_s=90_000.0)
+    runs = [recorded(tmp_path, wall_s=wall_s) for wall_s in (60.0, 500.0, 50.0, 61.0, 62.0)]
+    found = expected(tmp_path, runs[0])
     assert found is not None
-    assert found.seconds == pytest.approx(60.0)
-    assert found.source == "earlier runs on this machine"
-    longer = expected(tmp_path, run, epochs=20)
+    assert found.seconds == pytest.approx(61.0), "the median, which one slow run does not move"
+    assert set(found.runs) == {run.run for run in runs}
+    assert describe_sources([found, found]) == "5 finished runs"
+    longer = expected(tmp_path, runs[0], epochs=20)
     assert longer is not None
-    assert 9 * 60 < longer.seconds < 10 * 59 + 1, "ten times the epochs; set-up, of 1 s, and the tests once"
+    assert 9 * 61 < longer.seconds < 10 * 60 + 1, "ten times the epochs; set-up, of 1 s, and the tests once"
+
+
+def test_the_most_similar_of_the_runs_that_were_long_enough_count(tmp_path: Path) -> None:
+    short = recorded(tmp_path, wall_s=1.5)
+    assert [each.runs for each in [expected(tmp_path, short)] if each] == [(short.run,)], "better than nothing"
+    deeper = recorded(tmp_path, wall_s=60.0, layers=2)
+    other = expected(tmp_path, short)
+    assert other is not None
+    assert other.runs == (deeper.run,)
+    sgd = [recorded(tmp_path, wall_s=wall_s, optimizer="sgd", dropout=0.1) for wall_s in (60.0, 70.0)]
+    found = expected(tmp_path, short)
+    assert found is not None
+    assert found.runs == (sgd[1].run, sgd[0].run), "the optimizer matters less than the shape"
+    assert found.seconds == pytest.approx(65.0, rel=0.01)
+    adam = recorded(tmp_path, wall_s=80.0, learning_rate=0.5)
+    found = expected(tmp_path, short)
+    assert found is not None
+    assert found.runs == (adam.run,)
+    assert found.seconds == pytest.approx(80.0)
 
 
 def test_evaluations_within_epochs_take_as_long_as_their_operations(tmp_path: Path) -> None:
@@ -147,8 +193,15 @@ def test_a_run_starts_when_the_first_of_those_before_it_ends_and_the_others_keep
     assert makespan_s([(10.0, 2), (10.5, 2), (1.0, 2), (1.0, 2)]) == 11.5
 
 
-@pytest.mark.parametrize("jobs", [1, 4])
-def test_without_such_runs_a_saved_measurement_counts(tmp_path: Path, jobs: int) -> None:
+@pytest.mark.parametrize(
+    ("jobs", "load", "source"),
+    [
+        (1, 0.0, "`lmconsole bench`"),
+        (4, 0.0, "`lmconsole bench`, its speed shared by 4 at once"),
+        (1, 7.5, "`lmconsole bench` on a busy machine"),
+    ],
+)
+def test_without_such_runs_a_saved_measurement_counts(tmp_path: Path, jobs: int, load: float, source: str) -> None:
     run = recorded(tmp_path, "gpt1", device="another CPU")
     settings = run.info.settings
     shape = {"label": "", "experiments": (1,), "settings": settings, "estimated": False, "tokens_per_s": 1.0}
@@ -156,9 +209,11 @@ def test_without_such_runs_a_saved_measurement_counts(tmp_path: Path, jobs: int)
     values = {"schema": SCHEMA, "lmconsole": __version__, "torch": "2", "date": "2026-01-01", "device": "cpu"}
     values |= {"device_name": DEVICE, "precision": "fp32", "threads": threads_per_run(1), "preset": "tiny"}
     values |= {"batch_size": 4, "ceiling_gflops": 4.0, "tokens": {}, "shapes": (msgspec.convert(shape, Shape),)}
-    values |= {"all_runs": 1, "all_runs_s": 1.0, "load_1min": 0.0, "measured_s": 1.0}
+    values |= {"all_runs": 1, "all_runs_s": 1.0, "load_1min": load, "measured_s": 1.0}
     save_result(msgspec.convert(values, BenchResult))
     found = expected(tmp_path, run, jobs=jobs)
     assert found is not None
     assert found.seconds == pytest.approx(jobs * run_flops(settings, 300, run.info.corpus.tokens) / 2e9)
-    assert "`lmconsole bench`" in found.source
+    assert (found.runs, found.measurement) == ((), source)
+    trained = Estimate(seconds=1.0, runs=("one",))
+    assert describe_sources([found, trained, found]) == f"1 finished run and {source}"

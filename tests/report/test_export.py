@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -21,15 +22,20 @@ from disk import contents, fail_in_call
 from factories import append_events
 from recorded import record
 
+from lmconsole.engine.probe import ProbeAnswer
+from lmconsole.engine.register import register
 from lmconsole.errors import ExportError
+from lmconsole.plan.claims import Claim
 from lmconsole.plan.experiment import hashed_settings
 from lmconsole.report.export import POLL_S, export, export_automatically, keep_current, print_table
 from lmconsole.report.export_options import ExportOptions, FileFormat
 from lmconsole.report.findings import findings
+from lmconsole.report.manifest import read_manifest
 from lmconsole.report.provenance import reproduce
 from lmconsole.report.selection import choose_group
 from lmconsole.runs.comparable import EXPERIMENT_SETTINGS, conditions
 from lmconsole.runs.events import Failed, Stopped
+from lmconsole.runs.paths import CLAIMS
 from lmconsole.runs.store import Store
 
 NAN = float("nan")
@@ -41,6 +47,9 @@ FIGURES_OF_ONE = {"figures/overview.png", *(f"figures/figure-{number}.png" for n
 MARKDOWN = {"report.md", "figures/captions.md", "table-1-results.md", "table-2-memory.md"}
 LATEX = {"report.tex", "numbers.tex", "figures/captions.tex", "table-1-results.tex", "table-2-memory.tex"}
 CSV = {"table-1-results.csv", "table-2-memory.csv", "data/runs.csv", "data/epochs.csv", "data/telemetry.csv"}
+
+OPTIMIZERS = {1: "adam", 2: "sgd"}
+"""Optimizers of the experiments of a claim."""
 
 NAME = r"&%$#_{}~^\ | <b> `x` -- 🚀 λ é"
 
@@ -285,6 +294,53 @@ def test_more_formats_of_one_group_gather_in_one_folder(store: Store, tmp_path: 
     assert written(out) >= CSV | MARKDOWN | {"data/runs.json"}
     listed = set(json.loads((out / ".group.json").read_text())["files"])
     assert listed == written(out)
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_an_export_replaces_the_files_of_its_formats_and_no_others(store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for file_format in ("html", "json"):
+        export(store, out, ExportOptions(file_format=file_format))
+    export(store, out, ExportOptions(against="published", figure_format="pdf"))
+    others = {"report.html", "data/runs.json", "data/epochs.json", "data/telemetry.json"}
+    against = {f"table-3-against.{suffix}" for suffix in ("md", "tex", "csv")}
+    figures = {name.replace("png", "pdf") for name in FIGURES}
+    assert written(out) == MARKDOWN | LATEX | CSV | FIGURES | others | against | figures
+    (out / "table-3-against.md").write_text("my notes")
+    warnings: list[str] = []
+    export(store, out, ExportOptions(file_format="markdown"), warn=warnings.append)
+    left = MARKDOWN | LATEX | CSV | FIGURES | others | against
+    assert written(out) == left | figures, "PDFs belong to report.tex"
+    export(store, out, ExportOptions(), warn=warnings.append)
+    assert written(out) == MARKDOWN | LATEX | CSV | FIGURES | others | {"table-3-against.md"}
+    (warning,) = warnings
+    assert f"{out}/table-3-against.md: kept, although it is not part of this export: changed since" in warning
+    listed = set(json.loads((out / ".group.json").read_text())["files"])
+    assert listed == MARKDOWN | LATEX | CSV | FIGURES | others
+
+
+@pytest.mark.usefixtures("quick_figures")
+def test_tables_and_figures_of_claims_are_files_of_an_export(tmp_path: Path) -> None:
+    store, out = Store(tmp_path / "runs"), tmp_path / "out"
+    answer = ProbeAnswer(
+        preset="tiny",
+        reason="test",
+        devices=("cpu",),
+        device_names=("CPU",),
+        device_keys=("cpu",),
+        runs=tuple(tiny.resolved_tiny(tmp_path, number=number, optimizer=name) for number, name in OPTIMIZERS.items()),
+        claims=(Claim(contrasts=(((1,), (2,)),), seeds={1: (1,), 2: (1,)}),),
+    )
+    register(store, answer, "claims.toml")
+    for number, name in OPTIMIZERS.items():
+        record(tmp_path, number, "lstm", [(5.0, 4.0 + number)], seed=1, optimizer=name)
+    export(store, out, ExportOptions())
+    claims = {f"table-claims.{suffix}" for suffix in ("md", "tex", "csv")} | {"figures/claims.png"}
+    assert written(out) >= claims
+    assert read_manifest(out).files == tuple(sorted(written(out)))
+    shutil.rmtree(tmp_path / "runs" / CLAIMS)
+    export(store, out, ExportOptions())
+    assert not written(out) & claims
 
 
 def sha256(path: Path) -> str:

@@ -16,7 +16,7 @@ import pytest
 import tiny
 from disk import contents
 from factories import STEPS, append_events
-from recorded import record
+from recorded import mark_as_reproduction, record
 
 from lmconsole.errors import ExportError
 from lmconsole.report.export import POLL_S, export, keep_current
@@ -131,6 +131,25 @@ def test_the_settings_are_hyperparameters(run: Run, tmp_path: Path, accumulator:
     assert hparams["learning_rate"].number_value == 0.01
     assert hparams["seed"].number_value == run.info.seed
     assert "momentum" not in hparams
+
+
+def test_a_reproduction_is_marked_by_its_name_and_a_hyperparameter(run: Run, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+    from tensorboard.plugins.hparams import plugin_data_pb2 as plugin
+
+    original = record(tmp_path, 1, "lstm", [(5.0, 4.5)], seed=9)
+    again = mark_as_reproduction(record(tmp_path, 1, "lstm", [(5.0, 4.5)], seed=9, fresh=True), original.run)
+    paths = export(Store(tmp_path / "runs"), tmp_path / "out", OPTIONS)
+    reader = EventMultiplexer().AddRunsFromDirectory(str(tmp_path / "out" / "tensorboard"))
+    reader.Reload()
+    assert set(reader.Runs()) == {run.run, original.run, f"reproductions/{again.run}"}
+    assert tmp_path / "out" / "tensorboard" / "reproductions" / again.run in {path.parent for path in paths}
+    found = {}
+    for name in reader.Runs():
+        content = reader.GetAccumulator(name).PluginTagToContent("hparams")["_hparams_/session_start_info"]
+        hparams = plugin.HParamsPluginData.FromString(content).session_start_info.hparams
+        found[name] = hparams["reproduces"].string_value if "reproduces" in hparams else None
+    assert found == {run.run: None, original.run: None, f"reproductions/{again.run}": original.run}
 
 
 def test_values_after_the_point_of_a_resume_are_dropped(

@@ -1,6 +1,7 @@
 """Whether a run and its reproduction have the same bits, and where they part if not."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import factories
@@ -18,9 +19,16 @@ LOSSES = [(5.0, 5.5), (4.0, 4.5), (3.5, 4.0)]
 WEIGHTS = {"head": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.zeros(3, dtype=np.float32)}
 
 
-def trained(root: Path, losses: list[tuple[float, float]] = LOSSES, *, seed: int = 42, reproduces: str = "") -> Run:
+def trained(
+    root: Path,
+    losses: list[tuple[float, float]] = LOSSES,
+    *,
+    seed: int = 42,
+    reproduces: str = "",
+    within: Sequence[Sequence[float]] = (),
+) -> Run:
     """Record a run, whose test loss is the last validation loss; with ``reproduces`` the reproduction of that run."""
-    run = recorded.record(root, 1, "lstm", losses, seed=seed, fresh=True, finish=False)
+    run = recorded.record(root, 1, "lstm", losses, seed=seed, fresh=True, finish=False, within=within)
     ppl = math.exp(losses[-1][1]) if math.isfinite(losses[-1][1]) else losses[-1][1]
     factories.append_events(
         run.paths, factories.finished([valid for _, valid in losses], test_ppl_best=ppl, test_ppl_final=ppl)
@@ -59,6 +67,37 @@ def test_the_first_loss_that_differs_in_its_last_bit_is_named(
     assert found.first is not None
     assert (found.first.epoch, found.first.phase) == (epoch + 1, phase)
     assert found.first.difference_nats == math.nextafter(LOSSES[epoch][column], math.inf) - LOSSES[epoch][column]
+
+
+def test_evaluations_within_epochs_name_the_step(tmp_path: Path) -> None:
+    inside = [[5.9, 5.7], [5.2, 5.0], [4.3, 4.1]]
+    original = trained(tmp_path, within=inside)
+    later = [(5.0, 5.5), (4.1, 4.5), (3.5, 4.0)]
+    cases = [
+        (LOSSES, inside, None),
+        (later, [inside[0], [5.2, 5.0 + 1e-9], inside[2]], (2, 2, "valid")),
+        (later, [inside[0], [5.2, math.nan], inside[2]], (2, 2, "valid")),
+        (later, inside, (2, None, "train")),
+        (LOSSES, [inside[0], [5.2], inside[2]], (2, 2, "valid")),
+        (LOSSES, [], (1, 1, "valid")),
+    ]
+    for losses, within, first in cases:
+        reproduction = trained(tmp_path, losses, reproduces=original.run, within=within)
+        found = compare_runs(original, reproduction, ())
+        assert found.verdict == ("different" if first else "same bits"), within
+        assert (found.first and (found.first.epoch, found.first.step, found.first.phase)) == first
+        if first is None:
+            assert (found.epochs, found.evaluations) == (3, 6)
+
+
+def test_evaluations_that_a_damaged_log_lacks_are_not_compared(tmp_path: Path) -> None:
+    original = trained(tmp_path, within=[[5.9, 5.7], [5.2, 5.0], [4.3, 4.1]])
+    run = trained(tmp_path, within=[[5.9, 5.7], [5.2, 5.0], [4.3, 4.1]], reproduces=original.run)
+    lines = run.paths.events.read_text().splitlines(keepends=True)
+    (gone, *_) = [line for line in lines if '"kind":"evaluation"' in line]
+    run.paths.events.write_text("".join(line for line in lines if line != gone))
+    found = compare_runs(original, Store(tmp_path / "runs").find(run.run), ())
+    assert (found.verdict, found.epochs, found.evaluations) == ("incomplete", 3, 5)
 
 
 def test_a_difference_is_measured_by_the_spread_of_the_seeds(tmp_path: Path) -> None:

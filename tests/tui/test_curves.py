@@ -17,7 +17,7 @@ from lmconsole.plan.load import load_plan
 from lmconsole.runs.info import CorpusInfo
 from lmconsole.tui.plot.glyphs import UNICODE
 from lmconsole.tui.plot.series import Series
-from lmconsole.tui.widgets.curves import choose_fairly
+from lmconsole.tui.widgets.curves import choose_fairly, shorten
 
 PAPER = CorpusInfo(
     name="WikiText-2", kind="tokens", path="/data", vocabulary=40_479, tokenizer="GPT-1 BPE",
@@ -92,6 +92,24 @@ async def test_selected_runs_are_drawn_together_with_a_marker_each_and_a_legend(
         labels = ("10 LSTM 4L AdamW", "11 GPT-1 2L AdamW", "12 GPT-1 4L AdamW")
         assert [legend(pilot, label)[0] for label in labels] == list(UNICODE.markers[9:])
         assert all(marker in curves(pilot) for marker in UNICODE.markers)
+
+
+async def test_the_legend_of_a_narrow_screen_shows_seeds(stage: Stage) -> None:
+    for seed in (1, 12345):
+        stage.record(8, seed=seed)
+    async with stage.console(size=(80, 24)) as pilot:
+        await pilot.press(*["down"] * 7, "right", "down", "space", "down", "space")
+        await shows(pilot, "8 GPT-1 1L Momentum s12345", "8 GPT-1 1L Momentum s1 ")
+        await pilot.resize_terminal(60, 24)
+        await shows(pilot, "8 GPT-1 1L… s12345", "8 GPT-1 1L Mom… s1 ")
+
+
+def test_labels_that_are_too_long_keep_their_last_word() -> None:
+    assert shorten("1 LSTM 1L Adam s42", 18) == "1 LSTM 1L Adam s42"
+    assert shorten("1 LSTM 1L Adam s42", 17) == "1 LSTM 1L Ad… s42"
+    assert shorten("1 LSTM 1L Adam s42", 4) == "1 L…"
+    assert shorten(f"1 {'x' * 99}", 9) == "1 xxxxxx…"
+    assert all(len(shorten(f"{'a' * n} b s{'4' * n}", room)) <= room for n in range(1, 9) for room in range(1, 12))
 
 
 async def test_a_live_run_grows_on_the_screen(stage: Stage) -> None:

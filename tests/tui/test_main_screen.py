@@ -103,6 +103,17 @@ async def test_help_can_be_scrolled_on_a_short_screen(stage: Stage) -> None:
         await shows_no_more(pilot, last)
 
 
+async def test_the_footer_of_a_page_offers_scrolling_where_there_is_more(stage: Stage) -> None:
+    async with stage.console(size=(80, 24)) as pilot:
+        await pilot.press("question_mark")
+        await shows(pilot, "Keys", "esc Close", "Scroll")
+        await pilot.resize_terminal(120, 100)
+        await shows_no_more(pilot, "Scroll")
+        await shows(pilot, "esc Close")
+        await pilot.resize_terminal(80, 24)
+        await shows(pilot, "Scroll")
+
+
 async def test_the_command_palette_lists_every_action(stage: Stage) -> None:
     async with stage.console() as pilot:
         commands = {(c.title, c.help) for c in pilot.app.get_system_commands(pilot.app.screen)}

@@ -85,6 +85,28 @@ async def test_r_queues_the_selection_with_the_preset_and_reports_it(stage: Stag
         assert sorted(run.info.experiment.id for run in runs(stage)) == [1, 2, 3]
 
 
+async def test_the_console_says_that_it_is_still_checking_until_there_is_an_answer(
+    stage: Stage, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+
+    def start(_: object) -> actions.StartResult:
+        answered.wait(60.0)
+        return actions.StartResult(preset="tiny", message="the answer", warnings=())
+
+    monkeypatch.setattr(actions, "start", start)
+    monkeypatch.setattr("lmconsole.tui.app.CHECKING_S", 0.2)
+    async with stage.console(**small) as pilot:
+        await pilot.press("r", "r")
+        await shows(pilot, "Checking data and devices")
+        for _ in range(3):
+            await shows(pilot, "Still checking data and devices")
+            await pilot.pause(0.2)
+        answered.set()
+        await shows(pilot, "the answer")
+        await shows_no_more(pilot, "Still checking")
+
+
 @pytest.mark.slow
 async def test_a_queue_runs_from_r_to_the_exports(stage: Stage, small: dict[str, Any]) -> None:
     file = small["experiments"]

@@ -62,7 +62,7 @@ class Page(FooterScreen[None], ModalScreen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,enter", "dismiss", "Close", id="page.close"),
-        Binding("down,j", "scroll(1)", "Scroll", id="page.down", show=False),
+        Binding("down,j", "scroll(1)", "Scroll", id="page.down"),
         Binding("up,k", "scroll(-1)", "Scroll up", id="page.up", show=False),
     ]
 
@@ -81,6 +81,16 @@ class Page(FooterScreen[None], ModalScreen[None]):
     def compose_body(self) -> ComposeResult:
         """Yield the text."""
         yield Static(self._body, id="body")
+
+    def on_mount(self) -> None:
+        """Show in the footer whether the page scrolls, also after a change of its size."""
+        self.watch(self.query_one(VerticalScroll), "show_vertical_scrollbar", self.refresh_bindings)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer scrolling only where there is more to see."""
+        if action == "scroll":
+            return any(each.show_vertical_scrollbar for each in self.query(VerticalScroll))
+        return super().check_action(action, parameters)
 
     def action_scroll(self, lines: int) -> None:
         """Scroll by some lines."""

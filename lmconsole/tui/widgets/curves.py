@@ -21,9 +21,11 @@ from lmconsole.tui.plot.glyphs import ANSI_PALETTE, DARK_PALETTE, PALETTE, Glyph
 from lmconsole.tui.plot.series import SMOOTHING, ChartOptions, Series, ShownCurves
 from lmconsole.tui.widgets.grid import Grid, GridCell, text_cells
 
-LEGEND_WIDTH = 37
-NARROW_LEGEND_WIDTH = 25
+LEGEND_WIDTH, NARROW_LEGEND_WIDTH = 37, 25
+"""Least width of the legend, with both values of a run and with one."""
 LEAST_PLOT_WIDTH = 30
+WIDE = 100
+"""Width from which the legend has both values."""
 MAX_DRAWING_SHARE = 0.02
 """Share of the time that may go into drawing curves: many curves are drawn less often."""
 QUICK_S = 0.01
@@ -46,6 +48,15 @@ def choose_fairly(series: Sequence[Series], most: int = MAX_RUNS) -> list[Series
         ranks[each.experiment] += 1
     places = sorted(place for _, place in sorted(ranked)[:most])
     return [replace(series[place], slot=slot) for slot, place in enumerate(places)]
+
+
+def shorten(label: str, room: int) -> str:
+    """Return a label in at most ``room`` characters. Its last word, the seed if there are several, stays if it fits."""
+    if len(label) <= room:
+        return label
+    last = label.rpartition(" ")[2]
+    end = f"… {last}" if len(last) <= room // 2 else "…"
+    return f"{label[: room - len(end)].rstrip()}{end}"
 
 
 class Curves(Grid, can_focus=True):
@@ -119,11 +130,24 @@ class Curves(Grid, can_focus=True):
             self._drawing_s = self._drawn_at - began
 
     def _layout(self) -> tuple[int, int, int]:
-        """Return width and height of the widget, and the width of the legend."""
+        """Return width and height of the widget, and the width of the legend: up to half of it for long labels."""
         width, height = self.size
-        if width >= 100:
-            return width, height, LEGEND_WIDTH
-        return width, height, NARROW_LEGEND_WIDTH if width - NARROW_LEGEND_WIDTH >= LEAST_PLOT_WIDTH else 0
+        legend = LEGEND_WIDTH if width >= WIDE else NARROW_LEGEND_WIDTH
+        if width - legend < LEAST_PLOT_WIDTH:
+            return width, height, 0
+        if self._has_line_per_run(height - 1):
+            longest = max((len(series.label) for series in self.series), default=0)
+            legend = max(legend, min(longest + 4 + (15 if self._shows_both else 7), width // 2))
+        return width, height, legend
+
+    @property
+    def _shows_both(self) -> bool:
+        """Whether the legend has train and validation values."""
+        return self.size.width >= WIDE and self.options.shown is ShownCurves.BOTH
+
+    def _has_line_per_run(self, height: int) -> bool:
+        """Return whether a legend of ``height`` lines has one for each run."""
+        return len(self.series) + (self._omitted > 0) <= height - 1
 
     def _show_drawing(self, drawing: Drawing) -> None:
         width, height, legend_width = self._layout()
@@ -205,12 +229,11 @@ class Curves(Grid, can_focus=True):
         where there are more runs than lines."""
         if not width or not self.series:
             return []
-        if len(self.series) + (self._omitted > 0) <= height - 1:
-            both = width >= LEGEND_WIDTH and self.options.shown is ShownCurves.BOTH
+        if self._has_line_per_run(height):
             one = "train" if self.options.shown is ShownCurves.TRAIN else "valid"
-            headings = f"{'train':>7} {'valid':>7}" if both else f"{one:>7}"
+            headings = f"{'train':>7} {'valid':>7}" if self._shows_both else f"{one:>7}"
             lines = [text_cells(f"{headings:>{width}}", rich_style("", dim=True))]
-            lines += [self._entry(series, width, both) for series in self.series]
+            lines += [self._entry(series, width) for series in self.series]
         else:
             per_line = max(width // 12, 1)
             entries = [self._short_entry(series) for series in self.series]
@@ -238,12 +261,12 @@ class Curves(Grid, can_focus=True):
             texts[0] = ""  # an imported run whose source has no train losses
         return texts[0], texts[1]
 
-    def _entry(self, series: Series, width: int, both: bool) -> list[GridCell]:
+    def _entry(self, series: Series, width: int) -> list[GridCell]:
         train, valid = self._values(series)
         one = train if self.options.shown is ShownCurves.TRAIN else valid
-        values = f"{train:>7} {valid:>7}" if both else f"{one:>7}"
+        values = f"{train:>7} {valid:>7}" if self._shows_both else f"{one:>7}"
         room = width - len(values) - 4
-        label = series.label if len(series.label) <= room else series.label[: room - 1] + "…"
+        label = shorten(series.label, room)
         marker = text_cells(f" {self._marker(series.slot)} ", rich_style(self._color(series.slot), bold=True))
         return [*marker, *text_cells(f"{label:<{room}} {values}")]
 
