@@ -32,7 +32,7 @@ class Verdict(StrEnum):
     LOWER = "lower"
     HIGHER = "higher"
     EQUIVALENT = "equivalent"
-    """The 90 % interval of the difference is inside ±delta."""
+    """The 90% interval of the difference is inside ±delta."""
     INCONCLUSIVE = "inconclusive"
     """Neither a difference nor equivalence is shown. This is not evidence of no difference."""
     UNFINISHED = "unfinished"
@@ -78,7 +78,7 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     diverged: int
     """Runs whose value is not finite."""
     diverged_share: Interval
-    """Exact 95 % interval of the probability that a run diverges (Clopper and Pearson)."""
+    """Exact 95% interval of the probability that a run diverges (Clopper and Pearson)."""
     mean: float | None
     """Null if a run diverged."""
     sd: float | None
@@ -97,14 +97,14 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     difference: float | None
     """Difference of the means; null if a run diverged."""
     interval: Interval | None
-    """Its 95 % interval, for this comparison alone; null for fewer than three seeds or values that do not vary."""
+    """Its 95% interval, for this comparison alone; null for fewer than three seeds or values that do not vary."""
     equivalence_interval: Interval | None
-    """Its 90 % interval, which shows equivalence if it is inside ±delta."""
+    """Its 90% interval, which shows equivalence if it is inside ±delta."""
     ratio: float | None
     """exp(difference): the ratio of geometric means if the values are logarithms, as of perplexities; else null, also
     if it is too large for a number."""
     ratio_interval: Interval | None
-    """Its 95 % interval."""
+    """Its 95% interval."""
     test: str | None
     """Test that gives ``p``: Welch's t, paired t or rank permutation; null if there are too few seeds."""
     p: float | None
@@ -116,9 +116,9 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     superiority: float | None
     """Probability that a run of the first is below one of the second, ties counting half; from ten seeds on."""
     superiority_interval: Interval | None
-    """Its 95 % interval."""
+    """Its 95% interval."""
     detectable_sd: float | None
-    """Difference in standard deviations that these seeds detect with 80 % power, before correction."""
+    """Difference in standard deviations that these seeds detect with 80% power, before correction."""
     verdict: Verdict
     """Statement about the first setting, compared with the second."""
 

@@ -15,8 +15,7 @@ EXPLORATORY = "Exploratory"
 """Word at the end of the captions of figures whose runs no claim covers."""
 
 NO_CLAIM = (
-    "The runs are not covered by a claim that was registered before them. They suggest what to test, and support no "
-    "verdict."
+    "Runs that are not covered by a claim that was registered before them suggest what to test, and support no verdict."
 )
 
 

@@ -106,9 +106,9 @@ def test_runs_queued_after_the_registration_get_a_verdict_at_the_planned_number(
     assert found.result.difference == pytest.approx(-1.03)
     assert found.result.ratio == pytest.approx(math.exp(-1.03))
     assert [each.outcome for each in (*found.first_runs, *found.second_runs)] == ["counts"] * 10
-    assert "is lower than that of LSTM 1L SGD (2): difference −1.030 nats per token" in state(found)
-    assert "fresh seeds" in scope(found)
-    assert "untuned" in scope(found)
+    assert "test loss is lower for LSTM 1L Adam (1) than for LSTM 1L SGD (2): difference −1.030 nats" in state(found)
+    assert "fresh seeds" in scope([found])[0]
+    assert "untuned" in scope([found])[0]
     result = box.result()
     assert (result.planned_runs, result.finished_runs, result.attempts.counted) == (10, 10, 10)
     assert show_claims(box.store.root, json=True) == 0
@@ -123,8 +123,8 @@ def test_equivalence_rests_on_the_90_percent_interval(tmp_path: Path) -> None:
     found = box.contrast()
     low, high = found.result.equivalence_interval.low, found.result.equivalence_interval.high  # type: ignore[union-attr]
     assert (found.result.verdict, found.result.difference) == (Verdict.EQUIVALENT, 0.0)
-    assert "equivalent within ±0.5 nats per token" in state(found)
-    assert f"two one-sided tests at 5 %: 90 % interval [−{-low:.2f}, +{high:.2f}]" in state(found)
+    assert "are equivalent within ±0.5 nats per token" in state(found)
+    assert f"two one-sided tests at 5%: 90% interval [−{-low:.2f}, +{high:.2f}]" in state(found)
     assert "adjusted" not in state(found)
 
 
@@ -251,7 +251,7 @@ def test_a_failed_run_keeps_the_verdict_away(tmp_path: Path) -> None:
     found = box.contrast()
     assert found.result.verdict is Verdict.UNFINISHED
     assert found.result.interval is not None
-    assert describe_missing(found) == [f"missing: experiment 2, seed 1: failed ({runs[2, 1]})"]
+    assert describe_missing([found]) == [f"experiment 2, seed 1: failed ({runs[2, 1]})"]
     assert "5 and 4 of 5 planned seeds have a result" in state(found)
     assert "adjusted p" not in state(found)
 
@@ -300,7 +300,7 @@ def test_studies_of_optimizers_are_the_replicates(tmp_path: Path) -> None:
     assert (found.result.first.seeds, found.result.second.seeds, found.planned) == (3, 3, 3)
     assert found.result.verdict is Verdict.LOWER
     assert found.result.first.sd == pytest.approx(0.01)
-    assert "compares the tuned optimizers" in scope(found)
+    assert "compares two optimizers (untuned" in scope([found])[0]
     assert "3 and 3 studies" in state(found)
 
 
