@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import factories
 import msgspec
@@ -11,85 +10,23 @@ import numpy as np
 import pytest
 import tiny
 import validation
+from claimed import SEEDS, Box, claim
 from factories import append_events
 from safetensors.numpy import save
 
-from lmconsole.claims.evaluate import ClaimedContrast, EvaluatedClaims, evaluate
 from lmconsole.claims.verdict import Verdict
 from lmconsole.claims.wording import describe_missing, scope, state
 from lmconsole.commands.claims import show_claims
-from lmconsole.engine.probe import ProbeAnswer
-from lmconsole.engine.queue import Action, enqueue
-from lmconsole.engine.register import all_runs, claimed_runs, register
+from lmconsole.engine.queue import Action
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.engine.submit import preview
 from lmconsole.errors import LmconsoleError, StoreError
-from lmconsole.plan.claims import Claim
 from lmconsole.runs import endpoint
-from lmconsole.runs.events import Failed, Queued, perplexity
+from lmconsole.runs.events import Failed, perplexity
 from lmconsole.runs.paths import CLAIMS, RunPaths
 from lmconsole.runs.registration import read_registrations
 from lmconsole.runs.store import Store
 from lmconsole.runs.trash import discard
-
-SEEDS = (1, 2, 3, 4, 5)
-QUEUED = Queued(devices=("cpu",), jobs=1)
-
-
-def claim(**changes: object) -> Claim:
-    plain = Claim(contrasts=(((1,), (2,)),), seeds={1: SEEDS, 2: SEEDS})
-    return msgspec.structs.replace(plain, **changes)
-
-
-def answer_for(root: Path, *claims: Claim, **settings: Any) -> ProbeAnswer:
-    ids = dict.fromkeys(id_ for each in claims for id_ in each.experiments)
-    optimizers = {1: "adam", 2: "sgd", 3: "adam"}
-    return ProbeAnswer(
-        preset="tiny",
-        reason="test",
-        devices=("cpu",),
-        device_names=("CPU",),
-        device_keys=("cpu",),
-        runs=tuple(
-            tiny.resolved_tiny(root, number=id_, optimizer=optimizers.get(id_, "adam"), **settings) for id_ in ids
-        ),
-        claims=claims,
-    )
-
-
-class Box:
-    """A store with registered claims, whose runs end as a test says."""
-
-    def __init__(self, root: Path, *claims: Claim, **settings: Any) -> None:
-        self.root, self.store = root, Store(root / "runs")
-        self.answer = answer_for(root, *claims, **settings)
-        self.registration, self.new = register(self.store, self.answer, "claims.toml")
-
-    def queue(self, fresh: bool = False) -> dict[tuple[int, int], str]:
-        """Queue what the claims need, and return the runs by experiment and seed."""
-        done = enqueue(
-            self.store,
-            claimed_runs(self.answer),
-            QUEUED,
-            fresh=fresh,
-            refuse_active=False,
-            after_place=self.registration.place,
-        )
-        return {(each.resolved.experiment.id, each.resolved.seed): str(each.run) for each in done}
-
-    def finish(self, run: str, test_nll: float, *losses: float) -> None:
-        """Let a run end with a test loss, after epochs with these validation losses."""
-        losses = losses or (5.0,)
-        epochs = [event for number, loss in enumerate(losses, 1) for event in factories.epoch_events(number, loss)]
-        end = factories.finished(losses, test_ppl_best=perplexity(test_nll), diverged=not math.isfinite(test_nll))
-        append_events(RunPaths(self.store.root / run), factories.started(), *epochs, end)
-
-    def result(self) -> EvaluatedClaims:
-        return evaluate(self.registration, all_runs(Store(self.store.root)))
-
-    def contrast(self) -> ClaimedContrast:
-        (found,) = self.result().contrasts
-        return found
 
 
 def test_runs_queued_after_the_registration_get_a_verdict_at_the_planned_number(
@@ -283,23 +220,14 @@ def box_steps(box: Box) -> int:
 def test_studies_of_optimizers_are_the_replicates(tmp_path: Path) -> None:
     ids = ((11, 12, 13), (21, 22, 23))
     studies = claim(contrasts=(ids,), seeds=dict.fromkeys((*ids[0], *ids[1]), (1, 2)))
-    root = tmp_path
-    answer = ProbeAnswer(
-        preset="tiny", reason="test", devices=("cpu",), device_names=("CPU",), device_keys=("cpu",), claims=(studies,),
-        runs=tuple(
-            tiny.resolved_tiny(root, number=id_, optimizer="adam" if id_ < 20 else "sgd", learning_rate=1e-4 * id_)
-            for id_ in (*ids[0], *ids[1])
-        ),
-    )  # fmt: skip
-    box = Box.__new__(Box)
-    box.root, box.store, box.answer = root, Store(root / "runs"), answer
-    box.registration, box.new = register(box.store, answer, "claims.toml")
+    box = Box(tmp_path, studies)
     for (id_, seed), run in box.queue().items():
         box.finish(run, 4.0 + (id_ > 20) + 0.01 * id_ + (0.3 if seed == 1 else -0.3))
     found = box.contrast()
     assert (found.result.first.seeds, found.result.second.seeds, found.planned) == (3, 3, 3)
     assert found.result.verdict is Verdict.LOWER
     assert found.result.first.sd == pytest.approx(0.01)
+    assert found.result.first.name == "LSTM 1L Adam (11–13)"
     assert "compares two optimizers (untuned" in scope([found])[0]
     assert "3 and 3 studies" in state(found)
 
