@@ -88,9 +88,7 @@ def claim_sentences(claims: ReportedClaims) -> list[str]:
     contrasts = [each for found in claims.shown for each in found.contrasts]
     gone = describe_missing_registrations(claims.missing)
     if not contrasts:
-        return (
-            [f"No claim that this store still has is about these runs, so all is exploratory. {gone}"] if gone else []
-        )
+        return [f"No claim in this store is about these runs, so all is exploratory. {gone}"] if gone else []
     texts = [_short(each) for each in contrasts]
     more = f" {len(texts) - 3} more are in Claims." if len(texts) > 3 else ""
     shown = "; ".join(texts[:3])
