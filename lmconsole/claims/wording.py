@@ -120,7 +120,7 @@ def _evidence(contrast: ClaimedContrast) -> list[str]:
             parts.append(f"ratio of perplexities {_ratio(result.ratio, result.ratio_interval)}")
     if result.verdict is Verdict.EQUIVALENT:
         parts.append(f"two one-sided tests at 5%: 90% interval {interval(result.equivalence_interval, digits)}")
-    elif result.p_adjusted is not None and result.verdict is not Verdict.UNFINISHED:
+    elif result.p_adjusted is not None:
         p = p_value(result.p_adjusted)
         parts.append(f"{result.test}, Holm-adjusted p {p if p.startswith('<') else f'= {p}'}")
         if result.permutation_p is not None:
@@ -252,18 +252,19 @@ def _longer_training(contrasts: Sequence[ClaimedContrast]) -> list[str]:
 
     The cost of reaching a target depends on the length of training only where runs missed the target.
     """
-    bounded = [
-        (side.name, all(run.best_at_end for run in runs if run.outcome in RESULTS))
-        for each in contrasts
-        if each.target_ppl is None or any(side.diverged for side in _sides(each))
-        for side, runs in zip(_sides(each), (each.first_runs, each.second_runs), strict=True)
-        if side.seeds
-    ]
-    names = dict.fromkeys(name for name, at_end in bounded if at_end)
+    at_end: dict[str, bool] = {}
+    for each in contrasts:
+        if each.target_ppl is not None and not any(side.diverged for side in _sides(each)):
+            continue
+        for side, runs in zip(_sides(each), (each.first_runs, each.second_runs), strict=True):
+            done = [run.best_at_end for run in runs if run.outcome in RESULTS]
+            if done:
+                at_end[side.name] = at_end.get(side.name, True) and all(done)
+    names = [name for name, all_at_end in at_end.items() if all_at_end]
     if not names:
         return []
-    runs = "All runs" if len(names) == len({name for name, _ in bounded}) else f"All runs of {_listed(names)}"
-    return [f"{runs} validated best at their last epoch, so longer training may change the difference."]
+    subject = "All runs" if len(names) == len(at_end) else f"All runs of {_listed(names)}"
+    return [f"{subject} validated best at their last epoch, so longer training may change the difference."]
 
 
 def _detects(contrasts: Sequence[ClaimedContrast]) -> list[str]:

@@ -185,7 +185,7 @@ def _sentence(contrast: ClaimedContrast) -> str:
 
 
 _REGISTRATION = "Reg.: registration, whose comparisons Holm's method counts together."
-_BY_RANKS = f"{DASH}: runs that diverged or never reached a target are infinite, so ranks are compared."
+_BY_RANKS = f"{DASH} as a difference: ranks are compared, since diverged runs and missed targets are infinite."
 
 SIDES_CM = 3.8
 """Width of the names of both sides of a comparison, on two lines unless they are long."""

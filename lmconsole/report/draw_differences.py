@@ -79,16 +79,16 @@ def _axes(plot: DifferencePlot) -> tuple[Figure, Axes, Axes]:
 
 
 def _draw_values(axes: Axes, y: int, row: DifferenceRow) -> None:
-    """Draw the value of every seed and the mean of each side, and say how many runs diverged."""
+    """Draw the value of every seed, and the mean of each side or, without one, how many runs diverged."""
     sides = (row.first_values, BLUE), (row.second_values, VERMILLION)
     for offset, diverged, (values, color) in zip(_OFFSETS, row.diverged, sides, strict=True):
         axes.plot(values, [y + offset] * len(values), **SEED | {"markerfacecolor": color}, clip_on=False)
-        if values:
+        if diverged:
+            axes.text(1.0, y + offset + 0.17, f"{diverged} diverged", NOTE | {"ha": "right", "va": "center"},
+                      transform=axes.get_yaxis_transform())  # fmt: skip
+        elif values:
             mean = sum(values) / len(values)
             axes.plot([mean, mean], [y + offset - 0.15, y + offset + 0.15], color="black", linewidth=1.0)
-        if diverged:
-            axes.text(1.0, y + offset, f"{diverged} diverged", NOTE | {"ha": "right", "va": "center"},
-                      transform=axes.get_yaxis_transform())  # fmt: skip
 
 
 def _draw_difference(axes: Axes, y: int, row: DifferenceRow) -> None:

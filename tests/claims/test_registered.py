@@ -193,6 +193,22 @@ def test_a_failed_run_keeps_the_verdict_away(tmp_path: Path) -> None:
     assert "adjusted p" not in state(found)
 
 
+def test_an_early_look_has_no_p_value_and_does_not_ease_the_correction_of_others(tmp_path: Path) -> None:
+    box = Box(tmp_path, claim(contrasts=(((1,), (2,)), ((1,), (11,))), seeds=dict.fromkeys((1, 2, 11), SEEDS)))
+    runs = box.queue()
+    for (id_, seed), run in runs.items():
+        if (id_, seed) != (11, 5):
+            box.finish(run, {1: 4.0, 2: 4.02, 11: 9.0}[id_] + 0.01 * seed)
+    done, early = box.result().contrasts
+    assert (early.result.verdict, early.result.p, early.result.p_adjusted) == (Verdict.UNFINISHED, None, None)
+    assert (early.result.test, early.result.permutation_p) == (None, None)
+    assert early.result.interval is not None
+    assert done.result.p_adjusted == pytest.approx(2 * (done.result.p or 0)), "as if the early one were not significant"
+    box.finish(runs[11, 5], 9.05)
+    done, _ = box.result().contrasts
+    assert done.result.p_adjusted == pytest.approx(done.result.p)
+
+
 def test_times_to_a_target_are_ranked_and_misses_are_infinite(tmp_path: Path) -> None:
     box = Box(tmp_path, claim(endpoint="steps", targets=(perplexity(4.0), perplexity(1.0))))
     runs = box.queue()

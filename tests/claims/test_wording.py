@@ -56,6 +56,14 @@ def test_one_run_that_validated_best_before_its_end_is_enough_for_a_side(tmp_pat
     assert "longer training" not in " ".join(scope(box.result().contrasts))
 
 
+def test_a_side_validated_best_at_the_end_only_if_it_did_so_in_every_comparison(tmp_path: Path) -> None:
+    box = Box(tmp_path, claim(), claim(name="later", seeds=dict.fromkeys((1, 2), (6, 7, 8))))
+    for (id_, seed), run in box.queue().items():
+        box.finish(run, 4.0, *((4.8, 4.9) if (id_, seed) == (2, 7) else (5.0, 4.9)))
+    (sentence,) = (each for each in scope(box.result().contrasts) if "longer training" in each)
+    assert sentence.startswith("All runs of LSTM 1L Adam (1) validated best at their last epoch")
+
+
 def test_costs_of_targets_depend_on_the_length_of_training_only_where_runs_missed(tmp_path: Path) -> None:
     box = Box(tmp_path, claim(endpoint="steps", targets=(perplexity(5.5), perplexity(1.0))))
     box.finish_all()
