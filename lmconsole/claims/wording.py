@@ -277,7 +277,7 @@ def _detects(contrasts: Sequence[ClaimedContrast]) -> list[str]:
         detected[f"{fewest} {what} detect {each.result.detectable_sd:.1f} standard deviations"] = None
         for side in _sides(each):
             if side.sd is not None:
-                spreads.setdefault(what, {})[f"{side.sd:.2g} for {side.name}"] = None
+                spreads.setdefault(what, {})[f"{f'{side.sd:#.2g}'.rstrip('.')} for {side.name}"] = None
     if not known:
         return []
     sentences = [f"Standard deviations over {what} in nats per token: {', '.join(of)}." for what, of in spreads.items()]
