@@ -34,14 +34,14 @@ class Difference:
     p: Array
     """Two-sided p-value of no difference."""
     low: Array
-    """Lower end of the 95 % interval."""
+    """Lower end of the 95% interval."""
     high: Array
     low90: Array
-    """Lower end of the 90 % interval, which decides equivalence."""
+    """Lower end of the 90% interval, which decides equivalence."""
     high90: Array
 
     def within(self, delta: float) -> NDArray[np.bool_]:
-        """Whether the 90 % interval is inside ±``delta``: two one-sided tests at 5 % both reject (Schuirmann 1987)."""
+        """Whether the 90% interval is inside ±``delta``: two one-sided tests at 5% both reject (Schuirmann 1987)."""
         return (self.low90 > -delta) & (self.high90 < delta)
 
 

@@ -42,12 +42,15 @@ class ClaimedContrast(msgspec.Struct, frozen=True, kw_only=True):
     of_optimizers: bool
     """Whether the replicates are independent studies, so that the comparison is one of optimizers; otherwise they are
     seeds, and it is one of two settings."""
+    paired: bool
+    """Whether runs with the same seed are compared in pairs, as declared beforehand."""
     decaying: bool
     """Whether a learning rate decays: rankings on the way to a target may then flip later."""
     tuning: tuple[int, int]
     """Tuning trials of each side that this store has."""
     unlearned: tuple[bool, bool]
-    """Whether the median test loss of each side is that of a uniform guess over the vocabulary, or close to it."""
+    """Whether the median test loss of each side is less than 0.1 nats per token below that of a uniform guess over the
+    vocabulary."""
     first_runs: tuple[Replicate, ...]
     """Planned runs of the first side."""
     second_runs: tuple[Replicate, ...]
@@ -118,6 +121,7 @@ def evaluate(registration: Registration, runs: Iterable[Run]) -> EvaluatedClaims
             delta=claim.delta,
             planned=planned_replicates(claim, first),
             of_optimizers=len(first) > 1,
+            paired=claim.paired,
             decaying=any(
                 registration.settings[id_].settings.learning_rate_decay != "none" for id_ in (*first, *second)
             ),

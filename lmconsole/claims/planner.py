@@ -41,7 +41,7 @@ class SeedChoice(msgspec.Struct, frozen=True, kw_only=True):
     seeds: int
     """Seeds of each experiment."""
     detectable_sd: float | None
-    """Difference of two settings that is found with 80 % power, in standard deviations of one seed; null for one
+    """Difference of two settings that is found with 80% power, in standard deviations of one seed; null for one
     seed."""
     detectable_nats: float | None
     """The same in nats per token; null if the spread is unknown."""
@@ -149,7 +149,7 @@ def describe_plan(plan: SeedPlan) -> list[str]:
         seeds = sum(each.seeds for each in plan.spread)
         spread = f"spread so far: sd {plan.sd:.2g} {UNIT} ({counted(seeds, 'run')})"
     level = "" if plan.comparisons == 1 else f" in the hardest of {plan.comparisons} comparisons"
-    return [spread, f"detected with 80 % power{level}:", *(_line(choice, plan.asked) for choice in plan.choices)]
+    return [spread, f"detected with 80% power{level}:", *(_line(choice, plan.asked) for choice in plan.choices)]
 
 
 def _line(choice: SeedChoice, asked: int) -> str:

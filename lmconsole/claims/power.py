@@ -65,7 +65,7 @@ def seeds_to_detect(difference_sd: float, alpha: float = ALPHA, wanted: float = 
 
 
 def half_width_sd(n: int) -> float:
-    """Return half the width of the 95 % interval of a difference between ``n`` and ``n`` seeds.
+    """Return half the width of the 95% interval of a difference between ``n`` and ``n`` seeds.
 
     In standard deviations, which are equal on both sides; infinite for fewer than two seeds.
     """

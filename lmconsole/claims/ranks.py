@@ -50,7 +50,7 @@ def is_exact(m: int, n: int) -> bool:
 
 
 def superiority(first: ArrayLike, second: ArrayLike) -> tuple[float, float, float]:
-    """Return P(first < second), where ties count half, and the ends of its 95 % interval.
+    """Return P(first < second), where ties count half, and the ends of its 95% interval.
 
     The interval is Newcombe's method 5 (Statistics in Medicine 25, 2006), which stays within 0 and 1.
     """
@@ -72,7 +72,7 @@ def superiority(first: ArrayLike, second: ArrayLike) -> tuple[float, float, floa
 
 
 def share_interval(count: int, total: int) -> tuple[float, float]:
-    """Return the exact 95 % interval of a probability, of ``count`` cases in ``total`` (Clopper and Pearson 1934)."""
+    """Return the exact 95% interval of a probability, of ``count`` cases in ``total`` (Clopper and Pearson 1934)."""
     from scipy.stats import binomtest
 
     interval = binomtest(count, total).proportion_ci(0.95, method="exact")

@@ -44,6 +44,9 @@ class Replicate(msgspec.Struct, frozen=True, kw_only=True):
     """Value of the endpoint; null if it is infinite or there is none."""
     test_nll: float | None
     """Test loss in nats per token, whatever the endpoint; null if it is infinite or unknown."""
+    best_at_end: bool
+    """Whether it has a result and validated best at its last planned epoch, so that longer training may have changed
+    it."""
 
 
 def planned_runs(registration: Registration, runs: Iterable[Run]) -> dict[tuple[int, int], tuple[Run | None, bool]]:
@@ -96,6 +99,10 @@ def _replicate(
         outcome=outcome,
         value=value if value is not None and math.isfinite(value) else None,
         test_nll=None if loss is None or not math.isfinite(loss) else loss,
+        best_at_end=outcome in RESULTS
+        and run is not None
+        and run.state.finished is not None
+        and run.state.finished.best_epoch == planned.settings.epochs,
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import msgspec
@@ -32,7 +32,7 @@ class Verdict(StrEnum):
     LOWER = "lower"
     HIGHER = "higher"
     EQUIVALENT = "equivalent"
-    """The 90 % interval of the difference is inside ±delta."""
+    """The 90% interval of the difference is inside ±delta."""
     INCONCLUSIVE = "inconclusive"
     """Neither a difference nor equivalence is shown. This is not evidence of no difference."""
     UNFINISHED = "unfinished"
@@ -78,7 +78,7 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     diverged: int
     """Runs whose value is not finite."""
     diverged_share: Interval
-    """Exact 95 % interval of the probability that a run diverges (Clopper and Pearson)."""
+    """Exact 95% interval of the probability that a run diverges (Clopper and Pearson)."""
     mean: float | None
     """Null if a run diverged."""
     sd: float | None
@@ -97,16 +97,17 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     difference: float | None
     """Difference of the means; null if a run diverged."""
     interval: Interval | None
-    """Its 95 % interval, for this comparison alone; null for fewer than three seeds or values that do not vary."""
+    """Its 95% interval, for this comparison alone; null for fewer than three seeds or values that do not vary."""
     equivalence_interval: Interval | None
-    """Its 90 % interval, which shows equivalence if it is inside ±delta."""
+    """Its 90% interval, which shows equivalence if it is inside ±delta."""
     ratio: float | None
     """exp(difference): the ratio of geometric means if the values are logarithms, as of perplexities; else null, also
     if it is too large for a number."""
     ratio_interval: Interval | None
-    """Its 95 % interval."""
+    """Its 95% interval."""
     test: str | None
-    """Test that gives ``p``: Welch's t, paired t or rank permutation; null if there are too few seeds."""
+    """Test that gives ``p``: Welch's t, paired t or rank permutation; null if there are too few seeds, or fewer than
+    planned."""
     p: float | None
     """Two-sided p-value, before correction."""
     p_adjusted: float | None
@@ -116,9 +117,9 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     superiority: float | None
     """Probability that a run of the first is below one of the second, ties counting half; from ten seeds on."""
     superiority_interval: Interval | None
-    """Its 95 % interval."""
+    """Its 95% interval."""
     detectable_sd: float | None
-    """Difference in standard deviations that these seeds detect with 80 % power, before correction."""
+    """Difference in standard deviations that these seeds detect with 80% power, before correction."""
     verdict: Verdict
     """Statement about the first setting, compared with the second."""
 
@@ -159,9 +160,14 @@ class Planned:
 def compare_family(family: Sequence[Planned]) -> list[Comparison]:
     """Return the result of each contrast of one family, whose contrasts may differ in what was fixed beforehand.
 
-    Raises LmconsoleError for a pair without a partner.
+    A contrast with fewer seeds than planned has no p-value and counts as 1 in the correction, so that the verdicts on
+    others do not depend on its results so far. Raises LmconsoleError for a pair without a partner.
     """
     tests = [_test(each.contrast) for each in family]
+    tests = [
+        replace(test, p=math.nan) if _is_unfinished(each.contrast, each.planned) else test
+        for each, test in zip(family, tests, strict=True)
+    ]
     adjusted = holm([test.p for test in tests])
     return [
         _comparison(each.contrast, test, float(p), each.delta, each.planned, each.log)
@@ -226,19 +232,24 @@ def _comparison(
         p_adjusted=p_adjusted if known else None,
         permutation_p=(
             mean_permutation_p(first, second)
-            if both_finite and _may_permute(first, second) and not contrast.paired
+            if both_finite
+            and _may_permute(first, second)
+            and not contrast.paired
+            and not _is_unfinished(contrast, planned)
             else None
         ),
         superiority=order[0] if order else None,
         superiority_interval=Interval(order[1], order[2]) if order else None,
         detectable_sd=detectable_sd(fewest) if both_finite and fewest >= MIN_SEEDS and not contrast.paired else None,
-        verdict=_verdict(test, p_adjusted, fewest, delta, planned),
+        verdict=Verdict.UNFINISHED if _is_unfinished(contrast, planned) else _verdict(test, p_adjusted, delta),
     )
 
 
-def _verdict(test: _Test, p_adjusted: float, fewest: int, delta: float | None, planned: int | None) -> Verdict:
-    if planned is not None and fewest < planned:
-        return Verdict.UNFINISHED
+def _is_unfinished(contrast: Contrast, planned: int | None) -> bool:
+    return planned is not None and min(len(contrast.first_values), len(contrast.second_values)) < planned
+
+
+def _verdict(test: _Test, p_adjusted: float, delta: float | None) -> Verdict:
     if test.name is None:
         return Verdict.DESCRIPTION
     if delta is not None and test.difference is not None and bool(test.difference.within(delta)):

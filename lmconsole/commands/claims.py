@@ -8,22 +8,26 @@ from rich.text import Text
 
 from lmconsole.claims.evaluate import ClaimedContrast, EvaluatedClaims, evaluate
 from lmconsole.claims.wording import (
+    FAMILY,
     decimals,
     describe,
     describe_attempts,
     describe_missing,
-    detects,
+    describe_missing_registrations,
+    describe_registrations,
+    exact,
     interval,
     number,
     p_value,
     scope,
     state,
 )
-from lmconsole.commands.output import console, plain_table, print_json, warn_about
+from lmconsole.commands.output import console, plain_table, print_json, print_message, warn_about
 from lmconsole.engine.register import all_runs
 from lmconsole.errors import ExitCode, LmconsoleError, escape_control_characters
 from lmconsole.formatting import counted
-from lmconsole.runs.registration import Registration, read_registrations
+from lmconsole.runs.paths import CLAIMS
+from lmconsole.runs.registration import Registration, missing_numbers, read_registrations
 from lmconsole.runs.store import Store
 
 
@@ -35,29 +39,35 @@ def show_claims(root: Path, *, json: bool = False) -> ExitCode:
     """
     store = Store(root)
     registrations = read_registrations(store.root)
+    runs = all_runs(store)
+    gone = describe_missing_registrations(missing_numbers(registrations, runs))
     if not registrations:
         raise LmconsoleError(
-            f"{store.root}: no claim is registered",
+            f"{store.root}: {gone.removesuffix('.') or 'no claim is registered'}",
             hint="Write [[claim]] rows into experiments.toml, and start `lmconsole run --claims`.",
         )
-    runs = all_runs(store)
     warn_about(store)
     found = [evaluate(registration, runs) for registration in registrations]
     if json:
         print_json(found)
+        if gone:
+            print_message(f"warning: {store.root / CLAIMS}: {gone}")
     else:
-        for position, claims in enumerate(found):
-            if position:
-                console().print()
+        for claims in found:
             print_claims(claims)
+            console().print()
+        altogether = describe_registrations(len(found), sum(len(each.contrasts) for each in found))
+        console().print(Text(f"{FAMILY} {altogether}".rstrip(), style="dim"))
+        if gone:
+            console().print(Text(gone, style="yellow"))
     return ExitCode.OK if all(each.supported for each in found) else ExitCode.INCONCLUSIVE
 
 
 def print_claims(claims: EvaluatedClaims, *, stderr: bool = False) -> None:
     """Print the claims of one file: a table, and a sentence on each comparison."""
     out = console(stderr=stderr)
-    title = Text(f"Claims {claims.hash[:12]}", style="bold")
-    title.append(f", registered {claims.registered_t[:16].replace('T', ' ')} UTC from {claims.source}: ", "not bold")
+    title = Text(f"Registration {claims.number}, {claims.hash[:12]}", style="bold")
+    title.append(f", {claims.registered_t[:16].replace('T', ' ')} UTC from {claims.source}: ", "not bold")
     title.append(f"{claims.finished_runs:,} of {counted(claims.planned_runs, 'run')} finished", "not bold")
     out.print(title, soft_wrap=True)
     out.print()
@@ -65,11 +75,11 @@ def print_claims(claims: EvaluatedClaims, *, stderr: bool = False) -> None:
     out.print()
     for contrast in claims.contrasts:
         out.print(Text(f"{contrast.claim}: " if contrast.claim else "").append(state(contrast)))
-        out.print(Text(" ".join(part for part in (scope(contrast), detects(contrast)) if part), style="dim"))
-        for line in describe_missing(contrast):
-            out.print(Text(line, style="yellow"))
         out.print()
-    out.print(Text(describe_attempts(claims.attempts), style="dim"))
+    for line in describe_missing(claims.contrasts):
+        out.print(Text(f"missing: {line}", style="yellow"))
+    for line in (*scope(claims.contrasts), describe_attempts(claims.attempts)):
+        out.print(Text(line, style="dim"))
 
 
 def _table(contrasts: Sequence[ClaimedContrast]) -> Table:
@@ -81,7 +91,7 @@ def _table(contrasts: Sequence[ClaimedContrast]) -> Table:
     for each in contrasts:
         result = each.result
         digits = decimals(result.interval)
-        target = f", to {each.target_ppl:g} in {each.unit}" if each.target_ppl is not None else ""
+        target = f", to {exact(each.target_ppl)} in {each.unit}" if each.target_ppl is not None else ""
         table.add_row(
             Text(escape_control_characters(f"{result.first.name} − {result.second.name}{target}")),
             f"{result.first.seeds}, {result.second.seeds} of {each.planned}",

@@ -21,6 +21,7 @@ from lmconsole.runs.events import Queued, utc_now
 from lmconsole.runs.info import SCHEMA, RunInfo
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.permissions import AfterQueue, Permissions, pending
+from lmconsole.runs.registration import last_number, readable_registrations
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store, queue_order
 from lmconsole.telemetry.host import cores, threads_per_run
@@ -195,8 +196,8 @@ def enqueue(
 
     Args:
         wanted: runs without duplicates.
-        template: event that queues each run, with ``place`` to be filled in. Its ``jobs`` is the most at once for any
-            of them.
+        template: event that queues each run, with ``place`` and ``registrations`` to be filled in. Its ``jobs`` is the
+            most at once for any of them.
         after: what to do when the queue is empty, also for runs that are resumed.
         fresh: create new runs even where the store has the same ones.
         refuse_active: raise if one of the runs is active.
@@ -223,6 +224,8 @@ def enqueue(
             )
         by_name = {run.run: run for run in runs}
         places = next_places(store, runs)
+        registrations = last_number(readable_registrations(store.root), runs)
+        template = msgspec.structs.replace(template, registrations=registrations)
         done = []
         for decision in decisions:
             if decision.action.queues:

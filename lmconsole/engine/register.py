@@ -17,6 +17,7 @@ from lmconsole.runs.registration import (
     PlannedSetting,
     Registration,
     claims_hash,
+    last_number,
     read_registrations,
     write_registration,
 )
@@ -115,12 +116,13 @@ def register(store: Store, answer: ProbeAnswer, source: Path | str) -> tuple[Reg
         known = registered(store, answer)
         if known is not None:
             return known, False
-        check_claims(answer, all_runs(store))
+        runs = all_runs(store)
+        check_claims(answer, runs)
         settings = planned_settings(answer)
         made = Registration(
             hash=claims_hash(answer.claims, settings),
-            number=1 + max((each.number for each in read_registrations(store.root)), default=0),
-            place=next(next_places(store, store.runs())),
+            number=1 + last_number(read_registrations(store.root), runs),
+            place=next(next_places(store, runs)),
             registered_t=utc_now(),
             source=str(source),
             version=__version__,

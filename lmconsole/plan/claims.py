@@ -246,7 +246,7 @@ def _contrast_problems(claim: Claim, first: Side, second: Side, experiments: Map
     if sizes[0] != sizes[1]:
         problems.append(
             f"seeds: {name} have {sizes[0]} and {sizes[1]} replicates; plan equally many, or Welch's test errs more "
-            "often than 5 %"
+            "often than 5%"
         )
     if (len(first) > 1) != (len(second) > 1):
         problems.append(f"contrasts: {name}: studies can only be compared with studies")

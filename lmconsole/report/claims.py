@@ -1,5 +1,6 @@
 """The report's section on registered claims: a table, a figure with every seed, and a sentence on each comparison."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,11 +9,14 @@ import pandas as pd
 from lmconsole.claims.evaluate import ClaimedContrast, EvaluatedClaims, evaluate
 from lmconsole.claims.replicates import RESULTS, Replicate
 from lmconsole.claims.wording import (
+    FAMILY,
     decimals,
     describe,
     describe_attempts,
     describe_missing,
-    detects,
+    describe_missing_registrations,
+    describe_registrations,
+    exact,
     interval,
     number,
     p_value,
@@ -23,11 +27,12 @@ from lmconsole.engine.register import all_runs
 from lmconsole.formatting import counted
 from lmconsole.plan.claims import ENDPOINT_NAMES
 from lmconsole.report.blocks import Block, BulletList, FigureRow, Heading, NumberedTable, Paragraph
+from lmconsole.report.captions import join_sentences
 from lmconsole.report.figure_content import CLAIMS, DifferencePlot, DifferenceRow, FigureSpec
 from lmconsole.report.markup import DASH
 from lmconsole.report.selection import Group
 from lmconsole.report.table import Cell, Column, Table
-from lmconsole.runs.registration import read_registrations
+from lmconsole.runs.registration import last_number, missing_numbers, read_registrations
 from lmconsole.runs.store import Store
 
 TABLE = "table-claims"
@@ -36,13 +41,14 @@ TABLE = "table-claims"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportedClaims:
-    """Registered claims of a store that have runs in a group."""
+    """Registered claims of a store, seen from a group of its runs."""
 
     shown: Sequence[EvaluatedClaims] = ()
-    others: int = 0
-    """Registered claim files of the store that have no run in the group."""
-    missing: int = 0
-    """Registrations of the store whose files are gone, as far as the numbers of later ones show."""
+    """Those with a result in the group."""
+    others: Sequence[EvaluatedClaims] = ()
+    """Those without."""
+    missing: Sequence[int] = ()
+    """Numbers of registrations whose files are gone: see ``missing_numbers``."""
     covered: frozenset[str] = frozenset()
     """Runs of the group that count for a claim."""
 
@@ -58,89 +64,119 @@ class ReportedClaims:
 
 
 def reported_claims(store: Store, group: Group) -> ReportedClaims:
-    """Return the registered claims of a store with the runs of a group. Raises StoreError if they cannot be read."""
+    """Return the registered claims of a store. Raises StoreError if they cannot be read."""
     registrations = read_registrations(store.root)
-    if not registrations:
-        return ReportedClaims()
+    if not last_number(registrations, store.runs()):
+        return ReportedClaims()  # without reading the trash
     runs = all_runs(store)
     names = {run.run for run in group.runs}
     shown: list[EvaluatedClaims] = []
+    others: list[EvaluatedClaims] = []
     covered: set[str] = set()
     for registration in registrations:
         found = evaluate(registration, runs)
         counts = [run for each in found.contrasts for run in (*each.first_runs, *each.second_runs)]
         here = {each.run for each in counts if each.run and each.outcome in RESULTS} & names
-        if here:
-            shown.append(found)
-            covered |= here
-    missing = max(each.number for each in registrations) - len(registrations)
-    return ReportedClaims(
-        shown=shown, others=len(registrations) - len(shown), missing=missing, covered=frozenset(covered)
-    )
+        (shown if here else others).append(found)
+        covered |= here
+    missing = missing_numbers(registrations, runs)
+    return ReportedClaims(shown=shown, others=others, missing=missing, covered=frozenset(covered))
 
 
 def claim_sentences(claims: ReportedClaims) -> list[str]:
     """Return the sentence of the first page on claims; empty without any, so that it says so itself."""
     contrasts = [each for found in claims.shown for each in found.contrasts]
+    gone = describe_missing_registrations(claims.missing)
     if not contrasts:
-        return []
+        return [f"No claim in this store is about these runs, so all is exploratory. {gone}"] if gone else []
     texts = [_short(each) for each in contrasts]
     more = f" {len(texts) - 3} more are in Claims." if len(texts) > 3 else ""
     shown = "; ".join(texts[:3])
-    return [f"Comparisons registered before the runs, with their results: {shown}.{more} All else is exploratory."]
+    text = f"Comparisons registered before the runs, with their results: {shown}.{more} All else is exploratory."
+    return [f"{text} {gone}".rstrip()]
 
 
 def _short(contrast: ClaimedContrast) -> str:
     """Return the verdict on a comparison in a clause."""
     result = contrast.result
-    what = ENDPOINT_NAMES[contrast.endpoint].replace("the target", f"PPL {contrast.target_ppl or 0:g}")
+    what = ENDPOINT_NAMES[contrast.endpoint].replace("the target", f"PPL {exact(contrast.target_ppl or 0.0)}")
     numbers = ""
     if result.difference is not None and result.interval is not None:
         digits = decimals(result.interval)
-        numbers = f" ({number(result.difference, digits)} {contrast.unit}, 95 % {interval(result.interval, digits)})"
+        numbers = f" ({number(result.difference, digits)} {contrast.unit}, 95% {interval(result.interval, digits)})"
     return f"{what} of {result.first.name} against {result.second.name}: {describe(result)}{numbers}"
 
 
 def claims_section(claims: ReportedClaims) -> list[Block]:
-    """Return the section on claims; nothing without any."""
-    if not claims.shown:
+    """Return the section on claims; nothing for a store without any."""
+    registrations = sorted((*claims.shown, *claims.others), key=lambda each: each.number)
+    if not registrations and not claims.missing:
         return []
     blocks: list[Block] = [Heading(1, "Claims")]
-    for found in claims.shown:
-        what = f"{counted(len(found.contrasts), 'comparison')}, {counted(found.planned_runs, 'run')}"
-        text = (
-            f"{what}, registered {found.registered_t[:16].replace('T', ' ')} UTC before any of these runs was queued "
-            f"(registration {found.number} of this store, SHA-256 {found.hash[:16]}…; only a hash that was published "
-            f"elsewhere proves the order). {found.finished_runs} of {found.planned_runs} planned runs have a result. "
-            "Intervals are per comparison; p-values are Holm-adjusted over all comparisons of the file. Verdicts are "
-            "conditional on corpus, test set, budget and settings."
-        )
-        blocks.append(Paragraph(text, lead=f"{found.source.rpartition('/')[2]}."))
+    altogether = [
+        describe_registrations(len(registrations), sum(len(each.contrasts) for each in registrations)),
+        describe_missing_registrations(claims.missing),
+    ]
+    if claims.shown:
+        blocks.append(Paragraph(_CLAIMS))
+    if any(altogether):
+        blocks.append(Paragraph(join_sentences(altogether), lead="Registrations."))
+    if claims.others:
+        blocks += [Paragraph("Without a result in this report:"), BulletList([_other(each) for each in claims.others])]
+    if not claims.shown:
+        return blocks
     blocks.append(NumberedTable(TABLE, claims_table(claims)))
     figure = claims_figure(claims)
     if figure.content is not None:
         blocks.append(FigureRow([figure]))
     for found in claims.shown:
-        blocks.append(BulletList([_sentence(each) for each in found.contrasts]))
-        scopes = dict.fromkeys(text for each in found.contrasts for text in (scope(each), detects(each)) if text)
-        blocks.append(Paragraph(" ".join(scopes), lead="Scope."))
-        missing = dict.fromkeys(line for each in found.contrasts for line in describe_missing(each))
-        if missing:
-            blocks += [Paragraph("", lead="Missing."), BulletList([line.removeprefix("missing: ") for line in missing])]
-        blocks.append(Paragraph(describe_attempts(found.attempts), lead="Attempts."))
-    if claims.others or claims.missing:
-        blocks.append(Paragraph(_other_registrations(claims)))
+        blocks += _registration(found)
     return blocks
 
 
-def _other_registrations(claims: ReportedClaims) -> str:
-    """Return a sentence on the registrations of the store that are not shown, and on those that are missing."""
-    text = (
-        f"This store has {counted(claims.others, 'other registration')}, each corrected for its own comparisons alone."
-    )
-    if claims.missing:
-        text += f" {counted(claims.missing, 'registration')} {'is' if claims.missing == 1 else 'are'} missing."
-    return text
+_CLAIMS = (
+    "A claim fixes comparisons and seeds, and is registered in the store before any of its runs is queued; only a hash "
+    f"that was published elsewhere proves the order. {FAMILY} Verdicts are conditional on corpus, test set, budget and "
+    "settings."
+)
+
+
+def _registration(found: EvaluatedClaims) -> list[Block]:
+    """Return what the comparisons of one registration come to, and what they rest on."""
+    registered = f"registered {found.registered_t[:16].replace('T', ' ')} UTC, SHA-256 beginning with {found.hash[:16]}"
+    blocks: list[Block] = [
+        Paragraph(f"{_describe(found)}, {registered}. {_results(found)}", lead=f"{_name(found)}."),
+        BulletList([_sentence(each) for each in found.contrasts]),
+        Paragraph("", lead="Scope."),
+        BulletList(scope(found.contrasts)),
+    ]
+    missing = describe_missing(found.contrasts)
+    if missing:
+        blocks += [Paragraph("", lead="Missing."), BulletList(missing)]
+    return [*blocks, Paragraph(describe_attempts(found.attempts), lead="Attempts.")]
+
+
+def _name(found: EvaluatedClaims) -> str:
+    return f"Registration {found.number}"
+
+
+def _describe(found: EvaluatedClaims) -> str:
+    """Return source and size of a registration."""
+    source = found.source.rpartition("/")[2]
+    return f"{source}: {counted(len(found.contrasts), 'comparison')}, {counted(found.planned_runs, 'run')}"
+
+
+def _results(found: EvaluatedClaims) -> str:
+    if found.finished_runs == found.planned_runs:
+        return "All planned runs have a result."
+    return f"{found.finished_runs} of {counted(found.planned_runs, 'planned run')} have a result."
+
+
+def _other(found: EvaluatedClaims) -> str:
+    """Return a line on a registration that the report does not show, with its verdicts."""
+    verdicts = Counter(each.result.verdict.value for each in found.contrasts)
+    results = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+    return f"{_name(found)}, {_describe(found)}. {_results(found)} Verdicts: {results}."
 
 
 def _sentence(contrast: ClaimedContrast) -> str:
@@ -148,22 +184,32 @@ def _sentence(contrast: ClaimedContrast) -> str:
     return f"{name}{state(contrast)}"
 
 
-_BY_RANKS = f"{DASH}: runs that diverged or never reached a target are infinite, so ranks are compared."
+_REGISTRATION = "Reg.: registration, whose comparisons Holm's method counts together."
+_BY_RANKS = f"{DASH} as a difference: ranks are compared, since diverged runs and missed targets are infinite."
 
-HEADERS = ("First", "Second", "Endpoint", "n", "Difference", "95 % interval", "p (Holm)", "Verdict")
+SIDES_CM = 3.8
+"""Width of the names of both sides of a comparison, on two lines unless they are long."""
+
+HEADERS = ("Reg.", "First − second", "Endpoint", "n", "Difference", "95% interval", "p (Holm)", "Verdict")
 
 
 def claims_table(claims: ReportedClaims) -> Table:
     """Return the table of all comparisons that were claimed."""
-    contrasts = [each for found in claims.shown for each in found.contrasts]
+    numbered = [(found.number, each) for found in claims.shown for each in found.contrasts]
+    contrasts = [each for _, each in numbered]
+    needless = {
+        "Reg.": len(claims.shown) == 1,
+        "Endpoint": all(each.target_ppl is None for each in contrasts),
+    }
+    headers = [header for header in HEADERS if not needless.get(header)]
     rows = []
-    for each in contrasts:
+    for registration, each in numbered:
         result, digits = each.result, decimals(each.result.interval)
-        endpoint = "test loss" if each.target_ppl is None else f"{each.endpoint} to PPL {each.target_ppl:g}"
+        endpoint = "test loss" if each.target_ppl is None else f"{each.endpoint} to {exact(each.target_ppl)}"
         bold = result.verdict in ("lower", "higher", "equivalent")
         texts = (
-            result.first.name,
-            result.second.name,
+            str(registration),
+            f"{result.first.name} − {result.second.name}",
             endpoint,
             f"{result.first.seeds}, {result.second.seeds}",
             number(result.difference, digits).replace("–", DASH),
@@ -178,16 +224,28 @@ def claims_table(claims: ReportedClaims) -> Table:
         label="tab:claims",
         title="Table C",
         letter="C",
-        caption="Comparisons that were registered before the runs. Difference: first − second, in nats per token.",
-        notes=_BY_RANKS if any(each.result.test == "rank permutation" for each in contrasts) else "",
-        columns=[Column(header=header, numeric=header in ("n", "Difference", "p (Holm)")) for header in HEADERS],
+        caption="Comparisons registered before the runs. Differences are of the test loss, in nats per token.",
+        notes=join_sentences(
+            [
+                "" if needless["Reg."] else _REGISTRATION,
+                _BY_RANKS if any(each.result.test == "rank permutation" for each in contrasts) else "",
+            ]
+        ),
+        columns=[
+            Column(
+                header=header,
+                numeric=header in ("n", "Difference", "p (Holm)"),
+                width_cm=SIDES_CM if header == "First − second" else None,
+            )
+            for header in headers
+        ],
         rows=rows,
-        data=claims_frame(contrasts),
+        data=claims_frame(numbered),
     )
 
 
-def claims_frame(contrasts: Sequence[ClaimedContrast]) -> pd.DataFrame:
-    """Return one row for each comparison; unknown values are NaN."""
+def claims_frame(contrasts: Sequence[tuple[int, ClaimedContrast]]) -> pd.DataFrame:
+    """Return one row for each comparison, given with the number of its registration; unknown values are NaN."""
     return pd.DataFrame(
         [
             {
@@ -214,8 +272,9 @@ def claims_frame(contrasts: Sequence[ClaimedContrast]) -> pd.DataFrame:
                 "p": each.result.p,
                 "p_holm": each.result.p_adjusted,
                 "verdict": each.result.verdict.value,
+                "registration": registration,
             }
-            for each in contrasts
+            for registration, each in contrasts
         ]
     )
 
@@ -223,6 +282,9 @@ def claims_frame(contrasts: Sequence[ClaimedContrast]) -> pd.DataFrame:
 def claims_figure(claims: ReportedClaims) -> FigureSpec:
     """Return the figure of claimed differences of the test loss: every seed, and the difference with its interval."""
     contrasts = [each for found in claims.shown for each in found.contrasts if each.target_ppl is None]
+    intervals = (
+        "95% interval (Welch; of pairs Student's t)" if any(each.paired for each in contrasts) else "95% Welch interval"
+    )
     rows = [
         DifferenceRow(
             first=each.result.first.name,
@@ -241,12 +303,25 @@ def claims_figure(claims: ReportedClaims) -> FigureSpec:
     return FigureSpec(
         number=CLAIMS,
         title="Claimed differences of the test loss",
-        caption="Test loss of every seed, and difference of the means (first − second) with its 95 % Welch interval. "
-        "Shaded: differences that were declared too small to matter.",
+        caption=join_sentences(
+            [
+                f"Test loss of every seed, and difference of the means (first − second) with its {intervals}.",
+                _shading(contrasts),
+            ]
+        ),
         content=DifferencePlot(rows=rows) if rows else None,
         omitted="" if rows else "no claim is about the test loss",
         full_width=True,
     )
+
+
+def _shading(contrasts: Sequence[ClaimedContrast]) -> str:
+    """Return what is shaded in the figure; empty if no margin was fixed. The figure has the margin of each row."""
+    deltas = {each.delta for each in contrasts if each.delta is not None}
+    if not deltas:
+        return ""
+    value = f"= {exact(*deltas)}" if len(deltas) == 1 else "in"
+    return f"Shaded: up to ±δ, fixed beforehand as too small to matter; δ {value} {contrasts[0].unit}."
 
 
 def _values(runs: Sequence[Replicate]) -> list[float]:

@@ -172,10 +172,10 @@ _METHOD = {
         "about these settings, not about architectures or optimizers with other settings."
     ),
     "Differences.": (
-        "Differences of means have 95 % Welch intervals, each for one comparison. A verdict needs a claim that was "
+        "Differences of means have 95% Welch intervals, each for one comparison. A verdict needs a claim that was "
         "registered before the runs, its planned number of seeds, at least three, and a p-value of at most 0.05 after "
-        "Holm's correction over all contrasts of the claim. Equivalent means that the 90 % interval is inside a margin "
-        "that was fixed before (two one-sided tests at 5 %, for each comparison alone). All else is a description."
+        "Holm's correction over all contrasts of the claim. Equivalent means that the 90% interval is inside a margin "
+        "that was fixed before (two one-sided tests at 5%, for each comparison alone). All else is a description."
     ),
     "Diverged runs.": "A diverged run counts as infinitely bad. It is never left out of a comparison.",
     "Times.": (

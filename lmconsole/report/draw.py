@@ -52,9 +52,11 @@ def draw_figure(content: Content) -> Figure:
         return figure
 
 
-def in_one_column(content: Content) -> PanelGrid | None:
+def in_one_column(content: Content) -> PanelGrid | DifferencePlot | None:
     """Return panels one below the other, as a narrow screen shows them; None if the figure is that narrow anyway."""
-    return replace(content, columns=1) if isinstance(content, PanelGrid) and content.columns > 1 else None
+    if not isinstance(content, PanelGrid | DifferencePlot) or content.columns == 1:
+        return None
+    return replace(content, columns=1)
 
 
 def _draw_bars(chart: BarChart) -> Figure:

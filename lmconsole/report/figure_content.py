@@ -104,9 +104,11 @@ class DifferenceRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DifferencePlot:
-    """Values of the seeds on the left, differences on the right, one comparison below the other."""
+    """Values of the seeds on the left, differences on the right, one comparison below the other. In one column,
+    differences are below values."""
 
     rows: Sequence[DifferenceRow]
+    columns: int = 2
     values_label: str = "Test loss (nats per token)"
     difference_label: str = "Difference (nats per token)"
     stamp: str = ""

@@ -15,8 +15,7 @@ EXPLORATORY = "Exploratory"
 """Word for runs that no claim covers; figures of them have it in a corner."""
 
 NO_CLAIM = (
-    "The runs are not covered by a claim that was registered before them. They suggest what to test, and support no "
-    "verdict."
+    "Runs that are not covered by a claim that was registered before them suggest what to test, and support no verdict."
 )
 
 

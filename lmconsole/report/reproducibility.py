@@ -22,7 +22,7 @@ def reproducibility(group: Group, *, exploratory: bool) -> list[Block]:
     """Return the appendix with the answers."""
     answers: Mapping[str, Sequence[str]] = {
         "Claims.": [
-            "None was registered before the runs, so all results are exploratory."
+            "No claim that was registered before the runs covers all of them; results that none covers are exploratory."
             if exploratory
             else "Registered before the runs; see Claims."
         ],

@@ -19,8 +19,8 @@ SUFFIXES: dict[TextFormat, str] = {"markdown": "md", "latex": "tex", "csv": "csv
 FONT_SIZES = ((94, "\\scriptsize"), (86, "\\footnotesize"), (76, "\\small"))
 """LaTeX font sizes for tables that are wider than this many characters, so that they fit on a page."""
 
-BOLD_WIDTH, COLUMN_GAP, WRAPPED_WIDTH = 1.12, 1.25, 17.0
-"""Width of a bold character, of the gap between columns, and of a wrapped column, in characters."""
+BOLD_WIDTH, COLUMN_GAP, WRAPPED_WIDTH, CHARACTERS_PER_CM = 1.12, 1.25, 17.0, 6.0
+"""Width of a bold character, of the gap between columns, and of a wrapped last column, in characters."""
 
 WRAPPED_LENGTH = 14
 """In LaTeX, a last column with longer cells than this is wrapped."""
@@ -38,6 +38,8 @@ class Column:
 
     header: str
     numeric: bool = False
+    width_cm: float | None = None
+    """In LaTeX, width at which its cells are wrapped; None for no wrapping, except of a long last column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,9 @@ def latex_font_size(table: Table) -> str:
     header_lines = _header_lines(table)
     widths = []
     for column in table.columns:
+        if column.width_cm is not None:
+            widths.append(column.width_cm * CHARACTERS_PER_CM)
+            continue
         headers = [float(len(line[column.header])) for line in header_lines]
         cells = [row[column.header] for row in table.rows]
         widths.append(max(headers + [len(cell.text) * (BOLD_WIDTH if cell.bold else 1.0) for cell in cells]))
@@ -173,6 +178,7 @@ def latex_grid(table: Table, *, siunitx: bool = False) -> list[str]:
         else "l"
         for column in table.columns
     }
+    alignments |= {each.header: f"p{{{each.width_cm:g}cm}}" for each in table.columns if each.width_cm is not None}
     last = table.columns[-1].header
     if any(len(row[last].text) > WRAPPED_LENGTH for row in table.rows):
         alignments[last] = "p{2.8cm}" if len(table.columns) > FEW_COLUMNS else "p{7cm}"
@@ -183,8 +189,9 @@ def latex_grid(table: Table, *, siunitx: bool = False) -> list[str]:
         for header, missing in padding.items():
             if missing[number]:
                 cells[header] += f"\\phantom{{{'0' * missing[number]}}}"
-        if len(row[last].text) > WRAPPED_LENGTH:
-            cells[last] = f"\\rightskip=0pt plus 3em {cells[last]}"
+        for column in table.columns:
+            if column.width_cm is not None or (column.header == last and len(row[last].text) > WRAPPED_LENGTH):
+                cells[column.header] = f"\\rightskip=0pt plus 3em {cells[column.header]}"
         lines.append(" & ".join(cells.values()))
     header_lines = [
         " & ".join(

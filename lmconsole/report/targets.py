@@ -96,7 +96,8 @@ def explain_target(group: Group) -> str:
     """Return the origin of the target of ``common_target``, and what a run that misses it counts as."""
     text = (
         f"The target is {TARGET_MARGIN:.0%} above the lowest perplexity that every architecture reaches in some "
-        "experiment with every seed. It was chosen after the runs, from these results, so times to it are exploratory."
+        "experiment with every seed, rounded up to three digits. It was chosen after the runs, from these "
+        "results, so times to it are exploratory."
     )
     if len(group.seeds) > 1:
         text += (

@@ -17,7 +17,7 @@ from lmconsole.runs.event_reader import queued_places
 from lmconsole.runs.events import Event
 from lmconsole.runs.info import RunInfo, write_info, write_new
 from lmconsole.runs.paths import TRASH, RunPaths
-from lmconsole.runs.registration import registered_places
+from lmconsole.runs.registration import readable_registrations
 from lmconsole.runs.store import Run, Store, highest_place
 
 QUEUE_LOCK_TIMEOUT_S = 60.0
@@ -47,8 +47,7 @@ def next_places(store: Store, runs: Iterable[Run]) -> Iterator[int]:
     """Yield increasing places in the queue, starting after the highest of ``runs``, those of the store, and of deleted
     runs, which can be restored, and of registered claims. The caller holds the queue lock."""
     places = [run.state.queued.place for run in runs if run.state.queued]
-    with contextlib.suppress(StoreError):
-        places += registered_places(store.root)
+    places += [registration.place for registration in readable_registrations(store.root)]
     with contextlib.suppress(OSError):
         for name in os.listdir(store.root / TRASH):
             with contextlib.suppress(OSError):

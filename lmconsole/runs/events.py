@@ -68,6 +68,8 @@ class Queued(Event, frozen=True, kw_only=True, gc=False, tag="queued"):
     test: bool = True
     """Whether the run is tested at its end. A run that has finished without its tests is queued again to be tested, and
     not trained again."""
+    registrations: Number = 0
+    """Number of the last registration of claims in the store by then, 0 for none: it shows if that is removed later."""
 
 
 class Started(Event, frozen=True, kw_only=True, gc=False, tag="started"):

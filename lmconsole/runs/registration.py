@@ -6,7 +6,7 @@ Each is one file in the folder ``.claims`` of a store, written once under the qu
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -15,9 +15,11 @@ from lmconsole.errors import StoreError
 from lmconsole.files import atomic_write, read_file
 from lmconsole.plan.claims import Claim
 from lmconsole.plan.experiment import Experiment, Settings
+from lmconsole.plan.presets import ranges
 from lmconsole.runs.events import DAMAGED, Name, Number
 from lmconsole.runs.info import CorpusInfo, EmbeddingsInfo, RunInfo
 from lmconsole.runs.paths import CLAIMS
+from lmconsole.runs.store import Run, highest_place
 
 SCHEMA = 1
 MAX_BYTES = 16 * 2**20
@@ -87,9 +89,14 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
         return self.hash[:12]
 
     def label(self, side: tuple[int, ...]) -> str:
-        """Return the name of a side of a contrast, such as ``LSTM 1L Adam (1)``."""
+        """Return the name of a side of a contrast, such as ``LSTM 1L Adam (1)`` or ``LSTM 1L Adam (21–23)``."""
         names = dict.fromkeys(self.settings[id_].experiment.label for id_ in side)
-        return f"{' and '.join(names)} ({', '.join(map(str, side))})"
+        return f"{' and '.join(names)} ({show_numbers(side)})"
+
+
+def show_numbers(numbers: Iterable[int]) -> str:
+    """Return ids, seeds or numbers of registrations for people: ``1–3, 7``."""
+    return ranges(list(numbers)).replace(" ", ", ").replace("-", "–")
 
 
 def seal_of(registration: Registration) -> str:
@@ -114,11 +121,27 @@ def read_registrations(store: Path) -> list[Registration]:
     return sorted((_read(path) for path in _files(store)), key=lambda each: (each.place, each.hash))
 
 
-def registered_places(store: Path) -> Iterator[int]:
-    """Yield the places of registered claims, as far as they can be read."""
-    for path in _files(store):
-        with contextlib.suppress(StoreError):
-            yield _read(path).place
+def readable_registrations(store: Path) -> Iterator[Registration]:
+    """Yield the registered claims that can be read, in any order."""
+    with contextlib.suppress(StoreError):
+        for path in _files(store):
+            with contextlib.suppress(StoreError):
+                yield _read(path)
+
+
+def last_number(registrations: Iterable[Registration], runs: Iterable[Run]) -> int:
+    """Return the number of the last registration of a store: that of a file, or one that a run was queued after. 0 if
+    there is none."""
+    recorded = (run.state.queued.registrations for run in runs if run.state.queued)
+    return highest_place([*(each.number for each in registrations), *recorded])
+
+
+def missing_numbers(registrations: Iterable[Registration], runs: Iterable[Run]) -> list[int]:
+    """Return the numbers of registrations whose files are gone, as far as later registrations and ``runs`` show. It
+    takes all runs of the store and of its trash to find the last ones."""
+    registrations = list(registrations)
+    found = {each.number for each in registrations}
+    return [number for number in range(1, 1 + last_number(registrations, runs)) if number not in found]
 
 
 def write_registration(store: Path, registration: Registration) -> Path:

@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import factories
 import msgspec
@@ -11,85 +10,23 @@ import numpy as np
 import pytest
 import tiny
 import validation
+from claimed import SEEDS, Box, claim
 from factories import append_events
 from safetensors.numpy import save
 
-from lmconsole.claims.evaluate import ClaimedContrast, EvaluatedClaims, evaluate
 from lmconsole.claims.verdict import Verdict
 from lmconsole.claims.wording import describe_missing, scope, state
 from lmconsole.commands.claims import show_claims
-from lmconsole.engine.probe import ProbeAnswer
-from lmconsole.engine.queue import Action, enqueue
-from lmconsole.engine.register import all_runs, claimed_runs, register
+from lmconsole.engine.queue import Action
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.engine.submit import preview
 from lmconsole.errors import LmconsoleError, StoreError
-from lmconsole.plan.claims import Claim
 from lmconsole.runs import endpoint
-from lmconsole.runs.events import Failed, Queued, perplexity
+from lmconsole.runs.events import Failed, perplexity
 from lmconsole.runs.paths import CLAIMS, RunPaths
 from lmconsole.runs.registration import read_registrations
 from lmconsole.runs.store import Store
 from lmconsole.runs.trash import discard
-
-SEEDS = (1, 2, 3, 4, 5)
-QUEUED = Queued(devices=("cpu",), jobs=1)
-
-
-def claim(**changes: object) -> Claim:
-    plain = Claim(contrasts=(((1,), (2,)),), seeds={1: SEEDS, 2: SEEDS})
-    return msgspec.structs.replace(plain, **changes)
-
-
-def answer_for(root: Path, *claims: Claim, **settings: Any) -> ProbeAnswer:
-    ids = dict.fromkeys(id_ for each in claims for id_ in each.experiments)
-    optimizers = {1: "adam", 2: "sgd", 3: "adam"}
-    return ProbeAnswer(
-        preset="tiny",
-        reason="test",
-        devices=("cpu",),
-        device_names=("CPU",),
-        device_keys=("cpu",),
-        runs=tuple(
-            tiny.resolved_tiny(root, number=id_, optimizer=optimizers.get(id_, "adam"), **settings) for id_ in ids
-        ),
-        claims=claims,
-    )
-
-
-class Box:
-    """A store with registered claims, whose runs end as a test says."""
-
-    def __init__(self, root: Path, *claims: Claim, **settings: Any) -> None:
-        self.root, self.store = root, Store(root / "runs")
-        self.answer = answer_for(root, *claims, **settings)
-        self.registration, self.new = register(self.store, self.answer, "claims.toml")
-
-    def queue(self, fresh: bool = False) -> dict[tuple[int, int], str]:
-        """Queue what the claims need, and return the runs by experiment and seed."""
-        done = enqueue(
-            self.store,
-            claimed_runs(self.answer),
-            QUEUED,
-            fresh=fresh,
-            refuse_active=False,
-            after_place=self.registration.place,
-        )
-        return {(each.resolved.experiment.id, each.resolved.seed): str(each.run) for each in done}
-
-    def finish(self, run: str, test_nll: float, *losses: float) -> None:
-        """Let a run end with a test loss, after epochs with these validation losses."""
-        losses = losses or (5.0,)
-        epochs = [event for number, loss in enumerate(losses, 1) for event in factories.epoch_events(number, loss)]
-        end = factories.finished(losses, test_ppl_best=perplexity(test_nll), diverged=not math.isfinite(test_nll))
-        append_events(RunPaths(self.store.root / run), factories.started(), *epochs, end)
-
-    def result(self) -> EvaluatedClaims:
-        return evaluate(self.registration, all_runs(Store(self.store.root)))
-
-    def contrast(self) -> ClaimedContrast:
-        (found,) = self.result().contrasts
-        return found
 
 
 def test_runs_queued_after_the_registration_get_a_verdict_at_the_planned_number(
@@ -106,9 +43,9 @@ def test_runs_queued_after_the_registration_get_a_verdict_at_the_planned_number(
     assert found.result.difference == pytest.approx(-1.03)
     assert found.result.ratio == pytest.approx(math.exp(-1.03))
     assert [each.outcome for each in (*found.first_runs, *found.second_runs)] == ["counts"] * 10
-    assert "is lower than that of LSTM 1L SGD (2): difference −1.030 nats per token" in state(found)
-    assert "fresh seeds" in scope(found)
-    assert "untuned" in scope(found)
+    assert "test loss is lower for LSTM 1L Adam (1) than for LSTM 1L SGD (2): difference −1.030 nats" in state(found)
+    assert "fresh seeds" in scope([found])[0]
+    assert "untuned" in scope([found])[0]
     result = box.result()
     assert (result.planned_runs, result.finished_runs, result.attempts.counted) == (10, 10, 10)
     assert show_claims(box.store.root, json=True) == 0
@@ -123,8 +60,8 @@ def test_equivalence_rests_on_the_90_percent_interval(tmp_path: Path) -> None:
     found = box.contrast()
     low, high = found.result.equivalence_interval.low, found.result.equivalence_interval.high  # type: ignore[union-attr]
     assert (found.result.verdict, found.result.difference) == (Verdict.EQUIVALENT, 0.0)
-    assert "equivalent within ±0.5 nats per token" in state(found)
-    assert f"two one-sided tests at 5 %: 90 % interval [−{-low:.2f}, +{high:.2f}]" in state(found)
+    assert "are equivalent within ±0.5 nats per token" in state(found)
+    assert f"two one-sided tests at 5%: 90% interval [−{-low:.2f}, +{high:.2f}]" in state(found)
     assert "adjusted" not in state(found)
 
 
@@ -251,9 +188,25 @@ def test_a_failed_run_keeps_the_verdict_away(tmp_path: Path) -> None:
     found = box.contrast()
     assert found.result.verdict is Verdict.UNFINISHED
     assert found.result.interval is not None
-    assert describe_missing(found) == [f"missing: experiment 2, seed 1: failed ({runs[2, 1]})"]
+    assert describe_missing([found]) == [f"experiment 2, seed 1: failed ({runs[2, 1]})"]
     assert "5 and 4 of 5 planned seeds have a result" in state(found)
     assert "adjusted p" not in state(found)
+
+
+def test_an_early_look_has_no_p_value_and_does_not_ease_the_correction_of_others(tmp_path: Path) -> None:
+    box = Box(tmp_path, claim(contrasts=(((1,), (2,)), ((1,), (11,))), seeds=dict.fromkeys((1, 2, 11), SEEDS)))
+    runs = box.queue()
+    for (id_, seed), run in runs.items():
+        if (id_, seed) != (11, 5):
+            box.finish(run, {1: 4.0, 2: 4.02, 11: 9.0}[id_] + 0.01 * seed)
+    done, early = box.result().contrasts
+    assert (early.result.verdict, early.result.p, early.result.p_adjusted) == (Verdict.UNFINISHED, None, None)
+    assert (early.result.test, early.result.permutation_p) == (None, None)
+    assert early.result.interval is not None
+    assert done.result.p_adjusted == pytest.approx(2 * (done.result.p or 0)), "as if the early one were not significant"
+    box.finish(runs[11, 5], 9.05)
+    done, _ = box.result().contrasts
+    assert done.result.p_adjusted == pytest.approx(done.result.p)
 
 
 def test_times_to_a_target_are_ranked_and_misses_are_infinite(tmp_path: Path) -> None:
@@ -283,24 +236,15 @@ def box_steps(box: Box) -> int:
 def test_studies_of_optimizers_are_the_replicates(tmp_path: Path) -> None:
     ids = ((11, 12, 13), (21, 22, 23))
     studies = claim(contrasts=(ids,), seeds=dict.fromkeys((*ids[0], *ids[1]), (1, 2)))
-    root = tmp_path
-    answer = ProbeAnswer(
-        preset="tiny", reason="test", devices=("cpu",), device_names=("CPU",), device_keys=("cpu",), claims=(studies,),
-        runs=tuple(
-            tiny.resolved_tiny(root, number=id_, optimizer="adam" if id_ < 20 else "sgd", learning_rate=1e-4 * id_)
-            for id_ in (*ids[0], *ids[1])
-        ),
-    )  # fmt: skip
-    box = Box.__new__(Box)
-    box.root, box.store, box.answer = root, Store(root / "runs"), answer
-    box.registration, box.new = register(box.store, answer, "claims.toml")
+    box = Box(tmp_path, studies)
     for (id_, seed), run in box.queue().items():
         box.finish(run, 4.0 + (id_ > 20) + 0.01 * id_ + (0.3 if seed == 1 else -0.3))
     found = box.contrast()
     assert (found.result.first.seeds, found.result.second.seeds, found.planned) == (3, 3, 3)
     assert found.result.verdict is Verdict.LOWER
     assert found.result.first.sd == pytest.approx(0.01)
-    assert "compares the tuned optimizers" in scope(found)
+    assert found.result.first.name == "LSTM 1L Adam (11–13)"
+    assert "compares two optimizers (untuned" in scope([found])[0]
     assert "3 and 3 studies" in state(found)
 
 
