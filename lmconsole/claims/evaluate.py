@@ -15,7 +15,8 @@ from lmconsole.runs.registration import Registration
 from lmconsole.runs.store import Run
 
 UNLEARNED_NATS = 0.1
-"""A test loss less than this below that of a uniform guess shows hardly any learning."""
+"""A test loss less than this below that of a uniform guess shows hardly any learning, where that of a unigram model is
+unknown."""
 
 SUPPORTED = (Verdict.LOWER, Verdict.HIGHER, Verdict.EQUIVALENT)
 
@@ -49,8 +50,10 @@ class ClaimedContrast(msgspec.Struct, frozen=True, kw_only=True):
     tuning: tuple[int, int]
     """Tuning trials of each side that this store has."""
     unlearned: tuple[bool, bool]
-    """Whether the median test loss of each side is less than 0.1 nats per token below that of a uniform guess over the
-    vocabulary."""
+    """Whether the median test loss of each side is not below that of a unigram model or, where that is unknown, less
+    than 0.1 nats per token below that of a uniform guess over the vocabulary."""
+    unigram_nats: tuple[float | None, float | None]
+    """Test loss of a unigram model on the corpus of each side, in nats per token; null where it is unknown."""
     first_runs: tuple[Replicate, ...]
     """Planned runs of the first side."""
     second_runs: tuple[Replicate, ...]
@@ -130,6 +133,7 @@ def evaluate(registration: Registration, runs: Iterable[Run]) -> EvaluatedClaims
                 _is_unlearned(registration, first, both[0]),
                 _is_unlearned(registration, second, both[1]),
             ),
+            unigram_nats=(_unigram_nats(registration, first), _unigram_nats(registration, second)),
             first_runs=both[0],
             second_runs=both[1],
             result=result,
@@ -151,12 +155,24 @@ def evaluate(registration: Registration, runs: Iterable[Run]) -> EvaluatedClaims
 
 
 def _is_unlearned(registration: Registration, side: Side, runs: Sequence[Replicate]) -> bool:
-    """Return whether the median test loss of a side is above ``UNLEARNED_NATS`` below that of a uniform guess."""
+    """Return whether the median test loss of a side is not below that of a unigram model or, where that is unknown,
+    above ``UNLEARNED_NATS`` below that of a uniform guess."""
     losses = [each.test_nll for each in runs if each.test_nll is not None]
     if not losses:
         return False
+    unigram = _unigram_nats(registration, side)
+    if unigram is not None:
+        return statistics.median(losses) >= unigram
     guess = min(math.log(registration.settings[id_].corpus.vocabulary) for id_ in side)
     return statistics.median(losses) > guess - UNLEARNED_NATS
+
+
+def _unigram_nats(registration: Registration, side: Side) -> float | None:
+    """Return the test loss of a unigram model in nats per token, the lowest of the corpora of a side; None if it is
+    unknown for one."""
+    ppls = [registration.settings[id_].corpus.unigram_ppl.get("test") for id_ in side]
+    known = [math.log(ppl) for ppl in ppls if ppl is not None]
+    return min(known) if len(known) == len(ppls) else None
 
 
 def _log(claim: Claim) -> bool:

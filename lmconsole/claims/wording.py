@@ -231,20 +231,25 @@ def _decay(contrast: ClaimedContrast) -> str:
 
 
 def _hardly_learned(contrasts: Sequence[ClaimedContrast]) -> list[str]:
-    names = dict.fromkeys(
-        side.name
-        for each in contrasts
-        for side, unlearned in zip(_sides(each), each.unlearned, strict=True)
-        if unlearned
-    )
-    if not names:
-        return []
-    if len(names) == 1:
-        its, loss_is = "has hardly learned: its", "loss is"
-    else:
-        its, loss_is = "have hardly learned: their", "losses are"
-    below = f"less than {UNLEARNED_NATS:g} nats per token below that of a uniform guess over the vocabulary"
-    return [f"{_listed(names)} {its} median test {loss_is} {below}."]
+    """Return which sides have hardly learned: a sentence for each loss with which they are compared."""
+    names_by_loss: dict[str, dict[str, None]] = {}
+    for each in contrasts:
+        for side, unlearned, unigram in zip(_sides(each), each.unlearned, each.unigram_nats, strict=True):
+            if not unlearned:
+                continue
+            if unigram is None:
+                loss = f"less than {UNLEARNED_NATS:g} nats per token below that of a uniform guess over the vocabulary"
+            else:
+                loss = f"not below that of token frequencies ({formatting.loss(unigram)} nats per token)"
+            names_by_loss.setdefault(loss, {})[side.name] = None
+    sentences = []
+    for loss, names in names_by_loss.items():
+        if len(names) == 1:
+            verb, subject = "has", "its median test loss is"
+        else:
+            verb, subject = "have", "their median test losses are"
+        sentences.append(f"{_listed(names)} {verb} hardly learned: {subject} {loss}.")
+    return sentences
 
 
 def _longer_training(contrasts: Sequence[ClaimedContrast]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from lmconsole.commands.output import print_data, print_json, print_message
-from lmconsole.data.corpus import check_tokenizer_of_tables, describe, load_corpus
+from lmconsole.data.corpus import check_tokenizer_of_tables, describe, describe_targets, load_corpus
 from lmconsole.data.layout import is_text
 from lmconsole.data.lookup import find_data, find_embeddings, find_tokenizer
 from lmconsole.data.windows import cut_windows
@@ -60,6 +60,9 @@ class DataReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Hash of the tables; absent if there are none, or the preset reads none."""
     windows: dict[str, Windows]
     """Windows of each split."""
+    unigram_ppl: dict[str, float]
+    """Perplexity of the targets of each split for a unigram model: the token frequencies of the targets of the train
+    split, with one added to the count of each token of the vocabulary."""
 
 
 def show_data(data: Path | None, embeddings: Path | None, preset: str, experiments: Path | None, *, json: bool) -> None:
@@ -99,11 +102,12 @@ def data_report(
             check_tokenizer_of_tables(tables, corpus.name, corpus.kind, corpus.tokenizer)
         vocabulary = corpus.vocabulary if frozen is settings else frozen.vocabulary
         report["embeddings_sha256"] = _check_tables(tables, vocabulary, frozen)
-    windows = {}
-    for split, count in corpus.counts().items():
-        _, lengths = cut_windows(count, settings.window_tokens)
-        windows[split] = {"windows": len(lengths), "targets": int(lengths.sum())}
-    report["windows"] = windows
+    described = describe_targets(corpus, settings.window_tokens)
+    report["windows"] = {
+        split: {"windows": len(cut_windows(count, settings.window_tokens)[0]), "targets": described["targets"][split]}
+        for split, count in corpus.counts().items()
+    }
+    report["unigram_ppl"] = described["unigram_ppl"]
     return report, _lines(report, settings)
 
 
@@ -129,9 +133,11 @@ def _lines(report: dict[str, Any], settings: Settings) -> list[str]:
         *([f"sha256      {report['embeddings_sha256']}"] if "embeddings_sha256" in report else []),
         f"windows     {counted(settings.window_tokens, 'target')} each (preset {report['preset']})",
         "",
-        f"{'split':<12}{'tokens':>12}{'windows':>10}{'targets':>12}{'  file' if report['files'] else ''}",
+        f"{'split':<12}{'tokens':>12}{'windows':>10}{'targets':>12}{'unigram PPL':>13}"
+        f"{'  file' if report['files'] else ''}",
     ]
     for split, counts in report["windows"].items():
         numbers = f"{split:<12}{report['tokens'][split]:>12,}{counts['windows']:>10,}{counts['targets']:>12,}"
+        numbers += f"{report['unigram_ppl'][split]:>13,.1f}"
         lines.append(f"{numbers}  {report['files'].get(split, '')}".rstrip())
     return lines

@@ -6,6 +6,7 @@ feeds. An array ``sizes`` next to ``tokens`` (tokens of each line) is not read, 
 stream.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,7 @@ SHORTEST_SPLIT = 3
 """Least number of tokens for which there is a window with a target, whatever the window length."""
 
 _COUNTED_AT_ONCE = 2**20
-"""Ids whose bytes are counted at once."""
+"""Ids that are counted at once."""
 
 LONGEST_NAME = 200
 """Characters of the name of a corpus that comes from the name of its folder or file."""
@@ -84,28 +85,42 @@ def describe(corpus: Corpus) -> dict[str, object]:
     }
 
 
-def describe_targets(corpus: Corpus, window_tokens: int) -> dict[str, dict[str, int]]:
-    """Return the number of targets in windows of ``window_tokens``, and of the bytes of their text, for run.json."""
-    windows = {split: cut_windows(len(corpus.splits[split]), window_tokens) for split in SPLITS}
-    targets = {split: int(lengths.sum()) for split, (_, lengths) in windows.items()}
-    if corpus.token_bytes is None:
-        return {"targets": targets, "bytes": {}}
-    size = {split: _bytes_of_targets(corpus.splits[split], corpus.token_bytes, *windows[split]) for split in SPLITS}
-    return {"targets": targets, "bytes": size}
+def describe_targets(corpus: Corpus, window_tokens: int) -> dict[str, Mapping[str, float]]:
+    """Return the number of targets in windows of ``window_tokens``, the bytes of their text, and their perplexity for a
+    unigram model of the train split, for run.json."""
+    counts = {split: _count_targets(corpus.splits[split], window_tokens, corpus.vocabulary) for split in SPLITS}
+    targets = {split: int(found.sum()) for split, found in counts.items()}
+    sizes = None if corpus.token_bytes is None else corpus.token_bytes.astype(np.int64)
+    return {
+        "targets": targets,
+        "bytes": {} if sizes is None else {split: int(found @ sizes) for split, found in counts.items()},
+        "unigram_ppl": {split: _unigram_ppl(counts["train"], found) for split, found in counts.items()},
+    }
 
 
-def _bytes_of_targets(
-    ids: NDArray[np.integer[Any]], token_bytes: NDArray[np.uint16], starts: Indices, lengths: Indices
-) -> int:
-    """Return the bytes of the text of all targets: those of a window are the ids after its start."""
+def _count_targets(ids: NDArray[np.integer[Any]], window_tokens: int, vocabulary: int) -> NDArray[np.int64]:
+    """Return how often each id is a target, shape (V,). The targets of a window are the ids after its start."""
+    starts, lengths = cut_windows(len(ids), window_tokens)
     apart = np.flatnonzero(starts[1:] != starts[:-1] + lengths[:-1]) + 1  # not where the window before ends
     firsts, lasts = np.append(0, apart), np.append(apart, len(starts)) - 1
-    total = 0
+    counts = np.zeros(vocabulary, dtype=np.int64)
+    at_once = max(_COUNTED_AT_ONCE, vocabulary)  # bincount takes 8 bytes for each id that it counts, and for each of V
     for first, last in zip(firsts, lasts, strict=True) if len(starts) else ():
         targets = ids[starts[first] + 1 : starts[last] + lengths[last] + 1]
-        for start in range(0, len(targets), _COUNTED_AT_ONCE):  # the lengths take more memory than the ids
-            total += int(token_bytes[targets[start : start + _COUNTED_AT_ONCE]].sum(dtype=np.int64))
-    return total
+        for start in range(0, len(targets), at_once):
+            counts += np.bincount(targets[start : start + at_once], minlength=vocabulary)
+    return counts
+
+
+def _unigram_ppl(trained: Indices, evaluated: Indices) -> float:
+    """Return the perplexity of a unigram model, from how often each id is a target in the train split and in the split
+    on which the model is evaluated, both of shape (V,).
+
+    One is added to each count, so that no target has a probability of 0 (additive smoothing: Chen and Goodman, An
+    empirical study of smoothing techniques for language modeling, 1999, section 2.1).
+    """
+    log_p = np.log((trained + 1) / (trained.sum() + len(trained)))
+    return math.exp(-float(evaluated @ log_p) / int(evaluated.sum()))
 
 
 def _text_of(path: Path | None) -> str | None:

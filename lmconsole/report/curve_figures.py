@@ -97,7 +97,7 @@ def overview_figure(group: Group) -> FigureSpec:
         title=title,
         caption=join_sentences([f"{title}.", _describe_axes(panels)]),
         full_width=len(panels) > 1,
-        content=PanelGrid(panels=panels, columns=_columns(len(panels)), y_label=_y_label(group)),
+        content=_grid(group, panels),
     )
 
 
@@ -121,7 +121,16 @@ def curves_figure(group: Group, model: str, figure: int, *, over_time: bool, dee
         title=title,
         caption=join_sentences(sentences),
         full_width=len(panels) > 1,
-        content=PanelGrid(panels=panels, columns=_columns(len(panels)), y_label=_y_label(group)),
+        content=_grid(group, panels),
+    )
+
+
+def _grid(group: Group, panels: Sequence[Panel]) -> PanelGrid:
+    return PanelGrid(
+        panels=panels,
+        columns=_columns(len(panels)),
+        y_label=_y_label(group),
+        unigram_ppl=group.unigram_ppl.get("validation"),
     )
 
 

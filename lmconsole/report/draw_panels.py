@@ -12,6 +12,7 @@ from lmconsole.report.draw_style import (  # before anything imports matplotlib
     OFF_SCALE,
     SEED,
     SINGLE_IN,
+    UNIGRAM,
     cycled,
     displayable,
     log_ticks,
@@ -39,7 +40,7 @@ def draw_panels(grid: PanelGrid) -> Figure:
     width_in = SINGLE_IN if columns == 1 else DOUBLE_IN
     own_y = len({panel.y_limits for panel in panels}) > 1
     labels_in = CHARACTER_IN * max(len(plain_number(tick)) for panel in panels for tick in _ticks(panel))
-    entries = _legend_entries(panels)
+    entries = _legend_entries(grid)
     legend_columns = min(len(entries), 5 if width_in > SINGLE_IN else 2) or 1
     last_x = _last_x(panels)
     figure, all_axes, panel_width_in = _add_grid(
@@ -53,7 +54,7 @@ def draw_panels(grid: PanelGrid) -> Figure:
     )
     title_length = int(panel_width_in / (CHARACTER_IN * 1.1))
     for index, (axes, panel) in enumerate(zip(all_axes, panels, strict=False)):
-        _draw_panel(axes, panel)
+        _draw_panel(axes, panel, grid.unigram_ppl)
         _set_limits(axes, panel, last_x[panel.x_label])
         letter = f"({chr(ord('a') + index)}) " if len(panels) > 1 and index < 26 else ""
         title = shorten(letter + displayable(panel.title), title_length)
@@ -107,10 +108,12 @@ def _set_limits(axes: Axes, panel: Panel, last_x: float) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: plain_number(value))
 
 
-def _draw_panel(axes: Axes, panel: Panel) -> None:
+def _draw_panel(axes: Axes, panel: Panel, unigram_ppl: float | None) -> None:
     axes.grid()
     for style, curve in zip(cycled(LINES, len(panel.curves)), panel.curves.values(), strict=True):
         _draw_curve(axes, curve, style)
+    if unigram_ppl is not None and _is_within_axis(panel, unigram_ppl):
+        axes.axhline(unigram_ppl, **UNIGRAM)
     if panel.note:
         x, y, side, height = (0.97, 0.86, "right", "top") if panel.curves else (0.5, 0.5, "center", "center")
         style = NOTE | {"ha": side, "va": height}
@@ -133,9 +136,14 @@ def _draw_curve(axes: Axes, curve: Curve, style: Mapping[str, Any]) -> None:
     axes.plot(curve.off_scale, heights, transform=axes.get_xaxis_transform(), **OFF_SCALE)
 
 
-def _legend_entries(panels: Sequence[Panel]) -> list[Artist]:
-    names = list(dict.fromkeys(name for panel in panels for name in panel.curves))
-    curves = [curve for panel in panels for curve in panel.curves.values()]
+def _is_within_axis(panel: Panel, y: float) -> bool:
+    low, high = panel.y_limits
+    return bool(panel.curves) and low <= y <= high
+
+
+def _legend_entries(grid: PanelGrid) -> list[Artist]:
+    names = list(dict.fromkeys(name for panel in grid.panels for name in panel.curves))
+    curves = [curve for panel in grid.panels for curve in panel.curves.values()]
     several = any(len(curve.seeds) > 1 for curve in curves)
     marker = {"marker": ""} if all(len(curve.seeds) != 1 for curve in curves) else {}
     entries: list[Artist] = [
@@ -148,6 +156,8 @@ def _legend_entries(panels: Sequence[Panel]) -> list[Artist]:
         entries.append(Line2D([], [], label="best epoch", **SEED))
     if any(curve.off_scale for curve in curves):
         entries.append(Line2D([], [], label="beyond the axis", **OFF_SCALE))
+    if grid.unigram_ppl is not None and any(_is_within_axis(panel, grid.unigram_ppl) for panel in grid.panels):
+        entries.append(Line2D([], [], label="token frequencies", **UNIGRAM))
     return entries
 
 

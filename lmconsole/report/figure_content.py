@@ -54,6 +54,8 @@ class PanelGrid:
     panels: Sequence[Panel]
     columns: int
     y_label: str
+    unigram_ppl: float | None = None
+    """Perplexity of a unigram model, drawn as a line where it is within the axis."""
     stamp: str = ""
     """Word in a corner of the image."""
 

@@ -69,6 +69,12 @@ def _of_group(results: GroupResults) -> Iterator[Quantity]:
     yield single("lmValidationTokens", "tokens of the validation split", tokens.get("validation"))
     yield single("lmTestTokens", "tokens of the test split", tokens.get("test"))
     yield single("lmVocabulary", "size of the vocabulary", None if group.imported else f"{info.corpus.vocabulary:,}")
+    yield Quantity(
+        name="lmUnigramPpl",
+        arguments=("split",),
+        meaning="perplexity of token frequencies on the train, validation or test split",
+        values={(split,): format_ppl(ppl) for split, ppl in group.unigram_ppl.items()},
+    )
     tolerance = f"{100.0 * time_tolerance(results):.0f}"
     yield single("lmTimeTolerancePercent", "percent up to which times above the shortest count as equal", tolerance)
     yield single("lmTargetPpl", "target perplexity of the times to a target", None if target is None else _ppl(target))

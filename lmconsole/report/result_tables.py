@@ -19,7 +19,14 @@ from lmconsole.report.captions import (
     seed_list,
 )
 from lmconsole.report.markup import DASH, format_ppl, format_spread
-from lmconsole.report.results import MIN_SAMPLES, explain_marks, memory_frame, results_frame, uses_gpu
+from lmconsole.report.results import (
+    MIN_SAMPLES,
+    explain_marks,
+    memory_frame,
+    not_below_unigram,
+    results_frame,
+    uses_gpu,
+)
 from lmconsole.report.selection import Group
 from lmconsole.report.table import Cell, Column, Table
 
@@ -211,6 +218,7 @@ def _results_notes(group: Group, frame: pd.DataFrame, *, bold: bool) -> str:
             sentences.append(f"{counts.capitalize()}.")
     if frame["seeds"].max() == 1:
         sentences.append("Each experiment has one seed, so no uncertainty is known.")
+    sentences.append(_describe_unigram(group))
     sentences.append(explain_marks("".join(frame["marks"]), "; never bold" if bold else ""))
     if frame["unspecified_initialization"].any():
         sentences.append(
@@ -218,6 +226,19 @@ def _results_notes(group: Group, frame: pd.DataFrame, *, bold: bool) -> str:
             "specify (here Xavier uniform, zero biases)."
         )
     return join_sentences(sentences)
+
+
+def _describe_unigram(group: Group) -> str:
+    """Return the perplexities of token frequencies, and the experiments that are not below; empty if unknown."""
+    ppls = group.unigram_ppl
+    if "validation" not in ppls:
+        return ""
+    test = f" and a test PPL of {format_ppl(ppls['test'])}" if "test" in ppls else ""
+    text = f"Token frequencies of the train split alone have a validation PPL of {format_ppl(ppls['validation'])}{test}"
+    above = [f"{id_} ({format_ppl(ppl)})" for id_, ppl in not_below_unigram(group).items()]
+    if not above:
+        return f"{text}."
+    return f"{text}; not below that validation PPL: experiment{'' if len(above) == 1 else 's'} {', '.join(above)}."
 
 
 def _experiment_texts(record: Mapping[Hashable, Any]) -> dict[str, str]:

@@ -28,7 +28,7 @@ def run_frame(group: Group) -> pd.DataFrame:
 
     Perplexities are comparable within a ``group`` and corpus, times only with equal ``device`` and ``jobs``.
     ``test_nll_best`` is in nats per target, ``test_nll_se`` its standard error as a sample of text, from the windows of
-    the test split.
+    the test split. ``unigram_valid_ppl`` and ``unigram_test_ppl`` are perplexities of a unigram model.
     ``energy_j`` is that of the whole GPU board over all epochs, from the driver's counter.
     """
     frame = pd.DataFrame([_run_row(run) for run in group.runs])
@@ -54,6 +54,8 @@ def _run_row(run: Run) -> dict[str, object]:
         "test_nll_best": endpoint.nll_best(finished),
         "test_nll_se": test_nll_se(run),
         "test_bits_per_byte": endpoint.bits_per_byte(finished, info.corpus),
+        "unigram_valid_ppl": info.corpus.unigram_ppl.get("validation"),
+        "unigram_test_ppl": info.corpus.unigram_ppl.get("test"),
         "elapsed_train_s": state.elapsed_train_s,
         "setup_s": finished.setup_s if finished else None,
         "wall_s": finished.wall_s if finished else None,
@@ -236,13 +238,27 @@ def best_experiments(group: Group) -> dict[int, list[Run]]:
     """
     ranks: dict[str, tuple[bool, float, int]] = {}
     for id_, runs in group.by_experiment.items():
-        ppls = [run.state.best_epoch.valid_ppl for run in runs if run.state.best_epoch]
-        known = [ppl for ppl in ppls if ppl is not None and math.isfinite(ppl)]
-        if known:
-            rank = not all(map(is_complete, runs)), statistics.fmean(known), id_
+        if ppls := _best_ppls(runs):
+            rank = not all(map(is_complete, runs)), statistics.fmean(ppls), id_
             model = runs[0].info.experiment.model
             ranks[model] = min(rank, ranks.get(model, rank))
     return {id_: group.by_experiment[id_] for _, _, id_ in ranks.values()}
+
+
+def not_below_unigram(group: Group) -> dict[int, float]:
+    """Return the mean validation perplexity over the best epochs of the seeds, as in Table 1, by experiment id, of the
+    experiments in which it is not below that of a unigram model. Empty if that is unknown."""
+    unigram = group.unigram_ppl.get("validation")
+    if unigram is None:
+        return {}
+    means = {id_: statistics.fmean(ppls) for id_, runs in group.by_experiment.items() if (ppls := _best_ppls(runs))}
+    return {id_: ppl for id_, ppl in means.items() if ppl >= unigram}
+
+
+def _best_ppls(runs: Sequence[Run]) -> list[float]:
+    """Return the lowest validation perplexity of each run that has a finite one."""
+    ppls = [run.state.best_epoch.valid_ppl for run in runs if run.state.best_epoch]
+    return [ppl for ppl in ppls if ppl is not None and math.isfinite(ppl)]
 
 
 def memory_frame(group: Group) -> pd.DataFrame:

@@ -76,6 +76,13 @@ class Group:
         return list(dict.fromkeys(run.state.started.device_name for run in self.runs if run.state.started))
 
     @property
+    def unigram_ppl(self) -> dict[str, float]:
+        """Perplexity of each split for a unigram model; empty if no run states it. Runs of the same tokens with another
+        window length have at most one target more or less."""
+        infos = (self.reference, *(run.info for run in self.runs))
+        return next((info.corpus.unigram_ppl for info in infos if info.corpus.unigram_ppl), {})
+
+    @property
     def imported(self) -> bool:
         """Whether the runs were imported rather than trained by lmconsole."""
         return self.reference.origin == "imported"

@@ -12,7 +12,7 @@ from lmconsole.report.captions import describe_outcomes, excluded_runs, seed_lis
 from lmconsole.report.comparing import MATERIAL_NATS
 from lmconsole.report.experiment_result import experiment_results
 from lmconsole.report.markup import format_ppl, format_spread
-from lmconsole.report.results import best_experiments, is_complete, marks, memory_frame, uses_gpu
+from lmconsole.report.results import best_experiments, is_complete, marks, memory_frame, not_below_unigram, uses_gpu
 from lmconsole.report.selection import Group
 from lmconsole.runs.store import Run
 
@@ -69,7 +69,16 @@ def _describe_near(group: Group, best: int) -> str:
 
 
 def _describe_unlearned(group: Group) -> str:
-    """Name experiments whose best validation losses are those of a uniform guess, or little lower."""
+    """Name experiments whose validation perplexity is not below that of token frequencies or, where that is unknown,
+    whose best validation losses are those of a uniform guess, or little lower."""
+    unigram = group.unigram_ppl.get("validation")
+    if unigram is not None:
+        above = [
+            f"{_label(id_, group.by_experiment[id_])}, {format_ppl(ppl)}"
+            for id_, ppl in not_below_unigram(group).items()
+        ]
+        start = f" Not below the validation perplexity of token frequencies ({format_ppl(unigram)})"
+        return f"{start}: {'; '.join(above)}." if above else ""
     found = []
     for id_, runs in group.by_experiment.items():
         best = [run.state.best_epoch for run in runs]

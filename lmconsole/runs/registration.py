@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -101,8 +102,12 @@ def show_numbers(numbers: Iterable[int]) -> str:
 
 def seal_of(registration: Registration) -> str:
     """Return the hash of everything in a registration except its seal."""
-    content = msgspec.to_builtins(msgspec.structs.replace(registration, seal=""), str_keys=True)
-    return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()
+    return _seal(msgspec.to_builtins(registration, str_keys=True))
+
+
+def _seal(content: dict[str, Any]) -> str:
+    """Return the same, of the content of its file: it has no fields that a later version gives a registration."""
+    return hashlib.sha256(msgspec.json.encode({**content, "seal": ""}, order="deterministic")).hexdigest()
 
 
 def claims_hash(claims: tuple[Claim, ...], settings: dict[int, PlannedSetting]) -> str:
@@ -168,14 +173,15 @@ def _files(store: Path) -> list[Path]:
 
 def _read(path: Path) -> Registration:
     try:
-        found = msgspec.json.decode(read_file(path, MAX_BYTES, follow=False), type=Registration)
+        data = read_file(path, MAX_BYTES, follow=False)
+        found, content = msgspec.json.decode(data, type=Registration), msgspec.json.decode(data)
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
     except DAMAGED as error:
         raise StoreError(f"{path}: not registered claims of lmconsole: {error}") from None
     if found.schema > SCHEMA:
         raise StoreError(f"{path}: schema {found.schema}; this lmconsole reads schema {SCHEMA}")
-    if claims_hash(found.claims, found.settings) != found.hash or seal_of(found) != found.seal:
+    if claims_hash(found.claims, found.settings) != found.hash or _seal(content) != found.seal:
         raise StoreError(
             f"{path}: the claims are not those that were registered",
             hint="The file was changed. Remove it, and register the claims again for runs that do not exist yet.",
