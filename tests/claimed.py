@@ -31,7 +31,8 @@ def claim(**changes: object) -> Claim:
 
 def answer_for(root: Path, *claims: Claim, **settings: Any) -> ProbeAnswer:
     """Return what the probe says of the experiments of claims. Those from 11 on have learning rates of their own, and
-    those from 21 on SGD, as experiment 2 has."""
+    those from 21 on SGD, as experiment 2 has. Token frequencies are unknown unless they are among the ``settings``."""
+    settings.setdefault("unigram_ppl", {})
     ids = dict.fromkeys(id_ for each in claims for id_ in each.experiments)
     return ProbeAnswer(
         preset="tiny",

@@ -1,7 +1,7 @@
 """Runs that were never trained: a test chooses what their logs say."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def record(
     energy_j: float | None = None,
     within: Sequence[Sequence[float]] = (),
     tested: bool = True,
+    unigram_ppl: Mapping[str, float] | None = None,
     **settings: Any,
 ) -> Run:
     """Record a run with these (train, validation) losses in nats, one pair for each epoch.
@@ -43,9 +44,19 @@ def record(
         energy_j: energy of the whole run, used evenly over the epochs.
         within: validation losses at evaluations within each epoch, spread evenly over its steps.
         tested: whether test perplexities are known: that of the best epoch is its validation perplexity.
+        unigram_ppl: perplexity of each split for a unigram model; by default it is unknown.
     """
     run = tiny.queue_tiny(
-        root, model, number=number, optimizer=optimizer, seed=seed, layers=layers, name=name, jobs=jobs, **settings
+        root,
+        model,
+        number=number,
+        optimizer=optimizer,
+        seed=seed,
+        layers=layers,
+        name=name,
+        jobs=jobs,
+        unigram_ppl=unigram_ppl or {},
+        **settings,
     )
     factories.append_events(
         run.paths,

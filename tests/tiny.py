@@ -126,9 +126,10 @@ def resolved_tiny(
     layers: int = 1,
     name: str = "",
     repeats: int = 8,
+    unigram_ppl: Mapping[str, float] | None = None,
     **settings: object,
 ) -> ResolvedRun:
-    """Resolve one tiny run. ``settings`` override the preset's."""
+    """Resolve one tiny run. ``settings`` override the preset's, ``unigram_ppl`` what the corpus gives."""
     (root / "experiments").mkdir(parents=True, exist_ok=True)
     more = f"name = {json.dumps(name, ensure_ascii=False)}" if name else ""
     file = write_experiments(root / "experiments" / f"{number}.toml", row(number, model, layers, optimizer, more))
@@ -136,15 +137,16 @@ def resolved_tiny(
     plan = load_plan(file)
     resolved = plan.resolve(plan.experiment(number), "tiny", settings)
     corpus = load_corpus("tokens", data, vocabulary=resolved.settings.vocabulary, cache=root / "cache")
+    targets = describe_targets(corpus, resolved.settings.window_tokens)
+    if unigram_ppl is not None:
+        targets["unigram_ppl"] = unigram_ppl
     return ResolvedRun(
         experiment=plan.experiment(number),
         preset="tiny",
         settings=resolved.settings,
         seed=seed,
         origins=resolved.origins,
-        corpus=msgspec.convert(
-            {**describe(corpus), **describe_targets(corpus, resolved.settings.window_tokens)}, CorpusInfo
-        ),
+        corpus=msgspec.convert({**describe(corpus), **targets}, CorpusInfo),
         embeddings=None,
         threads=threads,
     )

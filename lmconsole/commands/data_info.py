@@ -133,9 +133,9 @@ def _lines(report: dict[str, Any], settings: Settings) -> list[str]:
         *([f"sha256      {report['embeddings_sha256']}"] if "embeddings_sha256" in report else []),
         f"windows     {counted(settings.window_tokens, 'target')} each (preset {report['preset']})",
         "",
-        f"{'split':<12}{'tokens':>12}{'windows':>10}{'targets':>12}{'unigram PPL':>13}"
-        f"{'  file' if report['files'] else ''}",
     ]
+    head = f"{'split':<12}{'tokens':>12}{'windows':>10}{'targets':>12}{'unigram PPL':>13}"
+    lines.append(f"{head}{'  file' if report['files'] else ''}")
     for split, counts in report["windows"].items():
         numbers = f"{split:<12}{report['tokens'][split]:>12,}{counts['windows']:>10,}{counts['targets']:>12,}"
         numbers += f"{report['unigram_ppl'][split]:>13,.1f}"

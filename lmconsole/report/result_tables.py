@@ -233,12 +233,10 @@ def _describe_unigram(group: Group) -> str:
     ppls = group.unigram_ppl
     if "validation" not in ppls:
         return ""
-    test = f" and a test PPL of {format_ppl(ppls['test'])}" if "test" in ppls else ""
-    text = f"Token frequencies of the train split alone have a validation PPL of {format_ppl(ppls['validation'])}{test}"
-    above = [f"{id_} ({format_ppl(ppl)})" for id_, ppl in not_below_unigram(group).items()]
-    if not above:
-        return f"{text}."
-    return f"{text}; not below that validation PPL: experiment{'' if len(above) == 1 else 's'} {', '.join(above)}."
+    test = f" (test {format_ppl(ppls['test'])})" if "test" in ppls else ""
+    above = not_below_unigram(group)
+    which = f"; that of {name_experiments(above)} is not below it" if above else ""
+    return f"Token frequencies alone have a validation PPL of {format_ppl(ppls['validation'])}{test}{which}."
 
 
 def _experiment_texts(record: Mapping[Hashable, Any]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Registered claims: which runs count, and what they come to."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -260,6 +261,21 @@ def test_pairs_need_both_runs(tmp_path: Path) -> None:
     assert box.contrast().result.verdict is Verdict.UNFINISHED
     box.finish(runs[2, 6], 10.106)
     assert (box.contrast().result.test, box.contrast().result.verdict) == ("paired t", Verdict.LOWER)
+
+
+def test_a_registration_of_a_version_without_token_frequencies_is_read(tmp_path: Path) -> None:
+    box = Box(tmp_path, claim(delta=0.01))
+    (path,) = (box.store.root / CLAIMS).iterdir()
+    fields = json.loads(path.read_bytes())
+    for setting in fields["settings"].values():
+        assert setting["corpus"].pop("unigram_ppl") == {}
+    content = msgspec.json.encode({**fields, "seal": ""}, order="deterministic")
+    path.write_text(json.dumps({**fields, "seal": hashlib.sha256(content).hexdigest()}))
+    assert read_registrations(box.store.root)[0].settings == box.registration.settings
+    fields["settings"]["1"]["corpus"]["unigram_ppl"] = {"test": 9.0}
+    path.write_text(json.dumps({**fields, "seal": hashlib.sha256(content).hexdigest()}))
+    with pytest.raises(StoreError, match=path.name):
+        read_registrations(box.store.root)
 
 
 def test_a_changed_registration_is_refused_and_its_place_stays_taken(tmp_path: Path) -> None:

@@ -89,6 +89,25 @@ def test_sides_that_have_hardly_learned_are_named(tmp_path: Path, first: float, 
     assert not expected or sentences[0].startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (4.0, 4.96, []),
+        (4.0, 4.971, ["LSTM 1L SGD (2) has hardly learned: its median test loss is"]),
+        (5.2, 5.1, ["LSTM 1L Adam (1) and LSTM 1L SGD (2) have hardly learned: their median test losses are"]),
+    ],
+)
+def test_a_side_has_learned_if_its_losses_are_below_those_of_token_frequencies(
+    tmp_path: Path, first: float, second: float, expected: list[str]
+) -> None:
+    """The third of five seeds, the median, is 0.03 above the given loss."""
+    box = Box(tmp_path, claim(), unigram_ppl={"validation": 1.0, "test": math.exp(5.0)})
+    box.finish_all(first=first, second=second)
+    sentences = [sentence for sentence in scope(box.result().contrasts) if "hardly learned" in sentence]
+    assert sentences == [f"{start} not below that of token frequencies (5.0000 nats per token)." for start in expected]
+    assert box.contrast().unigram_nats == pytest.approx((5.0, 5.0))
+
+
 def test_a_sentence_that_holds_for_some_comparisons_names_them(tmp_path: Path) -> None:
     studies, apart = ((11, 12, 13), (21, 22, 23)), {1: (8, 9, 10), 2: (8, 9, 10), 11: (16, 17, 18)}
     box = Box(

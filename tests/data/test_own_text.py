@@ -242,6 +242,8 @@ def test_a_run_uses_and_names_the_tokenizer_of_the_user_data_folder(
     described = tiny.lmconsole("data", "info", "--preset", "tiny", "--data", book.name, cwd=tmp_path, check=0).stdout
     assert f"tokenizer   GPT-1 BPE, ids shifted by one\n            from {user}\n" in described
     assert f"embeddings  {user / 'embeddings.npz'}\n" in described
+    for split, ppl in info["corpus"]["unigram_ppl"].items():
+        assert re.search(rf"^{split} .* {ppl:,.1f}  {book.name}, lines ", described, re.MULTILINE)
 
 
 def test_a_tokenizer_is_trained_on_the_beginning_of_a_long_text(

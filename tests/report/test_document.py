@@ -1,5 +1,6 @@
 """The report as a whole: its two templates, the first page, and the PDF that LaTeX makes of it."""
 
+import math
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from lmconsole.report.export import export
 from lmconsole.report.export_files import report_tables
 from lmconsole.report.export_options import ExportOptions
 from lmconsole.report.figures import figure_specs
+from lmconsole.report.result_tables import results_table
 from lmconsole.report.selection import Group, choose_group
 from lmconsole.runs.events import Failed
 from lmconsole.runs.store import Store
@@ -87,6 +89,36 @@ def test_the_first_page_answers_in_five_sentences_a_table_and_a_figure(tmp_path:
     assert isinstance(figure, FigureRow)
     assert figure.figures[0].name == "overview"
     assert details[0] == Heading(1, "Notation and setting")
+
+
+def test_the_first_page_names_experiments_that_have_hardly_learned(tmp_path: Path) -> None:
+    frequencies = {"train": 70.0, "validation": 80.25, "test": 81.5}
+    for root, unigram_ppl in ((tmp_path / "known", frequencies), (tmp_path / "unknown", None)):
+        known = root.name == "known"
+        for seed, loss in ((1, 4.3), (2, 4.5)):
+            record(root, 1, "lstm", [(5.0, 5.0), (4.0, 4.0)], seed=seed)  # of an earlier version
+            record(root, 3, "lstm", [(5.7, loss if known else 5.7)], seed=seed, optimizer="sgd",
+                   unigram_ppl=unigram_ppl)  # fmt: skip
+        _, sentences, table, *_ = report(root)
+        assert isinstance(sentences, BulletList)
+        assert isinstance(table, NumberedTable)
+        mean = (math.exp(4.3) + math.exp(4.5)) / 2
+        not_below = f"Not below the validation perplexity of token frequencies (80.250): LSTM 1L SGD (3), {mean:.3f}."
+        uniform = "Close to a uniform guess over the vocabulary, with hardly anything learned: LSTM 1L SGD (3)."
+        assert sentences.items[1].endswith(f" {not_below if known else uniform}")
+        notes = results_table(group(root)).notes
+        frequent = "Token frequencies alone have a validation PPL of 80.250 (test 81.500); that of experiment 3 is not"
+        assert (frequent in notes) == known
+        assert "Token frequencies" not in notes or known
+
+
+def test_nothing_is_named_if_all_experiments_are_below_token_frequencies(tmp_path: Path) -> None:
+    record(tmp_path, 1, "lstm", [(4.0, 4.0)], unigram_ppl={"validation": 54.7})
+    record(tmp_path, 3, "lstm", [(float("nan"), float("nan"))], optimizer="sgd")
+    _, sentences, *_ = report(tmp_path)
+    assert isinstance(sentences, BulletList)
+    assert "Token frequencies alone have a validation PPL of 54.700." in results_table(group(tmp_path)).notes
+    assert "token frequencies" not in sentences.items[1]
 
 
 def test_claims_follow_the_first_page_in_both_templates(tmp_path: Path) -> None:

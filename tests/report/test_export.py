@@ -104,6 +104,7 @@ def test_the_frames_are_the_same_in_every_format(store: Store, tmp_path: Path) -
     runs = pd.read_csv(tmp_path / "csv/data/runs.csv")
     assert list(runs["epoch"]) == [2, 1]
     assert runs["test_ppl_final"].tolist() == [1.0, 1.0]
+    assert runs["unigram_valid_ppl"].isna().all()
 
 
 def test_evaluations_within_epochs_have_a_file_if_there_are_any(tmp_path: Path) -> None:

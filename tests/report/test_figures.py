@@ -159,6 +159,19 @@ def test_the_overview_shows_the_best_experiment_of_each_architecture_with_every_
         assert all(len(xs) == 2 for xs, _ in best), "one dot for each seed"
 
 
+def test_token_frequencies_are_a_line_where_they_are_within_the_axis(tmp_path: Path) -> None:
+    losses = {"adam": [(6.0, 5.5), (4.5, 4.7)], "sgd": [(7.0, 7.0), (6.9, 6.9)]}
+    for number, optimizer in ((1, "adam"), (3, "sgd")):
+        record(tmp_path, number, "lstm", losses[optimizer], optimizer=optimizer, unigram_ppl={"validation": 150.0})
+    for number in (1, 5):
+        drawn = figure(tmp_path, number)
+        assert [[150.0, 150.0] in [ys for _, ys in lines(axes)] for axes in drawn.axes] == [True, False]
+        assert legend(drawn) == ["Train", "Validation", "best epoch", "token frequencies"]
+    assert [[150.0, 150.0] in [ys for _, ys in lines(axes)] for axes in figure(tmp_path, 0).axes] == [True, True]
+    record(tmp_path / "off", 1, "lstm", losses["adam"], unigram_ppl={"validation": 1000.0})
+    assert legend(figure(tmp_path / "off", 1)) == ["Train", "Validation", "best epoch"]
+
+
 def test_epochs_are_whole_and_perplexities_plain_numbers(tmp_path: Path) -> None:
     twelve(tmp_path)
     axes = figure(tmp_path, 1).axes[2]
@@ -347,7 +360,7 @@ def test_figures_match_the_expected_images(tmp_path: Path, number: int) -> None:
     the expected images."""
     import os
 
-    twelve(tmp_path)
+    twelve(tmp_path, unigram_ppl={"validation": 101.5})
     expected = Path(__file__).parent / "pictures" / f"figure-{number}.png"
     drawn = figure(tmp_path, number)
     out = io.BytesIO()

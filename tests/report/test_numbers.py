@@ -48,6 +48,7 @@ def twelve(tmp_path_factory: pytest.TempPathFactory) -> Group:
                 root, number, model, [(loss + 0.5, loss + 0.4), (loss - 0.31, loss), (loss - 0.5, loss + 0.071)],
                 optimizer=optimizer, layers=layers, seed=seed, finish=False, device="cuda:0", samples=6,
                 process_mib=700.0 + 31 * number, seconds=100.7 + 13 * number, energy_j=9_000.0 * number,
+                unigram_ppl={"train": 150.71, "validation": 160.72, "test": 160.73},
             )  # fmt: skip
             outcome = factories.finished(
                 [loss + 0.4, loss, loss + 0.071], test_ppl_best=80.0 + number, torch_peak_mib=500.0 + number,
@@ -74,6 +75,7 @@ def assert_every_number_has_a_command(group: Group, thresholds: str, against: Ta
     known = values(quantities(group, None if against is None else against.data)) | set(numbers_in(thresholds))
     tables = [results_table(group), memory_table(group), *([] if against is None else [against])]
     shown = [row[name].text for table in tables for row in table.rows for name in row if name != "Experiment"]
+    shown += re.findall("Token frequencies[^;]*", tables[0].notes)
     for finding in findings(group):
         shown += [*finding.observations, *finding.interpretation]
         if finding.table is not None:
@@ -170,6 +172,7 @@ def test_siunitx_gets_plain_digits(twelve: Group) -> None:
     plain, typeset = to_latex(twelve, found, siunitx=True), to_latex(twelve, found)
     for key, digits, text in (
         ("lmAllocatedMib@1", "501", "501"),
+        ("lmUnigramPpl@validation", "160.72", "160.72"),
         ("lmDeviceMib@1", "80000", "80{,}000"),
         ("lmDifferencePercent@1@2", "-12.8", r"\ensuremath{-}12.8"),
         ("lmGapNats@3", "0.571", "+0.571"),

@@ -8,6 +8,7 @@ import tiny
 
 from lmconsole.errors import StoreError
 from lmconsole.plan.experiment import ALWAYS_HASHED
+from lmconsole.runs.comparable import comparable, differ_only_in_seed
 from lmconsole.runs.info import SCHEMA, read_info, write_info
 
 
@@ -28,6 +29,23 @@ def test_fields_that_version_0_1_0_did_not_write_have_defaults(tmp_path: Path) -
     info = read_info(tmp_path / "run.json")
     assert (info.jobs, info.origin, info.denominator) == (None, "trained", "targets")
     assert info.config_hash == fields["same_run"]
+
+
+def test_a_corpus_without_token_frequencies_is_read_and_changes_nothing_else(tmp_path: Path) -> None:
+    run = tiny.queue_tiny(tmp_path)
+    assert set(run.info.corpus.unigram_ppl) == {"train", "validation", "test"}
+    fields = json.loads(run.paths.info.read_bytes())
+    del fields["corpus"]["unigram_ppl"]
+    run.paths.info.write_text(json.dumps(fields))
+    info = read_info(run.paths.info)
+    assert info.corpus.unigram_ppl == {}
+    assert comparable(info, run.info)
+    assert differ_only_in_seed(info, run.info)
+    assert tiny.queue_tiny(tmp_path).run == run.run, "the same run"
+    fields["corpus"]["unigram_ppl"] = {"train": -1.0}
+    run.paths.info.write_text(json.dumps(fields))
+    with pytest.raises(StoreError, match="unigram_ppl"):
+        read_info(run.paths.info)
 
 
 def test_a_setting_that_version_0_1_0_lacks_is_written_only_where_it_is_used(tmp_path: Path) -> None:
