@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import re
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -360,7 +360,7 @@ def test_figures_match_the_expected_images(tmp_path: Path, number: int) -> None:
     the expected images."""
     import os
 
-    twelve(tmp_path, unigram_ppl={"validation": 101.5})
+    twelve(tmp_path, unigram_ppl={"validation": 200.0})
     expected = Path(__file__).parent / "pictures" / f"figure-{number}.png"
     drawn = figure(tmp_path, number)
     out = io.BytesIO()
