@@ -244,7 +244,7 @@ def test_a_run_uses_and_names_the_tokenizer_of_the_user_data_folder(
     assert f"tokenizer   GPT-1 BPE, ids shifted by one\n            from {user}\n" in described
     assert f"embeddings  {user / 'embeddings.npz'}\n" in described
     for split, ppl in info["corpus"]["unigram_ppl"].items():
-        assert re.search(rf"^{split} .* {ppl:,.1f}  {book.name}, lines ", described, re.MULTILINE)
+        assert re.search(rf"^{split} .* {ppl:,.1f}  {re.escape(book.name)}, lines ", described, re.MULTILINE)
 
 
 def test_a_tokenizer_is_trained_on_the_beginning_of_a_long_text(
