@@ -22,7 +22,7 @@ from lmconsole.report.questions.memory import memory
 from lmconsole.report.questions.models import architectures, depth
 from lmconsole.report.questions.optimizers import optimizer_pairs, optimizers
 from lmconsole.report.questions.overfitting import overfitting
-from lmconsole.report.questions.recommendation import recommendation
+from lmconsole.report.questions.recommendation import leaders, recommendation
 from lmconsole.report.selection import Group, choose_group
 from lmconsole.report.summary import summary
 from lmconsole.report.targets import (
@@ -180,6 +180,30 @@ def test_a_slower_run_with_as_many_steps_to_the_target_is_named(tmp_path: Path) 
     text = sentences(answer(tmp_path, recommendation))
     assert "LSTM 1L AdamW (2), with equal architecture and depth, reaches it after no more steps." in text
     assert "For wall-clock time LSTM 1L Adam (1), LSTM 1L AdamW (2); for generalization" in text
+
+
+def test_the_lead_changes_with_the_training_time(tmp_path: Path) -> None:
+    record_kind(tmp_path, ("lstm", 1, "adam"), 5.0, 4.5, 4.4, seconds=10.0)
+    record_kind(tmp_path, ("lstm", 1, "adamw"), 5.0, 4.49, 4.4, seconds=10.5)  # as low within 0.02 nats
+    record_kind(tmp_path, ("gpt1", 2, "adamw"), 4.7, 4.2, 3.9, seconds=14.0)
+    record_kind(tmp_path, ("gpt1", 4, "adamw"), 5.1, 4.1, 3.0, seconds=40.0, finish=False)
+    found = [(time_s, id_, round(math.log(ppl), 6)) for time_s, id_, ppl in leaders(GroupResults(group(tmp_path)))]
+    assert found == [(10.0, 1, 5.0), (14.0, 11, 4.7), (20.0, 1, 4.5), (28.0, 11, 4.2)]
+    assert "from 28 s on GPT-1 2L AdamW (11) (66.686 then)." in sentences(answer(tmp_path, recommendation))
+
+
+def test_each_question_has_a_short_answer_that_says_what_it_is_worth(tmp_path: Path) -> None:
+    for number, kind in enumerate(IDS):
+        record_kind(tmp_path, kind, 6.0, 4.0 + number / 10)
+    answers = [each.answer for each in findings(group(tmp_path))]
+    assert answers[0].startswith("For wall-clock time LSTM 1L Adam (1), LSTM 1L AdamW (2), ")
+    assert "; for generalization LSTM 1L Adam (1) (one seed" in answers[0]
+    assert answers[1].startswith("AdamW against Adam: LSTM Adam, GPT-1 Adam; Momentum against SGD: LSTM SGD")
+    assert answers[2].startswith(
+        "Lowest loss: LSTM 1L Adam (1); with more layers LSTM 2L AdamW (9), LSTM 4L AdamW (10)"
+    )
+    assert answers[3].startswith("GPT-1: the loss rises from 1 to 2 layers, rises from 2 to 4 layers; LSTM: the loss")
+    assert all(each.endswith("(one seed each, not a claim).") for each in answers[:4])
 
 
 @pytest.mark.parametrize(("difference", "named"), [(0.019, False), (0.021, True)])
