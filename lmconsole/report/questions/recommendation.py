@@ -110,8 +110,9 @@ def _answer(results: GroupResults, choices: Sequence[str]) -> str:
 
 def leaders(results: GroupResults) -> list[tuple[float, int, float]]:
     """Return which complete experiment has the lowest validation perplexity within each training time: from which time
-    in seconds, experiment, and perplexity then, where the lead changes by more than ``MATERIAL_NATS``.
+    in seconds, experiment, and perplexity then.
 
+    The lead changes if a perplexity is lower by more than ``MATERIAL_NATS``, but not between experiments that are alike.
     Known at the ends of epochs, as means over the seeds of an experiment, whose curve is its lowest perplexity so far.
     """
     points = []
@@ -126,12 +127,21 @@ def leaders(results: GroupResults) -> list[tuple[float, int, float]]:
     found: list[tuple[float, int, float]] = []
     lowest = math.inf
     for time_s, ppl, id_ in sorted(points):
-        leads = bool(found) and found[-1][1] == id_
+        leads = bool(found) and _are_alike(results.by_id[found[-1][1]], results.by_id[id_])
         if ppl < lowest and (leads or math.log(lowest / ppl) > MATERIAL_NATS):
             lowest = ppl
             if not leads:
                 found.append((time_s, id_, ppl))
     return found
+
+
+def _are_alike(one: ExperimentResult, other: ExperimentResult) -> bool:
+    """Return whether two experiments are one, or have equal architecture and depth and end hardly apart."""
+    if one.id == other.id:
+        return True
+    kinds = [(each.info.experiment.model, each.info.experiment.layers) for each in (one, other)]
+    apart = math.log((one.mean_ppl or math.inf) / (other.mean_ppl or math.inf))
+    return kinds[0] == kinds[1] and abs(apart) <= MATERIAL_NATS
 
 
 def _describe_leaders(results: GroupResults) -> list[str]:
