@@ -112,8 +112,8 @@ def leaders(results: GroupResults) -> list[tuple[float, int, float]]:
     """Return which complete experiment has the lowest validation perplexity within each training time: from which time
     in seconds, experiment, and perplexity then.
 
-    The lead changes if a perplexity is lower by more than ``MATERIAL_NATS``, but not between experiments that are alike.
-    Known at the ends of epochs, as means over the seeds of an experiment, whose curve is its lowest perplexity so far.
+    The lead changes if a perplexity is lower by more than ``MATERIAL_NATS``, but not between like experiments. Known at
+    the ends of epochs, as means over the seeds of an experiment, whose curve is its lowest perplexity so far.
     """
     points = []
     for result in results.complete:
