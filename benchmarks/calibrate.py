@@ -69,8 +69,8 @@ class Table:
 
 
 def percent(row: Row) -> str:
-    """Return ``4.9 %``, bold if it misses its bound."""
-    text = f"{100 * row.value:.1f} %"
+    """Return ``4.9%``, bold if it misses its bound."""
+    text = f"{100 * row.value:.1f}%"
     return text if row.met else f"**{text}**"
 
 
@@ -117,7 +117,7 @@ def power_table(table: Table) -> str:
                 for difference in differences
                 for each in table.find("power", first_seeds=n, contrasts=family, difference_sd=difference)
             ]
-            cells = (f"{percent(each)} ({100 * each.bound:.1f} %)" for each in found)
+            cells = (f"{percent(each)} ({100 * each.bound:.1f}%)" for each in found)
             lines.append(f"| {n} and {n} | {family} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -125,7 +125,7 @@ def power_table(table: Table) -> str:
 def width_table(table: Table) -> str:
     """Return half widths of intervals, and the differences that seeds detect."""
     lines = [
-        "| seeds | half width, equal sample variances | median half width | detected with 80 % power | simulated |",
+        "| seeds | half width, equal sample variances | median half width | detected with 80% power | simulated |",
         "|---|---|---|---|---|",
     ]
     for row in table.find("half width in sd"):
@@ -151,7 +151,7 @@ def failures(table: Table) -> str:
         at = f", difference {row.difference_sd:.2g} sd" if row.difference_sd else ""
         lines.append(
             f"- {row.measure}, {row.population}, {seeds(row)} seeds, {contrasts}{at}: "
-            f"{100 * row.value:.3f} %, {row.relation} {100 * row.bound:.3f} %"
+            f"{100 * row.value:.3f}%, {row.relation} {100 * row.bound:.3f}%"
         )
     return "\n".join(lines) or "None."
 
@@ -165,12 +165,12 @@ def page(rows: Sequence[Row]) -> str:
 
 `make calibrate` simulates whole comparisons whose truth is known, and counts how often a verdict of
 [`lmconsole compare`](method.md) is wrong. Each cell has {experiments:,} experiments, so the standard error of a rate of
-5 % is {error:.2f} %. The p-values, intervals and correction are those of the command, and in each cell the verdicts of
+5% is {error:.2f}%. The p-values, intervals and correction are those of the command, and in each cell the verdicts of
 some experiments are compared with those of the command itself.
 
 The values of a setting are normal with equal standard deviations; normal with standard deviations of 1 and 4, or of 4
 and 1; log-normal, where the logarithm has a standard deviation of 1; Student's t with three degrees of freedom; or
-normal with 10 % diverged runs, which count as infinite. The contrasts of a family are independent.
+normal with 10% diverged runs, which count as infinite. The contrasts of a family are independent.
 
 **{kept(rows)} bounds are kept.** Rates that are not within their bound are bold in the tables:
 
@@ -179,10 +179,10 @@ normal with 10 % diverged runs, which count as infinite. The contrasts of a fami
 ## Wrong verdicts
 
 Nothing differs. *Error*: share of families of 1, 6 and 12 contrasts with at least one verdict of lower or higher.
-Bound: 5 % for normal values with equal numbers of seeds, plus three Monte Carlo errors; 7.5 % for all others.
-*Coverage*: share of the 95 % intervals that contain the true difference, in the worst of the three families; bound: at
-least 93 %. *Equivalence at δ*: share of verdicts of equivalence if the true difference is exactly +δ or −δ, whichever
-is more often wrong; δ is eight standard errors of the difference; bound: 5 % plus three Monte Carlo errors.
+Bound: 5% for normal values with equal numbers of seeds, plus three Monte Carlo errors; 7.5% for all others.
+*Coverage*: share of the 95% intervals that contain the true difference, in the worst of the three families; bound: at
+least 93%. *Equivalence at δ*: share of verdicts of equivalence if the true difference is exactly +δ or −δ, whichever
+is more often wrong; δ is eight standard errors of the difference; bound: 5% plus three Monte Carlo errors.
 
 {error_table(table)}
 
@@ -200,16 +200,16 @@ verdict at each look, and stopping at the first one that is not inconclusive.
 ## Power
 
 One contrast of the family differs, with normal values. Measured share of verdicts that say so, and in parentheses the
-power of Welch's test at 5 % divided by the number of contrasts. Bound: they differ by at most three Monte Carlo errors,
+power of Welch's test at 5% divided by the number of contrasts. Bound: they differ by at most three Monte Carlo errors,
 and the share does not fall with more seeds.
 
 {power_table(table)}
 
 ## Widths of intervals
 
-Half widths of the 95 % interval of a difference, in standard deviations of a run, if both samples have the same
+Half widths of the 95% interval of a difference, in standard deviations of a run, if both samples have the same
 variance; simulated: mean of the hundredth with the most similar variances. Next to it the median of all intervals, in
-which the variances of the samples differ. Detected: the true difference that is found with 80 % power, and how often a
+which the variances of the samples differ. Detected: the true difference that is found with 80% power, and how often a
 simulation finds it.
 
 {width_table(table)}
@@ -284,7 +284,7 @@ def wrap(text: str) -> str:
 
 
 def plain(row: Row) -> str:
-    return f"{100 * row.value:.1f} %"
+    return f"{100 * row.value:.1f}%"
 
 
 def write(path: Path, text: str, check: bool) -> bool:

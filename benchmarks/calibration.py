@@ -92,7 +92,7 @@ STRESS = (
     Population("sd 4:1", _normal, (4.0, 1.0)),
     Population("log-normal", _log_normal),
     Population("t₃", _t3),
-    Population("10 % diverged", _normal, diverged=0.1),
+    Population("10% diverged", _normal, diverged=0.1),
 )
 
 
@@ -101,7 +101,7 @@ STRESS = (
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Verdicts and 95 % intervals of contrasts, of the shape (experiments, contrasts)."""
+    """Verdicts and 95% intervals of contrasts, of the shape (experiments, contrasts)."""
 
     verdicts: Codes
     low: Array
@@ -268,7 +268,7 @@ def mc_margin(bound: float, experiments: int) -> float:
 def error_rows(
     population: Population, m: int, n: int, family: int, experiments: int, method: Method = shipped
 ) -> list[Row]:
-    """Measure families in which no setting differs: the share with a verdict of lower or higher, and the share of 95 %
+    """Measure families in which no setting differs: the share with a verdict of lower or higher, and the share of 95%
     intervals that contain 0."""
     random = _random("error", population.name, m, n, family)
     outcome = _checked(method, *population.samples(random, (experiments, family), m, n))

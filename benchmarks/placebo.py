@@ -153,16 +153,16 @@ def figure(recorded: Sequence[Rate]) -> bytes:
     wrong, right = lines(NO_DIFFERENCE), lines(SHIFT)
     note = (
         f"{len(test_nll('GPT-1', 'Adam'))} runs of GPT-1 (one layer, Adam, the demo made smaller), split at random. "
-        "Bands: 95 % intervals, runs resampled."
+        "Bands: 95% intervals, runs resampled."
     )
     drawn = draw_placebo(wrong, right, SHIFT, test_nll("LSTM", "Adam"), test_nll("LSTM", "SGD"), note)
     return encode_figure(drawn, "png")
 
 
 def percent(share: float) -> str:
-    """Return ``4.5 %``, ``36 %``, or ``less than 0.1 %``."""
+    """Return ``4.5%``, ``36%``, or ``less than 0.1%``."""
     digits = f"{100 * share:.1f}" if share < 0.0995 else f"{100 * share:.0f}"
-    return "less than 0.1 %" if 0 < share < 0.001 else f"{digits} %"
+    return "less than 0.1%" if 0 < share < 0.001 else f"{digits}%"
 
 
 def readme_section(recorded: Sequence[Rate]) -> str:
@@ -209,10 +209,10 @@ def method_section(recorded: Sequence[Rate], findings: Sequence[SgdFinding]) -> 
 
 
 def interval(rate: Rate) -> str:
-    """Return ``4.5 % (4.0–5.1)``, or a dash if the rule can find nothing."""
+    """Return ``4.5% (4.0–5.1)``, or a dash if the rule can find nothing."""
     if rate.runs < SMALLEST[rate.rule]:
         return "–"
-    return f"{100 * rate.share:.1f} % ({100 * rate.low:.1f}–{100 * rate.high:.1f})"
+    return f"{100 * rate.share:.1f}% ({100 * rate.low:.1f}–{100 * rate.high:.1f})"
 
 
 def documents() -> dict[Path, str]:

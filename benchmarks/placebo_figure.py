@@ -43,7 +43,7 @@ WIDTH_IN, HEIGHT_IN = 9.6, 4.2
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Rates of a rule by number of runs, with 95 % intervals."""
+    """Rates of a rule by number of runs, with 95% intervals."""
 
     name: str
     runs: Sequence[int]
@@ -81,7 +81,7 @@ def draw_placebo(
         _label(false, 5.5, 0.93, "bold the lowest", va="top", ha="center")
         _label(false, 2.3, 0.2, "mean ± sd apart")
         _label(false, 7.6, 0.072, "lmconsole", ha="center")
-        false.text(10.3, 0.036, "nominal: 5 %", fontsize=8, ha="right", va="top")
+        false.text(10.3, 0.036, "nominal: 5%", fontsize=8, ha="right", va="top")
         _draw_rates(found, right)
         _set_percent_ticks(found, (0, 0.25, 0.5, 0.75, 1.0))
         found.set_title(f"True difference of {shift}:\nit is found")
@@ -111,7 +111,7 @@ def _draw_rates(axes: Axes, lines: Sequence[Line]) -> None:
 
 def _set_percent_ticks(axes: Axes, ticks: Sequence[float]) -> None:
     axes.yaxis.set_major_locator(FixedLocator(list(ticks)))
-    axes.yaxis.set_major_formatter(FixedFormatter([f"{100 * tick:g} %" for tick in ticks]))
+    axes.yaxis.set_major_formatter(FixedFormatter([f"{100 * tick:g}%" for tick in ticks]))
     axes.yaxis.set_minor_locator(NullLocator())
 
 

@@ -79,7 +79,7 @@ class Rate:
     """Either "no difference", where every finding is false, or "2 sd", where the right one is counted."""
     share: float
     low: float
-    """Lower end of the 95 % percentile interval over runs."""
+    """Lower end of the 95% percentile interval over runs."""
     high: float
 
 

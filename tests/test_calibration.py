@@ -167,7 +167,7 @@ def test_all_cells_are_recorded_with_their_bounds(calibration: Any, recorded: li
     assert {row.experiments for row in recorded} == {20_000}
     errors = [row for row in recorded if row.measure == "family-wise error"]
     shapes = {(row.population, row.first_seeds, row.second_seeds, row.contrasts) for row in errors}
-    populations = ("normal", "sd 1:4", "log-normal", "t₃", "10 % diverged")
+    populations = ("normal", "sd 1:4", "log-normal", "t₃", "10% diverged")
     wanted = {
         (population, *size, family)
         for population in populations
@@ -199,5 +199,5 @@ def test_documents_have_the_recorded_rates(modules: dict[str, Any], recorded: li
     page = calibrate.page(recorded)
     for row in recorded:
         if row.relation and not row.met:
-            assert f"**{100 * row.value:.1f} %**" in page
-            assert f"{100 * row.value:.3f} %, at most" in page
+            assert f"**{100 * row.value:.1f}%**" in page
+            assert f"{100 * row.value:.3f}%, at most" in page

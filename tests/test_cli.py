@@ -91,6 +91,8 @@ def test_runs_go_from_the_command_to_the_tables(tmp_path: Path) -> None:
 
     again = tiny.lmconsole("run", "1", *arguments, cwd=tmp_path, check=0)
     assert "already finished" in again.stderr
+    assert "finished in" in done.stdout
+    assert "finished in" not in again.stdout, "nothing was trained"
     assert len(Store(tmp_path / "runs").runs()) == 2
 
     status = json.loads(tiny.lmconsole("status", "--json", cwd=tmp_path, check=0).stdout)

@@ -172,8 +172,8 @@ def test_documents_and_figure_show_the_recorded_rates(
         assert path.read_text(encoding="utf-8") == text, "run benchmarks/placebo.py --draw"
     readme = placebo.README.read_text(encoding="utf-8")
     for n in (3, 5, 10):
-        assert f"{100 * cells['lmconsole', 'no difference', n].share:.1f} %" in readme
-        assert f"{100 * cells['lmconsole', '2 sd', n].share:.0f} %" in readme
+        assert f"{100 * cells['lmconsole', 'no difference', n].share:.1f}%" in readme
+        assert f"{100 * cells['lmconsole', '2 sd', n].share:.0f}%" in readme
     drawn: list[Any] = []
     draw = modules["placebo_figure"].draw_placebo
 

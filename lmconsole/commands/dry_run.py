@@ -1,7 +1,7 @@
 """`lmconsole run --dry-run`: show what would be done, and where each setting comes from."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -9,6 +9,7 @@ from rich.text import Text
 
 from lmconsole import formatting
 from lmconsole.claims.planner import SeedPlan, describe_plan, plan_seeds
+from lmconsole.commands.claims import describe_registration
 from lmconsole.commands.output import console, print_json_line, print_message
 from lmconsole.engine.estimate import Estimate, describe_sources, estimates, makespan_s
 from lmconsole.engine.probe import ProbeAnswer, ask
@@ -17,8 +18,10 @@ from lmconsole.engine.register import all_runs, check_claims, registered
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.engine.submit import describe_sharing, preview, requested_threads
 from lmconsole.errors import ExitCode, escape_control_characters
+from lmconsole.plan.claims import ENDPOINT_NAMES, ENDPOINT_UNITS, Claim
 from lmconsole.plan.experiment import Settings
 from lmconsole.runs.info import CorpusInfo
+from lmconsole.runs.registration import Registration, show_numbers
 from lmconsole.runs.store import Run, Store
 from lmconsole.telemetry.host import free_disk_mib
 
@@ -28,7 +31,8 @@ def dry_run(request: RunRequest) -> ExitCode:
     answer = ask(request, print_message)
     store = Store(request.runs)
     runs = store.runs()
-    if answer.claims and registered(store, answer) is None:
+    registration = registered(store, answer) if answer.claims else None
+    if answer.claims and registration is None:
         check_claims(answer, all_runs(store))
     decisions = preview(runs, answer, request)
     expected = estimates(answer, decisions, runs)
@@ -36,7 +40,8 @@ def dry_run(request: RunRequest) -> ExitCode:
         print_json_line(_plan(answer, decisions, expected, request, seed_plan(answer, runs, request)))
         return ExitCode.OK
     out = console()
-    for name, value in [*overview(answer, request), *time_expected(answer, decisions, expected, request)]:
+    claims = describe_claims(answer.claims, registration)
+    for name, value in [*overview(answer, request), *claims, *time_expected(answer, decisions, expected, request)]:
         out.print(Text(f"{name:<12}", style="bold").append(value, style="not bold"))
     for warning in answer.warnings:
         console(stderr=True).print(Text(f"warning: {warning}", style="yellow"))
@@ -48,6 +53,28 @@ def dry_run(request: RunRequest) -> ExitCode:
     out.print()
     _print_settings(answer)
     return ExitCode.OK
+
+
+def describe_claims(claims: Sequence[Claim], registration: Registration | None) -> list[tuple[str, str]]:
+    """Return names and values of rows that say what is to be registered, or has been; none without claims."""
+    if not claims:
+        return []
+    unregistered = "not registered yet; the same command without --dry-run registers:"
+    first = unregistered if registration is None else describe_registration(registration)
+    return [("claims", first), *(("", line) for claim in claims for line in _describe_claim(claim))]
+
+
+def _describe_claim(claim: Claim) -> Iterator[str]:
+    """Yield a line for each comparison of a claim."""
+    limits = [f"δ = {claim.delta:g} {ENDPOINT_UNITS[claim.endpoint]}"] if claim.delta is not None else []
+    limits += [f"targets {', '.join(f'{target:g}' for target in claim.targets)}"] if claim.targets else []
+    limits += ["in pairs"] if claim.paired else []
+    for first, second in claim.contrasts:
+        name = f"“{claim.name}”: " if claim.name else ""
+        seeds = len(claim.seeds[first[0]]) if len(first) == 1 else len(first)
+        what = "seeds" if len(first) == 1 else "studies"
+        text = f"{name}{show_numbers(first)} against {show_numbers(second)}, {seeds} {what} each"
+        yield ", ".join([escape_control_characters(text), ENDPOINT_NAMES[claim.endpoint], *limits])
 
 
 def overview(answer: ProbeAnswer, request: RunRequest) -> list[tuple[str, str]]:

@@ -66,7 +66,8 @@ def run_headless(request: RunRequest) -> ExitCode:
             print_results(follower.runs, stderr=request.json)
             if registration is not None:
                 print_claims(evaluate(registration, all_runs(store)), stderr=request.json)
-            print_digest(summarize(store, follower.runs, store.runs()), stderr=request.json)
+            if any(decision.action is not Action.FINISHED for decision in decisions):
+                print_digest(summarize(store, follower.runs, store.runs()), stderr=request.json)
             if own and request.on_event and code is not ExitCode.INTERRUPTED:
                 follower.wait_for_runner()  # where everything ends with this command, as in a container
         finally:

@@ -4,18 +4,22 @@ The statistics are those of ``lmconsole.claims``. No claim is registered for the
 exploratory: they describe what the seeds show, and no sentence calls one setting better than another.
 """
 
+import contextlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 import msgspec
 
 from lmconsole.claims import verdict
 from lmconsole.claims.verdict import ALPHA, MIN_SEEDS, Contrast
+from lmconsole.errors import StoreError
 from lmconsole.report.comparison_text import DIGITS, describe, fewest_seeds, has_diverged
 from lmconsole.report.experiment_result import Endpoint, ExperimentResult
 from lmconsole.runs.comparable import EXPERIMENT_SETTINGS
+from lmconsole.runs.endpoint import difference_standard_error
 
 NOT_A_CLAIM = "one seed, not a claim"
 
@@ -55,7 +59,7 @@ class Pair:
         return self.first is not None and self.second is not None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)  # without slots, for cached_property
 class Comparison:
     """Results of two experiments, compared as one of a family of contrasts."""
 
@@ -95,11 +99,29 @@ class Comparison:
     @property
     def outcome(self) -> str:
         """Result of the comparison, as the end of a sentence after a colon; empty without data."""
+        if self.evidence is Evidence.ONE_SEED:
+            return f"{self.order.removesuffix('.')} ({NOT_A_CLAIM})."
+        return self.order
+
+    @property
+    def short(self) -> str:
+        """Result in one or two words; empty without data."""
+        match self.evidence:
+            case Evidence.NO_DATA:
+                return ""
+            case Evidence.DESCRIPTION | Evidence.INCONCLUSIVE:
+                return str(self.evidence.value)
+            case _:
+                return self.favored.label_with_id if self.favored else "no order"
+
+    @property
+    def order(self) -> str:
+        """The same as ``outcome``, for where the number of seeds is stated once."""
         match self.evidence:
             case Evidence.NO_DATA:
                 return ""
             case Evidence.ONE_SEED:
-                return f"{self._order} ({NOT_A_CLAIM})."
+                return f"{self._order}."
             case Evidence.DESCRIPTION:
                 return "description only, so nothing is concluded."
             case Evidence.INCONCLUSIVE:
@@ -114,6 +136,18 @@ class Comparison:
         if self.contrast is None or has_diverged(self.contrast):
             return None
         return statistics.fmean(self.contrast.first_values) - statistics.fmean(self.contrast.second_values)
+
+    @cached_property
+    def text_se_nats(self) -> float | None:
+        """Standard error of the difference as a sample of text, for one seed each; None if it is unknown."""
+        first, second = self.pair.first, self.pair.second
+        if first is None or second is None or self.contrast is None or self.endpoint is not Endpoint.TEST:
+            return None
+        if len(first.runs) != 1 or len(second.runs) != 1:
+            return None
+        with contextlib.suppress(StoreError):
+            return difference_standard_error(first.runs[0], second.runs[0])
+        return None
 
     @property
     def _order(self) -> str:

@@ -152,6 +152,8 @@ def _completeness(group: Group) -> list[Block]:
 
 def _finding(finding: Finding) -> list[Block]:
     blocks: list[Block] = [Heading(2, finding.question)]
+    if finding.answer:
+        blocks.append(Paragraph(finding.answer, lead="Answer."))
     if finding.observations:
         blocks += [Paragraph("", lead="Observations."), BulletList(finding.observations)]
     if finding.table is not None and finding.table.rows:

@@ -17,7 +17,8 @@ from lmconsole.report.questions.finding import GroupResults
 from lmconsole.report.questions.memory import (
     state_mib,
 )
-from lmconsole.report.questions.optimizers import decay_shrinkage
+from lmconsole.report.questions.models import body_parameters
+from lmconsole.report.questions.optimizers import decay_shrinkage, momentum_factor
 from lmconsole.report.questions.overfitting import ratios_to_lowest
 from lmconsole.report.results import marks, memory_frame, run_frame, uses_gpu
 from lmconsole.report.targets import common_target, time_to_target
@@ -138,6 +139,8 @@ def experiment_quantities(results: GroupResults) -> Iterator[Quantity]:
     parameters = of_results(lambda each: each.parameters_trainable)
     yield quantity("lmParameters", "trained parameters", parameters, _whole)
     sizes = of_results(lambda each: state_mib(each) if each.parameters_trainable else None)
+    bodies = of_results(body_parameters)
+    yield quantity("lmBodyParameters", "those of them that are not learned token embeddings", bodies, _whole)
     yield quantity("lmStateMib", "MiB of weights, gradients and optimizer state", sizes, _tenths)
     meaning = "percent by which weight decay alone would shrink a weight, with AdamW"
     yield quantity("lmShrinkagePercent", meaning, of_results(_shrinkage_percent), lambda percent: f"{percent:.2f}")
@@ -217,4 +220,4 @@ def _shrinkage_percent(result: ExperimentResult) -> float | None:
 
 def _momentum_factor(result: ExperimentResult) -> float | None:
     momentum = result.runs[0].info.settings.momentum
-    return 1.0 / (1.0 - momentum) if momentum and result.runs[0].info.origin == "trained" else None
+    return momentum_factor(result) if momentum and result.runs[0].info.origin == "trained" else None

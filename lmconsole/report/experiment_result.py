@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 
+from lmconsole.claims.evaluate import UNLEARNED_NATS
 from lmconsole.report.markup import format_ppl, format_spread
 from lmconsole.report.results import damage_mark, is_complete
 from lmconsole.report.selection import Group
@@ -175,6 +176,12 @@ class ExperimentResult:
         A loss that is averaged over an epoch is about that of its middle, so it is this much above that of its end.
         """
         return _mean([_train_lag_nats(run) for run in self.runs])
+
+    @property
+    def hardly_learned(self) -> bool:
+        """Whether the best validation loss, median over seeds, is that of a uniform guess, or little lower."""
+        losses = [loss for run in self.runs if (best := run.state.best_epoch) and (loss := best.valid_loss_nats)]
+        return bool(losses) and statistics.median(losses) > math.log(self.info.corpus.vocabulary) - UNLEARNED_NATS
 
     @property
     def train_s(self) -> float | None:

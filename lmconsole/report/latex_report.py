@@ -18,7 +18,7 @@ from lmconsole.report.figure_content import CLAIMS, OVERVIEW, FigureSpec
 from lmconsole.report.markup import escape_latex, latex_caption
 from lmconsole.report.table import latex_font_size, latex_grid
 
-NEED = "\\lmNeed{6\\baselineskip}\n"
+NEED = "\\lmNeed{4\\baselineskip}\n"
 """Command before a heading: the room that it and the first lines of its section need on a page."""
 
 BREAKABLE_LENGTH = 20

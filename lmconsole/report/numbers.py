@@ -20,12 +20,13 @@ from lmconsole.report.questions.finding import GroupResults
 from lmconsole.report.questions.memory import (
     format_mib,
     logits_mib,
+    memory_of_adamw,
     memory_per_layer,
     spread_percent,
     used_memory,
 )
 from lmconsole.report.questions.overfitting import comparable_gaps
-from lmconsole.report.questions.recommendation import time_tolerance, times_p_value, two_fastest
+from lmconsole.report.questions.recommendation import MOST_LEADERS, leaders, time_tolerance, times_p_value, two_fastest
 from lmconsole.report.results import INCOMPLETE_MARK, is_complete, marks
 from lmconsole.report.selection import Group
 from lmconsole.report.targets import common_target
@@ -75,6 +76,18 @@ def _of_group(results: GroupResults) -> Iterator[Quantity]:
         meaning="perplexity of token frequencies on the train, validation or test split",
         values={(split,): format_ppl(ppl) for split, ppl in group.unigram_ppl.items()},
     )
+    led = leaders(results)[-MOST_LEADERS:]
+    for name, meaning, texts in (
+        (
+            "lmLeader",
+            "experiment that takes the lead in perplexity, by its place",
+            [str(id_) for _, id_, _ in led],
+        ),
+        ("lmLeaderTime", "time of training from which it leads", [formatting.seconds(time_s) for time_s, *_ in led]),
+        ("lmLeaderPpl", "its validation perplexity then", [format_ppl(ppl) for *_, ppl in led]),
+    ):
+        values: Values = {(str(place),): text for place, text in enumerate(texts, 1)}
+        yield Quantity(name=name, arguments=("place",), meaning=meaning, values=values)
     tolerance = f"{100.0 * time_tolerance(results):.0f}"
     yield single("lmTimeTolerancePercent", "percent up to which times above the shortest count as equal", tolerance)
     yield single("lmTargetPpl", "target perplexity of the times to a target", None if target is None else _ppl(target))
@@ -154,12 +167,20 @@ def _of_architectures(results: GroupResults) -> Iterator[Quantity]:
         meaning="gap in nats, mean over the depths at which overfitting is compared",
         values=means,
     )
+    used = used_memory(results.group)
+    adamw = {MODEL_NAMES[model]: mib for model in MODEL_NAMES if (mib := memory_of_adamw(results, used, model))}
+    for place, name, meaning in (
+        (0, "lmAdamwMib", "MiB that AdamW takes more than SGD with one layer"),
+        (1, "lmMomentsMib", "those of them that are its two moments"),
+    ):
+        values: Values = {(model,): format_mib(mib[place]) for model, mib in adamw.items()}
+        yield Quantity(name=name, arguments=("architecture",), meaning=meaning, values=values)
     layers = {MODEL_NAMES[model]: found for model in MODEL_NAMES if (found := memory_per_layer(results, model))}
     for place, name, meaning in (
         (0, "lmLayerMib", "MiB that each further layer takes with AdamW"),
         (1, "lmLayerStateMib", "those of them that are weights, gradients and optimizer state"),
     ):
-        values: Values = {(model,): format_mib(mib[place]) for model, mib in layers.items()}
+        values = {(model,): format_mib(mib[place]) for model, mib in layers.items()}
         yield Quantity(name=name, arguments=("architecture",), meaning=meaning, values=values)
 
 

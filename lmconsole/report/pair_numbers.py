@@ -16,7 +16,7 @@ from lmconsole.report.comparison_text import DIGITS, format_ratio_of_ppl, format
 from lmconsole.report.experiment_result import Endpoint, ExperimentResult
 from lmconsole.report.quantity import Quantity, Values
 from lmconsole.report.questions.finding import GroupResults
-from lmconsole.report.questions.models import architecture_pairs, depth_pairs
+from lmconsole.report.questions.models import architecture_pairs, body_parameters, depth_pairs
 from lmconsole.report.questions.optimizers import optimizer_pairs
 from lmconsole.report.questions.overfitting import comparable_gaps, compare_overfitting
 from lmconsole.report.questions.recommendation import generalization_pairs
@@ -74,6 +74,10 @@ def _of_pairs(results: GroupResults) -> Iterator[Quantity]:
         ours, theirs = a.parameters_trainable, b.parameters_trainable
         return f"{ours / theirs:.2f}" if ours and theirs else None
 
+    def body_ratio(a: ExperimentResult, b: ExperimentResult) -> str | None:
+        ours, theirs = body_parameters(a), body_parameters(b)
+        return f"{ours / theirs:.2f}" if ours and theirs else None
+
     meaning = "percent by which validation perplexity is above (+) or below (-) that of the other"
     yield quantity("lmDifferencePercent", meaning, signed)
     yield quantity("lmDifference", "the same as a phrase, such as 12.3% lower", phrase)
@@ -81,6 +85,7 @@ def _of_pairs(results: GroupResults) -> Iterator[Quantity]:
     yield quantity("lmPValue", meaning, p_value)
     yield quantity("lmTimeRatio", "training time over that of the other", time_ratio)
     yield quantity("lmParameterRatio", "trained parameters over those of the other", parameter_ratio)
+    yield quantity("lmBodyParameterRatio", "the same without learned token embeddings", body_ratio)
 
 
 def _welch_p_values(results: GroupResults) -> dict[frozenset[int], str]:
@@ -113,6 +118,7 @@ class _Row:
     digits: int
     """Decimals of the difference."""
     family: int
+    text_se: float | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -131,6 +137,7 @@ def _rows(results: GroupResults) -> Iterator[_Row]:
                     result=found.result,
                     digits=DIGITS,
                     family=found.family,
+                    text_se=found.text_se_nats,
                 )
     measures = compare_overfitting(comparable_gaps(results))
     for each in measures:
@@ -193,6 +200,8 @@ def _of_contrasts(results: GroupResults) -> Iterator[Quantity]:
 
     meaning = "difference in nats of a finding: generalization, optimizers, architectures, depth, gap or rise"
     yield quantity("Difference", meaning, difference)
+    meaning = "its standard error as a sample of text, for one seed each"
+    yield quantity("TextSe", meaning, lambda row: None if row.text_se is None else f"{row.text_se:.{row.digits}f}")
     yield from ends("", lambda found: found.interval, nats)
     yield quantity("Ratio", "the same as a ratio of perplexities", ratio_of_ppl)
     yield from ends("Ratio", lambda found: found.ratio_interval, ratio)

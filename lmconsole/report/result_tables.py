@@ -52,9 +52,7 @@ def results_table(group: Group, *, bold: bool = True) -> Table:
             "Validation PPL": _mean_and_sd(record["valid_ppl"], record["valid_ppl_sd"]) + record["marks"],
             "Test PPL": _mean_and_sd(record["test_ppl"], record["test_ppl_sd"]),
             "Epoch": _format(record["epoch"], "g"),
-            "Experiment": _id_and_name(record)
-            + ("‡" if record["unspecified_initialization"] else "")
-            + (INFERRED_MARK if record["experiment"] in inferred else ""),
+            "Experiment": _id_and_name(record) + (INFERRED_MARK if record["experiment"] in inferred else ""),
         }
         rows.append({header: Cell(text, bold=bold and bool(record["best"])) for header, text in texts.items()})
     data = frame.rename(columns={"experiment": "config"})
@@ -220,11 +218,6 @@ def _results_notes(group: Group, frame: pd.DataFrame, *, bold: bool) -> str:
         sentences.append("Each experiment has one seed, so no uncertainty is known.")
     sentences.append(_describe_unigram(group))
     sentences.append(explain_marks("".join(frame["marks"]), "; never bold" if bold else ""))
-    if frame["unspecified_initialization"].any():
-        sentences.append(
-            "‡: depends on the initialization of the attention projections, which the published protocol does not "
-            "specify (here Xavier uniform, zero biases)."
-        )
     return join_sentences(sentences)
 
 

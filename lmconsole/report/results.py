@@ -198,16 +198,10 @@ def results_frame(group: Group) -> pd.DataFrame:
     ``marks`` are those of ``marks``.
     """
     runs = run_frame(group)
-    # Of imported runs the initialization is unknown, so it is not marked where it matters.
-    runs["unspecified_initialization"] = (
-        runs["architecture"].eq("GPT-1")
-        & (runs["layers"].gt(1) | runs["optimizer"].isin(["SGD", "Momentum"]))
-        & runs["origin"].eq("trained")
-    )
     runs["test_ppl"] = runs["test_ppl_best"]
     numbers = ["train_ppl", "valid_ppl", "test_ppl", "epoch"]
     runs[numbers] = runs[numbers].astype(float)
-    experiment = ["experiment", "name", "architecture", "layers", "optimizer", "unspecified_initialization"]
+    experiment = ["experiment", "name", "architecture", "layers", "optimizer"]
     grouped = runs.groupby(experiment, sort=False, dropna=False)
     table = grouped.agg(
         train_ppl=("train_ppl", "mean"),

@@ -95,8 +95,8 @@ def time_to_target(runs: Sequence[Run], target_ppl: float) -> TimeToTarget:
 def explain_target(group: Group) -> str:
     """Return the origin of the target of ``common_target``, and what a run that misses it counts as."""
     text = (
-        f"The target is {TARGET_MARGIN:.0%} above the lowest perplexity that every architecture reaches in some "
-        "experiment with every seed, rounded up to three digits. It was chosen after the runs, from these "
+        f"The target is {TARGET_MARGIN:.0%} above the lowest perplexity of the architecture that gets least far (with "
+        "all seeds of its best experiment), rounded up to three digits. It was chosen after the runs, from these "
         "results, so times to it are exploratory."
     )
     if len(group.seeds) > 1:

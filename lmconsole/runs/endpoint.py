@@ -92,6 +92,20 @@ def read_test_losses(run: Run) -> WindowLosses | None:
     return losses
 
 
+def difference_standard_error(one: Run, other: Run) -> float | None:
+    """Return the standard error of the difference between the test losses of two runs as a sample of text, in nats per
+    target: that of their differences in the same windows. It says nothing about other seeds.
+
+    None unless both have losses of the same windows. Raises StoreError as ``read_test_losses``.
+    """
+    import numpy as np
+
+    first, second = read_test_losses(one), read_test_losses(other)
+    if first is None or second is None or not np.array_equal(first.targets, second.targets):
+        return None
+    return WindowLosses(nll_nats=first.nll_nats - second.nll_nats, targets=first.targets).standard_error_nats
+
+
 def _decode(data: bytes) -> WindowLosses | None:
     """Return the content of a file; None if it is not one of test losses."""
     import numpy as np

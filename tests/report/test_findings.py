@@ -22,7 +22,7 @@ from lmconsole.report.questions.memory import memory
 from lmconsole.report.questions.models import architectures, depth
 from lmconsole.report.questions.optimizers import optimizer_pairs, optimizers
 from lmconsole.report.questions.overfitting import overfitting
-from lmconsole.report.questions.recommendation import recommendation
+from lmconsole.report.questions.recommendation import leaders, recommendation
 from lmconsole.report.selection import Group, choose_group
 from lmconsole.report.summary import summary
 from lmconsole.report.targets import (
@@ -60,7 +60,7 @@ def answer(root: Path, question: Callable[[GroupResults], Finding]) -> Finding:
 
 
 def sentences(finding: Finding) -> str:
-    return " ".join((*finding.observations, *finding.interpretation))
+    return " ".join((finding.answer, *finding.observations, *finding.interpretation))
 
 
 def gaps(finding: Finding) -> dict[str, tuple[str, ...]]:
@@ -178,8 +178,32 @@ def test_a_slower_run_with_as_many_steps_to_the_target_is_named(tmp_path: Path) 
     record_kind(tmp_path, ("lstm", 2, "adamw"), 5.0, 3.88, 3.85, seconds=15.0)
     record_kind(tmp_path, ("lstm", 1, "sgd"), 6.0, 5.0, 3.88, seconds=15.0)
     text = sentences(answer(tmp_path, recommendation))
-    assert "LSTM 1L AdamW (2), with equal architecture and depth, needs no more steps for it." in text
-    assert "LSTM 1L AdamW (2) may only have met a slower machine." in text
+    assert "LSTM 1L AdamW (2), with equal architecture and depth, reaches it after no more steps." in text
+    assert "For wall-clock time LSTM 1L Adam (1), LSTM 1L AdamW (2); for generalization" in text
+
+
+def test_the_lead_changes_with_the_training_time(tmp_path: Path) -> None:
+    record_kind(tmp_path, ("lstm", 1, "adam"), 5.0, 4.5, 4.4, seconds=10.0)
+    record_kind(tmp_path, ("lstm", 1, "adamw"), 5.0, 4.49, 4.4, seconds=10.5)  # as low within 0.02 nats
+    record_kind(tmp_path, ("gpt1", 2, "adamw"), 4.7, 4.2, 3.9, seconds=14.0)
+    record_kind(tmp_path, ("gpt1", 4, "adamw"), 5.1, 4.1, 3.0, seconds=40.0, finish=False)
+    found = [(time_s, id_, round(math.log(ppl), 6)) for time_s, id_, ppl in leaders(GroupResults(group(tmp_path)))]
+    assert found == [(10.0, 1, 5.0), (14.0, 11, 4.7), (20.0, 1, 4.5), (28.0, 11, 4.2)]
+    assert "from 28 s on GPT-1 2L AdamW (11) (66.686 then)." in sentences(answer(tmp_path, recommendation))
+
+
+def test_each_question_has_a_short_answer_that_says_what_it_is_worth(tmp_path: Path) -> None:
+    for number, kind in enumerate(IDS):
+        record_kind(tmp_path, kind, 6.0, 4.0 + number / 10)
+    answers = [each.answer for each in findings(group(tmp_path))]
+    assert answers[0].startswith("For wall-clock time LSTM 1L Adam (1), LSTM 1L AdamW (2), ")
+    assert "; for generalization LSTM 1L Adam (1) (one seed" in answers[0]
+    assert answers[1].startswith("AdamW against Adam: LSTM Adam, GPT-1 Adam; Momentum against SGD: LSTM SGD")
+    assert answers[2].startswith(
+        "Lowest loss: LSTM 1L Adam (1); with more layers LSTM 2L AdamW (9), LSTM 4L AdamW (10)"
+    )
+    assert answers[3].startswith("GPT-1: the loss rises from 1 to 2 layers, rises from 2 to 4 layers; LSTM: the loss")
+    assert all(each.endswith("(one seed each, not a claim).") for each in answers[:4])
 
 
 @pytest.mark.parametrize(("difference", "named"), [(0.019, False), (0.021, True)])
@@ -192,8 +216,8 @@ def test_one_seed_names_no_order_of_losses_that_are_practically_the_same(
     assert (compared(tmp_path).favored is not None) == named
     text = sentences(answer(tmp_path, optimizers))
     label = "LSTM 1L AdamW (2)"
-    assert (f"lowest is {label}, by {difference:.4f} nats (one seed, not a claim)" in text) == named
-    assert (f"LSTM: no order is named, since the losses differ by {difference:.4f} nats (one" in text) != named
+    assert (f"lowest is {label}, by {difference:.4f} nats." in text) == named
+    assert (f"LSTM: no order is named, since the losses differ by {difference:.4f} nats." in text) != named
     (best,) = [sentence for sentence in summary(group(tmp_path), []) if sentence.startswith("Lowest")]
     assert ("; within 2% of it: LSTM 1L Adam (1)." in best) != named
 
@@ -347,7 +371,7 @@ def test_depth_is_judged_against_what_is_expected(
 ) -> None:
     for layers, loss in zip((1, 2, 4), losses, strict=True):
         record_kind(tmp_path, ("gpt1", layers, "adamw"), loss)
-    assert answer(tmp_path, depth).interpretation[0] == f"GPT-1 (one seed, not a claim): {order}"
+    assert answer(tmp_path, depth).interpretation[0] == f"GPT-1: {order}"
 
 
 def test_an_order_of_several_seeds_is_named_only_if_no_doubling_is_inconclusive(tmp_path: Path) -> None:
@@ -355,7 +379,7 @@ def test_an_order_of_several_seeds_is_named_only_if_no_doubling_is_inconclusive(
         for seed in range(3):
             record_kind(tmp_path, ("gpt1", layers, "adamw"), loss + seed / 100, seed=seed)
     start = answer(tmp_path, depth).interpretation[0]
-    assert start == "GPT-1 (exploratory): as expected, the loss falls with each doubling of the depth."
+    assert start == "GPT-1: as expected, the loss falls with each doubling of the depth."
     record_kind(tmp_path, ("gpt1", 4, "adamw"), 9.0, seed=2)
     interpretation = answer(tmp_path, depth).interpretation
     assert interpretation[0].startswith("GPT-1: open, because not every doubling is more than a description")
@@ -395,11 +419,11 @@ def test_gap_and_rise_decide_together_which_architecture_overfits_more(tmp_path:
         record_kind(tmp_path, ("lstm", layers, "adamw"), 4.0, 4.0, train=3.9)
         record_kind(tmp_path, ("gpt1", layers, "adamw"), 4.0, 4.1, train=3.0)
     question = " as overfitting more (1, 2, 4 layers; one seed, not a claim)."
-    assert f"Gap and rise both point to GPT-1{question}" in answer(tmp_path, overfitting).interpretation
+    assert answer(tmp_path, overfitting).answer == f"Gap and rise both point to GPT-1{question}"
     for layers in (1, 2, 4):
         record_kind(tmp_path, ("gpt1", layers, "adamw"), 4.1, 4.1, train=3.0)
-    found = answer(tmp_path, overfitting).interpretation
-    assert "Only the gap points to GPT-1 as overfitting more, the rise to neither (1, 2, 4 layers; one seed" in found[0]
+    found = answer(tmp_path, overfitting).answer
+    assert "Only the gap points to GPT-1 as overfitting more, the rise to neither (1, 2, 4 layers; one seed" in found
     for layers in (1, 2, 4):
         record_kind(tmp_path, ("lstm", layers, "adamw"), 4.0, 4.2, train=4.1)
     assert "The measures disagree: the gap points to GPT-1 as overfitting more, the rise to LSTM" in sentences(
@@ -422,7 +446,7 @@ def test_several_seeds_give_gaps_and_rises_intervals(tmp_path: Path) -> None:
         finding
     )
     assert f"{start}rise: " in sentences(finding)
-    assert "Gap and rise both point to GPT-1 as overfitting more (1 layer; exploratory)." in finding.interpretation
+    assert finding.answer == "Gap and rise both point to GPT-1 as overfitting more (1 layer; exploratory)."
     assert "Holm over 2 contrasts" in text
 
 

@@ -81,7 +81,7 @@ def answer(root: Path, runs: Sequence[CourseRun], **arguments: object) -> dict[s
 
 
 def text_of(finding: Finding) -> str:
-    return " ".join((*finding.observations, *finding.interpretation))
+    return " ".join((finding.answer, *finding.observations, *finding.interpretation))
 
 
 def test_overfitting_rests_on_gap_and_rise_of_fitted_models(graded: dict[str, Finding]) -> None:
@@ -95,8 +95,7 @@ def test_overfitting_rests_on_gap_and_rise_of_fitted_models(graded: dict[str, Fi
         "More than 2 times the lowest perplexity of these: GPT-1 2L AdamW (11) 2.83 times, GPT-1 4L AdamW (12) 10.18"
         " times."
     ) in text
-    answer = "Gap and rise both point to GPT-1 as overfitting more (1 layer; one seed, not a claim)."
-    assert answer in finding.interpretation
+    assert finding.answer == "Gap and rise both point to GPT-1 as overfitting more (1 layer; one seed, not a claim)."
     assert (
         "This rests on GPT-1 1L AdamW (6): gap of at most +1.270 and rise of at most 0.072 nats; LSTM 1L AdamW (2), "
         "LSTM 2L AdamW (9), LSTM 4L AdamW (10): gap of at most +0.450 and rise of at most 0.001 nats."
@@ -194,7 +193,7 @@ def test_the_effect_of_weight_decay_begins_with_where_both_decays_come_from(
     found = answer(tmp_path, RUNS[:2], **arguments)["What effect"].interpretation[0]
     assert found.startswith(f"AdamW against Adam. {provenance}")
     assert limit in found
-    assert "LSTM: no order is named, since the losses differ by 0.0013 nats (one seed, not a claim)." in found
+    assert "LSTM: no order is named, since the losses differ by 0.0013 nats." in found
     assert "practically" not in found
 
 

@@ -67,7 +67,6 @@ def test_the_report_on_twelve_imported_runs_is_right(tmp_path: Path, runs: dict[
     assert {number for number, row in first.items() if row[7].endswith("¶")} == {1, 3, 5, 7}
     bold = re.findall(r"\*\*(\d+)\*\* \|\n", text)
     assert sorted(map(int, bold)) == [6, 9]
-    assert "‡" not in text
     assert "Xavier" not in text
 
     second = {int(row[5].rstrip("¶")): row for row in table_rows(text, "Table 2")}

@@ -79,6 +79,28 @@ def test_bits_per_byte_are_known_where_the_text_is(tmp_path: Path) -> None:
     assert endpoint.bits_per_byte(None, corpus) is None
 
 
+def test_a_difference_has_the_standard_error_of_its_windows(tmp_path: Path) -> None:
+    """Both models find the same windows hard, so their difference is better known than either loss."""
+    runs = [finished_run(tmp_path / name) for name in ("one", "other")]
+    rng = np.random.default_rng(3)
+    targets, hard, differences = np.full(50, 64), rng.normal(0.0, 30.0, 50), rng.normal(0.0, 2.0, 50)
+    differences -= differences.mean()
+    for run, extra in zip(runs, (differences, 0.0 * differences), strict=True):
+        mean = endpoint.test_nll_best(run)
+        assert mean is not None
+        assert endpoint.difference_standard_error(*runs) is None, "one has no losses of windows"
+        nll = targets * mean + hard - hard.mean() + extra
+        run.paths.test_losses.write_bytes(safetensors.numpy.save({NLL: nll, TARGETS: targets}))
+    expected = (differences / 64).std(ddof=1) / math.sqrt(50)
+    assert endpoint.difference_standard_error(*runs) == pytest.approx(expected)
+    found = endpoint.read_test_losses(runs[0])
+    assert found is not None
+    assert (found.standard_error_nats or 0.0) > 10 * expected
+    nll = np.full(49, 64 * (endpoint.test_nll_best(runs[1]) or 0.0))
+    runs[1].paths.test_losses.write_bytes(safetensors.numpy.save({NLL: nll, TARGETS: targets[:49]}))
+    assert endpoint.difference_standard_error(*runs) is None, "of other windows"
+
+
 def test_the_losses_of_windows_are_read_if_they_are_those_of_the_log(tmp_path: Path) -> None:
     run = finished_run(tmp_path)
     path, mean = run.paths.test_losses, endpoint.test_nll_best(run)

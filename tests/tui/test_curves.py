@@ -175,6 +175,11 @@ async def test_g_smooths_in_two_steps(stage: Stage) -> None:
         await shows(pilot, "smoothing 0.7")
         await pilot.press("g")
         await shows(pilot, "smoothing 0.95")
+        await pilot.press("v")
+        await shows(pilot, ", validation)")
+        await shows_no_more(pilot, "smoothing")
+        await pilot.press("v")
+        await shows(pilot, ", train, smoothing 0.95)")
         await pilot.press("g")
         await shows_no_more(pilot, "smoothing")
 

@@ -20,6 +20,9 @@ from lmconsole.report.experiment_result import Endpoint
 from lmconsole.report.markup import DASH
 from lmconsole.report.table import Cell, Column, Table
 
+TEXT_SE = "SE (text)"
+"""Header of the standard error of a difference as a sample of text."""
+
 
 def is_listed(comparison: Comparison) -> bool:
     """Return whether a comparison fits a table: it has losses, and none of them diverged."""
@@ -68,6 +71,11 @@ def _difference(comparison: Comparison) -> str | None:
     return None if nats is None else signed(nats)
 
 
+def _text_se(comparison: Comparison) -> str | None:
+    se = comparison.text_se_nats
+    return None if se is None else f"{se:.{DIGITS}f}"
+
+
 def _interval(comparison: Comparison) -> str | None:
     interval = comparison.result.interval if comparison.result else None
     return None if interval is None else f"{signed(interval.low)} to {signed(interval.high)}"
@@ -101,6 +109,7 @@ _COLUMNS: Mapping[str, Callable[[Comparison], str | None]] = {
     "Loss of first": lambda each: _losses(each, first=True),
     "Loss of second": lambda each: _losses(each, first=False),
     "Difference": _difference,
+    TEXT_SE: _text_se,
     "95% interval": _interval,
     "PPL ratio": _ratio,
     "p (Holm)": _p_value,
@@ -116,7 +125,10 @@ def describe_listed(comparisons: Sequence[Comparison]) -> list[str]:
     fewest = [fewest_seeds(each.contrast) for each in comparisons if each.contrast]
     sentences = []
     if 1 in fewest:
-        sentences.append(f"{_subject(fewest, 1, comparisons)}: no uncertainty known.")
+        unknown = "the variation between seeds is unknown"
+        if any(each.text_se_nats is not None for each in comparisons):
+            unknown += f"; {TEXT_SE} covers only the choice of the test text"
+        sentences.append(f"{_subject(fewest, 1, comparisons)}: {unknown}.")
     if 2 in fewest:
         sentences.append(f"{_subject(fewest, 2, comparisons)}: description only.")
     detectable = {

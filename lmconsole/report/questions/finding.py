@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lmconsole.importing.settings import INFERRED, is_inferred
-from lmconsole.report.comparing import Comparison, Pair, compare
+from lmconsole.report.comparing import Comparison, Evidence, Pair, compare
 from lmconsole.report.experiment_result import ExperimentResult, experiment_results
 from lmconsole.report.questions.comparison_table import (
     comparison_table,
@@ -25,6 +25,8 @@ class Finding:
     """Answer to one question, in sentences."""
 
     question: str
+    answer: str
+    """Short answer, which comes first; empty if there is none."""
     observations: Sequence[str]
     method: str
     interpretation: Sequence[str]
@@ -53,6 +55,15 @@ class Draft:
         self.observations += [each.sentence for each in comparisons if each.pair.exists and each not in listed]
         if missing := [each.pair.subject for each in comparisons if not each.pair.exists]:
             self.observations.append(f"No comparison, because at least one has no run: {'; '.join(missing)}.")
+
+    @staticmethod
+    def answer(parts: Sequence[str], comparisons: Sequence[Comparison]) -> str:
+        """Return the short answer of these parts, with what the comparisons behind it are worth."""
+        known = {each.evidence for each in comparisons} - {Evidence.NO_DATA}
+        if not parts or not known:
+            return "Open, because runs are missing."
+        worth = "one seed each, not a claim" if known == {Evidence.ONE_SEED} else "exploratory"
+        return f"{'; '.join(parts)} ({worth})."
 
     def conclude(self, *sentences: str) -> None:
         """Add one item of the interpretation, of those sentences that are not empty; none if all are."""

@@ -35,6 +35,7 @@ def memory(results: GroupResults) -> Finding:
         draft.conclude(_READINGS_CAVEAT if imported else _interpretation(used_mib, gpu=gpu))
         if not imported:
             draft.conclude(*_describe_layers(results))
+            draft.conclude(*_describe_optimizers(results, used_mib))
     elif imported:
         draft.observations.append("The sources have no readings of memory.")
     else:
@@ -44,6 +45,7 @@ def memory(results: GroupResults) -> Finding:
         draft.observations += [_describe_state(sized), _describe_logits(results.group.reference)]
     return Finding(
         question="How much memory do the runs need, and for what?",
+        answer=_answer(results, used_mib, sized),
         observations=draft.observations,
         method=f"{quantity}: {_METHODS['readings' if imported else 'gpu' if gpu else 'host']} (Table 2)."
         + (
@@ -105,6 +107,37 @@ def _describe_layers(results: GroupResults) -> list[str]:
         f"Each further layer takes, with AdamW: {amounts}.",
         "The rest is mostly activations kept for the backward pass, and what the allocators keep." if rest else "",
     ]
+
+
+def _describe_optimizers(results: GroupResults, used_mib: Mapping[int, float]) -> list[str]:
+    """Return what AdamW takes more than SGD, and how much of that is its state."""
+    found = [(MODEL_NAMES[model], mib) for model in DEPTH_MODELS if (mib := memory_of_adamw(results, used_mib, model))]
+    parts = [f"{name} {format_mib(more)} MiB (its moments: {format_mib(moments)})" for name, (more, moments) in found]
+    return [f"AdamW takes more than SGD, with one layer: {'; '.join(parts)}."] if parts else []
+
+
+def memory_of_adamw(results: GroupResults, used_mib: Mapping[int, float], model: str) -> tuple[float, float] | None:
+    """Return the MiB that AdamW takes more than SGD with one layer of a model, and those of its two moments; None if
+    they are unknown."""
+    adamw, sgd = results.find(model, 1, "adamw"), results.find(model, 1, "sgd")
+    if adamw is None or sgd is None or adamw.id not in used_mib or sgd.id not in used_mib:
+        return None
+    if not adamw.parameters_trainable or not sgd.parameters_trainable:
+        return None
+    return used_mib[adamw.id] - used_mib[sgd.id], state_mib(adamw) - state_mib(sgd)
+
+
+def _answer(results: GroupResults, used_mib: Mapping[int, float], sized: Sequence[ExperimentResult]) -> str:
+    if not used_mib:
+        return "Unknown."
+    low, high = min(used_mib.values()), max(used_mib.values())
+    text = formatting.mib(low) if low == high else f"{formatting.mib(low)} to {formatting.mib(high)}"
+    if results.group.imported or not sized:
+        return f"{text}."
+    return (
+        f"{text}, of which weights, gradients and optimizer state are {min(map(state_mib, sized)):,.1f} to "
+        f"{max(map(state_mib, sized)):,.1f} MiB."
+    )
 
 
 def format_mib(mib: float) -> str:

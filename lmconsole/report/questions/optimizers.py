@@ -16,15 +16,15 @@ from lmconsole.report.questions.finding import (
     say_once,
 )
 
-TITLES = ("AdamW against Adam.", "Momentum against SGD.", "AdamW against SGD.")
-"""Beginnings of the interpretation, in the order of ``optimizer_pairs``."""
+TITLES = ("AdamW against Adam", "Momentum against SGD", "AdamW against momentum", "AdamW against SGD")
+"""Names of the pairs of an architecture, in the order of ``optimizer_pairs``."""
 
 SMALL_SHRINKAGE = 0.05
 """A weight decay that shrinks weights by less than this share over a run is expected to have little effect."""
 
 
 def optimizer_pairs(results: GroupResults) -> list[Pair]:
-    """Return the pairs of optimizers that the question is about, three for each architecture."""
+    """Return the pairs of optimizers that the question is about, ``TITLES`` for each architecture."""
     pairs = []
     for model in ("lstm", "gpt1"):
         name = MODEL_NAMES[model]
@@ -32,6 +32,7 @@ def optimizer_pairs(results: GroupResults) -> list[Pair]:
         pairs += [
             Pair(subject=f"{name}, AdamW against Adam", first=adamw, second=adam),
             Pair(subject=f"{name}, momentum against SGD", first=momentum, second=sgd),
+            Pair(subject=f"{name}, AdamW against momentum", first=adamw, second=momentum),
             Pair(subject=f"{name}, AdamW against SGD", first=adamw, second=sgd),
         ]
     return pairs
@@ -42,24 +43,48 @@ def optimizers(results: GroupResults) -> Finding:
     draft = Draft()
     comparisons = results.compare(optimizer_pairs)
     draft.note(comparisons)
-    for number, interpret in enumerate((_interpret_decay, _interpret_momentum, _interpret_adaptive)):
-        known = [found for found in comparisons[number::3] if found.evidence is not Evidence.NO_DATA]
+    answers = []
+    for number, interpret in enumerate((_interpret_decay, _interpret_momentum, _interpret_adaptive, _interpret_both)):
+        known = [found for found in comparisons[number :: len(TITLES)] if found.evidence is not Evidence.NO_DATA]
         if known:
             names = [found.pair.subject.partition(",")[0] for found in known]
             start, *rest = (list(zip(names, each, strict=True)) for each in zip(*map(interpret, known), strict=True))
-            outcomes = [(name, found.outcome) for name, found in zip(names, known, strict=True)]
-            draft.conclude(TITLES[number], say_once(start), by_name(outcomes), *map(say_once, rest))
+            outcomes = [(name, found.order) for name, found in zip(names, known, strict=True)]
+            unlearned = [(name, _describe_unlearned(found)) for name, found in zip(names, known, strict=True)]
+            draft.conclude(
+                f"{TITLES[number]}.", say_once(start), by_name(outcomes), by_name(unlearned), *map(say_once, rest)
+            )
+            answers.append(f"{TITLES[number]}: {', '.join(_short(found) for found in known)}")
     compared = [each for found in comparisons for each in (found.pair.first, found.pair.second)]
     if draft.interpretation:
         draft.conclude(describe_inferences(*compared, keys=("optimizer",)))
     return Finding(
         question="What effect do weight decay, momentum and adaptive step sizes have?",
+        answer=Draft.answer(answers, comparisons),
         observations=draft.observations,
-        method=f"AdamW against Adam, momentum against SGD, and AdamW against SGD, with one layer each. {AS_EXPLAINED}",
+        method=(
+            "With one layer each: AdamW against Adam for weight decay, momentum against SGD for momentum, AdamW "
+            f"against momentum for adaptive step sizes, and AdamW against SGD for both. {AS_EXPLAINED}"
+        ),
         interpretation=draft.interpretation,
         table=draft.table,
         table_lead=draft.table_lead,
     )
+
+
+def _short(found: Comparison) -> str:
+    """Return the result of a pair for the answer, such as ``LSTM AdamW`` or ``GPT-1 no order``."""
+    name = found.pair.subject.partition(",")[0]
+    if found.favored is None or found.short != found.favored.label_with_id:
+        return f"{name} {found.short}"
+    return f"{name} {OPTIMIZER_NAMES[found.favored.info.experiment.optimizer]}"
+
+
+def _describe_unlearned(found: Comparison) -> str:
+    """Return that neither of a pair has learned much; empty if one has."""
+    if not all(each.hardly_learned for each in _sides(found)):
+        return ""
+    return "neither has learned much more than a uniform guess, so the pair shows only which leaves the start sooner."
 
 
 def _sides(found: Comparison) -> tuple[ExperimentResult, ExperimentResult]:
@@ -141,31 +166,43 @@ def _interpret_momentum(found: Comparison) -> Sequence[str]:
     info = momentum.info
     reason = ""
     if found.is_material and found.first_is_lower:
-        decay = info.settings.momentum or 0.0
         reason = (
             "The size of the momentum is not stated."
             if info.origins.get("momentum") == ASSUMED
-            else f"A possible reason: with a momentum of {decay:g}, a persistent gradient moves a weight "
-            f"{1.0 / (1.0 - decay):.3g} times as far, which matters where plain SGD is too slow at its learning rate."
+            else f"A possible reason: with a momentum of {info.settings.momentum or 0.0:g}, a persistent gradient "
+            f"moves a weight {momentum_factor(momentum):.3g} times as far, which matters where plain SGD is too slow "
+            "at its learning rate."
         )
     elif found.is_material:
         reason = "A possible reason: at this learning rate, the steps with momentum are too long."
     return "", reason
 
 
+def momentum_factor(result: ExperimentResult) -> float:
+    """Return how many times as far a persistent gradient moves a weight with momentum."""
+    return 1.0 / (1.0 - (result.info.settings.momentum or 0.0))
+
+
 def _interpret_adaptive(found: Comparison) -> Sequence[str]:
     """Return sentences before and after the outcome."""
-    _, sgd = _sides(found)
+    _, momentum = _sides(found)
     reason = ""
     if found.is_material and found.first_is_lower:
         reason = (
-            "A possible reason: the steps of AdamW do not depend on the scale of the gradient, while those of SGD are "
-            "proportional to it."
+            "A possible reason: the steps of AdamW do not depend on the scale of the gradient, while those of momentum "
+            "are proportional to it."
         )
-    limit = (
-        "The sources do not state whether learning rates were tuned, so this says nothing about the best that SGD can "
-        "do."
-        if sgd.info.origin == "imported"
-        else "No learning rate was tuned for either, so this says nothing about the best that SGD can do."
-    )
-    return "", reason, limit
+    return "", reason, "Both average gradients; they also differ in the form of weight decay.", _untuned(momentum)
+
+
+def _interpret_both(found: Comparison) -> Sequence[str]:
+    """Return sentences before and after the outcome."""
+    _, sgd = _sides(found)
+    return "", "This pair has both, momentum and adaptive step sizes.", _untuned(sgd)
+
+
+def _untuned(result: ExperimentResult) -> str:
+    name = OPTIMIZER_NAMES[result.info.experiment.optimizer].replace("Momentum", "momentum")
+    if result.info.origin == "imported":
+        return f"The sources do not say whether learning rates were tuned, so nothing is known of the best of {name}."
+    return f"No learning rate was tuned for either, so this says nothing about the best that {name} can do."

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -104,19 +104,22 @@ def overfitting(results: GroupResults) -> Finding:
             unknown = "No complete run" if found is None or not found.complete else "Gap unknown"
             missing.setdefault(unknown, []).append(f"{MODEL_NAMES[model]} with AdamW and {format_layers(layers)}")
     draft.observations += [f"{reason}: {'; '.join(names)}." for reason, names in missing.items()]
+    draft.observations += _describe_ranges(by_model)
     draft.observations += _describe_lags(known, imported=results.group.imported)
     if compared.set_aside:
         by_reason: dict[Reason, list[str]] = {}
         for aside in compared.set_aside:
             by_reason.setdefault(aside.reason, []).append(aside.text)
         named = [f"{reason.value}: {', '.join(texts)}." for reason, texts in by_reason.items()]
-        draft.conclude("Set aside as underfitted, since their gaps and rises say nothing.", *named)
+        draft.conclude("Set aside as underfitted, since their gaps and rises cannot be compared.", *named)
     comparisons = compare_overfitting(compared)
     for comparison in comparisons:
         if comparison.evidence is not Evidence.ONE_SEED:  # the values of one seed are above
             draft.observations.append(_describe_measure(comparison, len(comparisons)))
+    answer = f"Open, because {'at no depth have both architectures fitted the text' if known else 'runs are missing'}."
     if comparisons:
-        draft.interpretation += _interpret_overfitting(compared, comparisons)
+        answer, *rest = _interpret_overfitting(compared, comparisons)
+        draft.interpretation += rest
     elif known:
         draft.conclude(
             "No depth is left at which both architectures have fitted the text, so which overfits more is open.",
@@ -126,6 +129,7 @@ def overfitting(results: GroupResults) -> Finding:
         draft.conclude(_describe_rises(known), _remedies(known))
     return Finding(
         question="Which architecture overfits more, and what would help?",
+        answer=answer,
         observations=draft.observations,
         method=(
             "Two measures, with AdamW and at every depth that both architectures have: the gap, which is validation "
@@ -159,13 +163,26 @@ def _gaps_table(known: Sequence[ExperimentResult]) -> Table:
             "Gain": DASH if gain is None else unsigned(gain, 3),
         }
         rows.append({header: Cell(text) for header, text in texts.items()})
-    return Table(columns=[Column(header=header, numeric=header != "Experiment") for header in rows[0]], rows=rows)
+    headers = list(rows[0])
+    if not any((each.rise_nats or 0.0) > 0.0 for each in known):
+        headers.remove("Rise")
+    return Table(columns=[Column(header=header, numeric=header != "Experiment") for header in headers], rows=rows)
 
 
 def last_gain(result: ExperimentResult) -> float | None:
     """Return the amount by which the last epoch lowered the validation loss, in nats; None if it did not."""
     gain = result.last_gain_nats
     return None if gain is None or gain <= 0.0 else gain
+
+
+def _describe_ranges(by_model: Mapping[str, Mapping[int, ExperimentResult]]) -> list[str]:
+    """Return the range of the gaps of each architecture."""
+    parts = []
+    for model, by_depth in by_model.items():
+        gaps = [each.last_gap_nats for each in by_depth.values() if each.last_gap_nats is not None]
+        if len(gaps) > 1:
+            parts.append(f"{MODEL_NAMES[model]} {signed(min(gaps), 3)} to {signed(max(gaps), 3)} nats")
+    return [f"Gaps over the depths: {'; '.join(parts)}."] if parts else []
 
 
 def _describe_lags(known: Sequence[ExperimentResult], *, imported: bool) -> list[str]:
@@ -216,7 +233,12 @@ def _remedies(known: Sequence[ExperimentResult]) -> str:
             "Remedies, cheapest first: stop at the best epoch, as in the tables; dropout; stronger weight decay; fewer "
             "or narrower layers; more text."
         )
-    later = "Should it rise then: stop at the best epoch, dropout, stronger weight decay, a smaller model, more text."
+    dropouts = {each.info.settings.dropout for each in known if each.info.origin == "trained"}
+    now = f" ({dropouts.pop():g} here)" if len(dropouts) == 1 else ""
+    later = (
+        "Should it rise then, these would help, the cheapest first: to stop at the best epoch, as in the tables; "
+        f"dropout{now}; stronger weight decay; fewer or narrower layers; more text."
+    )
     learning = [each for each in known if (last_gain(each) or 0.0) > MATERIAL_GAIN]
     if not learning:
         return later.replace("Should it rise then", "Should it rise with more epochs")
@@ -250,7 +272,7 @@ def ratios_to_lowest(results: GroupResults) -> dict[int, float]:
 def comparable_gaps(results: GroupResults) -> Overfitting:
     """Return the experiments in which overfitting is compared, and those that are set aside."""
     by_model, ratios = _known_gaps(results), ratios_to_lowest(results)
-    aside = [found for id_, ratio in ratios.items() if (found := _set_aside(results.by_id[id_], ratio))]
+    aside = [found for id_, ratio in ratios.items() for found in _set_aside(results.by_id[id_], ratio)]
     ids = {each.result.id for each in aside}
     return Overfitting(
         fitted={
@@ -261,19 +283,19 @@ def comparable_gaps(results: GroupResults) -> Overfitting:
     )
 
 
-def _set_aside(result: ExperimentResult, ratio: float) -> SetAside | None:
-    """Return an experiment whose gap says nothing about overfitting with the reason; None if it does.
+def _set_aside(result: ExperimentResult, ratio: float) -> Iterator[SetAside]:
+    """Yield the reasons why the gap of an experiment says nothing about overfitting.
 
     ``ratio`` is that of its perplexity to the lowest.
     """
     gain = result.last_gain_nats
     if not result.several_epochs:
-        return SetAside(result=result, reason=Reason.ONE_EPOCH, size="")
+        yield SetAside(result=result, reason=Reason.ONE_EPOCH, size="")
+        return
     if ratio > UNDERFITTED:
-        return SetAside(result=result, reason=Reason.BARELY_FITTED, size=f"{format_ratio(ratio)} times")
+        yield SetAside(result=result, reason=Reason.BARELY_FITTED, size=f"{format_ratio(ratio)} times")
     if gain is not None and gain > UNDERTRAINED_NATS:
-        return SetAside(result=result, reason=Reason.STILL_LEARNING, size=f"by {gain:.3f}")
-    return None
+        yield SetAside(result=result, reason=Reason.STILL_LEARNING, size=f"by {gain:.3f}")
 
 
 def compare_overfitting(compared: Overfitting) -> list[MeasureComparison]:

@@ -4,6 +4,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from lmconsole import formatting
 from lmconsole.claims.ranks import rank_permutation_p
@@ -34,6 +35,9 @@ from lmconsole.runs.store import Run
 EQUAL_TIME = 0.1
 """Times up to this share above the shortest count as equal, or more if the pace of the runs varied more."""
 
+MOST_LEADERS = 4
+"""Latest changes of the lead that are described."""
+
 TARGET_LIMIT = "target chosen after the runs"
 
 LONGEST_LABEL = 32
@@ -46,9 +50,16 @@ def generalization_pairs(results: GroupResults) -> list[Pair]:
     return [Pair(subject="The two lowest", first=ranked[0], second=ranked[1])] if len(ranked) > 1 else []
 
 
+@dataclass
+class _Draft(Draft):
+    """Sentences, and the settings that are recommended."""
+
+    choices: list[str] = field(default_factory=list)
+
+
 def recommendation(results: GroupResults) -> Finding:
     """Recommend a setting for wall-clock time, and one for generalization."""
-    draft = Draft()
+    draft = _Draft()
     target = common_target(results.group)
     times: dict[int, TimeToTarget] = {}
     if target is not None:
@@ -80,6 +91,7 @@ def recommendation(results: GroupResults) -> Finding:
         method.append(explain_marks(shown, ", and not recommended"))
     return Finding(
         question="Which setting is best for wall-clock time, and which for generalization?",
+        answer=_answer(results, draft.choices),
         observations=draft.observations,
         method=" ".join(sentence for sentence in method if sentence),
         interpretation=draft.interpretation,
@@ -88,7 +100,60 @@ def recommendation(results: GroupResults) -> Finding:
     )
 
 
-def _recommend_for_time(results: GroupResults, draft: Draft, target: float, found: Mapping[int, TimeToTarget]) -> None:
+def _answer(results: GroupResults, choices: Sequence[str]) -> str:
+    if not choices:
+        return "Open, because no experiment is complete."
+    one_seed = all(len(each.runs) == 1 for each in results.complete)
+    text = "; ".join(choices)
+    return f"{text[0].upper()}{text[1:]} ({'one seed each, not a claim' if one_seed else 'exploratory'})."
+
+
+def leaders(results: GroupResults) -> list[tuple[float, int, float]]:
+    """Return which complete experiment has the lowest validation perplexity within each training time: from which time
+    in seconds, experiment, and perplexity then.
+
+    The lead changes if a perplexity is lower by more than ``MATERIAL_NATS``, but not between like experiments. Known at
+    the ends of epochs, as means over the seeds of an experiment, whose curve is its lowest perplexity so far.
+    """
+    points = []
+    for result in results.complete:
+        for epochs in zip(*(run.state.epochs for run in result.runs), strict=False):
+            times = [epoch.elapsed_train_s for epoch in epochs]
+            ppls = [epoch.valid_ppl for epoch in epochs]
+            known_s = [time for time in times if time is not None]
+            known = [ppl for ppl in ppls if ppl is not None and math.isfinite(ppl)]
+            if len(known_s) == len(known) == len(result.runs):
+                points.append((statistics.fmean(known_s), statistics.fmean(known), result.id))
+    found: list[tuple[float, int, float]] = []
+    lowest = math.inf
+    for time_s, ppl, id_ in sorted(points):
+        leads = bool(found) and _are_alike(results.by_id[found[-1][1]], results.by_id[id_])
+        if ppl < lowest and (leads or math.log(lowest / ppl) > MATERIAL_NATS):
+            lowest = ppl
+            if not leads:
+                found.append((time_s, id_, ppl))
+    return found
+
+
+def _are_alike(one: ExperimentResult, other: ExperimentResult) -> bool:
+    """Return whether two experiments are one, or have equal architecture and depth and end hardly apart."""
+    if one.id == other.id:
+        return True
+    kinds = [(each.info.experiment.model, each.info.experiment.layers) for each in (one, other)]
+    apart = math.log((one.mean_ppl or math.inf) / (other.mean_ppl or math.inf))
+    return kinds[0] == kinds[1] and abs(apart) <= MATERIAL_NATS
+
+
+def _describe_leaders(results: GroupResults) -> list[str]:
+    """Return the lowest perplexity within each time, which needs no target."""
+    parts = [
+        f"from {formatting.seconds(time_s)} on {results.by_id[id_].label_with_id} ({format_ppl(ppl)} then)"
+        for time_s, id_, ppl in leaders(results)[-MOST_LEADERS:]
+    ]
+    return [f"Lowest perplexity so far, by training time: {', '.join(parts)}."] if parts else []
+
+
+def _recommend_for_time(results: GroupResults, draft: _Draft, target: float, found: Mapping[int, TimeToTarget]) -> None:
     """Recommend among the experiments in ``found``, which are complete."""
     if not any(time.reached for time in found.values()):
         draft.observations.append(
@@ -112,8 +177,9 @@ def _recommend_for_time(results: GroupResults, draft: Draft, target: float, foun
     if as_soon:
         draft.observations.append(
             f"{_labels(results, as_soon)}, with equal architecture and depth, "
-            f"{'needs' if len(as_soon) == 1 else 'need'} no more steps for it."
+            f"{'reaches' if len(as_soon) == 1 else 'reach'} it after no more steps."
         )
+    draft.observations += _describe_leaders(results)
     if (p := times_p_value(results, target, fastest_two := two_fastest(times))) is not None:
         draft.observations.append(
             f"Times of {_labels(results, fastest_two)}, by ranks: exploratory p {format_p(p)} (permutation test)."
@@ -121,18 +187,18 @@ def _recommend_for_time(results: GroupResults, draft: Draft, target: float, foun
     shortest, *as_short = _within(tolerance, train_s)
     draft.observations.append(_describe_shortest(results, train_s, [shortest, *as_short], found, tolerance))
     missed = [id_ for id_ in sorted((shortest, *as_short)) if not found[id_].reached]
+    chosen = sorted([fastest, *equal, *as_soon])
+    draft.choices.append(f"for wall-clock time {_labels(results, chosen)}")
     draft.conclude(
-        f"If wall-clock time matters most: {_labels(results, sorted([fastest, *equal]))}"
-        f"{_limit(results, fastest, TARGET_LIMIT)}.",
-        "The measurements do not distinguish between these." if equal else "",
-        f"{_labels(results, as_soon)} may only have met a slower machine." if as_soon else "",
+        f"If wall-clock time matters most: {_labels(results, chosen)}{_limit(results, fastest, TARGET_LIMIT)}.",
+        "The measurements do not distinguish between these." if equal or as_soon else "",
         f"A short run is not the answer by itself: {_labels(results, missed)} "
         f"{'ends' if len(missed) == 1 else 'end'} early but never {'reaches' if len(missed) == 1 else 'reach'} the "
         "target."
         if missed
         else "",
     )
-    recommended = [results.by_id[id_] for id_ in sorted([fastest, *equal])]
+    recommended = [results.by_id[id_] for id_ in chosen]
     draft.conclude(describe_inferences(*recommended))
     draft.conclude(timing_caveat(results.group))
 
@@ -161,7 +227,10 @@ def _explain_tolerance(results: GroupResults) -> str:
     text = f"Times within {tolerance:.0%} of the shortest count as equal"
     if tolerance <= EQUAL_TIME:
         return f"{text}."
-    return f"{text}: by that much, the slowest epoch of a run exceeded its fastest (median of the runs)."
+    return (
+        f"{text}: by that much, the slowest epoch of a run exceeded its fastest, from the second epoch on (median of "
+        "the runs)."
+    )
 
 
 def _no_later(results: GroupResults, target: float, fastest: int, times_s: Mapping[int, float]) -> list[int]:
@@ -245,7 +314,7 @@ def _ranked(results: GroupResults) -> list[ExperimentResult]:
     return sorted(results.complete, key=lambda each: each.mean_ppl or math.inf)
 
 
-def _recommend_for_generalization(results: GroupResults, draft: Draft) -> None:
+def _recommend_for_generalization(results: GroupResults, draft: _Draft) -> None:
     best = _ranked(results)[0]
     by_last = sorted(
         (each for each in results.complete if each.last_ppl is not None), key=lambda each: each.last_ppl or math.inf
@@ -281,6 +350,7 @@ def _recommend_for_generalization(results: GroupResults, draft: Draft) -> None:
             f", but only if training stops at its best epoch; of models trained to their last epoch, "
             f"{last.label_with_id}"
         )
+    draft.choices.append(f"for generalization {best.label_with_id}")
     draft.conclude(f"{recommended}.", result)
     choices = [best] if last.id == best.id else [best, last]
     if costs := "; ".join(filter(None, (_describe_cost(results, each, early=each is best) for each in choices))):

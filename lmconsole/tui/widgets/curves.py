@@ -167,7 +167,8 @@ class Curves(Grid, can_focus=True):
         options = self.options
         position = "" if self.cursor is None else f"  at {self._cursor_text()}"
         scale = "log" if options.log else "linear"
-        smoothing = f", smoothing {options.smoothing:g}" if options.smoothing else ""
+        smooths = options.smoothing and options.shown is not ShownCurves.VALIDATION  # only train curves are smoothed
+        smoothing = f", smoothing {options.smoothing:g}" if smooths else ""
         long = f"Perplexity ({scale}, {options.shown.value}{smoothing}) over {options.x.value}{position}"
         short = f"{options.shown.value}, {scale}, over {options.x.value}{position}"
         line = text_cells(long if len(long) <= width else short, rich_style("", bold=True))
