@@ -21,6 +21,7 @@ from lmconsole.report.draw_style import (  # before anything imports matplotlib
 )
 
 # isort: split
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -29,6 +30,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from lmconsole.report.figure_content import Curve, Panel, PanelGrid
+
+LEGEND_LINE_IN, LEGEND_CHARACTER_IN = 0.47, 0.057
+"""Widths in a legend, in inches: of a line with the space around it, and of a character."""
 
 PANEL_IN = 1.15
 """Height of a panel in inches: three figures of two or four panels fit a page of the report."""
@@ -41,7 +45,7 @@ def draw_panels(grid: PanelGrid) -> Figure:
     own_y = len({panel.y_limits for panel in panels}) > 1
     labels_in = CHARACTER_IN * max(len(plain_number(tick)) for panel in panels for tick in _ticks(panel))
     entries = _legend_entries(grid)
-    legend_columns = min(len(entries), 5 if width_in > SINGLE_IN else 2) or 1
+    legend_columns = _legend_columns([str(entry.get_label()) for entry in entries], width_in)
     last_x = _last_x(panels)
     figure, all_axes, panel_width_in = _add_grid(
         math.ceil(len(panels) / columns),
@@ -159,6 +163,16 @@ def _legend_entries(grid: PanelGrid) -> list[Artist]:
     if grid.unigram_ppl is not None and any(_is_within_axis(panel, grid.unigram_ppl) for panel in grid.panels):
         entries.append(Line2D([], [], label="token frequencies", **UNIGRAM))
     return entries
+
+
+def _legend_columns(labels: Sequence[str], width_in: float) -> int:
+    """Return the number of columns in which a legend with these labels is not wider than the figure."""
+    most = 5 if width_in > SINGLE_IN else 2
+    for columns in range(min(len(labels), most), 1, -1):
+        longest = [max(map(len, column)) for column in np.array_split(labels, columns)]  # as matplotlib splits them
+        if columns * LEGEND_LINE_IN + sum(longest) * LEGEND_CHARACTER_IN <= width_in:
+            return columns
+    return 1
 
 
 def _add_grid(

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
 from recorded import record
 
-from lmconsole.report.draw import ImageFormat, draw_figure, encode_figure
+from lmconsole.report.draw import ImageFormat, draw_figure, encode_figure, in_one_column
 from lmconsole.report.draw_style import displayable, log_ticks, shorten
 from lmconsole.report.figure_content import LARGEST_PPL, FigureSpec, time_unit
 from lmconsole.report.figures import figure_specs
@@ -170,6 +170,25 @@ def test_token_frequencies_are_a_line_where_they_are_within_the_axis(tmp_path: P
     assert [[150.0, 150.0] in [ys for _, ys in lines(axes)] for axes in figure(tmp_path, 0).axes] == [True, True]
     record(tmp_path / "off", 1, "lstm", losses["adam"], unigram_ppl={"validation": 1000.0})
     assert legend(figure(tmp_path / "off", 1)) == ["Train", "Validation", "best epoch"]
+
+
+def test_a_legend_that_would_be_wider_than_the_figure_has_more_rows(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        for number, model in ((4, "lstm"), (8, "gpt1")):
+            losses = [(6.0, 5.5), (NAN, NAN)] if seed == 2 else [(6.0, 5.5), (4.5, 4.7)]
+            record(tmp_path, number, model, losses, optimizer="momentum", layers=4, seed=seed,
+                   unigram_ppl={"validation": 150.0})  # fmt: skip
+    wide = spec(tmp_path, 0).content
+    assert wide is not None
+    for content in (wide, in_one_column(wide)):
+        assert content is not None
+        drawn = draw_figure(content)
+        assert legend(drawn)[0] == "GPT-1 4L Momentum (8)†"
+        assert {"mean of the seeds", "best epoch", "beyond the axis", "token frequencies"} <= set(legend(drawn))
+        drawn.canvas.draw()
+        box = drawn.legends[0].get_window_extent()
+        assert 0.0 <= box.x0 < box.x1 <= drawn.bbox.width
+        assert not any((tight := axes.get_tightbbox()) and box.overlaps(tight) for axes in drawn.axes)
 
 
 def test_epochs_are_whole_and_perplexities_plain_numbers(tmp_path: Path) -> None:
