@@ -179,9 +179,12 @@ class ExperimentResult:
 
     @property
     def hardly_learned(self) -> bool:
-        """Whether the best validation loss, median over seeds, is that of a uniform guess, or little lower."""
+        """Whether the best validation loss, median over seeds, is not below that of token frequencies or, where that is
+        unknown, of a uniform guess, or little lower."""
         losses = [loss for run in self.runs if (best := run.state.best_epoch) and (loss := best.valid_loss_nats)]
-        return bool(losses) and statistics.median(losses) > math.log(self.info.corpus.vocabulary) - UNLEARNED_NATS
+        unigram = self.info.corpus.unigram_ppl.get("validation")
+        bound = math.log(self.info.corpus.vocabulary) - UNLEARNED_NATS if unigram is None else math.log(unigram)
+        return bool(losses) and statistics.median(losses) >= bound
 
     @property
     def train_s(self) -> float | None:

@@ -40,6 +40,8 @@ def notation(group: Group, *, exploratory: bool) -> list[Paragraph]:
         "Rings mark best epochs. Axes of perplexity are logarithmic where no curve rises after its best epoch, else "
         "linear and without the first epochs, which would hide a rise by a few percent."
     )
+    if group.unigram_ppl:
+        axes += " Dotted: validation perplexity of token frequencies, where it is within an axis."
     times = ["Time is cumulative training time, without setup and evaluation.", timing_caveat(group)]
     shown = explain_marks("".join(marks(runs) for runs in group.by_experiment.values()))
     paragraphs = {

@@ -222,6 +222,18 @@ def test_one_seed_names_no_order_of_losses_that_are_practically_the_same(
     assert ("; within 2% of it: LSTM 1L Adam (1)." in best) != named
 
 
+@pytest.mark.parametrize(
+    ("unigram", "learned"), [({}, True), ({"validation": 150.0}, True), ({"validation": 110.0}, False)]
+)
+def test_a_pair_that_has_learned_no_more_than_token_frequencies_shows_only_a_start(
+    tmp_path: Path, unigram: dict[str, float], learned: bool
+) -> None:
+    record_kind(tmp_path, ("lstm", 1, "sgd"), 5.0, 4.9, unigram_ppl=unigram)  # perplexities of 134 and 122
+    record_kind(tmp_path, ("lstm", 1, "momentum"), 5.0, 4.8, unigram_ppl=unigram)
+    text = sentences(answer(tmp_path, optimizers))
+    assert ("neither has learned much more than token frequencies" in text) != learned
+
+
 def test_comparisons_of_several_seeds_are_a_table_with_their_uncertainty(tmp_path: Path) -> None:
     for model in ("lstm", "gpt1"):
         for optimizer, loss in (("adam", 4.0), ("adamw", 4.3), ("sgd", 5.0), ("momentum", 4.9)):

@@ -82,9 +82,11 @@ def _short(found: Comparison) -> str:
 
 def _describe_unlearned(found: Comparison) -> str:
     """Return that neither of a pair has learned much; empty if one has."""
-    if not all(each.hardly_learned for each in _sides(found)):
+    first, second = _sides(found)
+    if not (first.hardly_learned and second.hardly_learned):
         return ""
-    return "neither has learned much more than a uniform guess, so the pair shows only which leaves the start sooner."
+    baseline = "token frequencies" if first.info.corpus.unigram_ppl else "a uniform guess"
+    return f"neither has learned much more than {baseline}, so the pair shows only which leaves the start sooner."
 
 
 def _sides(found: Comparison) -> tuple[ExperimentResult, ExperimentResult]:
