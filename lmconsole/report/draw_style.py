@@ -66,7 +66,7 @@ _STYLE: Any = {
 
 NOTE: dict[str, Any] = {"fontsize": 7, "style": "italic", "color": "#444444"}
 STAMP: dict[str, Any] = {"fontsize": 6, "style": "italic", "color": "#777777"}
-UNIGRAM: Mapping[str, Any] = {"color": "#777777", "linestyle": ":", "linewidth": 0.9, "zorder": 1.5}
+UNIGRAM: Mapping[str, Any] = {"color": "#333333", "linestyle": ":", "linewidth": 1.2, "zorder": 1.5}
 OFF_SCALE: Mapping[str, Any] = {"color": "black", "marker": "x", "markersize": 4.5, "linestyle": "none"}
 SEED: dict[str, Any] = {
     "color": "black", "markerfacecolor": "white", "marker": "o", "markersize": 4.0, "markeredgewidth": 0.8,

@@ -50,9 +50,13 @@ def optimizers(results: GroupResults) -> Finding:
             names = [found.pair.subject.partition(",")[0] for found in known]
             start, *rest = (list(zip(names, each, strict=True)) for each in zip(*map(interpret, known), strict=True))
             outcomes = [(name, found.order) for name, found in zip(names, known, strict=True)]
-            unlearned = [(name, _describe_unlearned(found)) for name, found in zip(names, known, strict=True)]
+            unlearned = say_once([(name, _describe_unlearned(each)) for name, each in zip(names, known, strict=True)])
             draft.conclude(
-                f"{TITLES[number]}.", say_once(start), by_name(outcomes), by_name(unlearned), *map(say_once, rest)
+                f"{TITLES[number]}.",
+                say_once(start),
+                by_name(outcomes),
+                unlearned[:1].upper() + unlearned[1:],
+                *map(say_once, rest),
             )
             answers.append(f"{TITLES[number]}: {', '.join(_short(found) for found in known)}")
     compared = [each for found in comparisons for each in (found.pair.first, found.pair.second)]
