@@ -231,7 +231,7 @@ def test_a_pair_that_has_learned_no_more_than_token_frequencies_shows_only_a_sta
     record_kind(tmp_path, ("lstm", 1, "sgd"), 5.0, 4.9, unigram_ppl=unigram)  # perplexities of 134 and 122
     record_kind(tmp_path, ("lstm", 1, "momentum"), 5.0, 4.8, unigram_ppl=unigram)
     text = sentences(answer(tmp_path, optimizers))
-    assert ("neither has learned much more than token frequencies" in text) != learned
+    assert ("Neither has learned much more than token frequencies" in text) != learned
 
 
 def test_comparisons_of_several_seeds_are_a_table_with_their_uncertainty(tmp_path: Path) -> None:
