@@ -215,11 +215,18 @@ class LineTail:
     """
 
     def __init__(
-        self, path: Path, *, last_bytes: int | None = None, limit: int | None = None, restart: bool = True
+        self,
+        path: Path,
+        *,
+        offset: int = 0,
+        last_bytes: int | None = None,
+        limit: int | None = None,
+        restart: bool = True,
     ) -> None:
         """Start at the beginning of the file.
 
         Args:
+            offset: start this far from the beginning instead, which must be the beginning of a line.
             last_bytes: start this far from the end instead, after the line that is cut there; with 0 only lines written
                 from now on are read.
             limit: most bytes to read in one call. A longer line is cut to ``CUT_BYTES`` and marked with "…".
@@ -230,7 +237,7 @@ class LineTail:
         self._last_bytes = last_bytes
         self._limit = -1 if limit is None else limit
         self._restart = restart
-        self._offset: int | None = None if last_bytes else 0
+        self._offset: int | None = None if last_bytes else offset
         self._skipping = False
         """Whether the rest of a line that was cut is still to come."""
         self.more = False

@@ -1,6 +1,7 @@
 """Output of all commands: one line if a stream cannot be written, and no control characters from any file."""
 
 import functools
+import io
 import json
 import os
 import re
@@ -15,7 +16,9 @@ import msgspec
 import pytest
 import recorded
 import tiny
+from rich.text import Text
 
+from lmconsole.commands import output
 from lmconsole.errors import escape_json
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.store import Run
@@ -229,3 +232,26 @@ def test_an_import_from_a_folder_whose_name_is_not_utf8_escapes_the_name(tmp_pat
     done = tiny.lmconsole("import", str(source), cwd=tmp_path, check=0)
     assert "\\udcff" in done.stdout
     assert len([path for path in tmp_path.glob("runs/*") if path.is_dir()]) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_long_table_is_printed_as_a_short_one(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    """rich would take seconds for it, and draws lines between columns in ASCII."""
+    table = output.plain_table(Run="left", Valid_PPL="right", Time="right")
+    for number in range(6):
+        name = f"run {number}" if encoding == "ascii" else f"läuft 日本 {number}"
+        texts = Text(name + " and more" * number, style="red"), Text(f"{10.0**number:.1f}")
+        table.add_row(*texts, "–" if number else "1:00")
+    shown = []
+    for many in (100, 1):
+        monkeypatch.setattr(output, "MANY_ROWS", many)
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
+        monkeypatch.setattr(sys, "stdout", stream)
+        output.print_table(table)
+        stream.flush()
+        lines = stream.buffer.getvalue().decode(encoding).splitlines()  # type: ignore[attr-defined, unused-ignore]
+        if encoding == "ascii":
+            lines = [re.sub("[|+ ]+", " ", line) for line in lines if set(line) - set("-+|")]
+        shown.append([line.rstrip() for line in lines])
+    assert shown[0] == shown[1]
+    assert len(shown[0]) == (8 if encoding == "utf-8" else 7)

@@ -20,7 +20,7 @@ from lmconsole.runs.store import Run, Store, latest_by_experiment
 def list_experiments(experiments: Path | None, root: Path, *, json: bool) -> None:
     """Print the plan's experiments with their latest runs in the store at ``root``."""
     plan = load_plan(experiments)
-    store = Store(root)
+    store = Store(root, cached=True)
     latest = latest_by_experiment(store.runs())
     if json:
         print_json(listed_experiments(plan, latest))

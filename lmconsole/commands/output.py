@@ -11,15 +11,19 @@ from typing import Any
 
 import msgspec
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
 from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from lmconsole.errors import escape_control_characters, escape_json
 from lmconsole.runs.store import Store
 
 MAX_WARNINGS = 20
 """Runs that cannot be read and are named."""
+MANY_ROWS = 1_000
+"""Rows of a table from which rich is too slow."""
 PIPE_WIDTH = 140
 """Columns of a table in a pipe or a file, which have no width of their own."""
 SIZES = ("COLUMNS", "LINES")
@@ -57,6 +61,34 @@ def plain_table(**columns: JustifyMethod) -> Table:
     for name, side in columns.items():
         table.add_column(name.replace("_", " "), justify=side, no_wrap=True)
     return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table of ``plain_table`` on standard output. One with more than ``MANY_ROWS`` rows has no colors, and its
+    columns are as wide as they need to be: rich takes half a millisecond for each row."""
+    out = console()
+    if table.row_count <= MANY_ROWS:
+        out.print(table)
+        return
+    columns = [[_plain(column.header), *map(_plain, column.cells)] for column in table.columns]
+    widths = [max(map(cell_len, texts)) for texts in columns]
+    padded = [
+        [_pad(text, width, right=column.justify == "right") for text in texts]
+        for column, texts, width in zip(table.columns, columns, widths, strict=True)
+    ]
+    header, *rows = ("  ".join(cells).rstrip() for cells in zip(*padded, strict=True))
+    rule = ("-" if out.options.ascii_only else "─") * (sum(widths) + 2 * len(widths) - 2)
+    print_data("\n".join([header, rule, *rows]))
+
+
+def _pad(text: str, width: int, *, right: bool) -> str:
+    spaces = " " * (width - cell_len(text))
+    return spaces + text if right else text + spaces
+
+
+def _plain(cell: RenderableType) -> str:
+    """Return the text of a cell on one line."""
+    return escape_control_characters(cell.plain if isinstance(cell, Text) else cell).replace("\n", " ")
 
 
 def print_json(value: Any) -> None:

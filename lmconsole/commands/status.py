@@ -9,7 +9,7 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from lmconsole.commands.output import console, plain_table, print_data, print_json, print_message, warn_about
+from lmconsole.commands.output import plain_table, print_data, print_json, print_message, print_table, warn_about
 from lmconsole.commands.results import describe_status, valid_perplexity
 from lmconsole.engine.digest import read_digest
 from lmconsole.errors import escape_control_characters
@@ -26,7 +26,7 @@ MAX_LISTED = 12
 
 def show_status(root: Path, *, json: bool) -> None:
     """Print the runs of the store at ``root``, and why runs failed."""
-    store = Store(root)
+    store = Store(root, cached=True)
     runs = store.runs()
     if json:
         print_json([summarize(run) for run in runs])
@@ -34,7 +34,7 @@ def show_status(root: Path, *, json: bool) -> None:
         found = "no runs yet" if store.root.is_dir() else "no such folder, so no runs yet"
         print_message(f"{store.root}: {found}. `lmconsole run ID` trains an experiment.")
     else:
-        console().print(status_table(runs))
+        print_table(status_table(runs))
         _print_unattended(store, runs)
         _print_untested(runs)
         for run in runs:

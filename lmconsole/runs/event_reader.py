@@ -68,13 +68,15 @@ class EventReader:
     repeated numbers. Events of unknown kinds, which a later version wrote, are skipped without counting.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, offset: int = 0, lines: int = 0) -> None:
+        """Start at the beginning of a log, or after ``offset`` bytes with this number of lines, of which none is
+        damaged."""
         self._path = path
         # A log that becomes shorter must not be read again: its events have already been folded into a state.
-        self._tail = LineTail(path, limit=CHUNK_BYTES, restart=False)
-        self._line = 0
+        self._tail = LineTail(path, offset=offset, limit=CHUNK_BYTES, restart=False)
+        self._line = lines
         """Lines read so far."""
-        self.highest = 0
+        self.highest = lines
         """Highest number so far."""
         self.skipped_last = 0
         """Damaged lines after the last readable one."""

@@ -121,6 +121,11 @@ class RunState:
             self.seq, self.last_t = event.seq, event.t
             self._damage = None
 
+    def restore(self, events: Iterable[Event], reader: EventReader) -> None:
+        """Apply the events that are kept of a log without damage, which ``reader`` goes on with."""
+        self.apply(events)
+        self._log_damage, self._damage = reader.damage, ()
+
     def _begin_unseen(self, reader: EventReader) -> None:
         """Note that a queued run has begun if its damaged log goes on after ``queued``: ``started`` cannot be read."""
         waits = self.status is Status.QUEUED and self.queued is not None

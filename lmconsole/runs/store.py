@@ -16,6 +16,7 @@ from lmconsole.runs import lock
 from lmconsole.runs.event_log import EventLog
 from lmconsole.runs.event_reader import EventReader
 from lmconsole.runs.events import AnyEvent, Failed, Queued, Stopped
+from lmconsole.runs.fold_cache import FEWEST_RUNS, FoldCache
 from lmconsole.runs.info import RunInfo, read_info
 from lmconsole.runs.notes import NO_NOTES, Notes, read_notes
 from lmconsole.runs.paths import QUEUE_LOCK, RUNNER_LOCK, RUNNER_LOG, TEMPORARY, RunPaths
@@ -111,6 +112,10 @@ class Run:
             self.problem = str(error)
         return events
 
+    def restore(self, folds: FoldCache) -> None:
+        """Take the state of the run from ``folds`` if it is there, before the log is read."""
+        self._reader = folds.restore(self.run, self.paths.events, self.state)
+
     def _refresh_notes(self) -> None:
         try:
             found = os.lstat(self.paths.notes)
@@ -165,10 +170,16 @@ class Run:
 class Store:
     """The runs in the folder ``root``. Each is read once and then followed; everything that is not a run is ignored."""
 
-    def __init__(self, root: Path, *, recent: int | None = None) -> None:
-        """Keep only the ``recent`` latest progress and telemetry events of each run in memory; all by default."""
+    def __init__(self, root: Path, *, recent: int | None = None, cached: bool = False) -> None:
+        """Keep only the ``recent`` latest progress and telemetry events of each run in memory; all by default.
+
+        ``cached``: take finished runs from this user's cache if the store is large. They then have the latest of these
+        events only.
+        """
         self.root = root.absolute()
         self._recent = recent
+        self._cached = cached
+        self._folds: FoldCache | None = None
         self._runs: dict[str, Run] = {}
         self.problems: dict[str, str] = {}
         """Reason for each run directory that cannot be read."""
@@ -236,8 +247,12 @@ class Store:
             del self._runs[gone]
         self.problems = {}
         with _without_garbage_collection(grows=not self._runs):
+            if self._cached and self._folds is None and len(names) >= FEWEST_RUNS:
+                self._folds = FoldCache(self.root)
             for name in names:
                 self._refresh(name)
+            if self._folds is not None:
+                self._folds.update((run.run, run.paths.events, run.state) for run in self._runs.values())
         return oldest_first(self._runs.values(), lambda run: (run.run, run.info, run.state.queued))
 
     def _refresh(self, name: str) -> None:
@@ -250,6 +265,8 @@ class Store:
                 return
             if run is None:
                 return
+            if self._folds is not None:
+                run.restore(self._folds)
             self._runs[name] = run
         run.refresh()
         if run.problem:
