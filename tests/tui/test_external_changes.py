@@ -96,7 +96,7 @@ async def test_the_reason_for_an_unreadable_store_replaces_the_curves(stage: Sta
     async with stage.console() as pilot:
         await shows(pilot, "1 finished", "1 LSTM 1L Adam")
         with stage.unreadable_store():
-            await shows(pilot, "the store cannot be read", "Not a", "directory", seconds=3.0)
+            await shows(pilot, "the store cannot be read", "Not", "directory", seconds=3.0)  # it wraps anywhere
 
 
 async def test_a_damaged_run_is_counted_and_the_others_are_shown(stage: Stage) -> None:
