@@ -18,7 +18,7 @@ from lmconsole.plan.experiment import Model, Optimizer
 from lmconsole.runs import endpoint
 from lmconsole.runs.permissions import NOT_STARTED, pending
 from lmconsole.runs.state import Status
-from lmconsole.runs.store import Run, Store
+from lmconsole.runs.store import Run, Store, without_garbage_collection
 
 MAX_LISTED = 12
 """Runs that a message lists by name."""
@@ -26,7 +26,11 @@ MAX_LISTED = 12
 
 def show_status(root: Path, *, json: bool) -> None:
     """Print the runs of the store at ``root``, and why runs failed."""
-    store = Store(root, cached=True)
+    with without_garbage_collection():  # the command ends before it could pay
+        _show_status(Store(root, cached=True), json=json)
+
+
+def _show_status(store: Store, *, json: bool) -> None:
     runs = store.runs()
     if json:
         print_json([summarize(run) for run in runs])

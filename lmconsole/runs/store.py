@@ -246,7 +246,7 @@ class Store:
         for gone in self._runs.keys() - names:
             del self._runs[gone]
         self.problems = {}
-        with _without_garbage_collection(grows=not self._runs):
+        with without_garbage_collection(grows=not self._runs):
             if self._cached and self._folds is None and len(names) >= FEWEST_RUNS:
                 self._folds = FoldCache(self.root)
             for name in names:
@@ -309,7 +309,7 @@ class Store:
 
 
 @contextlib.contextmanager
-def _without_garbage_collection(*, grows: bool) -> Iterator[None]:
+def without_garbage_collection(*, grows: bool = False) -> Iterator[None]:
     """Keep Python from looking for cyclic garbage among the events of a large store, of which none is garbage.
 
     Args:
