@@ -112,9 +112,10 @@ class Run:
             self.problem = str(error)
         return events
 
-    def restore(self, folds: FoldCache) -> None:
-        """Take the state of the run from ``folds`` if it is there, before the log is read."""
+    def restore(self, folds: FoldCache) -> bool:
+        """Take the state of the run from ``folds`` before the log is read, and return whether it is there."""
         self._reader = folds.restore(self.run, self.paths.events, self.state)
+        return self._reader is not None
 
     def _refresh_notes(self) -> None:
         try:

@@ -262,6 +262,10 @@ class ConsoleApp(App[str]):
             f"Delete {counted(len(names), 'run')}?", names, note, "Delete", lambda: self.store_actions.delete(names)
         )
 
+    def on_main_screen_curves_requested(self, message: MainScreen.CurvesRequested) -> None:
+        """Have the feed read whole logs."""
+        self.feed.request_curves(view.run for view in message.runs)
+
     def on_main_screen_notes_requested(self, message: MainScreen.NotesRequested) -> None:
         """Open the form for the notes of runs, and change them."""
         from lmconsole.tui.screens.notes_form import NotesChange, NotesForm

@@ -9,7 +9,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import TypeVar
 from lmconsole.errors import StoreError
 from lmconsole.files import LineTail
 from lmconsole.runs.events import AnyEvent, Progress, Resumed
+from lmconsole.runs.fold_cache import FEWEST_RUNS, FoldCache
 from lmconsole.runs.permissions import Permissions, pending
-from lmconsole.runs.state import Status
+from lmconsole.runs.state import RunState, Status
 from lmconsole.runs.store import Run, Store, oldest_first
 from lmconsole.telemetry.gpu import Gpus
 from lmconsole.telemetry.host import host_memory
@@ -67,6 +68,8 @@ class _FollowedRun:
     curve: Curve = field(default_factory=Curve)
     view: RunView | None = None
     """None until the log has been read once."""
+    from_cache: bool = False
+    """Whether the state comes from a cache, without the points of the curve."""
     read_at_s: float = 0.0
 
     @property
@@ -89,7 +92,9 @@ class _FollowedRun:
             old.notes_problem,
         )
         if events or changed:
-            self.view = view_of(run, self.curve, stopping=stopping, unattended=unattended)
+            self.view = view_of(
+                run, self.curve, stopping=stopping, unattended=unattended, has_whole_curve=not self.from_cache
+            )
 
 
 class Feed:
@@ -117,6 +122,11 @@ class Feed:
         self._blocked: dict[str, str] = {}
         """Reasons why reads are set aside, by their names. The thread that is blocked removes its own."""
         self._followed: dict[str, _FollowedRun] = {}
+        self._folds: FoldCache | None = None
+        """Cached states of finished runs; None before the first poll, and in a small store."""
+        self._folds_updated = False
+        self._drawn: frozenset[str] = frozenset()
+        """Runs whose curves are drawn, so that their whole logs are read."""
         self._gpus: Gpus | None = None
         self._machine = MachineSample()
         self._sampled_at_s = -math.inf
@@ -134,6 +144,11 @@ class Feed:
 
     def request_refresh(self) -> None:
         """Ask the thread to read every run at once, because something has just been changed."""
+        self._wake.set()
+
+    def request_curves(self, runs: Iterable[str]) -> None:
+        """Ask the thread to read the whole logs of these runs, for their curves."""
+        self._drawn |= frozenset(runs)
         self._wake.set()
 
     def restart_if_blocked(self) -> None:
@@ -166,9 +181,25 @@ class Feed:
         if _RUNNER_LOG not in self._blocked:
             self._guard(_RUNNER_LOG, self._read_messages)
         self._publish(self._read_runs())
+        if self._folds is not None and not self._folds_updated:
+            self._folds_updated = True
+            runs = [followed.run for followed in self._followed.values()]
+            threading.Thread(target=self._update_folds, args=(self._folds, runs), name="folds", daemon=True).start()
         if self._on_first is not None:
             on_first, self._on_first = self._on_first, None
             on_first()
+
+    def _update_folds(self, folds: FoldCache, runs: Sequence[Run]) -> None:
+        """Fold the logs of finished runs for the next time, a few hundred a second."""
+
+        def slowly() -> Iterator[tuple[str, Path, RunState]]:
+            for run in runs:
+                if self._closed.wait(0.002):
+                    raise _SetAside
+                yield run.run, run.paths.events, run.state
+
+        with contextlib.suppress(_SetAside):
+            folds.update(slowly())
 
     def _guard(self, name: str, read: Callable[[], T]) -> T:
         """Return the result of a read that may never return, which ``restart_if_blocked`` notices.
@@ -198,6 +229,8 @@ class Feed:
             names = self._guard(_STORE, self._store.names)
         except StoreError as store_error:
             error, names = str(store_error), set(old.runs)
+        if self._folds is None and len(names) >= FEWEST_RUNS:
+            self._folds = self._guard(_STORE, partial(FoldCache, self._store.root))
         for deleted in set(self._followed) - names:
             self._followed.pop(deleted, None)
         problems = {name: reason for name, reason in blocked.items() if name not in _BLOCKED}
@@ -233,7 +266,7 @@ class Feed:
     def _read_run(self, name: str) -> str | None:
         """Read the new events of one run if it is due. Return the reason why it cannot be read, if it cannot."""
         followed = self._followed.get(name)
-        if followed is not None and not (followed.due or self._read_all):
+        if followed is not None and not (followed.due or self._read_all or self._lacks_curve(followed)):
             return followed.run.problem
         try:
             return self._guard(name, partial(self._read_events, name))
@@ -244,16 +277,20 @@ class Feed:
 
     def _read_events(self, name: str) -> str | None:
         followed = self._followed.get(name)
-        if followed is None:
+        if followed is None or self._lacks_curve(followed):
             try:
                 run = self._store.open(name)
             except StoreError as error:
                 return str(error)
             if run is None:
                 return None
-            followed = self._followed[name] = _FollowedRun(run=run)
+            cached = self._folds is not None and name not in self._drawn and run.restore(self._folds)
+            followed = self._followed[name] = _FollowedRun(run=run, from_cache=cached)
         followed.read_at_s = time.monotonic()
         events = followed.run.refresh()
+        if followed.from_cache and events:  # it goes on
+            self._drawn |= {name}
+            return self._read_events(name)
         if followed.view is not None and any(isinstance(event, Resumed) for event in events):
             # The curve loses the points after the checkpoint, but earlier views share it: read the run from its start
             # into an empty curve, to which _extend does not add those points.
@@ -262,6 +299,9 @@ class Feed:
         _extend(followed.curve, events)
         followed.update_view(events, unattended=self._is_unattended(followed.run))
         return followed.run.problem
+
+    def _lacks_curve(self, followed: _FollowedRun) -> bool:
+        return followed.from_cache and followed.run.run in self._drawn
 
     def _is_unattended(self, run: Run) -> bool:
         if run.status is not Status.QUEUED or run.problem or run.info.origin == "imported":

@@ -66,6 +66,8 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
     train_seconds_left: float | None
     """``seconds_left`` without evaluations."""
     curve: Curve
+    has_whole_curve: bool
+    """Whether ``curve`` is that of the whole log, and not empty because the run comes from a cache."""
 
     @property
     def shown_epoch(self) -> Epoch | None:
@@ -109,7 +111,7 @@ class Snapshot:
     """Messages of the runner about exports since the console opened."""
 
 
-def view_of(run: Run, curve: Curve, *, stopping: bool, unattended: bool) -> RunView:
+def view_of(run: Run, curve: Curve, *, stopping: bool, unattended: bool, has_whole_curve: bool = True) -> RunView:
     """Return a run as it is now."""
     state = run.state
     epochs = tuple(state.epochs)
@@ -142,4 +144,5 @@ def view_of(run: Run, curve: Curve, *, stopping: bool, unattended: bool) -> RunV
         seconds_left=state.seconds_left(run.info.settings.epochs),
         train_seconds_left=state.train_seconds_left(run.info.settings.epochs),
         curve=curve,
+        has_whole_curve=has_whole_curve,
     )

@@ -5,16 +5,18 @@ import math
 import re
 from collections import Counter
 
+import pytest
 from factories import epoch_events
 from hypothesis import given
 from hypothesis import strategies as st
 from textual.pilot import Pilot
-from tui.stage import Stage, driver, eventually, experiment, line_with, screen, sees, shows, shows_no_more
+from tui.stage import Stage, console_of, driver, eventually, experiment, line_with, screen, sees, shows, shows_no_more
 
 from lmconsole.data import wikitext2
 from lmconsole.importing.import_runs import import_runs
 from lmconsole.plan.load import load_plan
 from lmconsole.runs.info import CorpusInfo
+from lmconsole.runs.store import Store
 from lmconsole.tui.plot.glyphs import UNICODE
 from lmconsole.tui.plot.series import Series
 from lmconsole.tui.widgets.curves import choose_fairly, shorten
@@ -306,3 +308,19 @@ async def test_runs_that_are_not_drawn_are_counted(stage: Stage) -> None:
     async with stage.console() as pilot:
         await pilot.press("a")
         await shows(pilot, "6 more runs not drawn")
+
+
+async def test_runs_from_the_cache_get_their_train_curve_when_they_are_drawn(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(stage.root / "cache"))
+    for module in ("lmconsole.tui.feed", "lmconsole.runs.store"):
+        monkeypatch.setattr(f"{module}.FEWEST_RUNS", 1)
+    stage.record(1)
+    shown = stage.record(2)
+    Store(stage.store.root, cached=True).runs()
+    async with stage.console() as pilot:
+        await shows(pilot, "1 LSTM 1L Adam", "·")
+        await pilot.press("down")
+        await shows(pilot, "2 LSTM 1L AdamW", "·")
+        assert console_of(pilot).feed.snapshot.runs[shown.run].has_whole_curve

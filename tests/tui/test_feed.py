@@ -5,14 +5,16 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from factories import epoch, epoch_events, evaluation, kill_and_wait, progress, started
+from factories import epoch, epoch_events, evaluation, kill_and_wait, progress, queued, started, wait_until
 from tui.stage import Recorded, Stage, blocking, driver, following, no_driver, wait_for_snapshot
 
 from lmconsole.files import LineTail
 from lmconsole.runs.events import AnyEvent, Queued, Resumed, Stopped
+from lmconsole.runs.fold_cache import FoldCache
 from lmconsole.runs.permissions import AfterQueue, Permissions
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
@@ -572,3 +574,54 @@ def test_memory_of_a_long_run_stays_bounded(stage: Stage) -> None:
     with following(stage.store.root) as feed:
         seen = wait_for_snapshot(feed, lambda now: now.runs and now.runs[run.run].position == (1, 4_000)).runs[run.run]
     assert 512 <= len(seen.curve) <= 1_024
+
+
+@pytest.fixture
+def cached(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let stores of any size have a cache of states, and return its folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(stage.root / "cache"))
+    for module in ("lmconsole.tui.feed", "lmconsole.runs.store"):
+        monkeypatch.setattr(f"{module}.FEWEST_RUNS", 1)
+    return stage.root / "cache" / "lmconsole" / "folds"
+
+
+def test_runs_from_the_cache_are_the_same_but_for_their_curves_until_these_are_drawn(
+    stage: Stage, cached: Path
+) -> None:
+    done, live = stage.record(1), stage.record(2, "running")
+    with following(stage.store.root) as feed:
+        whole = wait_for_snapshot(feed, lambda now: len(now.runs) == 2).runs[done.run]
+        wait_until(lambda: any(cached.iterdir()) if cached.exists() else False)
+    with following(stage.store.root) as feed:
+        first = wait_for_snapshot(feed, lambda now: len(now.runs) == 2)
+        view = first.runs[done.run]
+        left_out = ("curve", "has_whole_curve")
+        for name in (name for name in RunView.__struct_fields__ if name not in left_out):
+            assert getattr(view, name) == getattr(whole, name), name
+        assert (view.has_whole_curve, len(view.curve), len(whole.curve)) == (False, 0, 8)
+        assert first.runs[live.run].has_whole_curve
+        feed.request_curves([done.run])
+        now = wait_for_snapshot(feed, lambda now: now.runs[done.run].has_whole_curve)
+        assert list(now.runs[done.run].curve) == list(whole.curve)
+        assert now.runs[live.run] is first.runs[live.run]
+
+
+def test_a_run_from_the_cache_that_goes_on_is_read_whole(stage: Stage, cached: Path) -> None:
+    done = stage.record(1)
+    Store(stage.store.root, cached=True).runs()
+    assert any(cached.iterdir())
+    with following(stage.store.root) as feed:
+        view = wait_for_snapshot(feed, lambda now: now.runs).runs[done.run]
+        assert not view.has_whole_curve
+        done.append(queued(), started(attempt=2), Resumed(epoch=3, step=0), *epoch_events(3, 4.0))
+        feed.request_refresh()
+        view = wait_for_snapshot(feed, lambda now: now.runs[done.run].has_whole_curve).runs[done.run]
+        assert ([each.epoch for each in view.epochs], len(view.curve)) == ([1, 2, 3], 6)
+
+
+def test_the_cache_is_not_written_by_a_console_that_has_closed(stage: Stage, cached: Path) -> None:
+    stage.record(1)
+    feed = Feed(stage.store.root, open_gpus=no_driver)
+    feed.close()
+    feed._update_folds(FoldCache(stage.store.root), stage.store.runs())
+    assert not cached.exists()

@@ -103,6 +103,9 @@ class MainScreen(FooterScreen[None]):
     class NotesRequested(_RunsMessage):
         """The notes of the selected runs should be edited."""
 
+    class CurvesRequested(_RunsMessage):
+        """The whole logs of runs should be read, for their curves."""
+
     class DeleteRequested(_RunsMessage):
         """The selected runs should be deleted."""
 
@@ -233,6 +236,8 @@ class MainScreen(FooterScreen[None]):
             views = list(self.selection().runs)
             if baseline := self.pinned():
                 views += [view for view in baseline.views if view not in views]
+            if lacking := [view for view in views if not view.has_whole_curve]:
+                self.post_message(self.CurvesRequested(lacking))
             series = series_for(snapshot, views, show_published=self.show_published)
             if self.mean_of_seeds:
                 series = means_of_seeds(views, series)
