@@ -6,6 +6,7 @@ and a new thread goes on with the others; so are the store itself and the GPU dr
 """
 
 import contextlib
+import gc
 import math
 import threading
 import time
@@ -21,7 +22,7 @@ from lmconsole.runs.events import AnyEvent, Progress, Resumed
 from lmconsole.runs.fold_cache import FEWEST_RUNS, FoldCache
 from lmconsole.runs.permissions import Permissions, pending
 from lmconsole.runs.state import RunState, Status
-from lmconsole.runs.store import Run, Store, oldest_first
+from lmconsole.runs.store import Run, Store, oldest_first, without_garbage_collection
 from lmconsole.telemetry.gpu import Gpus
 from lmconsole.telemetry.host import host_memory
 from lmconsole.tui.plot.curve import Curve
@@ -160,6 +161,7 @@ class Feed:
             self._blocked[read.name] = _BLOCKED.get(read.name, FILES_BLOCKED)
             self._under_way = None
         self._followed.pop(read.name, None)
+        gc.enable()  # the blocked thread may have disabled it
         self.start()
 
     def _poll_loop(self) -> None:
@@ -180,7 +182,10 @@ class Feed:
             self._guard(_GPU_DRIVER, self._sample_machine)
         if _RUNNER_LOG not in self._blocked:
             self._guard(_RUNNER_LOG, self._read_messages)
-        self._publish(self._read_runs())
+        first = not self._followed
+        with without_garbage_collection(grows=True) if first else contextlib.nullcontext():
+            snapshot = self._read_runs()
+        self._publish(snapshot)
         if self._folds is not None and not self._folds_updated:
             self._folds_updated = True
             runs = [followed.run for followed in self._followed.values()]
