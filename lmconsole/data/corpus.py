@@ -117,7 +117,7 @@ def _unigram_ppl(trained: Indices, evaluated: Indices) -> float:
     on which the model is evaluated, both of shape (V,).
 
     One is added to each count, so that no target has a probability of 0 (additive smoothing: Chen and Goodman, An
-    empirical study of smoothing techniques for language modeling, 1999, section 2.1).
+    empirical study of smoothing techniques for language modeling, 1999).
     """
     log_p = np.log((trained + 1) / (trained.sum() + len(trained)))
     return math.exp(-float(evaluated @ log_p) / int(evaluated.sum()))
