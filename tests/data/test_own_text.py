@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lmconsole.data import text as text_module
@@ -19,7 +19,7 @@ from lmconsole.data.cache import SPLITS
 from lmconsole.data.corpus import check_tokenizer_of_tables, describe, load_corpus
 from lmconsole.data.layout import corpus_files
 from lmconsole.data.lookup import find_data, find_embeddings, find_tokenizer
-from lmconsole.data.text import LONGEST_PIECE, Text, TextPart, cut_pieces, split_file
+from lmconsole.data.text import LONGEST_PIECE, SHARES, Text, TextPart, cut_pieces, split_file
 from lmconsole.data.tokenizer import Tokenizer, train_byte_bpe
 from lmconsole.errors import CorpusError, EmbeddingsError
 
@@ -125,6 +125,7 @@ def test_one_text_file_is_split_at_line_ends_and_says_so(packed: bool, book: Pat
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(st.text(alphabet="aé\r ", max_size=12), min_size=1, max_size=60), end=st.sampled_from(["", "\n"]))
+@example(lines=["aé", "aé", "aéé", "aaaaaaaaéé", "", "a"], end="\n")  # a mark between two line ends
 def test_the_parts_of_a_file_are_the_file_and_each_begins_at_a_line(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str], end: str
 ) -> None:
@@ -132,7 +133,7 @@ def test_the_parts_of_a_file_are_the_file_and_each_begins_at_a_line(
     data = ("\n".join(lines) + end).encode()
     path.write_bytes(data)
     ends = [at + 1 for at, byte in enumerate(data) if byte == 10]
-    marks = [round(len(data) * share) for share in (0.9, 0.95)]
+    marks = [round(len(data) * share) for share in (SHARES["train"], SHARES["train"] + SHARES["validation"])]
     nearest = [min([0, *ends], key=lambda at: (abs(at - mark), -at)) for mark in marks]
     if len({0, *nearest, len(data)}) < 4 or nearest != sorted(nearest):
         with pytest.raises(CorpusError):
