@@ -26,7 +26,8 @@ from lmconsole.report.questions.memory import (
     used_memory,
 )
 from lmconsole.report.questions.overfitting import comparable_gaps
-from lmconsole.report.questions.recommendation import MOST_LEADERS, leaders, time_tolerance, times_p_value, two_fastest
+from lmconsole.report.questions.recommendation import MOST_LEADERS, times_p_value, two_fastest
+from lmconsole.report.questions.times import leaders, time_tolerance
 from lmconsole.report.results import INCOMPLETE_MARK, is_complete, marks
 from lmconsole.report.selection import Group
 from lmconsole.report.targets import common_target

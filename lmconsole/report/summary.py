@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from lmconsole import formatting
-from lmconsole.claims.evaluate import UNLEARNED_NATS
 from lmconsole.formatting import counted
 from lmconsole.plan.experiment import MODEL_NAMES
 from lmconsole.report.captions import describe_outcomes, excluded_runs, seed_list
@@ -79,13 +78,8 @@ def _describe_unlearned(group: Group) -> str:
         ]
         start = f" Not below the validation perplexity of token frequencies ({format_ppl(unigram)})"
         return f"{start}: {'; '.join(above)}." if above else ""
-    found = []
-    for id_, runs in group.by_experiment.items():
-        best = [run.state.best_epoch for run in runs]
-        losses = [epoch.valid_loss_nats for epoch in best if epoch and epoch.valid_loss_nats is not None]
-        guess = math.log(runs[0].info.corpus.vocabulary)
-        if losses and statistics.median(losses) > guess - UNLEARNED_NATS:
-            found.append(_label(id_, runs))
+    results = experiment_results(group)
+    found = [_label(id_, each.runs) for id_, each in results.items() if each.hardly_learned]
     if not found:
         return ""
     return f" Close to a uniform guess over the vocabulary, with hardly anything learned: {', '.join(found)}."

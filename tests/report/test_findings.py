@@ -22,7 +22,8 @@ from lmconsole.report.questions.memory import memory
 from lmconsole.report.questions.models import architectures, depth
 from lmconsole.report.questions.optimizers import optimizer_pairs, optimizers
 from lmconsole.report.questions.overfitting import overfitting
-from lmconsole.report.questions.recommendation import leaders, recommendation
+from lmconsole.report.questions.recommendation import recommendation
+from lmconsole.report.questions.times import leaders
 from lmconsole.report.selection import Group, choose_group
 from lmconsole.report.summary import summary
 from lmconsole.report.targets import (

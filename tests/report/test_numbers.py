@@ -22,7 +22,7 @@ from lmconsole.report.findings import findings
 from lmconsole.report.numbers import quantities, to_latex
 from lmconsole.report.quantity import Quantity
 from lmconsole.report.questions.overfitting import UNDERFITTED
-from lmconsole.report.questions.recommendation import EQUAL_TIME
+from lmconsole.report.questions.times import EQUAL_TIME
 from lmconsole.report.result_tables import memory_table, results_table
 from lmconsole.report.selection import Group, choose_group
 from lmconsole.report.table import Table

@@ -1,6 +1,5 @@
 """The recommended setting."""
 
-import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from lmconsole.report.experiment_result import Endpoint, ExperimentResult
 from lmconsole.report.markup import DASH, format_ppl
 from lmconsole.report.questions.finding import Draft, Finding, GroupResults, describe_inferences
 from lmconsole.report.questions.memory import used_memory
+from lmconsole.report.questions.times import EQUAL_TIME, leaders, no_later, time_tolerance
 from lmconsole.report.results import damage_mark, explain_marks, marks
 from lmconsole.report.table import Cell, Column, Table
 from lmconsole.report.targets import (
@@ -25,15 +25,10 @@ from lmconsole.report.targets import (
     common_target,
     explain_schedule,
     explain_target,
-    first_at_target,
     seconds_to_target,
     time_to_target,
 )
 from lmconsole.runs.events import perplexity
-from lmconsole.runs.store import Run
-
-EQUAL_TIME = 0.1
-"""Times up to this share above the shortest count as equal, or more if the pace of the runs varied more."""
 
 MOST_LEADERS = 4
 """Latest changes of the lead that are described."""
@@ -108,42 +103,6 @@ def _answer(results: GroupResults, choices: Sequence[str]) -> str:
     return f"{text[0].upper()}{text[1:]} ({'one seed each, not a claim' if one_seed else 'exploratory'})."
 
 
-def leaders(results: GroupResults) -> list[tuple[float, int, float]]:
-    """Return which complete experiment has the lowest validation perplexity within each training time: from which time
-    in seconds, experiment, and perplexity then.
-
-    The lead changes if a perplexity is lower by more than ``MATERIAL_NATS``, but not between like experiments. Known at
-    the ends of epochs, as means over the seeds of an experiment, whose curve is its lowest perplexity so far.
-    """
-    points = []
-    for result in results.complete:
-        for epochs in zip(*(run.state.epochs for run in result.runs), strict=False):
-            times = [epoch.elapsed_train_s for epoch in epochs]
-            ppls = [epoch.valid_ppl for epoch in epochs]
-            known_s = [time for time in times if time is not None]
-            known = [ppl for ppl in ppls if ppl is not None and math.isfinite(ppl)]
-            if len(known_s) == len(known) == len(result.runs):
-                points.append((statistics.fmean(known_s), statistics.fmean(known), result.id))
-    found: list[tuple[float, int, float]] = []
-    lowest = math.inf
-    for time_s, ppl, id_ in sorted(points):
-        leads = bool(found) and _are_alike(results.by_id[found[-1][1]], results.by_id[id_])
-        if ppl < lowest and (leads or math.log(lowest / ppl) > MATERIAL_NATS):
-            lowest = ppl
-            if not leads:
-                found.append((time_s, id_, ppl))
-    return found
-
-
-def _are_alike(one: ExperimentResult, other: ExperimentResult) -> bool:
-    """Return whether two experiments are one, or have equal architecture and depth and end hardly apart."""
-    if one.id == other.id:
-        return True
-    kinds = [(each.info.experiment.model, each.info.experiment.layers) for each in (one, other)]
-    apart = math.log((one.mean_ppl or math.inf) / (other.mean_ppl or math.inf))
-    return kinds[0] == kinds[1] and abs(apart) <= MATERIAL_NATS
-
-
 def _describe_leaders(results: GroupResults) -> list[str]:
     """Return the lowest perplexity within each time, which needs no target."""
     parts = [
@@ -173,7 +132,7 @@ def _recommend_for_time(results: GroupResults, draft: _Draft, target: float, fou
         f"{formatting.seconds(times[fastest])} of training"
         + (f"; within {tolerance:.0%} of that: {_labels(results, equal)}." if equal else ".")
     )
-    as_soon = [id_ for id_ in _no_later(results, target, fastest, times) if id_ not in equal]
+    as_soon = [id_ for id_ in no_later(results, target, fastest, times) if id_ not in equal]
     if as_soon:
         draft.observations.append(
             f"{_labels(results, as_soon)}, with equal architecture and depth, "
@@ -203,25 +162,6 @@ def _recommend_for_time(results: GroupResults, draft: _Draft, target: float, fou
     draft.conclude(timing_caveat(results.group))
 
 
-def time_tolerance(results: GroupResults) -> float:
-    """Return the share up to which times above the shortest count as equal.
-
-    All epochs of a run have the same steps, so its pace varies only with what else the machine does. The share is
-    ``EQUAL_TIME`` or, if that is larger, by how much the slowest epoch of a run exceeds its fastest (median of the
-    complete runs). The first epoch is left out, in which caches and clocks warm up.
-    """
-    spreads = [_pace_spread(run) for result in results.complete for run in result.runs]
-    known = [spread for spread in spreads if spread is not None]
-    return max(EQUAL_TIME, statistics.median(known)) if known else EQUAL_TIME
-
-
-def _pace_spread(run: Run) -> float | None:
-    """Return by which share the slowest epoch after the first exceeds the fastest; None if there are not two."""
-    ends = [epoch.elapsed_train_s for epoch in run.state.epochs]
-    lengths = [end - start for start, end in itertools.pairwise(ends) if start is not None and end is not None]
-    return max(lengths) / min(lengths) - 1.0 if len(lengths) > 1 and min(lengths) > 0.0 else None
-
-
 def _explain_tolerance(results: GroupResults) -> str:
     tolerance = time_tolerance(results)
     text = f"Times within {tolerance:.0%} of the shortest count as equal"
@@ -231,25 +171,6 @@ def _explain_tolerance(results: GroupResults) -> str:
         f"{text}: by that much, the slowest epoch of a run exceeded its fastest, from the second epoch on (median of "
         "the runs)."
     )
-
-
-def _no_later(results: GroupResults, target: float, fastest: int, times_s: Mapping[int, float]) -> list[int]:
-    """Return the experiments of the same architecture and depth as the fastest that reach the target in no more passes
-    over the train split (median of the seeds)."""
-    passes = {id_: _passes_to_target(results.by_id[id_].runs, target) for id_ in times_s}
-    own = results.by_id[fastest].info.experiment
-    return [
-        id_
-        for id_ in sorted(times_s)
-        for experiment in [results.by_id[id_].info.experiment]
-        if id_ != fastest and passes[id_] <= passes[fastest]
-        if (experiment.model, experiment.layers) == (own.model, own.layers)
-    ]
-
-
-def _passes_to_target(runs: Sequence[Run], target: float) -> float:
-    found = [first_at_target(run, target) for run in runs]
-    return statistics.median([math.inf if first is None else first.passes for first in found])
 
 
 def _within(tolerance: float, times_s: Mapping[int, float]) -> list[int]:
