@@ -221,7 +221,7 @@ def _header_lines(table: Table) -> list[dict[str, str]]:
     return [names, units] if any(units.values()) else [names]
 
 
-_NUMBER = re.compile(r"(\d+)(\.\d+)(?: ± (\d+)(\.\d+))?([†‡§*]*)")
+_NUMBER = re.compile(r"(\d+)(\.\d+)(?: ± (\d+)(\.\d+))?([†§*]*)")
 
 
 def _siunitx_format(texts: Sequence[str]) -> str | None:

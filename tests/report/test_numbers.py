@@ -61,7 +61,7 @@ def twelve(tmp_path_factory: pytest.TempPathFactory) -> Group:
 def numbers_in(text: str) -> Iterator[str]:
     """Yield the numbers in a sentence or cell of the report, without separators, signs and units."""
     names = (
-        r"GPT-1|\b\d+L\b|\((?:experiment )?\d+\)[§‡¶]*|Tables? \d|(?<=with )\d layers?|\d layers? against \d|\d bytes"
+        r"GPT-1|\b\d+L\b|\((?:experiment )?\d+\)[§¶]*|Tables? \d|(?<=with )\d layers?|\d layers? against \d|\d bytes"
     )
     for number in re.findall(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?::\d\d)*", re.sub(names, "", text)):
         yield number.rstrip(",").replace(",", "")
