@@ -27,8 +27,9 @@ from gpu_process import LOG_CHARACTERS, Stage
 from lmconsole.data.cache import SPLITS
 from lmconsole.data.lookup import find_data, find_embeddings
 from lmconsole.engine import worker
+from lmconsole.engine.ask import ask
 from lmconsole.engine.attempt import load_verified_corpus, load_verified_tables
-from lmconsole.engine.probe import ResolvedRun, ask
+from lmconsole.engine.probe import ResolvedRun
 from lmconsole.engine.processes import last_line, python
 from lmconsole.engine.queue import enqueue
 from lmconsole.engine.run_options import RunRequest

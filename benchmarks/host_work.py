@@ -80,7 +80,7 @@ def replace_computation() -> None:
 
 def measure(epochs: int, folder: Path) -> dict[str, Any]:
     """Train all twelve with a runner of their own and return the seconds by what they were spent on."""
-    from lmconsole.engine.probe import ask
+    from lmconsole.engine.ask import ask
     from lmconsole.engine.queue import enqueue, training_order
     from lmconsole.engine.run_options import RunRequest
     from lmconsole.runs.events import Queued

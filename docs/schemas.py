@@ -38,6 +38,7 @@ from lmconsole.engine.digest import Digest
 from lmconsole.engine.run_options import OPTIONS, RunRequest
 from lmconsole.plan.claims import KEYS as CLAIM_KEYS
 from lmconsole.plan.claims import MAX_CLAIMS, Claim
+from lmconsole.plan.executor import MAX_AT_ONCE, MAX_RESTARTS, MAX_WARNING_S, RESERVED, SlurmOptions
 from lmconsole.plan.experiment import APPLIES_TO, Experiment, Model, Settings
 from lmconsole.plan.load import MAX_EXPERIMENTS, MAX_NAME, PRESET_NAME, builtin_file, load_plan
 from lmconsole.plan.presets import AUTO, IDENTITY, SECTIONS, TYPES
@@ -318,6 +319,12 @@ def experiments() -> Schema:
                 "items": claim(),
                 "maxItems": MAX_CLAIMS,
             },
+            "executor": {
+                "type": "object",
+                "description": "Options for the executors of `lmconsole run --executor`.",
+                "properties": {"slurm": executor()},
+                "additionalProperties": False,
+            },
         },
         "additionalProperties": False,
         "anyOf": [
@@ -325,6 +332,53 @@ def experiments() -> Schema:
             {"required": ["include_builtin"], "properties": {"include_builtin": {"const": True}}},
         ],
         "definitions": definitions,
+    }
+
+
+def executor() -> Schema:
+    """Return the schema of the table [executor.slurm]."""
+    option: Schema = {"type": ["string", "number", "boolean"]}
+    names = {"pattern": "^[a-z][a-z0-9_-]{0,63}$", "not": {"enum": sorted({*RESERVED})}}
+    last = {
+        "type": "object",
+        "description": "Options of sbatch for the last job, which exports: it needs a processor and no GPU.",
+        "propertyNames": names,
+        "additionalProperties": option,
+    }
+    text: Schema = {"type": "string"}
+    own: Schema = {
+        "setup": {
+            "description": "Lines of shell that prepare each job, such as `module load cuda`; run as written.",
+            "anyOf": [text, {"type": "array", "items": text}],
+        },
+        "at_once": {
+            "type": "integer",
+            "description": "Runs that train at once; by default as many as SLURM allows.",
+            "minimum": 1,
+            "maximum": MAX_AT_ONCE,
+        },
+        "restarts": {
+            "type": "integer",
+            "description": "Times that a run is started again after an interruption.",
+            "default": SlurmOptions().restarts,
+            "minimum": 0,
+            "maximum": MAX_RESTARTS,
+        },
+        "warning_s": {
+            "type": "integer",
+            "description": "Time before the time limit, in seconds, at which a run saves a checkpoint, to be started again.",
+            "default": SlurmOptions().warning_s,
+            "minimum": 1,
+            "maximum": MAX_WARNING_S,
+        },
+        "last": last,
+    }
+    return {
+        "type": "object",
+        "description": 'Long options of sbatch, such as `partition = "gpu"`, and a few of lmconsole.',
+        "properties": own,
+        "propertyNames": names,
+        "additionalProperties": option,
     }
 
 

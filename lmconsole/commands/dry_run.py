@@ -11,11 +11,13 @@ from lmconsole import formatting
 from lmconsole.claims.planner import SeedPlan, describe_plan, plan_seeds
 from lmconsole.commands.claims import describe_registration
 from lmconsole.commands.output import console, print_json_line, print_message
+from lmconsole.engine.ask import ask
 from lmconsole.engine.estimate import Estimate, describe_sources, estimates, makespan_s
-from lmconsole.engine.probe import ProbeAnswer, ask
+from lmconsole.engine.probe import ProbeAnswer
 from lmconsole.engine.queue import Action, QueueDecision
 from lmconsole.engine.register import all_runs, check_claims, registered
 from lmconsole.engine.run_options import RunRequest
+from lmconsole.engine.slurm.submit import Submission
 from lmconsole.engine.submit import describe_sharing, preview, requested_threads
 from lmconsole.errors import ExitCode, escape_control_characters
 from lmconsole.plan.claims import ENDPOINT_NAMES, ENDPOINT_UNITS, Claim
@@ -52,7 +54,23 @@ def dry_run(request: RunRequest) -> ExitCode:
         out.print(escape_control_characters(_decision_line(decision, estimate, request)))
     out.print()
     _print_settings(answer)
+    if request.executor == "slurm":
+        _print_scripts(store, request, decisions)
     return ExitCode.OK
+
+
+def _print_scripts(store: Store, request: RunRequest, decisions: Sequence[QueueDecision]) -> None:
+    """Print the job scripts, and what SLURM says about them. Raises SlurmError if it would not accept them."""
+    count = sum(decision.action.queues for decision in decisions)
+    if not count:
+        return
+    submission = Submission(store, request)
+    out = console()
+    for script in submission.scripts(count):
+        out.print()
+        out.print(Text(escape_control_characters(script)), soft_wrap=True, end="")
+    out.print()
+    out.print(Text(f"SLURM: {escape_control_characters(submission.check(count))}"), soft_wrap=True)
 
 
 def describe_claims(claims: Sequence[Claim], registration: Registration | None) -> list[tuple[str, str]]:

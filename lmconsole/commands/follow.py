@@ -12,6 +12,8 @@ from lmconsole.commands.display import Display, several_seeds
 from lmconsole.commands.interrupts import Interrupts
 from lmconsole.engine.digest import Result, last_result
 from lmconsole.engine.processes import disown, last_line, start_runner
+from lmconsole.engine.slurm.batch import last_log
+from lmconsole.engine.slurm.tasks import cancel_tasks
 from lmconsole.errors import ExitCode, RunNotFoundError, StoreError
 from lmconsole.files import LineTail
 from lmconsole.runs.events import AnyEvent, Queued
@@ -64,7 +66,8 @@ class Follower:
         missing = [name for name in names if name not in existing]
         if missing:
             raise RunNotFoundError(f"{store.root}: {', '.join(missing)}: deleted in the meantime")
-        self.runs = [Run(existing[name].paths, existing[name].info) for name in dict.fromkeys(names)]
+        found = [existing[name] for name in dict.fromkeys(names)]
+        self.runs = [Run(run.paths, run.info, cluster=run.cluster) for run in found]
         display.name_seeds = several_seeds(self.runs)
         self._finished_before = finished
         for run in self.runs:
@@ -109,6 +112,7 @@ class Follower:
             self._display.say("Stopping the runs; each saves a checkpoint first. Interrupt again to kill them.")
             return
         self._display.say("Killing the runs; each can be resumed from its last checkpoint.")
+        cancel_tasks(self._store, active, kill=True)
         for run in active:
             owner, started = run.worker(), run.state.latest
             # Only the kernel says which process that is. The log could name any.
@@ -176,13 +180,19 @@ class Follower:
         Return False if they could not be written: a script that goes on to use them must not find older ones.
         """
         exported: list[str] = []
+        batches = {run.place.batch for run in self.runs if run.run in self._own and run.place}
+        logs = [self._runner_log, *(LineTail(last_log(self._store.root, batch)) for batch in sorted(batches))]
 
         def written() -> bool:
-            with contextlib.suppress(OSError):
-                exported.extend(line for line in self._runner_log.read_lines() if line.startswith("exports: "))
-            return bool(exported) and self._store.runner() is None  # its process may still be giving alerts
+            for log in logs:
+                with contextlib.suppress(OSError):
+                    exported.extend(line for line in log.read_lines() if line.startswith("exports: "))
+            # its process may still be giving alerts; on a cluster it may be waiting for the end of the last job
+            return bool(exported) and (bool(batches) or self._store.runner() is None)
 
-        self._display.say("Writing the exports …")
+        self._display.say(
+            "Waiting for the last job, which writes the exports …" if batches else "Writing the exports …"
+        )
         if not self.wait_for_runner(written):
             self._display.say(
                 f"Detached; the exports will be in {exports}."
@@ -191,5 +201,8 @@ class Follower:
             )
             return True
         written()
-        self._display.say(exported[-1] if exported else f"exports: none were written; see {self._store.runner_log}")
+        where = " and ".join(str(last_log(self._store.root, batch)) for batch in sorted(batches))
+        self._display.say(
+            exported[-1] if exported else f"exports: none were written; see {where or self._store.runner_log}"
+        )
         return bool(exported) and not exported[-1].startswith("exports: none")

@@ -9,9 +9,9 @@ from lmconsole.commands.dry_run import overview, time_expected
 from lmconsole.commands.follow import Follower
 from lmconsole.commands.interrupts import Interrupts
 from lmconsole.commands.results import print_digest, print_results
+from lmconsole.engine.ask import ask
 from lmconsole.engine.digest import summarize
 from lmconsole.engine.estimate import estimates
-from lmconsole.engine.probe import ask
 from lmconsole.engine.queue import Action, QueueDecision
 from lmconsole.engine.register import all_runs, registered
 from lmconsole.engine.run_options import RunRequest

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
+
 from lmconsole.data.cache import SPLITS
 from lmconsole.data.corpus import Corpus, load_corpus
 from lmconsole.engine.bench_cache import measured_peak_gflops
@@ -46,8 +48,11 @@ class Attempt:
         device_name: str,
         shared: Path | None,
         stop_requested: Callable[[], bool],
+        stop_signal: Callable[[], str | None] = lambda: None,
         log_damaged: bool = False,
         set_aside_before: int = 0,
+        slurm_job: str | None = None,
+        slurm_node: str | None = None,
     ) -> None:
         """Args:
         history: state of the log before this attempt.
@@ -56,9 +61,12 @@ class Attempt:
         device_name: torch's name of the device.
         shared: folder of the data that the workers of one queue share.
         stop_requested: whether the run is to stop at the next step.
+        stop_signal: name of the signal that asks for that, if it was one.
+        slurm_job, slurm_node: SLURM's names of the job and its node, for a run that it starts.
         """
         self._info, self._paths, self._log, self._history = info, paths, log, history
         self._device, self._shared, self._stop_requested = device_name, shared, stop_requested
+        self._stop_signal, self._slurm = stop_signal, (slurm_job, slurm_node)
         self._log_damaged, self._set_aside_before = log_damaged, set_aside_before
         self._found: Found | None = None
         self._sampler: Sampler | None = None
@@ -81,6 +89,7 @@ class Attempt:
             corpus=load_verified_corpus(self._info, self._shared),
             tables=load_verified_tables(self._info, self._shared),
             stop_requested=self._stop_requested,
+            stop_signal=self._stop_signal,
             enter_phase=lambda phase, epoch: self._sampler.enter(phase, epoch) if self._sampler else None,
             end_telemetry=lambda: self._sampler.close() if self._sampler else None,
             read_energy_j=lambda: self._read_energy_j(),
@@ -120,7 +129,8 @@ class Attempt:
         # A worker that was dismissed before its turn has recorded nothing.
         set_aside = max(len(found.kept) - self._set_aside_before, len(found.reasons))
         started = _started(self._info, self._history.attempt + 1, chosen, sibling_pids, set_aside)
-        started = self._log.append(started, sync=True)
+        job, node = self._slurm
+        started = self._log.append(msgspec.structs.replace(started, slurm_job=job, slurm_node=node), sync=True)
         self._sampler = Sampler(self._log, chosen.uuid, lambda: allocator_mib(self._device))
         if uses_gpu_alone(started, self._history.queued):
             self._read_energy_j = self._sampler.total_energy_j

@@ -55,7 +55,7 @@ def ask_child(
     try:
         done = subprocess.run(
             python(module),
-            input=msgspec.json.encode(request, enc_hook=_encode),
+            input=encode_request(request),
             stdout=subprocess.PIPE,
             stderr=write_end,
             env=training_environment(),
@@ -81,7 +81,7 @@ def ask_child(
 
 def answer_parent(request: type[Request], answer: Callable[[Request], msgspec.Struct]) -> int:
     """Answer the request on standard input, as the child process, and return the exit code."""
-    asked = msgspec.json.decode(sys.stdin.buffer.read(), type=request, dec_hook=_decode)
+    asked = decode_request(sys.stdin.buffer.read(), request)
     try:
         result: msgspec.Struct = answer(asked)
         code = ExitCode.OK
@@ -104,6 +104,16 @@ def _read_errors(pipe: int, report: Callable[[str], None], errors: list[str]) ->
                 report(line.removeprefix(PROGRESS).rstrip("\n"))
             elif line.strip():
                 errors[:] = [line.strip()]
+
+
+def encode_request(request: object) -> bytes:
+    """Return a request as JSON."""
+    return msgspec.json.encode(request, enc_hook=_encode)
+
+
+def decode_request(data: bytes, kind: type[Request]) -> Request:
+    """Return a request that was encoded as JSON. Raises msgspec.MsgspecError."""
+    return msgspec.json.decode(data, type=kind, dec_hook=_decode)
 
 
 def _encode(value: object) -> str:

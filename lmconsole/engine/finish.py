@@ -25,6 +25,8 @@ class Finish:
     permissions: Permissions
     alerts: Alerts
     log: Callable[[str], None]
+    covers: Callable[[Run], bool] = lambda run: run.place is None
+    """Whether a run belongs to this queue: by default, all that SLURM does not start."""
 
     def run(self, served: Collection[str]) -> None:
         """Export, write the digest, remove the permissions of runs that have ended, and start programs.
@@ -71,6 +73,8 @@ class Finish:
             if run is None or run.problem:
                 if permission.run not in names:
                     self.permissions.remove(permission)
+            elif not self.covers(run):
+                continue
             elif run.state.queued_seq > permission.queued_seq:
                 self.permissions.remove(permission)
             elif not _goes_on(run, served) and self.permissions.read(run) == permission:
@@ -79,7 +83,7 @@ class Finish:
 
     def _is_lost(self, run: Run) -> bool:
         """Return whether ``run`` was lost, and waits to be resumed by this user."""
-        return run.status is Status.LOST and self.permissions.find(run) is not None
+        return run.status is Status.LOST and self.covers(run) and self.permissions.find(run) is not None
 
     def _call(self, command: list[str], timeout_s: float) -> None:
         """Run a program to its end, and give alerts meanwhile."""

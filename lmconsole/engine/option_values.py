@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from lmconsole.plan.presets import Plan
 
+EXECUTORS = ("local", "slurm")
 MAX_SEEDS = 10_000
 MAX_SEED = 2**63 - 1
 MAX_JOBS = 1_024
@@ -109,6 +110,26 @@ def _count(text: str, most: int) -> int | None:
     except ValueError:
         return None
     return number if 1 <= number <= most else None
+
+
+def parse_executor(text: str, _: "Plan") -> str:
+    """Return the name of an executor."""
+    from lmconsole.plan.presets import unknown
+
+    if text not in EXECUTORS:
+        raise ValueError(unknown("executor", text, list(EXECUTORS)))
+    return text
+
+
+def parse_sbatch_options(text: str, _: "Plan") -> tuple[str, ...]:
+    """Split options of sbatch into words, and check them."""
+    import shlex
+
+    from lmconsole.plan.executor import parse_sbatch
+
+    words = tuple(shlex.split(text))
+    parse_sbatch(words)
+    return words
 
 
 def parse_program(text: str, _: "Plan") -> tuple[str, ...]:

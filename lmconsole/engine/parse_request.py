@@ -58,6 +58,7 @@ def parse_request(given: Mapping[str, object], **parsed: Any) -> RunRequest:
             values[name] = _parse(name, value, plan)
         except ValueError as error:
             problems += [_problem(name, value, problem) for problem in error.args]
+    problems += _executor_problems(values)
     if problems:
         raise LmconsoleError(listed(problems))
     request = RunRequest(**{**values, **parsed})
@@ -79,6 +80,18 @@ def _claims_problems(present: Mapping[str, object], plan: "Plan") -> list[str]:
         problems.append("--fresh: not with --claims; a repeated run does not count, so give the claim other seeds")
     if "no_test" in present:
         problems.append("--no-test: not with --claims, which are about the test loss")
+    return problems
+
+
+def _executor_problems(values: Mapping[str, Any]) -> list[str]:
+    """Return what cannot be asked of the executor."""
+    if values.get("executor") != "slurm":
+        return ["--sbatch: only with --executor slurm"] if values.get("sbatch") else []
+    problems = []
+    if values.get("jobs", "auto") not in ("auto", 1):
+        problems.append("--jobs: not with --executor slurm; at_once in [executor.slurm] limits the tasks")
+    if str(values.get("device", "auto")) not in ("auto", "cpu", "cuda", "cuda:0"):
+        problems.append("--device: with --executor slurm, expected auto, cpu or cuda; a task trains on one device")
     return problems
 
 

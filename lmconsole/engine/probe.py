@@ -18,6 +18,7 @@ from lmconsole.engine.provenance import Captured, capture, find_checkouts
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.errors import CorpusError, DeviceError, EmbeddingsError
 from lmconsole.plan.claims import Claim
+from lmconsole.plan.executor import parse_sbatch
 from lmconsole.plan.experiment import Experiment, Settings, hashed_settings
 from lmconsole.plan.flops import run_flops, step_flops
 from lmconsole.plan.load import find_plan, load_plan
@@ -90,7 +91,7 @@ class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True, tag="answer"):
     """Code, packages and machine of this moment."""
 
 
-def ask(request: RunRequest, report: Callable[[str], None] = lambda _: None) -> ProbeAnswer:
+def ask_here(request: RunRequest, report: Callable[[str], None] = lambda _: None) -> ProbeAnswer:
     """Resolve ``request`` in a child process; ``report`` receives messages if that takes long, in a thread.
 
     Raises LmconsoleError if the request or the machine is unsuitable.
@@ -98,23 +99,28 @@ def ask(request: RunRequest, report: Callable[[str], None] = lambda _: None) -> 
     return ask_child("lmconsole.engine.probe", request, ProbeAnswer, TIMEOUT_S, report)
 
 
-def probe(request: RunRequest, environ: Mapping[str, str], cwd: Path) -> ProbeAnswer:
-    """Resolve ``request`` on this machine, and record the code and the machine. Raises LmconsoleError."""
+def probe(request: RunRequest, environ: Mapping[str, str], cwd: Path, *, trains_here: bool = True) -> ProbeAnswer:
+    """Resolve ``request`` on this machine, and record the code and the machine.
+
+    ``trains_here``: runs train on machines like this one. Otherwise a GPU and the cores are taken on trust.
+
+    Raises LmconsoleError.
+    """
     with ThreadPoolExecutor(1) as pool:
         checkouts = pool.submit(find_checkouts, find_plan(request.experiments))  # git takes as long as importing torch
-        answer = _resolve(request, environ, cwd)
+        answer = _resolve(request, environ, cwd, trains_here=trains_here)
         captured = capture(checkouts.result(), gpu=answer.device_keys != ("cpu",))
     return msgspec.structs.replace(answer, captured=captured)
 
 
-def _resolve(request: RunRequest, environ: Mapping[str, str], cwd: Path) -> ProbeAnswer:
-    """Resolve ``request`` on this machine. Raises LmconsoleError."""
+def _resolve(request: RunRequest, environ: Mapping[str, str], cwd: Path, *, trains_here: bool) -> ProbeAnswer:
+    """Resolve ``request`` as ``probe`` does."""
     from lmconsole.data.lookup import find_data, find_embeddings
     from lmconsole.lm import device
 
     plan = load_plan(request.experiments)
     experiments = [plan.experiment(number) for number in request.ids]
-    everything = device.describe_devices()
+    everything = device.describe_devices() if trains_here else [device.describe_device("cpu"), device.unseen_gpu()]
     names = device.resolve_devices(request.device, everything)
     chosen = [each for each in everything if each.device in names]
     wants_data = request.preset == AUTO or any(
@@ -135,7 +141,8 @@ def _resolve(request: RunRequest, environ: Mapping[str, str], cwd: Path) -> Prob
             if value
         ]
         preset, reason = choose_preset(given, data, embeddings, cuda=any(each.uuid for each in everything))
-    resolver = _Resolver(plan, preset, request, data, embeddings)
+    cpus = cores() if trains_here else plan.slurm.merged(parse_sbatch(request.sbatch)).cpus_per_task
+    resolver = _Resolver(plan, preset, request, data, embeddings, cpus)
     runs = tuple(resolver.resolve(experiment, chosen) for experiment in experiments)
     return ProbeAnswer(
         preset=preset,
@@ -145,7 +152,10 @@ def _resolve(request: RunRequest, environ: Mapping[str, str], cwd: Path) -> Prob
         device_keys=tuple(each.uuid or each.device for each in chosen),
         runs=runs,
         claims=plan.claims if request.claims else (),
-        warnings=(*_unused_file_warnings(request, preset, runs), *busy_gpu_warnings(chosen, request.runs)),
+        warnings=(
+            *_unused_file_warnings(request, preset, runs),
+            *(busy_gpu_warnings(chosen, request.runs) if trains_here else ()),
+        ),
     )
 
 
@@ -220,9 +230,9 @@ class _Resolver:
     """Resolves experiments, and reads each corpus and each embedding table once."""
 
     def __init__(
-        self, plan: Plan, preset: str, request: RunRequest, data: Path | None, embeddings: Path | None
+        self, plan: Plan, preset: str, request: RunRequest, data: Path | None, embeddings: Path | None, cores: int
     ) -> None:
-        self._plan, self._preset, self._request = plan, preset, request
+        self._plan, self._preset, self._request, self._cores = plan, preset, request, cores
         self._data, self._tables_file = data, embeddings
         self._corpora: dict[tuple[str, int, int, Path | None], CorpusInfo] = {}
         self._tables: dict[tuple[int, int, int], EmbeddingsInfo] = {}
@@ -249,7 +259,7 @@ class _Resolver:
             origins=self._origins(resolved),
             corpus=corpus,
             embeddings=self._embeddings(settings, corpus) if settings.embeddings == "frozen" else None,
-            threads=threads_for(step_flops(settings, corpus.vocabulary), cores()) if on_cpu else cores(),
+            threads=threads_for(step_flops(settings, corpus.vocabulary), self._cores) if on_cpu else self._cores,
         )
 
     def _origins(self, resolved: Resolved) -> dict[str, str]:
@@ -340,4 +350,9 @@ def busy_gpu_warnings(chosen: list["Device"], store: Path) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(answer_parent(RunRequest, lambda request: probe(request, os.environ, Path.cwd())))
+    sys.exit(
+        answer_parent(
+            RunRequest,
+            lambda request: probe(request, os.environ, Path.cwd(), trains_here=request.executor == "local"),
+        )
+    )

@@ -1,6 +1,7 @@
 """The queue: decide what to do about each requested run, create run directories, and queue unfinished runs again."""
 
 import contextlib
+import itertools
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from lmconsole.engine.probe import ResolvedRun
 from lmconsole.engine.provenance import Captured
 from lmconsole.errors import RunActiveError
 from lmconsole.runs import lock
+from lmconsole.runs.claim import last_claim, make_claim
 from lmconsole.runs.create import create_run, next_places, queue_lock
 from lmconsole.runs.event_log import EventLog
 from lmconsole.runs.events import Queued, utc_now
@@ -196,8 +198,8 @@ def enqueue(
 
     Args:
         wanted: runs without duplicates.
-        template: event that queues each run, with ``place`` and ``registrations`` to be filled in. Its ``jobs`` is the
-            most at once for any of them.
+        template: event that queues each run, with ``place`` and ``registrations`` to be filled in, and the index of a
+            submission to SLURM. Its ``jobs`` is the most at once for any of them.
         after: what to do when the queue is empty, also for runs that are resumed.
         fresh: create new runs even where the store has the same ones.
         refuse_active: raise if one of the runs is active.
@@ -227,9 +229,13 @@ def enqueue(
         registrations = last_number(readable_registrations(store.root), runs)
         template = msgspec.structs.replace(template, registrations=registrations)
         done = []
+        indexes = itertools.count()
         for decision in decisions:
             if decision.action.queues:
                 event = msgspec.structs.replace(template, jobs=decision.jobs, place=next(places))
+                if event.slurm is not None:
+                    slurm = msgspec.structs.replace(event.slurm, index=next(indexes))
+                    event = msgspec.structs.replace(event, slurm=slurm)
                 if decision.run is None:
                     name = _create(store, decision, event, "auto" if threads is None else template.jobs, captured)
                     permissions.grant(RunPaths(store.root / name), 1, after)
@@ -271,9 +277,30 @@ def requeue(store: Store, names: Iterable[str], after: AfterQueue = _NOTHING) ->
             kept = after
             if earlier is not None and not (after.on_finish or after.on_event):
                 kept = msgspec.structs.replace(earlier.after, exports=after.exports)
-            _requeue(run, msgspec.structs.replace(last, jobs=jobs, place=next(places)), permissions, kept)
+            slurm = last.slurm and msgspec.structs.replace(last.slurm, restarts=0)
+            event = msgspec.structs.replace(last, jobs=jobs, place=next(places), slurm=slurm)
+            _requeue(run, event, permissions, kept)
             done.append(run.run)
         return done
+
+
+def queue_interrupted(store: Store, run: Run) -> bool:
+    """Queue a run again that was interrupted in a task of SLURM, in the same place of its submission, with the
+    permission that it has. Return False if the user has given none.
+
+    Raises:
+        RunActiveError: another process has taken the run.
+        StoreError: the store or the folder of permissions cannot be written.
+        OSError: the run cannot be written.
+    """
+    last = run.state.queued
+    with granting(store) as permissions:
+        earlier = permissions.find(run)
+        if earlier is None or last is None or last.slurm is None:
+            return False
+        slurm = msgspec.structs.replace(last.slurm, restarts=last.slurm.restarts + 1)
+        _requeue(run, msgspec.structs.replace(last, slurm=slurm, seq=0, t=""), permissions, earlier.after)
+    return True
 
 
 @contextlib.contextmanager
@@ -331,6 +358,10 @@ def _requeue(run: Run, event: Queued, permissions: Permissions, after: AfterQueu
     with lock.held(run.paths.lock, RUN_LOCK_TIMEOUT_S) as held:
         if held is None:
             raise RunActiveError(f"{run.run}: a worker has just started it", hint="`lmconsole watch RUN` follows it.")
+        if event.slurm is not None or run.place is not None:
+            number, _ = last_claim(run.paths)
+            if make_claim(run.paths, number, queued_seq=run.state.queued_seq) is None:
+                raise RunActiveError(f"{run.run}: another host has just queued it", hint="`lmconsole status` shows it.")
         with contextlib.suppress(FileNotFoundError):
             run.paths.stop.unlink()
         log = EventLog(run.paths.events)

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, get_args
 
 from lmconsole.engine.option_values import (
+    EXECUTORS,
+    parse_executor,
     parse_ids,
     parse_jobs,
     parse_max_tokens,
     parse_preset,
     parse_program,
+    parse_sbatch_options,
     parse_seeds,
     parse_yes_no,
 )
@@ -135,6 +138,26 @@ class RunRequest(NamedTuple):
             form_placeholder="auto, or runs at once on each device",
         ),
     ] = "auto"
+    executor: Annotated[
+        str,
+        Option(
+            help="Train on this machine (local), or on a cluster (slurm).",
+            metavar="NAME",
+            completions=EXECUTORS,
+            parse=parse_executor,
+            form_placeholder="local, or slurm: on a cluster",
+        ),
+    ] = "local"
+    sbatch: Annotated[
+        tuple[str, ...],
+        Option(
+            help="Options of sbatch for --executor slurm, such as '--partition=gpu --gres=gpu:1 --time=4:00:00'. They "
+            "take precedence over [executor.slurm] in experiments.toml.",
+            metavar="OPTIONS",
+            parse=parse_sbatch_options,
+            form_placeholder="--partition=gpu --gres=gpu:1 --time=4:00:00",
+        ),
+    ] = ()
     data: Annotated[
         Path | None,
         Option(

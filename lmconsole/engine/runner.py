@@ -21,8 +21,10 @@ from lmconsole.engine.finish import Finish
 from lmconsole.engine.prepared_workers import PreparedWorkers
 from lmconsole.engine.processes import last_line
 from lmconsole.engine.shared_data import shared_folder
+from lmconsole.engine.slurm.last import conclude
+from lmconsole.engine.slurm.poll import Poller
 from lmconsole.engine.worker import EXIT_NOT_TRAINED, Train
-from lmconsole.errors import StoreError, escape_control_characters
+from lmconsole.errors import LmconsoleError, StoreError, escape_control_characters
 from lmconsole.runs import lock
 from lmconsole.runs.events import Failed, Stopped, utc_now
 from lmconsole.runs.permissions import Permissions
@@ -30,6 +32,8 @@ from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store, has_room, queue_order
 
 POLL_S = 0.2
+CLUSTER_POLL_S = 2.0
+"""Interval at which the logs are read while SLURM alone has runs."""
 OTHER_USER_POLL_S = 1.0
 """Interval at which a runner checks whether that of another user has ended."""
 FORK_SERVER_GONE = 255
@@ -112,6 +116,7 @@ class Runner:
         self._prepared = PreparedWorkers(_log)
         self._served: dict[str, Run] = {}
         """Runs that were queued or running since the queue was last empty."""
+        self._poller = Poller(store, _log)
         self._unwritable: set[str] = set()
         """Runs whose logs cannot be written, so that they are not started."""
 
@@ -136,11 +141,25 @@ class Runner:
                 else:
                     self._start(run, busy)
             self._prepare_ahead(waiting, busy, runs)
+            on_cluster = self._follow_cluster(runs)
             if not waiting and not busy and not self._workers and not self._prepared.by_run:
-                break
+                if not on_cluster:
+                    break
+                time.sleep(CLUSTER_POLL_S)
+                continue
             self._pause()
         Finish(self.store, self._permissions, self.alerts, _log).run(self._served)
         self._served.clear()
+
+    def _follow_cluster(self, runs: list[Run]) -> bool:
+        """Ask SLURM about the runs that it starts, and return whether a submission of this user has not ended. Where
+        SLURM has no job left, do what the last one was to do, in case that it could not."""
+        for batch in self._poller.poll(runs):
+            try:
+                conclude(self.store, batch, _log)
+            except (LmconsoleError, OSError) as error:
+                _log(f"submission {batch}: {error}")
+        return self._poller.watch(runs)
 
     def has_work(self) -> bool:
         """Return whether a queued run can be started."""
@@ -149,6 +168,7 @@ class Runner:
     def _waits(self, run: Run) -> bool:
         return (
             run.status is Status.QUEUED
+            and run.place is None
             and not run.problem
             and run.info.origin == "trained"
             and run.run not in self._unwritable
@@ -193,7 +213,7 @@ class Runner:
         busy: dict[str, _Occupancy] = {}
         for run in runs:
             queued = run.state.queued
-            if queued is None or run.run in self._prepared.by_run:
+            if queued is None or run.place is not None or run.run in self._prepared.by_run:
                 continue
             if run.run in self._workers:
                 busy[run.run] = _Occupancy({self._workers[run.run].device}, queued.jobs)

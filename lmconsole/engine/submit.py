@@ -5,11 +5,15 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import msgspec
+
 from lmconsole.engine.probe import ProbeAnswer, ResolvedRun
 from lmconsole.engine.processes import disown, start_runner
 from lmconsole.engine.queue import QueueDecision, decide, enqueue, jobs_at_once, requeue, training_order
 from lmconsole.engine.register import claimed_runs, register, registered
 from lmconsole.engine.run_options import RunRequest
+from lmconsole.engine.slurm.submit import Submission, submit_resumed
+from lmconsole.engine.slurm.tasks import cancel_tasks
 from lmconsole.errors import StoreError
 from lmconsole.formatting import counted
 from lmconsole.plan.presets import ranges
@@ -22,11 +26,14 @@ from lmconsole.telemetry.host import cores, threads_per_run
 
 def requested_threads(request: RunRequest) -> int | None:
     """Return the CPU threads of each new run; None if its size decides."""
-    return None if request.jobs == "auto" else threads_per_run(request.jobs)
+    return None if request.jobs == "auto" or request.executor == "slurm" else threads_per_run(request.jobs)
 
 
 def queued_as(answer: ProbeAnswer, request: RunRequest) -> Queued:
     """Return how to start the runs of a request; ``jobs`` is the most at once for any of them."""
+    if request.executor == "slurm":  # each task has a device of its own, whichever it is
+        devices: tuple[str, ...] = ("cpu",) if answer.device_keys == ("cpu",) else ("cuda:0",)
+        return Queued(devices=devices, jobs=1, test=not request.no_test)
     return Queued(
         devices=answer.device_keys,
         jobs=request.jobs if request.jobs != "auto" else cores() if answer.device_keys == ("cpu",) else 1,
@@ -66,6 +73,10 @@ def _wanted(answer: ProbeAnswer, request: RunRequest) -> list[ResolvedRun]:
 
 def describe_sharing(answer: ProbeAnswer, request: RunRequest) -> str:
     """Describe how new runs share a device, such as ``2 runs at once, 1 thread each (auto)``."""
+    if request.executor == "slurm":
+        numbers = sorted({run.threads for run in answer.runs})
+        shown = f"{' or '.join(map(str, numbers))} {'thread' if numbers == [1] else 'threads'}"
+        return f"one task of SLURM a run, {shown} each"
     queued = queued_as(answer, request)
     found: dict[str, list[int]] = {}
     for run in answer.runs:
@@ -81,17 +92,24 @@ def submit(store: Store, answer: ProbeAnswer, request: RunRequest) -> list[Queue
     """Queue the runs of a request; the caller starts a runner. If queuing fails half-way, a runner is started for the
     runs that have been queued. Claims are registered first.
 
+    With SLURM, the runs are submitted to it, after it has been asked whether it accepts them.
+
     Raises:
-        LmconsoleError: claims cannot be registered, because results are known; nothing has been queued.
+        LmconsoleError: claims cannot be registered, because results are known; nothing has been queued. Or SLURM does
+            not accept the runs.
         RunActiveError: one of the runs is active, and not ``request.wait_for_active``; nothing has been queued.
         StoreError: the store or the folder of permissions cannot be written.
     """
+    submission = prepare_submission(store, answer, request) if request.executor == "slurm" else None
     registration = register(store, answer, request.experiments or "experiments.toml")[0] if answer.claims else None
+    template = queued_as(answer, request)
+    if submission is not None:
+        template = msgspec.structs.replace(template, slurm=submission.place)
     try:
-        return enqueue(
+        decisions = enqueue(
             store,
             _wanted(answer, request),
-            queued_as(answer, request),
+            template,
             after=_after_queue(request),
             fresh=request.fresh,
             refuse_active=not request.wait_for_active,
@@ -100,10 +118,24 @@ def submit(store: Store, answer: ProbeAnswer, request: RunRequest) -> list[Queue
             captured=answer.captured,
         )
     except BaseException:
+        if submission is not None:
+            submission.withdraw()
         with contextlib.suppress(StoreError):
             if _any_queued(store, store.runs()):
                 wake_runner(store)
         raise
+    if submission is not None and (queued := [str(each.run) for each in decisions if each.action.queues]):
+        submission.submit(queued)
+    return decisions
+
+
+def prepare_submission(store: Store, answer: ProbeAnswer, request: RunRequest) -> Submission:
+    """Return a submission to SLURM for the runs of a request, which SLURM would accept. Raises LmconsoleError."""
+    submission = Submission(store, request)
+    count = sum(decision.action.queues for decision in preview(store.runs(), answer, request))
+    if count:
+        submission.check(count)
+    return submission
 
 
 def wake_runner(store: Store) -> None:
@@ -128,13 +160,14 @@ def resume_runs(store: Store, names: Sequence[str], exports: Path | None = None)
     """
     resumed = requeue(store, names, AfterQueue(exports=None if exports is None else str(exports)))
     if resumed:
+        submit_resumed(store, resumed)
         wake_runner(store)
     return resumed
 
 
 def stop_runs(store: Store, runs: Sequence[Run]) -> list[str]:
     """Ask active ``runs`` to stop, and remove queued ones from the queue. Return a line on each."""
-    lines = []
+    lines, removed = [], []
     for run in runs:
         if not run.status.active:
             lines.append(f"{run.run}: not active ({run.status.value})")
@@ -144,9 +177,11 @@ def stop_runs(store: Store, runs: Sequence[Run]) -> list[str]:
             continue
         run.request_stop()
         if run.status is Status.QUEUED and _remove_from_queue(run):
+            removed.append(run)
             lines.append(f"{run.run}: removed from the queue")
         else:
             lines.append(f"{run.run}: asked to stop; it saves a checkpoint first")
+    cancel_tasks(store, removed)
     with contextlib.suppress(StoreError):  # what this user may start plays no part in stopping runs
         if _any_queued(store, runs):
             wake_runner(store)  # to do what was asked for when the queue is empty

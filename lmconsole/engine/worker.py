@@ -19,7 +19,8 @@ from lmconsole.engine import stop_signals
 from lmconsole.errors import escape_control_characters
 from lmconsole.files import open_file
 from lmconsole.runs import lock
-from lmconsole.runs.event_log import EventLog
+from lmconsole.runs.claim import ClaimWatch, Held
+from lmconsole.runs.event_log import EventLog, LogTakenError
 from lmconsole.runs.event_reader import EventReader
 from lmconsole.runs.events import Failed, Stopped
 from lmconsole.runs.info import read_info
@@ -63,6 +64,22 @@ class Train:
 
 
 Command = PrepareOnDevice | Train
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlurmTask:
+    """Task of a SLURM job in which the worker runs."""
+
+    job: str
+    """Job, such as ``1234_17``."""
+    node: str
+    """SLURM's name of the node."""
+    claim: Held
+    """Claim that allows it to write the log of the run."""
+
+
+class _SupersededError(Exception):
+    """Another process has claimed the run, which must not be written any more."""
 
 
 def start(run: Run, device: str, sibling_pids: Sequence[int], shared: Path | None = None) -> BaseProcess:
@@ -172,11 +189,12 @@ def _child_main(
     sys.exit(main(arguments, commands))
 
 
-def main(arguments: list[str] | None = None, commands: Connection | None = None) -> int:
+def main(arguments: list[str] | None = None, commands: Connection | None = None, task: SlurmTask | None = None) -> int:
     """Train a run, or test one that has finished, and return the exit code: 0 for finished or stopped.
 
-    With ``commands``, prepare the run and wait for the command to train it; its clock starts then. A failure is
-    recorded in the run's log; only one of the log itself is raised, and the runner reports it.
+    With ``commands``, prepare the run and wait for the command to train it; its clock starts then. In a ``task`` of
+    SLURM, end without writing anything more as soon as another process has claimed the run. A failure is recorded in
+    the run's log; only one of the log itself is raised, and the runner reports it.
 
     Raises:
         OSError: the run's lock or log cannot be opened.
@@ -198,10 +216,16 @@ def main(arguments: list[str] | None = None, commands: Connection | None = None)
     history.read(EventReader(paths.events))
     if history.status is not Status.QUEUED:
         return EXIT_NOT_TRAINED
-    log = EventLog(paths.events)
+    log = EventLog(paths.events, fenced=task is not None)
+    watch = ClaimWatch(task.claim) if task else None
 
     def stop_requested() -> bool:
+        if watch is not None and watch.is_superseded():
+            raise _SupersededError
         return bool(received) or paths.stop_requested
+
+    def stop_signal() -> str | None:
+        return signal.Signals(received[0]).name if received and not paths.stop_requested else None
 
     try:
         info = read_info(paths.info)
@@ -216,6 +240,9 @@ def main(arguments: list[str] | None = None, commands: Connection | None = None)
             device_name=options.device,
             shared=options.shared,
             stop_requested=stop_requested,
+            stop_signal=stop_signal,
+            slurm_job=task.job if task else None,
+            slurm_node=task.node if task else None,
             log_damaged=history.log_damaged,
             set_aside_before=history.checkpoints_set_aside,
         )
@@ -237,10 +264,13 @@ def main(arguments: list[str] | None = None, commands: Connection | None = None)
                 command = None
             if command is None:
                 epoch, step = history.position
-                log.append(Stopped(epoch=epoch, step=step), sync=True)
+                log.append(Stopped(epoch=epoch, step=step, signal=stop_signal()), sync=True)
                 return 0
             sibling_pids, began = command.sibling_pids, command.sent_at_s
         attempt.run(sibling_pids, began)
+    except (_SupersededError, LogTakenError):
+        print("Another process has taken over this run; this one ends without writing anything more.", flush=True)
+        return EXIT_NOT_TRAINED
     except BaseException as error:
         traceback.print_exc()
         log.append(_failure(error, paths, options.device, only_tests=history.finished is not None), sync=True)

@@ -122,7 +122,7 @@ class BestWeightsTest:
         except StopRequested:
             epoch, step = context.history.position
             context.end_telemetry()
-            context.log.append(Stopped(epoch=epoch, step=step), sync=True)
+            context.log.append(Stopped(epoch=epoch, step=step, signal=context.stop_signal()), sync=True)
             return
         checkpoint.save_test_losses(context.paths, window_nats, self.split.lengths)
         ppl = perplexity(loss)

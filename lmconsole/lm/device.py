@@ -65,6 +65,11 @@ def describe_device(name: str) -> Device:
     return _describe_gpu(index)
 
 
+def unseen_gpu() -> Device:
+    """Return what is known of a GPU that a job on another machine will have: that PyTorch calls it ``cuda:0``."""
+    return Device(device="cuda:0", name="GPU of the job", uuid=None, total_mib=None, free_mib=None, bf16_native=True)
+
+
 def compute_capability(device: torch.device) -> tuple[int, int] | None:
     """Return a GPU's compute capability, (9, 0) for Hopper; None for a CPU."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None

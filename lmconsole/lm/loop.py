@@ -56,6 +56,8 @@ class TrainingContext:
     """Called at the start of each phase, with its epoch or None in the tests; labels the telemetry samples."""
     end_telemetry: Callable[[], None]
     """Called before the outcome is written, so that the outcome is the last event."""
+    stop_signal: Callable[[], str | None] = lambda: None
+    """Returns the name of the signal that asks the run to stop; None if it was none."""
     found: Found = NOTHING_FOUND
     """The checkpoint to resume from, if there is one."""
     read_energy_j: Callable[[], float | None] = lambda: None
@@ -146,7 +148,8 @@ class Training:
             self._save()
             self.writer.wait()
             context.end_telemetry()
-            context.log.append(Stopped(epoch=state.epoch, step=state.step), sync=True)
+            stopped = Stopped(epoch=state.epoch, step=state.step, signal=context.stop_signal())
+            context.log.append(stopped, sync=True)
         else:
             context.end_telemetry()
             context.log.append(finished, sync=True)

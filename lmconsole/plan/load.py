@@ -13,6 +13,7 @@ import msgspec
 from lmconsole.errors import PlanError, did_you_mean, escape_control_characters
 from lmconsole.files import read_file
 from lmconsole.plan.claims import read_claims
+from lmconsole.plan.executor import read_executor
 from lmconsole.plan.experiment import APPLIES_TO, Experiment
 from lmconsole.plan.presets import AUTO, IDENTITY, SECTIONS, TYPES, Layer, Plan, unknown
 
@@ -21,7 +22,7 @@ MAX_EXPERIMENTS = 10_000
 MAX_DOTS = 64
 """Dots in a line. ``tomllib`` takes memory with the square of the number of parts of a dotted key."""
 PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
-TOP_KEYS = ("defaults", "presets", "experiment", "claim", "include_builtin")
+TOP_KEYS = ("defaults", "presets", "experiment", "claim", "executor", "include_builtin")
 MAX_NAME = 80
 LONGEST_PROBLEM = 400
 """Characters of the message about one problem."""
@@ -86,7 +87,14 @@ def _read(path: Path, shown: str, builtin: Plan | None = None) -> Plan:
             "id, model, layers and optimizer"
         )
     claims = read_claims(data.get("claim", []), {each.id: each for each in experiments}, report)
-    plan = Plan(experiments=tuple(experiments), defaults=defaults, presets=presets, claims=claims, source=shown)
+    plan = Plan(
+        experiments=tuple(experiments),
+        defaults=defaults,
+        presets=presets,
+        claims=claims,
+        slurm=read_executor(data.get("executor", {}), report),
+        source=shown,
+    )
     if not problems:
         problems.extend(_cross_check(plan))
     if problems:

@@ -7,6 +7,7 @@ import msgspec
 
 from lmconsole.errors import LONGEST_NAME, PlanError, did_you_mean
 from lmconsole.plan.claims import Claim
+from lmconsole.plan.executor import SlurmOptions
 from lmconsole.plan.experiment import APPLIES_TO, Experiment, Model, Optimizer, Seed, Settings
 
 AUTO = "auto"
@@ -53,6 +54,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     defaults: Layer
     presets: dict[str, Layer]
     claims: tuple[Claim, ...] = ()
+    slurm: SlurmOptions = SlurmOptions()
     source: str
 
     def experiment(self, number: int) -> Experiment:

@@ -17,13 +17,20 @@ _SEQ_WITHIN = 256
 """Bytes at the start of a line that contain its number."""
 
 
+class LogTakenError(OSError):
+    """Another process has changed the log."""
+
+
 class EventLog:
     """Appends events to a log."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, fenced: bool = False) -> None:
         """Open the log and cut off the incomplete last line that a crash may have left.
 
         Numbers continue after the highest in the log. A damaged line counts as one number, so that none is repeated.
+
+        Args:
+            fenced: do not append to a log that another process has changed since.
 
         Raises:
             OSError: the file cannot be opened or created, or is larger than ``MAX_LOG_BYTES``.
@@ -37,6 +44,7 @@ class EventLog:
         except BaseException:
             os.close(self._descriptor)
             raise
+        self._expected_bytes = os.fstat(self._descriptor).st_size if fenced else None
 
     def _repair(self) -> int:
         """Cut off an incomplete last line, and return the highest number in the log."""
@@ -65,11 +73,16 @@ class EventLog:
 
         Raises:
             OSError: the disk is full, for example. The log then ends with the line before.
+            LogTakenError: another process has changed the log, which is fenced.
         """
         with self._mutex:
             event = name_non_finite(msgspec.structs.replace(event, seq=self.seq + 1, t=utc_now()))
             line = encoder.encode(event) + b"\n"
             size = os.fstat(self._descriptor).st_size
+            if self._expected_bytes is not None:
+                if size != self._expected_bytes:
+                    raise LogTakenError(errno.ESTALE, "another process writes it", str(self._path))
+                self._expected_bytes += len(line)
             try:
                 written = os.write(self._descriptor, line)
                 if written != len(line):

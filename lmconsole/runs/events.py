@@ -52,6 +52,22 @@ Device = Annotated[str, msgspec.Meta(pattern=r"\A(cpu|cuda:[0-9]{1,3}|(GPU|MIG)-
 """``cpu``, a GPU by the UUID of it or of its MIG slice, or by its number where PyTorch knows no UUIDs."""
 
 
+BATCH_PATTERN = r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}"
+"""Id of a submission to SLURM: its time in UTC, and a random part."""
+BatchId = Annotated[str, msgspec.Meta(pattern=rf"\A{BATCH_PATTERN}\Z")]
+
+
+class SlurmPlace(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Place of a run in a submission to SLURM."""
+
+    batch: BatchId
+    """Id of the submission: a folder in the folder ``.slurm`` of the store, and part of the name of its jobs."""
+    index: Number
+    """Index of the run in the submission, from 0."""
+    restarts: Number = 0
+    """Times that SLURM has started the run before, in this submission."""
+
+
 class Queued(Event, frozen=True, kw_only=True, gc=False, tag="queued"):
     """The run was put into the queue, for the first time or again. The last such event schedules the run.
 
@@ -70,6 +86,8 @@ class Queued(Event, frozen=True, kw_only=True, gc=False, tag="queued"):
     not trained again."""
     registrations: Number = 0
     """Number of the last registration of claims in the store by then, 0 for none: it shows if that is removed later."""
+    slurm: SlurmPlace | None = None
+    """Place in a submission, for a run that SLURM starts; None for one that the runner on this machine starts."""
 
 
 class Started(Event, frozen=True, kw_only=True, gc=False, tag="started"):
@@ -107,6 +125,10 @@ class Started(Event, frozen=True, kw_only=True, gc=False, tag="started"):
     """Checkpoints that could not be used when the attempt began."""
     code_sha256: Name | None = None
     """Hash of the modules of lmconsole that compute results, as the worker has them; None in logs of version 0.1.0."""
+    slurm_job: Name | None = None
+    """SLURM's job, such as ``1234_17`` for a task of an array; None where the runner started the attempt."""
+    slurm_node: Name | None = None
+    """SLURM's name of the node; None where the runner started the attempt."""
 
 
 class Resumed(Event, frozen=True, kw_only=True, gc=False, tag="resumed"):
@@ -273,6 +295,8 @@ class Stopped(Event, frozen=True, kw_only=True, gc=False, tag="stopped"):
     """Epoch in which it stopped, from 1; one more than the last if all epochs were complete."""
     step: Number
     """Steps of this epoch that are done."""
+    signal: Name | None = None
+    """Name of the signal that stopped it, such as ``SIGTERM``; None if it was asked to stop."""
 
 
 class Failed(Event, frozen=True, kw_only=True, gc=False, tag="failed"):

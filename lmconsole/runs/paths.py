@@ -15,6 +15,8 @@ CLAIMS = ".claims"
 """Folder of registered claims."""
 TRASH = ".trash"
 """Folder of deleted runs, from which they can be restored."""
+SLURM = ".slurm"
+"""Folder of submissions to SLURM, and of their last known status."""
 TEMPORARY = ".tmp-"
 """Prefix of a run directory that is still being written."""
 
@@ -79,6 +81,10 @@ class RunPaths:
     def lock(self) -> Path:
         """Locked by the worker during its whole life."""
         return self.folder / "lock"
+
+    def claim(self, number: int) -> Path:
+        """Return the file of a claim on the run; see ``runs/claim.py``."""
+        return self.folder / f"claim-{number}.json"
 
     @property
     def stop(self) -> Path:

@@ -318,6 +318,8 @@ def pending(store: Store, runs: Iterable[Run]) -> list[Run]:
 def _is_pending(run: Run, permissions: Permissions, *, served_by_others: bool) -> bool:
     if run.problem or not run.status.active or run.info.origin == "imported":
         return False
+    if run.place is not None:
+        return not run.left_by_slurm
     if run.status is Status.RUNNING or served_by_others:
         return True
     if permissions.allows(run):

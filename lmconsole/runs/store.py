@@ -13,9 +13,11 @@ from typing import TypeVar
 from lmconsole.errors import RunNotFoundError, StoreError
 from lmconsole.files import open_file
 from lmconsole.runs import lock
+from lmconsole.runs.claim import last_claim, log_bytes, make_claim
+from lmconsole.runs.cluster import StatusReader, TaskStatus
 from lmconsole.runs.event_log import EventLog
 from lmconsole.runs.event_reader import EventReader
-from lmconsole.runs.events import AnyEvent, Failed, Queued, Stopped
+from lmconsole.runs.events import AnyEvent, Failed, Queued, SlurmPlace, Stopped
 from lmconsole.runs.fold_cache import FEWEST_RUNS, FoldCache
 from lmconsole.runs.info import RunInfo, read_info
 from lmconsole.runs.notes import NO_NOTES, Notes, read_notes
@@ -42,6 +44,10 @@ class Run:
     notes: Notes = NO_NOTES
     notes_problem: str | None = None
     """Reason why its notes cannot be read, which is no problem of the run."""
+    cluster: StatusReader | None = None
+    """Reader of the status of the runs of the store in SLURM."""
+    task: TaskStatus | None = None
+    """Status in SLURM of the run while it is active; None without one."""
     _notes_version: tuple[int, int, int] | None = None
     """Time, size and number of the file of notes that was read last; None if there was none."""
     _lost: bool = False
@@ -54,9 +60,23 @@ class Run:
 
     @property
     def status(self) -> Status:
-        """Status in the log, or ``LOST`` if that is running and no process holds the lock. An imported run that has not
-        ended is lost too: it never waits or runs, so the end of its log is missing."""
+        """Status in the log, or ``LOST`` if that is running and no process holds the lock, or SLURM says that the job
+        has ended. An imported run that has not ended is lost too: it never waits or runs, so the end of its log is
+        missing."""
         return Status.LOST if self._lost else self.state.status
+
+    @property
+    def place(self) -> SlurmPlace | None:
+        """Place in a submission to SLURM that starts the run; None if the runner on this machine starts it."""
+        return self.state.queued.slurm if self.state.queued else None
+
+    @property
+    def left_by_slurm(self) -> bool:
+        """Whether the log says that the run waits or runs, but SLURM has ended its job, and the log has not grown."""
+        task = self.task
+        if self.place is None or not self.state.status.active or task is None or task.log_bytes is None:
+            return False
+        return log_bytes(self.paths.events) == task.log_bytes
 
     @property
     def can_be_tested(self) -> bool:
@@ -90,7 +110,8 @@ class Run:
         try:
             events += self.state.read(self._reader)
             self._lost = self.info.origin == "imported" and self.state.status.active
-            if self.state.status is Status.RUNNING and self.worker() is None:
+            self._refresh_task()
+            if self.state.status is Status.RUNNING and self._has_no_worker():
                 events += self.state.read(self._reader)  # it may have finished after the first read
                 self._lost = self.state.status is Status.RUNNING
             if self.status.active and os.path.lexists(self.paths.stop) and not self.stop_requested:
@@ -111,6 +132,15 @@ class Run:
         except StoreError as error:
             self.problem = str(error)
         return events
+
+    def _refresh_task(self) -> None:
+        self.task = None
+        if self.cluster is not None and self.place is not None and self.state.status.active:
+            self.cluster.refresh()
+            self.task = self.cluster.task(self.place)
+
+    def _has_no_worker(self) -> bool:
+        return self.worker() is None if self.place is None else self.left_by_slurm
 
     def restore(self, folds: FoldCache) -> bool:
         """Take the state of the run from ``folds`` before the log is read, and return whether it is there."""
@@ -134,11 +164,12 @@ class Run:
 
     def worker(self) -> lock.Owner | None:
         """Return the process that holds the lock of the run: its worker, or briefly a process that repairs its log.
+        None for a run that SLURM starts, maybe on a host whose locks cannot be seen here.
 
         Raises:
             StoreError: the lock file cannot be read.
         """
-        return _owner(self.paths.lock)
+        return _owner(self.paths.lock) if self.place is None else None
 
     def request_stop(self) -> None:
         """Ask the run to stop. Raises StoreError if the store cannot be written."""
@@ -150,15 +181,18 @@ class Run:
     def record_end(self, event: Failed | Stopped, *, after: int) -> bool:
         """Record the end of a run that has no worker, and return whether that was done.
 
-        It is not if another process holds the run's lock, or has recorded an end or queued the run again since the
-        ``queued`` event number ``after``. Raises OSError if the log cannot be written.
+        It is not if another process holds the run's lock, or has claimed the run, recorded an end or queued it again
+        since the ``queued`` event number ``after``. Raises OSError if the log cannot be written.
         """
         with lock.held(self.paths.lock, 0.0) as held:
             if held is None:
                 return False
+            number, _ = last_claim(self.paths)
             state = RunState()
             state.read(EventReader(self.paths.events))
             if not state.status.active or state.queued_seq != after:
+                return False
+            if self.place is not None and make_claim(self.paths, number, queued_seq=after) is None:
                 return False
             log = EventLog(self.paths.events)
             try:
@@ -180,6 +214,7 @@ class Store:
         self.root = root.absolute()
         self._recent = recent
         self._cached = cached
+        self._cluster = StatusReader(self.root)
         self._folds: FoldCache | None = None
         self._runs: dict[str, Run] = {}
         self.problems: dict[str, str] = {}
@@ -238,7 +273,7 @@ class Store:
             name.encode()
         except UnicodeEncodeError:
             raise StoreError(f"{paths.folder}: the name is not UTF-8", hint="Rename the folder.") from None
-        return Run(paths, info, RunState(self._recent))
+        return Run(paths, info, RunState(self._recent), cluster=self._cluster)
 
     def runs(self) -> list[Run]:
         """Return every run with its log read up to now, in the order of ``oldest_first``. Raises StoreError if the

@@ -53,12 +53,22 @@ def rss_mib(pid: int | None = None) -> float | None:
 def cores(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
     """Return the number of CPU cores that this process may keep busy, at least 1.
 
-    It is bounded by the CPU affinity and by the quota of the cgroup, rounded down since threads beyond a quota are
-    throttled all together.
+    It is bounded by the CPU affinity, by the CPUs of a SLURM job, and by the quota of the cgroup, rounded down since
+    threads beyond a quota are throttled all together.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = min(allowed, _slurm_cpus() or allowed)
     quota = min(_cpu_quotas(proc, cgroups), default=math.inf)
     return max(1, allowed if quota >= allowed else int(quota))
+
+
+def _slurm_cpus() -> int | None:
+    """Return the CPUs of the SLURM job that this process is part of: not every site binds processes to them."""
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
+        value = os.environ.get(name, "")
+        if "SLURM_JOB_ID" in os.environ and value.isdecimal() and int(value):
+            return int(value)
+    return None
 
 
 def threads_per_run(jobs: int) -> int:

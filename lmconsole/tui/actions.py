@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmconsole.engine.ask import ask
 from lmconsole.engine.option_values import parse_seeds
 from lmconsole.engine.parse_request import parse_request
-from lmconsole.engine.probe import ask
 from lmconsole.engine.processes import python
 from lmconsole.engine.queue import Action
 from lmconsole.engine.run_options import RunRequest

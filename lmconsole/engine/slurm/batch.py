@@ -1,0 +1,104 @@
+"""A submission: the folder with its runs, job scripts and logs, in the store."""
+
+import os
+import pwd
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from lmconsole.errors import StoreError
+from lmconsole.files import atomic_write, read_file
+from lmconsole.runs.events import DAMAGED, Name, Number, SlurmPlace
+from lmconsole.runs.paths import SLURM
+
+MAX_BYTES = 2**26
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """Content of ``batch.json``."""
+
+    schema: int = 1
+    user: Name
+    """Name of the user who submitted it."""
+    runs: tuple[str, ...]
+    """Names of the run directories, by index."""
+    seqs: tuple[Number, ...]
+    """Number of the ``queued`` event of each run that names the submission."""
+    parts: tuple[Number, ...]
+    """Index of the first run of each array."""
+    restarts: Number
+    """Times that a run is started again after an interruption."""
+
+    def part_of(self, index: int) -> int:
+        """Return the index of the first run of the array that the run ``index`` is in."""
+        return max(part for part in self.parts if part <= index)
+
+
+def new_batch_id() -> str:
+    """Return the id of a new submission."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.urandom(3).hex()}"
+
+
+def user_name() -> str:
+    """Return the name of this user."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def folder_of(store: Path, batch: str) -> Path:
+    """Return the folder of a submission."""
+    return store / SLURM / batch
+
+
+def task_log(store: Path, place: SlurmPlace, batch: Batch) -> Path:
+    """Return the file with the output of a task and of SLURM about it."""
+    part = batch.part_of(place.index)
+    return folder_of(store, place.batch) / f"{part}_{place.index - part}.log"
+
+
+def array_file(store: Path, batch: str, part: int) -> Path:
+    """Return the script of the array that begins with the run ``part``."""
+    return folder_of(store, batch) / f"array-{part}.sh"
+
+
+def last_file(store: Path, batch: str) -> Path:
+    """Return the script of the last job."""
+    return folder_of(store, batch) / "last.sh"
+
+
+def last_log(store: Path, batch: str) -> Path:
+    """Return the output of the last job."""
+    return folder_of(store, batch) / "last.log"
+
+
+def read_batch(store: Path, batch: str) -> Batch:
+    """Read a submission. Raises StoreError."""
+    path = folder_of(store, batch) / "batch.json"
+    try:
+        return msgspec.json.decode(read_file(path, MAX_BYTES, follow=False), type=Batch)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
+    except DAMAGED as error:
+        raise StoreError(f"{path}: not a submission of lmconsole: {error}") from None
+
+
+def write_batch(store: Path, batch: str, content: Batch) -> None:
+    """Write a submission. Raises OSError."""
+    with atomic_write(folder_of(store, batch) / "batch.json", sync=True) as file:
+        file.write(msgspec.json.encode(content) + b"\n")
+
+
+def write_script(path: Path, script: str) -> None:
+    """Write a job script. Raises OSError."""
+    with atomic_write(path) as file:
+        file.write(script.encode())
+
+
+def cut(count: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield first index and length of the arrays of at most ``size`` tasks that ``count`` runs need."""
+    for first in range(0, count, size):
+        yield first, min(size, count - first)

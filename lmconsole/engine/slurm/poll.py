@@ -1,0 +1,129 @@
+"""The poller of a store: it asks SLURM about all runs at once, and saves the answer for all viewers."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lmconsole.engine.slurm.batch import Batch, read_batch, user_name
+from lmconsole.engine.slurm.commands import SlurmError, SlurmJob, jobs
+from lmconsole.errors import StoreError
+from lmconsole.runs.claim import log_bytes
+from lmconsole.runs.cluster import ClusterStatus, StatusReader, TaskStatus, place_key, write_status
+from lmconsole.runs.events import utc_now
+from lmconsole.runs.store import Run, Store
+
+POLL_S = 20.0
+"""Interval at which SLURM is asked: three times a minute, however many runs there are."""
+MISSES = 2
+"""Consecutive answers without a job after which SLURM has ended it: a job may be missing for a moment, while it is
+submitted."""
+
+
+@dataclass
+class Poller:
+    """Asks SLURM about the active runs of this user in a store."""
+
+    store: Store
+    log: Callable[[str], None]
+    interval_s: float = POLL_S
+    ask: Callable[[Iterable[str]], list[SlurmJob]] = jobs
+    _asked_s: float | None = None
+    _misses: dict[str, int] = field(default_factory=dict)
+    _watched: dict[str, int] = field(default_factory=dict)
+    """Submissions that are not known to have ended, with the number of consecutive answers without a job of theirs."""
+    _batches: dict[str, Batch] = field(default_factory=dict)
+    _problem: str = ""
+
+    def owns(self, run: Run) -> bool:
+        """Return whether this user has submitted the run."""
+        batch = self.batch(run)
+        return batch is not None and batch.user == user_name()
+
+    def batch(self, run: Run) -> Batch | None:
+        """Return the submission of a run; None if it cannot be read, as while the run is being submitted."""
+        place = run.place
+        if place is None:
+            return None
+        if place.batch not in self._batches:
+            with contextlib.suppress(StoreError):
+                self._batches[place.batch] = read_batch(self.store.root, place.batch)
+        return self._batches.get(place.batch)
+
+    def watch(self, runs: Iterable[Run]) -> bool:
+        """Note which submissions have active ``runs``, and return whether there is one to ask SLURM about."""
+        for run in runs:
+            if run.place and run.state.status.active and not run.left_by_slurm and self.owns(run):
+                self._watched.setdefault(run.place.batch, 0)
+        return bool(self._watched)
+
+    def poll(self, runs: Sequence[Run]) -> list[str]:
+        """Ask SLURM if it is time, save the status of active ``runs``, and return the submissions without jobs, each
+        once."""
+        now_s = time.monotonic()
+        if not self.watch(runs) or (self._asked_s is not None and now_s - self._asked_s < self.interval_s):
+            return []
+        self._asked_s = now_s
+        active = [run for run in runs if run.state.status.active and self.owns(run)]
+        before = {run.run: log_bytes(run.paths.events) for run in active}
+        try:
+            found = self.ask([user_name()])
+        except SlurmError as error:
+            self._report(error.message)
+            return []
+        self._problem = ""
+        words = {place_key(run.place): self._status(run, found, before) for run in active if run.place}
+        with contextlib.suppress(OSError):
+            write_status(self.store.root, ClusterStatus(t=utc_now(), places=words))
+        return self._without_jobs(found)
+
+    def _status(self, run: Run, found: Sequence[SlurmJob], before: Mapping[str, int | None]) -> TaskStatus:
+        """Return the status of the task of a run."""
+        place = run.place
+        assert place is not None
+        key, job = place_key(place), task_of(found, place.batch, place.index)
+        if job is not None and job.is_live:
+            self._misses.pop(key, None)
+            return TaskStatus(job=job.name, state=job.state, reason=job.reason, node=job.node)
+        misses = self._misses[key] = self._misses.get(key, 0) + 1
+        size = before[run.run]
+        ended = misses >= MISSES and log_bytes(run.paths.events) == size
+        if job is None:  # SLURM forgets jobs some minutes after their end
+            known = run.task or TaskStatus()
+            return TaskStatus(
+                job=known.job,
+                state="" if known.is_live else known.state,
+                node=known.node,
+                log_bytes=size if ended else None,
+            )
+        return TaskStatus(
+            job=job.name, state=job.state, reason=job.reason, node=job.node, log_bytes=size if ended else None
+        )
+
+    def _without_jobs(self, found: Sequence[SlurmJob]) -> list[str]:
+        """Return the submissions that have had no job, not even the last one, for some time. They are watched no
+        longer."""
+        live = {job.batch for job in found if job.is_live}
+        for batch in self._watched:
+            self._watched[batch] = 0 if batch in live else self._watched[batch] + 1
+        left = [batch for batch, misses in self._watched.items() if misses >= MISSES]
+        for batch in left:
+            del self._watched[batch]
+        return left
+
+    def _report(self, problem: str) -> None:
+        if problem != self._problem:
+            self._problem = problem
+            self.log(f"SLURM does not answer: {problem}")
+        with contextlib.suppress(OSError):
+            earlier = StatusReader(self.store.root)
+            earlier.refresh()
+            places = earlier.status.places if earlier.status else {}
+            t = earlier.status.t if earlier.status else utc_now()
+            write_status(self.store.root, ClusterStatus(t=t, places=places, problem=problem))
+
+
+def task_of(found: Iterable[SlurmJob], batch: str, index: int) -> SlurmJob | None:
+    """Return the job that a run of a submission has: the live one, or else the newest."""
+    own = [job for job in found if job.batch == batch and job.index == index]
+    return max(own, key=lambda job: (job.is_live, job.number), default=None)

@@ -1,0 +1,167 @@
+"""Submission of runs to SLURM: one job array, cut where SLURM's limit requires it, and a last job."""
+
+import contextlib
+from collections.abc import Iterable, Sequence
+
+from lmconsole.engine.run_options import RunRequest
+from lmconsole.engine.slurm.ask import slurm_options
+from lmconsole.engine.slurm.batch import (
+    Batch,
+    array_file,
+    cut,
+    folder_of,
+    last_file,
+    new_batch_id,
+    read_batch,
+    user_name,
+    write_batch,
+    write_script,
+)
+from lmconsole.engine.slurm.commands import SlurmError, check, max_array_size, submit
+from lmconsole.engine.slurm.script import array_script, last_script
+from lmconsole.errors import StoreError
+from lmconsole.formatting import counted
+from lmconsole.runs.events import Failed, SlurmPlace
+from lmconsole.runs.store import Run, Store
+
+PATIENCE_S = 120.0
+"""Time for which a job is submitted again and again while SLURM's controller does not answer."""
+
+
+class Submission:
+    """A submission of runs to SLURM."""
+
+    def __init__(self, store: Store, request: RunRequest) -> None:
+        self._store = store
+        self._options = slurm_options(request)
+        self.batch = new_batch_id()
+        self.place = SlurmPlace(batch=self.batch, index=0)
+        """Place of the first run."""
+
+    def scripts(self, count: int) -> list[str]:
+        """Return the job scripts for ``count`` runs: the arrays, and the last job. Raises SlurmError."""
+        return [script for _, script in self._arrays(count)] + [self._last()]
+
+    def check(self, count: int) -> str:
+        """Ask SLURM whether it would accept ``count`` runs, before any is queued, and return what it says.
+
+        Raises SlurmError.
+        """
+        for script in (self._arrays(count)[-1][1], self._last()):
+            answer = check(script, self._options.sbatch)
+        return answer
+
+    def _arrays(self, count: int) -> list[tuple[int, str]]:
+        """Return index of the first run and script of each array. Raises SlurmError."""
+        return [
+            (first, array_script(self._options, self._store.root, self.batch, offset=first, count=length))
+            for first, length in cut(count, max_array_size())
+        ]
+
+    def _last(self) -> str:
+        return last_script(self._options, self._store.root, self.batch)
+
+    def submit(self, runs: Sequence[str]) -> None:
+        """Submit queued ``runs``, in the order of their indexes. Those that SLURM does not accept are recorded as
+        failed.
+
+        Raises:
+            SlurmError: SLURM did not accept all of them.
+            StoreError: the store cannot be written.
+        """
+        known = {run.run: run for run in self._store.runs()}
+        queued = [known[name] for name in runs if name in known]
+        accepted: list[str] = []
+        done = 0
+        try:
+            arrays = self._arrays(len(runs))
+            self._write(queued, arrays)
+            for (first, _), (_, length) in zip(arrays, cut(len(runs), max_array_size()), strict=True):
+                # each array has its own limit of runs at once, so that one has to wait for the other
+                waits = [f"--dependency=afterany:{accepted[-1]}"] if self._options.at_once and accepted else []
+                script = array_file(self._store.root, self.batch, first)
+                accepted.append(submit(script, *waits, limit_s=PATIENCE_S))
+                done = first + length
+        except SlurmError as error:
+            _record_failures(queued[done:], error)
+            rest = f"SLURM accepted {done:,} of {counted(len(runs), 'run')}: " if done else ""
+            raise SlurmError(
+                f"{rest}{error.message}",
+                hint="The others are recorded as failed. The same command queues them again.",
+            ) from None
+        except OSError as error:
+            problem = StoreError(f"{error.filename or self._store.root}: cannot be written: {error.strerror}")
+            _record_failures(queued, problem)
+            raise problem from None
+        finally:
+            if accepted:
+                with contextlib.suppress(SlurmError):
+                    submit_last(self._store, self.batch, accepted)
+
+    def _write(self, queued: Sequence[Run], arrays: Iterable[tuple[int, str]]) -> None:
+        """Write the folder of the submission. Raises OSError."""
+        root, arrays = self._store.root, list(arrays)
+        folder_of(root, self.batch).mkdir(parents=True)
+        content = Batch(
+            user=user_name(),
+            runs=tuple(run.run for run in queued),
+            seqs=tuple(run.state.queued_seq for run in queued),
+            parts=tuple(first for first, _ in arrays),
+            restarts=self._options.restarts,
+        )
+        write_batch(root, self.batch, content)
+        for first, script in arrays:
+            write_script(array_file(root, self.batch, first), script)
+        write_script(last_file(root, self.batch), self._last())
+
+    def withdraw(self) -> None:
+        """Record runs of this submission as failed that were queued before an error, and will not be submitted."""
+        runs = [run for run in self._store.runs() if run.place is not None and run.place.batch == self.batch]
+        _record_failures(runs, SlurmError("queuing was interrupted"))
+
+
+def submit_resumed(store: Store, names: Iterable[str]) -> None:
+    """Submit runs again that were queued again in their places of earlier submissions; ignore others.
+
+    Raises:
+        SlurmError: SLURM did not accept them, which is recorded with the runs.
+        StoreError: a submission cannot be read.
+    """
+    chosen = set(names)
+    by_batch: dict[str, list[Run]] = {}
+    for run in store.runs():
+        if run.run in chosen and run.place is not None:
+            by_batch.setdefault(run.place.batch, []).append(run)
+    for batch, runs in by_batch.items():
+        try:
+            content = read_batch(store.root, batch)
+            submitted = submit_again(store, batch, content, [run.place.index for run in runs if run.place])
+            submit_last(store, batch, submitted)
+        except (SlurmError, StoreError) as error:
+            _record_failures(runs, error)
+            raise
+
+
+def _record_failures(runs: Iterable[Run], error: Exception) -> None:
+    failed = Failed(error="slurm", message=f"SLURM did not accept it: {error}", hint="Correct that, then run it again.")
+    for run in runs:
+        with contextlib.suppress(OSError):
+            run.record_end(failed, after=run.state.queued_seq)
+
+
+def submit_last(store: Store, batch: str, jobs: Iterable[str]) -> str:
+    """Submit the last job of a submission, to run when these jobs have ended. Raises SlurmError."""
+    waits = [f"--dependency=afterany:{':'.join(jobs)}"]
+    return submit(last_file(store.root, batch), *waits, limit_s=PATIENCE_S)
+
+
+def submit_again(store: Store, batch: str, content: Batch, indexes: Iterable[int]) -> list[str]:
+    """Submit runs of a submission again, and return the jobs. Raises SlurmError."""
+    tasks: dict[int, list[int]] = {}
+    for index in sorted(indexes):
+        part = content.part_of(index)
+        tasks.setdefault(part, []).append(index - part)
+    return [
+        submit(array_file(store.root, batch, part), f"--array={','.join(map(str, each))}", limit_s=PATIENCE_S)
+        for part, each in tasks.items()
+    ]

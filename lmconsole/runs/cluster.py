@@ -1,0 +1,120 @@
+"""Status of the runs of a store in SLURM, as a poller last asked for it, in a file that every viewer reads.
+
+One process a store asks SLURM, for all runs at once. Viewers never do. A run on SLURM is alive as long as its log
+grows, and otherwise if SLURM says so; growth is compared, not clocks.
+"""
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from lmconsole.files import atomic_write, read_file
+from lmconsole.runs.events import DAMAGED, SlurmPlace
+from lmconsole.runs.paths import SLURM
+
+MAX_BYTES = 2**26
+LIVE = frozenset(
+    {
+        "COMPLETING",
+        "CONFIGURING",
+        "PENDING",
+        "REQUEUED",
+        "REQUEUE_FED",
+        "REQUEUE_HOLD",
+        "RESIZING",
+        "RESV_DEL_HOLD",
+        "RUNNING",
+        "SIGNALING",
+        "SPECIAL_EXIT",
+        "STAGE_OUT",
+        "STOPPED",
+        "SUSPENDED",
+    }
+)
+"""States of a job that has not ended, or will be started again."""
+
+
+class TaskStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Status of the task of one run in SLURM."""
+
+    job: str = ""
+    """Job, such as ``1234_17`` for a task of an array; empty if SLURM does not know one."""
+    state: str = ""
+    """State in SLURM's words, such as ``PENDING``; empty if SLURM does not know the job."""
+    reason: str = ""
+    """Reason why the job waits, in SLURM's words."""
+    node: str = ""
+    """Name of the node."""
+    log_bytes: int | None = None
+    """Size of the run's log when SLURM had ended its job: a log that has grown since is written by another one. None
+    while the job has not ended."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the job waits or runs."""
+        return self.state in LIVE
+
+
+class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Status of the tasks of all active runs of a store."""
+
+    t: str
+    """Time at which SLURM was asked: UTC, ISO 8601."""
+    places: dict[str, TaskStatus]
+    """Status of each task, by ``place_key``."""
+    problem: str = ""
+    """Reason why SLURM did not answer since then; empty if it did."""
+
+
+def place_key(place: SlurmPlace) -> str:
+    """Return the key of a run's place in ``ClusterStatus``."""
+    return f"{place.batch}/{place.index}"
+
+
+def status_file(store: Path) -> Path:
+    """Return the file with the status of the runs of the store in SLURM."""
+    return store / SLURM / "status.json"
+
+
+class StatusReader:
+    """Reads the status of the runs of a store in SLURM, again when the file has changed."""
+
+    def __init__(self, store: Path) -> None:
+        self._path = status_file(store)
+        self._version: tuple[int, int, int] | None = None
+        self.status: ClusterStatus | None = None
+        """Latest status; None if there is none."""
+
+    def refresh(self) -> None:
+        """Read the file if it has changed."""
+        try:
+            found = os.lstat(self._path)
+        except OSError:
+            self._version = self.status = None
+            return
+        version = found.st_mtime_ns, found.st_size, found.st_ino
+        if version != self._version:
+            self._version = version
+            self.status = _read(self._path)
+
+    def task(self, place: SlurmPlace | None) -> TaskStatus | None:
+        """Return the status of the run in ``place``; None if it was not asked about it."""
+        if place is None or self.status is None:
+            return None
+        return self.status.places.get(place_key(place))
+
+
+def _read(path: Path) -> ClusterStatus | None:
+    try:
+        return msgspec.json.decode(read_file(path, MAX_BYTES, follow=False), type=ClusterStatus)
+    except (OSError, *DAMAGED):
+        return None
+
+
+def write_status(store: Path, status: ClusterStatus) -> None:
+    """Save the status for all viewers. Raises OSError."""
+    path = status_file(store)
+    path.parent.mkdir(exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(msgspec.json.encode(status))
