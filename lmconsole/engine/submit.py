@@ -12,6 +12,7 @@ from lmconsole.engine.processes import disown, start_runner
 from lmconsole.engine.queue import QueueDecision, decide, enqueue, jobs_at_once, requeue, training_order
 from lmconsole.engine.register import claimed_runs, register, registered
 from lmconsole.engine.run_options import RunRequest
+from lmconsole.engine.slurm.poll import refresh_status
 from lmconsole.engine.slurm.submit import Submission, submit_resumed
 from lmconsole.engine.slurm.tasks import cancel_tasks
 from lmconsole.errors import StoreError
@@ -100,6 +101,7 @@ def submit(store: Store, answer: ProbeAnswer, request: RunRequest) -> list[Queue
         RunActiveError: one of the runs is active, and not ``request.wait_for_active``; nothing has been queued.
         StoreError: the store or the folder of permissions cannot be written.
     """
+    refresh_status(store)
     submission = prepare_submission(store, answer, request) if request.executor == "slurm" else None
     registration = register(store, answer, request.experiments or "experiments.toml")[0] if answer.claims else None
     template = queued_as(answer, request)
@@ -132,6 +134,7 @@ def submit(store: Store, answer: ProbeAnswer, request: RunRequest) -> list[Queue
 def prepare_submission(store: Store, answer: ProbeAnswer, request: RunRequest) -> Submission:
     """Return a submission to SLURM for the runs of a request, which SLURM would accept. Raises LmconsoleError."""
     submission = Submission(store, request)
+    submission.create_folder()
     count = sum(decision.action.queues for decision in preview(store.runs(), answer, request))
     if count:
         submission.check(count)
@@ -158,6 +161,7 @@ def resume_runs(store: Store, names: Sequence[str], exports: Path | None = None)
     Finished runs, except those whose later test is missing, and active ones are left alone. Raises StoreError if the
     store or the folder of permissions cannot be written.
     """
+    refresh_status(store)
     resumed = requeue(store, names, AfterQueue(exports=None if exports is None else str(exports)))
     if resumed:
         submit_resumed(store, resumed)

@@ -4,21 +4,24 @@ import contextlib
 import itertools
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 
 from lmconsole.errors import StoreError
-from lmconsole.files import file_name_part, sync_folder
+from lmconsole.files import atomic_write, file_name_part, read_file, sync_folder
 from lmconsole.runs import lock
 from lmconsole.runs.event_log import EventLog
 from lmconsole.runs.event_reader import queued_places
-from lmconsole.runs.events import Event
+from lmconsole.runs.events import DAMAGED, Event
 from lmconsole.runs.info import RunInfo, write_info, write_new
-from lmconsole.runs.paths import TRASH, RunPaths
+from lmconsole.runs.paths import QUEUE_CLAIM, SLURM, TRASH, RunPaths
 from lmconsole.runs.registration import readable_registrations
 from lmconsole.runs.store import Run, Store, highest_place
+from lmconsole.telemetry.host import host_name
 
 QUEUE_LOCK_TIMEOUT_S = 60.0
 """Time for other commands to queue thousands of runs, each of which is written to the disk."""
@@ -35,12 +38,51 @@ def queue_lock(store: Store) -> Iterator[None]:
                 raise StoreError(
                     f"{store.queue_lock}: another command has been queuing for {QUEUE_LOCK_TIMEOUT_S:.0f} s"
                 )
-            yield
+            if not (store.root / SLURM).exists():
+                yield
+                return
+            with _claimed(store.root / QUEUE_CLAIM):
+                yield
     except OSError as error:
         raise StoreError(
             f"{error.filename or store.root}: the run store cannot be written: {error.strerror}",
             hint="Free space or correct its permissions, or name another store with --runs.",
         ) from None
+
+
+@contextlib.contextmanager
+def _claimed(path: Path) -> Iterator[None]:
+    """Keep commands on other hosts, which may not see the lock, from queuing. The caller holds the lock here.
+
+    Raises:
+        StoreError: another host has been queuing for too long.
+        OSError: the store cannot be written.
+    """
+    deadline_s = time.monotonic() + QUEUE_LOCK_TIMEOUT_S
+    while True:
+        try:
+            with atomic_write(path, replace=False) as file:
+                file.write(msgspec.json.encode({"host": host_name(), "pid": os.getpid()}))
+            break
+        except FileExistsError:
+            pass
+        owner: dict[str, object] = {}
+        with contextlib.suppress(FileNotFoundError, *DAMAGED):
+            owner = msgspec.json.decode(read_file(path, 4_096, follow=False), type=dict[str, object])
+        if owner.get("host") == host_name():  # that process died: this one holds the lock
+            path.unlink(missing_ok=True)
+        elif time.monotonic() > deadline_s:
+            raise StoreError(
+                f"{path}: process {owner.get('pid')} on {owner.get('host')} has been queuing for "
+                f"{QUEUE_LOCK_TIMEOUT_S:.0f} s",
+                hint="If it no longer exists, remove that file.",
+            )
+        else:
+            time.sleep(0.1)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def next_places(store: Store, runs: Iterable[Run]) -> Iterator[int]:

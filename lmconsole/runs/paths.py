@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 QUEUE_LOCK = ".queue.lock"
+QUEUE_CLAIM = ".queue.claim"
+"""Exists while runs are put into the queue of a store that several hosts may use."""
 RUNNER_LOCK = ".runner.lock"
 RUNNER_LOG = ".runner.log"
 DIGEST = ".digest.json"

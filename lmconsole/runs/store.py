@@ -62,7 +62,9 @@ class Run:
     def status(self) -> Status:
         """Status in the log, or ``LOST`` if that is running and no process holds the lock, or SLURM says that the job
         has ended. An imported run that has not ended is lost too: it never waits or runs, so the end of its log is
-        missing."""
+        missing. A run that SLURM has interrupted, and starts again, is ``QUEUED``."""
+        if self.starts_again:
+            return Status.QUEUED
         return Status.LOST if self._lost else self.state.status
 
     @property
@@ -77,6 +79,22 @@ class Run:
         if self.place is None or not self.state.status.active or task is None or task.log_bytes is None:
             return False
         return log_bytes(self.paths.events) == task.log_bytes
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether a signal stopped the run in a task of SLURM, which may start it again."""
+        stopped = self.state.stopped
+        return (
+            self.place is not None
+            and self.state.status is Status.STOPPED
+            and stopped is not None
+            and stopped.signal is not None
+        )
+
+    @property
+    def starts_again(self) -> bool:
+        """Whether SLURM starts the run again, which it has interrupted."""
+        return self.was_interrupted and self.task is not None and self.task.is_live and not self.stop_requested
 
     @property
     def can_be_tested(self) -> bool:
@@ -135,7 +153,7 @@ class Run:
 
     def _refresh_task(self) -> None:
         self.task = None
-        if self.cluster is not None and self.place is not None and self.state.status.active:
+        if self.cluster is not None and self.place is not None and (self.state.status.active or self.was_interrupted):
             self.cluster.refresh()
             self.task = self.cluster.task(self.place)
 

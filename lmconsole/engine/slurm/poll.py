@@ -15,6 +15,8 @@ from lmconsole.runs.store import Run, Store
 
 POLL_S = 20.0
 """Interval at which SLURM is asked: three times a minute, however many runs there are."""
+CONFIRM_S = 2.0
+"""Wait before SLURM is asked again about a job that is missing."""
 MISSES = 2
 """Consecutive answers without a job after which SLURM has ended it: a job may be missing for a moment, while it is
 submitted."""
@@ -33,7 +35,8 @@ class Poller:
     _watched: dict[str, int] = field(default_factory=dict)
     """Submissions that are not known to have ended, with the number of consecutive answers without a job of theirs."""
     _batches: dict[str, Batch] = field(default_factory=dict)
-    _problem: str = ""
+    problem: str = ""
+    """Reason why SLURM did not answer; empty if it did."""
 
     def owns(self, run: Run) -> bool:
         """Return whether this user has submitted the run."""
@@ -53,7 +56,8 @@ class Poller:
     def watch(self, runs: Iterable[Run]) -> bool:
         """Note which submissions have active ``runs``, and return whether there is one to ask SLURM about."""
         for run in runs:
-            if run.place and run.state.status.active and not run.left_by_slurm and self.owns(run):
+            active = run.state.status.active and not run.left_by_slurm
+            if run.place and (active or run.starts_again) and self.owns(run):
                 self._watched.setdefault(run.place.batch, 0)
         return bool(self._watched)
 
@@ -64,14 +68,14 @@ class Poller:
         if not self.watch(runs) or (self._asked_s is not None and now_s - self._asked_s < self.interval_s):
             return []
         self._asked_s = now_s
-        active = [run for run in runs if run.state.status.active and self.owns(run)]
+        active = [run for run in runs if (run.state.status.active or run.was_interrupted) and self.owns(run)]
         before = {run.run: log_bytes(run.paths.events) for run in active}
         try:
             found = self.ask([user_name()])
         except SlurmError as error:
             self._report(error.message)
             return []
-        self._problem = ""
+        self.problem = ""
         words = {place_key(run.place): self._status(run, found, before) for run in active if run.place}
         with contextlib.suppress(OSError):
             write_status(self.store.root, ClusterStatus(t=utc_now(), places=words))
@@ -112,8 +116,8 @@ class Poller:
         return left
 
     def _report(self, problem: str) -> None:
-        if problem != self._problem:
-            self._problem = problem
+        if problem != self.problem:
+            self.problem = problem
             self.log(f"SLURM does not answer: {problem}")
         with contextlib.suppress(OSError):
             earlier = StatusReader(self.store.root)
@@ -121,6 +125,21 @@ class Poller:
             places = earlier.status.places if earlier.status else {}
             t = earlier.status.t if earlier.status else utc_now()
             write_status(self.store.root, ClusterStatus(t=t, places=places, problem=problem))
+
+
+def refresh_status(store: Store) -> None:
+    """Ask SLURM about active runs of this user, before anything is queued: nobody may have asked for a long time. Where
+    a job is missing, ask once more, since one is missing for a moment while it is submitted."""
+    poller = Poller(store, lambda _: None, interval_s=0.0)
+    runs = store.runs()
+    if not any(run.place and (run.state.status.active or run.starts_again) for run in runs):
+        return
+    for _ in range(MISSES):
+        poller.poll(runs)
+        runs = store.runs()
+        if poller.problem or all(run.task is None or run.task.is_live for run in runs):
+            return
+        time.sleep(CONFIRM_S)
 
 
 def task_of(found: Iterable[SlurmJob], batch: str, index: int) -> SlurmJob | None:

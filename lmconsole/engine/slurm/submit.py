@@ -22,6 +22,7 @@ from lmconsole.engine.slurm.script import array_script, last_script
 from lmconsole.errors import StoreError
 from lmconsole.formatting import counted
 from lmconsole.runs.events import Failed, SlurmPlace
+from lmconsole.runs.paths import SLURM
 from lmconsole.runs.store import Run, Store
 
 PATIENCE_S = 120.0
@@ -37,6 +38,16 @@ class Submission:
         self.batch = new_batch_id()
         self.place = SlurmPlace(batch=self.batch, index=0)
         """Place of the first run."""
+
+    def create_folder(self) -> None:
+        """Create the folder of submissions, which makes commands on other hosts queue one at a time. Raises
+        StoreError."""
+        self._store.create()
+        folder = self._store.root / SLURM
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{folder}: cannot be created: {error.strerror}") from None
 
     def scripts(self, count: int) -> list[str]:
         """Return the job scripts for ``count`` runs: the arrays, and the last job. Raises SlurmError."""
