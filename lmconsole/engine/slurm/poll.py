@@ -11,6 +11,7 @@ from lmconsole.errors import StoreError
 from lmconsole.runs.claim import log_bytes
 from lmconsole.runs.cluster import ClusterStatus, StatusReader, TaskStatus, place_key, write_status
 from lmconsole.runs.events import utc_now
+from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 
 POLL_S = 20.0
@@ -91,7 +92,9 @@ class Poller:
             return TaskStatus(job=job.name, state=job.state, reason=job.reason, node=job.node)
         misses = self._misses[key] = self._misses.get(key, 0) + 1
         size = before[run.run]
-        ended = misses >= MISSES and log_bytes(run.paths.events) == size
+        # What the last attempt wrote may not be visible yet, and a run that was queued again has a new job in a moment.
+        certain = job is not None and job.state != "COMPLETED" and run.state.status is not Status.QUEUED
+        ended = (certain or misses >= MISSES) and log_bytes(run.paths.events) == size
         if job is None:  # SLURM forgets jobs some minutes after their end
             known = run.task or TaskStatus()
             return TaskStatus(
