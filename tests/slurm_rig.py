@@ -11,6 +11,7 @@ import contextlib
 import os
 import pwd
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -19,8 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +38,9 @@ STOP_S = 10.0
 """Seconds that a daemon has to exit after SIGTERM."""
 CRED_EXPIRE_S = 8
 """Lifetime of a job's credential in seconds. A requeued job waits for as long; below 8 s a node may refuse it."""
+
+MESSAGE_TIMEOUT_S = 5
+"""Seconds of one message between daemons: with the usual 10 s, a dead node is found later."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +87,6 @@ class SlurmCluster:
         job_requeue: bool = True,
         slurmd_timeout_s: int = 120,
         min_job_age_s: int = 300,
-        cred_expire_s: int = CRED_EXPIRE_S,
-        scheduler: str = "",
-        debug: str = "info",
     ) -> None:
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
         self.cpus = cpus
@@ -96,9 +98,6 @@ class SlurmCluster:
         self.job_requeue = job_requeue
         self.slurmd_timeout_s = slurmd_timeout_s
         self.min_job_age_s = min_job_age_s
-        self.cred_expire_s = cred_expire_s
-        self.scheduler = scheduler
-        self.debug = debug
         self.root = Path()
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -115,8 +114,8 @@ class SlurmCluster:
                 try:
                     self._start()
                     break
-                except SlurmError:
-                    if attempt == STARTS - 1:
+                except SlurmError as error:
+                    if "already in use" not in str(error) or attempt == STARTS - 1:
                         raise
                     self.stop()
         except BaseException:
@@ -141,24 +140,20 @@ class SlurmCluster:
         files = {"key-file": key, "socket": self._socket, "pid-file": self.root / "run/munged.pid"}
         files |= {"log-file": self.root / "log/munged.log", "seed-file": self.root / "run/munged.seed"}
         self._launch("munged", "--foreground", "--num-threads=2", *(f"--{name}={path}" for name, path in files.items()))
-        self.wait_for(self._munge_answers, "munged to answer")
+        self.wait_for(self._socket.exists, "munged to open its socket")
         self._launch("slurmctld", "-D", "-c")
         for node in self.nodes:
             (self.root / "spool" / node).mkdir(parents=True)
             self._launch(node, "-D", "-c", "-N", node)
         self.wait_for_nodes()
 
-    def _munge_answers(self) -> bool:
-        self._check_daemons()
-        return self._socket.exists()
-
     def stop(self) -> None:
         """End all daemons and jobs, and remove the folder. Does nothing if there is none."""
         if self.root == Path():
             return
         self._kill_jobs()
-        for name in sorted(self._daemons, key=lambda name: (name == "munged", name == "slurmctld")):
-            self._terminate(name)
+        self._terminate(*(name for name in self._daemons if name != "munged"))
+        self._terminate(*self._daemons)  # munged, which the others need to the end
         self._kill_jobs()  # started meanwhile
         shutil.rmtree(self.root)
         self.root = Path()
@@ -176,17 +171,17 @@ class SlurmCluster:
                 start_new_session=True,  # Ctrl+C is for the tests, which stop the daemons in order
             )
 
-    def _terminate(self, name: str) -> None:
-        daemon = self._daemons.pop(name, None)
-        if daemon is None:
-            return
-        children = _descendants(daemon.pid)
-        daemon.terminate()
-        try:
-            daemon.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            daemon.kill()
-            daemon.wait()
+    def _terminate(self, *names: str) -> None:
+        daemons = [self._daemons.pop(name) for name in names]
+        children = [child for daemon in daemons for child in _descendants(daemon.pid)]
+        for daemon in daemons:
+            daemon.terminate()
+        for daemon in daemons:
+            try:
+                daemon.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
         _kill(children)
 
     def _kill(self, name: str) -> None:
@@ -245,14 +240,29 @@ class SlurmCluster:
             found[number] = ClusterJob(number, state, reason, node, int(restarts), partition, name)
         return found
 
-    def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
-        """Return when the condition holds; raise ``SlurmError`` with ``what`` and the errors of the logs if it never does."""
+    def wait_for(self, condition: Callable[[], object], what: str, timeout_s: float = 60) -> None:
+        """Return when the condition holds. If it never does, raise ``SlurmError`` with the errors of the logs."""
         deadline = time.monotonic() + timeout_s
-        while not condition():
+        while True:
+            self._check_daemons()
+            if condition():
+                return
             if time.monotonic() > deadline:
                 jobs = self.run("squeue", "-r", "-t", "all", check=False)
                 raise SlurmError(f"Waited {timeout_s:g} s for {what}.\n{jobs}\n{self._errors()}")
             time.sleep(0.05)
+
+    def skip_requeue_delay(self, *jobs: str) -> None:
+        """Wait until the jobs are pending again, and let them start now.
+
+        Otherwise they start when their old credential has expired, and are pending with reason ``BeginTime``.
+        """
+        for job in jobs:
+            self.wait_for_state(job, "PENDING")
+            self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+    def wait_for_state(self, job: str, state: str, timeout_s: float = 60) -> None:
+        self.wait_for(lambda: self.jobs()[job].state == state, f"job {job} to be {state}", timeout_s)
 
     def wait_until_idle(self, timeout_s: float = 120) -> None:
         """Return when no job is pending, running or ending any more."""
@@ -263,7 +273,6 @@ class SlurmCluster:
         wanted = list(self.nodes if nodes is None else nodes)
 
         def reached() -> bool:
-            self._check_daemons()
             listed = self.run("sinfo", "-h", "-N", "-p", "debug", "-o", "%N %t", check=False)
             states = dict(line.split(" ", 1) for line in listed.splitlines() if line.count(" ") == 1)
             return all(states.get(node, "").rstrip("*") == state for node in wanted)
@@ -286,23 +295,27 @@ class SlurmCluster:
         self._kill_jobs(node)
 
     def partition_node(self, node: str) -> None:
-        """End the node's daemon only: the controller finds it down in a while, but its jobs go on, as without a network.
+        """End the node's daemon only. The controller takes the node for down, but its jobs go on, as without a network.
 
         Unlike there, a job that ends by itself still tells the controller.
         """
         self._daemons[node].kill()
         self._daemons.pop(node).wait()
 
-    def start_node(self, node: str, *, wait: bool = True) -> None:
-        """Start the node's daemon after ``kill_node`` or ``partition_node``."""
-        self._launch(node, "-D", "-N", node)
-        if wait:
-            self.wait_for(lambda: self._answers(node), f"{node} to answer")
+    def declare_down(self, node: str) -> None:
+        """Tell the controller that a node is down, which it finds out itself only after 20 s or more."""
+        self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
 
-    def _answers(self, node: str) -> bool:
-        self._check_daemons()
-        state = self.run("sinfo", "-h", "-n", node, "-p", "debug", "-o", "%t", check=False)
-        return not state.endswith("*") and state.rstrip("*") not in ("", "down", "unk")
+    def start_node(self, node: str) -> None:
+        """Start the node's daemon after ``kill_node`` or ``partition_node``; return when it is registered."""
+        started = int(time.time())
+        self._launch(node, "-D", "-b", "-N", node)  # -b: tell the controller of a restart of the machine
+
+        def registered() -> bool:
+            found = re.search(r"SlurmdStartTime=(\S+)", self.run("scontrol", "show", "node", node))
+            return bool(found and found[1] != "None" and datetime.fromisoformat(found[1]).timestamp() >= started)
+
+        self.wait_for(registered, f"{node} to register")
 
     def stop_controller(self) -> None:
         """Stop slurmctld in order; it saves its jobs, which go on. SLURM's commands fail until it is started."""
@@ -311,12 +324,7 @@ class SlurmCluster:
     def start_controller(self) -> None:
         """Start slurmctld with the jobs that it had, and return when it answers."""
         self._launch("slurmctld", "-D")
-
-        def answers() -> bool:
-            self._check_daemons()
-            return "is UP" in self.run("scontrol", "ping", check=False)
-
-        self.wait_for(answers, "slurmctld to answer")
+        self.wait_for(lambda: "is UP" in self.run("scontrol", "ping", check=False), "slurmctld to answer")
 
     def restart_controller(self) -> None:
         self.stop_controller()
@@ -328,7 +336,25 @@ class SlurmCluster:
         more = ("--partition=high", "--output=/dev/null", "--job-name=preempt", *options)
         return self.submit(f"sleep {seconds}", *each, *more, folder=self.root)
 
+    def reset(self) -> None:
+        """Undo all faults and cancel all jobs: return when every node is idle."""
+        if "slurmctld" not in self._daemons:
+            self.start_controller()
+        self.run("scancel", f"--user={_user()}")
+        for node in self.nodes:
+            if node not in self._daemons:
+                self.start_node(node)
+        for node in self.nodes:
+            self.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)  # refused for an idle one
+        self.wait_until_idle()
+        self.wait_for_nodes()
+
     # Parts
+
+    def daemons(self) -> list[psutil.Process]:
+        """Return munged, slurmctld and the slurmd that run, and their helpers."""
+        found = [psutil.Process(daemon.pid) for daemon in self._daemons.values()]
+        return [*found, *(child for daemon in found for child in daemon.children(recursive=True))]
 
     def processes(self, node: str | None = None) -> list[psutil.Process]:
         """Return the processes of all jobs, or of those on a node, and the slurmstepd that started each."""
@@ -368,14 +394,14 @@ class SlurmCluster:
 
     def _write_config(self) -> None:
         root, ports = self.root, _free_ports(1 + len(self.nodes))
-        user = pwd.getpwuid(os.getuid()).pw_name
+        user = _user()
         for number in range(self.gpus):  # any character device will do
             (root / f"dev/gpu{number}").symlink_to("/dev/null")
-        gpus = f" Gres=gpu:fake:{self.gpus}" if self.gpus else ""
+        resources = f" CPUs={self.cpus} RealMemory=8000" + (f" Gres=gpu:fake:{self.gpus}" if self.gpus else "")
         devices = f"Name=gpu Type=fake File={root}/dev/gpu[0-{self.gpus - 1}]\n" if self.gpus else ""
         (root / "gres.conf").write_text(f"AutoDetect=off\n{devices}")
         nodes = "\n".join(
-            f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus} RealMemory=8000{gpus}"
+            f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port}{resources}"
             for node, port in zip(self.nodes, ports[1:], strict=True)
         )
         self.config.write_text(f"""\
@@ -385,7 +411,7 @@ SlurmUser={user}
 SlurmdUser={user}
 SlurmctldPort={ports[0]}
 AuthType=auth/munge
-AuthInfo=socket={self._socket},cred_expire={self.cred_expire_s}
+AuthInfo=socket={self._socket},cred_expire={CRED_EXPIRE_S}
 CredType=cred/munge
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 StateSaveLocation={root}/state
@@ -394,8 +420,8 @@ SlurmctldPidFile={root}/run/slurmctld.pid
 SlurmdPidFile={root}/run/%n.pid
 SlurmctldLogFile={root}/log/slurmctld.log
 SlurmdLogFile={root}/log/%n.log
-SlurmctldDebug={self.debug}
-SlurmdDebug={self.debug}
+SlurmctldDebug=info
+SlurmdDebug=info
 MailProg=/bin/true
 SwitchType=switch/none
 MpiDefault=none
@@ -409,7 +435,7 @@ DefMemPerCPU=200
 SlurmdParameters=config_overrides
 GresTypes=gpu
 SchedulerType=sched/backfill
-SchedulerParameters={self.scheduler}
+SchedulerParameters=sched_interval=2,sched_min_interval=100000,bf_interval=1,batch_sched_delay=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
@@ -420,12 +446,18 @@ MaxArraySize={self.max_array_size}
 MaxJobCount=10000
 KillWait={self.kill_wait_s}
 SlurmctldTimeout=120
+MessageTimeout={MESSAGE_TIMEOUT_S}
+BatchStartTimeout=2
 SlurmdTimeout={self.slurmd_timeout_s}
 InactiveLimit=0
 {nodes}
-PartitionName=debug Nodes=ALL Default=YES State=UP PriorityTier=1 PreemptMode={self.preempt_mode} GraceTime={self.grace_s}
-PartitionName=high Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
+PartitionName=debug Nodes=ALL Default=YES PriorityTier=1 PreemptMode={self.preempt_mode} GraceTime={self.grace_s}
+PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
 """)
+
+
+def _user() -> str:
+    return pwd.getpwuid(os.geteuid()).pw_name
 
 
 def _path() -> str:
