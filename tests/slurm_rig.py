@@ -58,7 +58,7 @@ class ClusterJob:
 
 
 class SlurmError(RuntimeError):
-    """A daemon did not start, or a state was not reached in time; has the last errors of the logs."""
+    """A daemon did not start, or a state was not reached in time; has the end of the logs."""
 
 
 class SlurmCluster:
@@ -241,7 +241,7 @@ class SlurmCluster:
         return found
 
     def wait_for(self, condition: Callable[[], object], what: str, timeout_s: float = 60) -> None:
-        """Return when the condition holds. If it never does, raise ``SlurmError`` with the errors of the logs."""
+        """Return when the condition holds. If it never does, raise ``SlurmError`` with the daemons' last words."""
         deadline = time.monotonic() + timeout_s
         while True:
             self._check_daemons()
@@ -249,17 +249,19 @@ class SlurmCluster:
                 return
             if time.monotonic() > deadline:
                 jobs = self.run("squeue", "-r", "-t", "all", check=False)
-                raise SlurmError(f"Waited {timeout_s:g} s for {what}.\n{jobs}\n{self._errors()}")
+                raise SlurmError(f"Waited {timeout_s:g} s for {what}.\n{jobs}\n{self._logs()}")
             time.sleep(0.05)
 
     def skip_requeue_delay(self, *jobs: str) -> None:
-        """Wait until the jobs are pending again, and let them start now.
+        """Wait until the jobs are pending again, and let them start in two seconds.
 
-        Otherwise they start when their old credential has expired, and are pending with reason ``BeginTime``.
+        Otherwise they start when their old credential has expired, and are pending with reason ``BeginTime``. A job
+        fails if its new credential is of the same second as the end of the old one ("Job credential revoked").
         """
         for job in jobs:
             self.wait_for_state(job, "PENDING")
-            self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        for job in jobs:
+            self.run("scontrol", "update", f"JobId={job}", "StartTime=now+2")
 
     def wait_for_state(self, job: str, state: str, timeout_s: float = 60) -> None:
         self.wait_for(lambda: self.jobs()[job].state == state, f"job {job} to be {state}", timeout_s)
@@ -380,17 +382,15 @@ class SlurmCluster:
     def _check_daemons(self) -> None:
         for name, daemon in self._daemons.items():
             if daemon.poll() is not None:
-                raise SlurmError(f"{name} ended with exit status {daemon.returncode}.\n{self._errors()}")
+                raise SlurmError(f"{name} ended with exit status {daemon.returncode}.\n{self._logs()}")
 
-    def _errors(self) -> str:
-        """Return the last errors in the logs of the daemons."""
-        lines = [
-            f"{path.name}: {line}"
-            for path in sorted((self.root / "log").glob("*"))
-            for line in path.read_text("utf-8", "replace").splitlines()
-            if "error" in line.lower() or "fatal" in line
-        ]
-        return "\n".join(lines[-20:])
+    def _logs(self) -> str:
+        """Return the last lines that each daemon has logged or printed."""
+        lines = []
+        for path in sorted((self.root / "log").glob("*")):
+            if path.suffix == ".log" or not path.with_suffix(".log").exists() or path.stem == "munged":
+                lines += [f"{path.name}: {line}" for line in path.read_text("utf-8", "replace").splitlines()[-30:]]
+        return "\n".join(lines)
 
     def _write_config(self) -> None:
         root, ports = self.root, _free_ports(1 + len(self.nodes))
