@@ -248,8 +248,8 @@ class SlurmCluster:
             if condition():
                 return
             if time.monotonic() > deadline:
-                jobs = self.run("squeue", "-r", "-t", "all", check=False)
-                raise SlurmError(f"Waited {timeout_s:g} s for {what}.\n{jobs}\n{self._logs()}")
+                now = self.run("sh", "-c", "squeue -r -t all; sinfo -N", check=False)
+                raise SlurmError(f"Waited {timeout_s:g} s for {what}.\n{now}\n{self._logs()}")
             time.sleep(0.05)
 
     def skip_requeue_delay(self, *jobs: str) -> None:
@@ -348,8 +348,13 @@ class SlurmCluster:
                 self.start_node(node)
         for node in self.nodes:
             self.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)  # refused for an idle one
+        self.set_grace(self.grace_s)
         self.wait_until_idle()
         self.wait_for_nodes()
+
+    def set_grace(self, seconds: int) -> None:
+        """Change the grace time of preempted jobs until ``reset``. SLURM may end them 10 s later than that."""
+        self.run("scontrol", "update", "PartitionName=debug", f"GraceTime={seconds}")
 
     # Parts
 

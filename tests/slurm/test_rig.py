@@ -48,6 +48,7 @@ def test_requeued_and_cancelled_jobs_survive_a_restart_of_the_controller(cluster
     for name in ("again", "ended", "going"):
         wait_for_text(cluster, folder / f"{name}.out", "start")
     cluster.run("scontrol", "requeue", again)
+    cluster.wait_for_state(again, "PENDING")  # else its end is reported to a stopped controller, and again after 20 s
     cluster.stop_controller()
     with pytest.raises(SlurmError, match="Unable to contact slurm controller"):
         cluster.jobs()
@@ -91,6 +92,7 @@ def test_a_preempted_job_is_requeued_and_a_drained_node_gets_none(cluster: Slurm
     waiting = submit(cluster, folder, "true", "--job-name=other", "-c4")
     cluster.resume("n2")
     cluster.wait_for_state(waiting, "COMPLETED")
+    cluster.set_grace(0)
     cluster.preempt(0.1)
     wait_for_text(cluster, folder / "low.out", "DUE TO PREEMPTION")
     cluster.wait_for_state(job, "PENDING")
