@@ -64,8 +64,8 @@ class SlurmError(RuntimeError):
 class SlurmCluster:
     """The cluster. Its nodes are ``n1``, ``n2``, …; partition ``debug`` is the default, and ``high`` preempts it.
 
-    The daemons keep their files in a short temporary folder, ``root``: a path of a Unix socket has at most 107
-    bytes, and slurm.conf separates values by spaces. Jobs can run in any folder.
+    The daemons keep their files in a short temporary folder, ``root``: the path of a Unix socket has at most 107
+    bytes, and that of munge's may have no space in slurm.conf, even in quotes. Jobs can run in any folder.
 
     ``nodes`` have ``cpus`` each and ``gpus`` that only pretend to be some. ``max_array_size`` is one more than the
     largest index of an array. A preempted job has ``grace_s`` seconds after SIGTERM, then it is requeued or cancelled
