@@ -164,6 +164,7 @@ class SlurmCluster:
         with (self.root / "log" / f"{name}.out").open("ab") as output:
             self._daemons[name] = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "TERM", program, *arguments],
+                cwd=self.root,  # for a memory dump, should it crash
                 env=self.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
