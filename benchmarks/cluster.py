@@ -27,7 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from safetensors import safe_open
-from slurm_rig import SlurmCluster  # type: ignore[import-not-found]
+from slurm_rig import SlurmCluster
 
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store

@@ -219,6 +219,23 @@ def main(arguments: list[str] | None = None, commands: Connection | None = None,
     except OSError as error:
         if task is None or error.errno not in NO_LOCKS:
             raise
+        run_lock = None
+    try:
+        return _train(options, paths, commands, task, received, began)
+    finally:
+        if task is not None and run_lock is not None:  # the task may queue the run again
+            run_lock.release()
+
+
+def _train(
+    options: argparse.Namespace,
+    paths: RunPaths,
+    commands: Connection | None,
+    task: SlurmTask | None,
+    received: list[int],
+    began: float,
+) -> int:
+    """Train the run whose lock this process holds, as ``main`` does."""
     history = RunState()
     history.read(EventReader(paths.events))
     if history.status is not Status.QUEUED:

@@ -35,6 +35,12 @@ LIVE = frozenset(
 """States of a job that has not ended, or will be started again."""
 
 
+INTERRUPTED = frozenset({"BOOT_FAIL", "DEADLINE", "NODE_FAIL", "PREEMPTED", "REQUEUED", "TIMEOUT"})
+"""States in which SLURM leaves a job that it, and not a person, has ended."""
+WARNINGS = ("SIGUSR1", "SIGUSR2", "SIGXCPU")
+"""Signals that SLURM sends ahead of a time limit, and ahead of a preemption."""
+
+
 class TaskStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Status of the task of one run in SLURM."""
 
@@ -72,6 +78,11 @@ def place_key(place: SlurmPlace) -> str:
     return f"{place.batch}/{place.index}"
 
 
+def last_job_key(place: SlurmPlace) -> str:
+    """Return the key of the last job of a submission in ``ClusterStatus``."""
+    return f"{place.batch}/last"
+
+
 def status_file(store: Path) -> Path:
     """Return the file with the status of the runs of the store in SLURM."""
     return store / SLURM / "status.json"
@@ -103,6 +114,11 @@ class StatusReader:
         if place is None or self.status is None:
             return None
         return self.status.places.get(place_key(place))
+
+    def last_job_is_live(self, place: SlurmPlace) -> bool:
+        """Return whether the last job of a submission waits or runs: it submits interrupted runs again."""
+        last = self.status.places.get(last_job_key(place)) if self.status else None
+        return last is not None and last.is_live
 
 
 def _read(path: Path) -> ClusterStatus | None:

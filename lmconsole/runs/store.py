@@ -14,7 +14,7 @@ from lmconsole.errors import RunNotFoundError, StoreError
 from lmconsole.files import open_file
 from lmconsole.runs import lock
 from lmconsole.runs.claim import last_claim, log_bytes, make_claim
-from lmconsole.runs.cluster import StatusReader, TaskStatus
+from lmconsole.runs.cluster import INTERRUPTED, WARNINGS, StatusReader, TaskStatus
 from lmconsole.runs.event_log import EventLog
 from lmconsole.runs.event_reader import EventReader
 from lmconsole.runs.events import AnyEvent, Failed, Queued, SlurmPlace, Stopped
@@ -93,8 +93,17 @@ class Run:
 
     @property
     def starts_again(self) -> bool:
-        """Whether SLURM starts the run again, which it has interrupted."""
-        return self.was_interrupted and self.task is not None and self.task.is_live and not self.stop_requested
+        """Whether the run, which SLURM has interrupted, is started again: by SLURM, or by the last job of its
+        submission."""
+        place, task, stopped = self.place, self.task, self.state.stopped
+        if place is None or task is None or self.cluster is None or self.stop_requested:
+            return False
+        if self.was_interrupted and task.is_live:
+            return True
+        if not (self.was_interrupted or self.left_by_slurm):
+            return False
+        warned = stopped is not None and stopped.signal in WARNINGS and task.state != "CANCELLED"
+        return (warned or task.state in INTERRUPTED) and self.cluster.last_job_is_live(place)
 
     @property
     def can_be_tested(self) -> bool:

@@ -23,6 +23,7 @@ LAST_JOB = "last"
 _KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
 _NAME = re.compile(rf"{JOB_PREFIX}({BATCH_PATTERN})\.([0-9]{{1,9}}|{LAST_JOB})")
 _FORMAT = "%j|%F|%K|%T|%r|%N|%A"
+_NO_NODE_NOW = "Requested node configuration is not available"
 DEFAULT_MAX_ARRAY_SIZE = 1001
 _NO_ANSWER = ("unable to contact", "connect failure", "timed out", "connection refused", "communication", "timeout")
 
@@ -144,10 +145,19 @@ def submit(script: Path, *options: str, limit_s: float = 0.0) -> str:
 
 
 def check(script: str, options: Iterable[str]) -> str:
-    """Ask SLURM whether it would accept a job script, and return what it says. Raises SlurmError."""
-    return run_command(
-        ["sbatch", "--test-only"], environment=submission_environment(options), stdin=script, talk=True
-    ).strip()
+    """Ask SLURM whether it would accept a job script, and return its answer. Raises SlurmError."""
+    environment = submission_environment(options)
+    try:
+        return run_command(["sbatch", "--test-only"], environment=environment, stdin=script, talk=True).strip()
+    except SlurmUnreachableError:
+        raise
+    except SlurmError as error:
+        if _NO_NODE_NOW not in error.message:
+            raise
+    # It says so too while all nodes that suit are drained or down. A job that is held tells one from the other.
+    number = run_command(["sbatch", "--parsable", "--hold"], environment=environment, stdin=script).strip()
+    cancel([number.partition(";")[0]])
+    return "accepted; no node that suits is available at the moment"
 
 
 def _script_options(script: Path) -> list[str]:

@@ -9,7 +9,7 @@ from lmconsole.engine.slurm.batch import Batch, read_batch, user_name
 from lmconsole.engine.slurm.commands import SlurmError, SlurmJob, jobs
 from lmconsole.errors import StoreError
 from lmconsole.runs.claim import log_bytes
-from lmconsole.runs.cluster import ClusterStatus, StatusReader, TaskStatus, place_key, write_status
+from lmconsole.runs.cluster import ClusterStatus, StatusReader, TaskStatus, last_job_key, place_key, write_status
 from lmconsole.runs.events import utc_now
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
@@ -78,6 +78,11 @@ class Poller:
             return []
         self.problem = ""
         words = {place_key(run.place): self._status(run, found, before) for run in active if run.place}
+        words |= {
+            last_job_key(run.place): TaskStatus(job=job.name, state=job.state, reason=job.reason, node=job.node)
+            for run in active
+            if run.place and (job := last_job(found, run.place.batch))
+        }
         with contextlib.suppress(OSError):
             write_status(self.store.root, ClusterStatus(t=utc_now(), places=words))
         return self._without_jobs(found)
@@ -143,6 +148,11 @@ def refresh_status(store: Store) -> None:
         if poller.problem or all(run.task is None or run.task.is_live for run in runs):
             return
         time.sleep(CONFIRM_S)
+
+
+def last_job(found: Iterable[SlurmJob], batch: str) -> SlurmJob | None:
+    """Return the last job of a submission that has not ended."""
+    return next((job for job in found if job.batch == batch and job.index is None and job.is_live), None)
 
 
 def task_of(found: Iterable[SlurmJob], batch: str, index: int) -> SlurmJob | None:

@@ -6,7 +6,6 @@ its place in its submission, and no other process has claimed that event. Claims
 ``runs/claim.py``.
 """
 
-import contextlib
 import os
 import signal
 import sys
@@ -24,6 +23,7 @@ from lmconsole.errors import LmconsoleError, escape_control_characters
 from lmconsole.files import open_file
 from lmconsole.runs import lock
 from lmconsole.runs.claim import Claim, Held, last_claim, log_bytes, make_claim
+from lmconsole.runs.cluster import WARNINGS
 from lmconsole.runs.event_log import EventLog
 from lmconsole.runs.event_reader import EventReader
 from lmconsole.runs.events import Failed, Queued, SlurmPlace
@@ -40,8 +40,6 @@ QUIET_S = 60.0
 node has written is seen by another one."""
 LOCK_TIMEOUT_S = 120.0
 """Time for an earlier attempt on this host to notice that it is superseded."""
-WARNINGS = ("SIGUSR1", "SIGUSR2", "SIGXCPU")
-"""Signals that SLURM sends ahead of the time limit, and sites ahead of a preemption."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -273,10 +271,12 @@ def _submit_again(run: Run, task: Task) -> None:
 
     place = run.state.queued.slurm if run.state.queued else None
     assert place is not None
-    with contextlib.suppress(LmconsoleError, OSError):
+    try:
         store = Store(run.paths.folder.parent)
         if queue_interrupted(store, run):
             submit(array_file(store.root, place.batch, task.part), f"--array={task.element}", limit_s=PATIENCE_S)
+    except (LmconsoleError, OSError) as error:
+        _say(f"it cannot be submitted here: {error}")
 
 
 def _redirect_output(paths: RunPaths) -> None:
