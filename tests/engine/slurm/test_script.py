@@ -66,7 +66,7 @@ def test_control_characters_are_refused(character: str) -> None:
 
 @given(st.text(st.characters(min_codepoint=32, exclude_characters="\x7f", exclude_categories=["Cs"])))
 def test_a_quoted_value_has_one_meaning(value: str) -> None:
-    """In double quotes, only these two characters mean something to sbatch, and it takes the backslash in front away."""
+    """In double quotes, a quote ends the value, and a backslash is taken away from the character after it."""
     written = quote(value)
     if written != value:
         assert written[0] == written[-1] == '"'
@@ -117,7 +117,17 @@ def test_an_array_script() -> None:
 def test_without_options_nothing_is_asked_for_but_one_process_on_one_node() -> None:
     script = array_script(SlurmOptions(), STORE, BATCH, offset=0, count=1)
     assert directives(script)["array"] == "0-0"
-    assert set(directives(script)) == set("job-name array chdir output open-mode ntasks nodes signal requeue".split())
+    assert set(directives(script)) == {
+        "job-name",
+        "array",
+        "chdir",
+        "output",
+        "open-mode",
+        "ntasks",
+        "nodes",
+        "signal",
+        "requeue",
+    }
     assert len(commands(script)) == 1
 
 
