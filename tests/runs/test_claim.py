@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import msgspec
@@ -128,23 +127,21 @@ def test_a_folder_that_is_gone_is_an_error_and_no_claim(paths: RunPaths) -> None
 def test_a_claim_holds_until_the_next_one(paths: RunPaths) -> None:
     held = make_claim(paths, 0, queued_seq=1)
     assert held is not None
-    assert not held.superseded
+    seen = [held.superseded]
     following = make_claim(paths, 1, queued_seq=1)
     assert following is not None
-    assert held.superseded
-    assert not following.superseded
+    assert [*seen, held.superseded, following.superseded] == [False, True, False]
 
 
 def test_a_watch_asks_at_intervals(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     held = make_claim(paths, 0, queued_seq=1)
     assert held is not None
-    now_s = time.monotonic()
-    monkeypatch.setattr(claim.time, "monotonic", lambda: now_s)
-    watch = ClaimWatch(held)
-    make_claim(paths, 1, queued_seq=1)
-    assert not watch.is_superseded()
-    now_s += claim.CHECK_S
-    assert watch.is_superseded()
+    clock = iter((100.0, 100.0 + claim.CHECK_S / 2, 100.0 + claim.CHECK_S))
+    with monkeypatch.context() as patched:
+        patched.setattr("time.monotonic", lambda: next(clock))
+        watch = ClaimWatch(held)
+        make_claim(paths, 1, queued_seq=1)
+        assert [watch.is_superseded(), watch.is_superseded()] == [False, True]
 
 
 def test_the_size_of_a_log(paths: RunPaths) -> None:
