@@ -366,7 +366,8 @@ def executor() -> Schema:
         },
         "warning_s": {
             "type": "integer",
-            "description": "Time before the time limit, in seconds, at which a run saves a checkpoint and ends.",
+            "description": "Time before the time limit, in seconds, at which a run saves a checkpoint, to be "
+            "started again.",
             "default": SlurmOptions().warning_s,
             "minimum": 1,
             "maximum": MAX_WARNING_S,

@@ -79,10 +79,8 @@ class EventLog:
             event = name_non_finite(msgspec.structs.replace(event, seq=self.seq + 1, t=utc_now()))
             line = encoder.encode(event) + b"\n"
             size = os.fstat(self._descriptor).st_size
-            if self._expected_bytes is not None:
-                if size != self._expected_bytes:
-                    raise LogTakenError(errno.ESTALE, "another process writes it", str(self._path))
-                self._expected_bytes += len(line)
+            if self._expected_bytes is not None and size != self._expected_bytes:
+                raise LogTakenError(errno.ESTALE, "another process writes it", str(self._path))
             try:
                 written = os.write(self._descriptor, line)
                 if written != len(line):
@@ -91,6 +89,8 @@ class EventLog:
                 os.ftruncate(self._descriptor, size)
                 raise
             self.seq += 1
+            if self._expected_bytes is not None:
+                self._expected_bytes += len(line)
             if sync:
                 os.fsync(self._descriptor)
             return event
