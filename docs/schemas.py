@@ -38,7 +38,7 @@ from lmconsole.engine.digest import Digest
 from lmconsole.engine.run_options import OPTIONS, RunRequest
 from lmconsole.plan.claims import KEYS as CLAIM_KEYS
 from lmconsole.plan.claims import MAX_CLAIMS, Claim
-from lmconsole.plan.executor import MAX_AT_ONCE, MAX_RESTARTS, MAX_WARNING_S, RESERVED, SlurmOptions
+from lmconsole.plan.executor import MAX_AT_ONCE, MAX_RESTARTS, MAX_WARNING_S, RESERVED, WARNING_S, SlurmOptions
 from lmconsole.plan.experiment import APPLIES_TO, Experiment, Model, Settings
 from lmconsole.plan.load import MAX_EXPERIMENTS, MAX_NAME, PRESET_NAME, builtin_file, load_plan
 from lmconsole.plan.presets import AUTO, IDENTITY, SECTIONS, TYPES
@@ -359,7 +359,7 @@ def executor() -> Schema:
         },
         "restarts": {
             "type": "integer",
-            "description": "Times that a run is started again after an interruption.",
+            "description": "Times in a row that a run is started again without getting on.",
             "default": SlurmOptions().restarts,
             "minimum": 0,
             "maximum": MAX_RESTARTS,
@@ -367,8 +367,7 @@ def executor() -> Schema:
         "warning_s": {
             "type": "integer",
             "description": "Time before the time limit, in seconds, at which a run saves a checkpoint, to be "
-            "started again.",
-            "default": SlurmOptions().warning_s,
+            f"started again. By default {WARNING_S}, or half of a shorter time limit.",
             "minimum": 1,
             "maximum": MAX_WARNING_S,
         },

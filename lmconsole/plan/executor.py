@@ -13,6 +13,7 @@ MAX_RESTARTS = 1_000
 MAX_AT_ONCE = 100_000
 MAX_WARNING_S = 65_535
 """Largest value that sbatch takes."""
+WARNING_S = 120
 OPTION = re.compile(r"[a-z][a-z0-9-]{0,63}")
 RESERVED: Mapping[str, str] = {
     "array": "lmconsole numbers the runs; use at_once to limit how many train at once",
@@ -53,10 +54,11 @@ class SlurmOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Lines of shell that prepare the job, run as they are written."""
     at_once: int | None = None
     """Runs that train at once; None: as many as SLURM allows."""
-    restarts: int = 50
-    """Times that a run is started again after an interruption, before it counts as failed."""
-    warning_s: int = 120
-    """Seconds before the time limit at which a run saves a checkpoint and ends, to be started again."""
+    restarts: int = 10
+    """Times in a row that a run is started again without getting on, before it counts as failed."""
+    warning_s: int | None = None
+    """Time before the time limit in seconds at which a run saves a checkpoint and ends, to be started again. None for
+    ``WARNING_S``, or half of a shorter time limit."""
 
     @property
     def cpus_per_task(self) -> int:

@@ -88,7 +88,9 @@ def make_claim(
         with atomic_write(paths.claim(after + 1), sync=True, replace=False) as file:
             file.write(msgspec.json.encode(claim) + b"\n")
     except FileExistsError:
-        return None
+        # A server that repeats a request whose answer was lost says that its own file exists.
+        if last_claim(paths) != (after + 1, claim):
+            return None
     return Held(paths, after + 1, claim)
 
 

@@ -18,7 +18,7 @@ from lmconsole.runs.store import Run, Store
 
 RUN = ("run", "--preset", "tiny", "--data", "corpus", "--device", "cpu", "--headless")
 SLURM = (*RUN, "--executor", "slurm")
-LONG = ("--epochs", "300")
+LONG = ("--epochs", "120")
 
 
 @pytest.fixture
@@ -208,6 +208,7 @@ def test_without_its_last_job_a_submission_is_concluded_by_whoever_asks_slurm(
     cancelled = task_of(cluster, runs[2])
     assert cancelled is not None
     cluster.run("scancel", cancelled.id)
+    cluster.wait_for(lambda: cluster.jobs()[cancelled.id].state == "CANCELLED", "a task to be cancelled")
     for node in cluster.nodes:
         cluster.resume(node)
     cluster.wait_for(lambda: runs_of(folder)[1].status is Status.FINISHED, "the first run to finish")

@@ -2,7 +2,7 @@
 
 import os
 import pwd
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,14 +22,10 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = 1
     user: Name
     """Name of the user who submitted it."""
-    runs: tuple[str, ...]
-    """Names of the run directories, by index."""
-    seqs: tuple[Number, ...]
-    """Number of the ``queued`` event of each run that names the submission."""
     parts: tuple[Number, ...]
     """Index of the first run of each array."""
     restarts: Number
-    """Times that a run is started again after an interruption."""
+    """Times in a row that a run is started again without getting on."""
 
     def part_of(self, index: int) -> int:
         """Return the index of the first run of the array that the run ``index`` is in."""
@@ -75,6 +71,20 @@ def last_log(store: Path, batch: str) -> Path:
     return folder_of(store, batch) / "last.log"
 
 
+def read_runs(store: Path, batch: str, part: int) -> list[str]:
+    """Return the names of the run directories of an array, by task. Each task reads only those of its own array.
+
+    Raises StoreError.
+    """
+    path = folder_of(store, batch) / f"array-{part}.json"
+    try:
+        return msgspec.json.decode(read_file(path, MAX_BYTES, follow=False), type=list[str])
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
+    except DAMAGED as error:
+        raise StoreError(f"{path}: not a list of runs: {error}") from None
+
+
 def read_batch(store: Path, batch: str) -> Batch:
     """Read a submission. Raises StoreError."""
     path = folder_of(store, batch) / "batch.json"
@@ -86,8 +96,11 @@ def read_batch(store: Path, batch: str) -> Batch:
         raise StoreError(f"{path}: not a submission of lmconsole: {error}") from None
 
 
-def write_batch(store: Path, batch: str, content: Batch) -> None:
-    """Write a submission. Raises OSError."""
+def write_batch(store: Path, batch: str, content: Batch, runs: Mapping[int, Sequence[str]]) -> None:
+    """Write a submission, and the names of the run directories of each array, by its first index. Raises OSError."""
+    for part, names in runs.items():
+        with atomic_write(folder_of(store, batch) / f"array-{part}.json") as file:
+            file.write(msgspec.json.encode(names) + b"\n")
     with atomic_write(folder_of(store, batch) / "batch.json", sync=True) as file:
         file.write(msgspec.json.encode(content) + b"\n")
 

@@ -155,7 +155,8 @@ def check(script: str, options: Iterable[str]) -> str:
         if _NO_NODE_NOW not in error.message:
             raise
     # It says so too while all nodes that suit are drained or down. A job that is held tells one from the other.
-    number = run_command(["sbatch", "--parsable", "--hold"], environment=environment, stdin=script).strip()
+    trial = ["sbatch", "--parsable", "--hold", f"--job-name={JOB_PREFIX}check"]
+    number = run_command(trial, environment=environment, stdin=script).strip()
     cancel([number.partition(";")[0]])
     return "accepted; no node that suits is available at the moment"
 
@@ -172,6 +173,18 @@ def jobs(users: Iterable[str]) -> list[SlurmJob]:
     """
     output = run_command(["squeue", "-h", "-r", "-t", "all", "-u", ",".join(users), "-o", _FORMAT])
     return [job for line in output.splitlines() if (job := _parse(line))]
+
+
+def tasks_by_place(found: Iterable[SlurmJob]) -> dict[tuple[str, int], SlurmJob]:
+    """Return the job of each run by submission and index: the live one, or else the newest."""
+    tasks: dict[tuple[str, int], SlurmJob] = {}
+    for job in found:
+        if job.index is None:
+            continue
+        known = tasks.get((job.batch, job.index))
+        if known is None or (job.is_live, job.number) > (known.is_live, known.number):
+            tasks[job.batch, job.index] = job
+    return tasks
 
 
 def _parse(line: str) -> SlurmJob | None:

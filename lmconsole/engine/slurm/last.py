@@ -13,10 +13,10 @@ from lmconsole.engine.finish import Finish
 from lmconsole.engine.processes import last_line
 from lmconsole.engine.queue import queue_interrupted
 from lmconsole.engine.slurm.batch import Batch, read_batch, task_log
-from lmconsole.engine.slurm.commands import SlurmError, SlurmJob, job_name, jobs, run_command
-from lmconsole.engine.slurm.poll import task_of
+from lmconsole.engine.slurm.commands import SlurmError, SlurmJob, job_name, jobs, run_command, tasks_by_place
 from lmconsole.engine.slurm.reasons import describe_reason
 from lmconsole.engine.slurm.submit import submit_again, submit_last
+from lmconsole.engine.slurm.task import attempts_in_vain, too_often
 from lmconsole.errors import LmconsoleError, escape_control_characters
 from lmconsole.runs.claim import log_bytes
 from lmconsole.runs.cluster import INTERRUPTED, WARNINGS
@@ -79,8 +79,8 @@ def conclude(store: Store, batch: str, log: Callable[[str], None]) -> bool:
         if finding.fate is Fate.WAITING and finding.job is not None:
             waits.append(finding.job.name)
         elif finding.fate is Fate.INTERRUPTED and place is not None:
-            if place.restarts >= content.restarts:
-                _record(finding, Failed(error="restarts", message=_why(finding), hint=_hint(finding.run)), log)
+            if attempts_in_vain(finding.run.paths) > content.restarts:
+                _record(finding, too_often(content.restarts), log)
             elif queue_interrupted(store, finding.run):
                 again.append(place.index)
                 log(f"{finding.run.run}: {_why(finding)}; submitted again")
@@ -97,8 +97,8 @@ def conclude(store: Store, batch: str, log: Callable[[str], None]) -> bool:
         return False
     permissions = Permissions(store.root)
     alerts = Alerts(store, permissions, log)
-    own = set(content.runs)
-    Finish(store, permissions, alerts, log, covers=lambda run: run.run in own and _is_of(run, batch)).run(own)
+    own = {run.run for run in store.runs() if _is_of(run, batch)}
+    Finish(store, permissions, alerts, log, covers=lambda run: run.run in own).run(own)
     alerts.close()
     return True
 
@@ -107,7 +107,7 @@ def look(store: Store, batch: str, content: Batch) -> list[Finding]:
     """Return the fate of each run of a submission. Raises SlurmError."""
     own = [run for run in store.runs() if _is_of(run, batch) and not run.problem]
     sizes = {run.run: log_bytes(run.paths.events) for run in own}
-    found = jobs([content.user])
+    found = tasks_by_place(jobs([content.user]))
     forgotten: dict[int, str] | None = None
     findings = []
     for each in own:
@@ -115,7 +115,7 @@ def look(store: Store, batch: str, content: Batch) -> list[Finding]:
         place = each.place
         if place is None or place.batch != batch:
             continue
-        job = task_of(found, batch, place.index)
+        job = found.get((batch, place.index))
         state = job.state if job else ""
         needs_state = job is None and _may_be_unfinished(each)
         if needs_state and each.task is not None and not each.task.is_live:

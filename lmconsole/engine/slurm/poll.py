@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lmconsole.engine.slurm.batch import Batch, read_batch, user_name
-from lmconsole.engine.slurm.commands import SlurmError, SlurmJob, jobs
+from lmconsole.engine.slurm.commands import SlurmError, SlurmJob, jobs, tasks_by_place
 from lmconsole.errors import StoreError
 from lmconsole.runs.claim import log_bytes
 from lmconsole.runs.cluster import ClusterStatus, StatusReader, TaskStatus, last_job_key, place_key, write_status
@@ -77,21 +77,26 @@ class Poller:
             self._report(error.message)
             return []
         self.problem = ""
-        words = {place_key(run.place): self._status(run, found, before) for run in active if run.place}
-        words |= {
-            last_job_key(run.place): TaskStatus(job=job.name, state=job.state, reason=job.reason, node=job.node)
-            for run in active
-            if run.place and (job := last_job(found, run.place.batch))
-        }
+        tasks = tasks_by_place(found)
+        last = {job.batch: job for job in found if job.index is None and job.is_live}
+        places: dict[str, TaskStatus] = {}
+        for run in active:
+            if run.place is None:
+                continue
+            places[place_key(run.place)] = self._status(run, tasks.get((run.place.batch, run.place.index)), before)
+            if job := last.get(run.place.batch):
+                places[last_job_key(run.place)] = TaskStatus(
+                    job=job.name, state=job.state, reason=job.reason, node=job.node
+                )
         with contextlib.suppress(OSError):
-            write_status(self.store.root, ClusterStatus(t=utc_now(), places=words))
+            write_status(self.store.root, ClusterStatus(t=utc_now(), places=places))
         return self._without_jobs(found)
 
-    def _status(self, run: Run, found: Sequence[SlurmJob], before: Mapping[str, int | None]) -> TaskStatus:
-        """Return the status of the task of a run."""
+    def _status(self, run: Run, job: SlurmJob | None, before: Mapping[str, int | None]) -> TaskStatus:
+        """Return the status of the task of a run, given its job."""
         place = run.place
         assert place is not None
-        key, job = place_key(place), task_of(found, place.batch, place.index)
+        key = place_key(place)
         if job is not None and job.is_live:
             self._misses.pop(key, None)
             return TaskStatus(job=job.name, state=job.state, reason=job.reason, node=job.node)
@@ -148,14 +153,3 @@ def refresh_status(store: Store) -> None:
         if poller.problem or all(run.task is None or run.task.is_live for run in runs):
             return
         time.sleep(CONFIRM_S)
-
-
-def last_job(found: Iterable[SlurmJob], batch: str) -> SlurmJob | None:
-    """Return the last job of a submission that has not ended."""
-    return next((job for job in found if job.batch == batch and job.index is None and job.is_live), None)
-
-
-def task_of(found: Iterable[SlurmJob], batch: str, index: int) -> SlurmJob | None:
-    """Return the job that a run of a submission has: the live one, or else the newest."""
-    own = [job for job in found if job.batch == batch and job.index == index]
-    return max(own, key=lambda job: (job.is_live, job.number), default=None)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lmconsole.engine.slurm.batch import folder_of
-from lmconsole.engine.slurm.commands import LAST_JOB, job_name
-from lmconsole.plan.executor import SlurmOptions
+from lmconsole.engine.slurm.commands import LAST_JOB, SlurmError, job_name
+from lmconsole.plan.executor import WARNING_S, SlurmOptions
 
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 _OF_THE_TASK = re.compile(r"(gpus|gres|mem|cpus|tres|ntasks|threads|cores|sockets|exclusive|constraint|prefer|time)")
@@ -37,7 +37,7 @@ def array_script(options: SlurmOptions, store: Path, batch: str, *, offset: int,
         "job-name": job_name(batch, offset),
         "array": f"0-{count - 1}{at_once}",
         **_common(store, batch, f"{offset}_%a.log"),
-        "signal": f"B:USR1@{options.warning_s}",
+        "signal": f"B:USR1@{warning_seconds(options)}",
         **({} if no_requeue else {"requeue": None}),
         **options.sbatch,
     }
@@ -70,6 +70,22 @@ def probe_script(options: SlurmOptions, folder: Path, batch: str, limit: int) ->
         "time": str(limit),
     }
     return _script(given, options.setup, "lmconsole.engine.slurm.probe", str(folder))
+
+
+def warning_seconds(options: SlurmOptions) -> int:
+    """Return the time before the time limit at which SLURM warns, in seconds.
+
+    Raises SlurmError if that is all of the time.
+    """
+    limit = minutes(options.sbatch.get("time"))
+    if options.warning_s is None:
+        return WARNING_S if limit is None else min(WARNING_S, 30 * limit)
+    if limit is not None and options.warning_s >= 60 * limit:
+        raise SlurmError(
+            f"[executor.slurm]: warning_s = {options.warning_s}: not less than the time limit of {limit} min",
+            hint="A run would save its last checkpoint at once. Give it more time, or a shorter warning.",
+        )
+    return options.warning_s
 
 
 def minutes(limit: str | None) -> int | None:

@@ -115,12 +115,12 @@ class Submission:
         folder_of(root, self.batch).mkdir(parents=True)
         content = Batch(
             user=user_name(),
-            runs=tuple(run.run for run in queued),
-            seqs=tuple(run.state.queued_seq for run in queued),
             parts=tuple(first for first, _ in arrays),
             restarts=self._options.restarts,
         )
-        write_batch(root, self.batch, content)
+        names = [run.run for run in queued]
+        lists = {first: names[first : first + length] for first, length in cut(len(names), max_array_size())}
+        write_batch(root, self.batch, content, lists)
         for first, script in arrays:
             write_script(array_file(root, self.batch, first), script)
         write_script(last_file(root, self.batch), self._last())

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from lmconsole.engine import stop_signals, worker
-from lmconsole.engine.slurm.batch import Batch, array_file, read_batch
+from lmconsole.engine.slurm.batch import Batch, array_file, read_batch, read_runs
 from lmconsole.engine.slurm.commands import SlurmError, control, describe_job, submit
 from lmconsole.errors import LmconsoleError, escape_control_characters
 from lmconsole.files import open_file
@@ -26,7 +26,7 @@ from lmconsole.runs.claim import Claim, Held, last_claim, log_bytes, make_claim
 from lmconsole.runs.cluster import WARNINGS
 from lmconsole.runs.event_log import EventLog
 from lmconsole.runs.event_reader import EventReader
-from lmconsole.runs.events import Failed, Queued, SlurmPlace
+from lmconsole.runs.events import Epoch, Evaluation, Failed, Progress, Queued, SlurmPlace
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.permissions import Permissions
 from lmconsole.runs.state import RunState, Status
@@ -68,9 +68,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         content = read_batch(store.root, batch)
         place = SlurmPlace(batch=batch, index=task.index)
-        run = store.open(content.runs[task.index])
+        name = read_runs(store.root, batch, task.part)[task.element]
+        run = store.open(name)
         if run is None:
-            _say(f"{content.runs[task.index]}: no longer in the store")
+            _say(f"{name}: no longer in the store")
             return 0
         held = begin(store, run, content, place, task)
     except (LmconsoleError, OSError) as error:
@@ -201,20 +202,30 @@ def _queue_again(paths: RunPaths, content: Batch) -> Queued | None:
             state.read(EventReader(paths.events))
             assert state.queued is not None
             assert state.queued.slurm is not None
-            restarts = state.queued.slurm.restarts + 1
-            if restarts > content.restarts:
-                log.append(_too_often(content.restarts), sync=True)
+            if attempts_in_vain(paths) > content.restarts:
+                log.append(too_often(content.restarts), sync=True)
                 return None
-            slurm = msgspec.structs.replace(state.queued.slurm, restarts=restarts)
+            slurm = msgspec.structs.replace(state.queued.slurm, restarts=state.queued.slurm.restarts + 1)
             return log.append(msgspec.structs.replace(state.queued, slurm=slurm, seq=0, t=""), sync=True)
         finally:
             log.close()
 
 
-def _too_often(restarts: int) -> Failed:
+def attempts_in_vain(paths: RunPaths) -> int:
+    """Return how many of the last attempts, in a row, ended without a step of training. Raises OSError, StoreError."""
+    attempts = 0
+    for event in reversed(EventReader(paths.events).read_new()):
+        if isinstance(event, Progress | Evaluation | Epoch):
+            break
+        attempts += isinstance(event, Queued)
+    return attempts
+
+
+def too_often(restarts: int) -> Failed:
+    """Return the event for a run that does not get on, however often it is started again."""
     return Failed(
         error="restarts",
-        message=f"it was interrupted more than {restarts} times",
+        message=f"it was interrupted {restarts + 1} times in a row before it got on",
         hint="Find out why, with `lmconsole status` or the output of the tasks, or raise restarts in [executor.slurm]. "
         "Then the same command resumes it from its last checkpoint.",
     )
@@ -241,9 +252,8 @@ def _start_again(run: Run, content: Batch, task: Task, name: str) -> None:
     A warning comes ahead of the time limit or of a preemption. SIGTERM comes with a preemption, and also when SLURM
     starts the job again by itself, or a person cancels it.
     """
-    restarts = run.state.queued.slurm.restarts if run.state.queued and run.state.queued.slurm else 0
-    if restarts >= content.restarts:
-        _say(f"stopped by {name}; it has been started again {restarts} times, and is not once more")
+    if attempts_in_vain(run.paths) > content.restarts:
+        _say(f"stopped by {name}; it does not get on, however often it is started again")
         return
     if name not in WARNINGS:
         try:

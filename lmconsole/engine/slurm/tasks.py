@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from lmconsole.engine.slurm.batch import read_batch
-from lmconsole.engine.slurm.commands import SlurmError, cancel, control, jobs, run_command
-from lmconsole.engine.slurm.poll import task_of
+from lmconsole.engine.slurm.commands import SlurmError, cancel, control, jobs, run_command, tasks_by_place
 from lmconsole.errors import LmconsoleError, StoreError
 from lmconsole.runs.store import Run, Store
 
@@ -18,10 +17,10 @@ def task_names(store: Store, runs: Iterable[Run]) -> dict[str, str]:
     """
     placed = [(run.run, run.place) for run in runs if run.place is not None]
     users = {read_batch(store.root, place.batch).user for _, place in placed}
-    found = jobs(sorted(users)) if users else []
+    found = tasks_by_place(jobs(sorted(users))) if users else {}
     names = {}
     for name, place in placed:
-        task = task_of(found, place.batch, place.index)
+        task = found.get((place.batch, place.index))
         if task is not None and task.is_live:
             names[name] = task.name
     return names
