@@ -124,6 +124,8 @@ def look(store: Store, batch: str, content: Batch) -> list[Finding]:
             forgotten = accounting(batch, content) if forgotten is None else forgotten
             state = forgotten.get(place.index, "")
         grows = log_bytes(each.paths.events) != sizes[each.run]
+        if not state and each.state.status is Status.QUEUED and not task_log(store.root, place, content).exists():
+            state = "CANCELLED"  # SLURM forgets at once a task that is cancelled while it waits
         fate = Fate.WAITING if grows and each.state.status.active else fate_of(each, job, state)
         findings.append(Finding(run=each, fate=fate, job=job, state=state))
     return findings

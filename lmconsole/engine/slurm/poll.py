@@ -75,6 +75,8 @@ class Poller:
             found = self.ask([user_name()])
         except SlurmError as error:
             self._report(error.message)
+            if not any(run.state.status.active or run.starts_again for run in active):
+                self._watched.clear()  # nothing is left to wait for but the last job
             return []
         self.problem = ""
         tasks = tasks_by_place(found)
