@@ -33,6 +33,11 @@ LIVE = frozenset(
     }
 )
 """States of a job that has not ended, or will be started again."""
+WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
+"""States of a job that waits for its start."""
+WARNINGS = ("SIGUSR1", "SIGUSR2", "SIGXCPU")
+"""Signals that SLURM sends ahead of the time limit, and sites ahead of a preemption: the run saves a checkpoint and
+ends, and its job is started again."""
 
 
 class TaskStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -54,6 +59,16 @@ class TaskStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def is_live(self) -> bool:
         """Whether the job waits or runs."""
         return self.state in LIVE
+
+    @property
+    def waits(self) -> bool:
+        """Whether the job waits for its start, the first one or another."""
+        return self.state in WAITING
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the job waits until a person releases it."""
+        return self.waits and (self.state.endswith("HOLD") or "held" in self.reason.lower() or "Hold" in self.reason)
 
 
 class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from lmconsole.errors import RunNotFoundError, StoreError
 from lmconsole.files import open_file
 from lmconsole.runs import lock
 from lmconsole.runs.claim import last_claim, log_bytes, make_claim
-from lmconsole.runs.cluster import StatusReader, TaskStatus
+from lmconsole.runs.cluster import WARNINGS, StatusReader, TaskStatus
 from lmconsole.runs.event_log import EventLog
 from lmconsole.runs.event_reader import EventReader
 from lmconsole.runs.events import AnyEvent, Failed, Queued, SlurmPlace, Stopped
@@ -47,7 +47,7 @@ class Run:
     cluster: StatusReader | None = None
     """Reader of the status of the runs of the store in SLURM."""
     task: TaskStatus | None = None
-    """Status in SLURM of the run while it is active; None without one."""
+    """Status in SLURM of the run while it is active, or is to be started again; None without one."""
     _notes_version: tuple[int, int, int] | None = None
     """Time, size and number of the file of notes that was read last; None if there was none."""
     _lost: bool = False
@@ -77,6 +77,30 @@ class Run:
         if self.place is None or not self.state.status.active or task is None or task.log_bytes is None:
             return False
         return log_bytes(self.paths.events) == task.log_bytes
+
+    @property
+    def active_on_slurm(self) -> bool:
+        """Whether the run trains or waits on SLURM."""
+        return self.place is not None and not self.problem and (self.status.active or self.interrupted)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether SLURM has interrupted the run and will start it again, so that it waits whatever its log says.
+
+        Its log ends with a warning, or as a node that failed has left it, while SLURM's answer is newer.
+        """
+        if self._warned:
+            return (self.task is None or self.task.log_bytes is None) and not self.stop_requested
+        answer = self.cluster.status if self.cluster else None
+        waits = self.status is Status.RUNNING and self.task is not None and self.task.waits
+        return waits and answer is not None and self.state.last_t < answer.t
+
+    @property
+    def _warned(self) -> bool:
+        """Whether the run on SLURM has ended because of a warning, after which its job is started again."""
+        stopped = self.state.stopped
+        ended = self.place is not None and self.state.status is Status.STOPPED and stopped is not None
+        return ended and stopped is not None and stopped.signal in WARNINGS
 
     @property
     def can_be_tested(self) -> bool:
@@ -135,7 +159,7 @@ class Run:
 
     def _refresh_task(self) -> None:
         self.task = None
-        if self.cluster is not None and self.place is not None and self.state.status.active:
+        if self.cluster is not None and self.place is not None and (self.state.status.active or self._warned):
             self.cluster.refresh()
             self.task = self.cluster.task(self.place)
 
@@ -214,7 +238,8 @@ class Store:
         self.root = root.absolute()
         self._recent = recent
         self._cached = cached
-        self._cluster = StatusReader(self.root)
+        self.cluster = StatusReader(self.root)
+        """Reader of the status of the runs in SLURM."""
         self._folds: FoldCache | None = None
         self._runs: dict[str, Run] = {}
         self.problems: dict[str, str] = {}
@@ -273,7 +298,7 @@ class Store:
             name.encode()
         except UnicodeEncodeError:
             raise StoreError(f"{paths.folder}: the name is not UTF-8", hint="Rename the folder.") from None
-        return Run(paths, info, RunState(self._recent), cluster=self._cluster)
+        return Run(paths, info, RunState(self._recent), cluster=self.cluster)
 
     def runs(self) -> list[Run]:
         """Return every run with its log read up to now, in the order of ``oldest_first``. Raises StoreError if the

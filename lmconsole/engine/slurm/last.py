@@ -17,9 +17,9 @@ from lmconsole.engine.slurm.commands import SlurmError, SlurmJob, job_name, jobs
 from lmconsole.engine.slurm.poll import task_of
 from lmconsole.engine.slurm.reasons import describe_reason
 from lmconsole.engine.slurm.submit import submit_again, submit_last
-from lmconsole.engine.slurm.task import WARNINGS
 from lmconsole.errors import LmconsoleError, escape_control_characters
 from lmconsole.runs.claim import log_bytes
+from lmconsole.runs.cluster import WARNINGS
 from lmconsole.runs.events import Failed, Stopped, utc_now
 from lmconsole.runs.permissions import Permissions
 from lmconsole.runs.state import Status

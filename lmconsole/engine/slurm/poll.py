@@ -64,7 +64,7 @@ class Poller:
         if not self.watch(runs) or (self._asked_s is not None and now_s - self._asked_s < self.interval_s):
             return []
         self._asked_s = now_s
-        active = [run for run in runs if run.state.status.active and self.owns(run)]
+        active = [run for run in runs if (run.state.status.active or run.interrupted) and self.owns(run)]
         before = {run.run: log_bytes(run.paths.events) for run in active}
         try:
             found = self.ask([user_name()])

@@ -24,6 +24,7 @@ from lmconsole.errors import LmconsoleError, escape_control_characters
 from lmconsole.files import open_file
 from lmconsole.runs import lock
 from lmconsole.runs.claim import Claim, Held, last_claim, log_bytes, make_claim
+from lmconsole.runs.cluster import WARNINGS
 from lmconsole.runs.event_log import EventLog
 from lmconsole.runs.event_reader import EventReader
 from lmconsole.runs.events import Failed, Queued, SlurmPlace
@@ -40,8 +41,6 @@ QUIET_S = 60.0
 node has written is seen by another one."""
 LOCK_TIMEOUT_S = 120.0
 """Time for an earlier attempt on this host to notice that it is superseded."""
-WARNINGS = ("SIGUSR1", "SIGUSR2", "SIGXCPU")
-"""Signals that SLURM sends ahead of the time limit, and sites ahead of a preemption."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
