@@ -348,7 +348,9 @@ def _slurm_text(view: RunView, *, wide: bool) -> str:
     if view.interrupted:
         return f"interrupted in {min(epoch, epochs)}/{epochs}{reason}"
     if view.status is Status.QUEUED:
-        return f"starting{where}" if starts(view) else f"queued{reason}"
+        if starts(view):
+            return f"starting{where}"
+        return f"queued{reason}" if wide or not reason else reason.removeprefix(", ")
     if view.stopping:
         return f"stopping{where}"
     if epoch > epochs or view.finished:

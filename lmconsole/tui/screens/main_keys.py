@@ -11,12 +11,14 @@ BINDINGS: list[BindingType] = [
     Binding("u", "resume", "Resume", id="resume", show=False, tooltip="Run: resume from the last checkpoint"),
     Binding("d,delete", "delete", "Delete", id="delete", show=False, tooltip="Run: delete, into the store's trash"),
     Binding("U", "app.undelete", "Undelete", id="restore", show=False, tooltip="Run: restore the runs deleted last"),
-    Binding("h", "task('hold')", "Hold", id="hold", show=False, tooltip="SLURM: hold; waiting runs are not started"),
-    Binding("H", "task('release')", "Release", id="release", show=False, tooltip="SLURM: release held runs"),
+    Binding(
+        "h", "task('hold')", "Hold on SLURM", id="hold", show=False, tooltip="SLURM: hold; waiting runs are not started"
+    ),
+    Binding("H", "task('release')", "Release on SLURM", id="release", show=False, tooltip="SLURM: release held runs"),
     Binding(
         "S",
         "task('requeue')",
-        "Requeue",
+        "Start again on SLURM",
         id="requeue",
         show=False,
         tooltip="SLURM: end the job of a run, and start it again from the last checkpoint",
