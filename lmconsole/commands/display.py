@@ -105,8 +105,9 @@ def sentence(run: Run, event: AnyEvent) -> str | None:
             position = "during the final test" if tested else f"in epoch {event.epoch}, step {event.step}"
             if run.place is not None and event.signal in WARNINGS:
                 return f"stopped by {event.signal} ahead of the time limit {position}; SLURM starts it again"
-            by = f" by {event.signal}" if run.place is not None and event.signal else ""
-            return f"stopped{by} {position}; running it again resumes there"
+            if run.place is not None and event.signal:
+                return f"stopped by {event.signal} {position}; SLURM may start it again"
+            return f"stopped {position}; running it again resumes there"
         case Failed():
             what = "test failed" if run.state.finished else "failed"
             return f"{what}: {event.message}\n   {event.hint}"

@@ -35,6 +35,8 @@ LIVE = frozenset(
 """States of a job that has not ended, or will be started again."""
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
 """States of a job that waits for its start."""
+ENDED = frozenset({"CANCELLED", "COMPLETED", "FAILED"})
+"""States of a job that has ended, and that nobody starts again."""
 WARNINGS = ("SIGUSR1", "SIGUSR2", "SIGXCPU")
 """Signals that SLURM sends ahead of the time limit, and sites ahead of a preemption: the run saves a checkpoint and
 ends, and its job is started again."""

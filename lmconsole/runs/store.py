@@ -14,7 +14,7 @@ from lmconsole.errors import RunNotFoundError, StoreError
 from lmconsole.files import open_file
 from lmconsole.runs import lock
 from lmconsole.runs.claim import last_claim, log_bytes, make_claim
-from lmconsole.runs.cluster import WARNINGS, StatusReader, TaskStatus
+from lmconsole.runs.cluster import ENDED, WARNINGS, StatusReader, TaskStatus
 from lmconsole.runs.event_log import EventLog
 from lmconsole.runs.event_reader import EventReader
 from lmconsole.runs.events import AnyEvent, Failed, Queued, SlurmPlace, Stopped
@@ -87,20 +87,34 @@ class Run:
     def interrupted(self) -> bool:
         """Whether SLURM has interrupted the run and will start it again, so that it waits whatever its log says.
 
-        Its log ends with a warning, or as a node that failed has left it, while SLURM's answer is newer.
+        Its log ends with a signal, or as a node that failed has left it.
         """
-        if self._warned:
-            return (self.task is None or self.task.log_bytes is None) and not self.stop_requested
-        answer = self.cluster.status if self.cluster else None
-        waits = self.status is Status.RUNNING and self.task is not None and self.task.waits
-        return waits and answer is not None and self.state.last_t < answer.t
+        task = self.task
+        if not self.stopped_by_slurm:
+            return self.status is Status.RUNNING and task is not None and task.waits and self._answered
+        if task is not None and task.log_bytes is not None:
+            return False
+        if task is not None and self._answered:
+            return task.state not in ENDED
+        return self.state.stopped is not None and self.state.stopped.signal in WARNINGS
 
     @property
-    def _warned(self) -> bool:
-        """Whether the run on SLURM has ended because of a warning, after which its job is started again."""
+    def awaits_slurm(self) -> bool:
+        """Whether a signal has stopped the run, and SLURM has not yet said whether it starts it again."""
+        return self.stopped_by_slurm and not self._answered
+
+    @property
+    def stopped_by_slurm(self) -> bool:
+        """Whether a signal has stopped the run in its job, and no person has asked it to stop."""
         stopped = self.state.stopped
-        ended = self.place is not None and self.state.status is Status.STOPPED and stopped is not None
-        return ended and stopped is not None and stopped.signal in WARNINGS
+        by_signal = self.state.status is Status.STOPPED and stopped is not None and stopped.signal is not None
+        return by_signal and self.place is not None and not self.stop_requested
+
+    @property
+    def _answered(self) -> bool:
+        """Whether SLURM was asked about the run after the last event of its log."""
+        answer = self.cluster.status if self.cluster else None
+        return self.task is not None and answer is not None and self.state.last_t < answer.t
 
     @property
     def can_be_tested(self) -> bool:
@@ -159,7 +173,7 @@ class Run:
 
     def _refresh_task(self) -> None:
         self.task = None
-        if self.cluster is not None and self.place is not None and (self.state.status.active or self._warned):
+        if self.cluster is not None and self.place is not None and (self.state.status.active or self.stopped_by_slurm):
             self.cluster.refresh()
             self.task = self.cluster.task(self.place)
 

@@ -128,6 +128,10 @@ def test_slurm_that_does_not_answer_is_named_once_for_all_runs(
         (Stopped(epoch=1, step=3, signal="SIGUSR1"), PENDING, True, Status.STOPPED),
         (Stopped(epoch=1, step=3, signal="SIGUSR1"), TaskStatus(state="CANCELLED", log_bytes=9), False, Status.STOPPED),
         (Stopped(epoch=1, step=3, signal="SIGTERM"), None, False, Status.STOPPED),
+        (Stopped(epoch=1, step=3, signal="SIGTERM"), PENDING, True, Status.STOPPED),
+        (Stopped(epoch=1, step=3, signal="SIGTERM"), TaskStatus(state="PREEMPTED"), True, Status.STOPPED),
+        (Stopped(epoch=1, step=3, signal="SIGTERM"), TaskStatus(state="CANCELLED"), False, Status.STOPPED),
+        (Stopped(epoch=1, step=3, signal="SIGTERM"), TaskStatus(log_bytes=9), False, Status.STOPPED),
         (Stopped(epoch=1, step=3), None, False, Status.STOPPED),
         (factories.progress(), PENDING, True, Status.RUNNING),
         (factories.progress(), TaskStatus(state="RUNNING", node="n1"), False, Status.RUNNING),
@@ -145,6 +149,8 @@ def test_a_run_that_slurm_starts_again_is_interrupted(
     (run,) = answer(tmp_path, *([task] if task else []))
     assert (run.interrupted, run.status) == (interrupted, status)
     assert run.active_on_slurm == (status is Status.RUNNING or interrupted)
+    by_signal = isinstance(last, Stopped) and last.signal is not None
+    assert (run.stopped_by_slurm, run.awaits_slurm) == (by_signal, by_signal and task is None)
 
 
 def test_an_old_answer_of_slurm_does_not_interrupt_a_run_that_has_begun_since(
@@ -164,7 +170,7 @@ def test_events_name_node_job_and_what_slurm_does_next(submitted: Callable[..., 
     assert [sentence(run, event) for event in (STARTED, warned, ended, again)] == [
         "started on node n1 (job 7_0), cpu (CPU), fp32",
         "stopped by SIGUSR1 ahead of the time limit in epoch 1, step 3; SLURM starts it again",
-        "stopped by SIGTERM in epoch 1, step 3; running it again resumes there",
+        "stopped by SIGTERM in epoch 1, step 3; SLURM may start it again",
         "queued again, as SLURM starts it again (restart 2)",
     ]
     assert run.state.queued

@@ -53,7 +53,8 @@ class Poller:
     def watch(self, runs: Iterable[Run]) -> bool:
         """Note which submissions have active ``runs``, and return whether there is one to ask SLURM about."""
         for run in runs:
-            if run.place and run.state.status.active and not run.left_by_slurm and self.owns(run):
+            active = run.state.status.active or run.interrupted or run.awaits_slurm
+            if run.place and active and not run.left_by_slurm and self.owns(run):
                 self._watched.setdefault(run.place.batch, 0)
         return bool(self._watched)
 
@@ -64,7 +65,7 @@ class Poller:
         if not self.watch(runs) or (self._asked_s is not None and now_s - self._asked_s < self.interval_s):
             return []
         self._asked_s = now_s
-        active = [run for run in runs if (run.state.status.active or run.interrupted) and self.owns(run)]
+        active = [run for run in runs if (run.state.status.active or run.stopped_by_slurm) and self.owns(run)]
         before = {run.run: log_bytes(run.paths.events) for run in active}
         try:
             found = self.ask([user_name()])
