@@ -192,7 +192,8 @@ class LiveDisplay:
 def slurm_line(runs: Sequence[Run]) -> str:
     """Return a line about the runs that train or wait on SLURM; empty if there is none."""
     on_slurm = [run for run in runs if run.active_on_slurm]
-    return count_tasks(on_slurm) + no_answer(_answer(on_slurm)) if on_slurm else ""
+    lines = (count_tasks(on_slurm), no_answer(_answer(on_slurm))) if on_slurm else ()
+    return ". ".join(filter(None, lines))
 
 
 def waiting_reasons(runs: Sequence[Run]) -> set[str]:

@@ -82,8 +82,8 @@ def _print_tasks(store: Store, runs: Iterable[Run]) -> None:
     """Print how many runs train and wait on SLURM, why, and when SLURM was asked."""
     on_slurm, answer = [run for run in runs if run.active_on_slurm], store.cluster.status
     if on_slurm:
-        asked = f". SLURM was asked at {local_time(answer.t)}." if answer and not answer.problem else no_answer(answer)
-        print_message(f"{count_tasks(on_slurm)}{asked}")
+        asked = f"SLURM was asked at {local_time(answer.t)}." if answer and not answer.problem else no_answer(answer)
+        print_message(f"{count_tasks(on_slurm)}. {asked}")
 
 
 def _print_unattended(store: Store, runs: Iterable[Run]) -> None:

@@ -346,7 +346,7 @@ def _slurm_text(view: RunView, *, wide: bool) -> str:
     words, where = describe_task(view), f" on {escape_control_characters(view.node)}" if view.node else ""
     reason = f", {escape_control_characters(words)}".replace("\n", " ") if words else ""
     if view.interrupted:
-        return f"interrupted in {min(epoch, epochs)}/{epochs}{reason}"
+        return f"interrupted{reason}" if wide and reason else f"interrupted {min(epoch, epochs)}/{epochs}"
     if view.status is Status.QUEUED:
         if starts(view):
             return f"starting{where}"

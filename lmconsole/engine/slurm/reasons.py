@@ -109,12 +109,11 @@ def count_tasks(runs: Iterable[OnSlurm]) -> str:
 
 
 def no_answer(answer: ClusterStatus | None) -> str:
-    """Return a sentence, to follow another one, that SLURM has not been asked yet or does not answer; empty if it has
-    answered."""
+    """Return a sentence that SLURM has not been asked yet or does not answer; empty if it has answered."""
     if answer is None:
-        return ". SLURM has not been asked yet."
+        return "SLURM has not been asked yet."
     if answer.problem:
-        return f". SLURM does not answer: {answer.problem}. It did at {local_time(answer.t)}."
+        return f"SLURM does not answer: {answer.problem}. It did at {local_time(answer.t)}."
     return ""
 
 

@@ -177,9 +177,10 @@ class Gauges(Grid):
             speed = f", {rate(total.tokens_per_s)} tokens/s" if total.tokens_per_s is not None else ""
             text = f"and {counted(len(order) - len(shown), 'more device')}: {counted(len(others), 'run')}{speed}"
             rows.append(text_cells(text))
-        about = escape_control_characters(count_tasks(on_slurm) + no_answer(self.snapshot.cluster)).replace("\n", " ")
         width = self.size.width
-        rows.append(text_cells(about if len(about) <= width else f"{about[: max(width - 1, 0)]}…"))
+        for text in filter(None, (count_tasks(on_slurm), no_answer(self.snapshot.cluster))):
+            line = escape_control_characters(text).replace("\n", " ")
+            rows.append(text_cells(line if len(line) <= width else f"{line[: max(width - 1, 0)]}…"))
         return rows
 
     def _node_line(self, device: Device, runs: Sequence[RunView]) -> list[GridCell]:
