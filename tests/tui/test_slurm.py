@@ -66,7 +66,7 @@ async def test_rows_and_gauges_say_where_runs_train_and_why_others_wait(stage: S
         )
         assert "Host memory" not in screen(pilot)
         answer(stage, {0: WAITS, 2: HELD}, problem="Unable to contact slurm controller")
-        await shows(pilot, "SLURM does not answer")
+        await shows(pilot, "SLURM does not answer: Unable to contact slurm controller. It did at")
 
 
 async def test_an_experiment_sums_up_its_seeds_on_slurm_with_the_most_frequent_reason(stage: Stage) -> None:

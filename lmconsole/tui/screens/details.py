@@ -94,7 +94,14 @@ class Details(FooterScreen[None], ModalScreen[None]):
                     yield Static(_settings(self._view, self._baseline()), id="settings-body")
                 for name in self._tails:
                     with TabPane(FILES[name], id=name):
-                        yield RichLog(id=f"{name}-body", max_lines=MAX_LINES, wrap=True, markup=False, highlight=False)
+                        yield RichLog(
+                            id=f"{name}-body",
+                            min_width=0,
+                            max_lines=MAX_LINES,
+                            wrap=True,
+                            markup=False,
+                            highlight=False,
+                        )
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
