@@ -100,7 +100,7 @@ class Run:
 
     @property
     def awaits_slurm(self) -> bool:
-        """Whether a signal has stopped the run, and SLURM has not yet said whether it starts it again."""
+        """Whether a signal has stopped the run, and SLURM has not yet answered whether it starts it again."""
         return self.stopped_by_slurm and not self._answered
 
     @property

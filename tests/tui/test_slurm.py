@@ -135,7 +135,7 @@ async def test_details_show_job_node_restarts_reason_and_the_output_of_the_job(s
 async def test_a_run_of_this_machine_has_no_page_and_no_actions_of_slurm(stage: Stage) -> None:
     stage.record(1)
     async with stage.console() as pilot:
-        await pilot.press("S", "h", "H", "enter")
+        await pilot.press("S", "H", "L", "enter")
         await shows(pilot, "Worker log")
         assert "SLURM" not in screen(pilot)
         commands = console_of(pilot).get_system_commands(console_of(pilot).main)
@@ -158,9 +158,9 @@ async def test_actions_on_slurm_apply_to_waiting_or_running_runs_of_the_selectio
         assert {"Hold on SLURM", "Release on SLURM", "Start again on SLURM"} <= set(titles)
         await pilot.press("S")
         await shows(pilot, "None of the selected runs is running on SLURM.")
-        await pilot.press("h")
+        await pilot.press("H")
         await shows(pilot, "squeue: no such program")
-        await pilot.press("down", "h")
+        await pilot.press("down", "L")
         await shows(pilot, "None of the selected runs is waiting on SLURM.")
         await pilot.press("S")
         await shows(pilot, "Start 1 run again?", "2 LSTM 1L AdamW, s42 on n1", "last checkpoint.")

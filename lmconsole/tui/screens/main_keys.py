@@ -12,9 +12,9 @@ BINDINGS: list[BindingType] = [
     Binding("d,delete", "delete", "Delete", id="delete", show=False, tooltip="Run: delete, into the store's trash"),
     Binding("U", "app.undelete", "Undelete", id="restore", show=False, tooltip="Run: restore the runs deleted last"),
     Binding(
-        "h", "task('hold')", "Hold on SLURM", id="hold", show=False, tooltip="SLURM: hold; waiting runs are not started"
+        "H", "task('hold')", "Hold on SLURM", id="hold", show=False, tooltip="SLURM: hold; waiting runs are not started"
     ),
-    Binding("H", "task('release')", "Release on SLURM", id="release", show=False, tooltip="SLURM: release held runs"),
+    Binding("L", "task('release')", "Release on SLURM", id="release", show=False, tooltip="SLURM: release held runs"),
     Binding(
         "S",
         "task('requeue')",
