@@ -18,7 +18,7 @@ from lmconsole.engine import child, processes
 from lmconsole.engine.probe import ResolvedRun
 from lmconsole.engine.queue import enqueue
 from lmconsole.plan.load import load_plan
-from lmconsole.runs.events import Queued
+from lmconsole.runs.events import Queued, SlurmPlace
 from lmconsole.runs.info import CorpusInfo
 from lmconsole.runs.permissions import AfterQueue, Permissions
 from lmconsole.runs.store import Run, Store
@@ -95,14 +95,15 @@ def queue_tiny(
     auto: bool = False,
     fresh: bool = False,
     test: bool = True,
+    slurm: SlurmPlace | None = None,
     **more: Any,
 ) -> Run:
     """Queue one tiny run in the store ``root / "runs"``, without a runner. With ``auto``, ``threads`` is what the
-    probe answered and ``jobs`` the most at once. Without ``test`` it is a tuning run. ``more`` goes to
-    ``resolved_tiny``."""
+    probe answered and ``jobs`` the most at once. Without ``test`` it is a tuning run. With ``slurm``, it has a place in
+    that submission. ``more`` goes to ``resolved_tiny``."""
     resolved = resolved_tiny(root, model, threads=threads, **more)
     store = Store(root / "runs")
-    queued = Queued(devices=("cpu",), jobs=jobs, test=test)
+    queued = Queued(devices=("cpu",), jobs=jobs, test=test, slurm=slurm)
     (decision,) = enqueue(store, [resolved], queued, fresh=fresh, refuse_active=True, threads=None if auto else threads)
     return store.find(str(decision.run))
 

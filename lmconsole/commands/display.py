@@ -13,8 +13,22 @@ from rich.text import Text
 
 from lmconsole import formatting
 from lmconsole.commands.output import console, print_json_line, print_message
+from lmconsole.engine.slurm.reasons import count_tasks, describe_task, no_answer
 from lmconsole.errors import escape_control_characters
-from lmconsole.runs.events import AnyEvent, Epoch, Evaluation, Failed, Finished, Progress, Started, Stopped, perplexity
+from lmconsole.runs.cluster import WARNINGS, ClusterStatus
+from lmconsole.runs.events import (
+    AnyEvent,
+    Epoch,
+    Evaluation,
+    Failed,
+    Finished,
+    Progress,
+    Queued,
+    SlurmPlace,
+    Started,
+    Stopped,
+    perplexity,
+)
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run
 
@@ -55,8 +69,13 @@ def sentence(run: Run, event: AnyEvent) -> str | None:
     """Return one sentence about ``event``; None for events that only a log needs."""
     epochs = run.info.settings.epochs
     match event:
+        case Queued(slurm=SlurmPlace(restarts=restarts)) if restarts:
+            return f"queued again, as SLURM starts it again (restart {restarts})"
         case Started():
             again = f", attempt {event.attempt}" if event.attempt > 1 else ""
+            if event.slurm_job:
+                node = f"on node {event.slurm_node or formatting.UNKNOWN} (job {event.slurm_job})"
+                return f"started {node}, {event.device} ({event.device_name}), {event.precision}{again}"
             return f"started on {event.device} ({event.device_name}), {event.precision}{again}"
         case Evaluation():
             return (
@@ -84,6 +103,10 @@ def sentence(run: Run, event: AnyEvent) -> str | None:
                 return "stopped during the test; running it again tests it"
             tested = event.epoch > epochs
             position = "during the final test" if tested else f"in epoch {event.epoch}, step {event.step}"
+            if run.place is not None and event.signal in WARNINGS:
+                return f"stopped by {event.signal} ahead of the time limit {position}; SLURM starts it again"
+            if run.place is not None and event.signal:
+                return f"stopped by {event.signal} {position}; SLURM may start it again"
             return f"stopped {position}; running it again resumes there"
         case Failed():
             what = "test failed" if run.state.finished else "failed"
@@ -99,6 +122,8 @@ class PlainDisplay:
 
     def __init__(self) -> None:
         self._console = console(stderr=True)
+        self._reasons: set[str] = set()
+        """Reasons why runs wait on SLURM that have been shown."""
 
     def __enter__(self) -> "PlainDisplay":
         return self
@@ -116,7 +141,11 @@ class PlainDisplay:
         print_message(message)
 
     def refresh(self, runs: Sequence[Run]) -> None:
-        pass
+        """Say what SLURM does with the runs when there is a reason that has not been shown."""
+        reasons = waiting_reasons(runs)
+        if not reasons <= self._reasons:
+            self._reasons |= reasons
+            self.say(slurm_line(runs))
 
 
 class JsonDisplay(PlainDisplay):
@@ -155,27 +184,59 @@ class LiveDisplay:
         self._live.console.print(Text(escape_control_characters(message)))
 
     def refresh(self, runs: Sequence[Run]) -> None:
-        self._live.update(Group(active_table(runs), total_line(runs)), refresh=True)
+        line = slurm_line(runs)
+        tasks = [Text(escape_control_characters(line), style="dim")] if line else []
+        self._live.update(Group(active_table(runs), *tasks, total_line(runs)), refresh=True)
+
+
+def slurm_line(runs: Sequence[Run]) -> str:
+    """Return a line about the runs that train or wait on SLURM; empty if there is none."""
+    on_slurm = [run for run in runs if run.active_on_slurm]
+    lines = (count_tasks(on_slurm), no_answer(_answer(on_slurm))) if on_slurm else ()
+    return ". ".join(filter(None, lines))
+
+
+def waiting_reasons(runs: Sequence[Run]) -> set[str]:
+    """Return the different reasons why runs wait on SLURM, and why it does not answer."""
+    on_slurm = [run for run in runs if run.active_on_slurm]
+    answer = _answer(on_slurm)
+    return {*(describe_task(run) for run in on_slurm), answer.problem if answer else ""} - {""}
+
+
+def _answer(on_slurm: Sequence[Run]) -> ClusterStatus | None:
+    """Return SLURM's last answer about these runs of one store."""
+    reader = on_slurm[0].cluster if on_slurm else None
+    return reader.status if reader else None
 
 
 def active_table(runs: Sequence[Run]) -> Table | Text:
     """Return a table with a row for each run in progress."""
-    if not any(run.status is Status.RUNNING for run in runs):
-        return Text("starting the next run …" if any(run.status.active for run in runs) else "", style="dim")
+    training = [run for run in runs if run.status is Status.RUNNING and not run.interrupted]
+    if not training:
+        here = any(run.status.active and run.place is None for run in runs)
+        return Text("starting the next run …" if here else "", style="dim")
     table = Table(box=None, pad_edge=False, header_style="dim", show_edge=False)
     table.add_column("")
+    on_slurm = any(run.active_on_slurm for run in runs)
+    if on_slurm:
+        table.add_column("Node", no_wrap=True)
     for name in ("Epoch", "Step", "Tokens/s", "Train PPL", "Valid PPL", "Left"):
         table.add_column(name, justify="right", no_wrap=True)
     seed = several_seeds(runs)
-    for run in runs:
-        if run.status is Status.RUNNING:
-            table.add_row(*_active_row(run, seed))
+    for run in training:
+        name, *numbers = _active_row(run, seed)
+        table.add_row(name, *([_node(run)] if on_slurm else []), *numbers)
     return table
 
 
 def several_seeds(runs: Sequence[Run]) -> bool:
     """Return whether names of runs need their seed."""
     return len({run.info.seed for run in runs}) > 1
+
+
+def _node(run: Run) -> str:
+    node = run.state.latest.slurm_node if run.state.latest else None
+    return escape_control_characters(node or formatting.UNKNOWN)
 
 
 def _active_row(run: Run, seed: bool) -> list[str]:

@@ -50,7 +50,7 @@ def experiments_table(plan: Plan, latest: dict[int, Run]) -> Table:
             str(experiment.layers),
             OPTIMIZER_NAMES[experiment.optimizer],
             *([Text(escape_control_characters(", ".join(own)) or UNKNOWN)] if named else []),
-            describe_status(run) if run else UNKNOWN,
+            describe_status(run, on_slurm=True) if run else UNKNOWN,
             escape_control_characters(run.info.preset) if run else UNKNOWN,
             valid_perplexity(run) if run else UNKNOWN,
         )

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from lmconsole.commands.output import console, plain_table
 from lmconsole.engine.digest import Digest
+from lmconsole.engine.slurm.reasons import describe_task, starts
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import DAMAGE_MARK, UNKNOWN, perplexity, seconds
 from lmconsole.runs.state import Status
@@ -29,9 +30,14 @@ NOT_TESTED_NOTE = f"Test {UNKNOWN}: not tested. The same `lmconsole run` without
 DAMAGE_NOTE = f"{DAMAGE_MARK}: damaged, so not a complete result; `lmconsole status` says where."
 
 
-def describe_status(run: Run) -> Text:
-    """Return the status in a word or two, with the epoch of an active run, and the mark of a damaged one."""
+def describe_status(run: Run, *, on_slurm: bool = False) -> Text:
+    """Return the status in a word or two, with the epoch of an active run, and the mark of a damaged one.
+
+    ``on_slurm``: with node and job of a run that trains on SLURM, or the reason why it waits.
+    """
     text = _describe_status(run)
+    if on_slurm and run.place is not None and not run.problem:
+        _add_task(text, run)
     if run.info.reproduces is not None:
         text.append(", reproduction")
     return text.append(DAMAGE_MARK) if run.state.damage else text
@@ -46,6 +52,8 @@ def _describe_status(run: Run) -> Text:
         return Text(_describe_imported(run), style="dim")
     if state.being_tested:
         text = "to be tested" if status is Status.QUEUED else "stopping, testing" if run.stop_requested else "testing"
+    elif run.interrupted:
+        text = f"interrupted in epoch {min(state.position[0], epochs)}"
     elif status is Status.RUNNING:
         text = f"epoch {min(state.position[0], epochs)}/{epochs}"
         if run.stop_requested:
@@ -57,6 +65,18 @@ def _describe_status(run: Run) -> Text:
     elif status in (Status.STOPPED, Status.LOST):
         text = f"{status.value} in epoch {min(state.position[0], epochs)}"
     return Text(text, style=STATUS_STYLES[status])
+
+
+def _add_task(text: Text, run: Run) -> None:
+    """Add where a run trains on SLURM, or why it does not, on one line: such reasons are long and often the same."""
+    words, latest = describe_task(run), run.state.latest
+    if starts(run):
+        text.plain = f"starting on {run.task.node}" if run.task and run.task.node else "starting"
+    elif run.status is Status.RUNNING and not run.interrupted and latest is not None and latest.slurm_node:
+        text.append(f" on {latest.slurm_node} ({latest.slurm_job})")
+    if words:
+        text.append(f", {words}")
+        text.no_wrap, text.overflow = True, "ellipsis"
 
 
 def _describe_imported(run: Run) -> str:

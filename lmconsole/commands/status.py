@@ -6,12 +6,22 @@ from pathlib import Path
 from typing import Literal, cast
 
 import msgspec
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from lmconsole.commands.output import plain_table, print_data, print_json, print_message, print_table, warn_about
+from lmconsole.commands.output import (
+    console,
+    plain_table,
+    print_data,
+    print_json,
+    print_message,
+    print_table,
+    warn_about,
+)
 from lmconsole.commands.results import describe_status, valid_perplexity
 from lmconsole.engine.digest import read_digest
+from lmconsole.engine.slurm.reasons import count_tasks, describe_task, no_answer
 from lmconsole.errors import escape_control_characters
 from lmconsole.formatting import DAMAGE_MARK, local_time, seconds
 from lmconsole.plan.experiment import Model, Optimizer
@@ -22,6 +32,10 @@ from lmconsole.runs.store import Run, Store, without_garbage_collection
 
 MAX_LISTED = 12
 """Runs that a message lists by name."""
+NUMBERS_WIDTH = 23
+"""Width of the columns of numbers in the table, with the spaces between columns."""
+LEAST_STATUS = 16
+"""Least width of the column of states where runs are on SLURM."""
 
 
 def show_status(root: Path, *, json: bool) -> None:
@@ -39,6 +53,7 @@ def _show_status(store: Store, *, json: bool) -> None:
         print_message(f"{store.root}: {found}. `lmconsole run ID` trains an experiment.")
     else:
         print_table(status_table(runs))
+        _print_tasks(store, runs)
         _print_unattended(store, runs)
         _print_untested(runs)
         for run in runs:
@@ -61,6 +76,14 @@ def show_digest(root: Path, *, json: bool) -> None:
         print_message(f"{store.root}: no digest yet. The first is written when the queue is empty.")
     else:
         print_data(f"{digest.host}, {local_time(digest.time)}\n{digest.text}")
+
+
+def _print_tasks(store: Store, runs: Iterable[Run]) -> None:
+    """Print how many runs train and wait on SLURM, why, and when SLURM was asked."""
+    on_slurm, answer = [run for run in runs if run.active_on_slurm], store.cluster.status
+    if on_slurm:
+        asked = f"SLURM was asked at {local_time(answer.t)}." if answer and not answer.problem else no_answer(answer)
+        print_message(f"{count_tasks(on_slurm)}. {asked}")
 
 
 def _print_unattended(store: Store, runs: Iterable[Run]) -> None:
@@ -90,13 +113,19 @@ def status_table(runs: Iterable[Run]) -> Table:
     table.columns[0].overflow = "fold"
     table.columns[0].no_wrap = False
     runs = list(runs)
+    if any(run.active_on_slurm for run in runs):  # reasons are long: they take what the names leave
+        others = max(cell_len(run.run) for run in runs) + NUMBERS_WIDTH
+        table.columns[1].no_wrap = False
+        table.columns[1].max_width = max(console().width - others, LEAST_STATUS)
     noted = any(run.notes.text for run in runs)
     if noted:
         table.add_column("Tags and note", overflow="fold")
     for run in runs:
         name = Text(escape_control_characters(run.run))
         notes = [Text(escape_control_characters(run.notes.text))] if noted else []
-        table.add_row(name, describe_status(run), valid_perplexity(run), seconds(run.state.elapsed_train_s), *notes)
+        table.add_row(
+            name, describe_status(run, on_slurm=True), valid_perplexity(run), seconds(run.state.elapsed_train_s), *notes
+        )
     return table
 
 
@@ -112,6 +141,27 @@ class RunError(msgspec.Struct, frozen=True, kw_only=True):
     """Message for people: what happened."""
     hint: str
     """Message for people: what to do about it."""
+
+
+class SlurmSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One run in SLURM. Unknown is null."""
+
+    job: str | None
+    """Job, such as ``1234_17`` for a task of an array: the present one, or else that of the latest attempt."""
+    node: str | None
+    """Node on which the run trains, or trained last."""
+    restarts: int
+    """Times that SLURM has started the run again."""
+    state: str | None
+    """State of the job in SLURM's words, such as ``PENDING``; null if the run has ended or SLURM has not been asked."""
+    reason: str | None
+    """Reason why the job waits in SLURM's words, such as ``Priority``; null without one."""
+    description: str | None
+    """Message for people: why the run does not train; null if it does, if it has ended, or if that is unknown."""
+    asked: str | None
+    """Time at which SLURM was asked: UTC, ISO 8601; null with ``state``."""
+    problem: str | None
+    """Reason why SLURM has not answered since then; null if it has."""
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,6 +227,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Device of the latest attempt as PyTorch names it: ``cpu`` or ``cuda:0``."""
     precision: str
     """Precision of matrix products: ``fp32``, ``tf32`` or ``bf16``."""
+    slurm: SlurmSummary | None
+    """Task of a run that SLURM starts; null for all other runs."""
     error: RunError | None
     """Failure of the last attempt; null if that has not failed. A finished run has one if its later test failed."""
     note: str | None
@@ -228,6 +280,7 @@ def summarize(run: Run) -> RunSummary:
         energy_j=finished.energy_j if finished else None,
         device=state.latest.device if state.latest else None,
         precision=info.settings.precision,
+        slurm=_summarize_task(run),
         error=RunError(error=failed.error, message=failed.message, hint=failed.hint) if failed else None,
         note=run.notes.note or None,
         tags=run.notes.tags,
@@ -236,6 +289,23 @@ def summarize(run: Run) -> RunSummary:
         damage=state.damage,
         problem=run.problem,
         folder=str(run.paths.folder),
+    )
+
+
+def _summarize_task(run: Run) -> SlurmSummary | None:
+    if run.place is None:
+        return None
+    task, latest = run.task, run.state.latest
+    answer = run.cluster.status if run.cluster and task else None
+    return SlurmSummary(
+        job=(task.job if task else "") or (latest.slurm_job if latest else None),
+        node=(task.node if task else "") or (latest.slurm_node if latest else None),
+        restarts=run.place.restarts,
+        state=(task.state or None) if task else None,
+        reason=(task.reason or None) if task else None,
+        description=describe_task(run) or None,
+        asked=answer.t if answer else None,
+        problem=(answer.problem or None) if answer else None,
     )
 
 

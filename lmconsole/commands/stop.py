@@ -40,7 +40,7 @@ def stop(root: Path, names: Sequence[str], *, everything: bool, wait: bool, json
     """
     store = Store(root)
     if everything:
-        runs = [run for run in store.runs() if run.status.active]
+        runs = [run for run in store.runs() if run.status.active or run.interrupted]
     elif names:
         runs = [store.find(name) for name in names]
     else:

@@ -173,6 +173,11 @@ def stop_runs(store: Store, runs: Sequence[Run]) -> list[str]:
     """Ask active ``runs`` to stop, and remove queued ones from the queue. Return a line on each."""
     lines, removed = [], []
     for run in runs:
+        if run.interrupted:
+            run.request_stop()
+            removed.append(run)
+            lines.append(f"{run.run}: not started again")
+            continue
         if not run.status.active:
             lines.append(f"{run.run}: not active ({run.status.value})")
             continue

@@ -33,12 +33,13 @@ LIVE = frozenset(
     }
 )
 """States of a job that has not ended, or will be started again."""
-
-
+WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
+"""States of a job that waits for its start."""
 INTERRUPTED = frozenset({"BOOT_FAIL", "DEADLINE", "NODE_FAIL", "PREEMPTED", "REQUEUED", "TIMEOUT"})
 """States in which SLURM leaves a job that it, and not a person, has ended."""
 WARNINGS = ("SIGUSR1", "SIGUSR2", "SIGXCPU")
-"""Signals that SLURM sends ahead of a time limit, and ahead of a preemption."""
+"""Signals that SLURM sends ahead of the time limit, and sites ahead of a preemption: the run saves a checkpoint and
+ends, and its job is started again."""
 
 
 class TaskStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -53,13 +54,24 @@ class TaskStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     node: str = ""
     """Name of the node."""
     log_bytes: int | None = None
-    """Size of the run's log when SLURM had ended its job: a log that has grown since is written by another one. None
-    while the job has not ended."""
+    """Size of the run's log when SLURM was asked: if it has grown since, the answer is older than its last event."""
+    ended: bool = False
+    """Whether SLURM has ended the job, as far as can be known."""
 
     @property
     def is_live(self) -> bool:
         """Whether the job waits or runs."""
         return self.state in LIVE
+
+    @property
+    def waits(self) -> bool:
+        """Whether the job waits for its start, the first one or another."""
+        return self.state in WAITING
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the job waits until a person releases it."""
+        return self.waits and (self.state.endswith("HOLD") or "held" in self.reason.lower() or "Hold" in self.reason)
 
 
 class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -44,7 +44,7 @@ class CorpusInfo(msgspec.Struct, frozen=True, kw_only=True):
     bytes: dict[Name, Number] = {}
     """UTF-8 bytes of the text of these targets. Empty where they are unknown: for token ids, for GPT-1's tokenizer,
     which does not keep the whole text, in runs of earlier versions and in imported ones."""
-    unigram_ppl: dict[Name, Annotated[float, msgspec.Meta(gt=0)]] = {}
+    unigram_ppl: dict[Name, Annotated[float, msgspec.Meta(gt=0.0)]] = {}
     """Perplexity of these targets for a unigram model: the token frequencies of the targets of the train split, with
     one added to the count of each token of the vocabulary. Empty in runs of earlier versions and in imported ones."""
 

@@ -47,10 +47,12 @@ class Run:
     cluster: StatusReader | None = None
     """Reader of the status of the runs of the store in SLURM."""
     task: TaskStatus | None = None
-    """Status in SLURM of the run while it is active; None without one."""
+    """Status in SLURM of the run while it is active, or is to be started again; None without one."""
     _notes_version: tuple[int, int, int] | None = None
     """Time, size and number of the file of notes that was read last; None if there was none."""
     _lost: bool = False
+    _answered: bool = False
+    """Whether SLURM was asked about the run after the last event of its log."""
     _reader: EventReader | None = None
 
     @property
@@ -63,7 +65,7 @@ class Run:
         """Status in the log, or ``LOST`` if that is running and no process holds the lock, or SLURM says that the job
         has ended. An imported run that has not ended is lost too: it never waits or runs, so the end of its log is
         missing. A run that SLURM has interrupted, and starts again, is ``QUEUED``."""
-        if self.starts_again:
+        if self.interrupted:
             return Status.QUEUED
         return Status.LOST if self._lost else self.state.status
 
@@ -76,34 +78,43 @@ class Run:
     def left_by_slurm(self) -> bool:
         """Whether the log says that the run waits or runs, but SLURM has ended its job, and the log has not grown."""
         task = self.task
-        if self.place is None or not self.state.status.active or task is None or task.log_bytes is None:
-            return False
-        return log_bytes(self.paths.events) == task.log_bytes
+        return self.state.status.active and task is not None and task.ended and self._answered
 
     @property
-    def was_interrupted(self) -> bool:
-        """Whether a signal stopped the run in a task of SLURM, which may start it again."""
-        stopped = self.state.stopped
-        return (
-            self.place is not None
-            and self.state.status is Status.STOPPED
-            and stopped is not None
-            and stopped.signal is not None
-        )
+    def active_on_slurm(self) -> bool:
+        """Whether the run trains or waits on SLURM."""
+        return self.place is not None and not self.problem and self.status.active
 
     @property
-    def starts_again(self) -> bool:
-        """Whether the run, which SLURM has interrupted, is started again: by SLURM, or by the last job of its
-        submission."""
+    def interrupted(self) -> bool:
+        """Whether SLURM has interrupted the run, and it is started again: by SLURM, or by the last job of its
+        submission. Its log ends with a signal, or as a node that failed has left it."""
         place, task, stopped = self.place, self.task, self.state.stopped
-        if place is None or task is None or self.cluster is None or self.stop_requested:
-            return False
-        if self.was_interrupted and task.is_live:
+        if self.stopped_by_slurm:
+            if task is None or not self._answered:
+                return stopped is not None and stopped.signal in WARNINGS
+            if not task.ended:
+                return task.is_live
+        elif self.state.status is Status.RUNNING and task is not None and self._answered and task.waits:
             return True
-        if not (self.was_interrupted or self.left_by_slurm):
+        elif not self.left_by_slurm:
+            return False
+        if place is None or task is None or self.cluster is None or self.stop_requested:
             return False
         warned = stopped is not None and stopped.signal in WARNINGS and task.state != "CANCELLED"
         return (warned or task.state in INTERRUPTED) and self.cluster.last_job_is_live(place)
+
+    @property
+    def awaits_slurm(self) -> bool:
+        """Whether a signal has stopped the run, and SLURM has not yet answered whether it starts it again."""
+        return self.stopped_by_slurm and not self._answered
+
+    @property
+    def stopped_by_slurm(self) -> bool:
+        """Whether a signal has stopped the run in its job, and no person has asked it to stop."""
+        stopped = self.state.stopped
+        by_signal = self.state.status is Status.STOPPED and stopped is not None and stopped.signal is not None
+        return by_signal and self.place is not None and not self.stop_requested
 
     @property
     def can_be_tested(self) -> bool:
@@ -162,9 +173,11 @@ class Run:
 
     def _refresh_task(self) -> None:
         self.task = None
-        if self.cluster is not None and self.place is not None and (self.state.status.active or self.was_interrupted):
+        self._answered = False
+        if self.cluster is not None and self.place is not None and (self.state.status.active or self.stopped_by_slurm):
             self.cluster.refresh()
             self.task = self.cluster.task(self.place)
+            self._answered = self.task is not None and self.task.log_bytes == log_bytes(self.paths.events)
 
     def _has_no_worker(self) -> bool:
         return self.worker() is None if self.place is None else self.left_by_slurm
@@ -241,7 +254,8 @@ class Store:
         self.root = root.absolute()
         self._recent = recent
         self._cached = cached
-        self._cluster = StatusReader(self.root)
+        self.cluster = StatusReader(self.root)
+        """Reader of the status of the runs in SLURM."""
         self._folds: FoldCache | None = None
         self._runs: dict[str, Run] = {}
         self.problems: dict[str, str] = {}
@@ -300,7 +314,7 @@ class Store:
             name.encode()
         except UnicodeEncodeError:
             raise StoreError(f"{paths.folder}: the name is not UTF-8", hint="Rename the folder.") from None
-        return Run(paths, info, RunState(self._recent), cluster=self._cluster)
+        return Run(paths, info, RunState(self._recent), cluster=self.cluster)
 
     def runs(self) -> list[Run]:
         """Return every run with its log read up to now, in the order of ``oldest_first``. Raises StoreError if the

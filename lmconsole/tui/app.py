@@ -7,8 +7,10 @@ import signal
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
+from textual.actions import parse as parse_action
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.dom import DOMNode
 from textual.message import Message
 from textual.screen import Screen
 from textual.timer import Timer
@@ -231,7 +233,7 @@ class ConsoleApp(App[str]):
 
     def on_main_screen_stop_requested(self, message: MainScreen.StopRequested) -> None:
         """Stop active runs, after a question."""
-        active = [view for view in message.runs if view.status.active and not view.stopping]
+        active = [view for view in message.runs if (view.status.active or view.interrupted) and not view.stopping]
         if not active:
             self.notify("None of the selected runs is queued or running.", timeout=3)
             return
@@ -242,9 +244,31 @@ class ConsoleApp(App[str]):
             f"Stop {counted(len(names), 'run')}?", lines, note, "Stop", lambda: self.store_actions.stop(names)
         )
 
+    def on_main_screen_task_requested(self, message: MainScreen.TaskRequested) -> None:
+        """Hold or release waiting runs, or start running ones again, after a question."""
+        if message.action == "requeue":
+            views = [view for view in message.runs if view.active_on_slurm and view.node]
+        else:
+            views = [view for view in message.runs if view.active_on_slurm and not view.node]
+        if not views:
+            state = "running" if message.action == "requeue" else "waiting"
+            self.notify(f"None of the selected runs is {state} on SLURM.", timeout=3)
+            return
+        names = {view.run for view in views}
+
+        def act() -> None:
+            self.store_actions.control(names, message.action)
+
+        if message.action != "requeue":
+            act()
+            return
+        lines = [f"{v.info.experiment.id} {v.info.experiment.label}, {v.info.short_seed} on {v.node}" for v in views]
+        note = "SLURM ends their jobs and starts them again later, from the last checkpoint."
+        self._confirm(f"Start {counted(len(names), 'run')} again?", lines, note, "Start again", act)
+
     def on_main_screen_resume_requested(self, message: MainScreen.ResumeRequested) -> None:
         """Queue runs again that ended early, or that are queued and nobody will start."""
-        ended = [view for view in message.runs if not view.status.active or view.unattended]
+        ended = [view for view in message.runs if not (view.status.active or view.interrupted) or view.unattended]
         views = [view for view in ended if view.status is not Status.FINISHED or view.test_is_missing]
         if not views:
             self.notify("None of the selected runs was stopped, lost or failed.", timeout=3)
@@ -376,7 +400,7 @@ class ConsoleApp(App[str]):
 
     def _changed(self, text: str) -> None:
         self.feed.request_refresh()
-        self.notify(text, timeout=4)
+        self.notify(escape_control_characters(text), timeout=4 if len(text) < 80 else 10, markup=False)
 
     def on_store_actions_exported(self, message: StoreActions.Exported) -> None:
         """Show the exported files."""
@@ -418,7 +442,8 @@ class ConsoleApp(App[str]):
         """Yield the commands of the palette."""
         yield from (c for c in super().get_system_commands(screen) if c.title in ("Theme", "Screenshot"))
         for bindings, node in ((MainScreen.BINDINGS, self.main), (ExperimentTable.BINDINGS, self.main.table)):
-            yield from binding_commands(bindings, self.keymap, self.run_action, node)
+            usable = [each for each in bindings if isinstance(each, Binding) and _is_usable(each, node)]
+            yield from binding_commands(usable, self.keymap, self.run_action, node)
         if self.main.slow:
             title, text = "Draw at the normal rate", "Console: no longer draw less often"
         else:
@@ -428,6 +453,12 @@ class ConsoleApp(App[str]):
     def on_unmount(self) -> None:
         """End the feed's thread."""
         self.feed.close()
+
+
+def _is_usable(binding: Binding, node: DOMNode) -> bool:
+    """Return whether the action of a binding can be used on ``node`` now."""
+    _, name, parameters = parse_action(binding.action)
+    return node.check_action(name, parameters) is not False
 
 
 def _key_contexts() -> list[Context]:

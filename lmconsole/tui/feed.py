@@ -82,9 +82,21 @@ class _FollowedRun:
         """Replace the view if there are new ``events``, or if something has changed that is not in the log."""
         run, old = self.run, self.view
         stopping = run.status.active and run.stop_requested
-        new = (run.status, stopping, unattended, run.problem, run.state.damage, run.notes, run.notes_problem)
+        new = (
+            run.status,
+            run.task,
+            run.interrupted,
+            stopping,
+            unattended,
+            run.problem,
+            run.state.damage,
+            run.notes,
+            run.notes_problem,
+        )
         changed = old is None or new != (
             old.status,
+            old.task,
+            old.interrupted,
             old.stopping,
             old.unattended,
             old.problem,
@@ -238,6 +250,7 @@ class Feed:
             self._folds = self._guard(_STORE, partial(FoldCache, self._store.root))
         for deleted in set(self._followed) - names:
             self._followed.pop(deleted, None)
+        self._guard(_STORE, self._store.cluster.refresh)
         problems = {name: reason for name, reason in blocked.items() if name not in _BLOCKED}
         views: dict[str, RunView] = {}
         for name in names:
@@ -250,7 +263,13 @@ class Feed:
             if view is not None:
                 views[name] = view
         runs = oldest_first(views.values(), lambda view: (view.run, view.info, view.queued))
-        return replace(old, runs={view.run: view for view in runs}, problems=problems, error=error)
+        return replace(
+            old,
+            runs={view.run: view for view in runs},
+            problems=problems,
+            error=error,
+            cluster=self._store.cluster.status,
+        )
 
     def _publish(self, new: Snapshot) -> None:
         """Replace the snapshot if anything in it has changed."""
@@ -263,8 +282,8 @@ class Feed:
         if not (
             old.number
             and same_runs
-            and (old.problems, old.error, old.machine, old.messages)
-            == (new.problems, new.error, new.machine, new.messages)
+            and (old.problems, old.error, old.machine, old.cluster, old.messages)
+            == (new.problems, new.error, new.machine, new.cluster, new.messages)
         ):
             self.snapshot = new
 

@@ -1,6 +1,7 @@
 """The rows of the experiments table: texts, sort keys and styles, computed from a snapshot."""
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -128,7 +129,7 @@ def build_rows(
         view
         for views in by_experiment.values()
         for view in views
-        if view.status is Status.QUEUED and not (view.unattended or view.problem or view.run in problems)
+        if view.status is Status.QUEUED and not (view.place or view.unattended or view.problem or view.run in problems)
     ]
     queued.sort(key=lambda view: queue_order(view.info, view.queued))
     positions = {view.run: position for position, view in enumerate(queued, 1)}
@@ -255,6 +256,8 @@ def _rank(view: RunView) -> float:
 
 
 def _status_style(view: RunView) -> str:
+    if view.interrupted:
+        return "queued"
     if view.finished and view.finished.diverged:
         return "diverged"
     return "damaged" if view.damage and view.status is Status.FINISHED else view.status.value
@@ -264,6 +267,8 @@ def _group_status_text(group: Sequence[RunView], context: _Context) -> str:
     """Return how many seeds have finished, and the status of the most important other one."""
     running = [view for view in group if view.status is Status.RUNNING]
     finished = sum(view.status is Status.FINISHED for view in group)
+    if any(view.active_on_slurm for view in group):
+        return _slurm_group_text(group, finished, context)
     count = f"{finished}/{len(group)} seeds"
     if running:
         return f"{count}, {_status_text(running[0], context, wide=False)}" if context.wide else f"{count}, running"
@@ -291,6 +296,8 @@ def _status_text(view: RunView, context: _Context, *, wide: bool | None = None) 
         if view.failed:
             return "test failed"
         return "stopped early" if view.finished.stopped_early else "finished"
+    if view.active_on_slurm and not view.unattended:
+        return _slurm_text(view, wide=wide)
     if view.status is Status.RUNNING:
         if view.stopping:
             return "stopping"
@@ -315,6 +322,44 @@ def _status_text(view: RunView, context: _Context, *, wide: bool | None = None) 
     if view.status in (Status.STOPPED, Status.LOST):
         return f"{view.status.value} in {min(epoch, epochs)}/{epochs}"
     return view.status.value
+
+
+def _slurm_group_text(group: Sequence[RunView], finished: int, context: _Context) -> str:
+    """Return how many seeds have finished and train, some of them on SLURM, and the most frequent reason of others."""
+    from lmconsole.engine.slurm.reasons import describe_task  # not needed before there are such runs
+
+    running = sum(view.status is Status.RUNNING and not view.interrupted for view in group)
+    if not finished:
+        count = f"{running} of {len(group)} running"
+    else:
+        seeds = " seeds" if context.wide else ""
+        count = f"{finished}/{len(group)}{seeds}, {running} running"
+    reasons = Counter(words for view in group if view.active_on_slurm and (words := describe_task(view)))
+    return f"{count}; {reasons.most_common(1)[0][0]}" if reasons and context.wide else count
+
+
+def _slurm_text(view: RunView, *, wide: bool) -> str:
+    """Return where a run trains on SLURM, or why it does not."""
+    from lmconsole.engine.slurm.reasons import describe_task, starts
+
+    epochs, epoch = view.info.settings.epochs, view.position[0]
+    words, where = describe_task(view), f" on {escape_control_characters(view.node)}" if view.node else ""
+    reason = f", {escape_control_characters(words)}".replace("\n", " ") if words else ""
+    if view.interrupted:
+        return f"interrupted{reason}" if wide and reason else f"interrupted {min(epoch, epochs)}/{epochs}"
+    if view.status is Status.QUEUED:
+        if starts(view):
+            return f"starting{where}"
+        return f"queued{reason}" if wide or not reason else reason.removeprefix(", ")
+    if view.stopping:
+        return f"stopping{where}"
+    if epoch > epochs or view.finished:
+        return f"testing{where}"
+    if view.progress is None and not view.epochs:
+        return f"starting{where}"
+    if not wide or words or view.seconds_left is None:
+        return f"{epoch}/{epochs}{where}{reason}"
+    return f"epoch {epoch}/{epochs}{where}, {seconds(view.seconds_left)} left"
 
 
 def _metrics(

@@ -7,7 +7,19 @@ from pathlib import Path
 import msgspec
 
 from lmconsole.plan import flops
-from lmconsole.runs.events import Epoch, Failed, Finished, Progress, Queued, Started, Stopped, Telemetry, Validation
+from lmconsole.runs.cluster import ClusterStatus, TaskStatus
+from lmconsole.runs.events import (
+    Epoch,
+    Failed,
+    Finished,
+    Progress,
+    Queued,
+    SlurmPlace,
+    Started,
+    Stopped,
+    Telemetry,
+    Validation,
+)
 from lmconsole.runs.info import RunInfo
 from lmconsole.runs.notes import Notes
 from lmconsole.runs.state import Status
@@ -52,6 +64,10 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
     progress: Progress | None
     telemetry: Telemetry | None
     queued: Queued | None
+    task: TaskStatus | None
+    """Status in SLURM of a run that it starts; None if SLURM has not been asked about it."""
+    interrupted: bool
+    """Whether SLURM has interrupted the run and will start it again."""
     started: Started | None
     """Latest attempt at the training."""
     latest: Started | None
@@ -68,6 +84,23 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
     curve: Curve
     has_whole_curve: bool
     """Whether ``curve`` is that of the whole log, and not empty because the run comes from a cache."""
+
+    @property
+    def place(self) -> SlurmPlace | None:
+        """Place in a submission to SLURM that starts the run; None if the runner on this machine starts it."""
+        return self.queued.slurm if self.queued else None
+
+    @property
+    def active_on_slurm(self) -> bool:
+        """Whether the run trains or waits on SLURM."""
+        return self.place is not None and not self.problem and (self.status.active or self.interrupted)
+
+    @property
+    def node(self) -> str:
+        """Name of the node on which the run trains or is about to; empty if there is none."""
+        if self.status is Status.RUNNING and not self.interrupted and self.latest:
+            return self.latest.slurm_node or ""
+        return self.task.node if self.task and self.status is Status.QUEUED else ""
 
     @property
     def shown_epoch(self) -> Epoch | None:
@@ -107,6 +140,8 @@ class Snapshot:
     error: str | None = None
     """Reason why the store as a whole cannot be read."""
     machine: MachineSample = MachineSample()
+    cluster: ClusterStatus | None = None
+    """Last answer of SLURM about the runs; None if it has not been asked."""
     messages: tuple[str, ...] = ()
     """Messages of the runner about exports since the console opened."""
 
@@ -134,6 +169,8 @@ def view_of(run: Run, curve: Curve, *, stopping: bool, unattended: bool, has_who
         progress=state.progress[-1] if state.progress else None,
         telemetry=state.telemetry[-1] if state.telemetry else None,
         queued=state.queued,
+        task=run.task,
+        interrupted=run.interrupted,
         started=state.started,
         latest=state.latest,
         finished=state.finished,

@@ -5,7 +5,7 @@ What does the work is imported in that thread, so that the first paint comes soo
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from textual.app import App
 from textual.message import Message
@@ -21,8 +21,12 @@ from lmconsole.tui.options import ConsoleOptions
 if TYPE_CHECKING:
     from lmconsole.tui.actions import StartResult
 
+TaskAction = Literal["hold", "release", "requeue"]
+"""Action on the tasks of runs on SLURM."""
 QUEUING = "queuing"
 """Group of the workers that queue runs."""
+MAX_LINES = 6
+"""Lines of a notification about runs."""
 
 
 class StoreActions:
@@ -128,10 +132,23 @@ class StoreActions:
             from lmconsole.engine.submit import stop_runs
 
             store = self._store()
-            active = [run for run in store.runs() if run.run in runs and run.status.active]
+            active = [run for run in store.runs() if run.run in runs and (run.status.active or run.interrupted)]
             return self.Changed(f"{counted(len(stop_runs(store, active)), 'run')} will stop.")
 
         self._run(stop)
+
+    def control(self, runs: Collection[str], action: TaskAction) -> None:
+        """Hold, release or start again the tasks of ``runs`` on SLURM."""
+
+        def control() -> Message:
+            from lmconsole.engine.slurm.tasks import control_tasks
+
+            store = self._store()
+            lines = control_tasks(store, [run for run in store.runs() if run.run in runs], action)
+            more = [f"and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else []
+            return self.Changed("\n".join([*lines[:MAX_LINES], *more]))
+
+        self._run(control)
 
     def resume(self, runs: Sequence[str], finished: Collection[str]) -> None:
         """Queue ``runs`` again with the settings that they have, and export to the console's folder. Those that are

@@ -34,7 +34,7 @@ from lmconsole.engine.probe import ResolvedRun
 from lmconsole.engine.queue import enqueue
 from lmconsole.plan.load import load_plan
 from lmconsole.plan.presets import Plan
-from lmconsole.runs.events import Event, Failed, Queued, Stopped
+from lmconsole.runs.events import Event, Failed, Queued, SlurmPlace, Stopped
 from lmconsole.runs.info import CorpusInfo
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.store import Store
@@ -122,9 +122,16 @@ class Stage:
         self.hold(self.store.runner_lock)
 
     def queue(
-        self, number: int = 1, *, seed: int = 42, preset: str = "demo", corpus: CorpusInfo = CORPUS, **settings: object
+        self,
+        number: int = 1,
+        *,
+        seed: int = 42,
+        preset: str = "demo",
+        corpus: CorpusInfo = CORPUS,
+        slurm: SlurmPlace | None = None,
+        **settings: object,
     ) -> Recorded:
-        """Queue a run."""
+        """Queue a run, in a submission to SLURM if one is given."""
         experiment = self.plan.experiment(number)
         resolved = self.plan.resolve(experiment, preset, {"precision": "fp32", **settings})
         wanted = ResolvedRun(
@@ -137,7 +144,7 @@ class Stage:
             embeddings=None,
             threads=1,
         )
-        queued = Queued(devices=("cpu",), jobs=1)
+        queued = Queued(devices=("cpu",), jobs=1, slurm=slurm)
         (made,) = enqueue(self.store, [wanted], queued, fresh=True, refuse_active=False, threads=1)
         return Recorded(self.store.root / str(made.run))
 

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from lmconsole.engine.slurm.batch import Batch, read_batch, user_name
 from lmconsole.engine.slurm.commands import SlurmError, SlurmJob, jobs, tasks_by_place
 from lmconsole.errors import StoreError
@@ -57,8 +59,8 @@ class Poller:
     def watch(self, runs: Iterable[Run]) -> bool:
         """Note which submissions have active ``runs``, and return whether there is one to ask SLURM about."""
         for run in runs:
-            active = run.state.status.active and not run.left_by_slurm
-            if run.place and (active or run.starts_again) and self.owns(run):
+            active = run.state.status.active or run.interrupted or run.awaits_slurm
+            if run.place and active and (run.interrupted or not run.left_by_slurm) and self.owns(run):
                 self._watched.setdefault(run.place.batch, 0)
         return bool(self._watched)
 
@@ -69,13 +71,13 @@ class Poller:
         if not self.watch(runs) or (self._asked_s is not None and now_s - self._asked_s < self.interval_s):
             return []
         self._asked_s = now_s
-        active = [run for run in runs if (run.state.status.active or run.was_interrupted) and self.owns(run)]
+        active = [run for run in runs if (run.state.status.active or run.stopped_by_slurm) and self.owns(run)]
         before = {run.run: log_bytes(run.paths.events) for run in active}
         try:
             found = self.ask([user_name()])
         except SlurmError as error:
             self._report(error.message)
-            if not any(run.state.status.active or run.starts_again for run in active):
+            if not any(run.state.status.active or run.interrupted for run in active):
                 self._watched.clear()  # nothing is left to wait for but the last job
             return []
         self.problem = ""
@@ -87,9 +89,7 @@ class Poller:
                 continue
             places[place_key(run.place)] = self._status(run, tasks.get((run.place.batch, run.place.index)), before)
             if job := last.get(run.place.batch):
-                places[last_job_key(run.place)] = TaskStatus(
-                    job=job.name, state=job.state, reason=job.reason, node=job.node
-                )
+                places[last_job_key(run.place)] = describe_task(job, None)
         with contextlib.suppress(OSError):
             write_status(self.store.root, ClusterStatus(t=utc_now(), places=places))
         return self._without_jobs(found)
@@ -101,7 +101,7 @@ class Poller:
         key = place_key(place)
         if job is not None and job.is_live:
             self._misses.pop(key, None)
-            return TaskStatus(job=job.name, state=job.state, reason=job.reason, node=job.node)
+            return describe_task(job, before[run.run])
         misses = self._misses[key] = self._misses.get(key, 0) + 1
         size = before[run.run]
         # What the last attempt wrote may not be visible yet, and a run that was queued again has a new job in a moment.
@@ -113,11 +113,10 @@ class Poller:
                 job=known.job,
                 state="" if known.is_live else known.state,
                 node=known.node,
-                log_bytes=size if ended else None,
+                log_bytes=size,
+                ended=ended,
             )
-        return TaskStatus(
-            job=job.name, state=job.state, reason=job.reason, node=job.node, log_bytes=size if ended else None
-        )
+        return msgspec.structs.replace(describe_task(job, size), ended=ended)
 
     def _without_jobs(self, found: Sequence[SlurmJob]) -> list[str]:
         """Return the submissions that have had no job, not even the last one, for some time. They are watched no
@@ -142,12 +141,17 @@ class Poller:
             write_status(self.store.root, ClusterStatus(t=t, places=places, problem=problem))
 
 
+def describe_task(job: SlurmJob, size: int | None) -> TaskStatus:
+    """Return the status of a job, asked for when the log of its run had this ``size`` in bytes."""
+    return TaskStatus(job=job.name, state=job.state, reason=job.reason, node=job.node, log_bytes=size)
+
+
 def refresh_status(store: Store) -> None:
     """Ask SLURM about active runs of this user, before anything is queued: nobody may have asked for a long time. Where
     a job is missing, ask once more, since one is missing for a moment while it is submitted."""
     poller = Poller(store, lambda _: None, interval_s=0.0)
     runs = store.runs()
-    if not any(run.place and (run.state.status.active or run.starts_again) for run in runs):
+    if not any(run.place and (run.state.status.active or run.stopped_by_slurm) for run in runs):
         return
     for _ in range(MISSES):
         poller.poll(runs)

@@ -1,5 +1,13 @@
 """Phrases for the states and reasons of SLURM."""
 
+from collections import Counter
+from collections.abc import Iterable
+from typing import Protocol
+
+from lmconsole.formatting import local_time
+from lmconsole.runs.cluster import ClusterStatus, TaskStatus
+from lmconsole.runs.state import Status
+
 _REASONS = {
     "AssocGrpCpuLimit": "the account's limit of CPUs is reached",
     "AssocGrpGRES": "the account's limit of GPUs is reached",
@@ -60,3 +68,72 @@ def describe_reason(state: str, reason: str) -> str:
         known = _REASONS.get(reason) or next((w for name, w in _REASONS.items() if reason.startswith(name)), None)
         return known or (f"waits: {reason}" if reason and reason != "None" else "waits for SLURM")
     return _STATES.get(state, state.lower().replace("_", " ") if state else "unknown to SLURM")
+
+
+class OnSlurm(Protocol):
+    """A run on SLURM, as ``runs.store.Run`` and the console have it."""
+
+    @property
+    def status(self) -> Status:
+        """Status of the run."""
+
+    @property
+    def task(self) -> TaskStatus | None:
+        """Status of its task."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it waits to be started again."""
+
+
+def starts(run: OnSlurm) -> bool:
+    """Return whether the job of a queued run has begun, and its worker is about to."""
+    return run.status is Status.QUEUED and run.task is not None and run.task.state in ("RUNNING", "CONFIGURING")
+
+
+def describe_task(run: OnSlurm) -> str:
+    """Describe why a run does not train; empty if it does, or if SLURM has not been asked about it."""
+    task = run.task
+    if task is None or starts(run) or (run.interrupted and not task.waits):
+        return ""
+    if run.status is Status.RUNNING and not run.interrupted and task.state not in ("STOPPED", "SUSPENDED"):
+        return ""
+    return describe_reason(task.state, task.reason)
+
+
+def count_tasks(runs: Iterable[OnSlurm]) -> str:
+    """Count runs on SLURM that train or wait: ``36 on SLURM: 4 running, 32 wait (other jobs have priority)``."""
+    counts = Counter(map(_group, runs))
+    parts = [f"{count:,} {group[1 if count == 1 else 2]}" for group, count in sorted(counts.items(), key=_most_first)]
+    return f"{counts.total():,} on SLURM: {', '.join(parts)}"
+
+
+def no_answer(answer: ClusterStatus | None) -> str:
+    """Return a sentence that SLURM has not been asked yet or does not answer; empty if it has answered."""
+    if answer is None:
+        return "SLURM has not been asked yet."
+    if answer.problem:
+        return f"SLURM does not answer: {answer.problem}. It did at {local_time(answer.t)}."
+    return ""
+
+
+def _group(run: OnSlurm) -> tuple[int, str, str]:
+    """Return the place in the summary, and the words about one such run and about several."""
+    words = describe_task(run)
+    if run.interrupted:
+        note = f" (interrupted{f', {words}' if words else ''})"
+        return 3, f"waits{note}", f"wait{note}"
+    if run.status is Status.RUNNING:
+        text = f"running ({words})" if words else "running"
+        return 0, text, text
+    if starts(run):
+        return 1, "starting", "starting"
+    if words.startswith("waits"):
+        return 2, words, words.replace("waits", "wait", 1)
+    note = f" ({words})" if words else ""
+    return 2, f"waits{note}", f"wait{note}"
+
+
+def _most_first(item: tuple[tuple[int, str, str], int]) -> tuple[int, int, str]:
+    (place, words, _), count = item
+    return place, -count, words

@@ -1,4 +1,4 @@
-"""One run in detail: its state, settings, events and worker log."""
+"""One run in detail: its state, settings, events, worker log, and on SLURM the output of its job."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +15,11 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, Label, RichLog, Static, TabbedContent, TabPane
 
 from lmconsole import formatting
-from lmconsole.errors import escape_control_characters
+from lmconsole.errors import StoreError, escape_control_characters
 from lmconsole.files import LineTail
 from lmconsole.importing.settings import INFERRED, is_inferred
 from lmconsole.runs import endpoint
-from lmconsole.runs.events import Evaluation, Finished, Started
+from lmconsole.runs.events import Evaluation, Finished, SlurmPlace, Started
 from lmconsole.runs.info import RunInfo, describe_code
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.permissions import NOT_STARTED
@@ -29,12 +29,14 @@ from lmconsole.tui.screens.differences import settings_of
 from lmconsole.tui.snapshot import RunView
 
 REFRESH_S = 1.0
+NOTHING_YET = {"log": "The worker has printed nothing so far.", "slurm": "The job has printed nothing so far."}
 MAX_LINES = 5_000
 FIRST_BYTES = 64 * 1024
 """Bytes at the end of a file that are shown at first."""
 MAX_BYTES = 256 * 1024
 """Bytes of one read."""
-TABS = ("state", "settings", "events", "log")
+FILES = {"events": "Events", "log": "Worker log", "slurm": "SLURM output"}
+"""Titles of the tabs that follow files; the last one is that of a run on SLURM."""
 
 
 class Details(FooterScreen[None], ModalScreen[None]):
@@ -50,7 +52,7 @@ class Details(FooterScreen[None], ModalScreen[None]):
     ]
 
     class LinesRead(Message):
-        """New lines of the events and of the worker log."""
+        """New lines of the files that are followed."""
 
         def __init__(self, lines: dict[str, list[str]]) -> None:
             super().__init__()
@@ -66,28 +68,40 @@ class Details(FooterScreen[None], ModalScreen[None]):
         super().__init__()
         self._current, self._view, self._baseline = current, first, baseline
         paths = RunPaths(first.folder)
-        self._tails = {"events": _tail(paths.events), "log": _tail(paths.worker_log)}
+        self._tails: dict[str, LineTail | None] = {"events": _tail(paths.events), "log": _tail(paths.worker_log)}
+        """Files that are followed, by the name of their tab; None while it is not known which file that is."""
+        if first.place is not None:
+            self._tails["slurm"] = None
+        self._place: SlurmPlace | None = None
+        """Place in a submission whose output is followed."""
         self._reading = False
         self._shown_state = ""
-        self._log_is_empty: bool | None = None
-        """None before the worker log has been read."""
+        self._read_before: set[str] = set()
+        """Tabs whose files have been read."""
 
     def compose(self) -> ComposeResult:
-        """Yield four tabs."""
+        """Yield the tabs."""
         with Vertical(classes="wide-box"):
             yield Label(
                 escape_control_characters(f"{self._view.info.experiment.label}   {self._view.run}"),
                 classes="title",
                 markup=False,
             )
-            with TabbedContent(initial=TABS[0]):
+            with TabbedContent(initial="state"):
                 with TabPane("State", id="state"), VerticalScroll():
                     yield Static(id="state-body")
                 with TabPane("Settings", id="settings"), VerticalScroll():
                     yield Static(_settings(self._view, self._baseline()), id="settings-body")
-                for name, title in (("events", "Events"), ("log", "Worker log")):
-                    with TabPane(title, id=name):
-                        yield RichLog(id=f"{name}-body", max_lines=MAX_LINES, wrap=True, markup=False, highlight=False)
+                for name in self._tails:
+                    with TabPane(FILES[name], id=name):
+                        yield RichLog(
+                            id=f"{name}-body",
+                            min_width=0,
+                            max_lines=MAX_LINES,
+                            wrap=True,
+                            markup=False,
+                            highlight=False,
+                        )
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
@@ -113,12 +127,29 @@ class Details(FooterScreen[None], ModalScreen[None]):
     def _read(self) -> None:
         """Read new lines, in a thread."""
         found: dict[str, list[str]] = {}
+        try:
+            self._find_output()
+        except StoreError as error:
+            found["slurm"] = [str(error)]
         for name, tail in self._tails.items():
+            if tail is None:
+                continue
             try:
                 found[name] = tail.read_lines()
             except OSError as error:
                 found[name] = [f"cannot be read: {error.strerror}"]
         self.post_message(self.LinesRead(found))
+
+    def _find_output(self) -> None:
+        """Find the output of the run's task, again when it is submitted again. Raises StoreError."""
+        place = self._view.place
+        if place is None or "slurm" not in self._tails or (self._place and self._place.batch == place.batch):
+            return
+        from lmconsole.engine.slurm.batch import read_batch, task_log
+
+        self._place = place
+        root = self._view.folder.parent
+        self._tails["slurm"] = _tail(task_log(root, place, read_batch(root, place.batch)))
 
     def on_details_lines_read(self, message: LinesRead) -> None:
         """Append the lines to their tabs."""
@@ -128,21 +159,19 @@ class Details(FooterScreen[None], ModalScreen[None]):
             for line in lines:
                 text = _event(line) if name == "events" else escape_control_characters(line)
                 log.write(Text(text), scroll_end=log.auto_scroll)
-        if message.lines["log"]:
-            self._log_is_empty = False
-        elif self._log_is_empty is None:
-            self._log_is_empty = True
-            note = Text("The worker has printed nothing so far.", style="dim")
-            self.query_one("#log-body", RichLog).write(note)
+            if name in NOTHING_YET and not lines and name not in self._read_before:
+                log.write(Text(NOTHING_YET[name], style="dim"))
+            self._read_before.add(name)
 
     def action_next_tab(self, step: int) -> None:
         """Go to the next tab, or to the previous one."""
         tabs = self.query_one(TabbedContent)
-        tabs.active = TABS[(TABS.index(tabs.active) + step) % len(TABS)]
+        names = ["state", "settings", *self._tails]
+        tabs.active = names[(names.index(tabs.active) + step) % len(names)]
 
     def action_follow(self) -> None:
         """Scroll to new lines of log and events, or stop doing so."""
-        for name in ("events", "log"):
+        for name in self._tails:
             log = self.query_one(f"#{name}-body", RichLog)
             log.auto_scroll = not log.auto_scroll
         self.notify("Following the log." if log.auto_scroll else "Not following the log.", timeout=2)
@@ -190,6 +219,8 @@ def _state(view: RunView) -> list[tuple[str, str]]:
     if view.failed:
         rows += [("test failed" if view.finished else "error", view.failed.message)]
         rows += [("what to do", view.failed.hint)]
+    if view.place is not None:
+        rows += _task(view, view.place)
     if view.unattended:
         rows += [("not started", NOT_STARTED)]
     if view.problem:
@@ -233,6 +264,27 @@ def _state(view: RunView) -> list[tuple[str, str]]:
         else:
             rows += [("memory", f"{memory}, {formatting.mib(gpu_mib)} GPU" if gpu_mib else memory)]
     return [*rows, ("folder", str(view.folder)), ("command", " ".join(view.info.command))]
+
+
+def _task(view: RunView, place: SlurmPlace) -> list[tuple[str, str]]:
+    """Return job, node and state of a run on SLURM, while it is active with the reason why it waits."""
+    from lmconsole.engine.slurm.reasons import describe_task
+
+    task, latest = view.task, view.latest
+    job = (task.job if task else "") or (latest.slurm_job if latest else "") or formatting.UNKNOWN
+    restarts = f", started again {formatting.counted(place.restarts, 'time')} so far" if place.restarts else ""
+    rows = [("SLURM job", f"{job}{restarts}")]
+    if view.node:
+        rows += [("node", view.node)]
+    elif latest and latest.slurm_node:
+        rows += [("last node", latest.slurm_node)]
+    words = describe_task(view)
+    if view.interrupted:
+        words = f"interrupted; SLURM starts it again{f' ({words})' if words else ''}"
+    state = task.state if task else ""
+    if state or words:
+        rows += [("in SLURM", ", ".join(each for each in (state, words) if each))]
+    return rows
 
 
 def _difference(view: RunView, baseline: Baseline | None) -> list[tuple[str, str]]:

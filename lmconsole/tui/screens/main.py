@@ -36,6 +36,7 @@ from lmconsole.tui.selection import (
 )
 from lmconsole.tui.snapshot import RunView, Snapshot
 from lmconsole.tui.sorting import Sort, sort_rows
+from lmconsole.tui.store_actions import TaskAction
 from lmconsole.tui.terminal.compositor import CroppedCompositor
 from lmconsole.tui.terminal.textual_internals import set_compositor
 from lmconsole.tui.widgets.curves import ChartOption, Curves
@@ -99,6 +100,13 @@ class MainScreen(FooterScreen[None]):
 
     class ResumeRequested(_RunsMessage):
         """Those of the selected runs that ended early should be queued again."""
+
+    class TaskRequested(_RunsMessage):
+        """The tasks of the selected runs on SLURM should be held, released or started again."""
+
+        def __init__(self, runs: Sequence[RunView], action: TaskAction) -> None:
+            super().__init__(runs)
+            self.action = action
 
     class NotesRequested(_RunsMessage):
         """The notes of the selected runs should be edited."""
@@ -231,9 +239,11 @@ class MainScreen(FooterScreen[None]):
 
     def _update_curves(self, *, immediately: bool = False) -> None:
         snapshot = self.snapshot
+        runs = self.selection().runs
+        self.query_one(Gauges).select({view.run for view in runs})
         series = []
         if not snapshot.error:
-            views = list(self.selection().runs)
+            views = list(runs)
             if baseline := self.pinned():
                 views += [view for view in baseline.views if view not in views]
             if lacking := [view for view in views if not view.has_whole_curve]:
@@ -316,7 +326,10 @@ class MainScreen(FooterScreen[None]):
         self._filter_bar.open()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Whether an action can be used now: the key of the filter is a character while its field is in use."""
+        """Whether an action can be used now: the key of the filter is a character while its field is in use, and only
+        runs on SLURM have tasks."""
+        if action == "task":
+            return any(view.active_on_slurm for view in self.selection().runs)
         if action == "filter" and self._filter_bar is not None and self._filter_bar.has_focus_within:
             return False
         return super().check_action(action, parameters)
@@ -364,6 +377,10 @@ class MainScreen(FooterScreen[None]):
     def action_stop(self) -> None:
         """Stop the selected runs."""
         self.post_message(self.StopRequested(self.selection().runs))
+
+    def action_task(self, action: TaskAction) -> None:
+        """Hold, release or start again the tasks of the selected runs on SLURM."""
+        self.post_message(self.TaskRequested(self.selection().runs, action))
 
     def action_resume(self) -> None:
         """Resume the selected runs."""

@@ -11,6 +11,18 @@ BINDINGS: list[BindingType] = [
     Binding("u", "resume", "Resume", id="resume", show=False, tooltip="Run: resume from the last checkpoint"),
     Binding("d,delete", "delete", "Delete", id="delete", show=False, tooltip="Run: delete, into the store's trash"),
     Binding("U", "app.undelete", "Undelete", id="restore", show=False, tooltip="Run: restore the runs deleted last"),
+    Binding(
+        "H", "task('hold')", "Hold on SLURM", id="hold", show=False, tooltip="SLURM: hold; waiting runs are not started"
+    ),
+    Binding("L", "task('release')", "Release on SLURM", id="release", show=False, tooltip="SLURM: release held runs"),
+    Binding(
+        "S",
+        "task('requeue')",
+        "Start again on SLURM",
+        id="requeue",
+        show=False,
+        tooltip="SLURM: end the job of a run, and start it again from the last checkpoint",
+    ),
     Binding("o", "sort_by_next_column", "Sort", id="sort", show=False, tooltip="Select: sort by the next column"),
     Binding("O", "reverse_order", "Reverse", id="reverse", show=False, tooltip="Select: reverse the order"),
     Binding("enter", "details", "Details", id="open", show=False, tooltip="Show: settings, events, worker log, errors"),
