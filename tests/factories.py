@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from lmconsole.runs.claim import log_bytes
 from lmconsole.runs.cluster import ClusterStatus, TaskStatus, place_key, write_status
 from lmconsole.runs.event_log import EventLog
 from lmconsole.runs.events import (
@@ -26,6 +27,7 @@ from lmconsole.runs.events import (
     perplexity,
 )
 from lmconsole.runs.paths import RunPaths
+from lmconsole.runs.store import Store
 
 STEPS = 8
 """Steps in an epoch."""
@@ -68,12 +70,16 @@ def submission(number: int = 0, *, restarts: int = 0) -> SlurmPlace:
     return SlurmPlace(batch=f"20261127T1200{number:02}Z-abcdef", index=0, restarts=restarts)
 
 
-def write_answer(
-    root: Path, tasks: Mapping[int, TaskStatus], *, problem: str = "", t: str = "2999-01-01T00:00:00.000Z"
-) -> None:
-    """Save what SLURM says about the runs of submissions of a store, by their numbers, as its poller does."""
-    places = {place_key(submission(number)): task for number, task in tasks.items()}
-    write_status(root, ClusterStatus(t=t, places=places, problem=problem))
+def write_answer(root: Path, tasks: Mapping[int, TaskStatus], *, problem: str = "") -> None:
+    """Save what SLURM says about the runs of submissions of a store, by their numbers, as its poller does: with the
+    present size of each log, unless a task has one."""
+    sizes = {run.place: log_bytes(run.paths.events) for run in Store(root).runs() if run.place}
+    sizes = {msgspec.structs.replace(place, restarts=0): size for place, size in sizes.items()}
+    places = {}
+    for number, task in tasks.items():
+        size = sizes.get(submission(number)) if task.log_bytes is None else task.log_bytes
+        places[place_key(submission(number))] = msgspec.structs.replace(task, log_bytes=size)
+    write_status(root, ClusterStatus(t="2999-01-01T00:00:00.000Z", places=places, problem=problem))
 
 
 def progress(epoch: int = 1, step: int = STEPS, loss_nats: float | None = 5.0, **changes: object) -> Progress:

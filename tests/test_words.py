@@ -47,6 +47,8 @@ EXEMPT = {
     "tests/test_gpu_benchmark.py": ("twins",),
     "tests/slurm_rig.py": ("drain", "DRAIN"),  # SLURM's word, as of a node that gets no further jobs
     "tests/slurm/test_rig.py": ("drain",),
+    "tests/slurm/test_runs.py": ("drain",),
+    "benchmarks/cluster.py": ("drain",),
 }
 """Files that are left out as a whole, or the words that are allowed in them: names on disk, and old stores."""
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import factories
+import msgspec
 import pytest
 import tiny
 from recorded import record
@@ -32,6 +33,7 @@ def test_an_unfinished_run_has_none_yet(tmp_path: Path) -> None:
 
 STARTED = factories.started(slurm_job="7_0", slurm_node="n1")
 PENDING = TaskStatus(job="7_0", state="PENDING", reason="Priority")
+CANCELLED = TaskStatus(job="7_0", state="CANCELLED", ended=True)
 
 
 @pytest.fixture
@@ -124,16 +126,16 @@ def test_slurm_that_does_not_answer_is_named_once_for_all_runs(
 @pytest.mark.parametrize(
     ("last", "task", "interrupted", "status"),
     [
-        (Stopped(epoch=1, step=3, signal="SIGUSR1"), None, True, Status.STOPPED),
-        (Stopped(epoch=1, step=3, signal="SIGUSR1"), PENDING, True, Status.STOPPED),
-        (Stopped(epoch=1, step=3, signal="SIGUSR1"), TaskStatus(state="CANCELLED", log_bytes=9), False, Status.STOPPED),
+        (Stopped(epoch=1, step=3, signal="SIGUSR1"), None, True, Status.QUEUED),
+        (Stopped(epoch=1, step=3, signal="SIGUSR1"), PENDING, True, Status.QUEUED),
+        (Stopped(epoch=1, step=3, signal="SIGUSR1"), CANCELLED, False, Status.STOPPED),
         (Stopped(epoch=1, step=3, signal="SIGTERM"), None, False, Status.STOPPED),
-        (Stopped(epoch=1, step=3, signal="SIGTERM"), PENDING, True, Status.STOPPED),
-        (Stopped(epoch=1, step=3, signal="SIGTERM"), TaskStatus(state="PREEMPTED"), True, Status.STOPPED),
-        (Stopped(epoch=1, step=3, signal="SIGTERM"), TaskStatus(state="CANCELLED"), False, Status.STOPPED),
-        (Stopped(epoch=1, step=3, signal="SIGTERM"), TaskStatus(log_bytes=9), False, Status.STOPPED),
+        (Stopped(epoch=1, step=3, signal="SIGTERM"), PENDING, True, Status.QUEUED),
+        (Stopped(epoch=1, step=3, signal="SIGTERM"), TaskStatus(state="PREEMPTED", ended=True), False, Status.STOPPED),
+        (Stopped(epoch=1, step=3, signal="SIGTERM"), CANCELLED, False, Status.STOPPED),
+        (Stopped(epoch=1, step=3, signal="SIGTERM"), TaskStatus(ended=True), False, Status.STOPPED),
         (Stopped(epoch=1, step=3), None, False, Status.STOPPED),
-        (factories.progress(), PENDING, True, Status.RUNNING),
+        (factories.progress(), PENDING, True, Status.QUEUED),
         (factories.progress(), TaskStatus(state="RUNNING", node="n1"), False, Status.RUNNING),
     ],
 )
@@ -157,8 +159,7 @@ def test_an_old_answer_of_slurm_does_not_interrupt_a_run_that_has_begun_since(
     tmp_path: Path, submitted: Callable[..., Run]
 ) -> None:
     submitted(1, STARTED, factories.progress())
-    factories.write_answer(tmp_path / "runs", {1: PENDING}, t="2020-01-01T00:00:00.000Z")
-    (run,) = Store(tmp_path / "runs").runs()
+    (run,) = answer(tmp_path, msgspec.structs.replace(PENDING, log_bytes=100))
     assert not run.interrupted
 
 

@@ -129,7 +129,7 @@ def run(tmp_path: Path) -> Run:
 def end(run: Run, *, log_bytes: int | None = -1, state: str = "NODE_FAIL") -> None:
     """Let the poller write that SLURM has ended the job, by default when the log had its present size."""
     size = run.paths.events.stat().st_size if log_bytes == -1 else log_bytes
-    write(run.paths.folder.parent, TaskStatus(job="1234_3", state=state, log_bytes=size))
+    write(run.paths.folder.parent, TaskStatus(job="1234_3", state=state, log_bytes=size, ended=True))
     run.refresh()
 
 

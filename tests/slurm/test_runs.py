@@ -215,9 +215,9 @@ def test_without_its_last_job_a_submission_is_concluded_by_whoever_asks_slurm(
     cluster.wait_until_idle()
     for name, value in variables(cluster).items():
         monkeypatch.setenv(name, value)
-    said: list[str] = []
-    assert last.conclude(Store(folder / "runs"), batch, said.append)
+    lines: list[str] = []
+    assert last.conclude(Store(folder / "runs"), batch, lines.append)
     states = {seed: run.state.status for seed, run in runs_of(folder).items()}
-    assert states == {1: Status.FINISHED, 2: Status.STOPPED, 3: Status.STOPPED}, said
+    assert states == {1: Status.FINISHED, 2: Status.STOPPED, 3: Status.STOPPED}, lines
     assert (folder / "exports/table-1-results.csv").is_file()
     assert process.wait(60) == 1

@@ -113,10 +113,10 @@ async def test_details_show_job_node_restarts_reason_and_the_output_of_the_job(s
     run = stage.queue(1, slurm=submission(1, restarts=2))
     run.append(on("n2"), progress(1, 4), Stopped(epoch=1, step=4, signal="SIGTERM"))
     answer(stage, {1: WAITS})
-    content = Batch(user="me", runs=(run.run,), seqs=(1,), parts=(0,), restarts=50)
+    content = Batch(user="me", parts=(0,), restarts=50)
     root, batch = stage.store.root, submission(1).batch
     folder_of(root, batch).mkdir(parents=True)
-    write_batch(root, batch, content)
+    write_batch(root, batch, content, {0: [run.run]})
     (folder_of(root, batch) / "0_0.log").write_text("slurmstepd: CANCELLED DUE TO JOB REQUEUE\x1b[2J\n")
     async with stage.console(size=(80, 24)) as pilot:
         await pilot.press("enter")
@@ -151,7 +151,7 @@ async def test_actions_on_slurm_apply_to_waiting_or_running_runs_of_the_selectio
     for number in (0, 1, 2):
         batch = submission(number).batch
         folder_of(root, batch).mkdir(parents=True)
-        write_batch(root, batch, Batch(user="me", runs=("x",), seqs=(1,), parts=(0,), restarts=50))
+        write_batch(root, batch, Batch(user="me", parts=(0,), restarts=50), {0: ["x"]})
     async with stage.console() as pilot:
         await shows(pilot, "3 on SLURM")
         titles = [each.title for each in console_of(pilot).get_system_commands(console_of(pilot).main)]
@@ -192,5 +192,5 @@ async def test_all_runs_have_not_ended_while_slurm_starts_one_again(stage: Stage
         run.append(Stopped(epoch=1, step=4, signal="SIGUSR1"))
         await shows(pilot, "interrupted 1/")
         assert "All runs have ended" not in screen(pilot)
-        answer(stage, {0: TaskStatus(job="7_0", state="CANCELLED", log_bytes=1)})
+        answer(stage, {0: TaskStatus(job="7_0", state="CANCELLED", ended=True)})
         await shows(pilot, "All runs have ended", "stopped in 1/")

@@ -154,7 +154,7 @@ def check(script: str, options: Iterable[str]) -> str:
     except SlurmError as error:
         if _NO_NODE_NOW not in error.message:
             raise
-    # It says so too while all nodes that suit are drained or down. A job that is held tells one from the other.
+    # It says so too while all nodes that suit are out of service. A job that is held tells one from the other.
     trial = ["sbatch", "--parsable", "--hold", f"--job-name={JOB_PREFIX}check"]
     number = run_command(trial, environment=environment, stdin=script).strip()
     cancel([number.partition(";")[0]])

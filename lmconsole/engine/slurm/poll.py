@@ -18,6 +18,8 @@ from lmconsole.runs.store import Run, Store
 
 POLL_S = 20.0
 """Interval at which SLURM is asked: three times a minute, however many runs there are."""
+EAGER_S = 5.0
+"""Interval at which SLURM is asked while a run waits for the answer whether it is started again."""
 CONFIRM_S = 2.0
 """Wait before SLURM is asked again about a job that is missing."""
 MISSES = 2
@@ -68,7 +70,8 @@ class Poller:
         """Ask SLURM if it is time, save the status of active ``runs``, and return the submissions without jobs, each
         once."""
         now_s = time.monotonic()
-        if not self.watch(runs) or (self._asked_s is not None and now_s - self._asked_s < self.interval_s):
+        interval_s = min(self.interval_s, EAGER_S) if any(run.awaits_slurm for run in runs) else self.interval_s
+        if not self.watch(runs) or (self._asked_s is not None and now_s - self._asked_s < interval_s):
             return []
         self._asked_s = now_s
         active = [run for run in runs if (run.state.status.active or run.stopped_by_slurm) and self.owns(run)]
