@@ -8,6 +8,7 @@ from lmconsole.commands.follow import Follower
 from lmconsole.commands.interrupts import Interrupts
 from lmconsole.commands.output import print_message
 from lmconsole.commands.results import print_results
+from lmconsole.engine.submit import keep_polling
 from lmconsole.errors import ExitCode
 from lmconsole.runs.permissions import pending
 from lmconsole.runs.store import Store
@@ -21,6 +22,7 @@ def watch(root: Path, names: Sequence[str], *, json: bool) -> ExitCode:
     if not runs:
         print_message(f"{store.root}: no active run")
         return ExitCode.OK
+    keep_polling(store, runs)
     with Interrupts() as interrupts:
         interrupts.hold()
         with choose_display(json=json) as display:

@@ -148,6 +148,13 @@ def wake_runner(store: Store) -> None:
         disown(runner)
 
 
+def keep_polling(store: Store, runs: Iterable[Run]) -> None:
+    """See that SLURM is asked about ``runs`` that it trains, even if the process that did so was ended. Raises
+    StoreError if a runner cannot be started."""
+    if any(run.active_on_slurm or run.stopped_by_slurm for run in runs):
+        wake_runner(store)
+
+
 def _any_queued(store: Store, runs: Iterable[Run]) -> bool:
     """Return whether a runner of this user would start one of ``runs``, or remove it from the queue."""
     permissions = Permissions(store.root)

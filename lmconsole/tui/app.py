@@ -170,6 +170,8 @@ class ConsoleApp(App[str]):
     def on_console_app_first_snapshot(self) -> None:
         """Show the first snapshot without waiting for the next tick."""
         self._show_snapshot()
+        if any(view.active_on_slurm for view in self.main.snapshot.runs.values()):
+            self.store_actions.keep_polling()
 
     def _show_snapshot(self) -> None:
         snapshot = self.feed.snapshot

@@ -100,6 +100,17 @@ class StoreActions:
         self._options = options
         self._exporting = False
 
+    def keep_polling(self) -> None:
+        """See that SLURM is asked about the runs that it trains."""
+
+        def keep() -> None:
+            from lmconsole.engine.submit import keep_polling
+
+            store = self._store()
+            keep_polling(store, store.runs())
+
+        self._run(keep)
+
     def queue(self, request: RunRequest) -> None:
         """Queue runs and see that a runner is at work."""
 
@@ -237,12 +248,13 @@ class StoreActions:
     def _store(self) -> Store:
         return Store(self._options.store)
 
-    def _run(self, work: Callable[[], Message], *, group: str = "store") -> None:
+    def _run(self, work: Callable[[], Message | None], *, group: str = "store") -> None:
         def run() -> None:
             try:
                 outcome = work()
             except LmconsoleError as error:
                 outcome = self.Failed(error)
-            self._app.post_message(outcome)
+            if outcome is not None:
+                self._app.post_message(outcome)
 
         self._app.run_worker(run, thread=True, group=group)

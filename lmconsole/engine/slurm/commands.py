@@ -34,6 +34,10 @@ class SlurmError(LmconsoleError):
     kind = "slurm"
 
 
+class SlurmMissingError(SlurmError):
+    """SLURM's commands are not installed here."""
+
+
 class SlurmUnreachableError(SlurmError):
     """SLURM's controller did not answer; it may do so later."""
 
@@ -107,7 +111,7 @@ def run_command(
             check=False,
         )
     except FileNotFoundError:
-        raise SlurmError(
+        raise SlurmMissingError(
             f"{command[0]}: no such program", hint="SLURM's commands must be in PATH: log in to a submit host."
         ) from None
     except subprocess.TimeoutExpired:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from lmconsole.engine.slurm.batch import Batch, read_batch, user_name
-from lmconsole.engine.slurm.commands import SlurmError, SlurmJob, jobs, tasks_by_place
+from lmconsole.engine.slurm.commands import SlurmError, SlurmJob, SlurmMissingError, jobs, tasks_by_place
 from lmconsole.errors import StoreError
 from lmconsole.runs.claim import log_bytes
 from lmconsole.runs.cluster import ClusterStatus, StatusReader, TaskStatus, last_job_key, place_key, write_status
@@ -40,6 +40,8 @@ class Poller:
     _watched: dict[str, int] = field(default_factory=dict)
     """Submissions that are not known to have ended, with the number of consecutive answers without a job of theirs."""
     _batches: dict[str, Batch] = field(default_factory=dict)
+    _missing: bool = False
+    """Whether this host has no SLURM; another one may ask."""
     problem: str = ""
     """Reason why SLURM did not answer; empty if it did."""
 
@@ -60,6 +62,8 @@ class Poller:
 
     def watch(self, runs: Iterable[Run]) -> bool:
         """Note which submissions have active ``runs``, and return whether there is one to ask SLURM about."""
+        if self._missing:
+            return False
         for run in runs:
             active = run.state.status.active or run.interrupted or run.awaits_slurm
             if run.place and active and (run.interrupted or not run.left_by_slurm) and self.owns(run):
@@ -78,6 +82,9 @@ class Poller:
         before = {run.run: log_bytes(run.paths.events) for run in active}
         try:
             found = self.ask([user_name()])
+        except SlurmMissingError:
+            self._missing = True
+            return []
         except SlurmError as error:
             self._report(error.message)
             if not any(run.state.status.active or run.interrupted for run in active):
