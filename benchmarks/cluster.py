@@ -103,7 +103,7 @@ class Faults:
         if not running:
             return None
         job = self._chance.choice(sorted(running, key=lambda each: each.id))
-        return {
+        causes = {
             "requeue": self._requeue,
             "scancel": self._cancel,
             "kill": self._kill,
@@ -111,7 +111,9 @@ class Faults:
             "controller": self._restart,
             "node": self._lose_node,
             "preemption": self._preempt,
-        }[self._kind](job.id, job.node)
+        }
+        kind = self._chance.choice(sorted(causes)) if self._kind == "all" else self._kind
+        return f"{kind} {causes[kind](job.id, job.node)}"
 
     def _requeue(self, job: str, _: str) -> str:
         self._cluster.run("scontrol", "requeue", job, check=False)
@@ -211,6 +213,7 @@ def faults(options: argparse.Namespace) -> dict[str, object]:
         "kind": options.kind,
         "seed": options.seed,
         "faults": len(hit),
+        "hit": hit,
         "runs": runs,
         "attempts": attempts,
         "commands": commands,

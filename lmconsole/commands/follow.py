@@ -14,6 +14,7 @@ from lmconsole.engine.digest import Result, last_result
 from lmconsole.engine.processes import disown, last_line, start_runner
 from lmconsole.engine.slurm.batch import last_log
 from lmconsole.engine.slurm.tasks import cancel_tasks
+from lmconsole.engine.submit import stop_runs
 from lmconsole.errors import ExitCode, RunNotFoundError, StoreError
 from lmconsole.files import LineTail
 from lmconsole.runs.events import AnyEvent, Queued
@@ -106,6 +107,7 @@ class Follower:
 
     def _stop(self) -> None:
         active = [run for run in self.runs if run.run in self._own and run.status.active]
+        stop_runs(self._store, [run for run in active if run.place])  # those that wait leave SLURM's queue
         for run in active:
             run.request_stop()
         if self._handled == 1:
