@@ -1,7 +1,10 @@
 """Runs in the tasks of a real SLURM: interrupted in every way, they end as on one machine."""
 
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -148,7 +151,17 @@ def test_interrupted_runs_end_as_on_one_machine(cluster: SlurmCluster, folder: P
     assert len([event for event in events if isinstance(event, Queued)]) == len(started)
 
 
-def test_a_preempted_run_is_submitted_again_where_jobs_are_not_requeued(folder: Path) -> None:
+@pytest.fixture
+def other_mount() -> Iterator[Path]:
+    """Return a folder on a file system of its own, where there is one."""
+    place = "/dev/shm" if os.path.ismount("/dev/shm") else None
+    with tempfile.TemporaryDirectory(prefix="lmconsole a store ", dir=place) as folder:
+        tiny.write_corpus(Path(folder) / "corpus")
+        yield Path(folder)
+
+
+def test_a_preempted_run_is_submitted_again_where_jobs_are_not_requeued(other_mount: Path) -> None:
+    folder = other_mount
     with SlurmCluster(cpus=2, preempt_mode="CANCEL", grace_s=5, max_array_size=2) as cluster:
         write_plan(folder, "no-requeue = true\nat_once = 1\nwarning_s = 5")
         what = ("1", "--seeds", "1..3", *LONG)
