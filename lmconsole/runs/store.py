@@ -177,7 +177,9 @@ class Run:
         if self.cluster is not None and self.place is not None and (self.state.status.active or self.stopped_by_slurm):
             self.cluster.refresh()
             self.task = self.cluster.task(self.place)
-            self._answered = self.task is not None and self.task.log_bytes == log_bytes(self.paths.events)
+            task = self.task  # that of a run that waits is not compared: a large store has thousands
+            compared = task is not None and (task.ended or self.state.status is not Status.QUEUED)
+            self._answered = compared and task is not None and task.log_bytes == log_bytes(self.paths.events)
 
     def _has_no_worker(self) -> bool:
         return self.worker() is None if self.place is None else self.left_by_slurm
