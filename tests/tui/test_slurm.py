@@ -9,9 +9,18 @@ from tui.stage import Recorded, Stage, console_of, driver, experiment, line_with
 from lmconsole.engine.slurm.batch import Batch, folder_of, write_batch
 from lmconsole.runs.cluster import TaskStatus
 from lmconsole.runs.events import Started, Stopped
+from lmconsole.runs.store import Store
 
 WAITS = TaskStatus(job="7_0", state="PENDING", reason="Priority")
 HELD = TaskStatus(job="7_2", state="PENDING", reason="JobHeldUser")
+
+
+@pytest.fixture(autouse=True)
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[Store]:
+    """Return the stores for which the console saw that SLURM is asked. No process is started."""
+    stores: list[Store] = []
+    monkeypatch.setattr("lmconsole.engine.submit.wake_runner", stores.append)
+    return stores
 
 
 def on(node: str, **more: object) -> Started:
@@ -132,7 +141,15 @@ async def test_details_show_job_node_restarts_reason_and_the_output_of_the_job(s
         await shows_no_more(pilot, "last node")
 
 
-async def test_a_run_of_this_machine_has_no_page_and_no_actions_of_slurm(stage: Stage) -> None:
+async def test_the_console_sees_that_slurm_is_asked_about_active_runs(stage: Stage, kept: list[Store]) -> None:
+    train(stage, 1, 2, "n1")
+    async with stage.console() as pilot:
+        await shows(pilot, "1 on SLURM")
+        await pilot.app.workers.wait_for_complete()
+    assert [store.root for store in kept] == [stage.store.root]
+
+
+async def test_a_run_of_this_machine_has_no_page_and_no_actions_of_slurm(stage: Stage, kept: list[Store]) -> None:
     stage.record(1)
     async with stage.console() as pilot:
         await pilot.press("S", "H", "L", "enter")
@@ -140,6 +157,7 @@ async def test_a_run_of_this_machine_has_no_page_and_no_actions_of_slurm(stage: 
         assert "SLURM" not in screen(pilot)
         commands = console_of(pilot).get_system_commands(console_of(pilot).main)
         assert not [command.title for command in commands if "SLURM" in command.title]
+    assert kept == []
 
 
 async def test_actions_on_slurm_apply_to_waiting_or_running_runs_of_the_selection(
