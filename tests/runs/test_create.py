@@ -91,7 +91,7 @@ def test_a_command_on_another_host_is_waited_for(store: Store, claim: Path, monk
         pytest.fail("two commands queue at once")
     assert caught.value.hint == "If it no longer exists, remove that file."
     assert claim.exists()
-    monkeypatch.setattr(create.time, "sleep", lambda _: claim.unlink())
+    monkeypatch.setattr("time.sleep", lambda _: claim.unlink())
     with queue_lock(store):
         assert msgspec.json.decode(claim.read_bytes()) == {"host": host_name(), "pid": os.getpid()}
     assert not claim.exists()

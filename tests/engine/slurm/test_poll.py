@@ -67,7 +67,7 @@ def write_submission(run: Run, batch: str, user: str | None = None) -> None:
 
 
 class Polled:
-    """A poller and what it has said so far."""
+    """A poller and what it has logged so far."""
 
     def __init__(self, run: Run, *answers: list[SlurmJob] | SlurmError) -> None:
         self.store = Store(run.paths.folder.parent)
@@ -234,7 +234,7 @@ def test_slurm_is_asked_at_intervals_and_earlier_about_a_run_that_a_signal_has_s
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1000.0]
-    monkeypatch.setattr(poll.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
     polled = Polled(run, [job()])
     polled.poller.interval_s = poll.POLL_S
 

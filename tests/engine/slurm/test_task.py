@@ -295,8 +295,8 @@ def test_an_earlier_attempt_elsewhere_is_over_when_its_log_is_quiet(run: Run, mo
             del grows[0]
             append_events(run.paths, telemetry())
 
-    monkeypatch.setattr(tasks.time, "sleep", sleep)
-    monkeypatch.setattr(tasks.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
     monkeypatch.setattr(tasks, "QUIET_S", 4.0)
     held = make_claim(run.paths, 0, queued_seq=1, job=JOB)
     assert held is not None
@@ -325,7 +325,7 @@ def in_task(monkeypatch: pytest.MonkeyPatch) -> None:
     variables = {"SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": str(JOB), "SLURM_ARRAY_JOB_ID": str(JOB)}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(tasks.stop_signals, "collect", list)
+    monkeypatch.setattr("lmconsole.engine.stop_signals.collect", list)
     monkeypatch.setattr(tasks, "_train", lambda *_: pytest.fail("it trains"))
 
 
