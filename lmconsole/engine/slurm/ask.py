@@ -86,7 +86,7 @@ def ask_node(request: RunRequest, report: Callable[[str], None]) -> ProbeAnswer:
 def _wait(job: str, folder: Path, report: Callable[[str], None]) -> ProbeAnswer:
     """Wait for the answer of a job, and report why it waits."""
     tail, began_s, asked_s, ended_s = LineTail(folder / LOG), time.monotonic(), time.monotonic(), None
-    last_line, told, advised = "", "", False
+    last_line, state, told, advised = "", "", "", False
     while True:
         with contextlib.suppress(OSError):
             for line in tail.read_lines():
@@ -102,7 +102,7 @@ def _wait(job: str, folder: Path, report: Callable[[str], None]) -> ProbeAnswer:
                 hint="Is this lmconsole, with its Python, and the store visible on the nodes? "
                 "Name --preset, --device and --precision to do without that job.",
             )
-        if now_s - began_s > TIMEOUT_S and told != "RUNNING":
+        if now_s - began_s > TIMEOUT_S and state != "RUNNING":
             raise SlurmError(
                 f"the job that checks data and devices has waited for {TIMEOUT_S / 60:.0f} min: {told}",
                 hint="Name --preset, --device and --precision to do without it.",

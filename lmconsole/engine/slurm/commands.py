@@ -166,7 +166,12 @@ def check(script: str, options: Iterable[str]) -> str:
 
 
 def _script_options(script: Path) -> list[str]:
-    lines = read_file(script, MAX_SCRIPT_BYTES, follow=False).decode().splitlines()
+    try:
+        lines = read_file(script, MAX_SCRIPT_BYTES, follow=False).decode().splitlines()
+    except OSError as error:
+        raise SlurmError(f"{script}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SlurmError(f"{script}: not UTF-8") from None
     return [found[1] for line in lines if (found := re.match(r"#SBATCH --([a-z0-9-]+)", line))]
 
 

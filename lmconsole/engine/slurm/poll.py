@@ -1,4 +1,4 @@
-"""The poller of a store: it asks SLURM about all runs at once, and saves the answer for all viewers."""
+"""The poller of a store: it asks SLURM about all runs of its user at once, and saves the answer for all viewers."""
 
 import contextlib
 import time
@@ -93,7 +93,7 @@ class Poller:
         self.problem = ""
         tasks = tasks_by_place(found)
         last = {job.batch: job for job in found if job.index is None and job.is_live}
-        places: dict[str, TaskStatus] = {}
+        places = self._places_of_others(runs)
         for run in active:
             if run.place is None:
                 continue
@@ -103,6 +103,15 @@ class Poller:
         with contextlib.suppress(OSError):
             write_status(self.store.root, ClusterStatus(t=utc_now(), places=places))
         return self._without_jobs(found)
+
+    def _places_of_others(self, runs: Iterable[Run]) -> dict[str, TaskStatus]:
+        """Return what pollers of other users have saved about their runs."""
+        earlier = StatusReader(self.store.root)
+        earlier.refresh()
+        known = earlier.status.places if earlier.status else {}
+        others = {run.place for run in runs if (run.state.status.active or run.stopped_by_slurm) and not self.owns(run)}
+        keys = {key for place in others if place for key in (place_key(place), last_job_key(place))}
+        return {key: task for key, task in known.items() if key in keys}
 
     def _status(self, run: Run, job: SlurmJob | None, before: Mapping[str, int | None]) -> TaskStatus:
         """Return the status of the task of a run, given its job."""

@@ -73,20 +73,23 @@ class Submission:
         return last_script(self._options, self._store.root, self.batch)
 
     def submit(self, runs: Sequence[str]) -> None:
-        """Submit queued ``runs``, in the order of their indexes. Those that SLURM does not accept are recorded as
-        failed.
+        """Submit queued ``runs``, in the order of their indexes. Those that SLURM does not accept, or that an interrupt
+        leaves, are recorded as failed.
 
         Raises:
             SlurmError: SLURM did not accept all of them.
             StoreError: the store cannot be written.
         """
         known = {run.run: run for run in self._store.runs()}
-        queued = [known[name] for name in runs if name in known]
         accepted: list[str] = []
         done = 0
+
+        def record(error: Exception) -> None:
+            _record_failures([known[name] for name in runs[done:] if name in known], error)
+
         try:
             arrays = self._arrays(len(runs))
-            self._write(queued, arrays)
+            self._write(runs, arrays)
             for (first, _), (_, length) in zip(arrays, cut(len(runs), max_array_size()), strict=True):
                 # each array has its own limit of runs at once, so that one has to wait for the other
                 waits = [f"--dependency=afterany:{accepted[-1]}"] if self._options.at_once and accepted else []
@@ -94,7 +97,7 @@ class Submission:
                 accepted.append(submit(script, *waits, limit_s=PATIENCE_S))
                 done = first + length
         except SlurmError as error:
-            _record_failures(queued[done:], error)
+            record(error)
             rest = f"SLURM accepted {done:,} of {counted(len(runs), 'run')}: " if done else ""
             raise SlurmError(
                 f"{rest}{error.message}",
@@ -102,14 +105,17 @@ class Submission:
             ) from None
         except OSError as error:
             problem = StoreError(f"{error.filename or self._store.root}: cannot be written: {error.strerror}")
-            _record_failures(queued, problem)
+            record(problem)
             raise problem from None
+        except BaseException:
+            record(SlurmError("the command was interrupted"))
+            raise
         finally:
             if accepted:
                 with contextlib.suppress(SlurmError):
                     submit_last(self._store, self.batch, accepted)
 
-    def _write(self, queued: Sequence[Run], arrays: Iterable[tuple[int, str]]) -> None:
+    def _write(self, names: Sequence[str], arrays: Iterable[tuple[int, str]]) -> None:
         """Write the folder of the submission. Raises OSError."""
         root, arrays = self._store.root, list(arrays)
         folder_of(root, self.batch).mkdir(parents=True)
@@ -118,7 +124,6 @@ class Submission:
             parts=tuple(first for first, _ in arrays),
             restarts=self._options.restarts,
         )
-        names = [run.run for run in queued]
         lists = {first: names[first : first + length] for first, length in cut(len(names), max_array_size())}
         write_batch(root, self.batch, content, lists)
         for first, script in arrays:
@@ -135,22 +140,27 @@ def submit_resumed(store: Store, names: Iterable[str]) -> None:
     """Submit runs again that were queued again in their places of earlier submissions; ignore others.
 
     Raises:
-        SlurmError: SLURM did not accept them, which is recorded with the runs.
-        StoreError: a submission cannot be read.
+        SlurmError: SLURM did not accept all of them, which is recorded with the runs.
+        StoreError: a submission cannot be read, which is recorded with its runs.
     """
     chosen = set(names)
     by_batch: dict[str, list[Run]] = {}
     for run in store.runs():
         if run.run in chosen and run.place is not None:
             by_batch.setdefault(run.place.batch, []).append(run)
+    problems: list[SlurmError | StoreError] = []
     for batch, runs in by_batch.items():
         try:
             content = read_batch(store.root, batch)
             submitted = submit_again(store, batch, content, [run.place.index for run in runs if run.place])
-            submit_last(store, batch, submitted)
         except (SlurmError, StoreError) as error:
             _record_failures(runs, error)
-            raise
+            problems.append(error)
+            continue
+        with contextlib.suppress(SlurmError):  # the process that asks SLURM does the work of the last job then
+            submit_last(store, batch, submitted)
+    if problems:
+        raise problems[0]
 
 
 def _record_failures(runs: Iterable[Run], error: Exception) -> None:

@@ -68,7 +68,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         content = read_batch(store.root, batch)
         place = SlurmPlace(batch=batch, index=task.index)
-        name = read_runs(store.root, batch, task.part)[task.element]
+        names = read_runs(store.root, batch, task.part)
+        if task.element >= len(names):
+            _say(f"{batch}: no run has the index {task.index}")
+            return 0
+        name = names[task.element]
         run = store.open(name)
         if run is None:
             _say(f"{name}: no longer in the store")
@@ -137,7 +141,7 @@ def begin(store: Store, run: Run, content: Batch, place: SlurmPlace, task: Task)
     if not _earlier_attempt_has_ended(run.paths, last):
         _say(f"{run.run}: an earlier attempt still holds its lock after {LOCK_TIMEOUT_S:.0f} s")
         return None
-    event = _queue_again(run.paths, content)
+    event = _queue_again(held, content)
     if event is None:
         return None
     permissions.grant(run.paths, event.seq, permission.after)
@@ -161,7 +165,8 @@ def why_not(run: Run, place: SlurmPlace, task: Task, last: Claim | None) -> str 
     if run.stop_requested or (state.status is Status.STOPPED and state.stopped and state.stopped.signal is None):
         return "it was stopped"
     if state.status is Status.QUEUED:
-        if last is None or last.queued_seq < state.queued_seq:
+        # A command claims a run before it queues it; a task that queues it again is about to train it.
+        if last is None or (not last.job and last.queued_seq < state.queued_seq):
             return None
         return None if own and last.restarts < task.restarts else "another process has claimed it"
     if not own:
@@ -193,9 +198,14 @@ def _earlier_attempt_has_ended(paths: RunPaths, last: Claim | None) -> bool:
     return True
 
 
-def _queue_again(paths: RunPaths, content: Batch) -> Queued | None:
-    """Append the event that the run is queued again; None if it has been started too often, which is recorded."""
+def _queue_again(held: Held, content: Batch) -> Queued | None:
+    """Append the event that the run is queued again; None, and say why, if it is no longer for this task to train, or
+    has been started too often, which is recorded."""
+    paths = held.paths
     with lock.held(paths.lock, worker.LOCK_TIMEOUT_S):  # for processes on this host that respect it
+        if held.superseded:  # while it waited for the end of the earlier attempt
+            _say(f"{paths.run}: another process has claimed it")
+            return None
         log = EventLog(paths.events, fenced=True)
         try:
             state = RunState()
@@ -203,7 +213,8 @@ def _queue_again(paths: RunPaths, content: Batch) -> Queued | None:
             assert state.queued is not None
             assert state.queued.slurm is not None
             if attempts_in_vain(paths) > content.restarts:
-                log.append(too_often(content.restarts), sync=True)
+                failed = log.append(too_often(content.restarts), sync=True)
+                _say(f"{paths.run}: {failed.message}")
                 return None
             slurm = msgspec.structs.replace(state.queued.slurm, restarts=state.queued.slurm.restarts + 1)
             return log.append(msgspec.structs.replace(state.queued, slurm=slurm, seq=0, t=""), sync=True)
@@ -212,12 +223,16 @@ def _queue_again(paths: RunPaths, content: Batch) -> Queued | None:
 
 
 def attempts_in_vain(paths: RunPaths) -> int:
-    """Return how many of the last attempts, in a row, ended without a step of training. Raises OSError, StoreError."""
+    """Return how many of the last attempts, in a row, ended without a step of training, since a person last queued the
+    run. Raises OSError, StoreError."""
     attempts = 0
     for event in reversed(EventReader(paths.events).read_new()):
         if isinstance(event, Progress | Evaluation | Epoch):
             break
-        attempts += isinstance(event, Queued)
+        if isinstance(event, Queued):
+            attempts += 1
+            if event.slurm is None or not event.slurm.restarts:
+                break
     return attempts
 
 
