@@ -19,12 +19,13 @@ from lmconsole.runs import lock
 from lmconsole.runs.claim import last_claim, make_claim
 from lmconsole.runs.create import create_run, next_places, queue_lock
 from lmconsole.runs.event_log import EventLog
+from lmconsole.runs.event_reader import EventReader
 from lmconsole.runs.events import Queued, utc_now
 from lmconsole.runs.info import SCHEMA, RunInfo
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.permissions import AfterQueue, Permissions, pending
 from lmconsole.runs.registration import last_number, readable_registrations
-from lmconsole.runs.state import Status
+from lmconsole.runs.state import RunState, Status
 from lmconsole.runs.store import Run, Store, queue_order
 from lmconsole.telemetry.host import cores, threads_per_run
 
@@ -360,7 +361,10 @@ def _requeue(run: Run, event: Queued, permissions: Permissions, after: AfterQueu
             raise RunActiveError(f"{run.run}: a worker has just started it", hint="`lmconsole watch RUN` follows it.")
         if event.slurm is not None or run.place is not None:
             number, _ = last_claim(run.paths)
-            if make_claim(run.paths, number, queued_seq=run.state.queued_seq) is None:
+            state = RunState()
+            state.read(EventReader(run.paths.events))
+            seq = run.state.queued_seq
+            if state.queued_seq != seq or make_claim(run.paths, number, queued_seq=seq) is None:
                 raise RunActiveError(f"{run.run}: another host has just queued it", hint="`lmconsole status` shows it.")
         with contextlib.suppress(FileNotFoundError):
             run.paths.stop.unlink()

@@ -13,7 +13,7 @@ from lmconsole.engine.queue import QueueDecision, decide, enqueue, jobs_at_once,
 from lmconsole.engine.register import claimed_runs, register, registered
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.engine.slurm.poll import refresh_status
-from lmconsole.engine.slurm.submit import Submission, submit_resumed
+from lmconsole.engine.slurm.submit import Submission, check_submitter, submit_resumed
 from lmconsole.engine.slurm.tasks import cancel_tasks
 from lmconsole.errors import StoreError
 from lmconsole.formatting import counted
@@ -169,6 +169,7 @@ def resume_runs(store: Store, names: Sequence[str], exports: Path | None = None)
     store or the folder of permissions cannot be written.
     """
     refresh_status(store)
+    check_submitter(store, names)
     resumed = requeue(store, names, AfterQueue(exports=None if exports is None else str(exports)))
     if resumed:
         submit_resumed(store, resumed)

@@ -232,7 +232,9 @@ class Run:
             number, _ = last_claim(self.paths)
             state = RunState()
             state.read(EventReader(self.paths.events))
-            if not state.status.active or state.queued_seq != after:
+            by_signal = self.place is not None and state.stopped is not None and state.stopped.signal is not None
+            may_fail = by_signal and isinstance(event, Failed)  # it does not get on, however often it starts again
+            if not (state.status.active or may_fail) or state.queued_seq != after:
                 return False
             if self.place is not None and make_claim(self.paths, number, queued_seq=after) is None:
                 return False

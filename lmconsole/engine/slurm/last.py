@@ -3,6 +3,7 @@
 import contextlib
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,17 +14,31 @@ from lmconsole.engine.finish import Finish
 from lmconsole.engine.processes import last_line
 from lmconsole.engine.queue import queue_interrupted
 from lmconsole.engine.slurm.batch import Batch, read_batch, task_log
-from lmconsole.engine.slurm.commands import SlurmError, SlurmJob, job_name, jobs, run_command, tasks_by_place
+from lmconsole.engine.slurm.commands import (
+    RETRY_S,
+    SlurmError,
+    SlurmJob,
+    SlurmUnreachableError,
+    job_name,
+    jobs,
+    run_command,
+    tasks_by_place,
+)
 from lmconsole.engine.slurm.reasons import describe_reason
 from lmconsole.engine.slurm.submit import submit_again, submit_last
 from lmconsole.engine.slurm.task import attempts_in_vain, too_often
-from lmconsole.errors import LmconsoleError, escape_control_characters
+from lmconsole.errors import LmconsoleError, RunActiveError, escape_control_characters
 from lmconsole.runs.claim import log_bytes
 from lmconsole.runs.cluster import INTERRUPTED, WARNINGS
 from lmconsole.runs.events import Failed, Stopped, utc_now
 from lmconsole.runs.permissions import Permissions
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
+
+PATIENCE_S = 600.0
+"""Time for which SLURM is asked again and again while its controller does not answer."""
+CONFIRM_S = 5.0
+"""Wait before a run without a job is judged."""
 
 
 class Fate(StrEnum):
@@ -55,12 +70,19 @@ class Finding:
 def main(arguments: Sequence[str]) -> int:
     """Do what follows a submission, and return the exit code."""
     store, batch = Store(Path(arguments[0])), arguments[1]
-    try:
-        conclude(store, batch, _log)
-    except (LmconsoleError, OSError) as error:
-        _log(str(error))
-        return 1
-    return 0
+    deadline_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            conclude(store, batch, _log)
+            return 0
+        except SlurmUnreachableError as error:
+            if time.monotonic() > deadline_s:
+                _log(str(error))
+                return 1
+            time.sleep(RETRY_S)
+        except (LmconsoleError, OSError) as error:
+            _log(str(error))
+            return 1
 
 
 def conclude(store: Store, batch: str, log: Callable[[str], None]) -> bool:
@@ -74,16 +96,19 @@ def conclude(store: Store, batch: str, log: Callable[[str], None]) -> bool:
     content = read_batch(store.root, batch)
     waits: list[str] = []
     again: list[int] = []
-    for finding in look(store, batch, content):
+    findings = look(store, batch, content)
+    if any(each.job is None and each.fate not in (Fate.OVER, Fate.WAITING) for each in findings):
+        time.sleep(CONFIRM_S)  # a person may be about to submit one again
+        findings = look(store, batch, content)
+    for finding in findings:
         place = finding.run.place
         if finding.fate is Fate.WAITING and finding.job is not None:
             waits.append(finding.job.name)
         elif finding.fate is Fate.INTERRUPTED and place is not None:
             if attempts_in_vain(finding.run.paths) > content.restarts:
                 _record(finding, too_often(content.restarts), log)
-            elif queue_interrupted(store, finding.run):
+            elif _queue_again(store, finding, log):
                 again.append(place.index)
-                log(f"{finding.run.run}: {_why(finding)}; submitted again")
         elif finding.fate is Fate.STOPPED:
             epoch, step = finding.run.state.position
             _record(finding, Stopped(epoch=epoch, step=step), log)
@@ -101,6 +126,18 @@ def conclude(store: Store, batch: str, log: Callable[[str], None]) -> bool:
     Finish(store, permissions, alerts, log, covers=lambda run: run.run in own).run(own)
     alerts.close()
     return True
+
+
+def _queue_again(store: Store, finding: Finding, log: Callable[[str], None]) -> bool:
+    """Queue an interrupted run again, and return whether that was done: another process may have been faster."""
+    try:
+        queued = queue_interrupted(store, finding.run)
+    except RunActiveError as error:
+        log(str(error))
+        return False
+    if queued:
+        log(f"{finding.run.run}: {_why(finding)}; submitted again")
+    return queued
 
 
 def look(store: Store, batch: str, content: Batch) -> list[Finding]:

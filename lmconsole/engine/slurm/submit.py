@@ -136,6 +136,19 @@ class Submission:
         _record_failures(runs, SlurmError("queuing was interrupted"))
 
 
+def check_submitter(store: Store, names: Iterable[str]) -> None:
+    """Raise StoreError if another user has submitted one of these runs: its jobs are found by their user."""
+    chosen = set(names)
+    for run in store.runs():
+        if run.run in chosen and run.place is not None:
+            user = read_batch(store.root, run.place.batch).user
+            if user != user_name():
+                raise StoreError(
+                    f"{run.run}: submitted to SLURM by {user}",
+                    hint=f"`lmconsole run {run.info.experiment.id} --executor slurm` queues it for you.",
+                )
+
+
 def submit_resumed(store: Store, names: Iterable[str]) -> None:
     """Submit runs again that were queued again in their places of earlier submissions; ignore others.
 

@@ -26,7 +26,7 @@ from lmconsole.runs.claim import Claim, Held, last_claim, log_bytes, make_claim
 from lmconsole.runs.cluster import WARNINGS
 from lmconsole.runs.event_log import EventLog
 from lmconsole.runs.event_reader import EventReader
-from lmconsole.runs.events import Epoch, Evaluation, Failed, Progress, Queued, SlurmPlace
+from lmconsole.runs.events import Epoch, Failed, Queued, Resumed, SlurmPlace, Stopped
 from lmconsole.runs.paths import RunPaths
 from lmconsole.runs.permissions import Permissions
 from lmconsole.runs.state import RunState, Status
@@ -223,16 +223,17 @@ def _queue_again(held: Held, content: Batch) -> Queued | None:
 
 
 def attempts_in_vain(paths: RunPaths) -> int:
-    """Return how many of the last attempts, in a row, ended without a step of training, since a person last queued the
-    run. Raises OSError, StoreError."""
-    attempts = 0
-    for event in reversed(EventReader(paths.events).read_new()):
-        if isinstance(event, Progress | Evaluation | Epoch):
-            break
+    """Return how many of the last attempts, in a row, have not brought the run any further, since a person last queued
+    it: no checkpoint is known that is beyond the one before. Raises OSError, StoreError."""
+    attempts, furthest = 0, (1, 0)
+    for event in EventReader(paths.events).read_new():
         if isinstance(event, Queued):
-            attempts += 1
-            if event.slurm is None or not event.slurm.restarts:
-                break
+            again = event.slurm is not None and event.slurm.restarts > 0
+            attempts = attempts + 1 if again else 1
+        elif isinstance(event, Epoch | Resumed | Stopped):
+            saved = (event.epoch + 1, 0) if isinstance(event, Epoch) else (event.epoch, event.step)
+            if saved > furthest:
+                attempts, furthest = 0, saved
     return attempts
 
 
@@ -240,7 +241,7 @@ def too_often(restarts: int) -> Failed:
     """Return the event for a run that does not get on, however often it is started again."""
     return Failed(
         error="restarts",
-        message=f"it was interrupted {restarts + 1} times in a row before it got on",
+        message=f"it was interrupted {restarts + 1} times in a row without getting any further",
         hint="Find out why, with `lmconsole status` or the output of the tasks, or raise restarts in [executor.slurm]. "
         "Then the same command resumes it from its last checkpoint.",
     )
