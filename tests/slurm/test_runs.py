@@ -21,7 +21,7 @@ from lmconsole.runs.store import Run, Store
 
 RUN = ("run", "--preset", "tiny", "--data", "corpus", "--device", "cpu", "--headless")
 SLURM = (*RUN, "--executor", "slurm")
-LONG = ("--epochs", "120")
+LONG = ("--epochs", "90")
 
 
 @pytest.fixture
@@ -233,4 +233,5 @@ def test_without_its_last_job_a_submission_is_concluded_by_whoever_asks_slurm(
     states = {seed: run.state.status for seed, run in runs_of(folder).items()}
     assert states == {1: Status.FINISHED, 2: Status.STOPPED, 3: Status.STOPPED}, lines
     assert (folder / "exports/table-1-results.csv").is_file()
-    assert process.wait(60) == 1
+    process.kill()  # a viewer, which has nothing left to follow
+    process.wait()

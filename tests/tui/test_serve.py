@@ -24,6 +24,8 @@ from tui.stage import Stage
 from yarl import URL
 
 PATIENCE_S = 30.0
+AT_ONCE_S = 6.0
+"""More than the second that consoles have to end, on a busy machine, and less than any time limit of a connection."""
 MAX_CONSOLE_MIB = 200
 PERPLEXITIES = re.compile(r"^ [■□] +(\d+) +(?:LSTM|GPT-1).* ([\d.,]+) +([\d.,]+) +\d+ s", re.MULTILINE)
 """The row of an experiment: its id, and perplexities of train and validation."""
@@ -147,7 +149,7 @@ async def test_a_browser_shows_the_console_as_a_terminal_does(server: Server, tm
         assert all(url.startswith((server.origin, "data:")) for url in requested), "nothing comes from elsewhere"
         problems = [event for event in browser.events if event["method"] == "Runtime.exceptionThrown"]
         assert problems == []
-    assert server.interrupt() < 2.0
+    assert server.interrupt() < AT_ONCE_S
 
 
 def fills(width: int, text: str) -> bool:
@@ -193,7 +195,7 @@ async def test_consoles_end_when_the_browser_is_killed(server: Server, tmp_path:
             psutil.wait_procs(processes, timeout=5.0)
             raise ConnectionError
     assert gone([console])
-    assert server.interrupt() < 2.0
+    assert server.interrupt() < AT_ONCE_S
 
 
 OPEN_SOCKET = """url => new Promise(resolve => {
@@ -278,7 +280,7 @@ async def two_pages(server: Server) -> AsyncIterator[list[psutil.Process]]:
 
 async def test_ctrl_c_ends_the_server_and_its_consoles(server: Server) -> None:
     async with two_pages(server) as consoles:
-        assert server.interrupt() < 2.0
+        assert server.interrupt() < AT_ONCE_S
         assert gone(consoles)
 
 

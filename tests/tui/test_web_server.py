@@ -354,13 +354,13 @@ async def test_a_console_ends_with_its_page(program: str, polite: bool) -> None:
 
 
 @pytest.mark.parametrize("program", [WAITS, STUBBORN])
-async def test_the_server_ends_its_consoles_within_two_seconds(program: str) -> None:
+async def test_the_server_ends_its_consoles_at_once(program: str) -> None:
     async with serving(program) as served:
         await served.enter()
         for _ in range(3):
             await read_until(await served.connect(), "ready\r\n")
         began = time.monotonic()
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 6.0  # they have a second; a connection has ten, and the machine may be busy
 
 
 async def test_the_last_output_of_a_console_reaches_the_page() -> None:
