@@ -19,7 +19,7 @@ from lmconsole.commands.output import console, print_json
 from lmconsole.data.lookup import find_data, find_embeddings, user_data_folder
 from lmconsole.errors import LmconsoleError, escape_control_characters
 from lmconsole.plan.parameters import CHECKPOINTS, checkpoint_bytes, weights_bytes
-from lmconsole.runs import endpoint
+from lmconsole.runs import endpoint, lock
 from lmconsole.runs.events import utc_now
 from lmconsole.runs.permissions import pending
 from lmconsole.runs.state import Status
@@ -183,6 +183,10 @@ def _store(store: Store) -> Finding:
             found=f"{place}: cannot be written",
             advice="Correct its permissions, or name another store with --runs.",
         )
+    try:
+        lock.check(place)
+    except OSError as error:
+        return Finding(what="store", verdict="problem", found=f"{place}: {error.strerror}", advice=lock.NO_LOCKS_HINT)
     shown = f"{store.root}: {formatting.counted(len(found), 'run')}"
     if store.problems:
         names = ", ".join(store.problems)

@@ -356,10 +356,11 @@ def _requeue(run: Run, event: Queued, permissions: Permissions, after: AfterQueu
         OSError: the log cannot be written.
     """
     earlier = permissions.find(run)
-    with lock.held(run.paths.lock, RUN_LOCK_TIMEOUT_S) as held:
+    claimed = event.slurm is not None or run.place is not None
+    with lock.held(run.paths.lock, RUN_LOCK_TIMEOUT_S, optional=claimed) as held:
         if held is None:
             raise RunActiveError(f"{run.run}: a worker has just started it", hint="`lmconsole watch RUN` follows it.")
-        if event.slurm is not None or run.place is not None:
+        if claimed:
             number, _ = last_claim(run.paths)
             state = RunState()
             state.read(EventReader(run.paths.events))

@@ -1,7 +1,6 @@
 """The worker: a process that takes a run's lock, trains the run, and records the outcome before it exits."""
 
 import argparse
-import errno
 import os
 import signal
 import sys
@@ -38,8 +37,6 @@ LOCK_TIMEOUT_S = 5.0
 """Time for the command that queued the run to release its lock."""
 WAIT_POLL_S = 0.2
 """Interval at which a waiting worker checks whether its run is to stop."""
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""Errors of a file system without locks, where the claim alone decides."""
 EXIT_FAILED = 1
 EXIT_NOT_TRAINED = os.EX_TEMPFAIL
 """Nothing was written: another process has the run, it is not queued, it could not be prepared ahead, or the runner
@@ -212,18 +209,14 @@ def main(arguments: list[str] | None = None, commands: Connection | None = None,
     parser.add_argument("--siblings", type=int, nargs="*", default=[], help="pids of other workers of the store")
     options = parser.parse_args(arguments)
     paths = RunPaths(options.run.absolute())
-    try:
-        run_lock = lock.acquire(paths.lock, LOCK_TIMEOUT_S)  # held until the process exits
-        if run_lock is None:
-            return EXIT_NOT_TRAINED
-    except OSError as error:
-        if task is None or error.errno not in NO_LOCKS:
-            raise
-        run_lock = None
+    # held until the process exits; in a task, the claim decides
+    run_lock = lock.acquire(paths.lock, LOCK_TIMEOUT_S, optional=task is not None)
+    if run_lock is None:
+        return EXIT_NOT_TRAINED
     try:
         return _train(options, paths, commands, task, received, began)
     finally:
-        if task is not None and run_lock is not None:  # the task may queue the run again
+        if task is not None:  # the task may queue the run again
             run_lock.release()
 
 

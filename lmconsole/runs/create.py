@@ -43,6 +43,11 @@ def queue_lock(store: Store) -> Iterator[None]:
                 return
             with _claimed(store.root / QUEUE_CLAIM):
                 yield
+    except lock.NoLocksError as error:
+        raise StoreError(
+            f"{store.root}: {error.strerror}, without which two processes could train one run",
+            hint=lock.NO_LOCKS_HINT,
+        ) from None
     except OSError as error:
         raise StoreError(
             f"{error.filename or store.root}: the run store cannot be written: {error.strerror}",

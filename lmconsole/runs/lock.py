@@ -6,10 +6,12 @@ process, and never opens their files again. Asking (``F_GETLK``) locks nothing; 
 for a moment, and the rightful owner could fail to get it.
 """
 
+import errno
 import fcntl
 import os
 import struct
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,11 +25,21 @@ _DARWIN = sys.platform == "darwin"
 _FLOCK = "@qqihh" if _DARWIN else "@hhqqi"
 """Layout of ``struct flock``: start, len, pid, type, whence on macOS; type, whence, start, len, pid on Linux."""
 _POLL_S = 0.02
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of a file system without locks."""
+NO_LOCKS_HINT = "Have it mounted with locks (Lustre: flock or localflock), or choose another folder with --runs."
 _own: set[str] = set()
 """Absolute paths of the locks that this process holds."""
 _mutexes: dict[str, threading.Lock] = {}
 """Mutex for each lock file, held while the file is opened or closed: a file that blocks delays no other."""
 os.register_at_fork(after_in_child=_own.clear)  # a child does not inherit record locks
+
+
+class NoLocksError(OSError):
+    """The file system has no locks."""
+
+    def __init__(self, number: int | None, path: Path) -> None:
+        super().__init__(number, "its file system has no file locks", str(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +77,24 @@ class Lock:
             os.close(self._descriptor)
 
 
-def acquire(path: Path, timeout_s: float = 0.0) -> Lock | None:
+def acquire(path: Path, timeout_s: float = 0.0, *, optional: bool = False) -> Lock | None:
     """Acquire the lock on ``path``, which is created if it does not exist, within ``timeout_s``. Return None if another
     process, or another thread of this one, keeps it.
 
+    ``optional``: on a file system without locks, which then keeps nobody away, do as if it was acquired. Something
+    else decides which process may go on.
+
     Raises:
+        NoLocksError: the file system has no locks, and the lock is not ``optional``.
         OSError: the file cannot be created or opened, or is a link, a pipe, or anything else that is no file.
     """
     deadline = time.monotonic() + timeout_s
-    while (lock := _try_acquire(path)) is None and time.monotonic() < deadline:
+    while (lock := _try_acquire(path, optional=optional)) is None and time.monotonic() < deadline:
         time.sleep(_POLL_S)
     return lock
 
 
-def _try_acquire(path: Path) -> Lock | None:
+def _try_acquire(path: Path, *, optional: bool) -> Lock | None:
     with _guarded(path) as key:
         if key in _own:
             return None
@@ -88,6 +104,10 @@ def _try_acquire(path: Path) -> Lock | None:
         except (BlockingIOError, PermissionError):
             os.close(descriptor)
             return None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS or not optional:
+                os.close(descriptor)
+                raise _explain(error, path) from None
         except BaseException:
             os.close(descriptor)
             raise
@@ -103,10 +123,14 @@ def _guarded(path: Path) -> Iterator[str]:
         yield key
 
 
+def _explain(error: OSError, path: Path) -> OSError:
+    return NoLocksError(error.errno, path) if error.errno in _NO_LOCKS else error
+
+
 @contextmanager
-def held(path: Path, timeout_s: float) -> Iterator[Lock | None]:
+def held(path: Path, timeout_s: float, *, optional: bool = False) -> Iterator[Lock | None]:
     """Hold the lock on ``path`` during a ``with`` block, as ``acquire`` does; None if it is taken."""
-    lock = acquire(path, timeout_s)
+    lock = acquire(path, timeout_s, optional=optional)
     try:
         yield lock
     finally:
@@ -118,6 +142,7 @@ def owner(path: Path) -> Owner | None:
     """Return the process that holds the lock on ``path``, or None.
 
     Raises:
+        NoLocksError: the file system has no locks.
         OSError: the file cannot be opened.
     """
     with _guarded(path) as key:
@@ -129,8 +154,19 @@ def owner(path: Path) -> Owner | None:
             return None
         try:
             return _ask(descriptor)
+        except OSError as error:
+            raise _explain(error, path) from None
         finally:
             os.close(descriptor)
+
+
+def check(folder: Path) -> None:
+    """Raise NoLocksError if the file system of ``folder`` has no locks, and OSError if it cannot be written."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise _explain(error, folder) from None
 
 
 def _ask(descriptor: int) -> Owner | None:

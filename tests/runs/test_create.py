@@ -1,5 +1,6 @@
 """A new run directory appears whole or not at all."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import pytest
 import tiny
 from factories import epoch, queued
 
+from lmconsole.commands import doctor
 from lmconsole.errors import StoreError
-from lmconsole.runs import create
+from lmconsole.runs import create, lock
 from lmconsole.runs.create import create_run, queue_lock
 from lmconsole.runs.events import Stopped
 from lmconsole.runs.info import RunInfo
@@ -109,6 +111,18 @@ def test_a_damaged_claim_ends_in_a_message(store: Store, claim: Path, content: b
     claim.write_bytes(content)
     with pytest.raises(StoreError, match="remove that file"), queue_lock(store):
         pytest.fail("two commands queue at once")
+
+
+def test_a_store_whose_file_system_has_no_locks_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    with pytest.raises(StoreError, match=r"new: its file system has no file locks") as caught, queue_lock(store):
+        pytest.fail("two processes could train one run")
+    assert caught.value.hint == lock.NO_LOCKS_HINT
+    found = doctor._store(store)
+    assert (found.verdict, found.advice) == ("problem", lock.NO_LOCKS_HINT)
 
 
 def test_a_store_without_submissions_has_no_claim(store: Store) -> None:

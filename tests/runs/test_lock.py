@@ -1,11 +1,13 @@
 """Locks: one owner, which every process can ask for, until its process ends."""
 
+import errno
 import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import pytest
 from factories import kill_and_wait, locked_by_another_process
 
 from lmconsole.runs import lock
@@ -101,3 +103,40 @@ def test_a_forked_child_does_not_hold_the_locks_of_its_parent(tmp_path: Path) ->
         "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "lock")], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_an_error_unless_a_lock_is_optional(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    monkeypatch.setattr("fcntl.fcntl", refuse)
+    for ask in (lock.acquire, lock.owner):
+        with pytest.raises(lock.NoLocksError, match=r"its file system has no file locks: '.*lock'"):
+            ask(path)
+    with pytest.raises(lock.NoLocksError):
+        lock.check(tmp_path)
+    for _ in range(2):
+        with lock.held(path, 0.0, optional=True) as held:
+            assert held is not None
+            assert lock.acquire(path, optional=True) is None  # this process knows its own
+
+
+def test_other_errors_of_a_lock_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("fcntl.lockf", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        lock.acquire(tmp_path / "lock", optional=True)
+    lock_folder = tmp_path / "locks"
+    lock_folder.mkdir()
+    monkeypatch.undo()
+    lock.check(lock_folder)
+    assert list(lock_folder.iterdir()) == []
