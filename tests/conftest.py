@@ -71,6 +71,14 @@ def shared() -> Path:
 
 
 @pytest.fixture
+def slurm_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process believe that the machine has SLURM's commands, whether or not it has."""
+    from lmconsole.runs.cluster import StatusReader
+
+    monkeypatch.setattr(StatusReader, "can_be_asked", True)
+
+
+@pytest.fixture
 def ordinary_user(tmp_path: Path) -> Iterator[Callable[[], None]]:
     """Return a function that takes root's right to read and write everything from this process until the test ends."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from lmconsole.engine.slurm.batch import Batch, folder_of, write_batch, write_jobs, write_runs
 from lmconsole.runs.claim import log_bytes
 from lmconsole.runs.cluster import ClusterStatus, TaskStatus, place_key, write_status
 from lmconsole.runs.event_log import EventLog
@@ -68,6 +69,18 @@ def started(**changes: object) -> Started:
 def submission(number: int = 0, *, restarts: int = 0) -> SlurmPlace:
     """Return the place of the only run of the submission ``number`` to SLURM."""
     return SlurmPlace(batch=f"20261127T1200{number:02}Z-abcdef", index=0, restarts=restarts)
+
+
+def write_submission(
+    root: Path, batch: str, names: Sequence[str] = (), *, user: str = "me", restarts: int = 1
+) -> Batch:
+    """Write a submission of a store with the runs ``names``, as a command on another host does, and return it."""
+    content = Batch(user=user, host="login1", array_size=1_000, restarts=restarts)
+    folder_of(root, batch).mkdir(parents=True)
+    write_batch(root, batch, content)
+    write_runs(root, batch, 0, names)
+    write_jobs(root, batch, ["1234"])
+    return content
 
 
 def write_answer(root: Path, tasks: Mapping[int, TaskStatus], *, problem: str = "") -> None:

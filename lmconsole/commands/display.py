@@ -211,7 +211,7 @@ def _answer(on_slurm: Sequence[Run]) -> ClusterStatus | None:
 
 def active_table(runs: Sequence[Run]) -> Table | Text:
     """Return a table with a row for each run in progress."""
-    training = [run for run in runs if run.status is Status.RUNNING and not run.interrupted]
+    training = [run for run in runs if run.status is Status.RUNNING and not run.slurm.interrupted]
     if not training:
         here = any(run.status.active and run.place is None for run in runs)
         return Text("starting the next run …" if here else "", style="dim")

@@ -125,7 +125,7 @@ class Follower:
     def _has_ended(self, run: Run) -> bool:
         if run.problem or run.run in self._finished_before:
             return True
-        if run.interrupted or run.awaits_slurm:
+        if run.slurm.interrupted or run.slurm.unanswered:
             return False
         if not run.status.active and run.status is not Status.LOST:
             return True
@@ -155,7 +155,7 @@ class Follower:
                 f"{self._store.root}: the runner fails at once: {last_line(self._store.runner_log)}",
                 hint=f"Its output is in {self._store.runner_log}. Queued runs stay queued.",
             )
-        if any(run.status.active or run.stopped_by_slurm for run in self.runs if run.run in self._own):
+        if any(run.status.active or run.slurm.stopped for run in self.runs if run.run in self._own):
             self._runner = start_runner(self._store)
 
     def leave(self) -> None:

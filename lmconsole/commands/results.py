@@ -52,7 +52,7 @@ def _describe_status(run: Run) -> Text:
         return Text(_describe_imported(run), style="dim")
     if state.being_tested:
         text = "to be tested" if status is Status.QUEUED else "stopping, testing" if run.stop_requested else "testing"
-    elif run.interrupted:
+    elif run.slurm.interrupted:
         text = f"interrupted in epoch {min(state.position[0], epochs)}"
     elif status is Status.RUNNING:
         text = f"epoch {min(state.position[0], epochs)}/{epochs}"
@@ -71,8 +71,8 @@ def _add_task(text: Text, run: Run) -> None:
     """Add where a run trains on SLURM, or why it does not, on one line: such reasons are long and often the same."""
     words, latest = describe_task(run), run.state.latest
     if starts(run):
-        text.plain = f"starting on {run.task.node}" if run.task and run.task.node else "starting"
-    elif run.status is Status.RUNNING and not run.interrupted and latest is not None and latest.slurm_node:
+        text.plain = f"starting on {run.slurm.task.node}" if run.slurm.task and run.slurm.task.node else "starting"
+    elif run.status is Status.RUNNING and not run.slurm.interrupted and latest is not None and latest.slurm_node:
         text.append(f" on {latest.slurm_node} ({latest.slurm_job})")
     if words:
         text.append(f", {words}")

@@ -295,7 +295,7 @@ def summarize(run: Run) -> RunSummary:
 def _summarize_task(run: Run) -> SlurmSummary | None:
     if run.place is None:
         return None
-    task, latest = run.task, run.state.latest
+    task, latest = run.slurm.task, run.state.latest
     answer = run.cluster.status if run.cluster and task else None
     return SlurmSummary(
         job=(task.job if task else "") or (latest.slurm_job if latest else None),

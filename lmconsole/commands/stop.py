@@ -40,7 +40,7 @@ def stop(root: Path, names: Sequence[str], *, everything: bool, wait: bool, json
     """
     store = Store(root)
     if everything:
-        runs = [run for run in store.runs() if run.status.active or run.interrupted]
+        runs = [run for run in store.runs() if run.status.active or run.slurm.interrupted]
     elif names:
         runs = [store.find(name) for name in names]
     else:

@@ -102,13 +102,26 @@ def submit(store: Store, answer: ProbeAnswer, request: RunRequest) -> list[Queue
         StoreError: the store or the folder of permissions cannot be written.
     """
     refresh_status(store)
-    submission = prepare_submission(store, answer, request) if request.executor == "slurm" else None
+    if request.executor != "slurm":
+        return _queue(store, answer, request, None)
+    submission = prepare_submission(store, answer, request)
+    with submission.open():
+        decisions = _queue(store, answer, request, submission)
+        if queued := [str(each.run) for each in decisions if each.action.queues]:
+            submission.submit(queued)
+    return decisions
+
+
+def _queue(
+    store: Store, answer: ProbeAnswer, request: RunRequest, submission: Submission | None
+) -> list[QueueDecision]:
+    """Queue the runs of a request, in the places of the ``submission`` if there is one, as ``submit`` does."""
     registration = register(store, answer, request.experiments or "experiments.toml")[0] if answer.claims else None
     template = queued_as(answer, request)
     if submission is not None:
         template = msgspec.structs.replace(template, slurm=submission.place)
     try:
-        decisions = enqueue(
+        return enqueue(
             store,
             _wanted(answer, request),
             template,
@@ -126,15 +139,11 @@ def submit(store: Store, answer: ProbeAnswer, request: RunRequest) -> list[Queue
             if _any_queued(store, store.runs()):
                 wake_runner(store)
         raise
-    if submission is not None and (queued := [str(each.run) for each in decisions if each.action.queues]):
-        submission.submit(queued)
-    return decisions
 
 
 def prepare_submission(store: Store, answer: ProbeAnswer, request: RunRequest) -> Submission:
     """Return a submission to SLURM for the runs of a request, which SLURM would accept. Raises LmconsoleError."""
     submission = Submission(store, request)
-    submission.create_folder()
     count = sum(decision.action.queues for decision in preview(store.runs(), answer, request))
     if count:
         submission.check(count)
@@ -151,7 +160,7 @@ def wake_runner(store: Store) -> None:
 def keep_polling(store: Store, runs: Iterable[Run]) -> None:
     """See that SLURM is asked about ``runs`` that it trains, even if the process that did so was ended. Raises
     StoreError if a runner cannot be started."""
-    if any(run.active_on_slurm or run.stopped_by_slurm for run in runs):
+    if any(run.active_on_slurm or run.slurm.stopped for run in runs):
         wake_runner(store)
 
 
@@ -181,7 +190,7 @@ def stop_runs(store: Store, runs: Sequence[Run]) -> list[str]:
     """Ask active ``runs`` to stop, and remove queued ones from the queue. Return a line on each."""
     lines, removed = [], []
     for run in runs:
-        if run.interrupted:
+        if run.slurm.interrupted:
             run.request_stop()
             removed.append(run)
             lines.append(f"{run.run}: not started again")

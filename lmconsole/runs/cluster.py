@@ -5,13 +5,18 @@ grows, and otherwise if SLURM says so; growth is compared, not clocks.
 """
 
 import os
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
 
 from lmconsole.files import atomic_write, read_file
+from lmconsole.runs.claim import log_bytes
 from lmconsole.runs.events import DAMAGED, SlurmPlace
-from lmconsole.runs.paths import SLURM
+from lmconsole.runs.paths import SLURM, RunPaths
+from lmconsole.runs.state import RunState, Status
 
 MAX_BYTES = 2**26
 LIVE = frozenset(
@@ -74,6 +79,27 @@ class TaskStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.waits and (self.state.endswith("HOLD") or "held" in self.reason.lower() or "Hold" in self.reason)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlurmState:
+    """State of a run that SLURM starts, from its log and the status of its task, as of one moment."""
+
+    task: TaskStatus | None = None
+    """Status of its task while it is active, or may be started again; None without one."""
+    stopped: bool = False
+    """Whether a signal has stopped it in its job, and no person has asked it to stop."""
+    unanswered: bool = False
+    """Whether it is ``stopped``, and SLURM has yet to answer whether it starts it again."""
+    left: bool = False
+    """Whether the log says that it waits or runs, but SLURM has ended its job, and the log has not grown."""
+    interrupted: bool = False
+    """Whether SLURM has interrupted it, and it is started again: by SLURM, or by the last job of its submission. Its
+    log ends with a signal, or as a node that failed has left it."""
+
+
+NOT_ON_SLURM = SlurmState()
+"""State of a run that SLURM does not start."""
+
+
 class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Status of the tasks of all active runs of a store."""
 
@@ -109,6 +135,11 @@ class StatusReader:
         self.status: ClusterStatus | None = None
         """Latest status; None if there is none."""
 
+    @cached_property
+    def can_be_asked(self) -> bool:
+        """Whether this machine has SLURM's commands, so that an answer is to be expected: the store may be a copy."""
+        return shutil.which("squeue") is not None
+
     def refresh(self) -> None:
         """Read the file if it has changed."""
         try:
@@ -131,6 +162,41 @@ class StatusReader:
         """Return whether the last job of a submission waits or runs: it submits interrupted runs again."""
         last = self.status.places.get(last_job_key(place)) if self.status else None
         return last is not None and last.is_live
+
+
+def slurm_state(reader: StatusReader, paths: RunPaths, state: RunState) -> SlurmState:
+    """Return the state of a run with this ``state`` of its log, and read the status of its task for that."""
+    place, stopped = state.queued.slurm if state.queued else None, state.stopped
+    if place is None:
+        return NOT_ON_SLURM
+    by_signal = state.status is Status.STOPPED and stopped is not None and stopped.signal is not None
+    by_slurm = by_signal and not paths.stop_requested
+    if not state.status.active and not by_slurm:
+        return NOT_ON_SLURM
+    reader.refresh()
+    task = reader.task(place)
+    # the log of a run that waits is not compared: a large store has thousands
+    compared = task is not None and (task.ended or state.status is not Status.QUEUED)
+    answered = compared and task is not None and task.log_bytes == log_bytes(paths.events)
+    left = state.status.active and answered and task is not None and task.ended
+    warned = by_slurm and stopped is not None and stopped.signal in WARNINGS
+    if by_slurm and not answered:
+        interrupted = warned and reader.can_be_asked
+    elif by_slurm and task is not None and not task.ended:
+        interrupted = task.is_live
+    elif state.status is Status.RUNNING and answered and task is not None and task.waits:
+        interrupted = True
+    else:
+        ended = by_slurm or left
+        again = task is not None and (task.state in INTERRUPTED or (warned and task.state != "CANCELLED"))
+        interrupted = ended and again and reader.last_job_is_live(place) and not paths.stop_requested
+    return SlurmState(
+        task=task,
+        stopped=by_slurm,
+        unanswered=by_slurm and not answered and reader.can_be_asked,
+        left=left,
+        interrupted=interrupted,
+    )
 
 
 def _read(path: Path) -> ClusterStatus | None:

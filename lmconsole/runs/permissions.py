@@ -319,7 +319,7 @@ def _is_pending(run: Run, permissions: Permissions, *, served_by_others: bool) -
     if run.problem or not run.status.active or run.info.origin == "imported":
         return False
     if run.place is not None:
-        return run.interrupted or not run.left_by_slurm
+        return run.slurm.interrupted or not run.slurm.left
     if run.status is Status.RUNNING or served_by_others:
         return True
     if permissions.allows(run):

@@ -13,8 +13,8 @@ from typing import TypeVar
 from lmconsole.errors import RunNotFoundError, StoreError
 from lmconsole.files import open_file
 from lmconsole.runs import lock
-from lmconsole.runs.claim import last_claim, log_bytes, make_claim
-from lmconsole.runs.cluster import INTERRUPTED, WARNINGS, StatusReader, TaskStatus
+from lmconsole.runs.claim import last_claim, make_claim
+from lmconsole.runs.cluster import NOT_ON_SLURM, SlurmState, StatusReader, slurm_state
 from lmconsole.runs.event_log import EventLog
 from lmconsole.runs.event_reader import EventReader
 from lmconsole.runs.events import AnyEvent, Failed, Queued, SlurmPlace, Stopped
@@ -46,13 +46,11 @@ class Run:
     """Reason why its notes cannot be read, which is no problem of the run."""
     cluster: StatusReader | None = None
     """Reader of the status of the runs of the store in SLURM."""
-    task: TaskStatus | None = None
-    """Status in SLURM of the run while it is active, or is to be started again; None without one."""
+    slurm: SlurmState = NOT_ON_SLURM
+    """Its state if SLURM starts it."""
     _notes_version: tuple[int, int, int] | None = None
     """Time, size and number of the file of notes that was read last; None if there was none."""
     _lost: bool = False
-    _answered: bool = False
-    """Whether SLURM was asked about the run after the last event of its log."""
     _reader: EventReader | None = None
 
     @property
@@ -65,7 +63,7 @@ class Run:
         """Status in the log, or ``LOST`` if that is running and no process holds the lock, or SLURM says that the job
         has ended. An imported run that has not ended is lost too: it never waits or runs, so the end of its log is
         missing. A run that SLURM has interrupted, and starts again, is ``QUEUED``."""
-        if self.interrupted:
+        if self.slurm.interrupted:
             return Status.QUEUED
         return Status.LOST if self._lost else self.state.status
 
@@ -75,46 +73,9 @@ class Run:
         return self.state.queued.slurm if self.state.queued else None
 
     @property
-    def left_by_slurm(self) -> bool:
-        """Whether the log says that the run waits or runs, but SLURM has ended its job, and the log has not grown."""
-        task = self.task
-        return self.state.status.active and task is not None and task.ended and self._answered
-
-    @property
     def active_on_slurm(self) -> bool:
         """Whether the run trains or waits on SLURM."""
         return self.place is not None and not self.problem and self.status.active
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether SLURM has interrupted the run, and it is started again: by SLURM, or by the last job of its
-        submission. Its log ends with a signal, or as a node that failed has left it."""
-        place, task, stopped = self.place, self.task, self.state.stopped
-        if self.stopped_by_slurm:
-            if task is None or not self._answered:
-                return stopped is not None and stopped.signal in WARNINGS
-            if not task.ended:
-                return task.is_live
-        elif self.state.status is Status.RUNNING and task is not None and self._answered and task.waits:
-            return True
-        elif not self.left_by_slurm:
-            return False
-        if place is None or task is None or self.cluster is None or self.stop_requested:
-            return False
-        warned = stopped is not None and stopped.signal in WARNINGS and task.state != "CANCELLED"
-        return (warned or task.state in INTERRUPTED) and self.cluster.last_job_is_live(place)
-
-    @property
-    def awaits_slurm(self) -> bool:
-        """Whether a signal has stopped the run, and SLURM has not yet answered whether it starts it again."""
-        return self.stopped_by_slurm and not self._answered
-
-    @property
-    def stopped_by_slurm(self) -> bool:
-        """Whether a signal has stopped the run in its job, and no person has asked it to stop."""
-        stopped = self.state.stopped
-        by_signal = self.state.status is Status.STOPPED and stopped is not None and stopped.signal is not None
-        return by_signal and self.place is not None and not self.stop_requested
 
     @property
     def can_be_tested(self) -> bool:
@@ -148,10 +109,11 @@ class Run:
         try:
             events += self.state.read(self._reader)
             self._lost = self.info.origin == "imported" and self.state.status.active
-            self._refresh_task()
+            self._refresh_slurm()
             if self.state.status is Status.RUNNING and self._has_no_worker():
                 events += self.state.read(self._reader)  # it may have finished after the first read
                 self._lost = self.state.status is Status.RUNNING
+                self._refresh_slurm()
             if self.status.active and os.path.lexists(self.paths.stop) and not self.stop_requested:
                 self.problem = f"{self.paths.stop}: expected a file, found something else; remove it"
             if self.state.queued is None and self.state.status is Status.QUEUED:
@@ -171,18 +133,12 @@ class Run:
             self.problem = str(error)
         return events
 
-    def _refresh_task(self) -> None:
-        self.task = None
-        self._answered = False
-        if self.cluster is not None and self.place is not None and (self.state.status.active or self.stopped_by_slurm):
-            self.cluster.refresh()
-            self.task = self.cluster.task(self.place)
-            task = self.task  # that of a run that waits is not compared: a large store has thousands
-            compared = task is not None and (task.ended or self.state.status is not Status.QUEUED)
-            self._answered = compared and task is not None and task.log_bytes == log_bytes(self.paths.events)
+    def _refresh_slurm(self) -> None:
+        if self.cluster is not None:
+            self.slurm = slurm_state(self.cluster, self.paths, self.state)
 
     def _has_no_worker(self) -> bool:
-        return self.worker() is None if self.place is None else self.left_by_slurm
+        return self.worker() is None if self.place is None else self.slurm.left
 
     def restore(self, folds: FoldCache) -> bool:
         """Take the state of the run from ``folds`` before the log is read, and return whether it is there."""
@@ -226,7 +182,7 @@ class Run:
         It is not if another process holds the run's lock, or has claimed the run, recorded an end or queued it again
         since the ``queued`` event number ``after``. Raises OSError if the log cannot be written.
         """
-        with lock.held(self.paths.lock, 0.0) as held:
+        with lock.held(self.paths.lock, 0.0, optional=self.place is not None) as held:
             if held is None:
                 return False
             number, _ = last_claim(self.paths)

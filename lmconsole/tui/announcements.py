@@ -35,7 +35,7 @@ class Announcer:
             for message in snapshot.messages[self._message_count :]
         ]
         self._message_count = len(snapshot.messages)
-        active = frozenset(view.run for view in snapshot.runs.values() if view.status.active or view.interrupted)
+        active = frozenset(view.run for view in snapshot.runs.values() if view.status.active or view.slurm.interrupted)
         if self._active and not active:
             ended = [snapshot.runs[name] for name in self._active if name in snapshot.runs]
             failed = sum(view.failed is not None or view.status is Status.LOST for view in ended)

@@ -235,7 +235,7 @@ class ConsoleApp(App[str]):
 
     def on_main_screen_stop_requested(self, message: MainScreen.StopRequested) -> None:
         """Stop active runs, after a question."""
-        active = [view for view in message.runs if (view.status.active or view.interrupted) and not view.stopping]
+        active = [view for view in message.runs if (view.status.active or view.slurm.interrupted) and not view.stopping]
         if not active:
             self.notify("None of the selected runs is queued or running.", timeout=3)
             return
@@ -270,7 +270,7 @@ class ConsoleApp(App[str]):
 
     def on_main_screen_resume_requested(self, message: MainScreen.ResumeRequested) -> None:
         """Queue runs again that ended early, or that are queued and nobody will start."""
-        ended = [view for view in message.runs if not (view.status.active or view.interrupted) or view.unattended]
+        ended = [view for view in message.runs if not (view.status.active or view.slurm.interrupted) or view.unattended]
         views = [view for view in ended if view.status is not Status.FINISHED or view.test_is_missing]
         if not views:
             self.notify("None of the selected runs was stopped, lost or failed.", timeout=3)

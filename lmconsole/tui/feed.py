@@ -84,8 +84,7 @@ class _FollowedRun:
         stopping = run.status.active and run.stop_requested
         new = (
             run.status,
-            run.task,
-            run.interrupted,
+            run.slurm,
             stopping,
             unattended,
             run.problem,
@@ -95,8 +94,7 @@ class _FollowedRun:
         )
         changed = old is None or new != (
             old.status,
-            old.task,
-            old.interrupted,
+            old.slurm,
             old.stopping,
             old.unattended,
             old.problem,

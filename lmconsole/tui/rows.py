@@ -256,7 +256,7 @@ def _rank(view: RunView) -> float:
 
 
 def _status_style(view: RunView) -> str:
-    if view.interrupted:
+    if view.slurm.interrupted:
         return "queued"
     if view.finished and view.finished.diverged:
         return "diverged"
@@ -328,7 +328,7 @@ def _slurm_group_text(group: Sequence[RunView], finished: int, context: _Context
     """Return how many seeds have finished and train, some of them on SLURM, and the most frequent reason of others."""
     from lmconsole.engine.slurm.reasons import describe_task  # not needed before there are such runs
 
-    running = sum(view.status is Status.RUNNING and not view.interrupted for view in group)
+    running = sum(view.status is Status.RUNNING and not view.slurm.interrupted for view in group)
     if not finished:
         count = f"{running} of {len(group)} running"
     else:
@@ -345,7 +345,7 @@ def _slurm_text(view: RunView, *, wide: bool) -> str:
     epochs, epoch = view.info.settings.epochs, view.position[0]
     words, where = describe_task(view), f" on {escape_control_characters(view.node)}" if view.node else ""
     reason = f", {escape_control_characters(words)}".replace("\n", " ") if words else ""
-    if view.interrupted:
+    if view.slurm.interrupted:
         return f"interrupted{reason}" if wide and reason else f"interrupted {min(epoch, epochs)}/{epochs}"
     if view.status is Status.QUEUED:
         if starts(view):

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from lmconsole.plan import flops
-from lmconsole.runs.cluster import ClusterStatus, TaskStatus
+from lmconsole.runs.cluster import ClusterStatus, SlurmState
 from lmconsole.runs.events import (
     Epoch,
     Failed,
@@ -64,10 +64,8 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
     progress: Progress | None
     telemetry: Telemetry | None
     queued: Queued | None
-    task: TaskStatus | None
-    """Status in SLURM of a run that it starts; None if SLURM has not been asked about it."""
-    interrupted: bool
-    """Whether SLURM has interrupted the run and will start it again."""
+    slurm: SlurmState
+    """Its state if SLURM starts it."""
     started: Started | None
     """Latest attempt at the training."""
     latest: Started | None
@@ -93,14 +91,14 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
     @property
     def active_on_slurm(self) -> bool:
         """Whether the run trains or waits on SLURM."""
-        return self.place is not None and not self.problem and (self.status.active or self.interrupted)
+        return self.place is not None and not self.problem and (self.status.active or self.slurm.interrupted)
 
     @property
     def node(self) -> str:
         """Name of the node on which the run trains or is about to; empty if there is none."""
-        if self.status is Status.RUNNING and not self.interrupted and self.latest:
+        if self.status is Status.RUNNING and not self.slurm.interrupted and self.latest:
             return self.latest.slurm_node or ""
-        return self.task.node if self.task and self.status is Status.QUEUED else ""
+        return self.slurm.task.node if self.slurm.task and self.status is Status.QUEUED else ""
 
     @property
     def shown_epoch(self) -> Epoch | None:
@@ -169,8 +167,7 @@ def view_of(run: Run, curve: Curve, *, stopping: bool, unattended: bool, has_who
         progress=state.progress[-1] if state.progress else None,
         telemetry=state.telemetry[-1] if state.telemetry else None,
         queued=state.queued,
-        task=run.task,
-        interrupted=run.interrupted,
+        slurm=run.slurm,
         started=state.started,
         latest=state.latest,
         finished=state.finished,

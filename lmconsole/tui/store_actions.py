@@ -143,7 +143,7 @@ class StoreActions:
             from lmconsole.engine.submit import stop_runs
 
             store = self._store()
-            active = [run for run in store.runs() if run.run in runs and (run.status.active or run.interrupted)]
+            active = [run for run in store.runs() if run.run in runs and (run.status.active or run.slurm.interrupted)]
             return self.Changed(f"{counted(len(stop_runs(store, active)), 'run')} will stop.")
 
         self._run(stop)

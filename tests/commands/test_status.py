@@ -12,10 +12,12 @@ from recorded import record
 from lmconsole.commands.display import PlainDisplay, active_table, sentence
 from lmconsole.commands.output import console
 from lmconsole.commands.status import show_status, summarize
-from lmconsole.runs.cluster import TaskStatus
+from lmconsole.runs.cluster import StatusReader, TaskStatus
 from lmconsole.runs.events import Event, Queued, Stopped
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
+
+pytestmark = pytest.mark.usefixtures("slurm_installed")
 
 
 @pytest.mark.parametrize("energy_j", [None, 9_000.5])
@@ -149,10 +151,22 @@ def test_a_run_that_slurm_starts_again_is_interrupted(
 ) -> None:
     submitted(1, STARTED, last)
     (run,) = answer(tmp_path, *([task] if task else []))
-    assert (run.interrupted, run.status) == (interrupted, status)
+    assert (run.slurm.interrupted, run.status) == (interrupted, status)
     assert run.active_on_slurm == (status is Status.RUNNING or interrupted)
     by_signal = isinstance(last, Stopped) and last.signal is not None
-    assert (run.stopped_by_slurm, run.awaits_slurm) == (by_signal, by_signal and task is None)
+    assert (run.slurm.stopped, run.slurm.unanswered) == (by_signal, by_signal and task is None)
+
+
+@pytest.mark.parametrize("signal", ["SIGUSR1", "SIGTERM"])
+def test_a_stopped_run_is_stopped_on_a_machine_without_slurm(
+    tmp_path: Path, submitted: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, signal: str
+) -> None:
+    submitted(1, STARTED, Stopped(epoch=1, step=3, signal=signal))
+    monkeypatch.setattr(StatusReader, "can_be_asked", False)  # the store is a copy, and this machine cannot ask
+    (run,) = answer(tmp_path)
+    assert (run.status, run.slurm.interrupted, run.slurm.unanswered) == (Status.STOPPED, False, False)
+    (run,) = answer(tmp_path, PENDING)  # another host does
+    assert (run.status, run.slurm.interrupted) == (Status.QUEUED, True)
 
 
 def test_an_old_answer_of_slurm_does_not_interrupt_a_run_that_has_begun_since(
@@ -160,7 +174,7 @@ def test_an_old_answer_of_slurm_does_not_interrupt_a_run_that_has_begun_since(
 ) -> None:
     submitted(1, STARTED, factories.progress())
     (run,) = answer(tmp_path, msgspec.structs.replace(PENDING, log_bytes=100))
-    assert not run.interrupted
+    assert not run.slurm.interrupted
 
 
 def test_events_name_node_job_and_what_slurm_does_next(submitted: Callable[..., Run]) -> None:

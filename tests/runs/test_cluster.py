@@ -100,6 +100,16 @@ def test_a_link_or_a_pipe_in_its_place_is_not_opened(reader: StatusReader, tmp_p
     assert read(reader) is None
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_slurm_can_be_asked_where_its_commands_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if installed:
+        (tmp_path / "squeue").touch(0o755)
+    assert StatusReader(tmp_path).can_be_asked == installed
+
+
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED"])
 def test_a_job_that_waits_or_runs_is_live(state: str) -> None:
     assert state in LIVE
@@ -111,7 +121,7 @@ def test_a_job_that_has_ended_or_is_unknown_is_not(state: str) -> None:
     assert not TaskStatus(state=state).is_live
 
 
-# Run.left_by_slurm
+# SlurmState
 
 
 @pytest.fixture
@@ -134,28 +144,28 @@ def end(run: Run, *, log_bytes: int | None = -1, state: str = "NODE_FAIL") -> No
 
 
 def test_a_run_of_slurm_is_alive_as_long_as_nobody_says_that_its_job_has_ended(run: Run) -> None:
-    assert (run.status, run.task) == (Status.RUNNING, None)
+    assert (run.status, run.slurm.task) == (Status.RUNNING, None)
     write(run.paths.folder.parent, None)  # the poller has not asked about it
     run.refresh()
-    assert (run.status, run.task) == (Status.RUNNING, None)
+    assert (run.status, run.slurm.task) == (Status.RUNNING, None)
     write(run.paths.folder.parent)
     run.refresh()
-    assert (run.status, run.task) == (Status.RUNNING, RUNNING)
+    assert (run.status, run.slurm.task) == (Status.RUNNING, RUNNING)
     end(run, log_bytes=None)  # the job has ended, but has been looked for only once
     assert run.status is Status.RUNNING
-    assert not run.left_by_slurm
+    assert not run.slurm.left
 
 
 def test_a_run_is_lost_when_its_job_has_ended_and_its_log_no_longer_grows(run: Run) -> None:
     end(run)
-    assert run.left_by_slurm
+    assert run.slurm.left
     assert run.status is Status.LOST
     assert pending(Store(run.paths.folder.parent), [run]) == []
 
 
 def test_a_run_is_alive_if_its_log_has_grown_since(run: Run) -> None:
     end(run, log_bytes=run.paths.events.stat().st_size - 1)
-    assert not run.left_by_slurm
+    assert not run.slurm.left
     assert run.status is Status.RUNNING
 
 
@@ -171,8 +181,8 @@ def test_a_lost_run_whose_log_grows_is_alive_again(run: Run) -> None:
 def test_a_run_that_has_recorded_its_end_is_not_left(run: Run, event: msgspec.Struct) -> None:
     append_events(run.paths, event)  # type: ignore[arg-type]
     end(run)
-    assert not run.left_by_slurm
-    assert run.task is None
+    assert not run.slurm.left
+    assert run.slurm.task is None
     assert run.status in (Status.FINISHED, Status.STOPPED)
 
 
@@ -182,7 +192,7 @@ def test_a_queued_run_whose_job_has_ended_waits_for_nothing(run: Run) -> None:
     assert pending(Store(run.paths.folder.parent), [run]) == [run]
     end(run, state="CANCELLED")
     assert run.status is Status.QUEUED
-    assert run.left_by_slurm
+    assert run.slurm.left
     assert pending(Store(run.paths.folder.parent), [run]) == []
 
 
@@ -196,12 +206,12 @@ def test_the_lock_of_a_run_of_slurm_decides_nothing(run: Run) -> None:
 def test_the_status_in_slurm_decides_nothing_for_a_run_of_this_machine(run: Run) -> None:
     append_events(run.paths, Stopped(epoch=1, step=1), queued(), started())
     end(run)
-    assert (run.place, run.task) == (None, None)
+    assert (run.place, run.slurm.task) == (None, None)
     seen = [run.status]  # no process holds its lock
     with locked_by_another_process(run.paths.lock):
         run.refresh()
         assert [*seen, run.status] == [Status.LOST, Status.RUNNING]
-        assert not run.left_by_slurm
+        assert not run.slurm.left
 
 
 def test_all_runs_of_a_store_share_one_reader(run: Run, tmp_path: Path) -> None:

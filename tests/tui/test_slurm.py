@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 
 import pytest
-from factories import epoch_events, finished, progress, started, submission, telemetry, write_answer
+from factories import epoch_events, finished, progress, started, submission, telemetry, write_answer, write_submission
 from tui.stage import Recorded, Stage, console_of, driver, experiment, line_with, screen, shows, shows_no_more
 
-from lmconsole.engine.slurm.batch import Batch, folder_of, write_batch
+from lmconsole.engine.slurm.batch import folder_of
 from lmconsole.runs.cluster import TaskStatus
 from lmconsole.runs.events import Started, Stopped
 from lmconsole.runs.store import Store
+
+pytestmark = pytest.mark.usefixtures("slurm_installed")
 
 WAITS = TaskStatus(job="7_0", state="PENDING", reason="Priority")
 HELD = TaskStatus(job="7_2", state="PENDING", reason="JobHeldUser")
@@ -122,10 +124,8 @@ async def test_details_show_job_node_restarts_reason_and_the_output_of_the_job(s
     run = stage.queue(1, slurm=submission(1, restarts=2))
     run.append(on("n2"), progress(1, 4), Stopped(epoch=1, step=4, signal="SIGTERM"))
     answer(stage, {1: WAITS})
-    content = Batch(user="me", parts=(0,), restarts=50)
     root, batch = stage.store.root, submission(1).batch
-    folder_of(root, batch).mkdir(parents=True)
-    write_batch(root, batch, content, {0: [run.run]})
+    write_submission(root, batch)
     (folder_of(root, batch) / "0_0.log").write_text("slurmstepd: CANCELLED DUE TO JOB REQUEUE\x1b[2J\n")
     async with stage.console(size=(80, 24)) as pilot:
         await pilot.press("enter")
@@ -167,9 +167,7 @@ async def test_actions_on_slurm_apply_to_waiting_or_running_runs_of_the_selectio
     monkeypatch.setenv("PATH", str(stage.root))  # no SLURM
     root = stage.store.root
     for number in (0, 1, 2):
-        batch = submission(number).batch
-        folder_of(root, batch).mkdir(parents=True)
-        write_batch(root, batch, Batch(user="me", parts=(0,), restarts=50), {0: ["x"]})
+        write_submission(root, submission(number).batch)
     async with stage.console() as pilot:
         await shows(pilot, "3 on SLURM")
         titles = [each.title for each in console_of(pilot).get_system_commands(console_of(pilot).main)]

@@ -2,7 +2,7 @@
 
 import os
 import pwd
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,10 +10,13 @@ import msgspec
 
 from lmconsole.errors import StoreError
 from lmconsole.files import atomic_write, read_file
-from lmconsole.runs.events import DAMAGED, Name, Number, SlurmPlace
+from lmconsole.runs import lock
+from lmconsole.runs.events import DAMAGED, Name, Number, Positive, SlurmPlace
 from lmconsole.runs.paths import SLURM
+from lmconsole.telemetry.host import host_name
 
 MAX_BYTES = 2**26
+SUBMIT_ELSEWHERE = "`lmconsole run EXPERIMENT --executor slurm` submits its runs in another one."
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,14 +25,16 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = 1
     user: Name
     """Name of the user who submitted it."""
-    parts: tuple[Number, ...]
-    """Index of the first run of each array."""
+    host: Name
+    """Machine on which it was submitted."""
+    array_size: Positive
+    """Runs in each of its arrays; the last one may have fewer."""
     restarts: Number
     """Times in a row that a run is started again without getting on."""
 
     def part_of(self, index: int) -> int:
         """Return the index of the first run of the array that the run ``index`` is in."""
-        return max(part for part in self.parts if part <= index)
+        return index - index % self.array_size
 
 
 def new_batch_id() -> str:
@@ -90,19 +95,52 @@ def read_batch(store: Path, batch: str) -> Batch:
     path = folder_of(store, batch) / "batch.json"
     try:
         return msgspec.json.decode(read_file(path, MAX_BYTES, follow=False), type=Batch)
+    except FileNotFoundError:
+        raise StoreError(f"{path.parent}: no such submission to SLURM", hint=SUBMIT_ELSEWHERE) from None
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
     except DAMAGED as error:
         raise StoreError(f"{path}: not a submission of lmconsole: {error}") from None
 
 
-def write_batch(store: Path, batch: str, content: Batch, runs: Mapping[int, Sequence[str]]) -> None:
-    """Write a submission, and the names of the run directories of each array, by its first index. Raises OSError."""
-    for part, names in runs.items():
-        with atomic_write(folder_of(store, batch) / f"array-{part}.json") as file:
-            file.write(msgspec.json.encode(names) + b"\n")
+def write_batch(store: Path, batch: str, content: Batch) -> None:
+    """Write a submission, before any of its runs is queued. Raises OSError."""
     with atomic_write(folder_of(store, batch) / "batch.json", sync=True) as file:
         file.write(msgspec.json.encode(content) + b"\n")
+
+
+def write_runs(store: Path, batch: str, part: int, names: Sequence[str]) -> None:
+    """Write the names of the run directories of an array. Raises OSError."""
+    with atomic_write(folder_of(store, batch) / f"array-{part}.json") as file:
+        file.write(msgspec.json.encode(names) + b"\n")
+
+
+def write_jobs(store: Path, batch: str, jobs: Sequence[str]) -> None:
+    """Write the jobs of a submission, after which it is complete. Raises OSError."""
+    with atomic_write(_jobs_file(store, batch), sync=True) as file:
+        file.write(msgspec.json.encode(jobs) + b"\n")
+
+
+def submission_lock(store: Path, batch: str) -> Path:
+    """Return the file that the command locks that submits it."""
+    return folder_of(store, batch) / "submit.lock"
+
+
+def is_being_submitted(store: Path, batch: str, content: Batch) -> bool | None:
+    """Return whether a command is about to submit it: its runs are queued, or will be, and have no jobs yet. None if
+    that is unknown, since only the command's host knows whether it is still there."""
+    if os.path.lexists(_jobs_file(store, batch)):
+        return False
+    if content.host != host_name():
+        return None
+    try:
+        return lock.owner(submission_lock(store, batch)) is not None
+    except OSError:
+        return None
+
+
+def _jobs_file(store: Path, batch: str) -> Path:
+    return folder_of(store, batch) / "jobs.json"
 
 
 def write_script(path: Path, script: str) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -26,7 +26,7 @@ from lmconsole.engine.slurm.commands import (
 )
 from lmconsole.engine.slurm.reasons import describe_reason
 from lmconsole.engine.slurm.submit import submit_again, submit_last
-from lmconsole.engine.slurm.task import attempts_in_vain, too_often
+from lmconsole.engine.slurm.task import CONTINUES, attempts_in_vain, too_often
 from lmconsole.errors import LmconsoleError, RunActiveError, escape_control_characters
 from lmconsole.runs.claim import log_bytes
 from lmconsole.runs.cluster import INTERRUPTED, WARNINGS
@@ -155,10 +155,10 @@ def look(store: Store, batch: str, content: Batch) -> list[Finding]:
         job = found.get((batch, place.index))
         state = job.state if job else ""
         needs_state = job is None and _may_be_unfinished(each)
-        if needs_state and each.task is not None and not each.task.is_live:
-            state = each.task.state
+        if needs_state and each.slurm.task is not None and not each.slurm.task.is_live:
+            state = each.slurm.task.state
         if needs_state and not state:
-            forgotten = accounting(batch, content) if forgotten is None else forgotten
+            forgotten = accounting(batch, _parts(own, content)) if forgotten is None else forgotten
             state = forgotten.get(place.index, "")
         grows = log_bytes(each.paths.events) != sizes[each.run]
         if not state and each.state.status is Status.QUEUED and not task_log(store.root, place, content).exists():
@@ -195,11 +195,16 @@ def fate_of(run: Run, job: SlurmJob | None, state: str) -> Fate:
     return Fate.INTERRUPTED if interrupted else Fate.FAILED
 
 
-def accounting(batch: str, content: Batch) -> dict[int, str]:
-    """Return the last state of the task of each run, by index, from SLURM's accounting; empty where there is none."""
+def _parts(runs: Iterable[Run], content: Batch) -> list[int]:
+    return sorted({content.part_of(run.place.index) for run in runs if run.place})
+
+
+def accounting(batch: str, parts: Iterable[int]) -> dict[int, str]:
+    """Return the last state of the task of each run of these arrays, by index, from SLURM's accounting; empty where
+    there is none."""
     date = f"{batch[:4]}-{batch[4:6]}-{batch[6:8]}"
     states: dict[int, str] = {}
-    for part in content.parts:
+    for part in parts:
         name = job_name(batch, part)
         with contextlib.suppress(SlurmError):
             output = run_command(
@@ -225,6 +230,10 @@ def _failure(finding: Finding, store: Store, content: Batch) -> Failed:
     place = run.place
     assert place is not None
     path = task_log(store.root, place, content)
+    line = last_line(path)
+    if line.startswith(CONTINUES):  # SLURM has printed nothing after it
+        path = run.paths.worker_log
+        line = last_line(path)
     if finding.state == "OUT_OF_MEMORY":
         return Failed(
             error="out-of-memory",
@@ -232,7 +241,7 @@ def _failure(finding: Finding, store: Store, content: Batch) -> Failed:
             hint=f"Ask for more with mem in [executor.slurm] or --sbatch. Then {_hint(run)}",
         )
     what = "its job ended before it started" if run.state.status is Status.QUEUED else "its job ended"
-    return Failed(error="killed", message=f"{what}: {last_line(path)}", hint=f"Its output is in {path}. {_hint(run)}")
+    return Failed(error="killed", message=f"{what}: {line}", hint=f"Its output is in {path}. {_hint(run)}")
 
 
 def _record(finding: Finding, event: Failed | Stopped, log: Callable[[str], None]) -> None:

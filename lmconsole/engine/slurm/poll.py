@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from lmconsole.engine.slurm.batch import Batch, read_batch, user_name
+from lmconsole.engine.slurm.batch import Batch, is_being_submitted, read_batch, user_name
 from lmconsole.engine.slurm.commands import SlurmError, SlurmJob, SlurmMissingError, jobs, tasks_by_place
 from lmconsole.errors import StoreError
 from lmconsole.runs.claim import log_bytes
@@ -22,6 +22,8 @@ EAGER_S = 5.0
 """Interval at which SLURM is asked while a run waits for the answer whether it is started again."""
 CONFIRM_S = 2.0
 """Wait before SLURM is asked again about a job that is missing."""
+SUBMISSION_S = 600.0
+"""Time for a command on another host to submit the runs that it has queued."""
 MISSES = 2
 """Consecutive answers without a job after which SLURM has ended it: a job may be missing for a moment, while it is
 submitted."""
@@ -40,6 +42,8 @@ class Poller:
     _watched: dict[str, int] = field(default_factory=dict)
     """Submissions that are not known to have ended, with the number of consecutive answers without a job of theirs."""
     _batches: dict[str, Batch] = field(default_factory=dict)
+    _unknown_since_s: dict[str, float] = field(default_factory=dict)
+    """When a submission was first seen of which is not known whether a command is about to submit it."""
     _missing: bool = False
     """Whether this host has no SLURM; another one may ask."""
     problem: str = ""
@@ -51,22 +55,31 @@ class Poller:
         return batch is not None and batch.user == user_name()
 
     def batch(self, run: Run) -> Batch | None:
-        """Return the submission of a run; None if it cannot be read, as while the run is being submitted."""
+        """Return the submission of a run; None if it cannot be read, or a command is about to submit it."""
         place = run.place
         if place is None:
             return None
         if place.batch not in self._batches:
             with contextlib.suppress(StoreError):
-                self._batches[place.batch] = read_batch(self.store.root, place.batch)
+                content = read_batch(self.store.root, place.batch)
+                if not self._is_being_submitted(place.batch, content):
+                    self._batches[place.batch] = content
         return self._batches.get(place.batch)
+
+    def _is_being_submitted(self, batch: str, content: Batch) -> bool:
+        known = is_being_submitted(self.store.root, batch, content)
+        if known is not None:
+            return known
+        now_s = time.monotonic()
+        return now_s - self._unknown_since_s.setdefault(batch, now_s) < SUBMISSION_S
 
     def watch(self, runs: Iterable[Run]) -> bool:
         """Note which submissions have active ``runs``, and return whether there is one to ask SLURM about."""
         if self._missing:
             return False
         for run in runs:
-            active = run.state.status.active or run.interrupted or run.awaits_slurm
-            if run.place and active and (run.interrupted or not run.left_by_slurm) and self.owns(run):
+            active = run.state.status.active or run.slurm.interrupted or run.slurm.unanswered
+            if run.place and active and (run.slurm.interrupted or not run.slurm.left) and self.owns(run):
                 self._watched.setdefault(run.place.batch, 0)
         return bool(self._watched)
 
@@ -74,11 +87,11 @@ class Poller:
         """Ask SLURM if it is time, save the status of active ``runs``, and return the submissions without jobs, each
         once."""
         now_s = time.monotonic()
-        interval_s = min(self.interval_s, EAGER_S) if any(run.awaits_slurm for run in runs) else self.interval_s
+        interval_s = min(self.interval_s, EAGER_S) if any(run.slurm.unanswered for run in runs) else self.interval_s
         if not self.watch(runs) or (self._asked_s is not None and now_s - self._asked_s < interval_s):
             return []
         self._asked_s = now_s
-        active = [run for run in runs if (run.state.status.active or run.stopped_by_slurm) and self.owns(run)]
+        active = [run for run in runs if (run.state.status.active or run.slurm.stopped) and self.owns(run)]
         before = {run.run: log_bytes(run.paths.events) for run in active}
         try:
             found = self.ask([user_name()])
@@ -87,7 +100,7 @@ class Poller:
             return []
         except SlurmError as error:
             self._report(error.message)
-            if not any(run.state.status.active or run.interrupted for run in active):
+            if not any(run.state.status.active or run.slurm.interrupted for run in active):
                 self._watched.clear()  # nothing is left to wait for but the last job
             return []
         self.problem = ""
@@ -109,7 +122,7 @@ class Poller:
         earlier = StatusReader(self.store.root)
         earlier.refresh()
         known = earlier.status.places if earlier.status else {}
-        others = {run.place for run in runs if (run.state.status.active or run.stopped_by_slurm) and not self.owns(run)}
+        others = {run.place for run in runs if (run.state.status.active or run.slurm.stopped) and not self.owns(run)}
         keys = {key for place in others if place for key in (place_key(place), last_job_key(place))}
         return {key: task for key, task in known.items() if key in keys}
 
@@ -127,7 +140,7 @@ class Poller:
         certain = job is not None and job.state != "COMPLETED" and run.state.status is not Status.QUEUED
         ended = (certain or misses >= MISSES) and log_bytes(run.paths.events) == size
         if job is None:  # SLURM forgets jobs some minutes after their end
-            known = run.task or TaskStatus()
+            known = run.slurm.task or TaskStatus()
             return TaskStatus(
                 job=known.job,
                 state="" if known.is_live else known.state,
@@ -170,11 +183,11 @@ def refresh_status(store: Store) -> None:
     a job is missing, ask once more, since one is missing for a moment while it is submitted."""
     poller = Poller(store, lambda _: None, interval_s=0.0)
     runs = store.runs()
-    if not any(run.place and (run.state.status.active or run.stopped_by_slurm) for run in runs):
+    if not any(run.place and (run.state.status.active or run.slurm.stopped) for run in runs):
         return
     for _ in range(MISSES):
         poller.poll(runs)
         runs = store.runs()
-        if poller.problem or all(run.task is None or run.task.is_live for run in runs):
+        if poller.problem or all(run.slurm.task is None or run.slurm.task.is_live for run in runs):
             return
         time.sleep(CONFIRM_S)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from lmconsole.formatting import local_time
-from lmconsole.runs.cluster import ClusterStatus, TaskStatus
+from lmconsole.runs.cluster import ClusterStatus, SlurmState
 from lmconsole.runs.state import Status
 
 _REASONS = {
@@ -78,25 +78,25 @@ class OnSlurm(Protocol):
         """Status of the run."""
 
     @property
-    def task(self) -> TaskStatus | None:
-        """Status of its task."""
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether it waits to be started again."""
+    def slurm(self) -> SlurmState:
+        """Its state if SLURM starts it."""
 
 
 def starts(run: OnSlurm) -> bool:
     """Return whether the job of a queued run has begun, and its worker is about to."""
-    return run.status is Status.QUEUED and run.task is not None and run.task.state in ("RUNNING", "CONFIGURING")
+    return (
+        run.status is Status.QUEUED
+        and run.slurm.task is not None
+        and run.slurm.task.state in ("RUNNING", "CONFIGURING")
+    )
 
 
 def describe_task(run: OnSlurm) -> str:
     """Describe why a run does not train; empty if it does, or if SLURM has not been asked about it."""
-    task = run.task
-    if task is None or starts(run) or (run.interrupted and not task.waits):
+    task = run.slurm.task
+    if task is None or starts(run) or (run.slurm.interrupted and not task.waits):
         return ""
-    if run.status is Status.RUNNING and not run.interrupted and task.state not in ("STOPPED", "SUSPENDED"):
+    if run.status is Status.RUNNING and not run.slurm.interrupted and task.state not in ("STOPPED", "SUSPENDED"):
         return ""
     return describe_reason(task.state, task.reason)
 
@@ -120,7 +120,7 @@ def no_answer(answer: ClusterStatus | None) -> str:
 def _group(run: OnSlurm) -> tuple[int, str, str]:
     """Return the place in the summary, and the words about one such run and about several."""
     words = describe_task(run)
-    if run.interrupted:
+    if run.slurm.interrupted:
         note = f" (interrupted{f', {words}' if words else ''})"
         return 3, f"waits{note}", f"wait{note}"
     if run.status is Status.RUNNING:

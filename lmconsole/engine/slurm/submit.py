@@ -1,11 +1,13 @@
 """Submission of runs to SLURM: one job array, cut where SLURM's limit requires it, and a last job."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.engine.slurm.ask import slurm_options
 from lmconsole.engine.slurm.batch import (
+    SUBMIT_ELSEWHERE,
     Batch,
     array_file,
     cut,
@@ -13,17 +15,21 @@ from lmconsole.engine.slurm.batch import (
     last_file,
     new_batch_id,
     read_batch,
+    submission_lock,
     user_name,
     write_batch,
+    write_jobs,
+    write_runs,
     write_script,
 )
 from lmconsole.engine.slurm.commands import SlurmError, check, max_array_size, submit
 from lmconsole.engine.slurm.script import array_script, last_script
 from lmconsole.errors import StoreError
 from lmconsole.formatting import counted
+from lmconsole.runs import lock
 from lmconsole.runs.events import Failed, SlurmPlace
-from lmconsole.runs.paths import SLURM
 from lmconsole.runs.store import Run, Store
+from lmconsole.telemetry.host import host_name
 
 PATIENCE_S = 120.0
 """Time for which a job is submitted again and again while SLURM's controller does not answer."""
@@ -33,24 +39,45 @@ class Submission:
     """A submission of runs to SLURM."""
 
     def __init__(self, store: Store, request: RunRequest) -> None:
+        """Raises SlurmError if SLURM does not answer."""
         self._store = store
         self._options = slurm_options(request)
+        self._array_size = max_array_size()
+        self._accepted: list[str] = []
+        """Jobs of the arrays, as far as they have been submitted."""
         self.batch = new_batch_id()
         self.place = SlurmPlace(batch=self.batch, index=0)
         """Place of the first run."""
 
-    def create_folder(self) -> None:
-        """Create the folder of submissions, which makes commands on other hosts queue one at a time. Raises
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Create the folder of the submission, which makes commands on other hosts queue one at a time, and keep others
+        from concluding it during the ``with`` block. If nothing was submitted in it, nothing is left. Raises
         StoreError."""
         self._store.create()
-        folder = self._store.root / SLURM
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"{folder}: cannot be created: {error.strerror}") from None
+        root, folder = self._store.root, folder_of(self._store.root, self.batch)
+        content = Batch(
+            user=user_name(), host=host_name(), array_size=self._array_size, restarts=self._options.restarts
+        )
+        with contextlib.ExitStack() as stack:
+            try:
+                folder.mkdir(parents=True)
+                stack.enter_context(lock.held(submission_lock(root, self.batch), 0.0, optional=True))
+                write_batch(root, self.batch, content)
+            except OSError as error:
+                raise StoreError(f"{error.filename or folder}: cannot be created: {error.strerror}") from None
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    if array_file(root, self.batch, 0).exists():
+                        write_jobs(root, self.batch, self._accepted)
+                    else:
+                        shutil.rmtree(folder)
+                        folder.parent.rmdir()  # unless there are other submissions
 
     def scripts(self, count: int) -> list[str]:
-        """Return the job scripts for ``count`` runs: the arrays, and the last job. Raises SlurmError."""
+        """Return the job scripts for ``count`` runs: the arrays, and the last job."""
         return [script for _, script in self._arrays(count)] + [self._last()]
 
     def check(self, count: int) -> str:
@@ -63,10 +90,10 @@ class Submission:
         return answer
 
     def _arrays(self, count: int) -> list[tuple[int, str]]:
-        """Return index of the first run and script of each array. Raises SlurmError."""
+        """Return index of the first run and script of each array."""
         return [
             (first, array_script(self._options, self._store.root, self.batch, offset=first, count=length))
-            for first, length in cut(count, max_array_size())
+            for first, length in cut(count, self._array_size)
         ]
 
     def _last(self) -> str:
@@ -81,8 +108,7 @@ class Submission:
             StoreError: the store cannot be written.
         """
         known = {run.run: run for run in self._store.runs()}
-        accepted: list[str] = []
-        done = 0
+        accepted, done = self._accepted, 0
 
         def record(error: Exception) -> None:
             _record_failures([known[name] for name in runs[done:] if name in known], error)
@@ -90,7 +116,7 @@ class Submission:
         try:
             arrays = self._arrays(len(runs))
             self._write(runs, arrays)
-            for (first, _), (_, length) in zip(arrays, cut(len(runs), max_array_size()), strict=True):
+            for (first, _), (_, length) in zip(arrays, cut(len(runs), self._array_size), strict=True):
                 # each array has its own limit of runs at once, so that one has to wait for the other
                 waits = [f"--dependency=afterany:{accepted[-1]}"] if self._options.at_once and accepted else []
                 script = array_file(self._store.root, self.batch, first)
@@ -116,17 +142,10 @@ class Submission:
                     submit_last(self._store, self.batch, accepted)
 
     def _write(self, names: Sequence[str], arrays: Iterable[tuple[int, str]]) -> None:
-        """Write the folder of the submission. Raises OSError."""
-        root, arrays = self._store.root, list(arrays)
-        folder_of(root, self.batch).mkdir(parents=True)
-        content = Batch(
-            user=user_name(),
-            parts=tuple(first for first, _ in arrays),
-            restarts=self._options.restarts,
-        )
-        lists = {first: names[first : first + length] for first, length in cut(len(names), max_array_size())}
-        write_batch(root, self.batch, content, lists)
+        """Write lists of runs and job scripts. Raises OSError."""
+        root = self._store.root
         for first, script in arrays:
+            write_runs(root, self.batch, first, names[first : first + self._array_size])
             write_script(array_file(root, self.batch, first), script)
         write_script(last_file(root, self.batch), self._last())
 
@@ -195,6 +214,8 @@ def submit_again(store: Store, batch: str, content: Batch, indexes: Iterable[int
     for index in sorted(indexes):
         part = content.part_of(index)
         tasks.setdefault(part, []).append(index - part)
+    if any(not array_file(store.root, batch, part).exists() for part in tasks):
+        raise SlurmError(f"{folder_of(store.root, batch)}: a submission that was not completed", hint=SUBMIT_ELSEWHERE)
     return [
         submit(array_file(store.root, batch, part), f"--array={','.join(map(str, each))}", limit_s=PATIENCE_S)
         for part, each in tasks.items()

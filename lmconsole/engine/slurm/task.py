@@ -6,6 +6,7 @@ its place in its submission, and no other process has claimed that event. Claims
 ``runs/claim.py``.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -33,6 +34,8 @@ from lmconsole.runs.state import RunState, Status
 from lmconsole.runs.store import Run, Store
 from lmconsole.telemetry.host import host_name
 
+CONTINUES = "output continues in "
+"""Start of the line after which a task prints into the log of the worker."""
 PATIENCE_S = 90.0
 """Time for which SLURM is asked again and again to start the task again, while its controller does not answer."""
 QUIET_S = 60.0
@@ -177,15 +180,17 @@ def why_not(run: Run, place: SlurmPlace, task: Task, last: Claim | None) -> str 
 def _earlier_attempt_has_ended(paths: RunPaths, last: Claim | None) -> bool:
     """Wait until the process of the last claim writes the log no more: it sees that it is superseded.
 
-    On this host its lock says so. On another one it is the log, which grows as long as the process lives.
+    On this host its lock says so. On another one, and on a file system without locks, it is the log, which grows as
+    long as the process lives.
     """
     if last is None or last.host == host_name():
         deadline_s = time.monotonic() + LOCK_TIMEOUT_S
-        while lock.owner(paths.lock) is not None:
-            if time.monotonic() > deadline_s:
-                return False
-            time.sleep(0.1)
-        return True
+        with contextlib.suppress(lock.NoLocksError):
+            while lock.owner(paths.lock) is not None:
+                if time.monotonic() > deadline_s:
+                    return False
+                time.sleep(0.1)
+            return True
     state = RunState()
     state.read(EventReader(paths.events))
     if not state.status.active:
@@ -202,7 +207,7 @@ def _queue_again(held: Held, content: Batch) -> Queued | None:
     """Append the event that the run is queued again; None, and say why, if it is no longer for this task to train, or
     has been started too often, which is recorded."""
     paths = held.paths
-    with lock.held(paths.lock, worker.LOCK_TIMEOUT_S):  # for processes on this host that respect it
+    with lock.held(paths.lock, worker.LOCK_TIMEOUT_S, optional=True):  # for processes on this host that respect it
         if held.superseded:  # while it waited for the end of the earlier attempt
             _say(f"{paths.run}: another process has claimed it")
             return None
@@ -309,7 +314,7 @@ def _redirect_output(paths: RunPaths) -> None:
     """Send what this process prints to the log of the worker, as on one machine. SLURM's own lines stay in the output
     of the task."""
     output = open_file(paths.worker_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, follow=False)
-    _say(f"output continues in {paths.worker_log}")
+    _say(f"{CONTINUES}{paths.worker_log}")
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         os.dup2(output, stream.fileno())

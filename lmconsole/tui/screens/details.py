@@ -270,7 +270,7 @@ def _task(view: RunView, place: SlurmPlace) -> list[tuple[str, str]]:
     """Return job, node and state of a run on SLURM, while it is active with the reason why it waits."""
     from lmconsole.engine.slurm.reasons import describe_task
 
-    task, latest = view.task, view.latest
+    task, latest = view.slurm.task, view.latest
     job = (task.job if task else "") or (latest.slurm_job if latest else "") or formatting.UNKNOWN
     restarts = f", started again {formatting.counted(place.restarts, 'time')} so far" if place.restarts else ""
     rows = [("SLURM job", f"{job}{restarts}")]
@@ -279,7 +279,7 @@ def _task(view: RunView, place: SlurmPlace) -> list[tuple[str, str]]:
     elif latest and latest.slurm_node:
         rows += [("last node", latest.slurm_node)]
     words = describe_task(view)
-    if view.interrupted:
+    if view.slurm.interrupted:
         words = f"interrupted; SLURM starts it again{f' ({words})' if words else ''}"
     state = task.state if task else ""
     if state or words:

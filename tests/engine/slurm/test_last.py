@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import tiny
-from factories import append_events, finished, progress, started, submission
+from factories import append_events, finished, progress, started, submission, write_submission
 
 from lmconsole.engine.slurm import last
-from lmconsole.engine.slurm.batch import Batch, folder_of, task_log, write_batch
+from lmconsole.engine.slurm.batch import Batch, task_log
 from lmconsole.engine.slurm.commands import SlurmJob
 from lmconsole.engine.slurm.last import Fate, conclude, fate_of, look
 from lmconsole.runs.events import Event, Failed, Stopped
@@ -16,7 +16,7 @@ from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 
 PLACE = submission()
-CONTENT = Batch(user="me", parts=(0,), restarts=1)
+CONTENT = Batch(user="me", host="login1", array_size=1_000, restarts=1)
 BEGUN = (started(), progress())
 PERSON, WARNED, TERM = (Stopped(epoch=1, step=8, signal=name) for name in (None, "SIGUSR1", "SIGTERM"))
 O, W, I, S, F = Fate.OVER, Fate.WAITING, Fate.INTERRUPTED, Fate.STOPPED, Fate.FAILED  # noqa: E741
@@ -26,9 +26,7 @@ STATES = ("RUNNING", "PENDING", "NODE_FAIL", "PREEMPTED", "TIMEOUT", "CANCELLED"
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     run = tiny.queue_tiny(tmp_path, slurm=PLACE)
-    root = run.paths.folder.parent
-    folder_of(root, PLACE.batch).mkdir(parents=True)
-    write_batch(root, PLACE.batch, CONTENT, {0: [run.run]})
+    assert write_submission(run.paths.folder.parent, PLACE.batch, [run.run]) == CONTENT
     return run
 
 
@@ -75,6 +73,26 @@ def test_accounting_is_asked_about_a_job_that_slurm_has_forgotten(run: Run, monk
     assert found(run, monkeypatch) == (F, "")
     assert found(run, monkeypatch, forgotten="NODE_FAIL") == (I, "NODE_FAIL")
     assert found(run, monkeypatch, job("RUNNING"), forgotten="NODE_FAIL") == (W, "RUNNING")
+
+
+def test_the_message_of_a_run_whose_job_ended_is_what_was_printed_last(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append_events(run.paths, *BEGUN)
+    root = run.paths.folder.parent
+    log = task_log(root, PLACE, CONTENT)
+    run.paths.worker_log.write_text("Bus error: nonexistent physical address\n")
+    monkeypatch.setattr(last, "jobs", lambda _: [job("FAILED")])
+    for output, shown in (
+        ("module: command not found\n", "module: command not found"),
+        (f"output continues in {run.paths.worker_log}\n", "Bus error"),
+        (f"output continues in {run.paths.worker_log}\nslurmstepd: error: job killed\n", "slurmstepd: error"),
+    ):
+        log.write_text(output)
+        (finding,) = look(Store(root), PLACE.batch, CONTENT)
+        failed = last._failure(finding, Store(root), CONTENT)
+        assert f"its job ended: {shown}" in failed.message
+        assert (str(run.paths.worker_log) in failed.hint) == (shown == "Bus error")
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,19 @@ from pathlib import Path
 import msgspec
 import pytest
 import tiny
-from factories import append_events, finished, progress, queued, started, submission
+from factories import (
+    append_events,
+    finished,
+    locked_by_another_process,
+    progress,
+    queued,
+    started,
+    submission,
+    write_submission,
+)
 
 from lmconsole.engine.slurm import commands, poll
-from lmconsole.engine.slurm.batch import Batch, folder_of, user_name, write_batch
+from lmconsole.engine.slurm.batch import Batch, folder_of, submission_lock, user_name, write_batch
 from lmconsole.engine.slurm.commands import SlurmError, SlurmJob, SlurmMissingError, SlurmUnreachableError
 from lmconsole.engine.slurm.poll import Poller
 from lmconsole.runs.cluster import (
@@ -24,6 +33,9 @@ from lmconsole.runs.cluster import (
 from lmconsole.runs.events import Stopped
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
+from lmconsole.telemetry.host import host_name
+
+pytestmark = pytest.mark.usefixtures("slurm_installed")
 
 PLACE = submission()
 KEY, LAST = place_key(PLACE), last_job_key(PLACE)
@@ -55,15 +67,9 @@ class Slurm:
 def run(tmp_path: Path) -> Run:
     """A run that trains in a submission of this user."""
     run = tiny.queue_tiny(tmp_path, slurm=PLACE)
-    write_submission(run, PLACE.batch)
+    write_submission(run.paths.folder.parent, PLACE.batch, user=user_name())
     append_events(run.paths, started(), progress())
     return run
-
-
-def write_submission(run: Run, batch: str, user: str | None = None) -> None:
-    root = run.paths.folder.parent
-    folder_of(root, batch).mkdir(parents=True)
-    write_batch(root, batch, Batch(user=user or user_name(), parts=(0,), restarts=1), {0: [run.run]})
 
 
 class Polled:
@@ -116,6 +122,36 @@ def test_a_job_is_looked_for_twice_before_it_counts_as_ended(run: Run, answer: l
     polled = Polled(run, answer)
     seen = [(polled.task(), polled.status()) for _ in range(2)]
     assert [(task and task.ended, status) for task, status in seen] == [(False, Status.RUNNING), (True, Status.LOST)]
+
+
+def incomplete(run: Run, host: str) -> Path:
+    """Let the submission of a run be one that a command on ``host`` has begun, and return its lock."""
+    root = run.paths.folder.parent
+    (folder_of(root, PLACE.batch) / "jobs.json").unlink()
+    write_batch(root, PLACE.batch, Batch(user=user_name(), host=host, array_size=1_000, restarts=1))
+    lock = submission_lock(root, PLACE.batch)
+    lock.touch()
+    return lock
+
+
+def test_of_runs_that_a_command_is_about_to_submit_slurm_is_not_asked(run: Run) -> None:
+    polled = Polled(run, [])
+    with locked_by_another_process(incomplete(run, host_name())):
+        assert [polled.poll() for _ in range(4)] == [[]] * 4
+        assert polled.slurm.asked == 0
+    assert [polled.poll() for _ in range(3)] == [[], [PLACE.batch], []]  # that command was killed
+
+
+def test_a_command_on_another_host_is_given_time_to_submit_runs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now_s[0])
+    incomplete(run, "login2")
+    polled = Polled(run, [])
+    for now_s[0] in (0.0, poll.SUBMISSION_S - 1):
+        assert polled.poll() == []
+    assert polled.slurm.asked == 0
+    now_s[0] = poll.SUBMISSION_S + 1
+    assert [polled.poll() for _ in range(3)] == [[], [PLACE.batch], []]
 
 
 def test_a_job_that_was_missing_for_a_moment_starts_counting_again(run: Run) -> None:
@@ -205,7 +241,7 @@ def test_nobody_waits_for_slurm_that_does_not_answer_once_no_run_is_active(run: 
 def test_runs_of_other_users_and_what_their_pollers_have_saved_are_left_alone(run: Run, tmp_path: Path) -> None:
     theirs, gone = submission(1), submission(2)
     other = tiny.queue_tiny(tmp_path, slurm=theirs, fresh=True)
-    write_submission(other, theirs.batch, user=f"not-{user_name()}")
+    write_submission(run.paths.folder.parent, theirs.batch, user=f"not-{user_name()}")
     known = TaskStatus(job="77_0", state="RUNNING")
     earlier = {place_key(theirs): known, last_job_key(theirs): known, place_key(gone): known}
     write_status(other.paths.folder.parent, ClusterStatus(t="2026-11-27T11:41:07.000Z", places=earlier))

@@ -198,7 +198,7 @@ def test_arrays_are_cut(count: int, size: int, parts: list[tuple[int, int]]) -> 
 
 
 def test_the_array_of_a_run_is_found_again() -> None:
-    batch = Batch(user="me", parts=(0, 1000, 2000), restarts=50)
+    batch = Batch(user="me", host="login1", array_size=1_000, restarts=50)
     assert [batch.part_of(index) for index in (0, 999, 1000, 1999, 2000, 2499)] == [0, 0, 1000, 1000, 2000, 2000]
 
 

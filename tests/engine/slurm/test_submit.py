@@ -1,14 +1,17 @@
 """Submissions: what happens to runs that SLURM does not get."""
 
+import contextlib
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import tiny
-from factories import submission
+from factories import submission, write_submission
 
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.engine.slurm import submit as submitting
-from lmconsole.engine.slurm.batch import Batch, folder_of, read_runs, write_batch
+from lmconsole.engine.slurm.batch import folder_of, is_being_submitted, read_batch, read_runs
 from lmconsole.engine.slurm.commands import SlurmError, submit
 from lmconsole.engine.slurm.submit import Submission, submit_resumed
 from lmconsole.errors import StoreError
@@ -20,8 +23,7 @@ def queue(root: Path, count: int) -> list[Run]:
     """Queue runs, each in a submission of its own."""
     runs = [tiny.queue_tiny(root, seed=number, slurm=submission(number)) for number in range(count)]
     for number, run in enumerate(runs):
-        folder_of(root / "runs", submission(number).batch).mkdir(parents=True)
-        write_batch(root / "runs", submission(number).batch, Batch(user="me", parts=(0,), restarts=1), {0: [run.run]})
+        write_submission(root / "runs", submission(number).batch, [run.run])
     return runs
 
 
@@ -77,8 +79,50 @@ def test_runs_that_slurm_did_not_get_are_recorded_as_failed(
     monkeypatch.setattr(submitting, "submit_last", lambda *arguments: last.append(arguments[2]))
     made = Submission(store, RunRequest(runs=store.root))
     names = [runs[0].run, "01-deleted-meanwhile", runs[1].run, runs[2].run]
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error)), made.open():
         made.submit(names)
     assert statuses(runs) == [Status.QUEUED, Status.FAILED, Status.FAILED]
     assert last == [["12"]]
     assert [read_runs(store.root, made.batch, part) for part in (0, 2)] == [names[:2], names[2:]]  # by their indexes
+    content = read_batch(store.root, made.batch)
+    assert is_being_submitted(store.root, made.batch, content) is False
+    assert json.loads((folder_of(store.root, made.batch) / "jobs.json").read_bytes()) == ["12"]
+
+
+@pytest.mark.parametrize("error", [None, StoreError("no space left")])
+def test_nothing_is_left_of_a_submission_in_which_nothing_was_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    monkeypatch.setattr(submitting, "max_array_size", lambda: 2)
+    root = tmp_path / "runs"
+    made = Submission(Store(root), RunRequest(runs=root))
+    raised = pytest.raises(StoreError) if error else contextlib.nullcontext()
+    with raised, made.open():
+        assert is_being_submitted(root, made.batch, read_batch(root, made.batch))
+        if error:
+            raise error
+    assert list(root.iterdir()) == []
+    write_submission(root, submission(1).batch)
+    with Submission(Store(root), RunRequest(runs=root)).open():
+        pass
+    assert [path.name for path in (root / ".slurm").iterdir()] == [submission(1).batch]
+
+
+def test_a_store_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submitting, "max_array_size", lambda: 2)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/.slurm").touch()
+    made = Submission(Store(tmp_path / "runs"), RunRequest(runs=tmp_path / "runs"))
+    with pytest.raises(StoreError, match=r"\.slurm/.*: cannot be created: "), made.open():
+        pass
+
+
+def test_a_submission_that_was_not_completed_cannot_be_submitted_again(tmp_path: Path) -> None:
+    runs = queue(tmp_path, 2)
+    store = Store(tmp_path / "runs")
+    shutil.rmtree(folder_of(store.root, submission(1).batch))
+    with pytest.raises(SlurmError, match="a submission that was not completed"):
+        submit_resumed(store, [runs[0].run])  # its scripts were never written
+    with pytest.raises(StoreError, match="no such submission to SLURM"):
+        submit_resumed(store, [runs[1].run])
+    assert statuses(runs) == [Status.FAILED, Status.FAILED]
