@@ -277,11 +277,7 @@ def _wall_s(runs: Iterable[Run]) -> float | None:
     times = []
     with contextlib.suppress(ValueError):  # the log is a file that anyone may have written
         for run in runs:
-            times += [
-                datetime.fromisoformat(each)
-                for each in (run.state.queued and run.state.queued.t, run.state.last_t)
-                if each
-            ]
+            times += [datetime.fromisoformat(each) for each in (run.state.requested_t, run.state.last_t) if each]
     with contextlib.suppress(TypeError):  # one has no time zone
         return (max(times) - min(times)).total_seconds() if times else None
     return None

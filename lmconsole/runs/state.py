@@ -74,6 +74,8 @@ class RunState:
         self.failed: Failed | None = None
         """Failure of the last attempt; of a finished run, that of its later test."""
         self.queued: Queued | None = None
+        self.requested_t = ""
+        """When a person last queued the run: UTC, ISO 8601. SLURM may have started it again since."""
         self.first_place = 0
         """Place in the queue that the run was given first; 0 before that, and in runs of version 0.1.0."""
         self.last_t = ""
@@ -137,6 +139,8 @@ class RunState:
         self.status = Status.QUEUED
         if self.queued is None:
             self.first_place = event.place
+        if self.queued is None or event.slurm is None or not event.slurm.restarts:
+            self.requested_t = event.t
         self.queued = event
         self.stopped = self.failed = None
 

@@ -2,7 +2,20 @@
 
 import math
 
-from factories import STEP_S, STEPS, VALID_S, epoch, evaluation, finished, progress, queued, started, telemetry
+import msgspec
+from factories import (
+    STEP_S,
+    STEPS,
+    VALID_S,
+    epoch,
+    evaluation,
+    finished,
+    progress,
+    queued,
+    started,
+    submission,
+    telemetry,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +36,19 @@ def test_status_follows_the_last_event() -> None:
     assert fold(queued(), started(), Failed(error="x", message="m", hint="h")).status is Status.FAILED
     assert fold(queued(), started(), finished()).status is Status.FINISHED
     assert fold(queued(), started(), Stopped(epoch=1, step=0), queued()).status is Status.QUEUED
+
+
+def test_a_run_that_slurm_starts_again_was_requested_when_a_person_queued_it() -> None:
+    times = [f"2026-11-27T12:0{minute}:00.000Z" for minute in range(4)]
+    restarts = [0, 1, 2, 0]
+    events = [
+        msgspec.structs.replace(queued(slurm=submission(restarts=each)), t=t)
+        for each, t in zip(restarts, times, strict=True)
+    ]
+    assert fold(*events[:3]).requested_t == times[0]
+    assert fold(*events).requested_t == times[3]
+    assert fold(*events[2:3]).requested_t == times[2]  # the first event is lost
+    assert fold(*(msgspec.structs.replace(queued(), t=t) for t in times)).requested_t == times[3]
 
 
 def test_resuming_removes_what_comes_after_the_checkpoint() -> None:

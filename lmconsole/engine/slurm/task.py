@@ -67,23 +67,26 @@ class Task:
 def main(arguments: Sequence[str]) -> int:
     """Train the run of this task, and return the exit code."""
     received = stop_signals.collect()  # until the worker does so: they must not end this process half-way
-    store, batch, task = Store(Path(arguments[0])), arguments[1], _this_task(int(arguments[2]))
     try:
-        content = read_batch(store.root, batch)
-        place = SlurmPlace(batch=batch, index=task.index)
-        names = read_runs(store.root, batch, task.part)
-        if task.element >= len(names):
-            _say(f"{batch}: no run has the index {task.index}")
-            return 0
-        name = names[task.element]
-        run = store.open(name)
-        if run is None:
-            _say(f"{name}: no longer in the store")
-            return 0
-        held = begin(store, run, content, place, task)
+        return _main(Store(Path(arguments[0])), arguments[1], _this_task(int(arguments[2])), received)
     except (LmconsoleError, OSError) as error:
         _say(str(error))
         return 1
+
+
+def _main(store: Store, batch: str, task: Task, received: Sequence[int]) -> int:
+    content = read_batch(store.root, batch)
+    place = SlurmPlace(batch=batch, index=task.index)
+    names = read_runs(store.root, batch, task.part)
+    if task.element >= len(names):
+        _say(f"{batch}: no run has the index {task.index}")
+        return 0
+    name = names[task.element]
+    run = store.open(name)
+    if run is None:
+        _say(f"{name}: no longer in the store")
+        return 0
+    held = begin(store, run, content, place, task)
     if held is None:
         return 0
     run.refresh()

@@ -1,5 +1,6 @@
 """Actions on the tasks of runs: cancel, hold, release and start again."""
 
+import contextlib
 from collections.abc import Iterable, Sequence
 
 from lmconsole.engine.slurm.batch import read_batch
@@ -50,13 +51,19 @@ def control_tasks(store: Store, runs: Sequence[Run], action: str) -> list[str]:
         names = task_names(store, runs)
     except LmconsoleError as error:
         return [str(error)]
+    at_once = False
+    if action != "requeue" and len(names) > 1:  # one command for all; a second requeue would be an error
+        with contextlib.suppress(SlurmError):
+            control(action, ",".join(names.values()))
+            at_once = True
     for run in runs:
         name = names.get(run.run)
         if name is None:
             lines.append(f"{run.run}: SLURM has no job for it")
             continue
         try:
-            control(action, name)
+            if not at_once:
+                control(action, name)
             lines.append(f"{run.run}: {done} (job {name})")
         except SlurmError as error:
             lines.append(f"{run.run}: {error.message}")

@@ -1,5 +1,6 @@
 """Tasks of a job array: which runs they train, what they claim and queue again, and how a superseded one ends."""
 
+import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -340,6 +341,21 @@ def test_a_task_without_a_run_ends_with_a_message(
             path.unlink() if content is None else path.write_bytes(content)
             assert tasks.main(arguments) == 1
             assert str(path.parent) in capfd.readouterr().out
+
+
+@pytest.mark.usefixtures("in_task")
+def test_a_disk_that_is_full_ends_a_task_with_a_message(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = store_of(run).root
+    write_submission(root, PLACE.batch, [run.run])
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "worker.log")
+
+    monkeypatch.setattr(tasks, "_train", fail)
+    assert tasks.main([str(root), PLACE.batch, "0"]) == 1
+    assert capfd.readouterr() == ("[Errno 28] No space left on device: 'worker.log'\n", "")
 
 
 # A worker that is superseded
