@@ -91,7 +91,7 @@ def timed(command: Sequence[str], folder: Path, where: Mapping[str, str]) -> tup
 
 
 class Sample(NamedTuple):
-    """What a process has used up to a time."""
+    """CPU time, memory and traffic of a process up to a time."""
 
     at_s: float
     own_s: float

@@ -8,6 +8,7 @@ and a new thread goes on with the others; so are the store itself and the GPU dr
 import contextlib
 import gc
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -72,11 +73,24 @@ class _FollowedRun:
     from_cache: bool = False
     """Whether the state comes from a cache, without the points of the curve."""
     read_at_s: float = 0.0
+    waits: bool = False
+    """Whether the run was queued when it was read last."""
+    log: str = ""
+    log_bytes: int = -1
+    """Size of the log at ``log``, before it was read last."""
+
+    def is_unchanged_in_queue(self) -> bool:
+        """Return whether the run waits, was read a moment ago, and its log has not changed since.
+
+        Each run of a long queue then costs one file status in most polls, instead of all that is read of a run.
+        """
+        recent = self.waits and time.monotonic() - self.read_at_s < IDLE_POLL_S
+        return recent and _size(self.log) == self.log_bytes
 
     @property
     def due(self) -> bool:
         """Whether the log should be read in every poll, or has not been read for a while."""
-        return self.run.status.active or time.monotonic() - self.read_at_s >= IDLE_POLL_S
+        return self.waits or self.run.status.active or time.monotonic() - self.read_at_s >= IDLE_POLL_S
 
     def update_view(self, events: Sequence[AnyEvent], *, unattended: bool) -> None:
         """Replace the view if there are new ``events``, or if something has changed that is not in the log."""
@@ -309,9 +323,13 @@ class Feed:
             if run is None:
                 return None
             cached = self._folds is not None and name not in self._drawn and run.restore(self._folds)
-            followed = self._followed[name] = _FollowedRun(run=run, from_cache=cached)
+            followed = self._followed[name] = _FollowedRun(run=run, log=str(run.paths.events), from_cache=cached)
+        elif not self._read_all and followed.is_unchanged_in_queue():
+            return followed.run.problem
         followed.read_at_s = time.monotonic()
+        followed.log_bytes = _size(followed.log)
         events = followed.run.refresh()
+        followed.waits = followed.run.status is Status.QUEUED
         if followed.from_cache and events:  # it goes on
             self._drawn |= {name}
             return self._read_events(name)
@@ -350,6 +368,14 @@ class Feed:
         with contextlib.suppress(OSError):
             lines = self._runner_log.read_lines()
             self._messages += tuple(line for line in lines if line.startswith("exports: "))
+
+
+def _size(path: str) -> int:
+    """Return the size of a file, -1 if it cannot be read."""
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return -1
 
 
 def _extend(curve: Curve, events: Iterable[AnyEvent]) -> None:
