@@ -283,6 +283,25 @@ def test_refresh_reads_ended_runs_at_once(stage: Stage) -> None:
         wait_for_snapshot(feed, lambda now: now.runs[run.run].status is Status.QUEUED, seconds=1.0)
 
 
+def test_a_waiting_run_is_read_again_only_when_its_log_has_grown(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmconsole.tui.feed.IDLE_POLL_S", 3_600.0)
+    reads: list[str] = []
+    refresh = Run.refresh
+
+    def counted(run: Run) -> list[AnyEvent]:
+        reads.append(run.run)
+        return refresh(run)
+
+    waiting, running = stage.queue(1), stage.record(2, "running")
+    monkeypatch.setattr(Run, "refresh", counted)
+    with following(stage.store.root) as feed:
+        wait_for_snapshot(feed, lambda now: len(now.runs) == 2)
+        wait_until(lambda: reads.count(running.run) > 3)
+        assert reads.count(waiting.run) == 1
+        waiting.append(started())
+        wait_for_snapshot(feed, lambda now: now.runs[waiting.run].started)
+
+
 def test_an_unreadable_store_keeps_its_runs(stage: Stage) -> None:
     stage.link_store()
     run = stage.record(1)
