@@ -32,6 +32,9 @@ from lmconsole.tui.snapshot import FILES_BLOCKED, MachineSample, RunView, Snapsh
 POLL_S = 0.5
 IDLE_POLL_S = 2.0
 """Seconds between two reads of a run that is not active, and between two samples of the machine."""
+PAUSE_RATIO = 20.0
+"""Wait this many times the CPU time of the last poll, at most ``IDLE_POLL_S``: thousands of runs are read less
+often."""
 PATIENCE_S = 3.0
 """Seconds for which one read may block the thread."""
 RECENT = 64
@@ -73,8 +76,8 @@ class _FollowedRun:
     from_cache: bool = False
     """Whether the state comes from a cache, without the points of the curve."""
     read_at_s: float = 0.0
-    waits: bool = False
-    """Whether the run was queued when it was read last."""
+    status: Status | None = None
+    """Status of the run when it was read last; None before."""
     log: str = ""
     log_bytes: int = -1
     """Size of the log at ``log``, before it was read last."""
@@ -84,13 +87,15 @@ class _FollowedRun:
 
         Each run of a long queue then costs one file status in most polls, instead of all that is read of a run.
         """
-        recent = self.waits and time.monotonic() - self.read_at_s < IDLE_POLL_S
-        return recent and _size(self.log) == self.log_bytes
+        recent = time.monotonic() - self.read_at_s < IDLE_POLL_S
+        return recent and self.status is Status.QUEUED and _size(self.log) == self.log_bytes
 
     @property
     def due(self) -> bool:
         """Whether the log should be read in every poll, or has not been read for a while."""
-        return self.waits or self.run.status.active or time.monotonic() - self.read_at_s >= IDLE_POLL_S
+        if self.status is None or self.status.active:
+            return True
+        return time.monotonic() - self.read_at_s >= IDLE_POLL_S
 
     def update_view(self, events: Sequence[AnyEvent], *, unattended: bool) -> None:
         """Replace the view if there are new ``events``, or if something has changed that is not in the log."""
@@ -192,13 +197,15 @@ class Feed:
 
     def _poll_loop(self) -> None:
         while not self._closed.is_set():
+            began_s = time.thread_time()
             try:
                 self._poll()
             except _SetAside:
                 return
             except Exception as error:  # the console would show old values without saying so if the thread ended
                 self._publish(replace(self.snapshot, error=f"the run store cannot be read: {error!r}"))
-            self._read_all = self._wake.wait(self.poll_s)
+            pause_s = min(PAUSE_RATIO * (time.thread_time() - began_s), IDLE_POLL_S)
+            self._read_all = self._wake.wait(max(self.poll_s, pause_s))
             self._wake.clear()
 
     def _poll(self) -> None:
@@ -293,6 +300,8 @@ class Feed:
         new = replace(new, number=old.number + 1, machine=machine, messages=self._messages)
         # Views are compared by identity, because they have no __eq__.
         same_runs = list(old.runs.values()) == list(new.runs.values())
+        if same_runs:
+            new = replace(new, runs=old.runs)
         if not (
             old.number
             and same_runs
@@ -329,7 +338,7 @@ class Feed:
         followed.read_at_s = time.monotonic()
         followed.log_bytes = _size(followed.log)
         events = followed.run.refresh()
-        followed.waits = followed.run.status is Status.QUEUED
+        followed.status = followed.run.status
         if followed.from_cache and events:  # it goes on
             self._drawn |= {name}
             return self._read_events(name)
