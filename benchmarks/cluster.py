@@ -313,7 +313,7 @@ def _follow_many(
         time.sleep(2.0)
         for name in ("console", "empty_console", "command", "poller"):
             with contextlib.suppress(KeyError, OSError):
-                peaks[f"{name}_peak_mib"] = meter.peak_mib(name)
+                peaks[f"{name}_peak_mib"] = max(meter.peak_mib(name), peaks.get(f"{name}_peak_mib", 0.0))
         if options.stop_after_s is not None and time.monotonic() - started_s > options.stop_after_s:
             result["stopped"] = True
             break
@@ -323,6 +323,7 @@ def _follow_many(
             visited.append((place, time.monotonic()))
             found = starts(folder, empty, environment, len(names), (*LMCONSOLE, "status"), options.turns)
             result[f"finished_at_{place}"] = ended
+            result[f"load_1min_at_{place}"] = os.getloadavg()[0]
             result |= {f"{name}_at_{place}": value for name, value in found.items()}
     ended_s = time.monotonic()
     minutes = (ended_s - opened_s) / 60.0
