@@ -2,7 +2,6 @@
 
 import math
 import re
-from dataclasses import replace
 
 import msgspec
 import pytest
@@ -18,7 +17,7 @@ from lmconsole.importing.import_runs import import_runs
 from lmconsole.plan.load import builtin_file, load_plan
 from lmconsole.tui.filter import SYNTAX
 from lmconsole.tui.screens.main import MainScreen
-from lmconsole.tui.snapshot import MachineSample, Snapshot
+from lmconsole.tui.snapshot import Snapshot
 
 
 @pytest.mark.usefixtures("ascii_locale")
@@ -194,21 +193,6 @@ async def test_imported_runs_are_marked_and_own_runs_take_precedence(stage: Stag
         await shows(pilot, "over tokens", "Waiting for the first measurements")
         stage.record(2, "running")
         await shows(pilot, "1 running", "epoch")
-
-
-async def test_the_table_is_not_built_again_when_only_the_memory_of_the_machine_has_changed(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stage.record(1)
-    async with stage.console() as pilot:
-        await shows(pilot, "finished")
-        main = console_of(pilot).main
-        built = list[MainScreen]()
-        monkeypatch.setattr(MainScreen, "_update_table", lambda self: built.append(self))
-        main.snapshot = replace(main.snapshot, machine=MachineSample(gpu_reason="none"))
-        assert not built
-        main.snapshot = replace(main.snapshot, runs=dict(main.snapshot.runs))
-        assert built
 
 
 async def test_a_snapshot_that_comes_while_the_console_is_closing_is_ignored(

@@ -168,10 +168,8 @@ class MainScreen(FooterScreen[None]):
 
     # ---- content
 
-    def watch_snapshot(self, old: Snapshot, new: Snapshot) -> None:
+    def watch_snapshot(self) -> None:
         """Uncheck what no longer exists, and update table and curves. Headline and gauges have their own watchers."""
-        if new.runs is old.runs and (new.problems, new.error) == (old.problems, old.error):
-            return  # something else has changed, such as the machine's memory
         checked = self.checked
         if not self.snapshot.error:
             checked = prune_checked(checked, self.snapshot, self._experiments)
