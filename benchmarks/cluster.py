@@ -3,7 +3,7 @@
 `faults` trains small runs as a job array and causes faults at random moments. Afterwards every run must have finished,
 with a log without damage, and with the same losses and weights, bit for bit, as the same run trained without SLURM.
 `overhead` compares the time of a queue of runs with that of the local runner, in turns. `many` queues runs that train
-for a moment, and measures the queue, the questions to SLURM and the displays meanwhile.
+for a moment, and measures the queue, the questions to SLURM, and the console and the commands meanwhile.
 
     python benchmarks/cluster.py faults --kind requeue --count 20
     python benchmarks/cluster.py overhead
@@ -16,6 +16,7 @@ import json
 import os
 import random
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from cluster_console import SETTLE_S, WINDOW_S, Meter, starts
 from safetensors import safe_open
 from slurm_rig import SlurmCluster
 
@@ -35,6 +37,8 @@ from lmconsole.runs.store import Run, Store
 LMCONSOLE = (sys.executable, "-P", "-m", "lmconsole")
 RUNS = ("--preset", "demo", "--device", "cpu", "--precision", "fp32", "--headless", "--no-export")
 LIMIT_S = 1_500.0
+STOP_S = 120.0
+"""Seconds that the command has to stop its runs and end."""
 
 
 def lmconsole(folder: Path, *arguments: str, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
@@ -242,43 +246,125 @@ def overhead(options: argparse.Namespace) -> dict[str, object]:
 
 
 def many(options: argparse.Namespace) -> dict[str, object]:
-    """Queue many runs at once, and return times of the queue, of commands meanwhile, and how often SLURM is asked."""
-    what = ("1", "--seeds", f"1..{options.runs}", "--epochs", "1", "--max-tokens", "1000")
+    """Queue many runs at once, and return times of the queue and, while they train, of starts of the console; costs of
+    the commands that follow them; how often SLURM is asked; and what became of the runs."""
+    what = ("--epochs", str(options.epochs), "--max-tokens", str(options.tokens))
     folder = Path(options.folder or tempfile.mkdtemp(prefix="lmconsole-many-"))
-    folder.mkdir(exist_ok=True)
-    (folder / "experiments.toml").write_text("include_builtin = true\n[executor.slurm]\nmem = 50\n")
-    with SlurmCluster(cpus=options.at_once) as cluster:
-        environment = cluster.environment()
-        began_s = time.monotonic()
-        process = lmconsole(folder, "run", *what, *RUNS, "--executor", "slurm", environment=environment)
-        log = folder / "output.log"
-        while "started on" not in log.read_text() and process.poll() is None:
-            time.sleep(0.1)
-        started_s = time.monotonic() - began_s
-        names = sorted(each.name for each in (folder / "runs").iterdir() if not each.name.startswith("."))
-        created = [(folder / "runs" / name / "run.json").stat().st_mtime for name in names]
-        scripts = [path.stat().st_mtime for path in (folder / "runs/.slurm").glob("*/last.sh")]
-        before, asked_s = _questions(cluster), time.monotonic()
-        status_s: list[float] = []
-        while process.poll() is None:
-            time.sleep(30.0)
-            at = time.monotonic()
-            subprocess.run(
-                [*LMCONSOLE, "status", "--json"], cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=True
-            )
-            status_s.append(time.monotonic() - at)
-        minutes = (time.monotonic() - asked_s) / 60.0
-        return {
-            "runs": len(names),
-            "exit": process.returncode,
-            "finished": sum(run.status is Status.FINISHED for run in Store(folder / "runs").runs()),
-            "first_started_s": started_s,
-            "queue_s": max(scripts) - min(created),
-            "squeue_per_minute": (_questions(cluster) - before) / minutes,
-            "minutes": minutes,
-            "status_s": statistics.median(status_s) if status_s else None,
-            "folder": str(folder),
-        }
+    store, empty = folder / "store", folder / "empty"
+    for each in (store, empty):
+        (each / "runs").mkdir(parents=True)
+        (each / "experiments.toml").write_text("include_builtin = true\n[executor.slurm]\nmem = 50\n")
+    with SlurmCluster(cpus=options.at_once) as cluster, Meter() as meter:
+        result = _follow_many(options, what, store, empty, cluster, meter)
+        if not result["stopped"]:
+            result |= _finished_many(store, cluster, meter)
+    runs = Store(store / "runs").runs()
+    finished = [run for run in runs if run.status is Status.FINISHED]
+    known = {run.info.seed for run in finished}
+    seeds = random.Random(options.seed).sample(sorted(known), min(options.sample, len(known)))
+    expected = (
+        reference(folder / "reference", ("1", "--seeds", ",".join(map(str, sorted(seeds))), *what)) if seeds else {}
+    )
+    different = [run.run for run in finished if run.info.seed in seeds and result_of(run) != expected[1, run.info.seed]]
+    return result | {
+        "finished": len(finished),
+        "attempts": sum(run.state.attempt for run in runs),
+        "damaged": [run.run for run in runs if run.problem or run.state.log_damaged or run.state.damage],
+        "compared": len(expected),
+        "different": different,
+        "folder": str(folder),
+    }
+
+
+def _follow_many(
+    options: argparse.Namespace,
+    what: tuple[str, ...],
+    folder: Path,
+    empty: Path,
+    cluster: SlurmCluster,
+    meter: Meter,
+) -> dict[str, object]:
+    """Queue runs, and follow them with the command that queued them and with a console until they have finished."""
+    environment = cluster.environment()
+    command = ("run", "1", "--seeds", f"1..{options.runs}", *what, *RUNS, "--executor", "slurm")
+    began_s = time.monotonic()
+    process = lmconsole(folder, *command, environment=environment)
+    meter.watch("command", process.pid)
+    log = folder / "output.log"
+    while "started on" not in log.read_text() and process.poll() is None:
+        time.sleep(0.1)
+    started_s = time.monotonic()
+    store = Store(folder / "runs")
+    names = sorted(store.names())
+    created = [(store.root / name / "run.json").stat().st_mtime for name in names]
+    scripts = [path.stat().st_mtime for path in (store.root / ".slurm").glob("*/last.sh")]
+    poller = store.runner()
+    if poller is not None and poller.pid:
+        meter.watch("poller", poller.pid)
+    asked = _questions(cluster)
+    meter.open("console", folder, environment)
+    meter.open("empty_console", empty, environment)
+    opened_s = time.monotonic()
+    result: dict[str, object] = {"stopped": False}
+    peaks: dict[str, float] = {}
+    places = [0, *options.at]
+    visited: list[tuple[int, float]] = []
+    while process.poll() is None:
+        time.sleep(2.0)
+        for name in ("console", "empty_console", "command", "poller"):
+            with contextlib.suppress(KeyError, OSError):
+                peaks[f"{name}_peak_mib"] = max(meter.peak_mib(name), peaks.get(f"{name}_peak_mib", 0.0))
+        if options.stop_after_s is not None and time.monotonic() - started_s > options.stop_after_s:
+            result["stopped"] = True
+            break
+        ended = sum(run.status is Status.FINISHED for run in store.runs())
+        if places and ended >= len(names) * places[0] / 100 and time.monotonic() - opened_s > SETTLE_S:
+            place = places.pop(0)
+            visited.append((place, time.monotonic()))
+            found = starts(folder, empty, environment, len(names), (*LMCONSOLE, "status"), options.turns)
+            result[f"finished_at_{place}"] = ended
+            result[f"load_1min_at_{place}"] = os.getloadavg()[0]
+            result |= {f"{name}_at_{place}": value for name, value in found.items()}
+    ended_s = time.monotonic()
+    minutes = (ended_s - opened_s) / 60.0
+    result["squeue_per_minute"] = (_questions(cluster) - asked) / minutes
+    if result["stopped"]:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
+        result["stop_s"] = time.monotonic() - ended_s
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    for name in ("console", "empty_console", "command", "poller"):
+        result |= meter.costs(name, opened_s + SETTLE_S, ended_s)
+        for place, at_s in visited:
+            near = meter.costs(name, max(at_s - WINDOW_S / 2, opened_s + SETTLE_S), min(at_s + WINDOW_S / 2, ended_s))
+            result |= {f"{key}_at_{place}": value for key, value in near.items() if key.endswith("cpu_share")}
+    return {
+        "runs": len(names),
+        "at_once": options.at_once,
+        "exit": process.returncode,
+        "first_started_s": started_s - began_s,
+        "queue_s": max(scripts) - min(created),
+        "minutes": minutes,
+        "seconds": ended_s - began_s,
+        **result,
+        **peaks,
+        **meter.used("command"),
+        **meter.used("poller"),
+    }
+
+
+def _finished_many(folder: Path, cluster: SlurmCluster, meter: Meter) -> dict[str, object]:
+    """Return what a console costs on the store when all runs have finished."""
+    for name in ("console", "empty_console"):
+        meter.close(name)
+    meter.open("idle_console", folder, cluster.environment())
+    opened_s = time.monotonic()
+    time.sleep(SETTLE_S + WINDOW_S)
+    peak_mib = meter.peak_mib("idle_console")
+    return {**meter.costs("idle_console", opened_s + SETTLE_S, time.monotonic()), "idle_console_peak_mib": peak_mib}
 
 
 def _questions(cluster: SlurmCluster) -> int:
@@ -312,6 +398,15 @@ def main() -> None:
     three = commands.add_parser("many")
     three.add_argument("--runs", type=int, default=1_000)
     three.add_argument("--at-once", type=int, default=3)
+    three.add_argument("--epochs", type=int, default=1)
+    three.add_argument("--tokens", type=int, default=1_000)
+    three.add_argument(
+        "--at", type=int, nargs="*", default=(10, 50, 90), help="percentages finished at which to start the console"
+    )
+    three.add_argument("--turns", type=int, default=3, help="starts of the console at each of them")
+    three.add_argument("--sample", type=int, default=20, help="runs that are trained without SLURM, too")
+    three.add_argument("--seed", type=int, default=1, help="seed of the choice of that sample")
+    three.add_argument("--stop-after-s", type=float, help="stop the runs so many seconds after the first has started")
     three.add_argument("--folder")
     three.set_defaults(measure=many)
     options = parser.parse_args()

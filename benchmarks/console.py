@@ -112,10 +112,14 @@ def measure(quick: bool) -> dict[str, Any]:
         }
 
 
+def console_command(folder: Path) -> list[str]:
+    """Return the command that starts the console on the store ``folder / "runs"``."""
+    return [sys.executable, "-P", "-m", "lmconsole", "--runs", str(folder / "runs")]
+
+
 def console(folder: Path, bytes_per_s: float | None = None) -> Terminal:
     """Start the console on the store ``folder / "runs"``."""
-    command = [sys.executable, "-P", "-m", "lmconsole", "--runs", str(folder / "runs")]
-    return Terminal(command, cwd=folder, environment=environment(folder), bytes_per_s=bytes_per_s)
+    return Terminal(console_command(folder), cwd=folder, environment=environment(folder), bytes_per_s=bytes_per_s)
 
 
 # ---- Startup
@@ -132,7 +136,7 @@ def first_paint(folder: Path, runs: int, repetitions: int) -> dict[str, Any]:
         ) as terminal:
             minimal.append(terminal.until(lambda data: b"word" in data, TIMEOUT_S))
         with console(folder) as terminal:
-            table.append(terminal.until(_has_table, TIMEOUT_S))
+            table.append(terminal.until(has_table, TIMEOUT_S))
             sizes.append(terminal.received)
             store.append(terminal.until(lambda data: b"finished" in data, TIMEOUT_S))
     return {
@@ -148,7 +152,8 @@ def first_paint(folder: Path, runs: int, repetitions: int) -> dict[str, Any]:
     }
 
 
-def _has_table(data: bytes) -> bool:
+def has_table(data: bytes) -> bool:
+    """Return whether the table of experiments is on the screen."""
     return b"Optimizer" in data and b"AdamW" in data and _ROW_12.search(visible(data)) is not None
 
 
@@ -180,7 +185,7 @@ def watch(
 
 def _select(terminal: Terminal, numbers: Sequence[int]) -> None:
     """Wait until all runs are on the screen, and select them."""
-    terminal.until(lambda data: _has_table(data) and len(_STEP.findall(visible(data))) >= len(numbers), TIMEOUT_S)
+    terminal.until(lambda data: has_table(data) and len(_STEP.findall(visible(data))) >= len(numbers), TIMEOUT_S)
     if len(numbers) == len(TWELVE):
         terminal.send(b"a")
     else:

@@ -23,6 +23,10 @@ from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 
 POLL_S = 0.2
+MAX_POLL_S = 1.0
+PAUSE_RATIO = 20.0
+"""Wait this many times as long as the last reading of all runs took, at most ``MAX_POLL_S``: thousands of runs are read
+less often."""
 GRACE_S = 5.0
 """Time that a run may look lost, or queued for nobody, before it counts as that: its runner may be about to write what
 happened, and a command may be about to permit it."""
@@ -78,9 +82,11 @@ class Follower:
     def follow(self) -> ExitCode:
         """Wait until no run is active, and return the exit code. Raises StoreError if no runner can work."""
         while True:
+            began_s = time.monotonic()
             for run in self.runs:
                 self._display.show(run, self._new_events(run))
             self._display.refresh(self.runs)
+            took_s = time.monotonic() - began_s
             if self._handled < self._interrupts.count:
                 self._handled += 1
                 if not self._own:
@@ -90,7 +96,7 @@ class Follower:
             if all(self._has_ended(run) for run in self.runs):
                 break
             self._ensure_runner()
-            time.sleep(POLL_S)
+            time.sleep(min(max(POLL_S, PAUSE_RATIO * took_s), MAX_POLL_S))
         if self._interrupts.count:
             return ExitCode.INTERRUPTED
         finished = all(run.run in self._finished_before or last_result(run) in _FINISHED for run in self.runs)

@@ -8,6 +8,7 @@ and a new thread goes on with the others; so are the store itself and the GPU dr
 import contextlib
 import gc
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +32,9 @@ from lmconsole.tui.snapshot import FILES_BLOCKED, MachineSample, RunView, Snapsh
 POLL_S = 0.5
 IDLE_POLL_S = 2.0
 """Seconds between two reads of a run that is not active, and between two samples of the machine."""
+PAUSE_RATIO = 20.0
+"""Wait this many times the CPU time of the last poll, at most ``IDLE_POLL_S``: thousands of runs are read less
+often."""
 PATIENCE_S = 3.0
 """Seconds for which one read may block the thread."""
 RECENT = 64
@@ -72,11 +76,26 @@ class _FollowedRun:
     from_cache: bool = False
     """Whether the state comes from a cache, without the points of the curve."""
     read_at_s: float = 0.0
+    status: Status | None = None
+    """Status of the run when it was read last; None before."""
+    log: str = ""
+    log_bytes: int = -1
+    """Size of the log at ``log``, before it was read last."""
+
+    def is_unchanged_in_queue(self) -> bool:
+        """Return whether the run waits, was read a moment ago, and its log has not changed since.
+
+        Each run of a long queue then costs one file status in most polls, instead of all that is read of a run.
+        """
+        recent = time.monotonic() - self.read_at_s < IDLE_POLL_S
+        return recent and self.status is Status.QUEUED and _size(self.log) == self.log_bytes
 
     @property
     def due(self) -> bool:
         """Whether the log should be read in every poll, or has not been read for a while."""
-        return self.run.status.active or time.monotonic() - self.read_at_s >= IDLE_POLL_S
+        if self.status is None or self.status.active:
+            return True
+        return time.monotonic() - self.read_at_s >= IDLE_POLL_S
 
     def update_view(self, events: Sequence[AnyEvent], *, unattended: bool) -> None:
         """Replace the view if there are new ``events``, or if something has changed that is not in the log."""
@@ -176,13 +195,15 @@ class Feed:
 
     def _poll_loop(self) -> None:
         while not self._closed.is_set():
+            began_s = time.thread_time()
             try:
                 self._poll()
             except _SetAside:
                 return
             except Exception as error:  # the console would show old values without saying so if the thread ended
                 self._publish(replace(self.snapshot, error=f"the run store cannot be read: {error!r}"))
-            self._read_all = self._wake.wait(self.poll_s)
+            pause_s = min(PAUSE_RATIO * (time.thread_time() - began_s), IDLE_POLL_S)
+            self._read_all = self._wake.wait(max(self.poll_s, pause_s))
             self._wake.clear()
 
     def _poll(self) -> None:
@@ -277,6 +298,8 @@ class Feed:
         new = replace(new, number=old.number + 1, machine=machine, messages=self._messages)
         # Views are compared by identity, because they have no __eq__.
         same_runs = list(old.runs.values()) == list(new.runs.values())
+        if same_runs:
+            new = replace(new, runs=old.runs)
         if not (
             old.number
             and same_runs
@@ -307,9 +330,13 @@ class Feed:
             if run is None:
                 return None
             cached = self._folds is not None and name not in self._drawn and run.restore(self._folds)
-            followed = self._followed[name] = _FollowedRun(run=run, from_cache=cached)
+            followed = self._followed[name] = _FollowedRun(run=run, log=str(run.paths.events), from_cache=cached)
+        elif not self._read_all and followed.is_unchanged_in_queue():
+            return followed.run.problem
         followed.read_at_s = time.monotonic()
+        followed.log_bytes = _size(followed.log)
         events = followed.run.refresh()
+        followed.status = followed.run.status
         if followed.from_cache and events:  # it goes on
             self._drawn |= {name}
             return self._read_events(name)
@@ -348,6 +375,14 @@ class Feed:
         with contextlib.suppress(OSError):
             lines = self._runner_log.read_lines()
             self._messages += tuple(line for line in lines if line.startswith("exports: "))
+
+
+def _size(path: str) -> int:
+    """Return the size of a file, -1 if it cannot be read."""
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return -1
 
 
 def _extend(curve: Curve, events: Iterable[AnyEvent]) -> None:

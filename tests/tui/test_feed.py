@@ -283,6 +283,43 @@ def test_refresh_reads_ended_runs_at_once(stage: Stage) -> None:
         wait_for_snapshot(feed, lambda now: now.runs[run.run].status is Status.QUEUED, seconds=1.0)
 
 
+def test_a_waiting_run_is_read_again_only_when_its_log_has_grown(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmconsole.tui.feed.IDLE_POLL_S", 3_600.0)
+    reads: list[str] = []
+    refresh = Run.refresh
+
+    def counted(run: Run) -> list[AnyEvent]:
+        reads.append(run.run)
+        return refresh(run)
+
+    waiting, running = stage.queue(1), stage.record(2, "running")
+    monkeypatch.setattr(Run, "refresh", counted)
+    with following(stage.store.root) as feed:
+        wait_for_snapshot(feed, lambda now: len(now.runs) == 2)
+        wait_until(lambda: reads.count(running.run) > 3)
+        assert reads.count(waiting.run) == 1
+        waiting.append(started())
+        wait_for_snapshot(feed, lambda now: now.runs[waiting.run].started)
+
+
+@pytest.mark.parametrize(("cpu_s", "pause_s"), [(0.001, 0.5), (0.05, 1.0), (1.0, 2.0)])
+def test_a_store_that_takes_long_to_read_is_read_less_often(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, cpu_s: float, pause_s: float
+) -> None:
+    times_s = iter((0.0, cpu_s))
+    monkeypatch.setattr("lmconsole.tui.feed.time.thread_time", lambda: next(times_s))
+    feed, pauses = Feed(stage.store.root, open_gpus=no_driver), list[float]()
+
+    def pause(seconds: float) -> bool:
+        pauses.append(seconds)
+        feed.close()
+        return False
+
+    monkeypatch.setattr(feed._wake, "wait", pause)
+    feed._poll_loop()
+    assert pauses == [pytest.approx(pause_s)]
+
+
 def test_an_unreadable_store_keeps_its_runs(stage: Stage) -> None:
     stage.link_store()
     run = stage.record(1)
@@ -431,7 +468,9 @@ def test_a_read_that_ends_while_it_is_set_aside_is_not_blocked_for_good(
 
         armed = False
         monkeypatch.setattr(Store, "open", slow_open)
-        monkeypatch.setattr("lmconsole.tui.feed.time", SimpleNamespace(monotonic=monotonic))
+        monkeypatch.setattr(
+            "lmconsole.tui.feed.time", SimpleNamespace(monotonic=monotonic, thread_time=time.thread_time)
+        )
         with following(stage.store.root) as feed:
             assert opened.wait(10.0)
             armed = True
