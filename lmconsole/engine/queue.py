@@ -87,9 +87,10 @@ def jobs_at_once(threads: int, event: Queued) -> int:
     """Return how many runs a device may train at once while one of them has this many ``threads``.
 
     That is ``event.jobs``, which may exceed the number of cores, unless the device is a CPU and the run has more
-    threads than suit so many runs. Then it is the number of such runs that fit on the cores, at least one.
+    threads than suit so many runs. Then it is the number of such runs that fit on the cores, at least one. A task of
+    SLURM has cores of its own.
     """
-    if event.devices != ("cpu",) or threads <= threads_per_run(event.jobs):
+    if event.devices != ("cpu",) or event.slurm is not None or threads <= threads_per_run(event.jobs):
         return event.jobs
     return max(1, cores() // threads)
 

@@ -34,6 +34,9 @@ from lmconsole.runs.store import Run, Store, has_room, queue_order
 POLL_S = 0.2
 CLUSTER_POLL_S = 2.0
 """Interval at which the logs are read while SLURM alone has runs."""
+CLUSTER_MAX_POLL_S = 10.0
+CLUSTER_PAUSE_RATIO = 20.0
+"""Wait this many times as long as the last reading took, between these two intervals."""
 OTHER_USER_POLL_S = 1.0
 """Interval at which a runner checks whether that of another user has ended."""
 FORK_SERVER_GONE = 255
@@ -124,6 +127,7 @@ class Runner:
         """Start queued runs and record how they end, until none is queued or running; then finish."""
         self.alerts.resume()
         while True:
+            began_s = time.monotonic()
             runs = self.store.runs()
             self.alerts.check(runs, self._workers)
             self._reap(runs)
@@ -145,7 +149,8 @@ class Runner:
             if not waiting and not busy and not self._workers and not self._prepared.by_run:
                 if not on_cluster:
                     break
-                time.sleep(CLUSTER_POLL_S)
+                pause_s = CLUSTER_PAUSE_RATIO * (time.monotonic() - began_s)
+                time.sleep(min(max(CLUSTER_POLL_S, pause_s), CLUSTER_MAX_POLL_S))
                 continue
             self._pause()
         Finish(self.store, self._permissions, self.alerts, _log).run(self._served)

@@ -1,5 +1,6 @@
 """A submission: the folder with its runs, job scripts and logs, in the store."""
 
+import functools
 import os
 import pwd
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,7 @@ def new_batch_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.urandom(3).hex()}"
 
 
+@functools.cache
 def user_name() -> str:
     """Return the name of this user."""
     try:

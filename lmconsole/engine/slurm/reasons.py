@@ -1,5 +1,6 @@
 """Phrases for the states and reasons of SLURM."""
 
+import functools
 from collections import Counter
 from collections.abc import Iterable
 from typing import Protocol
@@ -62,6 +63,7 @@ _STATES = {
 }
 
 
+@functools.cache
 def describe_reason(state: str, reason: str) -> str:
     """Describe the state of a job, and for one that waits, the reason why."""
     if state == "PENDING":

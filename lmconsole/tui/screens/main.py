@@ -168,8 +168,11 @@ class MainScreen(FooterScreen[None]):
 
     # ---- content
 
-    def watch_snapshot(self) -> None:
+    def watch_snapshot(self, old: Snapshot, new: Snapshot) -> None:
         """Uncheck what no longer exists, and update table and curves. Headline and gauges have their own watchers."""
+        if new.runs is old.runs and (new.problems, new.error) == (old.problems, old.error):
+            self._update_curves()  # something else has changed, such as the machine's memory
+            return
         checked = self.checked
         if not self.snapshot.error:
             checked = prune_checked(checked, self.snapshot, self._experiments)
@@ -259,6 +262,8 @@ class MainScreen(FooterScreen[None]):
         row = self.table.row
         if row and row.unreadable and not has_series:
             return f"This run cannot be read. Press {self._key('open')} for the reason."
+        if not self.snapshot.number:
+            return "Reading the store …"
         if not self.snapshot.runs:
             select_all, run = self._key("select-all"), self._key("run")
             return f"No runs yet. Press {select_all} to select all experiments, then {run} to train them."

@@ -63,6 +63,8 @@ class Headline(Grid):
         snapshot = self.snapshot
         by_status = Counter(view.status for view in snapshot.runs.values())
         text = ", ".join(f"{by_status[each]} {each.value}" for each in Status if by_status[each]) or "no runs"
+        if not snapshot.number:
+            text = "reading the store"
         if snapshot.problems:
             text = f"{len(snapshot.problems)} unreadable, {text}"
         if snapshot.error:
