@@ -29,8 +29,8 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NoReturn
 
-LATE = {"COLORTERM", "HOME", "LMCONSOLE_DATA", "LMCONSOLE_RUNS", "PYTEST_CURRENT_TEST", "TERM", "TMPDIR", "TMUX",
-        "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"}  # fmt: skip
+LATE = {"COLORTERM", "HOME", "LMCONSOLE_DATA", "LMCONSOLE_RUNS", "PATH", "PYTEST_CURRENT_TEST", "SLURM_CONF", "TERM",
+        "TMPDIR", "TMUX", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"}  # fmt: skip
 """Variables that are read when they are needed, and by no library when it is imported."""
 
 

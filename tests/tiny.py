@@ -220,12 +220,18 @@ def run_code(code: str, *arguments: str, root: Path) -> subprocess.CompletedProc
 
 
 def start(
-    option: str, source: str, *arguments: str, root: Path, cwd: Path | None = None, errors: str = "output"
+    option: str,
+    source: str,
+    *arguments: str,
+    root: Path,
+    cwd: Path | None = None,
+    errors: str = "output",
+    env: Mapping[str, str] | None = None,
 ) -> "ForkedProcess | subprocess.Popen[bytes]":
     """Start ``python option source *arguments``, where ``option`` is ``-m`` or ``-c``. What it prints is appended to
-    ``root / "output"``, and messages to ``root / errors``."""
-    streams = root / "output", root / errors
-    return _FORK_SERVER.start([option, source], arguments, cwd=cwd or root, env=environment(root), streams=streams)
+    ``root / "output"``, and messages to ``root / errors``. ``env`` are variables of its own."""
+    streams, variables = (root / "output", root / errors), environment(root) | dict(env or {})
+    return _FORK_SERVER.start([option, source], arguments, cwd=cwd or root, env=variables, streams=streams)
 
 
 def start_runner(

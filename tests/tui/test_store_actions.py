@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 import tiny
 from factories import epoch_events, finished, started
@@ -13,6 +14,8 @@ from textual.app import App
 from textual.message import Message
 from tui.stage import Recorded, Stage, console_of, eventually, experiment, screen, shows, shows_no_more
 
+from lmconsole.engine.ask import ask
+from lmconsole.engine.probe import ProbeAnswer
 from lmconsole.engine.run_options import RunRequest
 from lmconsole.plan.load import load_plan
 from lmconsole.runs.event_reader import EventReader
@@ -35,8 +38,14 @@ LONG_S = 120.0
 
 
 @pytest.fixture
-def small(stage: Stage) -> dict[str, Any]:
-    """Return options for a console on three experiments that train in a second."""
+def small(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return options for a console on three experiments that train in a second. Messages give their device a short
+    name, since the line breaks of a message, which tests search for words, depend on the processor's name."""
+
+    def ask_and_rename(request: RunRequest) -> ProbeAnswer:
+        return msgspec.structs.replace(ask(request), device_names=("CPU",))
+
+    monkeypatch.setattr(actions, "ask", ask_and_rename)
     file = tiny.write_experiments(stage.root / "mine.toml", tiny.row(1), tiny.row(2, "gpt1"), tiny.row(3))
     stage.plan = load_plan(file)
     return {"experiments": file, "data": tiny.write_corpus(stage.root / "texts"), "preset": "tiny"}
