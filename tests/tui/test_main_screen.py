@@ -2,6 +2,8 @@
 
 import math
 import re
+import threading
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -15,9 +17,11 @@ from tui.stage import Stage, console_of, screen, sees, shows, shows_no_more
 
 from lmconsole.importing.import_runs import import_runs
 from lmconsole.plan.load import builtin_file, load_plan
+from lmconsole.tui.app import ConsoleApp
+from lmconsole.tui.feed import Feed
 from lmconsole.tui.filter import SYNTAX
 from lmconsole.tui.screens.main import MainScreen
-from lmconsole.tui.snapshot import Snapshot
+from lmconsole.tui.snapshot import MachineSample, Snapshot
 
 
 @pytest.mark.usefixtures("ascii_locale")
@@ -193,6 +197,37 @@ async def test_imported_runs_are_marked_and_own_runs_take_precedence(stage: Stag
         await shows(pilot, "over tokens", "Waiting for the first measurements")
         stage.record(2, "running")
         await shows(pilot, "1 running", "epoch")
+
+
+async def test_the_table_is_not_built_again_when_only_the_memory_of_the_machine_has_changed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.record(1)
+    async with stage.console() as pilot:
+        await shows(pilot, "finished")
+        main = console_of(pilot).main
+        built = list[MainScreen]()
+        monkeypatch.setattr(MainScreen, "_update_table", lambda self: built.append(self))
+        main.snapshot = replace(main.snapshot, machine=MachineSample(gpu_reason="none"))
+        assert not built
+        main.snapshot = replace(main.snapshot, runs=dict(main.snapshot.runs))
+        assert built
+
+
+async def test_until_the_store_has_been_read_the_console_does_not_say_that_it_is_empty(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.queue(1)
+    read, poll = threading.Event(), Feed._poll
+    monkeypatch.setattr(Feed, "_poll", lambda feed: poll(feed) if read.is_set() else None)
+    app = ConsoleApp(stage.options())
+    app.feed.poll_s = 0.1
+    async with app.run_test(size=(120, 40)) as pilot:
+        await shows(pilot, "reading the store", "Reading the store …")
+        assert "o runs" not in screen(pilot)
+        read.set()
+        await shows(pilot, "1 queued")
+        await shows_no_more(pilot, "eading the store")
 
 
 async def test_a_snapshot_that_comes_while_the_console_is_closing_is_ignored(
