@@ -37,6 +37,8 @@ from lmconsole.runs.store import Run, Store
 LMCONSOLE = (sys.executable, "-P", "-m", "lmconsole")
 RUNS = ("--preset", "demo", "--device", "cpu", "--precision", "fp32", "--headless", "--no-export")
 LIMIT_S = 1_500.0
+LOOK_S = 5.0
+"""Interval at which the progress of an array is looked up, in the output of its command."""
 STOP_S = 120.0
 """Seconds that the command has to stop its runs and end."""
 
@@ -296,6 +298,8 @@ def _follow_many(
     started_s = time.monotonic()
     store = Store(folder / "runs")
     names = sorted(store.names())
+    if not names or process.poll() is not None:
+        raise SystemExit(log.read_text())
     created = [(store.root / name / "run.json").stat().st_mtime for name in names]
     scripts = [path.stat().st_mtime for path in (store.root / ".slurm").glob("*/last.sh")]
     poller = store.runner()
@@ -310,14 +314,14 @@ def _follow_many(
     places = [0, *options.at]
     visited: list[tuple[int, float]] = []
     while process.poll() is None:
-        time.sleep(2.0)
+        time.sleep(LOOK_S)
         for name in ("console", "empty_console", "command", "poller"):
             with contextlib.suppress(KeyError, OSError):
                 peaks[f"{name}_peak_mib"] = max(meter.peak_mib(name), peaks.get(f"{name}_peak_mib", 0.0))
         if options.stop_after_s is not None and time.monotonic() - started_s > options.stop_after_s:
             result["stopped"] = True
             break
-        ended = sum(run.status is Status.FINISHED for run in store.runs())
+        ended = log.read_text().count("  finished  ")
         if places and ended >= len(names) * places[0] / 100 and time.monotonic() - opened_s > SETTLE_S:
             place = places.pop(0)
             visited.append((place, time.monotonic()))

@@ -20,6 +20,7 @@ SAMPLE_S = 1.0
 SETTLE_S = 10.0
 """Time after the start of a console that counts as its start."""
 WINDOW_S = 65.0
+"""Time around a moment in which the share of a console is measured."""
 END_OF_FRAME = b"\x1b[?2026l"
 _GAUGES = re.compile(rb"GiB|\d on SLURM")
 _MIB = 2**20

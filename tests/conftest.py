@@ -75,7 +75,7 @@ def slurm_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this process believe that the machine has SLURM's commands, whether or not it has."""
     from lmconsole.runs.cluster import StatusReader
 
-    monkeypatch.setattr(StatusReader, "can_be_asked", True)
+    monkeypatch.setattr(StatusReader, "has_slurm", True)
 
 
 @pytest.fixture

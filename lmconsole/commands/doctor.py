@@ -176,17 +176,17 @@ def _store(store: Store) -> Finding:
     except LmconsoleError as error:
         return Finding(what="store", verdict="problem", found=error.message, advice=error.hint or "")
     place = store.root if store.root.exists() else store.root.parent
-    if not os.access(place, os.W_OK):
+    try:
+        lock.check(place)
+    except lock.NoLocksError as error:
+        return Finding(what="store", verdict="problem", found=f"{place}: {error.strerror}", advice=lock.NO_LOCKS_HINT)
+    except OSError as error:
         return Finding(
             what="store",
             verdict="problem",
-            found=f"{place}: cannot be written",
-            advice="Correct its permissions, or name another store with --runs.",
+            found=f"{place}: cannot be written: {error.strerror}",
+            advice="Free space or correct its permissions, or name another store with --runs.",
         )
-    try:
-        lock.check(place)
-    except OSError as error:
-        return Finding(what="store", verdict="problem", found=f"{place}: {error.strerror}", advice=lock.NO_LOCKS_HINT)
     shown = f"{store.root}: {formatting.counted(len(found), 'run')}"
     if store.problems:
         names = ", ".join(store.problems)

@@ -25,7 +25,7 @@ from lmconsole.runs.store import Run, Store
 POLL_S = 0.2
 MAX_POLL_S = 1.0
 PAUSE_RATIO = 20.0
-"""Wait this many times as long as the last reading of all runs took, at most ``MAX_POLL_S``: thousands of runs are read
+"""Wait this many times as long as it took to read and show all runs, at most ``MAX_POLL_S``: thousands of runs are read
 less often."""
 GRACE_S = 5.0
 """Time that a run may look lost, or queued for nobody, before it counts as that: its runner may be about to write what

@@ -34,9 +34,9 @@ from lmconsole.runs.store import Run, Store, has_room, queue_order
 POLL_S = 0.2
 CLUSTER_POLL_S = 2.0
 """Interval at which the logs are read while SLURM alone has runs."""
-CLUSTER_MAX_POLL_S = 10.0
+CLUSTER_MAX_POLL_S = 5.0
 CLUSTER_PAUSE_RATIO = 20.0
-"""Wait this many times as long as the last reading took, between these two intervals."""
+"""Wait this many times as long as the last reading took, from ``CLUSTER_POLL_S`` to ``CLUSTER_MAX_POLL_S``."""
 OTHER_USER_POLL_S = 1.0
 """Interval at which a runner checks whether that of another user has ended."""
 FORK_SERVER_GONE = 255
@@ -129,6 +129,7 @@ class Runner:
         while True:
             began_s = time.monotonic()
             runs = self.store.runs()
+            read_s = time.monotonic() - began_s
             self.alerts.check(runs, self._workers)
             self._reap(runs)
             busy = self._busy(runs)
@@ -149,8 +150,7 @@ class Runner:
             if not waiting and not busy and not self._workers and not self._prepared.by_run:
                 if not on_cluster:
                     break
-                pause_s = CLUSTER_PAUSE_RATIO * (time.monotonic() - began_s)
-                time.sleep(min(max(CLUSTER_POLL_S, pause_s), CLUSTER_MAX_POLL_S))
+                time.sleep(min(max(CLUSTER_POLL_S, CLUSTER_PAUSE_RATIO * read_s), CLUSTER_MAX_POLL_S))
                 continue
             self._pause()
         Finish(self.store, self._permissions, self.alerts, _log).run(self._served)
@@ -167,8 +167,9 @@ class Runner:
         return self._poller.watch(runs)
 
     def has_work(self) -> bool:
-        """Return whether a queued run can be started."""
-        return any(self._waits(run) for run in self.store.runs())
+        """Return whether a queued run can be started, or SLURM is to be asked about one."""
+        runs = self.store.runs()
+        return any(map(self._waits, runs)) or self._poller.watch(runs)
 
     def _waits(self, run: Run) -> bool:
         return (

@@ -84,16 +84,16 @@ class SlurmState:
     """State of a run that SLURM starts, from its log and the status of its task, as of one moment."""
 
     task: TaskStatus | None = None
-    """Status of its task while it is active, or may be started again; None without one."""
+    """Status of the task while the run is active, or may be started again; None without one."""
     stopped: bool = False
-    """Whether a signal has stopped it in its job, and no person has asked it to stop."""
+    """Whether a signal has stopped the run in its job, and no person has asked it to stop."""
     unanswered: bool = False
-    """Whether it is ``stopped``, and SLURM has yet to answer whether it starts it again."""
+    """Whether the run is ``stopped``, and SLURM has yet to answer whether it starts the run again."""
     left: bool = False
-    """Whether the log says that it waits or runs, but SLURM has ended its job, and the log has not grown."""
+    """Whether the log says that the run waits or trains, but SLURM has ended its job, and the log has not grown."""
     interrupted: bool = False
-    """Whether SLURM has interrupted it, and it is started again: by SLURM, or by the last job of its submission. Its
-    log ends with a signal, or as a node that failed has left it."""
+    """Whether SLURM has interrupted the run, and starts it again, or the last job of its submission does. The log ends
+    with a signal, or as a node that failed has left it."""
 
 
 NOT_ON_SLURM = SlurmState()
@@ -132,12 +132,19 @@ class StatusReader:
     def __init__(self, store: Path) -> None:
         self._path = status_file(store)
         self._version: tuple[int, int, int] | None = None
+        self._has_changed = False
         self.status: ClusterStatus | None = None
         """Latest status; None if there is none."""
 
+    @property
+    def expects_answers(self) -> bool:
+        """Whether SLURM is asked: this machine has its commands, or another one has saved an answer since the file was
+        first read. Otherwise the store may be a copy."""
+        return self._has_changed or self.has_slurm
+
     @cached_property
-    def can_be_asked(self) -> bool:
-        """Whether this machine has SLURM's commands, so that an answer is to be expected: the store may be a copy."""
+    def has_slurm(self) -> bool:
+        """Whether this machine has SLURM's commands."""
         return shutil.which("squeue") is not None
 
     def refresh(self) -> None:
@@ -149,6 +156,7 @@ class StatusReader:
             return
         version = found.st_mtime_ns, found.st_size, found.st_ino
         if version != self._version:
+            self._has_changed |= self._version is not None
             self._version = version
             self.status = _read(self._path)
 
@@ -181,7 +189,7 @@ def slurm_state(reader: StatusReader, paths: RunPaths, state: RunState) -> Slurm
     left = state.status.active and answered and task is not None and task.ended
     warned = by_slurm and stopped is not None and stopped.signal in WARNINGS
     if by_slurm and not answered:
-        interrupted = warned and reader.can_be_asked
+        interrupted = warned and reader.expects_answers
     elif by_slurm and task is not None and not task.ended:
         interrupted = task.is_live
     elif state.status is Status.RUNNING and answered and task is not None and task.waits:
@@ -193,7 +201,7 @@ def slurm_state(reader: StatusReader, paths: RunPaths, state: RunState) -> Slurm
     return SlurmState(
         task=task,
         stopped=by_slurm,
-        unanswered=by_slurm and not answered and reader.can_be_asked,
+        unanswered=by_slurm and not answered and reader.expects_answers,
         left=left,
         interrupted=interrupted,
     )

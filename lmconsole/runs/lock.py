@@ -38,9 +38,6 @@ os.register_at_fork(after_in_child=_own.clear)  # a child does not inherit recor
 class NoLocksError(OSError):
     """The file system has no locks."""
 
-    def __init__(self, number: int | None, path: Path) -> None:
-        super().__init__(number, "its file system has no file locks", str(path))
-
 
 @dataclass(frozen=True, slots=True)
 class Owner:
@@ -81,8 +78,8 @@ def acquire(path: Path, timeout_s: float = 0.0, *, optional: bool = False) -> Lo
     """Acquire the lock on ``path``, which is created if it does not exist, within ``timeout_s``. Return None if another
     process, or another thread of this one, keeps it.
 
-    ``optional``: on a file system without locks, which then keeps nobody away, do as if it was acquired. Something
-    else decides which process may go on.
+    ``optional``: on a file system without locks, return a lock that keeps no process out. Something else decides which
+    one may go on.
 
     Raises:
         NoLocksError: the file system has no locks, and the lock is not ``optional``.
@@ -124,7 +121,9 @@ def _guarded(path: Path) -> Iterator[str]:
 
 
 def _explain(error: OSError, path: Path) -> OSError:
-    return NoLocksError(error.errno, path) if error.errno in _NO_LOCKS else error
+    if error.errno not in _NO_LOCKS:
+        return error
+    return NoLocksError(error.errno, "its file system has no file locks", str(path))
 
 
 @contextmanager

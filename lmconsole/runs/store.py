@@ -47,7 +47,7 @@ class Run:
     cluster: StatusReader | None = None
     """Reader of the status of the runs of the store in SLURM."""
     slurm: SlurmState = NOT_ON_SLURM
-    """Its state if SLURM starts it."""
+    """State in SLURM of a run that it starts."""
     _notes_version: tuple[int, int, int] | None = None
     """Time, size and number of the file of notes that was read last; None if there was none."""
     _lost: bool = False

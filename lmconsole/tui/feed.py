@@ -35,6 +35,8 @@ IDLE_POLL_S = 2.0
 PAUSE_RATIO = 20.0
 """Wait this many times the CPU time of the last poll, at most ``IDLE_POLL_S``: thousands of runs are read less
 often."""
+WAITING_RATIO = 5.0
+"""Wait this many times the last pause until a run is read again that waits, and whose log has not changed."""
 PATIENCE_S = 3.0
 """Seconds for which one read may block the thread."""
 RECENT = 64
@@ -82,12 +84,12 @@ class _FollowedRun:
     log_bytes: int = -1
     """Size of the log at ``log``, before it was read last."""
 
-    def is_unchanged_in_queue(self) -> bool:
-        """Return whether the run waits, was read a moment ago, and its log has not changed since.
+    def is_unchanged_in_queue(self, seconds: float) -> bool:
+        """Return whether the run waits, was read at most ``seconds`` ago, and its log has not changed since.
 
         Each run of a long queue then costs one file status in most polls, instead of all that is read of a run.
         """
-        recent = time.monotonic() - self.read_at_s < IDLE_POLL_S
+        recent = time.monotonic() - self.read_at_s < seconds
         return recent and self.status is Status.QUEUED and _size(self.log) == self.log_bytes
 
     @property
@@ -146,6 +148,8 @@ class Feed:
         self._wake = threading.Event()
         self._read_all = False
         """Whether the next poll reads runs that are not due, too."""
+        self._waiting_s = IDLE_POLL_S
+        """Time after which runs that wait are read again, even if their logs have not changed."""
         self._lock = threading.Lock()
         """Held to change ``_under_way`` and ``_blocked``."""
         self._under_way: _Read | None = None
@@ -203,6 +207,7 @@ class Feed:
             except Exception as error:  # the console would show old values without saying so if the thread ended
                 self._publish(replace(self.snapshot, error=f"the run store cannot be read: {error!r}"))
             pause_s = min(PAUSE_RATIO * (time.thread_time() - began_s), IDLE_POLL_S)
+            self._waiting_s = max(WAITING_RATIO * pause_s, IDLE_POLL_S)
             self._read_all = self._wake.wait(max(self.poll_s, pause_s))
             self._wake.clear()
 
@@ -331,7 +336,7 @@ class Feed:
                 return None
             cached = self._folds is not None and name not in self._drawn and run.restore(self._folds)
             followed = self._followed[name] = _FollowedRun(run=run, log=str(run.paths.events), from_cache=cached)
-        elif not self._read_all and followed.is_unchanged_in_queue():
+        elif not self._read_all and followed.is_unchanged_in_queue(self._waiting_s):
             return followed.run.problem
         followed.read_at_s = time.monotonic()
         followed.log_bytes = _size(followed.log)

@@ -65,7 +65,7 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True, gc=False, eq=False):
     telemetry: Telemetry | None
     queued: Queued | None
     slurm: SlurmState
-    """Its state if SLURM starts it."""
+    """State in SLURM of a run that it starts."""
     started: Started | None
     """Latest attempt at the training."""
     latest: Started | None

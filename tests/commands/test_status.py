@@ -162,7 +162,7 @@ def test_a_stopped_run_is_stopped_on_a_machine_without_slurm(
     tmp_path: Path, submitted: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, signal: str
 ) -> None:
     submitted(1, STARTED, Stopped(epoch=1, step=3, signal=signal))
-    monkeypatch.setattr(StatusReader, "can_be_asked", False)  # the store is a copy, and this machine cannot ask
+    monkeypatch.setattr(StatusReader, "has_slurm", False)  # the store is a copy, and this machine cannot ask
     (run,) = answer(tmp_path)
     assert (run.status, run.slurm.interrupted, run.slurm.unanswered) == (Status.STOPPED, False, False)
     (run,) = answer(tmp_path, PENDING)  # another host does

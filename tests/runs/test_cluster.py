@@ -101,13 +101,23 @@ def test_a_link_or_a_pipe_in_its_place_is_not_opened(reader: StatusReader, tmp_p
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_slurm_can_be_asked_where_its_commands_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
-) -> None:
+def test_slurm_is_where_its_commands_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     if installed:
         (tmp_path / "squeue").touch(0o755)
-    assert StatusReader(tmp_path).can_be_asked == installed
+    assert StatusReader(tmp_path).has_slurm == installed
+
+
+def test_answers_are_expected_where_one_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StatusReader, "has_slurm", False)
+    write(tmp_path)
+    reader = StatusReader(tmp_path)
+    for _ in range(2):
+        reader.refresh()
+        assert not reader.expects_answers  # the file may be a copy
+    write(tmp_path)
+    reader.refresh()
+    assert reader.expects_answers
 
 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED"])

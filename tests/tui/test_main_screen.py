@@ -214,6 +214,19 @@ async def test_the_table_is_not_built_again_when_only_the_memory_of_the_machine_
         assert built
 
 
+async def test_the_table_fits_a_screen_that_changed_its_size_under_another_page(stage: Stage) -> None:
+    stage.record(1)
+    async with stage.console(size=(70, 24)) as pilot:
+        await shows(pilot, "finished")
+        narrow = screen(pilot).splitlines()[1]
+        await pilot.resize_terminal(160, 24)
+        await sees(pilot, lambda pilot: screen(pilot).splitlines()[1] != narrow, True)
+        await pilot.press("?")
+        await pilot.resize_terminal(70, 24)
+        await pilot.press("escape")
+        await sees(pilot, lambda pilot: screen(pilot).splitlines()[1], narrow)
+
+
 async def test_until_the_store_has_been_read_the_console_does_not_say_that_it_is_empty(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

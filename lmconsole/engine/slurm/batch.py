@@ -17,7 +17,7 @@ from lmconsole.runs.paths import SLURM
 from lmconsole.telemetry.host import host_name
 
 MAX_BYTES = 2**26
-SUBMIT_ELSEWHERE = "`lmconsole run EXPERIMENT --executor slurm` submits its runs in another one."
+SUBMIT_ELSEWHERE = "`lmconsole run EXPERIMENT --executor slurm` submits its runs again."
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,7 +118,7 @@ def write_runs(store: Path, batch: str, part: int, names: Sequence[str]) -> None
 
 
 def write_jobs(store: Path, batch: str, jobs: Sequence[str]) -> None:
-    """Write the jobs of a submission, after which it is complete. Raises OSError."""
+    """Write the jobs of a submission that is complete. Raises OSError."""
     with atomic_write(_jobs_file(store, batch), sync=True) as file:
         file.write(msgspec.json.encode(jobs) + b"\n")
 
@@ -129,9 +129,9 @@ def submission_lock(store: Path, batch: str) -> Path:
 
 
 def is_being_submitted(store: Path, batch: str, content: Batch) -> bool | None:
-    """Return whether a command is about to submit it: its runs are queued, or will be, and have no jobs yet. None if
-    that is unknown, since only the command's host knows whether it is still there."""
-    if os.path.lexists(_jobs_file(store, batch)):
+    """Return whether a command is still making a submission, so that some of its runs have no jobs yet. None if that
+    is unknown: only the command's host knows whether its process lives."""
+    if is_complete(store, batch):
         return False
     if content.host != host_name():
         return None
@@ -139,6 +139,11 @@ def is_being_submitted(store: Path, batch: str, content: Batch) -> bool | None:
         return lock.owner(submission_lock(store, batch)) is not None
     except OSError:
         return None
+
+
+def is_complete(store: Path, batch: str) -> bool:
+    """Return whether the command that made a submission came to its end."""
+    return os.path.lexists(_jobs_file(store, batch))
 
 
 def _jobs_file(store: Path, batch: str) -> Path:

@@ -108,6 +108,7 @@ def run_command(
             errors="replace",
             timeout=TIMEOUT_S,
             env=submission_environment() if environment is None else environment,
+            start_new_session=True,  # an interrupt at the terminal must not end sbatch half-way
             check=False,
         )
     except FileNotFoundError:

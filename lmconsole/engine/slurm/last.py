@@ -13,7 +13,7 @@ from lmconsole.engine.alerts import Alerts
 from lmconsole.engine.finish import Finish
 from lmconsole.engine.processes import last_line
 from lmconsole.engine.queue import queue_interrupted
-from lmconsole.engine.slurm.batch import Batch, read_batch, task_log
+from lmconsole.engine.slurm.batch import Batch, is_complete, read_batch, task_log
 from lmconsole.engine.slurm.commands import (
     RETRY_S,
     SlurmError,
@@ -161,7 +161,8 @@ def look(store: Store, batch: str, content: Batch) -> list[Finding]:
             forgotten = accounting(batch, _parts(own, content)) if forgotten is None else forgotten
             state = forgotten.get(place.index, "")
         grows = log_bytes(each.paths.events) != sizes[each.run]
-        if not state and each.state.status is Status.QUEUED and not task_log(store.root, place, content).exists():
+        waited = each.state.status is Status.QUEUED and not task_log(store.root, place, content).exists()
+        if not state and waited and is_complete(store.root, batch):
             state = "CANCELLED"  # SLURM forgets at once a task that is cancelled while it waits
         fate = Fate.WAITING if grows and each.state.status.active else fate_of(each, job, state)
         findings.append(Finding(run=each, fate=fate, job=job, state=state))
@@ -230,6 +231,12 @@ def _failure(finding: Finding, store: Store, content: Batch) -> Failed:
     place = run.place
     assert place is not None
     path = task_log(store.root, place, content)
+    if not (finding.state or path.exists() or is_complete(store.root, place.batch)):
+        return Failed(
+            error="slurm",
+            message="the command that queued it ended before SLURM had it",
+            hint=f"{run.info.resume_command} queues it again.",
+        )
     line = last_line(path)
     if line.startswith(CONTINUES):  # SLURM has printed nothing after it
         path = run.paths.worker_log

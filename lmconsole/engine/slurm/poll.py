@@ -1,13 +1,15 @@
 """The poller of a store: it asks SLURM about all runs of its user at once, and saves the answer for all viewers."""
 
 import contextlib
+import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
-from lmconsole.engine.slurm.batch import Batch, is_being_submitted, read_batch, user_name
+from lmconsole.engine.slurm.batch import Batch, folder_of, is_being_submitted, read_batch, user_name
 from lmconsole.engine.slurm.commands import SlurmError, SlurmJob, SlurmMissingError, jobs, tasks_by_place
 from lmconsole.errors import StoreError
 from lmconsole.runs.claim import log_bytes
@@ -23,10 +25,21 @@ EAGER_S = 5.0
 CONFIRM_S = 2.0
 """Wait before SLURM is asked again about a job that is missing."""
 SUBMISSION_S = 600.0
-"""Time for a command on another host to submit the runs that it has queued."""
+"""Time without progress after which a command on another host, or without locks, no longer submits its runs."""
 MISSES = 2
 """Consecutive answers without a job after which SLURM has ended it: a job may be missing for a moment, while it is
 submitted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Progress:
+    """Progress of a command that makes a submission, and when it was seen first."""
+
+    runs: int
+    """Runs that it has queued."""
+    files: int
+    """Files in the folder of the submission."""
+    since_s: float
 
 
 @dataclass
@@ -42,8 +55,8 @@ class Poller:
     _watched: dict[str, int] = field(default_factory=dict)
     """Submissions that are not known to have ended, with the number of consecutive answers without a job of theirs."""
     _batches: dict[str, Batch] = field(default_factory=dict)
-    _unknown_since_s: dict[str, float] = field(default_factory=dict)
-    """When a submission was first seen of which is not known whether a command is about to submit it."""
+    _incomplete: dict[str, _Progress] = field(default_factory=dict)
+    """Submissions of this user that a command may still be making."""
     _missing: bool = False
     """Whether this host has no SLURM; another one may ask."""
     problem: str = ""
@@ -55,40 +68,52 @@ class Poller:
         return batch is not None and batch.user == user_name()
 
     def batch(self, run: Run) -> Batch | None:
-        """Return the submission of a run; None if it cannot be read, or a command is about to submit it."""
-        place = run.place
-        if place is None:
-            return None
-        if place.batch not in self._batches:
-            with contextlib.suppress(StoreError):
-                content = read_batch(self.store.root, place.batch)
-                if not self._is_being_submitted(place.batch, content):
-                    self._batches[place.batch] = content
-        return self._batches.get(place.batch)
-
-    def _is_being_submitted(self, batch: str, content: Batch) -> bool:
-        known = is_being_submitted(self.store.root, batch, content)
-        if known is not None:
-            return known
-        now_s = time.monotonic()
-        return now_s - self._unknown_since_s.setdefault(batch, now_s) < SUBMISSION_S
+        """Return the submission of a run, as last read by ``watch``; None if it cannot be read, or a command may still
+        be making it."""
+        return self._batches.get(run.place.batch) if run.place else None
 
     def watch(self, runs: Iterable[Run]) -> bool:
-        """Note which submissions have active ``runs``, and return whether there is one to ask SLURM about."""
+        """Note which submissions have active ``runs``, and return whether there is one to ask SLURM about, now or when
+        it is complete."""
         if self._missing:
             return False
+        runs = [run for run in runs if run.place is not None and (run.state.status.active or run.slurm.stopped)]
+        self._read_batches(Counter(run.place.batch for run in runs if run.place))
         for run in runs:
             active = run.state.status.active or run.slurm.interrupted or run.slurm.unanswered
             if run.place and active and (run.slurm.interrupted or not run.slurm.left) and self.owns(run):
                 self._watched.setdefault(run.place.batch, 0)
-        return bool(self._watched)
+        return bool(self._watched or self._incomplete)
+
+    def _read_batches(self, counts: Mapping[str, int]) -> None:
+        """Read submissions, by their numbers of runs, that were not complete when they were last read."""
+        for batch in self._incomplete.keys() - counts.keys():
+            del self._incomplete[batch]
+        for batch in counts.keys() - self._batches.keys():
+            with contextlib.suppress(StoreError, OSError):
+                content = read_batch(self.store.root, batch)
+                own = content.user == user_name()
+                if not (own and self._is_being_submitted(batch, content, counts[batch])):
+                    self._incomplete.pop(batch, None)
+                    self._batches[batch] = content
+
+    def _is_being_submitted(self, batch: str, content: Batch, runs: int) -> bool:
+        known, now_s = is_being_submitted(self.store.root, batch, content), time.monotonic()
+        if known is False:
+            return False
+        files = len(os.listdir(folder_of(self.store.root, batch)))
+        last = self._incomplete.get(batch)
+        if last is None or (last.runs, last.files) != (runs, files):
+            last = self._incomplete[batch] = _Progress(runs=runs, files=files, since_s=now_s)
+        return known is True or now_s - last.since_s < SUBMISSION_S
 
     def poll(self, runs: Sequence[Run]) -> list[str]:
         """Ask SLURM if it is time, save the status of active ``runs``, and return the submissions without jobs, each
         once."""
         now_s = time.monotonic()
         interval_s = min(self.interval_s, EAGER_S) if any(run.slurm.unanswered for run in runs) else self.interval_s
-        if not self.watch(runs) or (self._asked_s is not None and now_s - self._asked_s < interval_s):
+        asked_now = self._asked_s is not None and now_s - self._asked_s < interval_s
+        if asked_now or not self.watch(runs) or not self._watched:
             return []
         self._asked_s = now_s
         active = [run for run in runs if (run.state.status.active or run.slurm.stopped) and self.owns(run)]

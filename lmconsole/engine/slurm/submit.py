@@ -52,29 +52,40 @@ class Submission:
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
         """Create the folder of the submission, which makes commands on other hosts queue one at a time, and keep others
-        from concluding it during the ``with`` block. If nothing was submitted in it, nothing is left. Raises
+        from concluding it during the ``with`` block. If nothing was queued in it, the folder is removed. Raises
         StoreError."""
         self._store.create()
         root, folder = self._store.root, folder_of(self._store.root, self.batch)
         content = Batch(
             user=user_name(), host=host_name(), array_size=self._array_size, restarts=self._options.restarts
         )
-        with contextlib.ExitStack() as stack:
+        held = None
+        try:
             try:
                 folder.mkdir(parents=True)
-                stack.enter_context(lock.held(submission_lock(root, self.batch), 0.0, optional=True))
+                held = lock.acquire(submission_lock(root, self.batch), optional=True)
                 write_batch(root, self.batch, content)
             except OSError as error:
                 raise StoreError(f"{error.filename or folder}: cannot be created: {error.strerror}") from None
-            try:
-                yield
-            finally:
+            yield
+        finally:
+            has_runs = self._may_have_runs()
+            if has_runs:
                 with contextlib.suppress(OSError):
-                    if array_file(root, self.batch, 0).exists():
-                        write_jobs(root, self.batch, self._accepted)
-                    else:
-                        shutil.rmtree(folder)
-                        folder.parent.rmdir()  # unless there are other submissions
+                    write_jobs(root, self.batch, self._accepted)
+            if held is not None:
+                held.release()
+            if not has_runs:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _may_have_runs(self) -> bool:
+        with contextlib.suppress(StoreError):
+            return bool(self._runs())
+        return True
+
+    def _runs(self) -> list[Run]:
+        """Return the runs that were queued in this submission. Raises StoreError."""
+        return [run for run in self._store.runs() if run.place is not None and run.place.batch == self.batch]
 
     def scripts(self, count: int) -> list[str]:
         """Return the job scripts for ``count`` runs: the arrays, and the last job."""
@@ -110,7 +121,7 @@ class Submission:
         known = {run.run: run for run in self._store.runs()}
         accepted, done = self._accepted, 0
 
-        def record(error: Exception) -> None:
+        def record(error: SlurmError | StoreError) -> None:
             _record_failures([known[name] for name in runs[done:] if name in known], error)
 
         try:
@@ -134,7 +145,7 @@ class Submission:
             record(problem)
             raise problem from None
         except BaseException:
-            record(SlurmError("the command was interrupted"))
+            record(_interrupted())
             raise
         finally:
             if accepted:
@@ -151,8 +162,8 @@ class Submission:
 
     def withdraw(self) -> None:
         """Record runs of this submission as failed that were queued before an error, and will not be submitted."""
-        runs = [run for run in self._store.runs() if run.place is not None and run.place.batch == self.batch]
-        _record_failures(runs, SlurmError("queuing was interrupted"))
+        with contextlib.suppress(StoreError):
+            _record_failures(self._runs(), _interrupted())
 
 
 def check_submitter(store: Store, names: Iterable[str]) -> None:
@@ -195,8 +206,14 @@ def submit_resumed(store: Store, names: Iterable[str]) -> None:
         raise problems[0]
 
 
-def _record_failures(runs: Iterable[Run], error: Exception) -> None:
-    failed = Failed(error="slurm", message=f"SLURM did not accept it: {error}", hint="Correct that, then run it again.")
+def _interrupted() -> StoreError:
+    return StoreError("the command that queued it was interrupted", hint="The same command queues it again.")
+
+
+def _record_failures(runs: Iterable[Run], error: SlurmError | StoreError) -> None:
+    refused = "SLURM did not accept it: " if isinstance(error, SlurmError) else ""
+    hint = error.hint or "Correct that, then run it again."
+    failed = Failed(error=error.kind, message=f"{refused}{error.message}", hint=hint)
     for run in runs:
         with contextlib.suppress(OSError):
             run.record_end(failed, after=run.state.queued_seq)
@@ -209,13 +226,18 @@ def submit_last(store: Store, batch: str, jobs: Iterable[str]) -> str:
 
 
 def submit_again(store: Store, batch: str, content: Batch, indexes: Iterable[int]) -> list[str]:
-    """Submit runs of a submission again, and return the jobs. Raises SlurmError."""
+    """Submit runs of a submission again, and return the jobs.
+
+    Raises:
+        SlurmError: SLURM does not accept them.
+        StoreError: the submission was never completed.
+    """
     tasks: dict[int, list[int]] = {}
     for index in sorted(indexes):
         part = content.part_of(index)
         tasks.setdefault(part, []).append(index - part)
     if any(not array_file(store.root, batch, part).exists() for part in tasks):
-        raise SlurmError(f"{folder_of(store.root, batch)}: a submission that was not completed", hint=SUBMIT_ELSEWHERE)
+        raise StoreError(f"{folder_of(store.root, batch)}: a submission that was not completed", hint=SUBMIT_ELSEWHERE)
     return [
         submit(array_file(store.root, batch, part), f"--array={','.join(map(str, each))}", limit_s=PATIENCE_S)
         for part, each in tasks.items()

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _main(store: Store, batch: str, task: Task, received: Sequence[int]) -> int:
+    """Train the run of ``task``, unless it is not for this task to train or a signal was ``received`` meanwhile."""
     content = read_batch(store.root, batch)
     place = SlurmPlace(batch=batch, index=task.index)
     names = read_runs(store.root, batch, task.part)
@@ -260,7 +262,11 @@ def _train(run: Run, content: Batch, task: Task, held: Held) -> int:
     _redirect_output(run.paths)
     assert run.state.queued is not None
     arguments = [str(run.paths.folder), "--device", run.state.queued.devices[0]]
-    code = worker.main(arguments, task=worker.SlurmTask(job=task.name, node=task.node, claim=held))
+    try:
+        code = worker.main(arguments, task=worker.SlurmTask(job=task.name, node=task.node, claim=held))
+    except OSError:  # the log could not be written
+        traceback.print_exc()
+        raise
     state = RunState()
     state.read(EventReader(run.paths.events))
     name = state.stopped.signal if state.stopped else None

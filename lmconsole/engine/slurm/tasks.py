@@ -1,10 +1,17 @@
 """Actions on the tasks of runs: cancel, hold, release and start again."""
 
-import contextlib
 from collections.abc import Iterable, Sequence
 
 from lmconsole.engine.slurm.batch import read_batch
-from lmconsole.engine.slurm.commands import SlurmError, cancel, control, jobs, run_command, tasks_by_place
+from lmconsole.engine.slurm.commands import (
+    SlurmError,
+    SlurmUnreachableError,
+    cancel,
+    control,
+    jobs,
+    run_command,
+    tasks_by_place,
+)
 from lmconsole.errors import LmconsoleError, StoreError
 from lmconsole.runs.store import Run, Store
 
@@ -53,9 +60,13 @@ def control_tasks(store: Store, runs: Sequence[Run], action: str) -> list[str]:
         return [str(error)]
     at_once = False
     if action != "requeue" and len(names) > 1:  # one command for all; a second requeue would be an error
-        with contextlib.suppress(SlurmError):
+        try:
             control(action, ",".join(names.values()))
             at_once = True
+        except SlurmUnreachableError as error:
+            return [str(error)]
+        except SlurmError:
+            pass  # one by one, to name those that it refuses
     for run in runs:
         name = names.get(run.run)
         if name is None:

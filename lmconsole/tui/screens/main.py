@@ -169,7 +169,10 @@ class MainScreen(FooterScreen[None]):
     # ---- content
 
     def watch_snapshot(self, old: Snapshot, new: Snapshot) -> None:
-        """Uncheck what no longer exists, and update table and curves. Headline and gauges have their own watchers."""
+        """Uncheck what no longer exists, and update table and curves; only the curves if no run has changed.
+
+        Headline and gauges have their own watchers.
+        """
         if new.runs is old.runs and (new.problems, new.error) == (old.problems, old.error):
             self._update_curves()  # something else has changed, such as the machine's memory
             return
@@ -187,7 +190,7 @@ class MainScreen(FooterScreen[None]):
         self._update_table()
         self._update_curves()
 
-    watch_checked = watch_unfolded = watch_sort = watch_baseline = update_content
+    watch_checked = watch_unfolded = watch_sort = watch_baseline = watch_preset = update_content
 
     def restyle(self) -> None:
         """Draw everything in the colors of the present theme."""

@@ -145,13 +145,27 @@ def test_of_runs_that_a_command_is_about_to_submit_slurm_is_not_asked(run: Run) 
 def test_a_command_on_another_host_is_given_time_to_submit_runs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now_s[0])
-    incomplete(run, "login2")
+    lock = incomplete(run, "login2")
     polled = Polled(run, [])
     for now_s[0] in (0.0, poll.SUBMISSION_S - 1):
         assert polled.poll() == []
+        assert polled.poller.watch(polled.store.runs())  # the runner stays
+    (lock.parent / "array-0.sh").touch()  # the command gets on
+    assert polled.poll() == []
+    now_s[0] += poll.SUBMISSION_S - 1
+    assert polled.poll() == []
     assert polled.slurm.asked == 0
-    now_s[0] = poll.SUBMISSION_S + 1
+    now_s[0] += 2
     assert [polled.poll() for _ in range(3)] == [[], [PLACE.batch], []]
+
+
+def test_of_a_submission_of_another_user_that_is_incomplete_nothing_is_awaited(run: Run) -> None:
+    write_batch(
+        run.paths.folder.parent, PLACE.batch, Batch(user=f"not-{user_name()}", host="x", array_size=1, restarts=1)
+    )
+    (folder_of(run.paths.folder.parent, PLACE.batch) / "jobs.json").unlink()
+    polled = Polled(run, [])
+    assert not polled.poller.watch(polled.store.runs())
 
 
 def test_a_job_that_was_missing_for_a_moment_starts_counting_again(run: Run) -> None:

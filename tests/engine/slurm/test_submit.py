@@ -1,17 +1,20 @@
 """Submissions: what happens to runs that SLURM does not get."""
 
 import contextlib
+import errno
 import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 import tiny
 from factories import submission, write_submission
 
 from lmconsole.engine.run_options import RunRequest
+from lmconsole.engine.slurm import last
 from lmconsole.engine.slurm import submit as submitting
-from lmconsole.engine.slurm.batch import folder_of, is_being_submitted, read_batch, read_runs
+from lmconsole.engine.slurm.batch import SUBMIT_ELSEWHERE, folder_of, is_being_submitted, read_batch, read_runs
 from lmconsole.engine.slurm.commands import SlurmError, submit
 from lmconsole.engine.slurm.submit import Submission, submit_resumed
 from lmconsole.errors import StoreError
@@ -63,8 +66,11 @@ def test_a_script_that_cannot_be_read_is_an_error_with_its_path(tmp_path: Path) 
 def test_runs_that_slurm_did_not_get_are_recorded_as_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    runs = queue(tmp_path, 3)
     store = Store(tmp_path / "runs")
+    monkeypatch.setattr(submitting, "max_array_size", lambda: 2)
+    made = Submission(store, RunRequest(runs=store.root))
+    places = [msgspec.structs.replace(made.place, index=index) for index in (0, 2, 3)]
+    runs = [tiny.queue_tiny(tmp_path, seed=place.index, slurm=place) for place in places]
     answers = ["12", error]
     last: list[list[str]] = []
 
@@ -75,9 +81,7 @@ def test_runs_that_slurm_did_not_get_are_recorded_as_failed(
         return str(given)
 
     monkeypatch.setattr(submitting, "submit", answer)
-    monkeypatch.setattr(submitting, "max_array_size", lambda: 2)
     monkeypatch.setattr(submitting, "submit_last", lambda *arguments: last.append(arguments[2]))
-    made = Submission(store, RunRequest(runs=store.root))
     names = [runs[0].run, "01-deleted-meanwhile", runs[1].run, runs[2].run]
     with pytest.raises(type(error)), made.open():
         made.submit(names)
@@ -101,11 +105,38 @@ def test_nothing_is_left_of_a_submission_in_which_nothing_was_submitted(
         assert is_being_submitted(root, made.batch, read_batch(root, made.batch))
         if error:
             raise error
-    assert list(root.iterdir()) == []
-    write_submission(root, submission(1).batch)
-    with Submission(Store(root), RunRequest(runs=root)).open():
-        pass
-    assert [path.name for path in (root / ".slurm").iterdir()] == [submission(1).batch]
+    assert list((root / ".slurm").iterdir()) == []
+
+
+def test_runs_that_a_full_disk_leaves_queued_keep_their_submission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are queued, and neither their lists nor their failures can be written."""
+    monkeypatch.setattr(submitting, "max_array_size", lambda: 2)
+    store = Store(tmp_path / "runs")
+    made = Submission(store, RunRequest(runs=store.root))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = tiny.queue_tiny(tmp_path, slurm=made.place)
+    for name in ("write_runs", "write_jobs"):
+        monkeypatch.setattr(submitting, name, fail)
+    monkeypatch.setattr(Run, "record_end", fail)
+    with pytest.raises(StoreError, match="No space left on device"), made.open():
+        made.submit([run.run])
+    monkeypatch.undo()
+    assert statuses([run]) == [Status.QUEUED]
+    batch = made.batch
+    assert is_being_submitted(store.root, batch, read_batch(store.root, batch)) is False
+    monkeypatch.setattr(last, "jobs", lambda _: [])
+    monkeypatch.setattr(last, "accounting", lambda *_: {})
+    monkeypatch.setattr(last, "CONFIRM_S", 0.0)
+    assert last.conclude(store, batch, lambda _: None)
+    assert statuses([run]) == [Status.FAILED]
+    assert run.state.failed is not None
+    assert run.state.failed.message == "the command that queued it ended before SLURM had it"
+    assert run.state.failed.hint == "`lmconsole run 1` with the same options queues it again."
 
 
 def test_a_store_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,8 +152,12 @@ def test_a_submission_that_was_not_completed_cannot_be_submitted_again(tmp_path:
     runs = queue(tmp_path, 2)
     store = Store(tmp_path / "runs")
     shutil.rmtree(folder_of(store.root, submission(1).batch))
-    with pytest.raises(SlurmError, match="a submission that was not completed"):
+    with pytest.raises(StoreError, match="a submission that was not completed"):
         submit_resumed(store, [runs[0].run])  # its scripts were never written
     with pytest.raises(StoreError, match="no such submission to SLURM"):
         submit_resumed(store, [runs[1].run])
     assert statuses(runs) == [Status.FAILED, Status.FAILED]
+    for run in runs:
+        assert run.state.failed is not None
+        assert run.state.failed.hint == SUBMIT_ELSEWHERE
+        assert "SLURM did not accept" not in run.state.failed.message

@@ -7,7 +7,7 @@ import tiny
 from factories import submission, write_submission
 
 from lmconsole.engine.slurm import tasks
-from lmconsole.engine.slurm.commands import SlurmError, SlurmJob
+from lmconsole.engine.slurm.commands import SlurmError, SlurmJob, SlurmUnreachableError
 from lmconsole.engine.slurm.tasks import control_tasks
 from lmconsole.runs.store import Run, Store
 
@@ -19,6 +19,15 @@ def runs(tmp_path: Path) -> list[Run]:
         run = tiny.queue_tiny(tmp_path, seed=number, slurm=submission(number))
         write_submission(tmp_path / "runs", submission(number).batch, [run.run])
     return Store(tmp_path / "runs").runs()
+
+
+def test_slurm_that_does_not_answer_is_named_once(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise SlurmUnreachableError("Unable to contact slurm controller")
+
+    monkeypatch.setattr(tasks, "jobs", Slurm().jobs)
+    monkeypatch.setattr(tasks, "control", fail)
+    assert control_tasks(Store(runs[0].paths.folder.parent), runs, "hold") == ["Unable to contact slurm controller"]
 
 
 class Slurm:
