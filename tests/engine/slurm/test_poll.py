@@ -17,6 +17,7 @@ from factories import (
     write_submission,
 )
 
+from lmconsole.engine.runner import Runner
 from lmconsole.engine.slurm import commands, poll
 from lmconsole.engine.slurm.batch import Batch, folder_of, submission_lock, user_name, write_batch
 from lmconsole.engine.slurm.commands import SlurmError, SlurmJob, SlurmMissingError, SlurmUnreachableError
@@ -140,6 +141,16 @@ def test_of_runs_that_a_command_is_about_to_submit_slurm_is_not_asked(run: Run) 
         assert [polled.poll() for _ in range(4)] == [[]] * 4
         assert polled.slurm.asked == 0
     assert [polled.poll() for _ in range(3)] == [[], [PLACE.batch], []]  # that command was killed
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_runner_has_work_while_slurm_has_runs_or_is_about_to(run: Run, complete: bool) -> None:
+    if not complete:
+        incomplete(run, "login2")
+    runner = Runner(Store(run.paths.folder.parent))
+    assert runner.has_work()
+    append_events(run.paths, finished())
+    assert Runner(runner.store).has_work() is False
 
 
 def test_a_command_on_another_host_is_given_time_to_submit_runs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
