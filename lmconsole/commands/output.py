@@ -22,7 +22,7 @@ from lmconsole.runs.store import Store
 
 MAX_WARNINGS = 20
 """Runs that cannot be read and are named."""
-MANY_ROWS = 1_000
+MANY_ROWS = 300
 """Rows of a table from which rich is too slow."""
 PIPE_WIDTH = 140
 """Columns of a table in a pipe or a file, which have no width of their own."""
