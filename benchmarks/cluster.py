@@ -38,7 +38,7 @@ LMCONSOLE = (sys.executable, "-P", "-m", "lmconsole")
 RUNS = ("--preset", "demo", "--device", "cpu", "--precision", "fp32", "--headless", "--no-export")
 LIMIT_S = 1_500.0
 LOOK_S = 5.0
-"""Interval at which the progress of an array is looked up, in the output of its command."""
+"""Interval at which the progress of an array is read, from the output of its command."""
 STOP_S = 120.0
 """Seconds that the command has to stop its runs and end."""
 

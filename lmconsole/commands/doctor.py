@@ -175,7 +175,7 @@ def _store(store: Store) -> Finding:
         found = store.runs()
     except LmconsoleError as error:
         return Finding(what="store", verdict="problem", found=error.message, advice=error.hint or "")
-    place = store.root if store.root.exists() else store.root.parent
+    place = next(each for each in (store.root, *store.root.parents) if each.exists())
     try:
         lock.check(place)
     except lock.NoLocksError as error:

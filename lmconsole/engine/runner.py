@@ -36,7 +36,7 @@ CLUSTER_POLL_S = 2.0
 """Interval at which the logs are read while SLURM alone has runs."""
 CLUSTER_MAX_POLL_S = 5.0
 CLUSTER_PAUSE_RATIO = 20.0
-"""Wait this many times as long as the last reading took, from ``CLUSTER_POLL_S`` to ``CLUSTER_MAX_POLL_S``."""
+"""Wait this many times as long as the last reading took, at most ``CLUSTER_MAX_POLL_S``."""
 OTHER_USER_POLL_S = 1.0
 """Interval at which a runner checks whether that of another user has ended."""
 FORK_SERVER_GONE = 255
@@ -74,7 +74,9 @@ def _serve(store: Store, runner: "Runner") -> int:
             if not waited:
                 _log("the runner of another user is at work; waiting until it ends")
                 waited = True
-            time.sleep(OTHER_USER_POLL_S)
+            began_s = time.monotonic()
+            runner.follow_cluster(store.runs())  # which needs no lock: each runner asks about the runs of its user
+            time.sleep(_pause_s(time.monotonic() - began_s, OTHER_USER_POLL_S))
             continue
         with shared_folder(store.root) as runner.shared:
             runner.serve()
@@ -146,17 +148,17 @@ class Runner:
                 else:
                     self._start(run, busy)
             self._prepare_ahead(waiting, busy, runs)
-            on_cluster = self._follow_cluster(runs)
+            on_cluster = self.follow_cluster(runs)
             if not waiting and not busy and not self._workers and not self._prepared.by_run:
                 if not on_cluster:
                     break
-                time.sleep(min(max(CLUSTER_POLL_S, CLUSTER_PAUSE_RATIO * read_s), CLUSTER_MAX_POLL_S))
+                time.sleep(_pause_s(read_s, CLUSTER_POLL_S))
                 continue
             self._pause()
         Finish(self.store, self._permissions, self.alerts, _log).run(self._served)
         self._served.clear()
 
-    def _follow_cluster(self, runs: list[Run]) -> bool:
+    def follow_cluster(self, runs: list[Run]) -> bool:
         """Ask SLURM about the runs that it starts, and return whether a submission of this user has not ended. Where
         SLURM has no job left, do what the last one was to do, in case that it could not."""
         for batch in self._poller.poll(runs):
@@ -315,6 +317,11 @@ class Runner:
         except OSError as error:
             _log(f"{run.run}: its log cannot be written: {error}")
             self._unwritable.add(run.run)
+
+
+def _pause_s(read_s: float, least_s: float) -> float:
+    """Return the pause after the store was read in ``read_s``."""
+    return min(max(least_s, CLUSTER_PAUSE_RATIO * read_s), CLUSTER_MAX_POLL_S)
 
 
 def _worker_death(run: Run, code: int) -> Failed:

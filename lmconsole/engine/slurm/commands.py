@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -108,7 +109,6 @@ def run_command(
             errors="replace",
             timeout=TIMEOUT_S,
             env=submission_environment() if environment is None else environment,
-            start_new_session=True,  # an interrupt at the terminal must not end sbatch half-way
             check=False,
         )
     except FileNotFoundError:
@@ -121,6 +121,8 @@ def run_command(
         raise SlurmError(f"{command[0]}: cannot be started: {error.strerror}") from None
     if done.returncode == 0:
         return done.stderr if talk else done.stdout
+    if done.returncode < 0:  # by an interrupt at the terminal, which reaches it too
+        raise SlurmError(f"{command[0]}: ended by {signal.Signals(-done.returncode).name}")
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     text = escape_control_characters("; ".join(dict.fromkeys(lines)) or f"exit code {done.returncode}")
     unreachable = any(words in text.lower() for words in _NO_ANSWER)

@@ -137,6 +137,10 @@ def _queue_again(store: Store, finding: Finding, log: Callable[[str], None]) -> 
         return False
     if queued:
         log(f"{finding.run.run}: {_why(finding)}; submitted again")
+    else:
+        hint = f"{finding.run.info.resume_command} permits it and queues it again."
+        event = Failed(error="slurm", message=f"{_why(finding)}, and nobody has permitted to start it again", hint=hint)
+        _record(finding, event, log)
     return queued
 
 
@@ -162,11 +166,17 @@ def look(store: Store, batch: str, content: Batch) -> list[Finding]:
             state = forgotten.get(place.index, "")
         grows = log_bytes(each.paths.events) != sizes[each.run]
         waited = each.state.status is Status.QUEUED and not task_log(store.root, place, content).exists()
-        if not state and waited and is_complete(store.root, batch):
+        if not state and waited and _had_job(each, store):
             state = "CANCELLED"  # SLURM forgets at once a task that is cancelled while it waits
         fate = Fate.WAITING if grows and each.state.status.active else fate_of(each, job, state)
         findings.append(Finding(run=each, fate=fate, job=job, state=state))
     return findings
+
+
+def _had_job(run: Run, store: Store) -> bool:
+    """Return whether the run was submitted, as far as is known."""
+    known = run.slurm.task is not None and bool(run.slurm.task.job)
+    return known or (run.place is not None and is_complete(store.root, run.place.batch))
 
 
 def _is_of(run: Run, batch: str) -> bool:
@@ -231,7 +241,7 @@ def _failure(finding: Finding, store: Store, content: Batch) -> Failed:
     place = run.place
     assert place is not None
     path = task_log(store.root, place, content)
-    if not (finding.state or path.exists() or is_complete(store.root, place.batch)):
+    if not (finding.state or path.exists() or _had_job(run, store)):
         return Failed(
             error="slurm",
             message="the command that queued it ended before SLURM had it",

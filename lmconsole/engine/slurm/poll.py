@@ -1,15 +1,14 @@
 """The poller of a store: it asks SLURM about all runs of its user at once, and saves the answer for all viewers."""
 
 import contextlib
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
-from lmconsole.engine.slurm.batch import Batch, folder_of, is_being_submitted, read_batch, user_name
+from lmconsole.engine.slurm.batch import Batch, is_being_submitted, read_batch, user_name
 from lmconsole.engine.slurm.commands import SlurmError, SlurmJob, SlurmMissingError, jobs, tasks_by_place
 from lmconsole.errors import StoreError
 from lmconsole.runs.claim import log_bytes
@@ -33,13 +32,12 @@ submitted."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Progress:
-    """Progress of a command that makes a submission, and when it was seen first."""
+    """Progress of a command that makes a submission."""
 
     runs: int
     """Runs that it has queued."""
-    files: int
-    """Files in the folder of the submission."""
     since_s: float
+    """When there were as many for the first time."""
 
 
 @dataclass
@@ -55,8 +53,8 @@ class Poller:
     _watched: dict[str, int] = field(default_factory=dict)
     """Submissions that are not known to have ended, with the number of consecutive answers without a job of theirs."""
     _batches: dict[str, Batch] = field(default_factory=dict)
-    _incomplete: dict[str, _Progress] = field(default_factory=dict)
-    """Submissions of this user that a command may still be making."""
+    _progress: dict[str, _Progress] = field(default_factory=dict)
+    """Progress of the commands that make or made them."""
     _missing: bool = False
     """Whether this host has no SLURM; another one may ask."""
     problem: str = ""
@@ -68,44 +66,39 @@ class Poller:
         return batch is not None and batch.user == user_name()
 
     def batch(self, run: Run) -> Batch | None:
-        """Return the submission of a run, as last read by ``watch``; None if it cannot be read, or a command may still
-        be making it."""
-        return self._batches.get(run.place.batch) if run.place else None
+        """Return the submission of a run; None if it cannot be read."""
+        place = run.place
+        if place is None:
+            return None
+        if place.batch not in self._batches:
+            with contextlib.suppress(StoreError):
+                self._batches[place.batch] = read_batch(self.store.root, place.batch)
+        return self._batches.get(place.batch)
 
     def watch(self, runs: Iterable[Run]) -> bool:
-        """Note which submissions have active ``runs``, and return whether there is one to ask SLURM about, now or when
-        it is complete."""
+        """Note which submissions have active ``runs``, and return whether there is one to ask SLURM about."""
         if self._missing:
             return False
-        runs = [run for run in runs if run.place is not None and (run.state.status.active or run.slurm.stopped)]
-        self._read_batches(Counter(run.place.batch for run in runs if run.place))
         for run in runs:
             active = run.state.status.active or run.slurm.interrupted or run.slurm.unanswered
-            if run.place and active and (run.slurm.interrupted or not run.slurm.left) and self.owns(run):
+            # the end of one that waited is recorded by the poller alone
+            lost = run.slurm.left and not run.slurm.interrupted and run.state.status is not Status.QUEUED
+            if run.place and active and not lost and self.owns(run):
                 self._watched.setdefault(run.place.batch, 0)
-        return bool(self._watched or self._incomplete)
+        return bool(self._watched)
 
-    def _read_batches(self, counts: Mapping[str, int]) -> None:
-        """Read submissions, by their numbers of runs, that were not complete when they were last read."""
-        for batch in self._incomplete.keys() - counts.keys():
-            del self._incomplete[batch]
-        for batch in counts.keys() - self._batches.keys():
-            with contextlib.suppress(StoreError, OSError):
-                content = read_batch(self.store.root, batch)
-                own = content.user == user_name()
-                if not (own and self._is_being_submitted(batch, content, counts[batch])):
-                    self._incomplete.pop(batch, None)
-                    self._batches[batch] = content
-
-    def _is_being_submitted(self, batch: str, content: Batch, runs: int) -> bool:
-        known, now_s = is_being_submitted(self.store.root, batch, content), time.monotonic()
-        if known is False:
-            return False
-        files = len(os.listdir(folder_of(self.store.root, batch)))
-        last = self._incomplete.get(batch)
-        if last is None or (last.runs, last.files) != (runs, files):
-            last = self._incomplete[batch] = _Progress(runs=runs, files=files, since_s=now_s)
-        return known is True or now_s - last.since_s < SUBMISSION_S
+    def _being_submitted(self, runs: Iterable[Run]) -> set[str]:
+        """Return the submissions that a command may still be making, so that some of their runs have no jobs yet."""
+        counts = Counter(run.place.batch for run in runs if run.place)
+        found = set()
+        for batch in self._watched:
+            known, now_s = is_being_submitted(self.store.root, batch, self._batches[batch]), time.monotonic()
+            last = self._progress.get(batch)
+            if last is None or last.runs != counts[batch]:
+                last = self._progress[batch] = _Progress(runs=counts[batch], since_s=now_s)
+            if known or (known is None and now_s - last.since_s < SUBMISSION_S):
+                found.add(batch)
+        return found
 
     def poll(self, runs: Sequence[Run]) -> list[str]:
         """Ask SLURM if it is time, save the status of active ``runs``, and return the submissions without jobs, each
@@ -113,7 +106,7 @@ class Poller:
         now_s = time.monotonic()
         interval_s = min(self.interval_s, EAGER_S) if any(run.slurm.unanswered for run in runs) else self.interval_s
         asked_now = self._asked_s is not None and now_s - self._asked_s < interval_s
-        if asked_now or not self.watch(runs) or not self._watched:
+        if asked_now or not self.watch(runs):
             return []
         self._asked_s = now_s
         active = [run for run in runs if (run.state.status.active or run.slurm.stopped) and self.owns(run)]
@@ -132,15 +125,19 @@ class Poller:
         tasks = tasks_by_place(found)
         last = {job.batch: job for job in found if job.index is None and job.is_live}
         places = self._places_of_others(runs)
+        being_submitted = self._being_submitted(runs)
         for run in active:
             if run.place is None:
                 continue
-            places[place_key(run.place)] = self._status(run, tasks.get((run.place.batch, run.place.index)), before)
+            task = tasks.get((run.place.batch, run.place.index))
+            places[place_key(run.place)] = self._status(
+                run, task, before, may_follow=run.place.batch in being_submitted
+            )
             if job := last.get(run.place.batch):
                 places[last_job_key(run.place)] = describe_task(job, None)
         with contextlib.suppress(OSError):
             write_status(self.store.root, ClusterStatus(t=utc_now(), places=places))
-        return self._without_jobs(found)
+        return self._without_jobs(found, being_submitted)
 
     def _places_of_others(self, runs: Iterable[Run]) -> dict[str, TaskStatus]:
         """Return what pollers of other users have saved about their runs."""
@@ -151,8 +148,10 @@ class Poller:
         keys = {key for place in others if place for key in (place_key(place), last_job_key(place))}
         return {key: task for key, task in known.items() if key in keys}
 
-    def _status(self, run: Run, job: SlurmJob | None, before: Mapping[str, int | None]) -> TaskStatus:
-        """Return the status of the task of a run, given its job."""
+    def _status(
+        self, run: Run, job: SlurmJob | None, before: Mapping[str, int | None], *, may_follow: bool
+    ) -> TaskStatus:
+        """Return the status of the task of a run, given its job; ``may_follow``: a command may still submit one."""
         place = run.place
         assert place is not None
         key = place_key(place)
@@ -163,7 +162,8 @@ class Poller:
         size = before[run.run]
         # What the last attempt wrote may not be visible yet, and a run that was queued again has a new job in a moment.
         certain = job is not None and job.state != "COMPLETED" and run.state.status is not Status.QUEUED
-        ended = (certain or misses >= MISSES) and log_bytes(run.paths.events) == size
+        waits = may_follow and job is None and run.state.status is Status.QUEUED
+        ended = (certain or misses >= MISSES) and not waits and log_bytes(run.paths.events) == size
         if job is None:  # SLURM forgets jobs some minutes after their end
             known = run.slurm.task or TaskStatus()
             return TaskStatus(
@@ -175,12 +175,12 @@ class Poller:
             )
         return msgspec.structs.replace(describe_task(job, size), ended=ended)
 
-    def _without_jobs(self, found: Sequence[SlurmJob]) -> list[str]:
+    def _without_jobs(self, found: Sequence[SlurmJob], being_submitted: Collection[str]) -> list[str]:
         """Return the submissions that have had no job, not even the last one, for some time. They are watched no
         longer."""
         live = {job.batch for job in found if job.is_live}
         for batch in self._watched:
-            self._watched[batch] = 0 if batch in live else self._watched[batch] + 1
+            self._watched[batch] = 0 if batch in live or batch in being_submitted else self._watched[batch] + 1
         left = [batch for batch, misses in self._watched.items() if misses >= MISSES]
         for batch in left:
             del self._watched[batch]

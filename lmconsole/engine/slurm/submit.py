@@ -151,6 +151,8 @@ class Submission:
             if accepted:
                 with contextlib.suppress(SlurmError):
                     submit_last(self._store, self.batch, accepted)
+                with contextlib.suppress(OSError):
+                    write_jobs(self._store.root, self.batch, accepted)
 
     def _write(self, names: Sequence[str], arrays: Iterable[tuple[int, str]]) -> None:
         """Write lists of runs and job scripts. Raises OSError."""
@@ -215,7 +217,7 @@ def _record_failures(runs: Iterable[Run], error: SlurmError | StoreError) -> Non
     hint = error.hint or "Correct that, then run it again."
     failed = Failed(error=error.kind, message=f"{refused}{error.message}", hint=hint)
     for run in runs:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StoreError):
             run.record_end(failed, after=run.state.queued_seq)
 
 

@@ -1,5 +1,6 @@
 """The poller: what it saves about the runs of a store, given what SLURM answers, and which submissions have ended."""
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -126,7 +127,8 @@ def test_a_job_is_looked_for_twice_before_it_counts_as_ended(run: Run, answer: l
 
 
 def incomplete(run: Run, host: str) -> Path:
-    """Let the submission of a run be one that a command on ``host`` has begun, and return its lock."""
+    """Let the run be queued in a submission that a command on ``host`` has begun, and return its lock."""
+    append_events(run.paths, Stopped(epoch=1, step=1), queued(slurm=PLACE))
     root = run.paths.folder.parent
     (folder_of(root, PLACE.batch) / "jobs.json").unlink()
     write_batch(root, PLACE.batch, Batch(user=user_name(), host=host, array_size=1_000, restarts=1))
@@ -135,12 +137,14 @@ def incomplete(run: Run, host: str) -> Path:
     return lock
 
 
-def test_of_runs_that_a_command_is_about_to_submit_slurm_is_not_asked(run: Run) -> None:
+def test_runs_that_a_command_is_about_to_submit_have_not_lost_their_jobs(run: Run) -> None:
     polled = Polled(run, [])
     with locked_by_another_process(incomplete(run, host_name())):
-        assert [polled.poll() for _ in range(4)] == [[]] * 4
-        assert polled.slurm.asked == 0
+        for _ in range(4):
+            assert polled.poll() == []
+            assert polled.places[KEY].ended is False
     assert [polled.poll() for _ in range(3)] == [[], [PLACE.batch], []]  # that command was killed
+    assert polled.places[KEY].ended
 
 
 @pytest.mark.parametrize("complete", [True, False])
@@ -156,27 +160,37 @@ def test_a_runner_has_work_while_slurm_has_runs_or_is_about_to(run: Run, complet
 def test_a_command_on_another_host_is_given_time_to_submit_runs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now_s[0])
-    lock = incomplete(run, "login2")
+    incomplete(run, "login2")
     polled = Polled(run, [])
-    for now_s[0] in (0.0, poll.SUBMISSION_S - 1):
+    assert polled.poll() == []
+    now_s[0] = poll.SUBMISSION_S - 1
+    assert polled.poll() == []
+    tiny.queue_tiny(run.paths.folder.parents[1], "gpt1", slurm=msgspec.structs.replace(PLACE, index=1))  # it gets on
+    for now_s[0] in (poll.SUBMISSION_S + 1, 2 * poll.SUBMISSION_S - 2):
         assert polled.poll() == []
-        assert polled.poller.watch(polled.store.runs())  # the runner stays
-    (lock.parent / "array-0.sh").touch()  # the command gets on
-    assert polled.poll() == []
-    now_s[0] += poll.SUBMISSION_S - 1
-    assert polled.poll() == []
-    assert polled.slurm.asked == 0
-    now_s[0] += 2
+        assert polled.places[KEY].ended is False
+    now_s[0] = 2 * poll.SUBMISSION_S + 2
     assert [polled.poll() for _ in range(3)] == [[], [PLACE.batch], []]
 
 
-def test_of_a_submission_of_another_user_that_is_incomplete_nothing_is_awaited(run: Run) -> None:
-    write_batch(
-        run.paths.folder.parent, PLACE.batch, Batch(user=f"not-{user_name()}", host="x", array_size=1, restarts=1)
-    )
-    (folder_of(run.paths.folder.parent, PLACE.batch) / "jobs.json").unlink()
+def test_a_poller_that_comes_later_concludes_what_an_earlier_one_left(run: Run) -> None:
+    """A command asks SLURM before it queues anything, and concludes nothing."""
+    incomplete(run, host_name())
+    earlier = Polled(run, [])
+    assert [earlier.poll() for _ in range(2)] == [[], [PLACE.batch]]
     polled = Polled(run, [])
-    assert not polled.poller.watch(polled.store.runs())
+    assert polled.places[KEY].ended
+    assert polled.status() is Status.QUEUED
+    assert [polled.poll() for _ in range(3)] == [[], [PLACE.batch], []]
+
+
+def test_a_submission_whose_folder_was_removed_is_not_awaited(run: Run) -> None:
+    incomplete(run, "login2")
+    polled = Polled(run, [])
+    polled.poll()
+    shutil.rmtree(folder_of(run.paths.folder.parent, PLACE.batch))
+    assert not Polled(run, []).poller.watch(polled.store.runs())
+    assert [polled.poll() for _ in range(2)] == [[], []]
 
 
 def test_a_job_that_was_missing_for_a_moment_starts_counting_again(run: Run) -> None:
