@@ -10,14 +10,14 @@ import tiny
 from lmconsole.engine.probe import ResolvedRun
 from lmconsole.runs import endpoint
 from lmconsole.runs.event_reader import EventReader
-from lmconsole.runs.events import AnyEvent, Epoch, Finished, Resumed
+from lmconsole.runs.events import AnyEvent, Epoch, Finished, Resumed, Started
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 
 STORE = Path(__file__).parent / "stores" / "v0.1.0"
 WRITTEN_IN = "/tmp/lmconsole-0.1.0"
 WRITTEN_WITH = ("2.13.0", "AVX512")
-"""PyTorch and the vector instructions of the CPU, which decide the last bits of a loss."""
+"""PyTorch and the vector instructions of the CPU."""
 
 FINISHED = ["01-lstm-1l-adam-tiny-s7-20261126T155330Z", "02-gpt1-2l-adamw-tiny-s7-20261126T155330Z"]
 STOPPED = "03-gpt1-2l-adamw-tiny-s7-20261126T155439Z"
@@ -55,10 +55,13 @@ def numbers_of(run: Run) -> list[float | None]:
     return found
 
 
-def same_machine() -> bool:
+def on_one_kind_of_machine(run: Run) -> bool:
+    """Return whether all attempts at a run, the first with version 0.1.0, had what decides the last bits of a loss."""
     import torch
 
-    return (torch.__version__.partition("+")[0], torch.backends.cpu.get_cpu_capability()) == WRITTEN_WITH
+    processors = {event.device_name for event in events_of(run) if isinstance(event, Started)}
+    here = torch.__version__.partition("+")[0], torch.backends.cpu.get_cpu_capability()
+    return len(processors) == 1 and here == WRITTEN_WITH
 
 
 def test_every_run_is_read_whole(folder: Path) -> None:
@@ -106,10 +109,10 @@ def test_a_stopped_run_is_resumed_to_the_numbers_of_one_that_was_never_interrupt
     assert [(e.epoch, e.step) for e in events_of(runs[STOPPED]) if isinstance(e, Resumed)] == [(3, 61)]
     resumed, uninterrupted = numbers_of(runs[STOPPED]), numbers_of(runs[FINISHED[1]])
     assert len(resumed) == 14
-    if same_machine():
+    if on_one_kind_of_machine(runs[STOPPED]):
         assert resumed == uninterrupted
     else:
-        assert resumed == pytest.approx(uninterrupted, rel=1e-3)
+        assert resumed == pytest.approx(uninterrupted, rel=2e-2)  # small differences grow while it trains
 
 
 def test_a_killed_run_is_resumed_from_its_checkpoint(folder: Path) -> None:
