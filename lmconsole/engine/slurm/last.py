@@ -138,8 +138,8 @@ def _queue_again(store: Store, finding: Finding, log: Callable[[str], None]) -> 
     if queued:
         log(f"{finding.run.run}: {_why(finding)}; submitted again")
     else:
-        hint = f"{finding.run.info.resume_command} permits it and queues it again."
-        event = Failed(error="slurm", message=f"{_why(finding)}, and nobody has permitted to start it again", hint=hint)
+        hint = f"{finding.run.info.resume_command} gives it and resumes the run."
+        event = Failed(error="slurm", message=f"{_why(finding)}, and has no permission to start again", hint=hint)
         _record(finding, event, log)
     return queued
 

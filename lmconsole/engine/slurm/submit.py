@@ -12,6 +12,7 @@ from lmconsole.engine.slurm.batch import (
     array_file,
     cut,
     folder_of,
+    is_complete,
     last_file,
     new_batch_id,
     read_batch,
@@ -70,7 +71,7 @@ class Submission:
             yield
         finally:
             has_runs = self._may_have_runs()
-            if has_runs:
+            if has_runs and not is_complete(root, self.batch):
                 with contextlib.suppress(OSError):
                     write_jobs(root, self.batch, self._accepted)
             if held is not None:

@@ -12,6 +12,7 @@ from lmconsole.engine.slurm.batch import Batch, task_log
 from lmconsole.engine.slurm.commands import SlurmJob
 from lmconsole.engine.slurm.last import Fate, conclude, fate_of, look
 from lmconsole.runs.events import Event, Failed, Stopped
+from lmconsole.runs.permissions import Permissions
 from lmconsole.runs.state import Status
 from lmconsole.runs.store import Run, Store
 
@@ -73,6 +74,20 @@ def test_accounting_is_asked_about_a_job_that_slurm_has_forgotten(run: Run, monk
     assert found(run, monkeypatch) == (F, "")
     assert found(run, monkeypatch, forgotten="NODE_FAIL") == (I, "NODE_FAIL")
     assert found(run, monkeypatch, job("RUNNING"), forgotten="NODE_FAIL") == (W, "RUNNING")
+
+
+def test_an_interrupted_run_that_may_not_start_again_has_failed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("submit_last", "submit_again"):
+        monkeypatch.setattr(last, name, lambda *_: pytest.fail("a job is submitted"))
+    append_events(run.paths, *BEGUN)
+    store = Store(run.paths.folder.parent)
+    Permissions(store.root).forget(run.run)
+    monkeypatch.setattr(last, "jobs", lambda _: [job("NODE_FAIL")])
+    lines: list[str] = []
+    assert conclude(store, PLACE.batch, lines.append)
+    run.refresh()
+    assert run.status is Status.FAILED
+    assert any("has no permission to start again" in line for line in lines)
 
 
 def test_the_message_of_a_run_whose_job_ended_is_what_was_printed_last(
